@@ -1,0 +1,72 @@
+"""Attention blocks (EMA, CA, CBAM, SA, ECA, NAM, SE) for YOLOv5 detectors, without editing YOLOv5.
+
+Example:
+    >>> import yolov5_ema
+    >>> block = yolov5_ema.create_block("EMA", 256, groups=16)
+    >>> yolov5_ema.list_blocks("E*")
+    ['ECA', 'EMA']
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from yolov5_ema.blocks import (  # noqa: F401
+        CA,
+        CBAM,
+        ECA,
+        EMA,
+        NAM,
+        SA,
+        SE,
+        create_block,
+        get_block,
+        list_blocks,
+        register_block,
+    )
+    from yolov5_ema.engine.locate import Engine, locate  # noqa: F401
+    from yolov5_ema.engine.predictor import load  # noqa: F401
+    from yolov5_ema.engine.shim import install, installed, is_installed, uninstall  # noqa: F401
+    from yolov5_ema.errors import CheckpointError, ConfigError, EngineNotFoundError, UserError  # noqa: F401
+
+# where each public name lives; imported on first use, so that `yolov5-ema --help` does not import torch
+_PUBLIC = {
+    **dict.fromkeys(("CA", "CBAM", "ECA", "EMA", "NAM", "SA", "SE"), "blocks"),
+    **dict.fromkeys(("create_block", "get_block", "list_blocks", "register_block"), "blocks"),
+    **dict.fromkeys(("install", "installed", "is_installed", "uninstall"), "engine.shim"),
+    **dict.fromkeys(("Engine", "locate"), "engine.locate"),
+    **dict.fromkeys(("CheckpointError", "ConfigError", "EngineNotFoundError", "UserError"), "errors"),
+    "load": "engine.predictor",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
+
+
+def _join_parent() -> None:
+    """In a spawned worker of a process that has the shim: install it here too.
+
+    A worker unpickles YOLOv5's datasets, so YOLOv5 must be importable in it; the worker re-imports
+    this package because it is what the main process ran.
+    """
+    if os.environ.get("YOLOV5_EMA_ACTIVE") and multiprocessing.parent_process() is not None:
+        shim = importlib.import_module(f"{__name__}.engine.shim")
+        shim.install(os.environ["YOLOV5_EMA_ACTIVE"])
+
+
+_join_parent()

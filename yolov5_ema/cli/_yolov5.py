@@ -1,0 +1,37 @@
+"""What the commands share that run on a YOLOv5."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Sequence
+
+from yolov5_ema.errors import UserError
+
+PLUGINS_ENV = "YOLOV5_EMA_PLUGINS"
+
+
+def load_plugins() -> None:
+    """Import the modules named with ``--plugin``; standing in their folder is enough.
+
+    Raises:
+        UserError: a module cannot be imported.
+    """
+    for name in filter(None, os.environ.get(PLUGINS_ENV, "").split(os.pathsep)):
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            importlib.import_module(name[:-3].replace("/", ".") if name.endswith(".py") else name)
+        except Exception as error:
+            raise UserError(f"--plugin {name}: cannot import it: {type(error).__name__}: {error}") from error
+
+
+def main_of_script(name: str, argv: Sequence[str]) -> int:
+    """Run one of YOLOv5's own scripts under the shim."""
+    from yolov5_ema.engine import scripts, shim
+
+    load_plugins()
+    engine = shim.install()
+    scripts.run_script(engine, name, argv)
+    return 0

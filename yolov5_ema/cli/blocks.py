@@ -1,0 +1,46 @@
+"""``yolov5-ema blocks``: which attention blocks there are."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Sequence
+
+from yolov5_ema.cli._yolov5 import load_plugins
+
+SUMMARY = "list the attention blocks, their options and papers"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a row a block."""
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema blocks",
+        description="List the attention blocks that a model YAML can name, with their options and papers.",
+        epilog="in a YAML: [-1, 1, EMA, []] or [-1, 1, EMA, [16]] or [-1, 1, EMA, [{groups: 16}]]; the channels "
+        "are taken from the row that the block reads",
+    )
+    parser.add_argument("pattern", nargs="?", default="", help="shell-style, such as 'E*'")
+    parser.add_argument("--channels", type=int, default=512, help="count parameters at this many channels")
+    args = parser.parse_args(argv)
+
+    from yolov5_ema.blocks import block_info, list_blocks
+
+    load_plugins()
+    names = list_blocks(args.pattern)
+    print(f"{'block':<8}{f'at {args.channels}':>12}  {'options':<36} paper")
+    for name in names:
+        found = block_info(name)
+        print(f"{name:<8}{_parameters(name, args.channels):>12}  {found.signature:<36} {found.paper}")
+    return 0
+
+
+def _parameters(name: str, channels: int) -> str:
+    import torch
+
+    from yolov5_ema.blocks import create_block
+
+    try:
+        with torch.device("meta"):
+            block = create_block(name, channels)
+    except ValueError:
+        return "not possible"
+    return f"{sum(p.numel() for p in block.parameters()):,}"

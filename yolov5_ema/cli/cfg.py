@@ -1,0 +1,203 @@
+"""``yolov5-ema cfg``: write a model YAML with attention rows."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yolov5_ema.engine.cfg_generator import (
+    HEADS,
+    NO_BLOCK,
+    PLACES,
+    SHIPPED,
+    SIZES,
+    format_cfg,
+    parse_option,
+)
+from yolov5_ema.errors import ConfigError, UserError
+
+SUMMARY = "write a model YAML with an attention block at any place of YOLOv5"
+
+DEFAULT_BLOCK = "EMA"
+
+_EPILOG = """\
+places:
+  backbone     behind the last two C3 of the backbone (rows 6 and 8 of v6.0)
+  neck         behind every C3 of the neck but those at the coarsest stride (32)
+
+heads:
+  p3           YOLOv5 v6.0's own: strides 8, 16, 32
+  p2           a fourth level at stride 4 for tiny objects, Focus stem, SPP
+  p2-published the same as the paper's VisDrone baseline was counted: two Concats
+               take 1x1 convolutions instead of C3 outputs
+
+Everything that read the row before a block reads the block, and every later
+reference is renumbered. --after takes row numbers as they are without blocks.
+A block of your own: yolov5-ema cfg --plugin my_module --block MyBlock
+
+examples:
+  yolov5-ema cfg --size s --block EMA -o yolov5s-ema.yaml
+  yolov5-ema cfg --size n --block CA --at neck --nc 3 -o yolov5n-ca-neck.yaml
+  yolov5-ema cfg --size x --head p2 --block EMA --at neck --nc 10
+  yolov5-ema cfg --block EMA --option groups=16 --after 4 6 9
+  yolov5-ema cfg --base my.yaml --block CBAM --after 12 -o my-cbam.yaml
+  yolov5-ema cfg --shipped models --force
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``yolov5-ema cfg``."""
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema cfg",
+        description="Write a YOLOv5 model YAML with attention rows, for `yolov5-ema train --cfg FILE`.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = parser.add_argument_group("the model")
+    model.add_argument("--size", choices=tuple(SIZES), help="depth and width (default: s, or the base's)")
+    model.add_argument("--head", choices=tuple(HEADS), help="levels that Detect reads (default: p3)")
+    model.add_argument("--base", metavar="FILE", help="a model YAML of your own, or a shipped one's name")
+    model.add_argument("--nc", type=int, metavar="N", help="number of classes (default: 80, or the base's)")
+    block = parser.add_argument_group("the block")
+    block.add_argument(
+        "--block",
+        default=DEFAULT_BLOCK,
+        metavar="NAME",
+        help="see `yolov5-ema blocks`; or none (default: EMA)",
+    )
+    block.add_argument("--at", choices=PLACES, help="where blocks go (default: backbone)")
+    block.add_argument(
+        "--after", type=int, nargs="+", metavar="ROW", help="instead of --at: rows to stand behind"
+    )
+    block.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="option of the block: groups=16; repeatable",
+    )
+    out = parser.add_argument_group("the output")
+    out.add_argument("-o", "--output", metavar="FILE", help="file to write (default: standard output)")
+    out.add_argument("--shipped", metavar="DIR", help="write all the package's own YAMLs into DIR")
+    out.add_argument("--force", action="store_true", help="replace files that exist")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Write one model YAML, or with ``--shipped`` all the shipped ones.
+
+    Raises:
+        ConfigError: the block, its options, the base or the combination of flags cannot be used.
+        UserError: the output exists (without ``--force``) or cannot be written, or a plugin fails to import.
+    """
+    args = build_parser().parse_args(argv)
+    if args.shipped is not None:
+        return _write_shipped(args)
+    options = dict(parse_option(text) for text in args.option)
+    text = format_cfg(
+        size=args.size,
+        block=resolve_block(args.block, options),
+        at=args.at,
+        head=args.head,
+        after=args.after,
+        base=args.base,
+        options=options or None,
+        nc=args.nc,
+    )
+    if args.output is None:
+        sys.stdout.write(text)
+        return 0
+    write_text(Path(args.output), text, args.force)
+    print(f"{args.output} written. Next: yolov5-ema train --cfg {args.output} --data DATA.yaml --weights ''")
+    return 0
+
+
+def resolve_block(name: str, options: Mapping[str, Any]) -> str:
+    """The registered name of a block, whatever its case, after checking that it takes these options.
+
+    Raises:
+        ConfigError: no such block, or no such option; the message names the nearest or all there are.
+    """
+    if name.lower() == NO_BLOCK:
+        return NO_BLOCK
+    # Not at the top: the registry imports torch, and `--help` need not wait for it.
+    from yolov5_ema.blocks import block_info, list_blocks
+    from yolov5_ema.cli._yolov5 import load_plugins
+
+    load_plugins()
+    same = [block for block in list_blocks() if block.lower() == name.lower()]
+    try:
+        info = block_info(name if name in same or not same else same[0])
+    except ValueError as error:
+        raise ConfigError(
+            f"--block {name}: {error}. No block at all is --block {NO_BLOCK}; "
+            f"a block of your own needs --plugin its_module"
+        ) from None
+    if not _takes_any_option(info.cls):
+        known = [option for option, _ in info.options]
+        for option in options:
+            if option not in known:
+                near = difflib.get_close_matches(option, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ConfigError(
+                    f"{info.name} has no option {option}{hint} It has: {info.signature or 'none'}"
+                )
+    return info.name
+
+
+def write_text(path: Path, text: str, force: bool = False) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        UserError: the file exists and ``force`` is off, or it cannot be written.
+    """
+    if path.exists() and not force:
+        raise UserError(f"{path} exists and is left as it is; name another file, or --force to replace it")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with open(draft, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _takes_any_option(cls: type) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
+
+
+def _write_shipped(args: argparse.Namespace) -> int:
+    """All of the shipped files; those that hold the right text already are not touched."""
+    others = (args.size, args.head, args.base, args.nc, args.at, args.after, args.output)
+    if any(value is not None for value in others) or args.option or args.block != DEFAULT_BLOCK:
+        raise ConfigError("--shipped DIR writes a fixed set of files; it goes with --force only")
+    folder = Path(args.shipped)
+    if not folder.is_dir():
+        raise UserError(f"--shipped {folder}: there is no such folder")
+    texts = {folder / name: recipe.text() for name, recipe in SHIPPED.items()}
+    stale = [path for path, text in texts.items() if not _holds(path, text)]
+    kept = [path.name for path in stale if path.exists() and not args.force]
+    if kept:
+        raise UserError(
+            f"{folder} has other versions of {', '.join(kept)}; nothing is written. Add --force to replace"
+        )
+    for path in stale:
+        write_text(path, texts[path], args.force)
+    print(f"{folder}: {len(stale)} files written, {len(texts) - len(stale)} were up to date")
+    return 0
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode("utf-8")
+    except OSError:
+        return False

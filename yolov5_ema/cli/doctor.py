@@ -1,0 +1,77 @@
+"""``yolov5-ema doctor``: what is installed, which YOLOv5 is used, which quirks are on and why."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+from typing import Sequence
+
+from yolov5_ema import __version__
+from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.errors import UserError
+
+SUMMARY = "print versions, the YOLOv5 found, and which quirks are on and why"
+
+_PACKAGES = (
+    "torch", "torchvision", "numpy", "opencv-python", "Pillow", "pandas", "matplotlib", "setuptools", "PyYAML",
+    "pycocotools", "onnx", "onnxruntime", "yolov5", "ultralytics",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the report; exit code 2 if there is no YOLOv5."""
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema doctor",
+        description="Report versions, the YOLOv5 that commands will use, and what is mended in it here.",
+    )
+    parser.parse_args(argv)
+    print(f"yolov5-ema   {__version__}")
+    print(f"Python       {platform.python_version()} on {platform.platform()}")
+    for name in _PACKAGES:
+        print(f"{name:<13}{_version(name)}")
+    _print_torch()
+    load_plugins()
+    return _print_engine()
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
+def _print_torch() -> None:
+    import torch
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    print(f"GPU          {gpu}")
+    print(f"CPU threads  {torch.get_num_threads()}")
+
+
+def _print_engine() -> int:
+    from yolov5_ema.blocks import list_blocks
+    from yolov5_ema.engine import activation, shim
+    from yolov5_ema.engine.locate import locate
+    from yolov5_ema.engine.quirks import QUIRKS
+
+    engine = locate()
+    print(f"YOLOv5       {engine}")
+    print(f"blocks       {', '.join(list_blocks())}\n\nquirks")
+    needed: dict[str, list[tuple[str, str]]] = {}
+    for quirk, module, reason in activation.survey(engine):
+        needed.setdefault(quirk, []).append((module, reason))
+    for known in QUIRKS:
+        found = needed.get(known.name)
+        print(f"  {known.name:<24}{'on: ' + found[0][1] if found else 'off: not needed'}")
+        if found:
+            print(f"  {'':<24}in {', '.join(module for module, _ in found)}; without it: {known.symptom}")
+    try:
+        shim.install()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{engine} cannot be imported: {type(error).__name__}: {error}") from error
+    print(f"\n{engine} imports, and its parse_model knows the blocks.")
+    return 0

@@ -1,0 +1,109 @@
+"""The command ``yolov5-ema``: finds the subcommand, and turns errors of the user's into messages."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import Optional, Sequence
+
+from yolov5_ema import __version__
+from yolov5_ema.errors import UserError
+
+COMMANDS = {
+    "train": "yolov5_ema.cli.train",
+    "val": "yolov5_ema.cli.val",
+    "detect": "yolov5_ema.cli.detect",
+    "export": "yolov5_ema.cli.export",
+    "run": "yolov5_ema.cli.run",
+    "cfg": "yolov5_ema.cli.cfg",
+    "info": "yolov5_ema.cli.info",
+    "blocks": "yolov5_ema.cli.blocks",
+    "doctor": "yolov5_ema.cli.doctor",
+    "demo": "yolov5_ema.cli.demo",
+}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0, what the command says, or 2 for a mistake in what was given.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"yolov5-ema: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("yolov5-ema: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    common, rest = _common_parser().parse_known_args(arguments)
+    if not rest or rest[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if rest[0] in ("-V", "--version", "version"):
+        print(f"yolov5-ema {__version__}")
+        return 0
+    command, *argv = rest
+    if command not in COMMANDS:
+        raise UserError(_unknown(command))
+    _apply_common(common)
+    return int(importlib.import_module(COMMANDS[command]).main(argv) or 0)
+
+
+def _common_parser() -> argparse.ArgumentParser:
+    """The flags that every command takes, anywhere on the line; YOLOv5's parsers never see them."""
+    parser = argparse.ArgumentParser(prog="yolov5-ema", add_help=False, allow_abbrev=False)
+    parser.add_argument("--yolov5")
+    parser.add_argument("--plugin", action="append", default=[])
+    parser.add_argument("--conflicts", choices=("error", "ours", "theirs"))
+    parser.add_argument("--trust-checkpoint", action="store_true")
+    return parser
+
+
+def _apply_common(common: argparse.Namespace) -> None:
+    """Through the environment, so that DDP ranks and worker processes get the same."""
+    if common.yolov5:
+        os.environ["YOLOV5_EMA_YOLOV5"] = os.path.abspath(os.path.expanduser(common.yolov5))
+    if common.conflicts:
+        os.environ["YOLOV5_EMA_CONFLICTS"] = common.conflicts
+    if common.trust_checkpoint:
+        os.environ["YOLOV5_EMA_TRUST_CHECKPOINT"] = "1"
+    if common.plugin:
+        os.environ["YOLOV5_EMA_PLUGINS"] = os.pathsep.join(common.plugin)
+
+
+def _overview() -> str:
+    lines = [
+        f"yolov5-ema {__version__}: attention blocks for YOLOv5 detectors, without editing YOLOv5",
+        "",
+        "usage: yolov5-ema COMMAND [flags]      (or: python -m yolov5_ema COMMAND [flags])",
+        "",
+    ]
+    for name, module in COMMANDS.items():
+        lines.append(f"  {name:8} {importlib.import_module(module).SUMMARY}")
+    lines += [
+        "",
+        "train, val, detect and export are YOLOv5's own and take all of its flags. Each command has a --help.",
+        "First steps: yolov5-ema demo",
+        "             yolov5-ema train --data coco128.yaml --cfg yolov5s-ema.yaml --weights '' --img 640",
+    ]
+    return "\n".join(lines)
+
+
+def _unknown(command: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"no command {command!r}{hint} There are: {', '.join(COMMANDS)}. See yolov5-ema --help"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Switching the quirks on: an import hook over YOLOv5's own files, and its complete undoing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import threading
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Optional, Sequence
+
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks import QUIRKS, SourceModule
+from yolov5_ema.engine.quirks.fonts import CONFIG_ENV
+from yolov5_ema.errors import UserError
+
+ACTIVE_ENV = "YOLOV5_EMA_ACTIVE"
+
+_lock = threading.RLock()
+_active: Optional["Activation"] = None
+
+
+class Activation:
+    """The quirks of one YOLOv5, switched on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.patches = Patches()
+        self._finder = _Finder(self)
+        self._environment = {name: os.environ.get(name) for name in (ACTIVE_ENV, CONFIG_ENV)}
+        self._path_entry = str(engine.import_root)
+        self._added_path = False
+        self._patched: set[str] = set()
+
+    def start(self) -> None:
+        self._refuse_strangers()
+        if self._path_entry not in sys.path:
+            sys.path.insert(0, self._path_entry)
+            self._added_path = True
+        sys.meta_path.insert(0, self._finder)
+        os.environ[ACTIVE_ENV] = str(self.engine.root)  # for spawned workers
+        for name, module in list(sys.modules.items()):
+            if self.engine.owns(getattr(module, "__file__", None)):
+                self.after_import(name, module)
+
+    def stop(self) -> None:
+        sys.meta_path.remove(self._finder)
+        self.patches.undo()
+        self._patched.clear()
+        for name, value in self._environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        if self._added_path:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(self._path_entry)
+
+    def _refuse_strangers(self) -> None:
+        """A clone's packages are called `models` and `utils`: someone else's must not stand there."""
+        if self.engine.kind == "package":
+            return
+        for name in ("models", "utils"):
+            loaded = sys.modules.get(name)
+            place = getattr(loaded, "__file__", None)
+            if place and not self.engine.owns(place):
+                raise UserError(
+                    f"another package called {name!r} is already imported, from {place}; "
+                    f"{self.engine} needs that name. Start a new Python process."
+                )
+
+    def source_module(self, name: str, path: str, module: Optional[ModuleType] = None) -> SourceModule:
+        relative = self.engine.relative_name(name) or name
+        source = Path(path).read_text(encoding="utf-8", errors="ignore")
+        return SourceModule(self.engine, relative, source, module)
+
+    def after_import(self, name: str, module: ModuleType) -> None:
+        """Apply the quirks that a module needs, once."""
+        path = getattr(module, "__file__", None)
+        if name in self._patched or not path or not path.endswith(".py"):
+            return
+        self._patched.add(name)
+        subject = self.source_module(name, path, module)
+        for quirk in QUIRKS:
+            if quirk.needed(subject):
+                quirk.apply(subject, self.patches)
+
+
+class _Loader(SourceFileLoader):
+    """Runs a module inside the contexts, and followed by the changes, that its quirks ask for."""
+
+    def __init__(self, fullname: str, path: str, activation: Activation) -> None:
+        super().__init__(fullname, path)
+        self._activation = activation
+
+    def exec_module(self, module: ModuleType) -> None:
+        subject = self._activation.source_module(module.__name__, self.path)
+        with contextlib.ExitStack() as stack:
+            for quirk in QUIRKS:
+                if quirk.needed(subject):
+                    stack.enter_context(quirk.while_running(subject))
+            super().exec_module(module)
+        self._activation.after_import(module.__name__, module)
+
+
+class _Finder:
+    """A meta path finder that answers for YOLOv5's own files only."""
+
+    def __init__(self, activation: Activation) -> None:
+        self._activation = activation
+
+    def find_spec(
+        self, fullname: str, path: Optional[Sequence[str]] = None, target: Any = None
+    ) -> Optional[ModuleSpec]:
+        engine = self._activation.engine
+        if engine.relative_name(fullname) is None and fullname != "yolov5":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is None or not engine.owns(spec.origin) or not isinstance(spec.loader, SourceFileLoader):
+            return None
+        spec.loader = _Loader(fullname, str(spec.origin), self._activation)
+        return spec
+
+
+def activate(engine: Engine) -> Activation:
+    """Switch the quirks of a YOLOv5 on; a second call for the same one changes nothing.
+
+    Raises:
+        UserError: the quirks of another YOLOv5 are on in this process.
+    """
+    global _active
+    with _lock:
+        if _active is not None:
+            if _active.engine.root == engine.root:
+                return _active
+            raise UserError(f"{_active.engine} is active in this process; uninstall it before using {engine}.")
+        activation = Activation(engine)
+        activation.start()
+        _active = activation
+        return activation
+
+
+def deactivate() -> None:
+    """Undo `activate`: every attribute, the import hook and the environment are as before."""
+    global _active
+    with _lock:
+        if _active is not None:
+            _active.stop()
+            _active = None
+
+
+def active_engine() -> Optional[Engine]:
+    """The YOLOv5 whose quirks are on, or None."""
+    return _active.engine if _active else None
+
+
+def survey(engine: Engine) -> list[tuple[str, str, str]]:
+    """Which quirks an engine needs here, from its text alone: ``(quirk, module, reason)`` rows."""
+    rows = []
+    for path in sorted(engine.root.rglob("*.py")):
+        relative = ".".join(path.relative_to(engine.root).with_suffix("").parts)
+        subject = SourceModule(engine, relative, path.read_text(encoding="utf-8", errors="ignore"))
+        for quirk in QUIRKS:
+            reason = quirk.needed(subject)
+            if reason:
+                rows.append((quirk.name, relative, reason))
+    return rows

@@ -1,0 +1,237 @@
+"""Reading and writing YOLOv5 checkpoints without running code that a file brings along.
+
+A YOLOv5 checkpoint is a pickle of whole modules. `load_checkpoint` reads it with
+``weights_only=True`` and an allow-list: the module classes of the YOLOv5 at hand, torch's own layers,
+NumPy's numbers, and the attention blocks. Names are taken both as a clone writes them
+(``models.yolo.Model``) and as the PyPI package does (``yolov5.models.yolo.Model``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pathlib
+import pickle
+import sys
+import zipfile
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, Iterator, Optional
+
+import numpy as np
+import torch
+from torch import nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from yolov5_ema.blocks import registry
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.errors import CheckpointError
+
+TRUST_ENV = "YOLOV5_EMA_TRUST_CHECKPOINT"
+
+_CLASS_MODULES = ("models.common", "models.experimental", "models.yolo")
+_NEVER_IN_A_CHECKPOINT = {"AutoShape", "DetectMultiBackend"}  # wrappers that open files when built
+
+
+def is_trusted() -> bool:
+    """Whether the user said ``--trust-checkpoint`` (or set ``YOLOV5_EMA_TRUST_CHECKPOINT=1``)."""
+    return os.environ.get(TRUST_ENV, "") not in ("", "0")
+
+
+def load_checkpoint(
+    file: Any, map_location: Any = None, *, engine: Engine, trust: Optional[bool] = None
+) -> dict[str, Any]:
+    """Read a YOLOv5 checkpoint.
+
+    Args:
+        file: path of the ``.pt`` file.
+        map_location: as in `torch.load`.
+        engine: the YOLOv5 whose classes the checkpoint's modules become.
+        trust: unpickle whatever the file holds. None: what the user said on the command line.
+
+    Returns:
+        What was saved: for YOLOv5 a dict with ``model``, ``ema``, ``optimizer``, ``epoch`` …
+
+    Raises:
+        CheckpointError: the file is missing, torn, no checkpoint, or holds a class or function that
+            is not on the allow-list; the message names it.
+    """
+    path = pathlib.Path(str(file))
+    check_file(path, engine=engine, trust=trust)
+    trust = is_trusted() if trust is None else trust
+    try:
+        if trust:
+            with module_aliases(engine):
+                checkpoint = torch.load(path, map_location=map_location, weights_only=False)
+        else:
+            with safe_globals(allow_list(engine)):
+                checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, str(error).splitlines()[0])) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ImportError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    _mend_layers_of_old_torch(checkpoint)
+    return checkpoint
+
+
+def check_file(path: pathlib.Path, *, engine: Engine, trust: Optional[bool] = None) -> None:
+    """Look at a checkpoint without unpickling it.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`, before anything of the file runs.
+    """
+    if not path.exists():
+        raise CheckpointError(f"weights not found: {path}")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a weights file")
+    if not zipfile.is_zipfile(path):
+        _check_legacy_file(path)
+        return
+    if is_trusted() if trust is None else trust:
+        return
+    with safe_globals(allow_list(engine)):
+        try:
+            unsafe = get_unsafe_globals_in_checkpoint(path)
+        except (RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from error
+    if unsafe:
+        raise CheckpointError(_refusal(path, ", ".join(sorted(unsafe))))
+
+
+def _check_legacy_file(path: pathlib.Path) -> None:
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    if not head.startswith(b"\x80") or path.stat().st_size < 64:
+        raise CheckpointError(
+            f"{path} is no PyTorch checkpoint, or cut off ({path.stat().st_size} bytes). "
+            "Copy or download it again."
+        )
+
+
+def _refusal(path: pathlib.Path, what: str) -> str:
+    return (
+        f"{path} holds what no YOLOv5 checkpoint needs: {what}. Nothing of it was run. "
+        "If it is a block of your own, name its module with --plugin; if you know where the file comes "
+        "from and trust it with your machine, pass --trust-checkpoint."
+    )
+
+
+def allow_list(engine: Engine) -> list[Any]:
+    """What a checkpoint may name: ``(object, dotted name)`` pairs for `torch.serialization`."""
+    allowed: dict[str, Any] = {}
+    for name in _CLASS_MODULES:
+        module = importlib.import_module(engine.module_name(name))
+        for cls in _module_classes(module):
+            allowed[f"{name}.{cls.__name__}"] = cls
+            allowed[f"yolov5.{name}.{cls.__name__}"] = cls
+    for cls in [*_torch_layers(), *_block_classes()]:
+        allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    allowed.update(_numpy_globals())
+    for cls in (set, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath):
+        allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
+        allowed[f"pathlib.{cls.__name__}" if cls is not set else "builtins.set"] = cls
+    return [(value, name) for name, value in allowed.items()]
+
+
+def _module_classes(module: ModuleType) -> Iterator[type]:
+    for cls in vars(module).values():
+        if not inspect.isclass(cls) or not issubclass(cls, nn.Module):
+            continue
+        if cls.__module__ == module.__name__ and cls.__name__ not in _NEVER_IN_A_CHECKPOINT:
+            yield cls
+
+
+def _torch_layers() -> Iterator[type]:
+    for cls in vars(nn).values():
+        if inspect.isclass(cls) and issubclass(cls, nn.Module):
+            yield cls
+    yield nn.modules.linear.NonDynamicallyQuantizableLinear
+
+
+def _block_classes() -> Iterator[type]:
+    """The registered blocks and the modules they are made of, which stand in the same files."""
+    for name in registry.list_blocks():
+        block = registry.get_block(name)
+        home = sys.modules.get(block.__module__)
+        yield block
+        if home is not None:
+            yield from _module_classes(home)
+
+
+def _numpy_globals() -> dict[str, Any]:
+    multiarray = importlib.import_module("numpy._core.multiarray" if _has_numpy_core() else "numpy.core.multiarray")
+    found: dict[str, Any] = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+    for name in ("scalar", "_reconstruct"):
+        function = getattr(multiarray, name)
+        found[f"numpy.core.multiarray.{name}"] = function
+        found[f"numpy._core.multiarray.{name}"] = function
+    for code in "?bhilqBHILQefd":
+        cls = type(np.dtype(code))
+        found[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    return found
+
+
+def _has_numpy_core() -> bool:
+    return int(np.__version__.split(".")[0]) >= 2
+
+
+def _mend_layers_of_old_torch(checkpoint: Any) -> None:
+    """Give layers saved by torch < 1.11 the attributes that today's forward reads."""
+    if not isinstance(checkpoint, dict):
+        return
+    for value in checkpoint.values():
+        if not isinstance(value, nn.Module):
+            continue
+        for module in value.modules():
+            if isinstance(module, nn.Upsample) and not hasattr(module, "recompute_scale_factor"):
+                module.recompute_scale_factor = None
+
+
+@contextmanager
+def module_aliases(engine: Engine) -> Iterator[None]:
+    """Make the engine's modules importable under the other layout's names as well.
+
+    The package's own code says ``from models.yolo import Detect`` while it loads a checkpoint, which
+    imports every class a second time; a clone cannot find ``yolov5.models.yolo`` at all.
+    """
+    other = {}
+    for name in ("models", "utils", *_CLASS_MODULES):
+        module = importlib.import_module(engine.module_name(name))
+        other[name if engine.kind == "package" else f"yolov5.{name}"] = module
+    if engine.kind == "clone" and "yolov5" not in sys.modules:
+        other["yolov5"] = ModuleType("yolov5")
+    before = {name: sys.modules.get(name) for name in other}
+    sys.modules.update(other)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module
+
+
+def save_checkpoint(checkpoint: Any, file: Any, *, engine: Engine, **options: Any) -> None:
+    """`torch.save`, with YOLOv5's classes under the names that clones and the package can both read."""
+    if engine.kind == "clone":
+        torch.save(checkpoint, file, **options)
+        return
+    torch.save(checkpoint, file, pickle_module=_portable_pickle(engine), **options)
+
+
+def _portable_pickle(engine: Engine) -> ModuleType:
+    class Pickler(pickle._Pickler):  # type: ignore[name-defined]  # the pure Python one can be told names
+        def save_global(self, obj: Any, name: Optional[str] = None) -> None:
+            relative = engine.relative_name(getattr(obj, "__module__", None) or "")
+            if relative not in _CLASS_MODULES:
+                super().save_global(obj, name)
+                return
+            self.write(pickle.GLOBAL + f"{relative}\n{obj.__qualname__}\n".encode())
+            self.memoize(obj)
+
+    module = ModuleType("yolov5_ema_portable_pickle")
+    module.__dict__.update(vars(pickle))
+    module.Pickler = Pickler  # type: ignore[attr-defined]
+    return module

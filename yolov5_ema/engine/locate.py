@@ -1,0 +1,138 @@
+"""Finding the YOLOv5 to work with: the PyPI package ``yolov5`` or a clone of the repository."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from yolov5_ema.errors import EngineNotFoundError
+
+YOLOV5_ENV = "YOLOV5_EMA_YOLOV5"
+
+_HOW_TO_GET_ONE = (
+    "Install one (pip install 'yolov5-ema[v6]', or [v7]), point to a clone with --yolov5 PATH "
+    f"or the environment variable {YOLOV5_ENV}, or run the command inside a clone."
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One YOLOv5 on this machine.
+
+    Attributes:
+        root: folder that holds ``models/``, ``utils/`` and ``train.py``.
+        kind: ``package`` (modules are called ``yolov5.models.yolo``) or ``clone`` (``models.yolo``).
+        version: such as ``6.0.7``; for a clone the release its files look like, such as ``6.1``.
+    """
+
+    root: Path
+    kind: str
+    version: str
+
+    def module_name(self, relative: str) -> str:
+        """Import name of a module given relative to the root: ``models.yolo``, ``train``."""
+        return f"yolov5.{relative}" if self.kind == "package" else relative
+
+    def relative_name(self, module_name: str) -> Optional[str]:
+        """The inverse of `module_name`; None for a module that is not this YOLOv5's."""
+        if self.kind == "clone":
+            return module_name
+        return module_name[len("yolov5.") :] if module_name.startswith("yolov5.") else None
+
+    def owns(self, path: Optional[str]) -> bool:
+        """Whether a source file lies under the root."""
+        return bool(path) and self.root in Path(str(path)).resolve().parents
+
+    @property
+    def import_root(self) -> Path:
+        """Folder that has to be on ``sys.path`` for the modules to be importable."""
+        return self.root.parent if self.kind == "package" else self.root
+
+    def has_script(self, relative: str) -> bool:
+        """Whether there is a script such as ``train`` or ``segment.train``."""
+        return (self.root / Path(*relative.split("."))).with_suffix(".py").is_file()
+
+    def __str__(self) -> str:
+        what = "PyPI package" if self.kind == "package" else "clone"
+        return f"YOLOv5 {self.version} ({what}, {self.root})"
+
+
+def is_yolov5_root(path: Path) -> bool:
+    """Whether a folder holds a YOLOv5: ``models/yolo.py``, ``utils/general.py`` and ``train.py``."""
+    return all((path / part).is_file() for part in ("models/yolo.py", "utils/general.py", "train.py"))
+
+
+def engine_at(path: Path) -> Engine:
+    """The YOLOv5 in a folder.
+
+    Raises:
+        EngineNotFoundError: the folder does not exist or holds no YOLOv5.
+    """
+    root = path.expanduser().resolve()
+    if not root.is_dir():
+        raise EngineNotFoundError(f"no such folder for --yolov5: {path}. {_HOW_TO_GET_ONE}")
+    if not is_yolov5_root(root):
+        raise EngineNotFoundError(
+            f"{path} is no YOLOv5: it lacks models/yolo.py, utils/general.py or train.py. {_HOW_TO_GET_ONE}"
+        )
+    parser_source = (root / "models/yolo.py").read_text(encoding="utf-8", errors="ignore")
+    if re.search(r"^from yolov5\.", parser_source, re.MULTILINE):
+        return Engine(root, "package", _package_version(root))
+    return Engine(root, "clone", _clone_version(root))
+
+
+def locate(path: str | os.PathLike[str] | None = None) -> Engine:
+    """Find the YOLOv5 to use.
+
+    In this order: ``path``; the environment variable ``YOLOV5_EMA_YOLOV5``; the working directory,
+    if it is a clone; the installed package ``yolov5``; a clone in ``./yolov5``.
+
+    Raises:
+        EngineNotFoundError: there is none; the message says how to get or name one.
+    """
+    named = path or os.environ.get(YOLOV5_ENV)
+    if named:
+        return engine_at(Path(named))
+    here = Path.cwd()
+    if is_yolov5_root(here):
+        return engine_at(here)
+    package = _installed_package()
+    if package is not None:
+        return engine_at(package)
+    if is_yolov5_root(here / "yolov5"):
+        return engine_at(here / "yolov5")
+    raise EngineNotFoundError(f"no YOLOv5 found. {_HOW_TO_GET_ONE}")
+
+
+def _installed_package() -> Optional[Path]:
+    spec = importlib.util.find_spec("yolov5")
+    if spec is None or spec.origin is None:
+        return None
+    root = Path(spec.origin).parent
+    return root if is_yolov5_root(root) else None
+
+
+def _package_version(root: Path) -> str:
+    declared = re.search(r'__version__ = "([^"]+)"', (root / "__init__.py").read_text(encoding="utf-8"))
+    if declared:
+        return declared.group(1)
+    try:
+        return importlib.metadata.version("yolov5")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _clone_version(root: Path) -> str:
+    """The release that a clone's files look like; upstream writes its version nowhere."""
+    general = (root / "utils/general.py").read_text(encoding="utf-8", errors="ignore")
+    if (root / "segment/train.py").is_file():
+        return "7.0+" if "from ultralytics" in general else "7.0"
+    if (root / "classify/train.py").is_file() or (root / "utils/dataloaders.py").is_file():
+        return "6.2"
+    common = (root / "models/common.py").read_text(encoding="utf-8", errors="ignore")
+    return "6.1" if "class DetectMultiBackend" in common else "6.0"

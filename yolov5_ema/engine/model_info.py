@@ -1,0 +1,132 @@
+"""What a model YAML builds: its rows, parameters and floating point operations."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Iterator, Optional
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from yolov5_ema.engine import shim
+from yolov5_ema.engine.rows import checked_model, load_yaml
+
+
+@dataclass(frozen=True)
+class RowInfo:
+    """One row of a built model; ``flops`` for the whole input, one image."""
+
+    index: int
+    source: Any
+    repeats: int
+    module: str
+    args: Any
+    channels: int
+    stride: Optional[int]
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A built model. ``flops`` counts a multiply-add as two, for one image of imgsz x imgsz pixels."""
+
+    cfg: str
+    nc: int
+    imgsz: int
+    parameters: int
+    flops: int
+    rows: list[RowInfo]
+
+    @property
+    def gflops(self) -> float:
+        return self.flops / 1e9
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "gflops": round(self.gflops, 4)}
+
+
+def model_info(cfg: str | Path, nc: Optional[int] = None, imgsz: int = 640) -> ModelInfo:
+    """Build a model from its YAML and count it.
+
+    Operations are those of convolutions and matrix products, counted by torch's own `FlopCounterMode` as
+    they run on the meta device. It sees the batch dimension, into which EMA folds its groups; counters
+    that take a layer's shape at batch 1 (thop's figure in YOLOv5's summary line) miss most of EMA.
+    Normalisation and activations are not counted.
+
+    Args:
+        cfg: path of a model YAML.
+        nc: number of classes instead of the YAML's.
+        imgsz: side of the square input in pixels; rounded up to the stride by YOLOv5's own rule.
+
+    Raises:
+        ConfigError: the YAML cannot be used.
+    """
+    engine = shim.install()
+    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    content = load_yaml(Path(cfg))
+    checked_model(content, yolo, where=str(cfg))
+    with _quiet():
+        model = yolo.Model(str(cfg), ch=3, nc=nc)
+    stride = max(int(model.stride.max()), 32)
+    imgsz = -(-imgsz // stride) * stride
+    flops, shapes = _count(model, imgsz)
+    rows = [_row(module, content, flops, shapes, imgsz) for module in model.model]
+    return ModelInfo(
+        cfg=str(cfg),
+        nc=model.yaml["nc"],
+        imgsz=imgsz,
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops=flops["Global"],
+        rows=rows,
+    )
+
+
+def _count(model: torch.nn.Module, imgsz: int) -> tuple[dict[str, int], dict[int, tuple[int, ...]]]:
+    """Operations by module name, and each row's output shape."""
+    shapes: dict[int, tuple[int, ...]] = {}
+    for index, module in enumerate(model.model):  # type: ignore[arg-type, var-annotated]
+        module.register_forward_hook(lambda _m, _i, out, index=index: shapes.update({index: _shape(out)}))
+    # in training mode Detect builds no grids, and its convolutions are the same
+    model = model.to("meta").train()
+    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, imgsz, imgsz, device="meta"))
+    by_name = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    return {**by_name, "Global": counter.get_total_flops()}, shapes
+
+
+def _shape(output: Any) -> tuple[int, ...]:
+    return tuple(output.shape) if isinstance(output, torch.Tensor) else ()
+
+
+def _row(module: Any, content: Any, flops: dict[str, int], shapes: Any, imgsz: int) -> RowInfo:
+    index = module.i
+    shape = shapes[index]
+    name, args = [*content["backbone"], *content["head"]][index][2:]
+    counted = next((n for key, n in flops.items() if key.endswith(f".model.{index}")), 0)
+    return RowInfo(
+        index=index,
+        source=module.f,
+        repeats=len(module) if isinstance(module, torch.nn.Sequential) else 1,
+        module=name,
+        args=args,
+        channels=shape[1] if shape else 0,
+        stride=imgsz // shape[-1] if shape else None,
+        parameters=module.np,
+        flops=counted,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the table that YOLOv5 logs while it builds."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)

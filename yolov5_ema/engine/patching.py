@@ -1,0 +1,53 @@
+"""Changing attributes of other people's modules so that every change can be taken back."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+_ABSENT = object()
+
+
+class ModuleView(types.ModuleType):
+    """A module as one other module sees it: a few attributes replaced, the rest passed through.
+
+    YOLOv5's files refer to ``np`` and ``torch`` by a global name; giving such a global a view
+    mends what that one file needs and leaves NumPy and torch alone for everybody else.
+    """
+
+    def __init__(self, module: types.ModuleType, **replaced: Any) -> None:
+        super().__init__(module.__name__, module.__doc__)
+        self.__dict__.update(replaced)
+        self.__dict__["__wrapped__"] = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["__wrapped__"], name)
+
+
+class Patches:
+    """A list of attribute changes that can be undone, last first."""
+
+    def __init__(self) -> None:
+        self._undo: list[tuple[Any, str, Any]] = []
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Set ``owner.name`` and remember what stood there."""
+        self._undo.append((owner, name, vars(owner).get(name, _ABSENT)))
+        setattr(owner, name, value)
+
+    def view(self, owner: types.ModuleType, name: str, **replaced: Any) -> None:
+        """Give ``owner`` a view of the module it knows as ``name``; views of one module add up."""
+        current = getattr(owner, name)
+        if isinstance(current, ModuleView):
+            current.__dict__.update(replaced)
+            return
+        self.set(owner, name, ModuleView(current, **replaced))
+
+    def undo(self) -> None:
+        """Put everything back."""
+        while self._undo:
+            owner, name, value = self._undo.pop()
+            if value is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)

@@ -1,0 +1,237 @@
+"""Looking at what a command was given before YOLOv5 starts: nothing is written, nothing half-done."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import glob
+import importlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Iterator, Optional
+
+from yolov5_ema.engine import checkpoints
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.quirks.downloads import is_released_weight, missing_weights_message
+from yolov5_ema.engine.rows import checked_model, load_yaml
+from yolov5_ema.errors import CheckpointError, ConfigError, UserError
+from yolov5_ema.resources import find_shipped
+
+_SPLITS = {"train": ("train", "val"), "val": ("val",), "test": ("test",), "speed": ("val",), "study": ("val",)}
+_IMAGES = {"bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm", "heic"}
+_VIDEOS = {"asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv", "webm"}
+_URL = ("http://", "https://", "http:/", "https:/", "rtsp://", "rtmp://")
+
+
+def resolve_names(opt: argparse.Namespace, engine: Engine) -> None:
+    """Replace bare names of YAMLs by the files that they mean: the user's, YOLOv5's, or ours.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    for name in ("cfg", "data", "hyp"):
+        value = getattr(opt, name, None)
+        if not isinstance(value, (str, Path)) or not str(value) or str(value).startswith(_URL):
+            continue
+        if isinstance(value, Path):  # a default of YOLOv5's own, not what the user wrote
+            continue
+        setattr(opt, name, _resolved(name, value, engine))
+
+
+def _resolved(flag: str, value: str, engine: Engine) -> str:
+    if Path(value).exists() or value.endswith(".zip"):
+        return value
+    shipped = find_shipped(value)
+    if shipped is not None:
+        return str(shipped)
+    theirs = sorted(file for part in ("models", "data") for file in (engine.root / part).rglob(Path(value).name))
+    if Path(value).name == value and theirs:
+        return str(theirs[0])
+    raise ConfigError(
+        f"--{flag} {value}: no such file here, among the YAMLs of yolov5-ema or of {engine}. "
+        "'yolov5-ema cfg --list' shows what ships; 'yolov5-ema cfg' writes more."
+    )
+
+
+class MadeFolders:
+    """What a run may leave behind: the folders that were not there before it."""
+
+    def __init__(self, project: Optional[Path]) -> None:
+        self._project = project
+        self._before = self._folders()
+
+    def _folders(self) -> set[Path]:
+        if self._project is None or not self._project.is_dir():
+            return set()
+        return {path for path in self._project.iterdir() if path.is_dir()}
+
+    @contextlib.contextmanager
+    def cleaned_up_on_failure(self) -> Iterator[None]:
+        """Remove run folders that a refused run made, if they hold no file."""
+        try:
+            yield
+        except UserError:
+            for folder in self._folders() - self._before:
+                if not any(path.is_file() for path in folder.rglob("*")):
+                    _remove_empty_tree(folder)
+            raise
+
+
+def _remove_empty_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir()
+    folder.rmdir()
+
+
+def check(opt: argparse.Namespace, script: str, engine: Engine) -> MadeFolders:
+    """Check the parsed flags of one of YOLOv5's scripts.
+
+    Raises:
+        UserError: names the flag, the file, and what to do.
+    """
+    script = script.split(".")[-1]
+    resumed = bool(getattr(opt, "resume", False))
+    if not resumed:
+        _check_cfg(getattr(opt, "cfg", ""), engine)
+        _check_data(opt, script)
+    for weights in _weights_of(opt):
+        _check_weights(weights, engine)
+    if resumed and isinstance(opt.resume, str):
+        _check_weights(opt.resume, engine)
+    if script in ("detect", "predict"):
+        _check_source(str(opt.source))
+    project = _project_of(opt)
+    if project is not None and not resumed:
+        _check_writable(project)
+    return MadeFolders(project)
+
+
+def _check_cfg(cfg: Any, engine: Engine) -> None:
+    if not cfg:
+        return
+    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    conflicts = os.environ.get("YOLOV5_EMA_CONFLICTS") or "error"
+    checked_model(load_yaml(Path(cfg)), yolo, where=str(cfg), conflicts=conflicts)
+
+
+def _weights_of(opt: argparse.Namespace) -> list[str]:
+    weights = getattr(opt, "weights", None)
+    if not weights:
+        return []
+    return [str(w) for w in (weights if isinstance(weights, (list, tuple)) else [weights])]
+
+
+def _check_weights(weights: str, engine: Engine) -> None:
+    if not weights or weights.startswith(_URL):
+        return
+    path = Path(weights.strip().replace("'", ""))
+    if not path.exists():
+        if is_released_weight(weights) or "/" in weights and engine.version.startswith("7"):
+            return  # YOLOv5 can download it; if it cannot, the message is clear
+        raise CheckpointError(missing_weights_message(weights))
+    if path.suffix == ".pt" and "torchscript" not in path.name:
+        checkpoints.check_file(path, engine=engine)
+
+
+def _check_data(opt: argparse.Namespace, script: str) -> None:
+    data = getattr(opt, "data", None)
+    if script not in ("train", "val") or not data or isinstance(data, Path) or str(data).endswith(".zip"):
+        return
+    task = getattr(opt, "task", "train" if script == "train" else "val")
+    check_data(Path(str(data)), _SPLITS.get("train" if script == "train" else task, ("val",)))
+
+
+def check_data(file: Path, splits: tuple[str, ...]) -> None:
+    """Check a data YAML: its keys, and that each split has images.
+
+    Raises:
+        ConfigError: names the file, the key or the folder, and what to do.
+    """
+    content = load_yaml(file)
+    if "train_json_path" in content or "yolo_s3_data_dir" in content:
+        return  # the PyPI package converts COCO data itself
+    if not _check_classes(content, file):
+        return
+    root = Path(content.get("path") or "")
+    for split in splits:
+        value = content.get(split)
+        if not value:
+            raise ConfigError(
+                f"{file}: the key {split!r} is missing; it must name the folder of the {split} images, "
+                f"such as '{split}: images/{split}'"
+            )
+        for entry in value if isinstance(value, list) else [value]:
+            _check_split(_located(root, str(entry), file), split, file, bool(content.get("download")))
+
+
+def _check_classes(content: dict[str, Any], file: Path) -> bool:
+    names, nc = content.get("names"), content.get("nc")
+    if names is None and nc is None:
+        raise ConfigError(f"{file}: 'nc' (number of classes) and 'names' (their list) are missing")
+    if nc is not None and (isinstance(nc, bool) or not isinstance(nc, int) or nc < 1):
+        raise ConfigError(f"{file}: nc must be a whole number of classes, at least 1, not {nc!r}")
+    if names is not None and not isinstance(names, (list, dict)):
+        raise ConfigError(f"{file}: names must be a list of class names, not {names!r}")
+    if names is not None and nc is not None and len(names) != nc:
+        raise ConfigError(f"{file}: nc is {nc}, but there are {len(names)} names")
+    return True
+
+
+def _located(root: Path, entry: str, file: Path) -> Path:
+    """Where YOLOv5 will look: relative to the working directory (v7.0 and later: to the data YAML too)."""
+    here = root / entry
+    beside = file.resolve().parent / root / entry
+    return beside if not here.exists() and beside.exists() else here
+
+
+def _check_split(place: Path, split: str, file: Path, can_download: bool) -> None:
+    if not place.exists():
+        if can_download:
+            return  # YOLOv5 fetches it
+        raise ConfigError(
+            f"{file}: {split} images not found at {place} (looked from {Path.cwd()}); "
+            "mend 'path' or run the command from the folder that it is relative to"
+        )
+    if place.is_dir() and not _has_file(place, _IMAGES):
+        raise ConfigError(f"{file}: no images for {split} in {place}; known are {', '.join(sorted(_IMAGES))}")
+
+
+def _has_file(folder: Path, suffixes: set[str]) -> bool:
+    return any(path.suffix[1:].lower() in suffixes for path in folder.rglob("*.*"))
+
+
+def _check_source(source: str) -> None:
+    if source.isnumeric() or source.startswith(_URL) or source.endswith((".txt", ".streams")) or source == "screen":
+        return
+    if "*" in source:
+        if not glob.glob(source, recursive=True):
+            raise UserError(f"--source {source}: no file matches")
+        return
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"--source {source}: no such file or folder")
+    known = _IMAGES | _VIDEOS
+    if path.is_dir() and not any(f.suffix[1:].lower() in known for f in path.glob("*.*")):
+        raise UserError(f"--source {source}: no images or videos in this folder; known are {', '.join(sorted(known))}")
+
+
+def _project_of(opt: argparse.Namespace) -> Optional[Path]:
+    project = getattr(opt, "project", None)
+    return Path(project) if project else None
+
+
+def _check_writable(project: Path) -> None:
+    """Try to write where the run will: in the project folder, or in the nearest folder above that exists."""
+    existing = project
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(0, f"{existing} is a file")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the run folder --project {project}: {error.strerror or error}. Name another --project."
+        ) from error

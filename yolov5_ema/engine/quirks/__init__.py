@@ -1,0 +1,40 @@
+"""What old YOLOv5 code needs on today's libraries: one small, named function each.
+
+A quirk looks at the source text of one YOLOv5 module and at the installed libraries, and does
+nothing unless both say that it is needed. `QUIRKS` is the list that ``yolov5-ema doctor`` prints.
+"""
+
+from __future__ import annotations
+
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, NO_PIP_BEHIND_THE_BACK
+from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, TORCH_HAS_CUDA
+from yolov5_ema.engine.quirks.fonts import FONT_FROM_DISK, FONT_GETSIZE
+from yolov5_ema.engine.quirks.label_cache import STALE_LABEL_CACHE
+from yolov5_ema.engine.quirks.loss import LOSS_CLAMP
+from yolov5_ema.engine.quirks.numpy_names import NUMPY_NAMES
+from yolov5_ema.engine.quirks.packaging_names import PKG_RESOURCES
+from yolov5_ema.engine.quirks.pictures import PICTURES_IN_ORDER
+from yolov5_ema.engine.quirks.randrange import RANDRANGE_FLOAT
+from yolov5_ema.engine.quirks.torch_amp import TORCH_AMP
+from yolov5_ema.engine.quirks.torch_load import ONE_COPY_OF_CLASSES, SAFE_CHECKPOINTS
+
+QUIRKS: tuple[Quirk, ...] = (
+    PKG_RESOURCES,
+    FONT_FROM_DISK,
+    FONT_GETSIZE,
+    NUMPY_NAMES,
+    LOSS_CLAMP,
+    SAFE_CHECKPOINTS,
+    ONE_COPY_OF_CLASSES,
+    STALE_LABEL_CACHE,
+    ONNX_EXPORTER,
+    TORCH_HAS_CUDA,
+    TORCH_AMP,
+    RANDRANGE_FLOAT,
+    PICTURES_IN_ORDER,
+    DOWNLOADS_SAY_SO,
+    NO_PIP_BEHIND_THE_BACK,
+)
+
+__all__ = ["QUIRKS", "Quirk", "SourceModule"]

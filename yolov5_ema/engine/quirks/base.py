@@ -1,0 +1,57 @@
+"""What a quirk is."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Callable, ContextManager, Optional
+
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.patching import Patches
+
+
+@dataclass(frozen=True)
+class SourceModule:
+    """One module of YOLOv5, before or after it ran.
+
+    Attributes:
+        engine: the YOLOv5 that it belongs to.
+        name: relative to the root, such as ``utils.loss``.
+        source: its text.
+        module: the module itself; None while only the text is looked at.
+    """
+
+    engine: Engine
+    name: str
+    source: str
+    module: Optional[ModuleType] = None
+
+
+def _change_nothing(module: SourceModule, patches: Patches) -> None:
+    return None
+
+
+def _no_context(module: SourceModule) -> ContextManager[None]:
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """One thing that breaks, and its cure.
+
+    Attributes:
+        name: short and unique; what ``doctor`` prints.
+        symptom: what a user sees without it.
+        versions: the YOLOv5 versions seen to need it.
+        needed: given a module, the reason why it needs the cure, or None.
+        apply: changes the module after it ran.
+        while_running: a context in which the module's own code runs, for what breaks at import.
+    """
+
+    name: str
+    symptom: str
+    versions: str
+    needed: Callable[[SourceModule], Optional[str]]
+    apply: Callable[[SourceModule, Patches], None] = field(default=_change_nothing)
+    while_running: Callable[[SourceModule], ContextManager[None]] = field(default=_no_context)

@@ -1,0 +1,107 @@
+"""Downloads: weights that are not there end at once with a message; pip is never run unasked."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import socket
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.errors import CheckpointError
+
+_RELEASED = re.compile(r"yolov5[nsmlx]6?(-seg|-cls)?\.pt")
+
+
+def is_released_weight(name: str) -> bool:
+    """Whether YOLOv5 knows where to download a file of this name."""
+    return bool(_RELEASED.fullmatch(Path(name).name))
+
+
+def is_online(host: str = "github.com", port: int = 443, timeout_s: float = 3.0) -> bool:
+    """Whether a host answers."""
+    try:
+        socket.create_connection((host, port), timeout_s).close()
+        return True
+    except OSError:
+        return False
+
+
+def missing_weights_message(name: str) -> str:
+    """What to tell a user whose weights file is not there and cannot be had."""
+    scratch = "to train from scratch, pass --weights ''"
+    if is_released_weight(name):
+        return (
+            f"weights {name} not found here, and they cannot be downloaded: no network. "
+            f"Put the file there, name another one, or, {scratch}."
+        )
+    return f"weights not found: {name}. Check the path; {scratch}."
+
+
+def _saying_so(download: Callable[..., str]) -> Callable[..., str]:
+    @functools.wraps(download)
+    def wrapper(file: Any, *args: Any, **kwargs: Any) -> str:
+        name = str(file).strip().replace("'", "")
+        if Path(name).exists():
+            return name
+        is_url = name.startswith(("http:/", "https:/"))
+        if not is_url and not is_released_weight(name) and not args and not kwargs:
+            raise CheckpointError(missing_weights_message(name))
+        if not is_online():
+            raise CheckpointError(missing_weights_message(name))
+        found = download(file, *args, **kwargs)
+        if not Path(found).exists():
+            raise CheckpointError(f"download of {name} failed; see the messages above.")
+        return found
+
+    return wrapper
+
+
+def _download_needed(module: SourceModule) -> Optional[str]:
+    if re.search(r"^def attempt_download\(", module.source, re.MULTILINE):
+        return "missing weights start a download that takes long to fail offline"
+    return None
+
+
+def _download_apply(module: SourceModule, patches: Patches) -> None:
+    patches.set(module.module, "attempt_download", _saying_so(module.module.attempt_download))  # type: ignore[union-attr]
+
+
+DOWNLOADS_SAY_SO = Quirk(
+    name="downloads-say-so",
+    symptom="missing weights: a minute of retries, then a FileNotFoundError from torch.load",
+    versions="all",
+    needed=_download_needed,
+    apply=_download_apply,
+)
+
+
+def _pip_needed(module: SourceModule) -> Optional[str]:
+    if re.search(r"^def check_requirements\(.*install=True", module.source, re.MULTILINE):
+        return "check_requirements runs pip install for what it misses"
+    return None
+
+
+def _pip_apply(module: SourceModule, patches: Patches) -> None:
+    original = module.module.check_requirements  # type: ignore[union-attr]
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def check_only(*args: Any, **kwargs: Any) -> Any:
+        if "install" in signature.parameters:
+            kwargs["install"] = False
+        return original(*args, **kwargs)
+
+    patches.set(module.module, "check_requirements", check_only)
+
+
+NO_PIP_BEHIND_THE_BACK = Quirk(
+    name="no-pip-behind-the-back",
+    symptom="a missing optional package starts 'pip install' in the middle of a run",
+    versions="6.0, 6.1",
+    needed=_pip_needed,
+    apply=_pip_apply,
+)

@@ -1,0 +1,56 @@
+"""ONNX export and inference: the exporter that needs no ``onnxscript``, and ``torch.has_cuda``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from typing import Optional
+
+import torch
+
+from yolov5_ema.engine.patching import ModuleView, Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+
+def _onnx_needed(module: SourceModule) -> Optional[str]:
+    if "torch.onnx.export(" not in module.source or re.search(r"\bdynamo\s*=", module.source):
+        return None
+    dynamo = inspect.signature(torch.onnx.export).parameters.get("dynamo")
+    if dynamo is None or not dynamo.default:
+        return None
+    return f"torch {torch.__version__} exports through onnxscript unless told otherwise"
+
+
+def _onnx_apply(module: SourceModule, patches: Patches) -> None:
+    # YOLOv5 asks for opset 12 or 13 and dynamic_axes, both of which only this exporter keeps
+    export = functools.partial(torch.onnx.export, dynamo=False)
+    patches.view(module.module, "torch", onnx=ModuleView(torch.onnx, export=export))
+
+
+ONNX_EXPORTER = Quirk(
+    name="onnx-exporter",
+    symptom="ONNX: export failure: No module named 'onnxscript'; or another opset than --opset says",
+    versions="6.0 to 7.0.14",
+    needed=_onnx_needed,
+    apply=_onnx_apply,
+)
+
+
+def _has_cuda_needed(module: SourceModule) -> Optional[str]:
+    if "torch.has_cuda" not in module.source:
+        return None
+    return "torch.has_cuda is deprecated, and true of every CUDA build, GPU or not"
+
+
+def _has_cuda_apply(module: SourceModule, patches: Patches) -> None:
+    patches.view(module.module, "torch", has_cuda=torch.cuda.is_available())
+
+
+TORCH_HAS_CUDA = Quirk(
+    name="torch-has-cuda",
+    symptom="detect on an ONNX file asks for onnxruntime-gpu on a machine without a GPU",
+    versions="6.0",
+    needed=_has_cuda_needed,
+    apply=_has_cuda_apply,
+)

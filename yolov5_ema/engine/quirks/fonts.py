@@ -1,0 +1,148 @@
+"""Fonts: one that is on the machine instead of a download, and ``getsize``, gone since Pillow 10."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Iterator, Optional
+
+import PIL
+from PIL import ImageFont
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+CONFIG_ENV = "YOLOV5_CONFIG_DIR"
+_FONT_NAMES = ("Arial.ttf", "Arial.Unicode.ttf")
+_CJK_FAMILIES = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "SimHei", "Arial Unicode MS")
+
+
+def _config_dir() -> Path:
+    """Where YOLOv5 looks for its fonts."""
+    named = os.environ.get(CONFIG_ENV)
+    return Path(named) if named else Path.home() / ".config" / "Ultralytics"
+
+
+def _own_config_dir() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    wanted = cache / "yolov5-ema" / "config"
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        return wanted
+    except OSError:  # a home that cannot be written
+        fallback = Path(tempfile.gettempdir()) / f"yolov5-ema-config-{os.getuid()}"
+        fallback.mkdir(exist_ok=True)
+        return fallback
+
+
+def _font_on_disk(name: str) -> Path:
+    """A font file for a name: a CJK one for the 'Unicode' face if there is one, else DejaVu Sans."""
+    from matplotlib import font_manager, get_data_path
+
+    if "Unicode" in name:
+        for family in _CJK_FAMILIES:
+            with contextlib.suppress(ValueError):
+                return Path(font_manager.findfont(family, fallback_to_default=False))
+    return Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    shutil.copyfile(source, part)
+    os.replace(part, target)
+
+
+def _is_there(name: str) -> bool:
+    if (_config_dir() / name).is_file():
+        return True
+    try:
+        ImageFont.truetype(name, 10)
+        return True
+    except OSError:
+        return False
+
+
+def _missing_fonts() -> list[str]:
+    return [name for name in _FONT_NAMES if not _is_there(name)]
+
+
+def _font_needed(module: SourceModule) -> Optional[str]:
+    if "YOLOV5_CONFIG_DIR" not in module.source:
+        return None
+    missing = _missing_fonts()
+    return f"{', '.join(missing)} not on this machine; DejaVu Sans serves" if missing else None
+
+
+@contextlib.contextmanager
+def _font_while_running(module: SourceModule) -> Iterator[None]:
+    """Point YOLOv5's config folder to one that has the fonts, for as long as the process lives.
+
+    `utils.general` defines where the folder is and `utils.plots` looks it up at its import, so the
+    variable must stay set; child processes inherit it.
+    """
+    config = _own_config_dir()
+    for name in _FONT_NAMES:
+        theirs = _config_dir() / name
+        if not (config / name).is_file():
+            _copy_whole(theirs if theirs.is_file() else _font_on_disk(name), config / name)
+    os.environ[CONFIG_ENV] = str(config)
+    yield
+
+
+FONT_FROM_DISK = Quirk(
+    name="font-from-disk",
+    symptom="import downloads Arial.ttf, and fails without a network",
+    versions="6.0 to 7.0.14",
+    needed=_font_needed,
+    while_running=_font_while_running,
+)
+
+
+def _text_size(font: Any, text: str) -> tuple[int, int]:
+    """Width and height in pixels, measured from the text's origin as `getsize` did."""
+    _, _, right, bottom = font.getbbox(text)
+    return right, bottom
+
+
+def _with_getsize(make_font: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(make_font)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        font = make_font(*args, **kwargs)
+        if not hasattr(font, "getsize"):
+            font.getsize = functools.partial(_text_size, font)
+        return font
+
+    return wrapper
+
+
+def _font_maker(source: str) -> Optional[str]:
+    found = re.search(r"^def (check_font|check_pil_font)\(", source, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _getsize_needed(module: SourceModule) -> Optional[str]:
+    if ".getsize(" not in module.source or _font_maker(module.source) is None:
+        return None
+    if hasattr(ImageFont.FreeTypeFont, "getsize"):
+        return None
+    return f"Pillow {PIL.__version__} has no FreeTypeFont.getsize"
+
+
+def _getsize_apply(module: SourceModule, patches: Patches) -> None:
+    name = _font_maker(module.source)
+    assert name is not None
+    patches.set(module.module, name, _with_getsize(getattr(module.module, name)))
+
+
+FONT_GETSIZE = Quirk(
+    name="font-getsize",
+    symptom="AttributeError: 'FreeTypeFont' object has no attribute 'getsize'",
+    versions="6.0 to 7.0.14",
+    needed=_getsize_needed,
+    apply=_getsize_apply,
+)

@@ -1,0 +1,63 @@
+"""A stale or unreadable ``labels.cache``, on which the PyPI package 6.0.7 dies instead of rescanning."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+_UNREADABLE = (pickle.UnpicklingError, EOFError, ImportError, KeyError, ValueError, AttributeError)
+
+
+def _cache_file(dataset: Any) -> Optional[Path]:
+    """Where a half-built `LoadImagesAndLabels` looked for its cache; None if it did not get that far."""
+    labels = getattr(dataset, "label_files", None)
+    if not labels:
+        return None
+    paths = dataset.path if isinstance(dataset.path, list) else [dataset.path]
+    last = Path(paths[-1])
+    return (last if last.is_file() else Path(labels[0]).parent).with_suffix(".cache")
+
+
+def _is_stale(error: Exception) -> bool:
+    # the two checks of the cache are bare asserts; every other assert there has a message
+    return isinstance(error, _UNREADABLE) or (isinstance(error, AssertionError) and not str(error))
+
+
+def _rescanning(init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except Exception as error:
+            cache = _cache_file(self)
+            if not _is_stale(error) or cache is None or not cache.is_file():
+                raise
+            cache.unlink()
+            init(self, *args, **kwargs)
+
+    return wrapper
+
+
+def _needed(module: SourceModule) -> Optional[str]:
+    if "class LoadImagesAndLabels" in module.source and "except FileNotFoundError:" in module.source:
+        return "only a missing label cache is rescanned, not a stale one"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    dataset_class = module.module.LoadImagesAndLabels  # type: ignore[union-attr]
+    patches.set(dataset_class, "__init__", _rescanning(dataset_class.__init__))
+
+
+STALE_LABEL_CACHE = Quirk(
+    name="stale-label-cache",
+    symptom="AssertionError without a message after images or labels changed, or between train and val",
+    versions="PyPI 6.0.7",
+    needed=_needed,
+    apply=_apply,
+)

@@ -1,0 +1,82 @@
+"""``pkg_resources``, which setuptools 82 no longer has."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+import types
+from typing import Iterable, Iterator, Optional
+
+from packaging.requirements import Requirement
+from packaging.version import parse
+
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+
+class DistributionNotFound(Exception):
+    """A required distribution is not installed."""
+
+
+class VersionConflict(Exception):
+    """A required distribution is installed in another version."""
+
+
+def _require(requirement: str) -> None:
+    wanted = Requirement(requirement)
+    try:
+        found = importlib.metadata.version(wanted.name)
+    except importlib.metadata.PackageNotFoundError:
+        raise DistributionNotFound(f"{requirement} is not installed") from None
+    if not wanted.specifier.contains(found, prereleases=True):
+        raise VersionConflict(f"{requirement} is required, {found} is installed")
+
+
+def _parse_requirements(lines: Iterable[str]) -> Iterator[types.SimpleNamespace]:
+    for line in lines:
+        text = line.split("#")[0].strip()
+        if text:
+            wanted = Requirement(text)
+            yield types.SimpleNamespace(name=wanted.name, specifier=str(wanted.specifier))
+
+
+def stand_in() -> types.ModuleType:
+    """A ``pkg_resources`` with the three functions that YOLOv5 calls, on `packaging`."""
+    module = types.ModuleType("pkg_resources", "The few functions of pkg_resources that YOLOv5 calls.")
+    module.__dict__.update(
+        parse_version=parse,
+        require=_require,
+        parse_requirements=_parse_requirements,
+        DistributionNotFound=DistributionNotFound,
+        VersionConflict=VersionConflict,
+    )
+    return module
+
+
+def _needed(module: SourceModule) -> Optional[str]:
+    if not re.search(r"^import pkg_resources", module.source, re.MULTILINE):
+        return None
+    if "pkg_resources" in sys.modules or importlib.util.find_spec("pkg_resources"):
+        return None
+    return "setuptools has no pkg_resources any more"
+
+
+@contextlib.contextmanager
+def _while_running(module: SourceModule) -> Iterator[None]:
+    sys.modules["pkg_resources"] = stand_in()
+    try:
+        yield
+    finally:
+        # YOLOv5's module keeps its own reference; nobody else shall find the stand-in
+        sys.modules.pop("pkg_resources", None)
+
+
+PKG_RESOURCES = Quirk(
+    name="pkg-resources",
+    symptom="ModuleNotFoundError: No module named 'pkg_resources'",
+    versions="6.0 to 7.0.14",
+    needed=_needed,
+    while_running=_while_running,
+)

@@ -1,0 +1,47 @@
+"""Label and prediction mosaics drawn in daemon threads, which the end of a short run cuts off."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Callable, Optional
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class _Inline:
+    """What looks like a thread and runs at once.
+
+    On the CPU the pictures share memory with the batch and `plot_images` scales that in place, so two
+    threads over one batch can also draw it overexposed.
+    """
+
+    def __init__(self, target: Callable[..., Any], args: tuple[Any, ...] = (), daemon: bool | None = None):
+        self._target, self._args = target, args
+
+    def start(self) -> None:
+        try:
+            self._target(*self._args)
+        except Exception as error:  # as in a thread: a failed picture never ends a training
+            _LOGGER.warning("WARNING: could not draw %s: %s", self._args[-1:], error)
+
+
+def _needed(module: SourceModule) -> Optional[str]:
+    if "Thread(target=plot_images" in module.source:
+        return "plot_images runs in daemon threads over a shared batch"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    patches.set(module.module, "Thread", _Inline)
+
+
+PICTURES_IN_ORDER = Quirk(
+    name="pictures-in-order",
+    symptom="val_batch*.jpg and train_batch*.jpg missing, cut off or overexposed after short runs",
+    versions="6.0, 6.1",
+    needed=_needed,
+    apply=_apply,
+)

@@ -1,0 +1,68 @@
+"""``torch.load``: checkpoints hold classes, which ``weights_only=True`` (torch 2.6) refuses.
+
+Not answered by ``weights_only=False``, which would run whatever a downloaded file says, but by an
+allow-list; see `yolov5_ema.engine.checkpoints`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, Optional
+
+from yolov5_ema.engine.checkpoints import load_checkpoint, module_aliases, save_checkpoint
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+
+def _needed(module: SourceModule) -> Optional[str]:
+    if re.search(r"\btorch\.(load|save)\(", module.source):
+        return "it loads or saves checkpoints, which are pickled modules"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    engine = module.engine
+
+    def load(file: Any, map_location: Any = None, **ignored: Any) -> Any:
+        return load_checkpoint(file, map_location, engine=engine)
+
+    def save(checkpoint: Any, file: Any, **options: Any) -> None:
+        save_checkpoint(checkpoint, file, engine=engine, **options)
+
+    patches.view(module.module, "torch", load=load, save=save)
+
+
+SAFE_CHECKPOINTS = Quirk(
+    name="safe-checkpoints",
+    symptom="UnpicklingError: Weights only load failed … Unsupported global: models.yolo.Model",
+    versions="all but upstream's newest",
+    needed=_needed,
+    apply=_apply,
+)
+
+
+def _second_copy(module: SourceModule) -> Optional[str]:
+    if module.engine.kind == "package" and re.search(r"^ +from models\.yolo import", module.source, re.MULTILINE):
+        return "attempt_load imports models.yolo beside yolov5.models.yolo: every class twice"
+    return None
+
+
+def _one_copy(module: SourceModule, patches: Patches) -> None:
+    attempt_load = module.module.attempt_load  # type: ignore[union-attr]
+
+    @functools.wraps(attempt_load)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with module_aliases(module.engine):
+            return attempt_load(*args, **kwargs)
+
+    patches.set(module.module, "attempt_load", wrapper)
+
+
+ONE_COPY_OF_CLASSES = Quirk(
+    name="one-copy-of-classes",
+    symptom="models loaded by the PyPI package are not fused and their Detect is not recognised",
+    versions="PyPI 6.0.7, 7.0.14",
+    needed=_second_copy,
+    apply=_one_copy,
+)

@@ -1,0 +1,308 @@
+"""Checking a model YAML row by row, before YOLOv5 evaluates anything of it.
+
+YOLOv5's `parse_model` calls ``eval`` on module names, on string arguments and on ``activation:``, so a
+YAML can run code. Here every row is resolved without ``eval``; what `parse_model` gets afterwards
+holds classes instead of names and plain literals instead of expressions.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import re
+from copy import deepcopy
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Mapping, Optional, Sequence
+
+import yaml
+from torch import nn
+
+from yolov5_ema.blocks import registry
+from yolov5_ema.errors import ConfigError
+
+CHOICES = ("error", "ours", "theirs")
+OUR_PREFIX = "yolov5_ema."
+
+_REQUIRED_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
+_OWN_NAMES = ("nc", "anchors")  # names of parse_model's own that YOLOv5's YAMLs use as arguments
+_WORDS = ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact")
+_DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_INPUT_CHANNELS = "ch[f]"  # evaluated in parse_model's frame: the row's true, scaled input channels
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that must be a mapping.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="ignore")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold 'key: value' lines, but is {_kind_of(content)}")
+    return content
+
+
+def _kind_of(content: Any) -> str:
+    return "empty" if content is None else f"a {type(content).__name__}"
+
+
+def checked_model(
+    cfg: Mapping[str, Any], yolo: ModuleType, *, where: str = "model dict", conflicts: str = "error"
+) -> dict[str, Any]:
+    """A copy of a model dict that is safe to hand to `parse_model`, with our blocks in place.
+
+    Args:
+        cfg: what a model YAML holds.
+        yolo: YOLOv5's ``models.yolo``, whose names the rows may use.
+        where: file name for messages.
+        conflicts: which block a name means that is both YOLOv5's and ours: ``error``, ``ours``, ``theirs``.
+
+    Raises:
+        ConfigError: names file, row and fix.
+    """
+    model = deepcopy(dict(cfg))
+    _check_keys(model, where)
+    _check_activation(model, where)
+    nominal: list[Optional[int]] = []
+    index = 0
+    for section in ("backbone", "head"):
+        rows = []
+        for row in model[section]:
+            place = f"{where}, {section} row {index}"
+            rows.append(_checked_row(row, index, yolo, place, conflicts, nominal))
+            index += 1
+        model[section] = rows
+    return model
+
+
+def _check_keys(model: Mapping[str, Any], where: str) -> None:
+    for key in _REQUIRED_KEYS:
+        if key in model:
+            continue
+        near = difflib.get_close_matches(key, [str(k) for k in model], n=1)
+        hint = f" (did you mean it by {near[0]!r}?)" if near else ""
+        raise ConfigError(f"{where}: the key {key!r} is missing{hint}; a model YAML needs {', '.join(_REQUIRED_KEYS)}")
+    nc = model["nc"]
+    if not _is_int(nc) or nc < 1:
+        raise ConfigError(f"{where}: nc must be a whole number of classes, at least 1, not {nc!r}")
+    for key in ("depth_multiple", "width_multiple"):
+        value = model[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 100:
+            raise ConfigError(f"{where}: {key} must be a number above 0, not {value!r}")
+    _check_anchors(model["anchors"], where)
+    for key in ("backbone", "head"):
+        if not isinstance(model[key], list) or not model[key]:
+            raise ConfigError(f"{where}: {key} must be a list of rows [from, number, module, args]")
+
+
+def _check_anchors(anchors: Any, where: str) -> None:
+    if _is_int(anchors) and anchors > 0:
+        return
+    is_list = isinstance(anchors, list) and bool(anchors)
+    if is_list and all(isinstance(a, list) and a and len(a) % 2 == 0 and all(_is_number(v) for v in a) for a in anchors):
+        return
+    raise ConfigError(f"{where}: anchors must be a number of anchors a level or lists of 'w,h' pairs, not {anchors!r}")
+
+
+def _check_activation(model: dict[str, Any], where: str) -> None:
+    activation = model.get("activation")
+    if activation is None:
+        return
+    found = re.fullmatch(r"(?:torch\.)?nn\.(\w+)\((.*)\)", str(activation))
+    cls = getattr(nn, found.group(1), None) if found else None
+    if found is None or not _is_module_class(cls) or not _are_literal_arguments(found.group(2)):
+        raise ConfigError(f"{where}: activation must read like nn.SiLU() or nn.LeakyReLU(0.1), not {activation!r}")
+
+
+def _are_literal_arguments(text: str) -> bool:
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        for node in [*call.args, *(keyword.value for keyword in call.keywords)]:
+            ast.literal_eval(node)
+    except (SyntaxError, ValueError, AssertionError):
+        return False
+    return True
+
+
+def _checked_row(
+    row: Any, index: int, yolo: ModuleType, place: str, conflicts: str, nominal: list[Optional[int]]
+) -> list[Any]:
+    if not isinstance(row, (list, tuple)) or len(row) != 4:
+        raise ConfigError(f"{place}: a row is [from, number, module, args], not {row!r}")
+    source, number, name, args = row
+    _check_from(source, index, place)
+    if not _is_int(number) or number < 1:
+        raise ConfigError(f"{place}: the number of repeats must be a whole number, at least 1, not {number!r}")
+    if not isinstance(args, list):
+        raise ConfigError(f"{place}: args must be a list such as [] or [64, 3], not {args!r}")
+    module = _resolve_module(name, yolo, place, conflicts)
+    incoming = _nominal_input(source, index, nominal)
+    if _is_block(module):
+        plain = _block_arguments(module, source, args, place, incoming)
+        nominal.append(incoming)
+    else:
+        plain = [_checked_argument(argument, place) for argument in args]
+        nominal.append(_nominal_output(module, args, source, index, incoming, nominal))
+    return [source, number, module, plain]
+
+
+def _check_from(source: Any, index: int, place: str) -> None:
+    sources = source if isinstance(source, list) else [source]
+    if not sources or not all(_is_int(f) for f in sources):
+        raise ConfigError(f"{place}: 'from' must be a row number or a list of them, not {source!r}")
+    for f in sources:
+        if f >= index or (f < -1 and index + f < 0):
+            raise ConfigError(f"{place}: 'from' {f} is not a row above this one")
+
+
+def _resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> type:
+    if _is_module_class(name):
+        return name
+    if not isinstance(name, str) or not _DOTTED_NAME.fullmatch(name):
+        raise ConfigError(f"{place}: the module must be a plain name such as Conv or nn.Upsample, not {name!r}")
+    if name.startswith(OUR_PREFIX):
+        return _our_block(name[len(OUR_PREFIX) :], place)
+    theirs = _lookup(yolo, name)
+    is_ours = name in registry.list_blocks()
+    if is_ours and theirs is not None and theirs is not registry.get_block(name) and conflicts == "error":
+        raise ConfigError(
+            f"{place}: {name} is both a block of this YOLOv5 ({theirs.__module__}) and of yolov5-ema. "
+            f"Write {OUR_PREFIX}{name} for ours, or choose for all rows with --conflicts ours|theirs "
+            f"(install(conflicts=...) in Python)."
+        )
+    if is_ours and (theirs is None or conflicts == "ours"):
+        return registry.get_block(name)
+    if theirs is not None:
+        return theirs
+    known = registry.list_blocks() + sorted(key for key, value in vars(yolo).items() if _is_module_class(value))
+    raise ConfigError(f"{place}: unknown module {name!r}{_nearest(name, known)}")
+
+
+def _our_block(name: str, place: str) -> type:
+    if name not in registry.list_blocks():
+        raise ConfigError(f"{place}: yolov5-ema has no block {name!r}{_nearest(name, registry.list_blocks())}")
+    return registry.get_block(name)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    folded = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    hint = f"; did you mean {folded[near[0]]}?" if near else ""
+    blocks = ", ".join(registry.list_blocks())
+    return f"{hint} Attention blocks: {blocks}; a block of your own needs --plugin its_module"
+
+
+def _lookup(yolo: ModuleType, dotted: str) -> Optional[type]:
+    found: Any = yolo
+    for part in dotted.split("."):
+        if part.startswith("_"):
+            return None
+        found = getattr(found, part, None)
+    return found if _is_module_class(found) else None
+
+
+def _is_module_class(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
+def _is_block(module: type) -> bool:
+    return any(module is registry.get_block(name) for name in registry.list_blocks())
+
+
+def _checked_argument(argument: Any, place: str) -> Any:
+    """An argument as `parse_model` may evaluate it: a literal, or one of its own few names."""
+    if isinstance(argument, list):
+        return [_checked_argument(item, place) for item in argument]
+    if not isinstance(argument, str):
+        return argument
+    if argument in _OWN_NAMES or argument in _WORDS:
+        return argument if argument in _OWN_NAMES else repr(argument)
+    try:
+        return ast.literal_eval(argument)
+    except (SyntaxError, ValueError):
+        raise ConfigError(
+            f"{place}: the argument {argument!r} is neither a literal nor one of the names that YOLOv5's own "
+            f"YAMLs use ({', '.join(_OWN_NAMES)}, None, 'nearest'); code in a cfg is not run"
+        ) from None
+
+
+def _block_arguments(block: type, source: Any, args: list[Any], place: str, incoming: Optional[int]) -> list[Any]:
+    """The row's options as positional arguments behind the input channels."""
+    if isinstance(source, list):
+        raise ConfigError(f"{place}: {block.__name__} reads one row, not {source}; put a Concat before it")
+    positional, keywords = list(args), {}
+    if positional and isinstance(positional[-1], dict):
+        keywords = positional.pop()
+    _refuse_channels(block, positional, place, incoming)
+    parameters = [
+        p for p in inspect.signature(block).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ][1:]
+    if len(positional) > len(parameters):
+        raise ConfigError(f"{place}: {block.__name__} takes {_describe(parameters)}, not {len(positional)} arguments")
+    values = {p.name: value for p, value in zip(parameters, positional)}
+    for key, value in keywords.items():
+        if key not in {p.name for p in parameters}:
+            raise ConfigError(f"{place}: {block.__name__} has no option {key!r}; it takes {_describe(parameters)}")
+        if key in values:
+            raise ConfigError(f"{place}: {block.__name__} gets {key!r} twice")
+        values[key] = value
+    given = [p for p in parameters if p.name in values]
+    needed = parameters[: parameters.index(given[-1]) + 1] if given else []
+    checked = [_quoted(values.get(p.name, p.default), place) for p in needed]
+    return [_INPUT_CHANNELS, *checked]
+
+
+def _refuse_channels(block: type, positional: list[Any], place: str, incoming: Optional[int]) -> None:
+    if positional and _is_int(positional[0]) and incoming is not None and positional[0] == incoming:
+        first = list(inspect.signature(block).parameters)[1:2]
+        meant = f" If {first[0]}={incoming} is what you mean, write [{{{first[0]}: {incoming}}}]." if first else ""
+        raise ConfigError(
+            f"{place}: {block.__name__} [{incoming}] looks like a number of channels, which is not given here: "
+            f"blocks take it from the row they read. Write [{block.__name__}, []].{meant}"
+        )
+
+
+def _describe(parameters: Sequence[inspect.Parameter]) -> str:
+    return ", ".join(f"{p.name}={p.default!r}" for p in parameters) or "no options"
+
+
+def _quoted(value: Any, place: str) -> Any:
+    if isinstance(value, str) and not isinstance(value, bool):
+        return repr(value)
+    return _checked_argument(value, place)
+
+
+def _nominal_input(source: Any, index: int, nominal: Sequence[Optional[int]]) -> Optional[int]:
+    """Channels before the width multiple, as YAMLs write them; None where they are not known."""
+    if isinstance(source, list) or not nominal:
+        return None
+    return nominal[source if source >= 0 else index + source]
+
+
+def _nominal_output(
+    module: type, args: list[Any], source: Any, index: int, incoming: Optional[int], nominal: Sequence[Optional[int]]
+) -> Optional[int]:
+    if module.__name__ == "Concat" and isinstance(source, list):
+        parts = [nominal[f if f >= 0 else index + f] for f in source]
+        return None if None in parts else sum(part for part in parts if part is not None)
+    if args and _is_int(args[0]) and module.__module__.split(".")[0] != "torch":
+        return args[0]
+    return incoming
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,146 @@
+"""Running YOLOv5's own scripts, with every flag of theirs, under the shim."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import runpy
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Iterator, Optional, Sequence
+
+from yolov5_ema.engine import preflight
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.patching import ModuleView, Patches
+from yolov5_ema.errors import UserError
+
+EXTRA_HELP = """\
+yolov5-ema's own flags, which every command takes:
+  --yolov5 PATH         use the YOLOv5 in this folder (else: the clone you stand in, else the PyPI package)
+  --plugin MODULE       import a module of yours that calls register_block (repeatable)
+  --conflicts CHOICE    error, ours or theirs: whose block a name means that both have
+  --trust-checkpoint    unpickle checkpoints whatever they hold: runs the code in them
+
+cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cfg yolov5s-ema.yaml
+"""
+
+
+def run_script(engine: Engine, name: str, argv: Sequence[str]) -> None:
+    """Run one of YOLOv5's scripts as its own command line would.
+
+    Args:
+        engine: the YOLOv5, with the shim installed.
+        name: ``train``, ``val``, ``detect``, ``export`` …
+        argv: its flags.
+
+    Raises:
+        UserError: bad input; what YOLOv5 itself says with an assert is passed on as one.
+        SystemExit: from argparse (``--help``, an unknown flag).
+    """
+    if not engine.has_script(name):
+        raise UserError(f"{engine} has no {name.replace('.', '/')}.py")
+    module = importlib.import_module(engine.module_name(name))
+    with _command_line(name, argv), _watched_parser(module, engine, name) as patches:
+        opt = module.parse_opt()
+        made = preflight.check(opt, name, engine)
+        with made.cleaned_up_on_failure(), speaking_plainly(engine):
+            if inspect.signature(module.main).parameters:
+                module.main(opt)
+                return
+            patches.set(module, "parse_opt", lambda *_: opt)  # it was parsed, and checked, above
+            module.main()
+
+
+def run_file(engine: Engine, script: str, argv: Sequence[str]) -> None:
+    """Run a script of the user's with the shim installed, as ``python SCRIPT …`` would.
+
+    A script of the YOLOv5 in use (``run segment/train.py``) goes through `run_script`.
+    """
+    path = Path(script)
+    if not path.is_file() and (engine.root / script).is_file():
+        path = engine.root / script
+    if not path.is_file():
+        raise UserError(f"no such script: {script}")
+    if engine.owns(str(path)):
+        relative = path.resolve().relative_to(engine.root).with_suffix("")
+        run_script(engine, ".".join(relative.parts), argv)
+        return
+    sys.path.insert(0, str(path.resolve().parent))
+    with _command_line(script, argv):
+        sys.argv[0] = script
+        runpy.run_path(str(path), run_name="__main__")
+
+
+@contextmanager
+def _command_line(name: str, argv: Sequence[str]) -> Iterator[None]:
+    before = sys.argv
+    sys.argv = [f"yolov5-ema {name}", *argv]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _watched_parser(module: ModuleType, engine: Engine, name: str) -> Iterator[Patches]:
+    """Let YOLOv5's own parser find our YAMLs by name, and mention our flags in its help."""
+
+    class Parser(argparse.ArgumentParser):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.setdefault("epilog", EXTRA_HELP)
+            kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+            kwargs.setdefault("description", f"YOLOv5's own {name}, with the attention blocks known ({engine})")
+            super().__init__(*args, **kwargs)
+
+        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+            opt, rest = super().parse_known_args(args, namespace)
+            preflight.resolve_names(opt, engine)
+            return opt, rest
+
+    patches = Patches()
+    view = ModuleView(argparse, ArgumentParser=Parser)
+    patches.set(module, "argparse", view)
+    try:
+        yield patches
+    finally:
+        patches.undo()
+
+
+@contextmanager
+def speaking_plainly(engine: Engine) -> Iterator[None]:
+    """Turn the asserts and bare exceptions by which YOLOv5 tells a user of a mistake into UserErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause = _user_error_behind(error)
+        if cause is not None:
+            raise cause from error
+        plain = type(error) in (AssertionError, Exception) and str(error)
+        if plain and engine.owns(_file_raised_in(error)):
+            raise UserError(str(error)) from error
+        raise
+
+
+def _user_error_behind(error: BaseException) -> Optional[UserError]:
+    """A UserError that YOLOv5 caught and wrapped."""
+    seen: Optional[BaseException] = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _file_raised_in(error: BaseException) -> Optional[str]:
+    traceback = error.__traceback__
+    file = None
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        traceback = traceback.tb_next
+    return file
+

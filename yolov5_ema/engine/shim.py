@@ -1,0 +1,168 @@
+"""Making YOLOv5's `parse_model` know the attention blocks, without editing YOLOv5.
+
+A row's module may be a class, not only a name, and a string argument is evaluated in
+`parse_model`'s own frame. So the shim hands `parse_model` the block's class with the argument
+``"ch[f]"``, which becomes the block's true, scaled input channels. No copy of `parse_model` is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, ModuleType, TracebackType
+from typing import Any, Callable, Iterator, Optional, Union
+
+from yolov5_ema.engine import activation
+from yolov5_ema.engine.locate import Engine, engine_at, locate
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.rows import CHOICES, checked_model
+from yolov5_ema.errors import ConfigError, UserError
+
+CONFLICTS_ENV = "YOLOV5_EMA_CONFLICTS"
+
+Yolo = Union[None, str, "os.PathLike[str]", ModuleType]
+
+_lock = threading.RLock()
+_installed: Optional[Patches] = None
+
+
+def install(yolo: Yolo = None, *, conflicts: Optional[str] = None) -> Engine:
+    """Teach a YOLOv5 the attention blocks, and mend what today's libraries break in it.
+
+    Args:
+        yolo: which YOLOv5: None to look for one (see `locate`), the folder of a clone, or an imported
+            ``models.yolo`` / ``yolov5`` module.
+        conflicts: what a name means that YOLOv5 defines as well (a fork's own CBAM): ``error`` (say so),
+            ``ours`` or ``theirs``. None: the environment variable ``YOLOV5_EMA_CONFLICTS``, or ``error``.
+
+    Returns:
+        The YOLOv5 found. A second call for the same one changes nothing.
+
+    Raises:
+        EngineNotFoundError: there is no YOLOv5.
+        UserError: the shim is installed for another YOLOv5; `uninstall` it first.
+
+    Example:
+        >>> import yolov5_ema
+        >>> engine = yolov5_ema.install()             # doctest: +SKIP
+        >>> from yolov5.models.yolo import Model      # doctest: +SKIP
+        >>> model = Model("models/yolov5s-ema.yaml")  # doctest: +SKIP
+    """
+    global _installed
+    chosen = conflicts or os.environ.get(CONFLICTS_ENV) or "error"
+    if chosen not in CHOICES:
+        raise UserError(f"conflicts must be one of {', '.join(CHOICES)}, not {chosen!r}")
+    engine = _engine_of(yolo)
+    with _lock:
+        activation.activate(engine)
+        if _installed is not None:
+            return engine
+        try:
+            patches = Patches()
+            module = importlib.import_module(engine.module_name("models.yolo"))
+            patches.set(module, "parse_model", _with_blocks(module.parse_model, module, chosen))
+        except BaseException:
+            activation.deactivate()
+            raise
+        _installed = patches
+    return engine
+
+
+def uninstall(yolo: Yolo = None) -> None:
+    """Undo `install` completely; without a shim it does nothing.
+
+    YOLOv5's modules stay imported, with every attribute as they defined it.
+
+    Args:
+        yolo: None, or the YOLOv5 that the shim must be installed for to be removed.
+    """
+    global _installed
+    with _lock:
+        engine = activation.active_engine()
+        if yolo is not None and engine is not None and _engine_of(yolo).root != engine.root:
+            return
+        if _installed is not None:
+            _installed.undo()
+            _installed = None
+        activation.deactivate()
+
+
+def is_installed() -> bool:
+    """Whether the shim is in place in this process."""
+    return _installed is not None
+
+
+@contextmanager
+def installed(yolo: Yolo = None, *, conflicts: Optional[str] = None) -> Iterator[Engine]:
+    """The shim for the length of a ``with`` block; left in place if it was before.
+
+    Yields:
+        The YOLOv5 found.
+    """
+    was_installed = is_installed()
+    engine = install(yolo, conflicts=conflicts)
+    try:
+        yield engine
+    finally:
+        if not was_installed:
+            uninstall()
+
+
+def _engine_of(yolo: Yolo) -> Engine:
+    if yolo is None:
+        return activation.active_engine() or locate()
+    if isinstance(yolo, ModuleType):
+        return engine_at(_root_of(Path(str(yolo.__file__)).resolve()))
+    return engine_at(Path(yolo))
+
+
+def _root_of(file: Path) -> Path:
+    """The YOLOv5 folder that a module's file belongs to."""
+    candidates = [folder for folder in file.parents if (folder / "models" / "yolo.py").is_file()]
+    return candidates[0] if candidates else file.parent
+
+
+def _with_blocks(parse_model: Callable[..., Any], module: ModuleType, conflicts: str) -> Callable[..., Any]:
+    @functools.wraps(parse_model)
+    def wrapper(d: dict[str, Any], ch: list[int]) -> Any:
+        where = _cfg_name()
+        model = checked_model(d, module, where=where, conflicts=conflicts)
+        try:
+            return parse_model(model, ch)
+        except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:
+            row = _row_of(error.__traceback__, parse_model.__code__)
+            if row is None:
+                raise
+            raise ConfigError(f"{where}, row {row}: {_row_text(d, row)}: {error}") from error
+
+    return wrapper
+
+
+def _cfg_name() -> str:
+    """File name of the cfg that `Model.__init__` is building, for messages."""
+    import sys
+
+    frame: Optional[FrameType] = sys._getframe(2)
+    cfg = frame.f_locals.get("cfg") if frame else None
+    return str(cfg) if isinstance(cfg, (str, Path)) and str(cfg) else "model dict"
+
+
+def _row_of(traceback: Optional[TracebackType], code: Any) -> Optional[int]:
+    """The row that `parse_model` was at when it failed: its loop variable ``i``."""
+    while traceback is not None:
+        if traceback.tb_frame.f_code is code:
+            row = traceback.tb_frame.f_locals.get("i")
+            return row if isinstance(row, int) else None
+        traceback = traceback.tb_next
+    return None
+
+
+def _row_text(cfg: dict[str, Any], index: int) -> str:
+    rows = [*cfg["backbone"], *cfg["head"]]
+    source, number, module, args = rows[index]
+    name = module if isinstance(module, str) else module.__name__
+    return f"[{source}, {number}, {name}, {args}]"

@@ -1,0 +1,37 @@
+"""Finding the files that ship with the package: model YAMLs and dataset YAMLs.
+
+A wheel holds them inside the package (``yolov5_ema/_shipped``); a checkout and an editable
+install have them beside it (``models/``, ``data/``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _shipped_dir(kind: str) -> Path:
+    inside = _PACKAGE / "_shipped" / kind
+    return inside if inside.is_dir() else _PACKAGE.parent / kind
+
+
+def models_dir() -> Path:
+    """Folder of the model YAMLs that ship with the package."""
+    return _shipped_dir("models")
+
+
+def data_dir() -> Path:
+    """Folder of the dataset YAMLs that ship with the package."""
+    return _shipped_dir("data")
+
+
+def find_shipped(name: str) -> Path | None:
+    """Path of the shipped YAML called ``name`` (``yolov5s-ema.yaml``, ``visdrone.yaml``), or None.
+
+    Only bare names are looked up: a name with a folder in it is the user's own path.
+    """
+    if not name or Path(name).name != name:
+        return None
+    candidates = (directory / name for directory in (models_dir(), data_dir()))
+    return next((path for path in candidates if path.is_file()), None)
