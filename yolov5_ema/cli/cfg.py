@@ -39,6 +39,7 @@ heads:
 
 Everything that read the row before a block reads the block, and every later
 reference is renumbered. --after takes row numbers as they are without blocks.
+--base keeps the rows and keys of your file, but not its comments.
 A block of your own: yolov5-ema cfg --plugin my_module --block MyBlock
 
 examples:
@@ -136,7 +137,7 @@ def resolve_block(name: str, options: Mapping[str, Any]) -> str:
         info = block_info(name if name in same or not same else same[0])
     except ValueError as error:
         raise ConfigError(
-            f"--block {name}: {error}. No block at all is --block {NO_BLOCK}; "
+            f"--block: {error}. No block at all is --block {NO_BLOCK}; "
             f"a block of your own needs --plugin its_module"
         ) from None
     if not _takes_any_option(info.cls):
@@ -144,10 +145,9 @@ def resolve_block(name: str, options: Mapping[str, Any]) -> str:
         for option in options:
             if option not in known:
                 near = difflib.get_close_matches(option, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(
-                    f"{info.name} has no option {option}{hint} It has: {info.signature or 'none'}"
-                )
+                hint = f"; did you mean {near[0]}?" if near else "."
+                takes = info.signature or "none"
+                raise ConfigError(f"{info.name} has no option {option}{hint} It takes: {takes}")
     return info.name
 
 
@@ -188,7 +188,7 @@ def _write_shipped(args: argparse.Namespace) -> int:
     kept = [path.name for path in stale if path.exists() and not args.force]
     if kept:
         raise UserError(
-            f"{folder} has other versions of {', '.join(kept)}; nothing is written. Add --force to replace"
+            f"{folder} has other versions of {', '.join(kept)}, left as they are; --force replaces them"
         )
     for path in stale:
         write_text(path, texts[path], args.force)

@@ -272,15 +272,18 @@ def load_base(path: str | os.PathLike[str]) -> Any:
     if not file.exists():
         file = find_shipped(name) or file
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        # As YOLOv5 reads its YAMLs: a stray byte in a comment is no reason to refuse one.
+        text = file.read_text(encoding="utf-8", errors="ignore")
     except FileNotFoundError:
         near = difflib.get_close_matches(name, SHIPPED, n=1)
         hint = f"; did you mean the shipped {near[0]}?" if near else ""
         raise ConfigError(f"{name}: there is no such file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: cannot be read as a text file ({error})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: is not YAML ({error})") from error
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read ({error.strerror or error})") from error
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{name}: is not YAML ({' '.join(str(error).split())})") from error
 
 
 def parse_option(text: str) -> tuple[str, Any]:

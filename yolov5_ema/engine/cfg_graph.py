@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,7 +40,6 @@ _ENLARGES = frozenset({"Expand", "nn.Upsample"})
 _SAME_SIZE = re.compile(
     r"C3|C2f|SPP|Bottleneck|Concat$"
     r"|nn\.(Identity|BatchNorm2d|ZeroPad2d|Dropout2d?|SiLU|ReLU|LeakyReLU)$"
-    r"|(EMA|CA|CBAM|SA|ECA|NAM|SE)$"
 )
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
@@ -98,7 +98,7 @@ class Graph:
 
     def insert_behind(self, row: Row, module: str, args: Sequence[Any] = ()) -> Row:
         """Put a new row directly behind ``row`` and let everything that read ``row`` read the new one."""
-        new = Row(row.section, [Source(row, True)], False, 1, module, list(args), attends=True)
+        new = Row(row.section, [Source(row, True)], False, 1, module, _copy(args), attends=True)
         for other in self.rows:
             other.sources = [s._replace(row=new) if s.row is row else s for s in other.sources]
         self.rows.insert(self.rows.index(row) + 1, new)
@@ -274,13 +274,13 @@ def _read_row(raw: Any, section: str, before: list[Row], name: str) -> Row:
         raise ConfigError(
             f"{where}: 'from' must be a row number such as -1 or a list of them such as [-1, 6]"
         )
-    if not several and module in _READS_A_LIST:
-        raise ConfigError(f"{where}: {module} reads a list of rows; write [{read}], or [{read}, 6] for two")
     sources = [_read_source(reference, before, where) for reference in references]
     if not _is_int(number) or number < 1:
         raise ConfigError(f"{where}: 'number' is {number!r}; it says how often the module repeats: 1 or more")
     if not is_plain_name(module):
         raise ConfigError(f"{where}: the module must be a name such as C3 or nn.Upsample; found {module!r}")
+    if not several and module in _READS_A_LIST:
+        raise ConfigError(f"{where}: {module} reads a list of rows; write [{read}], or [{read}, 6] for two")
     if not isinstance(args, (list, tuple)):
         raise ConfigError(f"{where}: args must be a list, [] if there are none; found {_kind(args)}")
     return Row(section, sources, several, number, module, _copy(args))
@@ -309,7 +309,7 @@ def _kind(value: Any) -> str:
         return "nothing"
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}"
-    return f"{type(value).__name__} {value!r}"
+    return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
 def _stride_factor(row: Row) -> float | None:
@@ -319,7 +319,7 @@ def _stride_factor(row: Row) -> float | None:
     if row.module == "nn.MaxPool2d":  # its stride is its kernel size unless said
         return _positive((row.args[1:2] or row.args[:1] or [None])[0])
     if row.module not in _STRIDE_ARG:
-        return None
+        return 1.0 if _is_registered(row.module) else None
     position, default = _STRIDE_ARG[row.module]
     factor = _positive(row.args[position] if len(row.args) > position else default)
     if factor is None:
@@ -327,6 +327,13 @@ def _stride_factor(row: Row) -> float | None:
     if row.module == "Focus":
         return 2.0 * factor
     return 1.0 / factor if row.module in _ENLARGES else factor
+
+
+def _is_registered(module: str) -> bool:
+    # Not at the top: the registry imports torch, and only a base with rows of its own needs it.
+    from yolov5_ema.blocks import list_blocks
+
+    return module.removeprefix("yolov5_ema.") in list_blocks()
 
 
 def _positive(value: Any) -> float | None:

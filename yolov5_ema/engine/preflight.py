@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Iterator, Optional
 
-from yolov5_ema.engine import checkpoints
+from yolov5_ema.engine import checkpoints, exports
+from yolov5_ema.engine.data_yaml import image_root
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.quirks.downloads import is_released_weight, missing_weights_message
 from yolov5_ema.engine.rows import checked_model, load_yaml
@@ -94,13 +95,16 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> MadeFolders:
     resumed = bool(getattr(opt, "resume", False))
     if not resumed:
         _check_cfg(getattr(opt, "cfg", ""), engine)
-        _check_data(opt, script)
+        _check_data(opt, script, engine)
     for weights in _weights_of(opt):
         _check_weights(weights, engine)
     if resumed and isinstance(opt.resume, str):
         _check_weights(opt.resume, engine)
     if script in ("detect", "predict"):
         _check_source(str(opt.source))
+        _check_runnable(opt, engine)
+    if script == "export":
+        exports.refuse_what_cannot_be(opt, engine)
     project = _project_of(opt)
     if project is not None and not resumed:
         _check_writable(project)
@@ -134,15 +138,20 @@ def _check_weights(weights: str, engine: Engine) -> None:
         checkpoints.check_file(path, engine=engine)
 
 
-def _check_data(opt: argparse.Namespace, script: str) -> None:
+def _check_runnable(opt: argparse.Namespace, engine: Engine) -> None:
+    if engine.version.startswith("6.0") and any("torchscript" in Path(w).name for w in _weights_of(opt)):
+        raise UserError(f"detect of {engine} cannot run TorchScript files; use the .pt or the .onnx file")
+
+
+def _check_data(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     data = getattr(opt, "data", None)
     if script not in ("train", "val") or not data or isinstance(data, Path) or str(data).endswith(".zip"):
         return
     task = getattr(opt, "task", "train" if script == "train" else "val")
-    check_data(Path(str(data)), _SPLITS.get("train" if script == "train" else task, ("val",)))
+    check_data(Path(str(data)), _SPLITS.get("train" if script == "train" else task, ("val",)), engine)
 
 
-def check_data(file: Path, splits: tuple[str, ...]) -> None:
+def check_data(file: Path, splits: tuple[str, ...], engine: Engine) -> None:
     """Check a data YAML: its keys, and that each split has images.
 
     Raises:
@@ -151,9 +160,8 @@ def check_data(file: Path, splits: tuple[str, ...]) -> None:
     content = load_yaml(file)
     if "train_json_path" in content or "yolo_s3_data_dir" in content:
         return  # the PyPI package converts COCO data itself
-    if not _check_classes(content, file):
-        return
-    root = Path(content.get("path") or "")
+    _check_classes(content, file)
+    root = image_root(content, file, engine)
     for split in splits:
         value = content.get(split)
         if not value:
@@ -162,10 +170,10 @@ def check_data(file: Path, splits: tuple[str, ...]) -> None:
                 f"such as '{split}: images/{split}'"
             )
         for entry in value if isinstance(value, list) else [value]:
-            _check_split(_located(root, str(entry), file), split, file, bool(content.get("download")))
+            _check_split(root / str(entry), split, file, bool(content.get("download")))
 
 
-def _check_classes(content: dict[str, Any], file: Path) -> bool:
+def _check_classes(content: dict[str, Any], file: Path) -> None:
     names, nc = content.get("names"), content.get("nc")
     if names is None and nc is None:
         raise ConfigError(f"{file}: 'nc' (number of classes) and 'names' (their list) are missing")
@@ -175,14 +183,6 @@ def _check_classes(content: dict[str, Any], file: Path) -> bool:
         raise ConfigError(f"{file}: names must be a list of class names, not {names!r}")
     if names is not None and nc is not None and len(names) != nc:
         raise ConfigError(f"{file}: nc is {nc}, but there are {len(names)} names")
-    return True
-
-
-def _located(root: Path, entry: str, file: Path) -> Path:
-    """Where YOLOv5 will look: relative to the working directory (v7.0 and later: to the data YAML too)."""
-    here = root / entry
-    beside = file.resolve().parent / root / entry
-    return beside if not here.exists() and beside.exists() else here
 
 
 def _check_split(place: Path, split: str, file: Path, can_download: bool) -> None:

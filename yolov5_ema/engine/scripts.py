@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import inspect
 import runpy
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Iterator, Optional, Sequence
 
-from yolov5_ema.engine import preflight
+from yolov5_ema.engine import exports, preflight
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.errors import UserError
@@ -46,7 +47,10 @@ def run_script(engine: Engine, name: str, argv: Sequence[str]) -> None:
     with _command_line(name, argv), _watched_parser(module, engine, name) as patches:
         opt = module.parse_opt()
         made = preflight.check(opt, name, engine)
-        with made.cleaned_up_on_failure(), speaking_plainly(engine):
+        checks = (made.cleaned_up_on_failure(), speaking_plainly(engine), exports.all_written(opt, name))
+        with contextlib.ExitStack() as stack:
+            for context in checks:
+                stack.enter_context(context)
             if inspect.signature(module.main).parameters:
                 module.main(opt)
                 return

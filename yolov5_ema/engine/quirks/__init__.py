@@ -7,6 +7,7 @@ nothing unless both say that it is needed. `QUIRKS` is the list that ``yolov5-em
 from __future__ import annotations
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.data_paths import DATA_PATHS
 from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, NO_PIP_BEHIND_THE_BACK
 from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, TORCH_HAS_CUDA
 from yolov5_ema.engine.quirks.fonts import FONT_FROM_DISK, FONT_GETSIZE
@@ -16,6 +17,7 @@ from yolov5_ema.engine.quirks.numpy_names import NUMPY_NAMES
 from yolov5_ema.engine.quirks.packaging_names import PKG_RESOURCES
 from yolov5_ema.engine.quirks.pictures import PICTURES_IN_ORDER
 from yolov5_ema.engine.quirks.randrange import RANDRANGE_FLOAT
+from yolov5_ema.engine.quirks.save_json import SAVE_JSON
 from yolov5_ema.engine.quirks.torch_amp import TORCH_AMP
 from yolov5_ema.engine.quirks.torch_load import ONE_COPY_OF_CLASSES, SAFE_CHECKPOINTS
 
@@ -27,7 +29,9 @@ QUIRKS: tuple[Quirk, ...] = (
     LOSS_CLAMP,
     SAFE_CHECKPOINTS,
     ONE_COPY_OF_CLASSES,
+    DATA_PATHS,
     STALE_LABEL_CACHE,
+    SAVE_JSON,
     ONNX_EXPORTER,
     TORCH_HAS_CUDA,
     TORCH_AMP,

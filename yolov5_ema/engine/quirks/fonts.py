@@ -126,7 +126,7 @@ def _font_maker(source: str) -> Optional[str]:
 
 
 def _getsize_needed(module: SourceModule) -> Optional[str]:
-    if ".getsize(" not in module.source or _font_maker(module.source) is None:
+    if "font.getsize(" not in module.source or _font_maker(module.source) is None:
         return None
     if hasattr(ImageFont.FreeTypeFont, "getsize"):
         return None

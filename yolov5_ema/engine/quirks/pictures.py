@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any, Callable, Optional
 
@@ -28,20 +29,33 @@ class _Inline:
             _LOGGER.warning("WARNING: could not draw %s: %s", self._args[-1:], error)
 
 
+def _at_once(func: Callable[..., Any]) -> Callable[..., Any]:
+    """What v6.2's decorator `threaded` becomes."""
+
+    @functools.wraps(func)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        _Inline(functools.partial(func, **kwargs), args).start()
+
+    return wrapper
+
+
 def _needed(module: SourceModule) -> Optional[str]:
-    if "Thread(target=plot_images" in module.source:
-        return "plot_images runs in daemon threads over a shared batch"
+    if "Thread(target=plot_images" in module.source or "def threaded(func)" in module.source:
+        return "pictures are drawn in daemon threads over a shared batch"
     return None
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
-    patches.set(module.module, "Thread", _Inline)
+    if "def threaded(func)" in module.source:
+        patches.set(module.module, "threaded", _at_once)
+    else:
+        patches.set(module.module, "Thread", _Inline)
 
 
 PICTURES_IN_ORDER = Quirk(
     name="pictures-in-order",
     symptom="val_batch*.jpg and train_batch*.jpg missing, cut off or overexposed after short runs",
-    versions="6.0, 6.1",
+    versions="6.0 to 7.0.14",
     needed=_needed,
     apply=_apply,
 )

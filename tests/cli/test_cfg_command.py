@@ -1,0 +1,173 @@
+"""``yolov5-ema cfg``: what it prints, what it writes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import pytest
+import yaml
+
+from yolov5_ema.cli import cfg as command
+from yolov5_ema.engine.cfg_generator import SHIPPED, build_cfg, format_cfg
+from yolov5_ema.errors import ConfigError, UserError
+
+
+def output_of(capsys, *argv):
+    assert command.main([str(word) for word in argv]) == 0
+    return capsys.readouterr().out
+
+
+def test_prints_to_standard_output(capsys):
+    assert output_of(capsys) == format_cfg(size="s", block="EMA", at="backbone")
+    assert output_of(capsys, "--size", "n", "--block", "CA", "--at", "neck") == format_cfg(
+        size="n", block="CA", at="neck"
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--size x --head p2 --block none --nc 10",
+        "--size m --head p2 --block EMA --at neck --option groups=16 --option cross_spatial=false",
+        "--size s --block SA --after 4 23",
+        "--base yolov5s-eca.yaml --block CA --after 4 --nc 3",
+        "--base yolov5s-eca.yaml --size l --block CA --at neck",
+    ],
+)
+def test_first_line_of_a_file_writes_it_again(capsys, line):
+    text = output_of(capsys, *shlex.split(line))
+    words = shlex.split(text.splitlines()[0].lstrip("# "))
+    assert words == ["yolov5-ema", "cfg", *shlex.split(line)]
+    assert output_of(capsys, *words[2:]) == text
+
+
+def test_writes_a_file_and_says_what_next(capsys, tmp_path):
+    out = tmp_path / "my.yaml"
+    said = output_of(capsys, "--nc", 3, "--output", out)
+    assert f"train --cfg {out}" in said
+    assert out.read_text(encoding="utf-8") == format_cfg(nc=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["my.yaml"]
+
+
+def test_never_overwrites_without_force(capsys, tmp_path):
+    out = tmp_path / "my.yaml"
+    out.write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"my\.yaml exists and is left as it is.*--force"):
+        command.main(["-o", str(out)])
+    assert out.read_text(encoding="utf-8") == "mine"
+    command.main(["-o", str(out), "--force"])
+    assert yaml.safe_load(out.read_text(encoding="utf-8")) == build_cfg()
+
+
+def test_base_can_be_replaced_by_itself_with_a_block(tmp_path):
+    mine = tmp_path / "my.yaml"
+    mine.write_text(format_cfg(block="none"), encoding="utf-8")
+    command.main(["--base", str(mine), "--block", "SE", "-o", str(mine), "--force"])
+    assert yaml.safe_load(mine.read_text(encoding="utf-8")) == build_cfg(block="SE")
+
+
+def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="cannot be written: No such file or directory"):
+        command.main(["-o", str(tmp_path / "none" / "my.yaml")])
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    old = tmp_path / "old.yaml"
+    old.write_text("mine", encoding="utf-8")
+    monkeypatch.setattr(command.os, "replace", fail)
+    with pytest.raises(UserError, match="No space left on device"):
+        command.main(["-o", str(old), "--force"])
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {
+        "old.yaml": "mine"
+    }
+
+
+def test_wrong_flags_write_no_file(tmp_path):
+    out = tmp_path / "my.yaml"
+    for argv in (["--block", "EMMA"], ["--after", "99"], ["--option", "groups"], ["--base", "gone.yaml"]):
+        with pytest.raises(ConfigError):
+            command.main([*argv, "-o", str(out)])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--block", "EMMA"], r"no block is named .EMMA.\. Did you mean EMA.*--block none.*--plugin"),
+        (["--block", "../x"], "no block is named"),
+        (["--option", "group=16"], "EMA has no option group; did you mean groups"),
+        (["--option", "channels=16"], "EMA has no option channels"),
+        (["--block", "none", "--at", "neck"], "block none has no place"),
+        (["--base", "yolov5s-ema.yaml", "--head", "p2"], "base and head exclude each other"),
+        (["--shipped", ".", "--size", "n"], "--shipped DIR writes a fixed set of files"),
+    ],
+)
+def test_messages(argv, message):
+    with pytest.raises(ConfigError, match=message):
+        command.main(argv)
+
+
+@pytest.mark.parametrize("written", ["ema", "Ema", "EMA"])
+def test_block_names_in_any_case(capsys, written):
+    assert output_of(capsys, "--block", written) == format_cfg(block="EMA")
+    assert output_of(capsys, "--block", "NONE") == format_cfg(block="none")
+
+
+def test_unknown_choices_end_with_code_2(capsys):
+    with pytest.raises(SystemExit) as end:
+        command.main(["--size", "q"])
+    assert end.value.code == 2
+    assert "invalid choice: 'q'" in capsys.readouterr().err
+
+
+def test_help_shows_examples_that_work(capsys, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit) as end:
+        command.main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "my.yaml").write_text(format_cfg(block="none"), encoding="utf-8")
+    examples = [line.split()[2:] for line in text.splitlines() if line.startswith("  yolov5-ema cfg ")]
+    assert len(examples) >= 5
+    for argv in examples:
+        assert command.main(argv) == 0
+
+
+def test_shipped_writes_all_and_touches_only_what_differs(capsys, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        command.main(["--shipped", str(tmp_path / "none")])
+    count = len(SHIPPED)
+    assert f"{count} files written, 0 were up to date" in output_of(capsys, "--shipped", tmp_path)
+    assert f"0 files written, {count} were up to date" in output_of(capsys, "--shipped", tmp_path)
+    (tmp_path / "yolov5s-ema.yaml").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"other versions of yolov5s-ema\.yaml, left as they are"):
+        command.main(["--shipped", str(tmp_path)])
+    assert (tmp_path / "yolov5s-ema.yaml").read_text(encoding="utf-8") == "mine"
+    assert "1 files written" in output_of(capsys, "--shipped", tmp_path, "--force")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SHIPPED)
+
+
+def test_block_of_a_plugin(capsys, tmp_path, monkeypatch):
+    from yolov5_ema.blocks import unregister_block
+
+    (tmp_path / "cfg_test_plugin.py").write_text(
+        "from torch import nn\n"
+        "from yolov5_ema.blocks import register_block\n"
+        "@register_block(name='CfgTestBlock')\n"
+        "class Block(nn.Identity):\n"
+        "    def __init__(self, channels, strength=1.0):\n"
+        "        super().__init__()\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("YOLOV5_EMA_PLUGINS", "cfg_test_plugin")
+    try:
+        text = output_of(capsys, "--block", "cfgtestblock", "--option", "strength=2")
+    finally:
+        unregister_block("CfgTestBlock")
+        sys.modules.pop("cfg_test_plugin", None)
+    assert yaml.safe_load(text)["backbone"][7] == [-1, 1, "CfgTestBlock", [{"strength": 2}]]

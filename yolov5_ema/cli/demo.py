@@ -1,0 +1,282 @@
+"""``yolov5-ema demo``: the whole way from images to an ONNX file, on a small set drawn for it.
+
+Each step is a command that a user would type, run as such and printed first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from yolov5_ema.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SUMMARY = "draw a small set, then train, validate, detect and export on it: a few minutes on a CPU"
+
+CFG = "yolov5n-ema.yaml"
+HYP = "hyp.demo.yaml"
+TRAIN_IMAGES, VAL_IMAGES, TEST_IMAGES = 240, 48, 16
+EPOCHS = 18
+IMGSZ = 256
+BATCH_SIZE = 8
+LEAST_MAP50 = 0.5
+"""A demo that learned less than this has failed."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo; 1 if the detector learned too little, 2 (by `UserError`) if a step failed."""
+    args = _parser().parse_args(argv)
+    _check(args)
+    started_s = time.monotonic()
+
+    from yolov5_ema.data.demo import generate
+
+    print(f"Drawing {TRAIN_IMAGES + VAL_IMAGES + TEST_IMAGES} images of {args.imgsz} pixels", flush=True)
+    data = generate(
+        args.dir / f"set-{args.imgsz}-seed{args.seed}",
+        seed=args.seed,
+        train=TRAIN_IMAGES,
+        val=VAL_IMAGES,
+        test=TEST_IMAGES,
+        imgsz=args.imgsz,
+    )
+    run = _fresh_folder(args.dir)
+    scores = _train_and_use(args, data, run)
+    agreement = compare_onnx(
+        run / "train/weights/best.onnx",
+        images=data.parent / "images/test",
+        labels=run / "detect/labels",
+    )
+    print(_summary(run, data, scores, agreement, time.monotonic() - started_s), flush=True)
+    if scores.map50 >= LEAST_MAP50:
+        return 0
+    print(
+        f"yolov5-ema demo: FAILED: mAP50 is {scores.map50:.3f}, below {LEAST_MAP50}: "
+        f"the detector learned too little in {args.epochs} epochs (the demo's own setting is {EPOCHS})",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema demo",
+        description="Draw a small set of tiny objects, train a nano YOLOv5 with EMA blocks on it, validate, "
+        "detect, export to ONNX and run that; every command is shown, to be used on your own data.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--dir", type=Path, default=Path("runs/demo"), help="gets the set and a folder a run")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn set")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="fewer learn too little")
+    parser.add_argument(
+        "--imgsz", type=int, default=IMGSZ, help="side of the images, a multiple of 32 pixels"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse now what would fail after minutes of training."""
+    if args.imgsz < 64 or args.imgsz % 32:
+        raise UserError(f"--imgsz must be a multiple of 32, at least 64, not {args.imgsz}")
+    if args.epochs < 1:
+        raise UserError(f"--epochs must be at least 1, not {args.epochs}")
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"the demo needs {' and '.join(missing)}: pip install 'yolov5-ema[export]'")
+
+
+def _fresh_folder(parent: Path) -> Path:
+    """``parent/exp``, or ``exp2``, ``exp3`` … if it is taken."""
+    number = 1
+    while True:
+        run = parent / f"exp{number if number > 1 else ''}"
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(f"cannot make {run}: {error}") from error
+
+
+# --- the steps ------------------------------------------------------------------------------
+
+
+class Scores(NamedTuple):
+    """What `val` says of all classes together."""
+
+    map50: float
+    map50_95: float
+
+
+def _train_and_use(args: argparse.Namespace, data: Path, run: Path) -> Scores:
+    """Train, validate, detect and export, each by its own command."""
+    dataset, best = str(data), str(run / "train/weights/best.pt")
+    unseen = str(data.parent / "images/test")
+    size = ["--img", str(args.imgsz)]
+    place = ["--device", args.device, "--project", str(run), "--name"]
+    recipe = ["--hyp", HYP, "--epochs", str(args.epochs), "--batch-size", str(BATCH_SIZE)]
+    # The model's anchors suit the set; a look at mAP after each epoch would cost more than it tells.
+    haste = ["--noautoanchor", "--noval", "--cache", "--workers", "2"]
+    model = ["--cfg", CFG, "--weights", ""]
+    _step("train", ["--data", dataset, *model, *recipe, *haste, *size, *place, "train"])
+    printed = _step("val", ["--data", dataset, "--weights", best, *size, *place, "val"])
+    keep = ["--save-txt", "--save-conf"]
+    _step("detect", ["--source", unseen, "--weights", best, *keep, *size, *place, "detect"])
+    _step("export", ["--weights", best, "--include", "onnx", *size])
+    return read_scores(printed)
+
+
+def _step(command: str, flags: list[str]) -> str:
+    """Run one of our commands, showing it and its output as it comes; returns the output."""
+    line = [sys.executable, "-m", "yolov5_ema", command, *flags]
+    print(f"\n$ {_typed(line)}", flush=True)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    printed = b""
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+        assert process.stdout is not None
+        while chunk := process.stdout.read1():  # type: ignore[attr-defined]
+            printed += chunk
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.flush()
+    if process.returncode:
+        raise UserError(f"demo: {command} ended with exit code {process.returncode}; see its output above")
+    return printed.decode(errors="replace")
+
+
+def _typed(line: list[str]) -> str:
+    """The command as a user would type it: by its short name where a shell finds that."""
+    script = shutil.which("yolov5-ema")
+    if script and Path(script).parent == Path(sys.executable).parent:
+        line = ["yolov5-ema", *line[3:]]
+    return shlex.join(line)
+
+
+_ROW_OF_ALL = re.compile(r"^\s*all" + r"\s+(\S+)" * 6 + r"\s*$", re.MULTILINE)
+
+
+def read_scores(printed: str) -> Scores:
+    """mAP50 and mAP50-95 from the row ``all`` of the table that YOLOv5's `val` prints."""
+    rows = _ROW_OF_ALL.findall(printed.replace("\r", "\n"))
+    if not rows:
+        raise UserError("demo: val printed no row of results for all classes")
+    return Scores(float(rows[-1][4]), float(rows[-1][5]))
+
+
+# --- the exported model ---------------------------------------------------------------------
+
+
+class Agreement(NamedTuple):
+    """How the exported model and the checkpoint compare."""
+
+    detections: int
+    worst: float
+    """The largest difference in confidence."""
+
+
+def compare_onnx(onnx: Path, images: Path, labels: Path) -> Agreement:
+    """Run the exported model in onnxruntime and look there for what `detect` found with the checkpoint.
+
+    Args:
+        onnx: the exported model; its input size must be the images' own.
+        images: folder of pictures.
+        labels: what ``detect --save-txt --save-conf`` wrote for them: rows of class, x, y, width,
+            height as shares of the image, confidence.
+
+    Raises:
+        UserError: no file, an output of the wrong shape or not finite, or a detection that it lacks.
+    """
+    import numpy as np
+    import onnxruntime
+
+    if not onnx.is_file():
+        raise UserError(f"demo: export wrote no {onnx}; see its output above")
+    session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    feed, fetch = session.get_inputs()[0].name, session.get_outputs()[0].name
+    differences = np.zeros(0)
+    for image in sorted(images.glob("*.jpg")):
+        picture = _read_picture(image)
+        (rows,) = session.run([fetch], {feed: picture})
+        if rows.ndim != 3 or len(rows) != 1 or rows.shape[2] < 6 or not np.isfinite(rows).all():
+            raise UserError(f"demo: {onnx} gives output of shape {rows.shape}, or values that are not finite")
+        detections = _read_detections(labels / f"{image.stem}.txt")
+        found = _confidence_differences(rows[0], detections, picture.shape[2:])
+        if (found > 0.01).any():
+            raise UserError(f"demo: {onnx} does not find what the checkpoint finds in {image.name}")
+        differences = np.append(differences, found)
+    return Agreement(len(differences), float(differences.max(initial=0)))
+
+
+def _read_detections(path: Path) -> np.ndarray:
+    """Rows of a label file, (n, 6); none if there is no file, as `detect` writes none then."""
+    import numpy as np
+
+    return np.loadtxt(path, ndmin=2) if path.is_file() else np.zeros((0, 6))
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """The network's input: (1, 3, H, W) float32 in RGB, 0 to 1."""
+    import cv2
+    import numpy as np
+
+    picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    return np.ascontiguousarray(picture[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32) / 255
+
+
+def _confidence_differences(rows: np.ndarray, detections: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """For each detection, the difference to the best row of its class at its place; inf without one.
+
+    Args:
+        rows: (n, 5 + classes), x, y, width, height in pixels, objectness, class scores.
+        detections: (m, 6), class, x, y, width, height as shares of the image, confidence.
+        shape: height and width of the image in pixels.
+    """
+    import numpy as np
+
+    height, width = shape
+    corners = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]]).T
+    limits = np.array([width, height, width, height])
+    boxes = np.clip(rows[:, :4] @ corners, 0, limits)  # detect cuts boxes at the border
+    scores = rows[:, 4:5] * rows[:, 5:]
+    differences = []
+    for kind, *box, confidence in detections:
+        apart = np.abs(boxes - (np.array(box) * limits) @ corners).max(1)
+        here = (scores.argmax(1) == kind) & (apart <= 1)  # detect rounds to whole pixels
+        differences.append(np.abs(scores[here, int(kind)] - confidence).min(initial=np.inf))
+    return np.array(differences).reshape(-1)
+
+
+# --- the last word --------------------------------------------------------------------------
+
+
+def _summary(run: Path, data: Path, scores: Scores, agreement: Agreement, seconds: float) -> str:
+    best = run / "train/weights/best.pt"
+    return f"""
+Done in {seconds / 60:.1f} minutes.
+  mAP50       {scores.map50:.3f}
+  mAP50-95    {scores.map50_95:.3f}
+  checkpoint  {best}
+  ONNX        {best.with_suffix(".onnx")}
+              gives all {agreement.detections} detections too, their confidence within {agreement.worst:.0e}
+  detections  {run / "detect"}
+  curves      {run / "train/results.png"}, {run / "val"}
+
+Your own data: write a YAML like {data}
+(path, train, val, nc, names; a labels/ folder beside images/), then
+  yolov5-ema train --data my.yaml --cfg yolov5s-ema.yaml --weights '' --img 640 --batch-size 16 --epochs 100
+  yolov5-ema val --data my.yaml --weights runs/train/exp/weights/best.pt --img 640
+  yolov5-ema detect --source my_images/ --weights runs/train/exp/weights/best.pt --img 640
+  yolov5-ema export --weights runs/train/exp/weights/best.pt --include onnx --img 640"""

@@ -1,0 +1,43 @@
+"""A relative ``path:`` in a data YAML, which each YOLOv5 takes from somewhere else."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+
+from yolov5_ema.engine.data_yaml import image_root
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+
+def _needed(module: SourceModule) -> Optional[str]:
+    if re.search(r"^def check_dataset\(", module.source, re.MULTILINE):
+        return "a relative 'path' is looked for in one place only (v7's package: in site-packages)"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    check_dataset = module.module.check_dataset  # type: ignore[union-attr]
+
+    @functools.wraps(check_dataset)
+    def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:
+        file = Path(str(data))
+        if isinstance(data, (str, Path)) and file.suffix in (".yaml", ".yml") and file.is_file():
+            data = yaml.safe_load(file.read_text(encoding="utf-8", errors="ignore"))
+            data["path"] = str(image_root(data, file, module.engine).resolve())
+        return check_dataset(data, *args, **kwargs)
+
+    patches.set(module.module, "check_dataset", wrapper)
+
+
+DATA_PATHS = Quirk(
+    name="data-paths",
+    symptom="Dataset not found, although the data YAML's path is right from here or from beside it",
+    versions="all",
+    needed=_needed,
+    apply=_apply,
+)

@@ -1,0 +1,117 @@
+"""``val --save-json`` in the PyPI package 6.0.7, whose `run` overwrites ``data`` before it needs it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+
+@dataclass
+class _Run:
+    """What one `val.run` showed of itself on its way."""
+
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    save_dir: Optional[Path] = None
+    dataset: Any = None
+
+
+def _needed(module: SourceModule) -> Optional[str]:
+    if "data = []" in module.source and "data.get('path'" in module.source and "def save_one_json" in module.source:
+        return "val.run calls data.get after it made data a list"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    val: Any = module.module
+    save_one_json, increment_path, create_dataloader = val.save_one_json, val.increment_path, val.create_dataloader
+    state = _Run()
+
+    def keep_one_json(predn: Any, jdict: list[Any], path: Path, class_map: Any) -> None:
+        # run() saves nothing, and so does not fail, while its own list stays empty
+        save_one_json(predn, state.predictions, path, class_map)
+
+    def keep_save_dir(*args: Any, **kwargs: Any) -> Any:
+        state.save_dir = increment_path(*args, **kwargs)
+        return state.save_dir
+
+    def keep_dataset(*args: Any, **kwargs: Any) -> Any:
+        dataloader, dataset = create_dataloader(*args, **kwargs)
+        state.dataset = dataset
+        return dataloader, dataset
+
+    patches.set(val, "save_one_json", keep_one_json)
+    patches.set(val, "increment_path", keep_save_dir)
+    patches.set(val, "create_dataloader", keep_dataset)
+    patches.set(val, "run", _saving_afterwards(val.run, state, val))
+
+
+def _saving_afterwards(run: Callable[..., Any], state: _Run, val: Any) -> Callable[..., Any]:
+    signature = inspect.signature(run)
+
+    @functools.wraps(run)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        call = given.arguments
+        state.predictions, state.save_dir, state.dataset = [], Path(call["save_dir"]), None
+        if call["dataloader"] is not None:
+            state.dataset = call["dataloader"].dataset
+        result = run(*args, **kwargs)
+        if not state.predictions:
+            return result
+        data = val.check_dataset(call["data"]) if not isinstance(call["data"], dict) else call["data"]
+        return _save_and_evaluate(result, state, data, call["weights"])
+
+    return wrapper
+
+
+def _save_and_evaluate(result: Any, state: _Run, data: dict[str, Any], weights: Any) -> Any:
+    """What `val.run` does next in YOLOv5 v6.0: the JSON file, and pycocotools' mAP if it can be had."""
+    first = weights[0] if isinstance(weights, list) else weights
+    stem = Path(first).stem if first is not None else ""
+    annotations = Path(data.get("path") or "../coco") / "annotations" / "instances_val2017.json"
+    file = Path(state.save_dir or "") / f"{stem}_predictions.json"
+    print(f"\nEvaluating pycocotools mAP... saving {file}...")
+    file.write_text(json.dumps(state.predictions), encoding="utf-8")
+    if not annotations.is_file():
+        print(f"pycocotools unable to run: {annotations} not found")
+        return result
+    is_coco = isinstance(data.get("val"), str) and data["val"].endswith("coco/val2017.txt")
+    images = [int(Path(x).stem) for x in state.dataset.img_files] if is_coco else None
+    try:
+        map_all, map50 = _coco_map(annotations, file, images)
+    except Exception as error:  # as YOLOv5 does: the figures above stand
+        print(f"pycocotools unable to run: {error}")
+        return result
+    (precision, recall, _, _, *losses), maps, times = result
+    return (precision, recall, map50, map_all, *losses), maps, times
+
+
+def _coco_map(annotations: Path, predictions: Path, images: Optional[list[int]]) -> tuple[float, float]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = COCO(str(annotations))
+    evaluation = COCOeval(truth, truth.loadRes(str(predictions)), "bbox")
+    if images is not None:
+        evaluation.params.imgIds = images
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return float(evaluation.stats[0]), float(evaluation.stats[1])
+
+
+SAVE_JSON = Quirk(
+    name="save-json",
+    symptom="val --save-json: AttributeError: 'list' object has no attribute 'get'",
+    versions="PyPI 6.0.7",
+    needed=_needed,
+    apply=_apply,
+)
