@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import logging
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from yolov5_ema.engine import shim
-from yolov5_ema.engine.rows import checked_model, load_yaml
+from yolov5_ema.engine.dry_run import check_model, quiet
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,8 @@ def model_info(cfg: str | Path, nc: Optional[int] = None, imgsz: int = 640) -> M
     """
     engine = shim.install()
     yolo = importlib.import_module(engine.module_name("models.yolo"))
-    content = load_yaml(Path(cfg))
-    checked_model(content, yolo, where=str(cfg))
-    with _quiet():
+    content = check_model(cfg, engine)
+    with quiet():
         model = yolo.Model(str(cfg), ch=3, nc=nc)
     stride = max(int(model.stride.max()), 32)
     imgsz = -(-imgsz // stride) * stride
@@ -106,12 +103,12 @@ def _shape(output: Any) -> tuple[int, ...]:
 def _row(module: Any, content: Any, flops: dict[str, int], shapes: Any, imgsz: int) -> RowInfo:
     index = module.i
     shape = shapes[index]
-    name, args = [*content["backbone"], *content["head"]][index][2:]
+    _, repeats, name, args = [*content["backbone"], *content["head"]][index]
     counted = next((n for key, n in flops.items() if key.endswith(f".model.{index}")), 0)
     return RowInfo(
         index=index,
         source=module.f,
-        repeats=len(module) if isinstance(module, torch.nn.Sequential) else 1,
+        repeats=max(round(repeats * content["depth_multiple"]), 1) if repeats > 1 else repeats,
         module=name,
         args=args,
         channels=shape[1] if shape else 0,
@@ -119,14 +116,3 @@ def _row(module: Any, content: Any, flops: dict[str, int], shapes: Any, imgsz: i
         parameters=module.np,
         flops=counted,
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the table that YOLOv5 logs while it builds."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)

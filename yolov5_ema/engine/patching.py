@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from typing import Any
+from functools import partial
+from typing import Any, Callable
 
 _ABSENT = object()
 
@@ -25,15 +26,24 @@ class ModuleView(types.ModuleType):
 
 
 class Patches:
-    """A list of attribute changes that can be undone, last first."""
+    """A list of changes to attributes and dict entries that can be undone, last first."""
 
     def __init__(self) -> None:
-        self._undo: list[tuple[Any, str, Any]] = []
+        self._undo: list[Callable[[], None]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set ``owner.name`` and remember what stood there."""
-        self._undo.append((owner, name, vars(owner).get(name, _ABSENT)))
+        before = vars(owner).get(name, _ABSENT)
+        restore = partial(delattr, owner, name) if before is _ABSENT else partial(setattr, owner, name, before)
+        self._undo.append(restore)
         setattr(owner, name, value)
+
+    def set_item(self, table: dict[Any, Any], key: Any, value: Any) -> None:
+        """Set ``table[key]`` and remember what stood there."""
+        before = table.get(key, _ABSENT)
+        restore = partial(table.pop, key) if before is _ABSENT else partial(table.__setitem__, key, before)
+        self._undo.append(restore)
+        table[key] = value
 
     def view(self, owner: types.ModuleType, name: str, **replaced: Any) -> None:
         """Give ``owner`` a view of the module it knows as ``name``; views of one module add up."""
@@ -46,8 +56,4 @@ class Patches:
     def undo(self) -> None:
         """Put everything back."""
         while self._undo:
-            owner, name, value = self._undo.pop()
-            if value is _ABSENT:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
+            self._undo.pop()()

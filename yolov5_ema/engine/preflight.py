@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import glob
-import importlib
-import os
 import tempfile
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
 from yolov5_ema.engine import checkpoints, exports
 from yolov5_ema.engine.data_yaml import image_root
+from yolov5_ema.engine.dry_run import check_model
 from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.quirks.downloads import is_released_weight, missing_weights_message
-from yolov5_ema.engine.rows import checked_model, load_yaml
+from yolov5_ema.engine.quirks import downloads
+from yolov5_ema.engine.rows import load_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.resources import find_shipped
 
@@ -51,41 +49,11 @@ def _resolved(flag: str, value: str, engine: Engine) -> str:
         return str(theirs[0])
     raise ConfigError(
         f"--{flag} {value}: no such file here, among the YAMLs of yolov5-ema or of {engine}. "
-        "'yolov5-ema cfg --list' shows what ships; 'yolov5-ema cfg' writes more."
+        "'yolov5-ema cfg' writes model YAMLs for any size, block and place."
     )
 
 
-class MadeFolders:
-    """What a run may leave behind: the folders that were not there before it."""
-
-    def __init__(self, project: Optional[Path]) -> None:
-        self._project = project
-        self._before = self._folders()
-
-    def _folders(self) -> set[Path]:
-        if self._project is None or not self._project.is_dir():
-            return set()
-        return {path for path in self._project.iterdir() if path.is_dir()}
-
-    @contextlib.contextmanager
-    def cleaned_up_on_failure(self) -> Iterator[None]:
-        """Remove run folders that a refused run made, if they hold no file."""
-        try:
-            yield
-        except UserError:
-            for folder in self._folders() - self._before:
-                if not any(path.is_file() for path in folder.rglob("*")):
-                    _remove_empty_tree(folder)
-            raise
-
-
-def _remove_empty_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir()
-    folder.rmdir()
-
-
-def check(opt: argparse.Namespace, script: str, engine: Engine) -> MadeFolders:
+def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     """Check the parsed flags of one of YOLOv5's scripts.
 
     Raises:
@@ -94,7 +62,8 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> MadeFolders:
     script = script.split(".")[-1]
     resumed = bool(getattr(opt, "resume", False))
     if not resumed:
-        _check_cfg(getattr(opt, "cfg", ""), engine)
+        if getattr(opt, "cfg", ""):
+            check_model(opt.cfg, engine)
         _check_data(opt, script, engine)
     for weights in _weights_of(opt):
         _check_weights(weights, engine)
@@ -108,15 +77,6 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> MadeFolders:
     project = _project_of(opt)
     if project is not None and not resumed:
         _check_writable(project)
-    return MadeFolders(project)
-
-
-def _check_cfg(cfg: Any, engine: Engine) -> None:
-    if not cfg:
-        return
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
-    conflicts = os.environ.get("YOLOV5_EMA_CONFLICTS") or "error"
-    checked_model(load_yaml(Path(cfg)), yolo, where=str(cfg), conflicts=conflicts)
 
 
 def _weights_of(opt: argparse.Namespace) -> list[str]:
@@ -131,9 +91,10 @@ def _check_weights(weights: str, engine: Engine) -> None:
         return
     path = Path(weights.strip().replace("'", ""))
     if not path.exists():
-        if is_released_weight(weights) or "/" in weights and engine.version.startswith("7"):
-            return  # YOLOv5 can download it; if it cannot, the message is clear
-        raise CheckpointError(missing_weights_message(weights))
+        downloadable = downloads.is_released_weight(weights) or ("/" in weights and engine.version.startswith("7"))
+        if downloadable and downloads.is_online():
+            return
+        raise CheckpointError(downloads.missing_weights_message(weights))
     if path.suffix == ".pt" and "torchscript" not in path.name:
         checkpoints.check_file(path, engine=engine)
 

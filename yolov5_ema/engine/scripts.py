@@ -16,6 +16,7 @@ from typing import Any, Iterator, Optional, Sequence
 from yolov5_ema.engine import exports, preflight
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import ModuleView, Patches
+from yolov5_ema.engine.run_folder import RunFolder
 from yolov5_ema.errors import UserError
 
 EXTRA_HELP = """\
@@ -46,8 +47,9 @@ def run_script(engine: Engine, name: str, argv: Sequence[str]) -> None:
     module = importlib.import_module(engine.module_name(name))
     with _command_line(name, argv), _watched_parser(module, engine, name) as patches:
         opt = module.parse_opt()
-        made = preflight.check(opt, name, engine)
-        checks = (made.cleaned_up_on_failure(), speaking_plainly(engine), exports.all_written(opt, name))
+        preflight.check(opt, name, engine)
+        folder = RunFolder.watched(module, patches)
+        checks = (folder.removed_if_refused(), speaking_plainly(engine), exports.all_written(opt, name))
         with contextlib.ExitStack() as stack:
             for context in checks:
                 stack.enter_context(context)

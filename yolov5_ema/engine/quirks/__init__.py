@@ -20,6 +20,7 @@ from yolov5_ema.engine.quirks.randrange import RANDRANGE_FLOAT
 from yolov5_ema.engine.quirks.save_json import SAVE_JSON
 from yolov5_ema.engine.quirks.torch_amp import TORCH_AMP
 from yolov5_ema.engine.quirks.torch_load import ONE_COPY_OF_CLASSES, SAFE_CHECKPOINTS
+from yolov5_ema.engine.quirks.worker_processes import WORKER_PROCESSES
 
 QUIRKS: tuple[Quirk, ...] = (
     PKG_RESOURCES,
@@ -39,6 +40,7 @@ QUIRKS: tuple[Quirk, ...] = (
     PICTURES_IN_ORDER,
     DOWNLOADS_SAY_SO,
     NO_PIP_BEHIND_THE_BACK,
+    WORKER_PROCESSES,
 )
 
 __all__ = ["QUIRKS", "Quirk", "SourceModule"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 import socket
 from pathlib import Path
@@ -87,13 +86,10 @@ def _pip_needed(module: SourceModule) -> Optional[str]:
 
 def _pip_apply(module: SourceModule, patches: Patches) -> None:
     original = module.module.check_requirements  # type: ignore[union-attr]
-    signature = inspect.signature(original)
 
     @functools.wraps(original)
     def check_only(*args: Any, **kwargs: Any) -> Any:
-        if "install" in signature.parameters:
-            kwargs["install"] = False
-        return original(*args, **kwargs)
+        return original(*args, **{**kwargs, "install": False})
 
     patches.set(module.module, "check_requirements", check_only)
 

@@ -1,0 +1,389 @@
+"""What every registered block promises, whoever wrote it: a new block is tested here by being registered."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import importlib
+import inspect
+import math
+import pickle
+import re
+import warnings
+
+import pytest
+import torch
+from public_layouts import randomise
+from torch import nn
+
+from yolov5_ema.blocks import block_info, create_block, get_block, list_blocks
+
+CHANNELS = 128  # the fewest that every block takes with its default options
+SPATIAL = [(1, 1, 7), (2, 5, 1), (1, 1, 1), (3, 4, 6)]  # N, H, W
+
+# Parameters whose gradient is by design not the derivative of the output.
+DETACHED = {("NAM", "bn.weight")}
+
+every_block = pytest.mark.parametrize("name", list_blocks())
+both_modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+ignore_jit_warnings = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+
+
+def noise(*shape, dtype=torch.float32, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def random_block(name, training=False, **options):
+    return randomise(create_block(name, CHANNELS, **options)).train(training)
+
+
+@every_block
+@both_modes
+@pytest.mark.parametrize("spatial", SPATIAL, ids=str)
+def test_keeps_shape_and_input(name, spatial, training):
+    n, height, width = spatial
+    x = noise(n, CHANNELS, height, width)
+    before = x.clone()
+    out = random_block(name, training)(x)
+    assert out.shape == x.shape and out.dtype == x.dtype
+    assert out.isfinite().all()
+    assert torch.equal(x, before), "the input was changed in place"
+
+
+@every_block
+def test_is_a_gate(name):
+    """Each value is the input's, or its shuffle's, times something between 0 and 1."""
+    x = noise(2, CHANNELS, 4, 5)
+    out = random_block(name)(x)
+    assert out.abs().max() <= x.abs().max()
+    assert not torch.allclose(out, x)
+
+
+@every_block
+def test_images_of_a_batch_do_not_mix_in_eval(name):
+    block = random_block(name)
+    x = noise(3, CHANNELS, 4, 5)
+    torch.testing.assert_close(block(x), torch.cat([block(image) for image in x.split(1)]))
+
+
+@every_block
+def test_every_parameter_gets_a_gradient(name):
+    block = random_block(name)
+    x = noise(2, CHANNELS, 4, 6).requires_grad_()
+    block(x).square().mean().backward()
+    assert x.grad is not None and x.grad.isfinite().all() and x.grad.abs().max() > 0
+    parameters = dict(block.named_parameters())
+    assert parameters
+    for key, parameter in parameters.items():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().max() > 1e-9, key
+
+
+@every_block
+@both_modes
+@pytest.mark.parametrize("spatial", SPATIAL, ids=str)
+def test_gradients_are_finite_at_any_size(name, spatial, training):
+    n, height, width = spatial
+    block = random_block(name, training)
+    x = noise(n, CHANNELS, height, width).requires_grad_()
+    block(x).square().mean().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+
+
+@every_block
+@both_modes
+def test_gradcheck(name, training):
+    block = random_block(name, training, dtype=torch.float64)
+    checked = {k: p for k, p in block.named_parameters() if (name, k) not in DETACHED}
+    fixed = {k: v.detach() for k, v in block.state_dict().items() if k not in checked}
+    x = noise(2, CHANNELS, 2, 3, dtype=torch.float64).requires_grad_()
+
+    def run(x, *values):
+        state = {k: v.clone() for k, v in fixed.items()}
+        return torch.func.functional_call(block, {**state, **dict(zip(checked, values))}, (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *checked.values()), fast_mode=True)
+
+
+@every_block
+@both_modes
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("scale", [1e3, 3e4])
+def test_half_precision_is_finite_on_large_inputs(name, dtype, scale, training):
+    block = create_block(name, CHANNELS).to(dtype).train(training)
+    flat = torch.full((1, CHANNELS, 8, 8), scale)
+    signs = noise(2, CHANNELS, 8, 8).sign() * scale
+    inputs = [flat, signs]
+    if scale > 1e4:  # summing 160 x 160 of these in float16 would overflow at once
+        inputs.append(noise(1, CHANNELS, 160, 160).abs().clamp(max=1) * scale)
+    for x in inputs:
+        out = block(x.to(dtype))
+        assert out.dtype == dtype
+        assert out.isfinite().all()
+
+
+@every_block
+@both_modes
+@pytest.mark.parametrize("seed", range(4))
+def test_float16_overflow_saturates(name, seed, training):
+    """Weights so large that products leave float16: infinities may not meet and become NaN."""
+    block = randomise(create_block(name, CHANNELS), seed)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.mul_(40)
+        for key, buffer in block.named_buffers():
+            if key.endswith("running_var"):
+                buffer.zero_()
+    block = block.to(torch.float16).train(training)
+    signs = noise(2, CHANNELS, 4, 4, seed=seed).sign() * 3e4
+    for x in (signs, signs.abs(), signs[:1, :, :1, :1]):
+        assert block(x.to(torch.float16)).isfinite().all()
+
+
+@every_block
+def test_half_precision_gradients_survive_large_inputs(name):
+    block = create_block(name, CHANNELS).to(torch.float16).eval()
+    x = (noise(1, CHANNELS, 8, 8) * 1e4).clamp(-3e4, 3e4).to(torch.float16).requires_grad_()
+    block(x).float().mean().backward()
+    assert x.grad.isfinite().all()
+    for parameter in block.parameters():  # a true derivative may exceed float16, but none may be NaN
+        assert not parameter.grad.isnan().any()
+
+
+@every_block
+@both_modes
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 6e-3), (torch.bfloat16, 5e-2)], ids=["float16", "bfloat16"]
+)
+def test_half_precision_is_close_to_float32(name, dtype, tolerance, training):
+    half = create_block(name, CHANNELS).to(dtype).train(training)
+    full = copy.deepcopy(half).float()
+    x = noise(2, CHANNELS, 16, 16).to(dtype)
+    torch.testing.assert_close(half(x).float(), full(x.float()), atol=tolerance, rtol=tolerance)
+
+
+@every_block
+@both_modes
+def test_autocast_keeps_the_inputs_dtype(name, training):
+    block = create_block(name, CHANNELS).train(training)
+    x = noise(2, CHANNELS, 8, 8)
+    expected = copy.deepcopy(block)(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, from_half = copy.deepcopy(block)(x), copy.deepcopy(block)(x.bfloat16())
+    assert out.dtype == torch.float32 and from_half.dtype == torch.bfloat16
+    torch.testing.assert_close(out, expected, atol=5e-2, rtol=5e-2)
+    torch.testing.assert_close(from_half.float(), expected, atol=1e-1, rtol=5e-2)
+
+
+@every_block
+def test_channels_last_gives_the_same(name):
+    block = random_block(name)
+    x = noise(2, CHANNELS, 6, 5)
+    out = block.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(out, random_block(name)(x))
+
+
+@every_block
+def test_non_contiguous_input_gives_the_same(name):
+    block = random_block(name)
+    x = noise(2, 5, CHANNELS, 6).transpose(1, 2)
+    torch.testing.assert_close(block(x), block(x.contiguous()))
+
+
+@ignore_jit_warnings
+@every_block
+@both_modes
+def test_scripted_is_traced_is_eager(name, training):
+    block = random_block(name, training)
+    x = noise(2, CHANNELS, 4, 6)
+    scripted = torch.jit.script(copy.deepcopy(block))
+    with warnings.catch_warnings():
+        # detectors are exported in eval mode: nothing there may depend on the example
+        warnings.simplefilter("ignore" if training else "error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(copy.deepcopy(block), x, check_trace=False)
+    for shape in [(2, CHANNELS, 4, 6), (1, CHANNELS, 7, 3)]:
+        x = noise(*shape, seed=2)
+        expected = copy.deepcopy(block)(x)
+        torch.testing.assert_close(copy.deepcopy(scripted)(x), expected)
+        torch.testing.assert_close(copy.deepcopy(traced)(x), expected)
+
+
+@ignore_jit_warnings
+@every_block
+def test_scripted_takes_a_single_pixel_in_training(name):
+    block = random_block(name, training=True)
+    x = noise(1, CHANNELS, 1, 1)
+    torch.testing.assert_close(torch.jit.script(copy.deepcopy(block))(x), block(x))
+
+
+@every_block
+def test_deepcopy_and_pickle(name):
+    block = random_block(name)
+    x = noise(2, CHANNELS, 4, 3)
+    for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert type(twin) is type(block) and repr(twin) == repr(block)
+        assert torch.equal(twin(x), block(x))
+        assert all(a is not b for a, b in zip(twin.parameters(), block.parameters()))
+
+
+@every_block
+def test_instances_share_nothing(name):
+    first, second = create_block(name, CHANNELS), create_block(name, CHANNELS)
+    assert not {id(m) for m in first.modules()} & {id(m) for m in second.modules()}
+    assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
+
+
+@every_block
+def test_dtype_and_device_are_honoured(name):
+    parameters = inspect.signature(get_block(name)).parameters
+    for keyword in ("device", "dtype"):
+        assert parameters[keyword].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[keyword].default is None
+    block = create_block(name, CHANNELS, device="meta", dtype=torch.float64)
+    tensors = [*block.parameters(), *(b for b in block.buffers() if b.is_floating_point())]
+    assert {t.dtype for t in tensors} == {torch.float64}
+    assert {t.device.type for t in [*tensors, *block.buffers()]} == {"meta"}
+    out = block(torch.empty(2, CHANNELS, 4, 3, device="meta", dtype=torch.float64))
+    assert out.shape == (2, CHANNELS, 4, 3) and out.device.type == "meta"
+    assert {p.dtype for p in create_block(name, CHANNELS).parameters()} == {torch.float32}
+
+
+@every_block
+def test_repr_names_the_options(name):
+    text = repr(create_block(name, CHANNELS))
+    assert re.match(rf"{name}\(\s*{CHANNELS}\b", text)
+    for option, default in block_info(name).options:
+        if default is not None:
+            assert f"{option}={default}" in text
+
+
+@pytest.fixture
+def deterministic():
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@every_block
+@both_modes
+def test_deterministic_forward_and_backward(name, training, deterministic):
+    results = []
+    for _ in range(2):
+        block = random_block(name, training)
+        x = noise(2, CHANNELS, 9, 7).requires_grad_()
+        out = block(x)
+        out.square().mean().backward()
+        results.append([out.detach(), x.grad, *(p.grad for p in block.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@ignore_jit_warnings
+@every_block
+def test_no_adaptive_pooling(name):
+    """Its backward raises on CUDA under deterministic algorithms, and exporters stumble over it."""
+    block = random_block(name)
+    assert not [type(m).__name__ for m in block.modules() if "adaptive" in type(m).__name__.lower()]
+    graph = torch.jit.trace(block, noise(1, CHANNELS, 4, 6), check_trace=False).inlined_graph
+    assert "adaptive" not in str(graph).lower()
+
+
+@every_block
+def test_yolov5_optimizer_finds_every_parameter(name):
+    """YOLOv5 v6.0 trains only what is a Parameter called ``weight`` or ``bias`` on some module."""
+    block = create_block(name, CHANNELS)
+    found = set()
+    for module in block.modules():
+        for attribute in ("weight", "bias"):
+            value = getattr(module, attribute, None)
+            if isinstance(value, nn.Parameter):
+                found.add(id(value))
+    missed = [key for key, parameter in block.named_parameters() if id(parameter) not in found]
+    assert not missed
+
+
+@every_block
+def test_batch_norms_are_plain(name):
+    """YOLOv5 finds norms by their exact type: to set eps and momentum, to keep them from weight decay."""
+    for module in create_block(name, CHANNELS).modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert type(module) is nn.BatchNorm2d
+
+
+@every_block
+def test_documented(name):
+    cls, info = get_block(name), block_info(name)
+    assert re.search(r"arXiv \d{4}\.\d{5}", info.paper)
+    assert len(info.summary) > 10
+    for heading in ("Args:", "Shape:", "Raises:", ">>>", "Parameters:", "arXiv"):
+        assert heading in cls.__doc__, heading
+    module_doc = importlib.import_module(cls.__module__).__doc__
+    for mention in ("Paper:", "arXiv", "https://", "Deviations"):
+        assert mention in module_doc, mention
+
+
+@pytest.mark.parametrize("module", ["common", "registry", *(get_block(n).__module__ for n in list_blocks())])
+def test_doctests(module):
+    path = module if "." in module else f"yolov5_ema.blocks.{module}"
+    result = doctest.testmod(importlib.import_module(path))
+    assert result.attempted > 0 and result.failed == 0
+
+
+# -- how many parameters --
+
+AT_512 = [
+    ("CA", {}, 25_648),
+    ("CA", {"reduction": 16}, 50_272),
+    ("CBAM", {}, 33_412),
+    ("ECA", {}, 5),
+    ("ECA", {"kernel_size": 3}, 3),
+    ("EMA", {}, 2_624),
+    ("EMA", {"cross_spatial": False}, 2_624),
+    ("NAM", {}, 1_024),
+    ("SA", {}, 24),
+    ("SE", {}, 32_768),
+    ("SE", {"bias": True}, 33_312),
+]
+
+
+def count(block):
+    return sum(p.numel() for p in block.parameters())
+
+
+@pytest.mark.parametrize(("name", "options", "expected"), AT_512)
+def test_parameters_at_512_channels(name, options, expected):
+    assert count(create_block(name, 512, **options)) == expected
+
+
+def test_every_block_has_a_parameter_count():
+    assert {name for name, _, _ in AT_512} == set(list_blocks())
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(64, 32), (144, 36), (256, 32), (320, 32), (640, 32), (96, 8), (7, 1), (5, 5)]
+)
+def test_parameters_of_ema_in_closed_form(channels, groups):
+    k = channels // groups
+    assert count(create_block("EMA", channels, groups=groups)) == 10 * k**2 + 4 * k
+
+
+def test_parameters_of_the_published_models():
+    """What the paper's detectors add: the last two C3 of YOLOv5s's backbone, and five places of YOLOv5x."""
+    small, large = (256, 512), (640, 320, 320, 320, 640)
+    assert sum(count(create_block("EMA", c)) for c in small) == 7_238_685 - 7_235_389
+    assert sum(count(create_block("CA", c)) for c in small) == 7_267_717 - 7_235_389
+    assert sum(count(create_block("CBAM", c)) for c in small) == 7_277_365 - 7_235_389
+    assert sum(count(create_block("SA", c)) for c in small) == 7_235_425 - 7_235_389
+    assert sum(count(create_block("ECA", c, kernel_size=3)) for c in small) == 7_235_395 - 7_235_389
+    assert sum(count(create_block("EMA", c)) for c in large) == 11_280
+    assert sum(count(create_block("CA", c)) for c in large) == 110_290
+    assert sum(count(create_block("CBAM", c)) for c in large) == 143_680
+
+
+@pytest.mark.parametrize("channels", [1, 2, 8, 16, 32, 64, 128, 192, 256, 320, 512, 640, 1024, 2048])
+def test_eca_kernel_follows_the_papers_rule(channels):
+    kernel = create_block("ECA", channels).kernel_size
+    t = int((math.log2(channels) + 1) / 2)
+    assert kernel % 2 == 1 and kernel in (t, t + 1)

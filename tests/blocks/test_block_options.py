@@ -1,0 +1,85 @@
+"""Options a block cannot use are refused when it is built, saying which, why and what instead."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from yolov5_ema.blocks import create_block, list_blocks
+
+INVALID = [
+    # block, channels, options, what the message says
+    (
+        "EMA",
+        48,
+        {},
+        "EMA: 48 channels cannot be split into 32 groups; nearest groups that divide them: 24 or 48",
+    ),
+    ("EMA", 48, {"groups": 64}, "48 channels cannot be split into 64 groups; nearest .*: 48"),
+    ("EMA", 64, {"groups": 0}, "EMA: groups must be at least 1, got 0"),
+    ("EMA", 64, {"groups": -8}, "EMA: groups must be at least 1, got -8"),
+    ("EMA", 64, {"groups": 8.0}, "EMA: groups must be an integer, got 8.0 (float)"),
+    ("EMA", 64, {"groups": True}, "EMA: groups must be an integer, got True (bool)"),
+    ("EMA", 64, {"groups": None}, "EMA: groups must be an integer, got None"),
+    ("EMA", 64, {"factor": "8"}, "EMA: factor must be an integer, got '8' (str)"),
+    ("EMA", 64, {"factor": 0}, "EMA: factor must be at least 1, got 0"),
+    ("EMA", 64, {"groups": 16, "factor": 8}, "groups=16 and factor=8 are two names of one option"),
+    ("EMA", 64, {"groups": 32, "factor": 8}, "groups=32 and factor=8 are two names of one option"),
+    ("EMA", 64, {"cross_spatial": 0}, "EMA: cross_spatial must be True or False, got 0 (int)"),
+    ("EMA", 64, {"cross_spatial": "no"}, "EMA: cross_spatial must be True or False, got 'no' (str)"),
+    ("CA", 64, {"reduction": 0}, "CA: reduction must be at least 1, got 0"),
+    ("CA", 64, {"reduction": 2.5}, "CA: reduction must be an integer, got 2.5 (float)"),
+    (
+        "CBAM",
+        8,
+        {},
+        "CBAM: reduction 16 leaves no hidden channel of 8 channels; use a reduction of at most 8",
+    ),
+    ("CBAM", 64, {"reduction": -1}, "CBAM: reduction must be at least 1, got -1"),
+    ("CBAM", 64, {"reduction": False}, "CBAM: reduction must be an integer, got False (bool)"),
+    ("CBAM", 64, {"kernel_size": 4}, "CBAM: kernel_size must be odd, got 4; use 3 or 5"),
+    ("CBAM", 64, {"kernel_size": 0}, "CBAM: kernel_size must be at least 1, got 0"),
+    ("CBAM", 64, {"kernel_size": 7.0}, "CBAM: kernel_size must be an integer, got 7.0 (float)"),
+    ("SA", 64, {}, "SA: 64 channels cannot be split into 64 groups of two halves.*2 * 64 = 128.*fits is 32"),
+    ("SA", 96, {"groups": 5}, "SA: 96 channels .* 5 groups.*2 * 5 = 10.*fits is 4"),
+    ("SA", 7, {"groups": 1}, "SA: 7 channels .* 1 groups.*use an even number of channels"),
+    ("SA", 64, {"groups": 0}, "SA: groups must be at least 1, got 0"),
+    ("SA", 64, {"groups": 4.0}, "SA: groups must be an integer, got 4.0 (float)"),
+    ("ECA", 64, {"kernel_size": 6}, "ECA: kernel_size must be odd, got 6; use 5 or 7"),
+    ("ECA", 64, {"kernel_size": -3}, "ECA: kernel_size must be at least 1, got -3"),
+    ("ECA", 64, {"kernel_size": True}, "ECA: kernel_size must be an integer, got True (bool)"),
+    ("SE", 8, {}, "SE: reduction 16 leaves no hidden channel of 8 channels; use a reduction of at most 8"),
+    ("SE", 64, {"reduction": 0}, "SE: reduction must be at least 1, got 0"),
+    ("SE", 64, {"bias": 1}, "SE: bias must be True or False, got 1 (int)"),
+]
+
+
+@pytest.mark.parametrize(("name", "channels", "options", "message"), INVALID)
+def test_invalid_option(name, channels, options, message):
+    pattern = re.escape(message).replace(r"\.\*", ".*")
+    with pytest.raises(ValueError, match=pattern):
+        create_block(name, channels, **options)
+
+
+@pytest.mark.parametrize("name", list_blocks())
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        (0, "channels must be at least 1, got 0"),
+        (-64, "channels must be at least 1, got -64"),
+        (64.0, "channels must be an integer, got 64.0 (float)"),
+        (True, "channels must be an integer, got True (bool)"),
+        ("64", "channels must be an integer, got '64' (str)"),
+        (None, "channels must be an integer, got None (NoneType)"),
+    ],
+)
+def test_invalid_channels(name, channels, message):
+    with pytest.raises(ValueError, match=f"{name}: {re.escape(message)}"):
+        create_block(name, channels)
+
+
+def test_ca_keeps_eight_hidden_channels_at_least():
+    assert create_block("CA", 16).bn1.num_features == 8
+    assert create_block("CA", 16, reduction=64).bn1.num_features == 8
+    assert create_block("CA", 512, reduction=8).bn1.num_features == 64

@@ -1,0 +1,244 @@
+"""Bad input ends in a clear message and exit code 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+import torch
+import yaml
+
+import yolov5_ema
+from yolov5_ema.cli.main import main
+from yolov5_ema.engine.cfg_generator import build_cfg
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Each case runs in an empty folder, and leaves the environment as it was."""
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shim():
+    with yolov5_ema.installed():
+        yield
+
+
+@pytest.fixture
+def refused(capsys, own_folder):
+    """Run a command that must be refused; returns its message."""
+
+    def run(*argv: object) -> str:
+        before = {path for path in own_folder.rglob("*")}
+        capsys.readouterr()
+        code = main([str(arg) for arg in argv])
+        message = capsys.readouterr().err
+        assert code == 2, f"exit code {code}"
+        assert "yolov5-ema: error: " in message and "Traceback" not in message
+        made = {path.name for path in own_folder.rglob("*")} - {path.name for path in before}
+        assert not made, f"left behind: {made}"
+        return message
+
+    return run
+
+
+def train(tiny_set, *flags: object) -> list[object]:
+    return ["train", "--data", tiny_set, "--weights", "", "--img", 64, "--epochs", 1, *flags]
+
+
+def write_cfg(**changes: object) -> str:
+    cfg = build_cfg(size="n", block="EMA", nc=3)
+    cfg.update(changes)
+    with open("mine.yaml", "w") as stream:
+        yaml.safe_dump(cfg, stream)
+    return "mine.yaml"
+
+
+def with_block_row(row: list[object]) -> str:
+    cfg = build_cfg(size="n", block="EMA", nc=3)
+    cfg["backbone"][7] = row
+    return write_cfg(backbone=cfg["backbone"])
+
+
+def test_cfg_missing(refused, tiny_set):
+    message = refused(*train(tiny_set, "--cfg", "yolov5s-emma.yaml"))
+    assert "--cfg yolov5s-emma.yaml: no such file" in message and "yolov5-ema cfg" in message
+
+
+def test_cfg_not_yaml(refused, tiny_set):
+    with open("broken.yaml", "w") as stream:
+        stream.write("backbone: [[\n")
+    assert "broken.yaml is not valid YAML" in refused(*train(tiny_set, "--cfg", "broken.yaml"))
+
+
+def test_cfg_wrong_keys(refused, tiny_set):
+    cfg = write_cfg()
+    content = yaml.safe_load(open(cfg).read())
+    content["backbones"] = content.pop("backbone")
+    open(cfg, "w").write(yaml.safe_dump(content))
+    assert "'backbone' is missing (did you mean it by 'backbones'?)" in refused(*train(tiny_set, "--cfg", cfg))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([-1, 1, "EMAA", []], ["row 7", "did you mean EMA?"]),
+        ([-1, 1, "EMA", [0]], ["row 7", "groups", "0"]),
+        ([-1, 1, "EMA", [-8]], ["row 7", "groups", "-8"]),
+        ([-1, 1, "EMA", [48]], ["row 7", "48", "128"]),
+        ([-1, 1, "EMA", [1024]], ["row 7", "1024"]),
+        ([-1, 1, "EMA", [512]], ["row 7", "number of channels", "[EMA, []]"]),
+        ([-1, 1, "print('smuggled')", []], ["row 7", "plain name"]),
+    ],
+)
+def test_cfg_rows(refused, tiny_set, row, words, capsys):
+    message = refused(*train(tiny_set, "--cfg", with_block_row(row)))
+    assert "mine.yaml" in message
+    for word in words:
+        assert word in message
+    assert "smuggled\n" not in capsys.readouterr().out
+
+
+def test_cfg_whose_rows_do_not_fit(refused, tiny_set):
+    cfg = build_cfg(size="n", block="EMA", nc=3)
+    cfg["head"][2][0] = [-1, 4]  # a Concat of strides 16 and 8
+    message = refused(*train(tiny_set, "--cfg", write_cfg(head=cfg["head"])))
+    assert "mine.yaml, row 14" in message and "Concat" in message and "[-1, 4]" in message
+
+
+def test_weights_missing(refused, tiny_set):
+    assert "weights not found: nowhere.pt" in refused("val", "--data", tiny_set, "--weights", "nowhere.pt")
+    assert "weights not found: nowhere.pt" in refused("detect", "--weights", "nowhere.pt", "--source", tiny_set)
+
+
+def test_released_weights_without_a_network(refused, tiny_set, monkeypatch):
+    from yolov5_ema.engine.quirks import downloads
+
+    monkeypatch.setattr(downloads, "is_online", lambda: False)
+    message = refused("train", "--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--weights", "yolov5s.pt")
+    assert "yolov5s.pt not found here" in message and "no network" in message and "--weights ''" in message
+
+
+def test_weights_cut_off_or_no_checkpoint(refused, tiny_set, own_folder):
+    (own_folder / "cut.pt").write_bytes(b"PK\x03\x04 and nothing more")
+    (own_folder / "text.pt").write_text("hello")
+    for name in ("cut.pt", "text.pt"):
+        assert "no PyTorch checkpoint, or cut off" in refused("val", "--data", tiny_set, "--weights", name)
+        assert "no PyTorch checkpoint" in refused("export", "--weights", name, "--include", "onnx")
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize("command", ["train", "val", "detect", "export"])
+def test_weights_malicious(refused, tiny_set, own_folder, command):
+    torch.save({"model": Evil(), "optimizer": None}, "evil.pt")
+    flags = {
+        "train": ["--data", tiny_set, "--cfg", "yolov5n-ema.yaml"],
+        "val": ["--data", tiny_set],
+        "detect": ["--source", tiny_set.parent / "images/test"],
+        "export": ["--include", "onnx"],
+    }[command]
+    message = refused(command, "--weights", "evil.pt", *flags)
+    assert "system" in message and "--trust-checkpoint" in message
+    assert not (own_folder / "ran").exists()
+
+
+def test_data_without_val(refused, tiny_set):
+    content = yaml.safe_load(tiny_set.read_text())
+    del content["val"]
+    open("noval.yaml", "w").write(yaml.safe_dump(content))
+    message = refused("train", "--data", "noval.yaml", "--cfg", "yolov5n-ema.yaml", "--weights", "")
+    assert "noval.yaml: the key 'val' is missing" in message and "images/val" in message
+
+
+def test_data_with_other_mistakes(refused, tiny_set, own_folder):
+    good = yaml.safe_load(tiny_set.read_text())
+    cases = [
+        ({**good, "nc": 5}, "nc is 5, but there are 3 names"),
+        ({**good, "nc": 0}, "at least 1"),
+        ({key: good[key] for key in ("path", "train", "val")}, "are missing"),
+        ({**good, "val": "images/nowhere"}, "images/nowhere"),
+        ({**good, "val": "labels/val"}, "no images for val"),
+    ]
+    for content, words in cases:
+        open("data.yaml", "w").write(yaml.safe_dump(content))
+        assert words in refused("train", "--data", "data.yaml", "--cfg", "yolov5n-ema.yaml", "--weights", "")
+
+
+def test_labels_of_a_class_that_is_not_there(refused, tiny_set, own_folder):
+    shutil.copytree(tiny_set.parent, own_folder / "set", ignore=shutil.ignore_patterns("*.cache"))
+    (own_folder / "set/labels/train/train0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
+    content = {**yaml.safe_load(tiny_set.read_text()), "path": str(own_folder / "set")}
+    open("data.yaml", "w").write(yaml.safe_dump(content))
+    (own_folder / "set/labels/train.cache").touch()  # YOLOv5 writes one there whatever comes of it
+    message = refused(*train("data.yaml", "--cfg", "yolov5n-ema.yaml"))
+    assert "Label class 7 exceeds nc=3" in message
+
+
+def test_a_refused_run_leaves_the_folders_of_others(refused, tiny_set, own_folder):
+    (own_folder / "runs/train/exp").mkdir(parents=True)
+    (own_folder / "runs/train/exp/opt.yaml").write_text("someone else's\n")
+    shutil.copytree(tiny_set.parent, own_folder / "set", ignore=shutil.ignore_patterns("*.cache"))
+    (own_folder / "set/labels/train/train0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
+    content = {**yaml.safe_load(tiny_set.read_text()), "path": str(own_folder / "set")}
+    open("data.yaml", "w").write(yaml.safe_dump(content))
+    (own_folder / "set/labels/train.cache").touch()
+    refused(*train("data.yaml", "--cfg", "yolov5n-ema.yaml"))
+    assert (own_folder / "runs/train/exp/opt.yaml").read_text() == "someone else's\n"
+
+
+def test_empty_image_folder(refused, own_folder, trained):
+    (own_folder / "empty").mkdir()
+    message = refused("detect", "--weights", trained, "--source", "empty")
+    assert "--source empty: no images or videos" in message
+    assert "no such file or folder" in refused("detect", "--weights", trained, "--source", "nowhere.jpg")
+    assert "no file matches" in refused("detect", "--weights", trained, "--source", "empty/*.jpg")
+
+
+def test_unreadable_image(refused, own_folder, trained):
+    (own_folder / "bad.jpg").write_bytes(b"this is no picture")
+    message = refused("detect", "--weights", trained, "--source", "bad.jpg", "--img", 64)
+    assert "bad.jpg" in message
+    assert not (own_folder / "runs/detect/exp").exists()
+
+
+def test_run_folder_not_writable(refused, tiny_set, own_folder, trained):
+    (own_folder / "afile").write_text("kept")
+    message = refused(*train(tiny_set, "--cfg", "yolov5n-ema.yaml", "--project", "afile/runs"))
+    assert "cannot write to the run folder" in message and "afile" in message
+    assert "cannot write" in refused("val", "--data", tiny_set, "--weights", trained, "--project", "afile")
+    assert (own_folder / "afile").read_text() == "kept"
+
+
+def test_no_yolov5(refused):
+    assert "no such folder for --yolov5" in refused("doctor", "--yolov5", "nowhere")
+
+
+def test_unknown_command_and_plugin(refused):
+    assert "no command 'trian'; did you mean train?" in refused("trian")
+    assert "--plugin no_such_module: cannot import it" in refused("blocks", "--plugin", "no_such_module")
+
+
+def test_tensorflow_formats_of_a_model_with_blocks(refused, trained):
+    message = refused("export", "--weights", trained, "--include", "tflite")
+    assert "tflite" in message and "EMA" in message and "onnx" in message
+
+
+def test_info_of_what_is_no_model(refused, tiny_set):
+    assert "'depth_multiple' is missing" in refused("info", tiny_set)
+    assert "no such file" in refused("info", "nowhere.yaml")
+
+
+def test_yolov5s_own_parser_refuses_unknown_flags(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--no-such-flag"])
+    assert caught.value.code == 2 and "--no-such-flag" in capsys.readouterr().err

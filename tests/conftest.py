@@ -1,0 +1,97 @@
+"""What the tests share: a tiny real data set, the command line as a subprocess, clones, weights."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NAMES = ("disc", "box", "cross")
+
+
+def write_tiny_set(folder: Path, train: int = 8, val: int = 4, imgsz: int = 96) -> Path:
+    """A YOLO data set of plain shapes on noise: enough to train on for an epoch, not to learn from."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val), ("test", val)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for index in range(count):
+            image = rng.integers(0, 90, (imgsz, imgsz, 3), dtype=np.uint8)
+            rows = []
+            for cls in range(len(NAMES)):
+                x, y = rng.uniform(0.25, 0.75, 2)
+                half = imgsz // 8
+                center = (int(x * imgsz), int(y * imgsz))
+                cv2.circle(image, center, half, (60 + 90 * cls, 200, 255 - 90 * cls), -1 if cls else 3)
+                rows.append(f"{cls} {x:.6f} {y:.6f} 0.25 0.25")
+            cv2.imwrite(str(folder / "images" / split / f"{split}{index}.jpg"), image)
+            (folder / "labels" / split / f"{split}{index}.txt").write_text("\n".join(rows) + "\n")
+    yaml_file = folder / "tiny.yaml"
+    yaml_file.write_text(
+        f"path: {folder}\ntrain: images/train\nval: images/val\ntest: images/test\n"
+        f"nc: {len(NAMES)}\nnames: [{', '.join(NAMES)}]\n"
+    )
+    return yaml_file
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory) -> Path:
+    """The data YAML of the tiny set; do not change its images."""
+    return write_tiny_set(tmp_path_factory.mktemp("tiny") / "set")
+
+
+def run_cli(*args: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """``python -m yolov5_ema …`` as a user runs it; stdout and stderr as text."""
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(env or {})}
+    command = [sys.executable, "-m", "yolov5_ema", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_set, tmp_path_factory) -> Path:
+    """best.pt of a two-epoch training of yolov5n with EMA through the command line."""
+    cwd = tmp_path_factory.mktemp("trained")
+    done = run_cli(
+        *("train", "--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--weights", ""),
+        *("--img", 64, "--batch", 4, "--epochs", 2, "--workers", 2, "--name", "tiny"),
+        cwd=cwd,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return cwd / "runs" / "train" / "tiny" / "weights" / "best.pt"
+
+
+@pytest.fixture(scope="session")
+def package_root() -> Path:
+    """Folder of the installed PyPI package ``yolov5``."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("yolov5")
+    assert spec is not None and spec.origin is not None, "tests need: pip install 'yolov5-ema[v6]'"
+    return Path(spec.origin).parent
+
+
+@pytest.fixture(scope="session")
+def clone(package_root, tmp_path_factory) -> Path:
+    """The installed package's own files, laid out as a clone of the repository."""
+    root = tmp_path_factory.mktemp("clone") / "yolov5"
+    shutil.copytree(package_root, root, ignore=shutil.ignore_patterns("__pycache__", "__init__.py"))
+    for path in root.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"\bfrom yolov5\.", "from ", text)
+        text = re.sub(r"\bimport yolov5\.(\w+) as", r"import \1 as", text)
+        path.write_text(re.sub(r"^from yolov5 import __version__$", '__version__ = "?"', text, flags=re.M))
+    for name in ("models", "utils", "utils/loggers", "utils/loggers/wandb"):
+        source = package_root / name / "__init__.py"
+        if (root / name).is_dir():
+            text = source.read_text(encoding="utf-8") if source.is_file() else ""
+            (root / name / "__init__.py").write_text(re.sub(r"\bfrom yolov5\.", "from ", text))
+    return root

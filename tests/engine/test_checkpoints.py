@@ -1,0 +1,225 @@
+"""Checkpoints load without running code, whichever layout's names they hold."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import yolov5_ema
+from yolov5_ema.engine import checkpoints
+from yolov5_ema.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with yolov5_ema.installed() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def model(engine):
+    from yolov5.models.yolo import Model
+
+    from yolov5_ema.engine.cfg_generator import build_cfg
+
+    torch.manual_seed(0)
+    return Model(build_cfg(size="n", block="CBAM", nc=3)).eval()
+
+
+def as_checkpoint(model):
+    return {
+        "epoch": 4,
+        "best_fitness": np.array([0.5]),
+        "model": model,
+        "ema": None,
+        "updates": 7,
+        "optimizer": {"state": {}, "param_groups": [{"lr": np.float64(0.01), "params": [0, 1]}]},
+        "opt": {"data": Path("data/x.yaml")},
+        "date": None,
+    }
+
+
+def dotted_names(path: Path) -> set[str]:
+    """Globals in a checkpoint's pickle, read without unpickling."""
+    import pickletools
+
+    with zipfile.ZipFile(path) as archive:
+        data = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    return {arg.replace(" ", ".") for op, arg, _ in pickletools.genops(data) if op.name == "GLOBAL"}
+
+
+def test_round_trip_keeps_every_tensor_and_number(engine, model, tmp_path):
+    checkpoints.save_checkpoint(as_checkpoint(model), tmp_path / "a.pt", engine=engine)
+    back = checkpoints.load_checkpoint(tmp_path / "a.pt", engine=engine)
+    assert type(back["model"]) is type(model)
+    assert back["best_fitness"].item() == 0.5 and back["optimizer"]["param_groups"][0]["lr"] == 0.01
+    assert back["opt"]["data"] == Path("data/x.yaml")
+    ours, theirs = model.state_dict(), back["model"].state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(model(image)[0], back["model"](image)[0])
+
+
+def test_the_package_writes_the_names_that_clones_read(engine, model, tmp_path):
+    checkpoints.save_checkpoint(as_checkpoint(model), tmp_path / "a.pt", engine=engine)
+    names = dotted_names(tmp_path / "a.pt")
+    assert "models.yolo.Model" in names and "models.common.C3" in names
+    assert not any(name.startswith("yolov5.") for name in names)
+    assert "yolov5_ema.blocks.cbam.CBAM" in names
+
+
+def test_the_packages_own_names_are_read_too(engine, model, tmp_path):
+    torch.save(as_checkpoint(model), tmp_path / "b.pt")  # as the package alone writes it
+    assert "yolov5.models.yolo.Model" in dotted_names(tmp_path / "b.pt")
+    back = checkpoints.load_checkpoint(tmp_path / "b.pt", engine=engine)
+    assert type(back["model"]) is type(model)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_trusted_and_untrusted_loads_agree(engine, model, tmp_path, trust):
+    checkpoints.save_checkpoint(as_checkpoint(model), tmp_path / "a.pt", engine=engine)
+    back = checkpoints.load_checkpoint(tmp_path / "a.pt", engine=engine, trust=trust)
+    assert type(back["model"]) is type(model)
+    assert "models.yolo" not in sys.modules  # no second copy of the classes, and no alias left
+
+
+def test_layers_saved_by_old_torch_are_mended(engine, model, tmp_path):
+    import copy
+
+    old = copy.deepcopy(model)
+    upsamples = [m for m in old.modules() if isinstance(m, torch.nn.Upsample)]
+    for module in upsamples:
+        del module.recompute_scale_factor
+    assert upsamples
+    checkpoints.save_checkpoint(as_checkpoint(old), tmp_path / "old.pt", engine=engine)
+    back = checkpoints.load_checkpoint(tmp_path / "old.pt", engine=engine)["model"]
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(back(image)[0], model(image)[0])
+
+
+class _Touch:
+    """Runs a command when unpickled."""
+
+    def __init__(self, function, *args):
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("place", ["top", "optimizer", "ema", "names"])
+@pytest.mark.parametrize("how", ["system", "eval", "import", "getattr", "partial"])
+def test_malicious_checkpoints_are_refused_and_nothing_runs(engine, model, tmp_path, how, place):
+    import functools
+    import importlib
+
+    marker = tmp_path / "ran"
+    payload = {
+        "system": _Touch(os.system, f"touch {marker}"),
+        "eval": _Touch(eval, f"open({str(marker)!r}, 'w')"),
+        "import": _Touch(importlib.import_module, "antigravity"),
+        "getattr": _Touch(getattr, Path(marker), "touch"),
+        "partial": _Touch(functools.partial, os.system, f"touch {marker}"),
+    }[how]
+    checkpoint = as_checkpoint(model)
+    target = {"top": ("extra", payload), "optimizer": ("optimizer", {"state": {0: payload}})}
+    key, value = target.get(place, (place, [payload]))
+    checkpoint[key] = value
+    torch.save(checkpoint, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match=r"holds what no YOLOv5 checkpoint needs.*--trust-checkpoint"):
+        checkpoints.load_checkpoint(tmp_path / "evil.pt", engine=engine)
+    assert not marker.exists()
+
+
+def test_the_refusal_names_what_was_found(engine, tmp_path):
+    torch.save({"model": _Touch(os.system, "true")}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match=r"(posix|nt)\.system"):
+        checkpoints.load_checkpoint(tmp_path / "evil.pt", engine=engine)
+    os.environ[checkpoints.TRUST_ENV] = "1"
+    try:
+        assert checkpoints.load_checkpoint(tmp_path / "evil.pt", engine=engine) == {"model": 0}
+    finally:
+        del os.environ[checkpoints.TRUST_ENV]
+
+
+def test_a_model_built_while_unpickling_is_checked_too(engine, tmp_path):
+    """Model is on the allow-list, so a pickle may call it: its cfg goes through the shim like any other."""
+    from yolov5.models.yolo import Model
+
+    marker = tmp_path / "ran"
+    cfg = yaml_with(f"open({str(marker)!r}, 'w')")
+    torch.save({"model": _Touch(Model, cfg)}, tmp_path / "evil.pt")
+    with pytest.raises((CheckpointError, yolov5_ema.ConfigError)):
+        checkpoints.load_checkpoint(tmp_path / "evil.pt", engine=engine)
+    assert not marker.exists()
+
+
+def yaml_with(code: str) -> dict[str, object]:
+    row = [-1, 1, "Conv", [8, code]]
+    return {
+        **{"nc": 1, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": 3},
+        **{"backbone": [row], "head": [[[0], 1, "Detect", ["nc", "anchors"]]]},
+    }
+
+
+def test_files_that_are_no_checkpoints(engine, model, tmp_path):
+    good = tmp_path / "good.pt"
+    checkpoints.save_checkpoint(as_checkpoint(model), good, engine=engine)
+    cases = {
+        "missing.pt": (None, "not found"),
+        "empty.pt": (b"", "no PyTorch checkpoint, or cut off"),
+        "text.pt": (b"not a checkpoint" * 50, "no PyTorch checkpoint, or cut off"),
+        "cut.pt": (good.read_bytes()[:5000], "no PyTorch checkpoint, or cut off"),
+        "pickle.pt": (pickle.dumps({"a": list(range(200))}), "cannot be read|no PyTorch checkpoint|holds what"),
+    }
+    for name, (content, message) in cases.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            checkpoints.load_checkpoint(tmp_path / name, engine=engine)
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("readme.txt", "no data.pkl in here")
+    with pytest.raises(CheckpointError, match=r"zip\.pt"):
+        checkpoints.load_checkpoint(tmp_path / "zip.pt", engine=engine)
+    with pytest.raises(CheckpointError, match="is a folder"):
+        checkpoints.load_checkpoint(tmp_path, engine=engine)
+
+
+IN_A_CLONE = """
+import sys, torch
+sys.path.insert(0, {clone!r})
+sys.modules["pkg_resources"] = __import__("types").ModuleType("pkg_resources")
+sys.modules["pkg_resources"].parse_version = __import__("packaging.version").version.parse
+checkpoint = torch.load({file!r}, weights_only=False)
+model = checkpoint["model"]
+assert type(model).__module__ == "models.yolo", type(model)
+assert "yolov5_ema.engine" not in sys.modules
+print(float(model.eval()(torch.ones(1, 3, 64, 64))[0].sum()))
+"""
+
+
+def test_plain_yolov5_of_a_clone_reads_it_without_the_shim(engine, model, tmp_path, clone):
+    checkpoints.save_checkpoint(as_checkpoint(model), tmp_path / "a.pt", engine=engine)
+    config = tmp_path / "config"
+    config.mkdir()
+    from yolov5_ema.engine.quirks.fonts import _font_on_disk
+
+    (config / "Arial.ttf").write_bytes(_font_on_disk("Arial.ttf").read_bytes())
+    repository = Path(yolov5_ema.__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(repository), "YOLOV5_CONFIG_DIR": str(config)}
+    environment.pop("YOLOV5_EMA_ACTIVE", None)
+    code = IN_A_CLONE.format(clone=str(clone), file=str(tmp_path / "a.pt"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    expected = float(model(torch.ones(1, 3, 64, 64))[0].sum())
+    assert float(done.stdout.splitlines()[-1]) == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,315 @@
+"""Each quirk: what it is for works with it, and does not without it.
+
+Every case runs in a process of its own, since YOLOv5 is imported once a process. The processes come
+from a fork server that has the big libraries loaded already.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("yolov5") is None, reason="needs the PyPI yolov5")
+
+
+# name of the quirk -> code that raises unless the quirk's cure is in place
+CASES = {
+    "pkg-resources": """
+from yolov5.utils.general import check_version
+assert check_version("1.10.0", "1.9.0") and not check_version("1.9.0", "1.10.0")
+import sys
+assert "pkg_resources" not in sys.modules
+""",
+    "font-from-disk": """
+import numpy as np
+from yolov5.utils.plots import Annotator
+image = np.zeros((60, 200, 3), np.uint8)
+annotator = Annotator(image, pil=True)
+annotator.draw.text((5, 5), "EMA", fill=(255, 255, 255), font=annotator.font)
+assert annotator.result().any()
+""",
+    "font-getsize": """
+import numpy as np
+from yolov5.utils.plots import Annotator
+annotator = Annotator(np.zeros((60, 200, 3), np.uint8), pil=True)
+annotator.box_label((20, 30, 60, 50), "EMA 0.9", color=(255, 0, 0))
+wide, high = annotator.font.getsize("EMA 0.9")
+assert wide > annotator.font.getsize("EMA")[0] > 0 and 0 < high < 40
+""",
+    "numpy-names": """
+import numpy as np
+from yolov5.utils.general import labels_to_class_weights
+from yolov5.utils.metrics import compute_ap
+weights = labels_to_class_weights([np.array([[0, .5, .5, .1, .1], [1, .5, .5, .1, .1], [1, .5, .5, .1, .1]])], nc=2)
+assert np.allclose(weights, [2 / 3, 1 / 3])
+ap, _, _ = compute_ap([0.5, 1.0], [1.0, 1.0])
+assert abs(ap - 0.995) < 1e-6  # 101 points, the last of which has precision 0
+assert not hasattr(np, "trapz")  # NumPy's own namespace is as it was
+""",
+    "loss-clamp": """
+import torch
+from yolov5.utils.loss import ComputeLoss
+loss = ComputeLoss.__new__(ComputeLoss)
+loss.na, loss.nl, loss.hyp = 1, 1, {"anchor_t": 4.0}
+loss.anchors = torch.tensor([[[2.0, 2.0]]])
+targets = torch.tensor([[0, 1, 0.999, 0.40, 0.25, 0.25]])
+tcls, tbox, indices, anchors = loss.build_targets([torch.zeros(1, 1, 8, 8, 7)], targets)
+cells = {(int(i), int(j)) for i, j in zip(indices[0][3], indices[0][2])}
+# the object's own cell (7, 3); left of its middle there is no neighbour, x is past it; y = 3.2 is nearer to row 2
+assert cells == {(7, 3), (7, 2)}, cells
+assert indices[0][2].dtype == torch.int64 and tbox[0].dtype == torch.float32
+assert torch.ones(7).dtype == torch.float32  # torch's own namespace is as it was
+""",
+    "safe-checkpoints": """
+from yolov5.models.yolo import Model
+from yolov5.models import experimental
+from yolov5.utils.general import strip_optimizer
+from pathlib import Path
+model = Model(Path(experimental.__file__).parent / "yolov5n.yaml").half()
+import torch
+torch.save({"model": model, "ema": None, "epoch": 3, "optimizer": None}, TMP + "/m.pt")
+strip_optimizer(TMP + "/m.pt")
+loaded = experimental.attempt_load(TMP + "/m.pt")
+assert sum(p.numel() for p in loaded.parameters()) > 1e6
+""",
+    "one-copy-of-classes": """
+import sys
+from pathlib import Path
+from yolov5.models import experimental
+from yolov5.models.common import Conv
+from yolov5.models.yolo import Detect, Model
+model = Model(Path(experimental.__file__).parent / "yolov5n.yaml").half()
+import torch
+torch.save({"model": model, "ema": None, "epoch": 3, "optimizer": None}, TMP + "/m.pt")
+loaded = experimental.attempt_load(TMP + "/m.pt")
+assert type(loaded.model[-1]) is Detect
+assert not any(hasattr(m, "bn") for m in loaded.modules() if isinstance(m, Conv))
+assert "models.yolo" not in sys.modules
+""",
+    "data-paths": """
+import os
+from pathlib import Path
+from yolov5.utils.general import check_dataset
+home = Path(TMP) / "home"
+(home / "set/images/val").mkdir(parents=True)
+(home / "d.yaml").write_text("path: set\\ntrain: images/val\\nval: images/val\\nnc: 1\\nnames: [a]\\n")
+os.chdir(TMP)
+assert check_dataset(str(home / "d.yaml"))["val"] == str(home / "set/images/val")
+""",
+    "stale-label-cache": """
+import shutil
+from pathlib import Path
+from yolov5.utils.datasets import LoadImagesAndLabels
+folder = Path(TMP) / "set"
+shutil.copytree(Path(SET).parent, folder)
+first = LoadImagesAndLabels(str(folder / "images/val"), 64, 2)
+shutil.copy(folder / "images/val/val0.jpg", folder / "images/val/val9.jpg")
+second = LoadImagesAndLabels(str(folder / "images/val"), 64, 2)
+assert len(second) == len(first) + 1
+(folder / "labels/val.cache").write_bytes(b"torn")
+assert len(LoadImagesAndLabels(str(folder / "images/val"), 64, 2)) == len(second)
+""",
+    "save-json": """
+import json
+from pathlib import Path
+from yolov5 import val
+from yolov5.models import experimental
+from yolov5.models.yolo import Model
+model = Model(Path(experimental.__file__).parent / "yolov5n.yaml", nc=3).half()
+import torch
+torch.save({"model": model, "ema": None, "epoch": 3, "optimizer": None}, TMP + "/m.pt")
+val.run(SET, weights=[TMP + "/m.pt"], imgsz=64, batch_size=4, save_json=True, plots=False, project=TMP + "/val",
+        conf_thres=1e-9, device="cpu")
+rows = json.loads(Path(TMP + "/val/exp/m_predictions.json").read_text())
+assert {"image_id", "category_id", "bbox", "score"} == set(rows[0])
+assert {row["image_id"] for row in rows} == {"val0", "val1", "val2", "val3"}
+""",
+    "onnx-exporter": """
+import onnx
+import torch
+from pathlib import Path
+from yolov5 import export
+layer = torch.nn.Conv2d(3, 4, 3).eval()
+export.export_onnx(layer, torch.zeros(1, 3, 16, 16), Path(TMP + "/m.pt"), 13, False, False, False)
+assert onnx.load(TMP + "/m.onnx").opset_import[0].version == 13
+""",
+    "torch-has-cuda": """
+import torch
+from yolov5 import detect
+assert detect.torch.has_cuda == torch.cuda.is_available()
+""",
+    "torch-amp": """
+import torch
+from yolov5 import train
+scaler = train.amp.GradScaler(enabled=False)
+assert type(scaler) is torch.amp.GradScaler
+with train.amp.autocast(enabled=False):
+    assert not torch.is_autocast_enabled("cuda")
+""",
+    "randrange-float": """
+from yolov5 import train
+sizes = {train.random.randrange(64 * 0.5, 64 * 1.5 + 32) for _ in range(500)}
+assert min(sizes) >= 32 and max(sizes) < 128
+""",
+    "pictures-in-order": """
+import threading
+from yolov5 import val
+where = []
+val.Thread(target=lambda *a: where.append(threading.current_thread()), args=(1,), daemon=True).start()
+assert where == [threading.main_thread()]
+def broken(): raise RuntimeError("no picture")
+val.Thread(target=broken, args=(), daemon=True).start()
+""",
+    "downloads-say-so": """
+from yolov5.utils import downloads
+from yolov5_ema.errors import CheckpointError
+asked = []
+downloads.requests.get = lambda *a, **k: asked.append(a)
+try:
+    downloads.attempt_download(TMP + "/nowhere/mine.pt")
+except CheckpointError as error:
+    assert "mine.pt" in str(error) and "--weights ''" in str(error)
+else:
+    raise AssertionError("said nothing")
+assert asked == []
+""",
+    "no-pip-behind-the-back": """
+from yolov5.utils import general
+ran = []
+general.check_online = lambda: True
+general.check_output = lambda *a, **k: ran.append(a) or b""
+general.check_requirements(("no-such-distribution-at-all",))
+assert ran == []
+""",
+    "worker-processes": """
+import multiprocessing, shutil
+from pathlib import Path
+from yolov5.utils import datasets
+multiprocessing.set_start_method("spawn", force=True)
+folder = Path(TMP) / "set"
+shutil.copytree(Path(SET).parent, folder)
+real_pool = datasets.Pool
+class Pool:  # a worker that cannot unpickle is replaced for ever; fail instead of hanging
+    def __init__(self, count): self.pool = real_pool(1)
+    def __enter__(self): return self
+    def __exit__(self, *a): self.pool.terminate()
+    def imap(self, f, items): return [self.pool.apply_async(f, (item,)).get(30) for item in items]
+datasets.Pool = Pool
+dataset = datasets.LoadImagesAndLabels(str(folder / "images/val"), 64, 2)
+assert len(dataset) == 4
+loader = datasets.torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=dataset.collate_fn)
+assert [images.shape for images, *_ in loader] == [(2, 3, 64, 64)] * 2
+""",
+}
+
+
+def _no_network(url: str, *args: object, **kwargs: object) -> None:
+    raise OSError(f"downloaded {url}")
+
+
+def _in_child(connection, code: str, without: str | None, namespace: dict[str, str]) -> None:
+    import warnings
+
+    warnings.simplefilter("error", FutureWarning)
+    warnings.filterwarnings("error", message=".*(randrange|has_cuda|non-integer).*")
+    os.environ.pop("YOLOV5_CONFIG_DIR", None)
+    os.environ["HOME"] = namespace["TMP"]
+    sys.modules["onnxscript"] = None  # type: ignore[assignment]  # not installed, as on a user's machine
+    torch.hub.download_url_to_file = _no_network
+    try:
+        from yolov5_ema.engine import activation, shim
+
+        activation.QUIRKS = tuple(quirk for quirk in activation.QUIRKS if quirk.name != without)
+        shim.install(namespace["ROOT"])
+        exec(code, dict(namespace))
+        connection.send("")
+    except BaseException:
+        connection.send(traceback.format_exc())
+
+
+@pytest.fixture(scope="module")
+def in_process():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision", "pandas", "seaborn", "matplotlib.pyplot", "cv2"])
+
+    def run(code: str, without: str | None, namespace: dict[str, str]) -> str:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_in_child, args=(theirs, code, without, namespace))
+        process.start()
+        theirs.close()
+        try:
+            return ours.recv()
+        finally:
+            process.join(120)
+
+    return run
+
+
+@pytest.fixture
+def namespace(tmp_path, tiny_set, package_root) -> dict[str, str]:
+    version = importlib.metadata.version("yolov5")
+    if version != "6.0.7":
+        pytest.skip(f"the cases are written for yolov5 6.0.7, not {version}")
+    return {"TMP": str(tmp_path), "SET": str(tiny_set), "ROOT": str(package_root)}
+
+
+def test_every_quirk_has_a_case():
+    from yolov5_ema.engine.quirks import QUIRKS
+
+    assert sorted(CASES) == sorted(quirk.name for quirk in QUIRKS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_works_with_the_quirk(name, in_process, namespace):
+    assert in_process(CASES[name], None, namespace) == ""
+
+
+# what no longer breaks here is no failure of ours: the library at hand decides
+_SYMPTOMS = {
+    "pkg-resources": "pkg_resources",
+    "font-from-disk": "downloaded",
+    "font-getsize": "getsize",
+    "numpy-names": "has no attribute",
+    "loss-clamp": "can't be cast",
+    "safe-checkpoints": "Weights only load failed",
+    "one-copy-of-classes": "AssertionError",
+    "data-paths": "not found",
+    "stale-label-cache": "AssertionError",
+    "save-json": "'list' object has no attribute 'get'",
+    "onnx-exporter": "Error",
+    "torch-has-cuda": "has_cuda",
+    "torch-amp": "deprecated",
+    "randrange-float": "randrange",
+    "pictures-in-order": "AssertionError",
+    "downloads-say-so": "AssertionError",
+    "no-pip-behind-the-back": "AssertionError",
+    "worker-processes": "TimeoutError",
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_breaks_without_the_quirk(name, in_process, namespace):
+    from yolov5_ema.engine.activation import survey
+    from yolov5_ema.engine.locate import engine_at
+
+    if name not in {row[0] for row in survey(engine_at(Path(namespace["ROOT"])))}:
+        pytest.skip("not needed with the libraries installed here")
+    failure = in_process(CASES[name], name, namespace)
+    assert _SYMPTOMS[name] in failure, failure or "nothing failed"
+
+
+def test_survey_reports_what_doctor_prints(package_root):
+    from yolov5_ema.engine.activation import survey
+    from yolov5_ema.engine.locate import engine_at
+
+    rows = survey(engine_at(package_root))
+    assert ("data-paths", "utils.general") in {(quirk, module) for quirk, module, _ in rows}
+    assert all(reason for _, _, reason in rows)

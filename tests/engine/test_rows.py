@@ -1,0 +1,238 @@
+"""Every row of a cfg is checked before YOLOv5 evaluates it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import yolov5_ema
+from yolov5_ema.errors import ConfigError
+from yolov5_ema.resources import models_dir
+
+SMALL = {
+    "nc": 3,
+    "depth_multiple": 1.0,
+    "width_multiple": 0.5,
+    "anchors": [[10, 13, 16, 30]],
+    "backbone": [[-1, 1, "Conv", [64, 6, 2, 2]], [-1, 1, "Conv", [128, 3, 2]]],
+    "head": [[-1, 1, "EMA", []], [[2], 1, "Detect", ["nc", "anchors"]]],
+}
+
+
+@pytest.fixture(scope="module")
+def yolo():
+    with yolov5_ema.installed():
+        from yolov5.models import yolo
+
+        yield yolo
+
+
+def cfg(**changes):
+    return {**copy.deepcopy(SMALL), **changes}
+
+
+def with_row(row, place=0, section="head"):
+    changed = cfg()
+    changed[section][place] = row
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("row", "repr_of_block", "channels"),
+    [
+        ([-1, 1, "EMA", []], "EMA(64, groups=32", 64),
+        ([-1, 1, "EMA", [16]], "EMA(64, groups=16", 64),
+        ([-1, 1, "EMA", [{"groups": 8, "cross_spatial": False}]], "EMA(64, groups=8, cross_spatial=False", 64),
+        ([-1, 1, "yolov5_ema.EMA", [4]], "EMA(64, groups=4", 64),
+        ([0, 1, "EMA", [16]], "EMA(32, groups=16", 32),
+        ([-1, 1, "CA", [16]], "CA(64, reduction=16", 64),
+        ([-1, 1, "SA", [{"groups": 4}]], "SA(64, groups=4", 64),
+    ],
+)
+def test_a_row_builds_its_block_with_the_true_channels(yolo, row, repr_of_block, channels):
+    model = yolo.Model(with_row(row))
+    block = model.model[2]
+    assert f"{type(block).__name__}({block.extra_repr()}".startswith(repr_of_block)
+    assert model.model[2].np == sum(p.numel() for p in model.model[2].parameters())
+    assert model.model[-1].m[0].in_channels == channels
+
+
+def test_repeats_follow_the_depth_multiple(yolo):
+    changed = with_row([-1, 4, "CA", []])
+    changed["depth_multiple"] = 0.5
+    model = yolo.Model(changed)
+    assert len(model.model[2]) == 2 and all(type(m) is yolov5_ema.CA for m in model.model[2])
+
+
+def test_the_users_dict_is_not_changed(yolo):
+    given = cfg()
+    model = yolo.Model(given)
+    assert given["head"] == SMALL["head"] and given["backbone"] == SMALL["backbone"]
+    assert model.yaml["head"][0] == [-1, 1, "EMA", []]  # what a checkpoint keeps is what the YAML said
+
+
+@pytest.mark.parametrize("size", ["n", "s"])
+@pytest.mark.parametrize("block", ["EMA", "CA", "CBAM", "SA", "ECA", "NAM", "SE"])
+def test_every_block_runs_in_a_whole_model(yolo, size, block):
+    from yolov5_ema.engine.cfg_generator import build_cfg
+
+    options = {"groups": 16} if block == "SA" else {}
+    model = yolo.Model(build_cfg(size=size, block=block, options=options)).eval()
+    predictions = model(torch.rand(1, 3, 64, 96))[0]
+    assert predictions.shape == (1, 3 * (8 * 12 + 4 * 6 + 2 * 3), 85) and predictions.isfinite().all()
+
+
+REFUSED = [
+    # (cfg, what the message must say)
+    (with_row([-1, 1, "EMMA", []]), ["head row 2", "'EMMA'", "did you mean EMA?"]),
+    (with_row([-1, 1, "Cov", [64, 3]]), ["head row 2", "did you mean Conv?"]),
+    (with_row([-1, 1, "MyBlock", []]), ["head row 2", "--plugin"]),
+    (with_row([-1, 1, "EMA", [0]]), ["row 2", "EMA", "groups", "0"]),
+    (with_row([-1, 1, "EMA", [-4]]), ["row 2", "groups", "-4"]),
+    (with_row([-1, 1, "EMA", [48]]), ["row 2", "48", "64"]),
+    (with_row([-1, 1, "EMA", [128]]), ["row 2", "number of channels", "[EMA, []]", "{groups: 128}"]),
+    (with_row([-1, 1, "CA", [128]]), ["row 2", "number of channels", "[CA, []]"]),
+    (with_row([-1, 1, "EMA", [{"group": 8}]]), ["row 2", "'group'", "groups=32"]),
+    (with_row([-1, 1, "ECA", [3, 4, 5]]), ["row 2", "ECA", "kernel_size"]),
+    (with_row([[-1, 0], 1, "EMA", []]), ["row 2", "Concat"]),
+    (with_row([5, 1, "EMA", []]), ["row 2", "'from' 5"]),
+    (with_row(["-1", 1, "EMA", []]), ["row 2", "'from'"]),
+    (with_row([-1, 0, "EMA", []]), ["row 2", "repeats"]),
+    (with_row([-1, 1, "EMA"]), ["row 2", "[from, number, module, args]"]),
+    (with_row([-1, 1, "EMA", None]), ["row 2", "args"]),
+    (with_row([-1, 1, "Conv", [64, 3, 2, 1, 1, 1, 1, 1, 1, 1]]), ["row 2", "Conv", "arguments"]),
+    (cfg(nc=0), ["nc", "0"]),
+    (cfg(nc="80"), ["nc", "'80'"]),
+    (cfg(width_multiple="wide"), ["width_multiple", "'wide'"]),
+    (cfg(anchors="many"), ["anchors"]),
+    (cfg(backbone=[]), ["backbone"]),
+    ({key: value for key, value in cfg(heads=[]).items() if key != "head"}, ["'head'", "did you mean it by 'heads'"]),
+]
+
+
+@pytest.mark.parametrize(("model", "words"), REFUSED)
+def test_mistakes_are_named(yolo, model, words):
+    with pytest.raises(ConfigError) as caught:
+        yolo.Model(model)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_file_is_named_too(yolo, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(with_row([-1, 1, "EMA", [48]])))
+    with pytest.raises(ConfigError, match=r"mine\.yaml, row 2: \[-1, 1, EMA, \[48\]\]"):
+        yolo.Model(str(file))
+
+
+SMUGGLED = "__import__('pathlib').Path({path!r}).touch()"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda code: with_row([-1, 1, code, []]),
+        lambda code: with_row([-1, 1, "EMA", [code]]),
+        lambda code: with_row([-1, 1, "Conv", [64, code]]),
+        lambda code: with_row([-1, 1, "Conv", [64, [code]]]),
+        lambda code: with_row([-1, 1, "EMA", [{"groups": code}]]),
+        lambda code: with_row([-1, 1, f"Conv if {code} else Conv", []]),
+        lambda code: with_row([-1, 1, f"nn.Upsample.__init__.{code}", []]),
+        lambda code: with_row([[2], 1, "Detect", [code, "anchors"]], place=1),
+        lambda code: cfg(activation=code),
+        lambda code: cfg(activation=f"nn.SiLU({code})"),
+        lambda code: cfg(activation=f"nn.SiLU() if {code} else 0"),
+        lambda code: cfg(anchors=code),
+        lambda code: cfg(nc=code),
+        lambda code: cfg(depth_multiple=code),
+    ],
+)
+def test_a_cfg_that_smuggles_code_is_refused_and_nothing_runs(yolo, make, tmp_path):
+    marker = tmp_path / "ran"
+    code = SMUGGLED.format(path=str(marker))
+    with pytest.raises(ConfigError):
+        yolo.Model(make(code))
+    assert not marker.exists()
+
+
+def test_option_strings_never_reach_eval(yolo, tmp_path):
+    """A string option is quoted before parse_model evaluates it."""
+
+    class Named(torch.nn.Module):
+        def __init__(self, channels, mode="plain"):
+            super().__init__()
+            self.mode = mode
+
+        def forward(self, x):
+            return x
+
+    marker = tmp_path / "ran"
+    code = SMUGGLED.format(path=str(marker))
+    yolov5_ema.register_block(Named, name="TestNamed")
+    try:
+        model = yolo.Model(with_row([-1, 1, "TestNamed", [{"mode": code}]]))
+        assert model.model[2].mode == code and not marker.exists()
+    finally:
+        from yolov5_ema.blocks.registry import unregister_block
+
+        unregister_block("TestNamed")
+
+
+@pytest.mark.parametrize("name", ["activation", "dunder"])
+def test_what_yolov5_itself_allows_passes(yolo, name):
+    from yolov5_ema.engine.rows import checked_model
+
+    changed = cfg(activation="nn.LeakyReLU(0.1, inplace=True)") if name == "activation" else cfg()
+    assert checked_model(changed, yolo)["backbone"][0][2] is yolo.Conv
+
+
+def test_all_of_yolov5s_own_yamls_pass(yolo, package_root):
+    from yolov5_ema.engine.rows import checked_model
+
+    seen = 0
+    for file in [*sorted((package_root / "models").rglob("*.yaml")), *sorted(models_dir().glob("*.yaml"))]:
+        try:
+            content = yaml.safe_load(file.read_text(errors="ignore"))
+        except yaml.YAMLError:
+            continue  # yolov5-bifpn.yaml of 6.0.7 is no YAML
+        if "backbone" in content:
+            assert checked_model(content, yolo, where=str(file))
+            seen += 1
+    assert seen >= 30
+
+
+def test_a_forks_own_block_is_not_overwritten_silently(yolo, monkeypatch):
+    class CBAM(torch.nn.Module):
+        def __init__(self, *args):
+            super().__init__()
+
+        def forward(self, x):
+            return x
+
+    from yolov5_ema.engine.rows import checked_model
+
+    monkeypatch.setattr(yolo, "CBAM", CBAM, raising=False)
+    row = with_row([-1, 1, "CBAM", []])
+    with pytest.raises(ConfigError, match=r"both .* yolov5_ema\.CBAM .*--conflicts ours\|theirs"):
+        yolo.Model(row)
+    assert checked_model(row, yolo, conflicts="ours")["head"][0][2] is yolov5_ema.CBAM
+    assert checked_model(row, yolo, conflicts="theirs")["head"][0][2:] == [CBAM, []]
+    ours = checked_model(with_row([-1, 1, "yolov5_ema.CBAM", []]), yolo)
+    assert ours["head"][0][2] is yolov5_ema.CBAM
+    assert type(yolo.Model(cfg()).model[2]) is yolov5_ema.EMA  # other names are no matter
+
+
+def test_a_path_that_is_no_file(tmp_path):
+    from yolov5_ema.engine.rows import load_yaml
+
+    for text, words in (("a: [", "not valid YAML"), ("", "empty"), ("- 1\n- 2\n", "a list")):
+        file = tmp_path / "x.yaml"
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            load_yaml(file)
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_yaml(Path(tmp_path / "none.yaml"))

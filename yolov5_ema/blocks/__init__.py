@@ -1,0 +1,38 @@
+"""Attention blocks that keep the shape of a feature map, and the registry that names them.
+
+A new block is one file here with a class under ``@register_block``, and one import below.
+"""
+
+from yolov5_ema.blocks.ca import CA
+from yolov5_ema.blocks.cbam import CBAM
+from yolov5_ema.blocks.eca import ECA
+from yolov5_ema.blocks.ema import EMA
+from yolov5_ema.blocks.nam import NAM
+from yolov5_ema.blocks.registry import (
+    BlockInfo,
+    block_info,
+    create_block,
+    get_block,
+    list_blocks,
+    register_block,
+    unregister_block,
+)
+from yolov5_ema.blocks.sa import SA
+from yolov5_ema.blocks.se import SE
+
+__all__ = [
+    "CA",
+    "CBAM",
+    "ECA",
+    "EMA",
+    "NAM",
+    "SA",
+    "SE",
+    "BlockInfo",
+    "block_info",
+    "create_block",
+    "get_block",
+    "list_blocks",
+    "register_block",
+    "unregister_block",
+]

@@ -1,0 +1,77 @@
+"""CA: coordinate attention.
+
+Paper: "Coordinate Attention for Efficient Mobile Network Design", Hou et al., CVPR 2021, arXiv 2103.02907.
+Reference implementation: https://github.com/houqb/CoordAttention
+
+Deviations: input and output channels are one number (the reference's product fails where they differ); means
+are summed in float32 for half-precision inputs, and float16 overflow saturates.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, saturate, stable_mean
+from yolov5_ema.blocks.registry import register_block
+
+_LEAST_HIDDEN = 8
+
+
+@register_block(paper="Hou et al., CVPR 2021, arXiv 2103.02907")
+class CA(AttentionBlock):
+    """Coordinate attention (arXiv 2103.02907, section 3.2, equations 4 to 9).
+
+    The means over W and over H go through one 1x1 convolution, BatchNorm and hard-swish, then through one
+    1x1 convolution each: ``out = X * sigmoid(g_h) * sigmoid(g_w)``.
+
+    Parameters: hidden = max(8, channels // reduction) channels; 25,648 at 512 channels. Names as in the
+    reference: ``conv1``, ``bn1``, ``conv_h``, ``conv_w``.
+
+    Args:
+        channels: channels C of the feature map.
+        reduction: the hidden channels are ``channels // reduction``, but at least 8; any value of at least 1
+            works.
+        device, dtype: of the parameters.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
+
+    Raises:
+        ValueError: an option that is no integer or below 1.
+
+    >>> import torch
+    >>> CA(64)(torch.rand(2, 64, 20, 12)).shape
+    torch.Size([2, 64, 20, 12])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 32,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = check_positive_int("CA", "channels", channels)
+        self.reduction = check_positive_int("CA", "reduction", reduction)
+        hidden = max(_LEAST_HIDDEN, self.channels // self.reduction)
+        self.conv1 = nn.Conv2d(self.channels, hidden, kernel_size=1, device=device, dtype=dtype)
+        self.bn1 = nn.BatchNorm2d(hidden, device=device, dtype=dtype)
+        self.conv_h = nn.Conv2d(hidden, self.channels, kernel_size=1, device=device, dtype=dtype)
+        self.conv_w = nn.Conv2d(hidden, self.channels, kernel_size=1, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.shape[2]
+        mean_w = stable_mean(x, [3])  # (N, C, H, 1)
+        mean_h = stable_mean(x, [2]).transpose(2, 3)  # (N, C, W, 1)
+        y = saturate(self.conv1(torch.cat([mean_w, mean_h], dim=2).to(x.dtype)))  # (N, hidden, H+W, 1)
+        y = F.hardswish(saturate(self.bn1(y)))  # (N, hidden, H+W, 1)
+        gate_h = self.conv_h(y[:, :, :h]).sigmoid().to(x.dtype)  # (N, C, H, 1)
+        gate_w = self.conv_w(y[:, :, h:].transpose(2, 3)).sigmoid().to(x.dtype)  # (N, C, 1, W)
+        return x * gate_w * gate_h  # (N, C, H, W)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, reduction={self.reduction}"

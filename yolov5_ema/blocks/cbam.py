@@ -1,0 +1,130 @@
+"""CBAM: convolutional block attention module.
+
+Paper: "CBAM: Convolutional Block Attention Module", Woo et al., ECCV 2018, arXiv 1807.06521.
+Reference implementation: https://github.com/Jongchan/attention-module
+
+Deviations: names of the parameters (the reference's are mapped when a state dict is loaded); means are summed
+in float32 for half-precision inputs, and float16 overflow saturates; a single pixel in training mode works,
+see CBAM.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from yolov5_ema.blocks.common import (
+    AttentionBlock,
+    check_odd_kernel,
+    check_positive_int,
+    check_reduction,
+    saturate,
+    stable_mean,
+)
+from yolov5_ema.blocks.registry import register_block
+
+
+class _ChannelGate(nn.Module):
+    """One gate a channel, from its mean and its maximum through one shared MLP (equation 2)."""
+
+    def __init__(
+        self, channels: int, hidden: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden, channels, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = stable_mean(x, [2, 3]).flatten(1).to(x.dtype)  # (N, C)
+        peak = x.amax([2, 3])  # (N, C)
+        score = self._mlp(mean) + self._mlp(peak)  # (N, C)
+        return x * score.sigmoid().to(x.dtype)[:, :, None, None]  # (N, C, H, W)
+
+    def _mlp(self, v: torch.Tensor) -> torch.Tensor:
+        hidden = saturate(self.fc1(v)).relu()  # (N, hidden)
+        return saturate(self.fc2(hidden))  # (N, C)
+
+
+class _SpatialGate(nn.Module):
+    """One gate a pixel, from the maximum and the mean over its channels (equation 3)."""
+
+    def __init__(
+        self, kernel_size: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=padding, bias=False, device=device, dtype=dtype)
+        self.bn = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        peak = x.amax([1], keepdim=True)  # (N, 1, H, W)
+        mean = stable_mean(x, [1]).to(x.dtype)  # (N, 1, H, W)
+        score = saturate(self.conv(torch.cat([peak, mean], dim=1)))  # (N, 1, H, W)
+        if self.training and score.numel() == 1:  # one value has no batch statistics: take the running ones
+            bn = self.bn
+            score = F.batch_norm(score, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        else:
+            score = self.bn(score)
+        return x * score.sigmoid().to(x.dtype)  # (N, C, H, W)
+
+
+@register_block(paper="Woo et al., ECCV 2018, arXiv 1807.06521")
+class CBAM(AttentionBlock):
+    """Convolutional block attention (arXiv 1807.06521, equations 1 to 3): channel gate, then spatial gate.
+
+    As published by its authors: biases in the MLP, BatchNorm after the spatial convolution.
+
+    In training mode a batch that is one image of one pixel has no batch statistics (``nn.BatchNorm2d``
+    raises): the spatial gate then uses its running statistics and leaves them unchanged.
+
+    Parameters: 33,412 at 512 channels. Loads the reference's ``ChannelGate.mlp.1``, ``ChannelGate.mlp.3``,
+    ``SpatialGate.spatial.conv`` and ``SpatialGate.spatial.bn``.
+
+    Args:
+        channels: channels C of the feature map.
+        reduction: the MLP's hidden channels are ``channels // reduction``.
+        kernel_size: side of the spatial gate's convolution, odd.
+        device, dtype: of the parameters.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
+
+    Raises:
+        ValueError: an option that is no integer or below 1, a reduction above the channels, an even kernel.
+
+    >>> import torch
+    >>> CBAM(64, reduction=8)(torch.rand(2, 64, 20, 12)).shape
+    torch.Size([2, 64, 20, 12])
+    """
+
+    reference_names: ClassVar[dict[str, str]] = {
+        "ChannelGate.mlp.1": "channel_gate.fc1",
+        "ChannelGate.mlp.3": "channel_gate.fc2",
+        "SpatialGate.spatial.conv": "spatial_gate.conv",
+        "SpatialGate.spatial.bn": "spatial_gate.bn",
+    }
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = check_positive_int("CBAM", "channels", channels)
+        self.reduction = check_reduction("CBAM", self.channels, reduction)
+        self.kernel_size = check_odd_kernel("CBAM", kernel_size)
+        self.channel_gate = _ChannelGate(self.channels, self.channels // self.reduction, device, dtype)
+        self.spatial_gate = _SpatialGate(self.kernel_size, device, dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.spatial_gate(self.channel_gate(x))  # (N, C, H, W)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, reduction={self.reduction}, kernel_size={self.kernel_size}"

@@ -1,0 +1,100 @@
+"""What the block files share: checks of options, half-precision safety, names of reference checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+
+def check_positive_int(block: str, option: str, value: Any) -> int:
+    """``value`` if it is an integer of at least 1, else a ``ValueError`` naming block, option and value.
+
+    Booleans and floats are refused, also whole ones: in a YAML ``16.0`` or ``True`` is a slip.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{block}: {option} must be an integer, got {value!r} ({type(value).__name__})")
+    if value < 1:
+        raise ValueError(f"{block}: {option} must be at least 1, got {value}")
+    return int(value)
+
+
+def check_bool(block: str, option: str, value: Any) -> bool:
+    """``value`` if it is True or False, else a ``ValueError`` naming block, option and value."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{block}: {option} must be True or False, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def check_odd_kernel(block: str, value: Any) -> int:
+    """``value`` if it is an odd integer of at least 1: an even kernel cannot keep the size of its input."""
+    size = check_positive_int(block, "kernel_size", value)
+    if size % 2 == 0:
+        raise ValueError(f"{block}: kernel_size must be odd, got {size}; use {size - 1} or {size + 1}")
+    return size
+
+
+def check_reduction(block: str, channels: int, value: Any) -> int:
+    """``value`` if ``channels // value`` leaves at least one hidden channel, else a ``ValueError``."""
+    reduction = check_positive_int(block, "reduction", value)
+    if reduction > channels:
+        raise ValueError(
+            f"{block}: reduction {reduction} leaves no hidden channel of {channels} channels; "
+            f"use a reduction of at most {channels}"
+        )
+    return reduction
+
+
+def nearest_divisors(number: int, to: int) -> list[int]:
+    """The largest divisor of ``number`` up to ``to`` and the smallest from ``to`` on, where they exist.
+
+    >>> nearest_divisors(48, 32)
+    [24, 48]
+    """
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    below = [d for d in divisors if d <= to][-1:]
+    above = [d for d in divisors if d >= to][:1]
+    return sorted({*below, *above})
+
+
+def stable_mean(x: torch.Tensor, dim: list[int]) -> torch.Tensor:
+    """Mean over ``dim`` (kept as size 1), summed in float32 at least, returned in that wider dtype.
+
+    A float16 sum over 160 x 160 pixels overflows at a mean of 2.6. Adaptive pooling is not used: its backward
+    raises under ``torch.use_deterministic_algorithms(True)`` on CUDA, and several exporters don't know it.
+    """
+    return x.mean(dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def saturate(x: torch.Tensor) -> torch.Tensor:
+    """``x`` with float16 infinities put back to the largest finite float16; other dtypes pass untouched.
+
+    Convolutions of inputs around 1e4 overflow float16. A gate is 0 or 1 there anyway, as long as no later
+    step turns two infinities into a NaN.
+    """
+    if x.dtype == torch.float16:
+        return x.clamp(-65504.0, 65504.0)
+    return x
+
+
+class AttentionBlock(nn.Module):
+    """Base of the blocks here: loads checkpoints of the public reference implementations too.
+
+    ``reference_names`` maps a parameter's or submodule's name in the reference to ours; it is applied under
+    any prefix, and only where our own name isn't already in the state dict. Deriving from this class is
+    optional.
+    """
+
+    reference_names: ClassVar[dict[str, str]] = {}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for theirs, ours in self.reference_names.items():
+            for key in list(state_dict):
+                if key == prefix + theirs or key.startswith(f"{prefix}{theirs}."):
+                    renamed = prefix + ours + key[len(prefix + theirs) :]
+                    if renamed not in state_dict:
+                        state_dict[renamed] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,78 @@
+"""ECA: efficient channel attention.
+
+Paper: "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", Wang et al., CVPR 2020,
+arXiv 1910.03151.
+Reference implementation: https://github.com/BangguWu/ECANet
+
+Deviations: the kernel follows from the channels by the paper's rule unless given (the reference module's own
+default is 3); means are summed in float32 for half-precision inputs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from yolov5_ema.blocks.common import AttentionBlock, check_odd_kernel, check_positive_int, stable_mean
+from yolov5_ema.blocks.registry import register_block
+
+
+def eca_kernel_size(channels: int) -> int:
+    """The paper's kernel for so many channels: the odd number next to (log2(channels) + 1) / 2.
+
+    >>> [eca_kernel_size(channels) for channels in (1, 64, 256, 512)]
+    [1, 3, 5, 5]
+    """
+    t = int(abs((math.log2(channels) + 1) / 2))
+    return t if t % 2 else t + 1
+
+
+@register_block(paper="Wang et al., CVPR 2020, arXiv 1910.03151")
+class ECA(AttentionBlock):
+    """Efficient channel attention (arXiv 1910.03151, section 3.2).
+
+    A one-dimensional convolution runs along the channels' means: ``out = X * sigmoid(conv(mean(X)))``.
+
+    Parameters: kernel_size; 5 at 512 channels. Name as in the reference: ``conv``.
+
+    Args:
+        channels: channels C of the feature map.
+        kernel_size: odd number of neighbouring channels; None for the paper's rule (gamma 2, b 1).
+        device, dtype: of the parameters.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
+
+    Raises:
+        ValueError: an option that is no integer or below 1, an even kernel.
+
+    >>> import torch
+    >>> block = ECA(64)
+    >>> block.kernel_size, block(torch.rand(2, 64, 20, 12)).shape
+    (3, torch.Size([2, 64, 20, 12]))
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = check_positive_int("ECA", "channels", channels)
+        size = eca_kernel_size(self.channels) if kernel_size is None else kernel_size
+        self.kernel_size = check_odd_kernel("ECA", size)
+        padding = self.kernel_size // 2
+        self.conv = nn.Conv1d(1, 1, self.kernel_size, padding=padding, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = stable_mean(x, [2, 3]).flatten(1).unsqueeze(1)  # (N, 1, C)
+        gate = self.conv(mean.to(x.dtype)).sigmoid().to(x.dtype)  # (N, 1, C)
+        return x * gate.squeeze(1)[:, :, None, None]  # (N, C, H, W)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, kernel_size={self.kernel_size}"

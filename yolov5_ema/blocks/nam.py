@@ -1,0 +1,78 @@
+"""NAM: normalization-based attention module.
+
+Paper: "NAM: Normalization-based Attention Module", Liu et al., NeurIPS 2021 workshop, arXiv 2111.12419.
+Reference implementation: https://github.com/Christian-lyc/NAM
+
+Deviations: all scales zero gives equal shares, not NaN; a single value per channel in training mode works,
+see NAM; float16 overflow saturates. As in the reference, only the channel attention is built (the paper's
+pixel attention is not part of the published code), and the shares are constants in backward.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, saturate
+from yolov5_ema.blocks.registry import register_block
+
+
+@register_block(paper="Liu et al., NeurIPS 2021 workshop, arXiv 2111.12419")
+class NAM(AttentionBlock):
+    """Normalization-based attention (arXiv 2111.12419, section 3, equations 1 and 2), the channel part.
+
+    BatchNorm's own scales say how much a channel matters: with the shares ``w = |gamma| / sum(|gamma|)``,
+    ``out = X * sigmoid(w * BatchNorm(X))``. As in the reference, no gradient flows through the shares.
+
+    Where all gammas are zero the shares are 1 / C each, as for any equal gammas, so the block stays finite
+    and can still learn. In training mode a batch with one value per channel has no batch statistics
+    (``nn.BatchNorm2d`` raises): the running statistics are used and left unchanged.
+
+    Parameters: 2 * channels; 1,024 at 512 channels. Loads the reference's ``Channel_Att.bn2``.
+
+    Args:
+        channels: channels C of the feature map.
+        device, dtype: of the parameters.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
+
+    Raises:
+        ValueError: channels that are no integer or below 1.
+
+    >>> import torch
+    >>> NAM(64)(torch.rand(2, 64, 20, 12)).shape
+    torch.Size([2, 64, 20, 12])
+    """
+
+    reference_names: ClassVar[dict[str, str]] = {"Channel_Att.bn2": "bn"}
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = check_positive_int("NAM", "channels", channels)
+        self.bn = nn.BatchNorm2d(self.channels, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bn = self.bn
+        if self.training and x.numel() == x.shape[1]:  # one value per channel: no batch statistics
+            y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        else:
+            y = bn(x)  # (N, C, H, W)
+        scale = bn.weight.detach().abs()  # (C)
+        scale = (
+            scale.to(torch.promote_types(scale.dtype, torch.float32)) + 1e-30
+        )  # moves no scale in use, never 0
+        share = (scale / scale.sum()).to(y.dtype)[:, None, None]  # (C, 1, 1)
+        return x * (saturate(y) * share).sigmoid().to(x.dtype)  # (N, C, H, W)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}"

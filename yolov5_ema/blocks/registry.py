@@ -1,0 +1,169 @@
+"""The registry of attention blocks: names by which YAML files, the command line and docs find them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Callable, TypeVar, overload
+
+from torch import nn
+
+_BlockType = TypeVar("_BlockType", bound=type)
+_PLACEMENT = ("device", "dtype")  # where a block lives, not what it computes
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """What is known of a registered block.
+
+    ``options`` holds (name, default) of every constructor parameter but ``channels``, ``device`` and
+    ``dtype``; the default is ``inspect.Parameter.empty`` for an option that has none.
+    """
+
+    name: str
+    cls: type
+    paper: str
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def signature(self) -> str:
+        """The options as one writes them: ``groups=32, cross_spatial=True``."""
+        empty = inspect.Parameter.empty
+        return ", ".join(
+            name if default is empty else f"{name}={default!r}" for name, default in self.options
+        )
+
+    @property
+    def summary(self) -> str:
+        """First line of the class's docstring, or an empty string."""
+        doc = (self.cls.__doc__ or "").strip()
+        return doc.splitlines()[0].strip() if doc else ""
+
+
+_REGISTRY: dict[str, BlockInfo] = {}
+
+
+def _read_signature(cls: Any) -> list[inspect.Parameter]:
+    """Constructor parameters after ``channels``; TypeError if the class cannot be a block."""
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        raise TypeError(f"a block is a subclass of torch.nn.Module, got {cls!r}")
+    parameters = list(inspect.signature(cls).parameters.values())
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if not parameters or parameters[0].name != "channels" or parameters[0].kind not in positional:
+        found = f"{parameters[0]}" if parameters else "none"
+        raise TypeError(
+            f"{cls.__name__}: the first constructor parameter of a block must be 'channels', found: {found}"
+        )
+    return parameters[1:]
+
+
+@overload
+def register_block(
+    cls: _BlockType, *, name: str | None = ..., paper: str = ..., force: bool = ...
+) -> _BlockType: ...
+@overload
+def register_block(
+    cls: None = ..., *, name: str | None = ..., paper: str = ..., force: bool = ...
+) -> Callable[[_BlockType], _BlockType]: ...
+def register_block(cls: Any = None, *, name: str | None = None, paper: str = "", force: bool = False) -> Any:
+    """Class decorator that makes an attention block known by name; used bare or with arguments.
+
+    Args:
+        cls: an ``nn.Module`` subclass whose first constructor parameter is ``channels``.
+        name: the name to register under, by default the class's own; a plain Python identifier.
+        paper: one line for tables: authors, venue, arXiv id.
+        force: replace another class of that name instead of raising.
+
+    Raises:
+        TypeError: not an ``nn.Module`` subclass, or the first constructor parameter isn't ``channels``.
+        ValueError: the name belongs to another class already (and not ``force``), or is no identifier.
+
+    >>> from torch import nn
+    >>> from yolov5_ema.blocks import create_block, register_block
+    >>> @register_block(name="DoctestScale", force=True)
+    ... class Scale(nn.Module):
+    ...     def __init__(self, channels, factor=2.0):
+    ...         super().__init__()
+    ...         self.factor = factor
+    ...     def forward(self, x):
+    ...         return x * self.factor
+    >>> create_block("DoctestScale", 64, factor=3.0).factor
+    3.0
+    >>> unregister_block("DoctestScale")
+    """
+    if cls is None:
+        return lambda decorated: register_block(decorated, name=name, paper=paper, force=force)
+
+    parameters = _read_signature(cls)
+    key = cls.__name__ if name is None else name
+    if not isinstance(key, str) or not key.isidentifier():
+        raise ValueError(f"a block's name must be a plain identifier, got {key!r}")
+    known = _REGISTRY.get(key)
+    if known is not None and known.cls is not cls and not force:
+        raise ValueError(
+            f"a block named {key!r} is registered already: {known.cls.__module__}.{known.cls.__qualname__}; "
+            f"give {cls.__name__} another name=, or force=True to replace it"
+        )
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    options = tuple(
+        (p.name, p.default) for p in parameters if p.kind not in variadic and p.name not in _PLACEMENT
+    )
+    _REGISTRY[key] = BlockInfo(name=key, cls=cls, paper=paper, options=options)
+    return cls
+
+
+def unregister_block(name: str) -> None:
+    """Forget the block called ``name``. Raises ``ValueError`` if there is none."""
+    del _REGISTRY[block_info(name).name]
+
+
+def list_blocks(pattern: str = "") -> list[str]:
+    """Sorted names of the registered blocks that match a shell-style ``pattern`` (all of them by default).
+
+    >>> list_blocks("E*")
+    ['ECA', 'EMA']
+    """
+    return sorted(name for name in _REGISTRY if not pattern or fnmatchcase(name, pattern))
+
+
+def block_info(name: str) -> BlockInfo:
+    """Name, class, paper and options of the block called ``name``; ``ValueError`` as for :func:`get_block`.
+
+    >>> block_info("SA").signature
+    'groups=64'
+    """
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    folded = {known.lower(): known for known in _REGISTRY}
+    near = [folded[match] for match in difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"no block is named {name!r}.{hint} Registered: {', '.join(list_blocks())}")
+
+
+def get_block(name: str) -> type:
+    """Class of the block called ``name``; ``ValueError`` naming the nearest names and all of them if unknown.
+
+    >>> get_block("EMA").__name__
+    'EMA'
+    """
+    return block_info(name).cls
+
+
+def create_block(name: str, channels: int, **options: Any) -> nn.Module:
+    """A new block for feature maps of ``channels`` channels.
+
+    Raises:
+        ValueError: an unknown name, an option the block doesn't have, or a value it refuses.
+
+    >>> create_block("ECA", 64, kernel_size=5).kernel_size
+    5
+    """
+    info = block_info(name)
+    parameters = inspect.signature(info.cls).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for option in options:
+        if option not in parameters and not takes_any:
+            raise ValueError(f"{name} has no option {option!r}; it has: {info.signature or 'none'}")
+    return info.cls(channels, **options)

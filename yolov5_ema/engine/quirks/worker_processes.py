@@ -1,0 +1,42 @@
+"""Worker processes that are spawned, not forked: they cannot import YOLOv5 without its quirks."""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import re
+from typing import Any, Optional
+
+from yolov5_ema.engine import workers
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+_FUNCTION = "verify_image_label"
+_DATASET = "LoadImagesAndLabels"
+
+
+def _needed(module: SourceModule) -> Optional[str]:
+    if re.search(rf"^def {_FUNCTION}\(", module.source, re.MULTILINE):
+        return "spawned workers (the default from Python 3.14 on) import YOLOv5 by themselves"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    target: Any = module.module
+    root, name = str(module.engine.root), target.__name__
+    workers.ORIGINALS[name, _FUNCTION] = getattr(target, _FUNCTION)
+    patches.set(target, _FUNCTION, functools.partial(workers.call, root, name, _FUNCTION))
+
+    def reduce(dataset: Any) -> tuple[Any, ...]:
+        return workers.rebuild, (root, name, _DATASET), dataset.__dict__
+
+    patches.set_item(copyreg.dispatch_table, getattr(target, _DATASET), reduce)
+
+
+WORKER_PROCESSES = Quirk(
+    name="worker-processes",
+    symptom="scanning labels hangs, or DataLoader workers die, where processes are spawned",
+    versions="all",
+    needed=_needed,
+    apply=_apply,
+)
