@@ -35,7 +35,7 @@ def refused(capsys, own_folder):
     """Run a command that must be refused; returns its message."""
 
     def run(*argv: object) -> str:
-        before = {path for path in own_folder.rglob("*")}
+        before = set(own_folder.rglob("*"))
         capsys.readouterr()
         code = main([str(arg) for arg in argv])
         message = capsys.readouterr().err
@@ -82,7 +82,9 @@ def test_cfg_wrong_keys(refused, tiny_set):
     content = yaml.safe_load(open(cfg).read())
     content["backbones"] = content.pop("backbone")
     open(cfg, "w").write(yaml.safe_dump(content))
-    assert "'backbone' is missing (did you mean it by 'backbones'?)" in refused(*train(tiny_set, "--cfg", cfg))
+    assert "'backbone' is missing (did you mean it by 'backbones'?)" in refused(
+        *train(tiny_set, "--cfg", cfg)
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,9 @@ def test_cfg_whose_rows_do_not_fit(refused, tiny_set):
 
 def test_weights_missing(refused, tiny_set):
     assert "weights not found: nowhere.pt" in refused("val", "--data", tiny_set, "--weights", "nowhere.pt")
-    assert "weights not found: nowhere.pt" in refused("detect", "--weights", "nowhere.pt", "--source", tiny_set)
+    assert "weights not found: nowhere.pt" in refused(
+        "detect", "--weights", "nowhere.pt", "--source", tiny_set
+    )
 
 
 def test_released_weights_without_a_network(refused, tiny_set, monkeypatch):

@@ -87,6 +87,17 @@ def test_what_a_step_prints_is_shown_and_kept(capfdbinary):
     assert output == printed
 
 
+def test_commands_are_shown_as_this_installation_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo.sys, "executable", str(tmp_path / ".venv/bin/python"))
+    monkeypatch.setattr(demo.shutil, "which", lambda name: None)
+    assert demo._program() == f"{Path('.venv/bin/python')} -m yolov5_ema"
+    monkeypatch.setattr(demo.shutil, "which", lambda name: "/elsewhere/bin/yolov5-ema")
+    assert demo._program() == f"{Path('.venv/bin/python')} -m yolov5_ema"
+    monkeypatch.setattr(demo.shutil, "which", lambda name: str(tmp_path / ".venv/bin/yolov5-ema"))
+    assert demo._program() == "yolov5-ema"
+
+
 def test_a_step_that_fails_is_named():
     with pytest.raises(UserError, match="nonsense ended with exit code 2"):
         demo._step("nonsense", [])
@@ -202,5 +213,5 @@ def test_exit_code_says_whether_it_learned(tmp_path, monkeypatch, capsys, map50,
     monkeypatch.setattr(demo, "compare_onnx", lambda *_, **__: demo.Agreement(12, 1e-5))
     assert demo.main(["--dir", str(tmp_path)]) == code
     out, err = capsys.readouterr()
-    assert f"{map50:.3f}" in out and "yolov5-ema train --data" in out
+    assert f"{map50:.3f}" in out and "train --data my.yaml" in out
     assert ("FAILED" in err) == bool(code)

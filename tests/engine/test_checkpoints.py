@@ -178,7 +178,10 @@ def test_files_that_are_no_checkpoints(engine, model, tmp_path):
         "empty.pt": (b"", "no PyTorch checkpoint, or cut off"),
         "text.pt": (b"not a checkpoint" * 50, "no PyTorch checkpoint, or cut off"),
         "cut.pt": (good.read_bytes()[:5000], "no PyTorch checkpoint, or cut off"),
-        "pickle.pt": (pickle.dumps({"a": list(range(200))}), "cannot be read|no PyTorch checkpoint|holds what"),
+        "pickle.pt": (
+            pickle.dumps({"a": list(range(200))}),
+            "cannot be read|no PyTorch checkpoint|holds what",
+        ),
     }
     for name, (content, message) in cases.items():
         if content is not None:

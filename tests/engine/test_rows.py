@@ -46,7 +46,12 @@ def with_row(row, place=0, section="head"):
     [
         ([-1, 1, "EMA", []], "EMA(64, groups=32", 64),
         ([-1, 1, "EMA", [16]], "EMA(64, groups=16", 64),
-        ([-1, 1, "EMA", [{"groups": 8, "cross_spatial": False}]], "EMA(64, groups=8, cross_spatial=False", 64),
+        (
+            [-1, 1, "EMA", [{"groups": 8, "cross_spatial": False}]],
+            "EMA(64, groups=8, cross_spatial=False",
+            64,
+        ),
+        ([-1, 1, "EMA", [{"factor": 8}]], "EMA(64, groups=8", 64),
         ([-1, 1, "yolov5_ema.EMA", [4]], "EMA(64, groups=4", 64),
         ([0, 1, "EMA", [16]], "EMA(32, groups=16", 32),
         ([-1, 1, "CA", [16]], "CA(64, reduction=16", 64),
@@ -110,7 +115,10 @@ REFUSED = [
     (cfg(width_multiple="wide"), ["width_multiple", "'wide'"]),
     (cfg(anchors="many"), ["anchors"]),
     (cfg(backbone=[]), ["backbone"]),
-    ({key: value for key, value in cfg(heads=[]).items() if key != "head"}, ["'head'", "did you mean it by 'heads'"]),
+    (
+        {key: value for key, value in cfg(heads=[]).items() if key != "head"},
+        ["'head'", "did you mean it by 'heads'"],
+    ),
 ]
 
 

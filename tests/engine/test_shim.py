@@ -36,7 +36,9 @@ def test_install_is_idempotent_and_uninstall_restores_everything(package_root):
     import numpy
     import torch
 
-    assert yolo.parse_model.__module__ == "yolov5.models.yolo" and not hasattr(yolo.parse_model, "__wrapped__")
+    assert yolo.parse_model.__module__ == "yolov5.models.yolo" and not hasattr(
+        yolo.parse_model, "__wrapped__"
+    )
     assert general.np is numpy and general.torch is torch and metrics.np is numpy
     assert general.check_dataset.__code__.co_filename == general.__file__
     assert sys.meta_path == finders and dict(os.environ) == environment

@@ -83,8 +83,8 @@ class EMA(AttentionBlock):
         channels: int,
         groups: int = _DEFAULT_GROUPS,
         cross_spatial: bool = True,
-        *,
         factor: int | None = None,
+        *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

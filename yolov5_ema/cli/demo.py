@@ -134,16 +134,17 @@ def _train_and_use(args: argparse.Namespace, data: Path, run: Path) -> Scores:
     model = ["--cfg", CFG, "--weights", ""]
     _step("train", ["--data", dataset, *model, *recipe, *haste, *size, *place, "train"])
     printed = _step("val", ["--data", dataset, "--weights", best, *size, *place, "val"])
-    keep = ["--save-txt", "--save-conf"]
-    _step("detect", ["--source", unseen, "--weights", best, *keep, *size, *place, "detect"])
+    # Labels would hide objects this small: the colour tells the class.
+    show = ["--save-txt", "--save-conf", "--line-thickness", "1", "--hide-labels"]
+    _step("detect", ["--source", unseen, "--weights", best, *show, *size, *place, "detect"])
     _step("export", ["--weights", best, "--include", "onnx", *size])
     return read_scores(printed)
 
 
 def _step(command: str, flags: list[str]) -> str:
     """Run one of our commands, showing it and its output as it comes; returns the output."""
+    print(f"\n$ {_program()} {shlex.join([command, *flags])}", flush=True)
     line = [sys.executable, "-m", "yolov5_ema", command, *flags]
-    print(f"\n$ {_typed(line)}", flush=True)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     printed = b""
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
@@ -157,12 +158,15 @@ def _step(command: str, flags: list[str]) -> str:
     return printed.decode(errors="replace")
 
 
-def _typed(line: list[str]) -> str:
-    """The command as a user would type it: by its short name where a shell finds that."""
+def _program() -> str:
+    """How a user calls this very installation: by its short name where the shell finds that."""
+    python = Path(sys.executable)
     script = shutil.which("yolov5-ema")
-    if script and Path(script).parent == Path(sys.executable).parent:
-        line = ["yolov5-ema", *line[3:]]
-    return shlex.join(line)
+    if script and Path(script).parent == python.parent:
+        return "yolov5-ema"
+    if Path.cwd() in python.parents:
+        python = python.relative_to(Path.cwd())
+    return f"{shlex.quote(str(python))} -m yolov5_ema"
 
 
 _ROW_OF_ALL = re.compile(r"^\s*all" + r"\s+(\S+)" * 6 + r"\s*$", re.MULTILINE)
@@ -271,12 +275,12 @@ Done in {seconds / 60:.1f} minutes.
   checkpoint  {best}
   ONNX        {best.with_suffix(".onnx")}
               gives all {agreement.detections} detections too, their confidence within {agreement.worst:.0e}
-  detections  {run / "detect"}
+  detections  {run / "detect"}  (a colour a class)
   curves      {run / "train/results.png"}, {run / "val"}
 
 Your own data: write a YAML like {data}
 (path, train, val, nc, names; a labels/ folder beside images/), then
-  yolov5-ema train --data my.yaml --cfg yolov5s-ema.yaml --weights '' --img 640 --batch-size 16 --epochs 100
-  yolov5-ema val --data my.yaml --weights runs/train/exp/weights/best.pt --img 640
-  yolov5-ema detect --source my_images/ --weights runs/train/exp/weights/best.pt --img 640
-  yolov5-ema export --weights runs/train/exp/weights/best.pt --include onnx --img 640"""
+  {_program()} train --data my.yaml --cfg yolov5s-ema.yaml --weights '' --img 640 --batch-size 16 --epochs 100
+  {_program()} val --data my.yaml --weights runs/train/exp/weights/best.pt --img 640
+  {_program()} detect --source my_images/ --weights runs/train/exp/weights/best.pt --img 640
+  {_program()} export --weights runs/train/exp/weights/best.pt --include onnx --img 640"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
-from typing import Sequence
+from collections.abc import Sequence
 
 from yolov5_ema import __version__
 from yolov5_ema.cli._yolov5 import load_plugins

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from yolov5_ema.cli._yolov5 import load_plugins
 
@@ -39,12 +40,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _table(found: "ModelInfo") -> str:
-    lines = [f"{'':>3}{'from':>12}{'n':>3}  {'module':<18}{'channels':>9}{'stride':>8}{'parameters':>13}{'GFLOPs':>9}  args"]
+def _table(found: ModelInfo) -> str:
+    lines = [
+        f"{'':>3}{'from':>12}{'n':>3}  {'module':<18}{'channels':>9}{'stride':>8}{'parameters':>13}{'GFLOPs':>9}  args"
+    ]
     for row in found.rows:
         stride = "" if row.stride is None else row.stride
         lines.append(
-            f"{row.index:>3}{str(row.source):>12}{row.repeats:>3}  {row.module:<18}{row.channels or '':>9}{stride:>8}"
+            f"{row.index:>3}{row.source!s:>12}{row.repeats:>3}  {row.module:<18}{row.channels or '':>9}{stride:>8}"
             f"{row.parameters:>13,}{row.flops / 1e9:>9.3f}  {row.args}"
         )
     lines.append(

@@ -8,10 +8,11 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Optional, Sequence
+from typing import Any
 
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
@@ -22,7 +23,7 @@ from yolov5_ema.errors import UserError
 ACTIVE_ENV = "YOLOV5_EMA_ACTIVE"
 
 _lock = threading.RLock()
-_active: Optional["Activation"] = None
+_active: Activation | None = None
 
 
 class Activation:
@@ -74,7 +75,7 @@ class Activation:
                     f"{self.engine} needs that name. Start a new Python process."
                 )
 
-    def source_module(self, name: str, path: str, module: Optional[ModuleType] = None) -> SourceModule:
+    def source_module(self, name: str, path: str, module: ModuleType | None = None) -> SourceModule:
         relative = self.engine.relative_name(name) or name
         source = Path(path).read_text(encoding="utf-8", errors="ignore")
         return SourceModule(self.engine, relative, source, module)
@@ -115,8 +116,8 @@ class _Finder:
         self._activation = activation
 
     def find_spec(
-        self, fullname: str, path: Optional[Sequence[str]] = None, target: Any = None
-    ) -> Optional[ModuleSpec]:
+        self, fullname: str, path: Sequence[str] | None = None, target: Any = None
+    ) -> ModuleSpec | None:
         engine = self._activation.engine
         if engine.relative_name(fullname) is None and fullname != "yolov5":
             return None
@@ -138,7 +139,9 @@ def activate(engine: Engine) -> Activation:
         if _active is not None:
             if _active.engine.root == engine.root:
                 return _active
-            raise UserError(f"{_active.engine} is active in this process; uninstall it before using {engine}.")
+            raise UserError(
+                f"{_active.engine} is active in this process; uninstall it before using {engine}."
+            )
         activation = Activation(engine)
         activation.start()
         _active = activation
@@ -154,7 +157,7 @@ def deactivate() -> None:
             _active = None
 
 
-def active_engine() -> Optional[Engine]:
+def active_engine() -> Engine | None:
     """The YOLOv5 whose quirks are on, or None."""
     return _active.engine if _active else None
 

@@ -15,9 +15,10 @@ import pathlib
 import pickle
 import sys
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, Iterator, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def is_trusted() -> bool:
 
 
 def load_checkpoint(
-    file: Any, map_location: Any = None, *, engine: Engine, trust: Optional[bool] = None
+    file: Any, map_location: Any = None, *, engine: Engine, trust: bool | None = None
 ) -> dict[str, Any]:
     """Read a YOLOv5 checkpoint.
 
@@ -75,7 +76,7 @@ def load_checkpoint(
     return checkpoint
 
 
-def check_file(path: pathlib.Path, *, engine: Engine, trust: Optional[bool] = None) -> None:
+def check_file(path: pathlib.Path, *, engine: Engine, trust: bool | None = None) -> None:
     """Look at a checkpoint without unpickling it.
 
     Raises:
@@ -122,9 +123,9 @@ def allow_list(engine: Engine) -> list[Any]:
     allowed: dict[str, Any] = {}
     for name in _CLASS_MODULES:
         module = importlib.import_module(engine.module_name(name))
-        for cls in _module_classes(module):
-            allowed[f"{name}.{cls.__name__}"] = cls
-            allowed[f"yolov5.{name}.{cls.__name__}"] = cls
+        for attribute, cls in _module_classes(module):  # v7.0 keeps old names: Model is DetectionModel
+            allowed[f"{name}.{attribute}"] = cls
+            allowed[f"yolov5.{name}.{attribute}"] = cls
     for cls in [*_torch_layers(), *_block_classes()]:
         allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
     allowed.update(_numpy_globals())
@@ -134,12 +135,12 @@ def allow_list(engine: Engine) -> list[Any]:
     return [(value, name) for name, value in allowed.items()]
 
 
-def _module_classes(module: ModuleType) -> Iterator[type]:
-    for cls in vars(module).values():
+def _module_classes(module: ModuleType) -> Iterator[tuple[str, type]]:
+    for attribute, cls in vars(module).items():
         if not inspect.isclass(cls) or not issubclass(cls, nn.Module):
             continue
         if cls.__module__ == module.__name__ and cls.__name__ not in _NEVER_IN_A_CHECKPOINT:
-            yield cls
+            yield attribute, cls
 
 
 def _torch_layers() -> Iterator[type]:
@@ -156,11 +157,13 @@ def _block_classes() -> Iterator[type]:
         home = sys.modules.get(block.__module__)
         yield block
         if home is not None:
-            yield from _module_classes(home)
+            yield from (cls for _, cls in _module_classes(home))
 
 
 def _numpy_globals() -> dict[str, Any]:
-    multiarray = importlib.import_module("numpy._core.multiarray" if _has_numpy_core() else "numpy.core.multiarray")
+    multiarray = importlib.import_module(
+        "numpy._core.multiarray" if _has_numpy_core() else "numpy.core.multiarray"
+    )
     found: dict[str, Any] = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
     for name in ("scalar", "_reconstruct"):
         function = getattr(multiarray, name)
@@ -201,16 +204,16 @@ def module_aliases(engine: Engine) -> Iterator[None]:
         other[name if engine.kind == "package" else f"yolov5.{name}"] = module
     if engine.kind == "clone" and "yolov5" not in sys.modules:
         other["yolov5"] = ModuleType("yolov5")
-    before = {name: sys.modules.get(name) for name in other}
+    before: dict[str, ModuleType | None] = {name: sys.modules.get(name) for name in other}
     sys.modules.update(other)
     try:
         yield
     finally:
-        for name, module in before.items():
-            if module is None:
+        for name, previous in before.items():
+            if previous is None:
                 sys.modules.pop(name, None)
             else:
-                sys.modules[name] = module
+                sys.modules[name] = previous
 
 
 def save_checkpoint(checkpoint: Any, file: Any, *, engine: Engine, **options: Any) -> None:
@@ -222,8 +225,10 @@ def save_checkpoint(checkpoint: Any, file: Any, *, engine: Engine, **options: An
 
 
 def _portable_pickle(engine: Engine) -> ModuleType:
-    class Pickler(pickle._Pickler):  # type: ignore[name-defined]  # the pure Python one can be told names
-        def save_global(self, obj: Any, name: Optional[str] = None) -> None:
+    base: Any = pickle._Pickler  # the pure Python one can be told names
+
+    class Pickler(base):
+        def save_global(self, obj: Any, name: str | None = None) -> None:
             relative = engine.relative_name(getattr(obj, "__module__", None) or "")
             if relative not in _CLASS_MODULES:
                 super().save_global(obj, name)
@@ -232,6 +237,5 @@ def _portable_pickle(engine: Engine) -> ModuleType:
             self.memoize(obj)
 
     module = ModuleType("yolov5_ema_portable_pickle")
-    module.__dict__.update(vars(pickle))
-    module.Pickler = Pickler  # type: ignore[attr-defined]
+    module.__dict__.update({**vars(pickle), "Pickler": Pickler})
     return module

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
-from typing import Any, Iterator, Optional
+from typing import Any
 
 import torch
 
@@ -53,7 +54,7 @@ def _run_through(yolo: Any, layers: torch.nn.Sequential, saved: list[int], chann
         raise ConfigError(f"{cfg}, row {row.i}: {row.type} reading {row.f} cannot run: {reason}") from error
 
 
-def _layer_at(traceback: Optional[TracebackType]) -> Any:
+def _layer_at(traceback: TracebackType | None) -> Any:
     """The row that YOLOv5's forward loop was at: its variable ``m``."""
     while traceback is not None:
         frame = traceback.tb_frame

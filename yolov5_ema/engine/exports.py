@@ -6,8 +6,8 @@ import argparse
 import contextlib
 import importlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from yolov5_ema.blocks import registry
 from yolov5_ema.engine import checkpoints

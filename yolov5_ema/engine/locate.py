@@ -8,7 +8,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from yolov5_ema.errors import EngineNotFoundError
 
@@ -38,15 +37,17 @@ class Engine:
         """Import name of a module given relative to the root: ``models.yolo``, ``train``."""
         return f"yolov5.{relative}" if self.kind == "package" else relative
 
-    def relative_name(self, module_name: str) -> Optional[str]:
+    def relative_name(self, module_name: str) -> str | None:
         """The inverse of `module_name`; None for a module that is not this YOLOv5's."""
         if self.kind == "clone":
             return module_name
         return module_name[len("yolov5.") :] if module_name.startswith("yolov5.") else None
 
-    def owns(self, path: Optional[str]) -> bool:
+    def owns(self, path: str | None) -> bool:
         """Whether a source file lies under the root."""
-        return bool(path) and self.root in Path(str(path)).resolve().parents
+        if not path or not os.path.isabs(path):  # torch has modules whose __file__ is a bare "_ops.py"
+            return False
+        return self.root in Path(path).resolve().parents
 
     @property
     def import_root(self) -> Path:
@@ -109,7 +110,7 @@ def locate(path: str | os.PathLike[str] | None = None) -> Engine:
     raise EngineNotFoundError(f"no YOLOv5 found. {_HOW_TO_GET_ONE}")
 
 
-def _installed_package() -> Optional[Path]:
+def _installed_package() -> Path | None:
     spec = importlib.util.find_spec("yolov5")
     if spec is None or spec.origin is None:
         return None

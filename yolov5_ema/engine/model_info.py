@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,7 +24,7 @@ class RowInfo:
     module: str
     args: Any
     channels: int
-    stride: Optional[int]
+    stride: int | None
     parameters: int
     flops: int
 
@@ -48,7 +48,7 @@ class ModelInfo:
         return {**asdict(self), "gflops": round(self.gflops, 4)}
 
 
-def model_info(cfg: str | Path, nc: Optional[int] = None, imgsz: int = 640) -> ModelInfo:
+def model_info(cfg: str | Path, nc: int | None = None, imgsz: int = 640) -> ModelInfo:
     """Build a model from its YAML and count it.
 
     Operations are those of convolutions and matrix products, counted by torch's own `FlopCounterMode` as
@@ -86,11 +86,11 @@ def model_info(cfg: str | Path, nc: Optional[int] = None, imgsz: int = 640) -> M
 def _count(model: torch.nn.Module, imgsz: int) -> tuple[dict[str, int], dict[int, tuple[int, ...]]]:
     """Operations by module name, and each row's output shape."""
     shapes: dict[int, tuple[int, ...]] = {}
-    for index, module in enumerate(model.model):  # type: ignore[arg-type, var-annotated]
+    for index, module in enumerate(model.model):  # type: ignore[arg-type]
         module.register_forward_hook(lambda _m, _i, out, index=index: shapes.update({index: _shape(out)}))
     # in training mode Detect builds no grids, and its convolutions are the same
     model = model.to("meta").train()
-    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, imgsz, imgsz, device="meta"))
     by_name = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return {**by_name, "Global": counter.get_total_flops()}, shapes

@@ -34,7 +34,9 @@ class Patches:
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set ``owner.name`` and remember what stood there."""
         before = vars(owner).get(name, _ABSENT)
-        restore = partial(delattr, owner, name) if before is _ABSENT else partial(setattr, owner, name, before)
+        restore = (
+            partial(delattr, owner, name) if before is _ABSENT else partial(setattr, owner, name, before)
+        )
         self._undo.append(restore)
         setattr(owner, name, value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -13,7 +13,9 @@ from yolov5_ema.engine.checkpoints import check_file
 from yolov5_ema.errors import UserError
 
 
-def load(weights: str | os.PathLike[str], device: Any = None, *, trust: Optional[bool] = None) -> torch.nn.Module:
+def load(
+    weights: str | os.PathLike[str], device: Any = None, *, trust: bool | None = None
+) -> torch.nn.Module:
     """Load a detector trained here, or any YOLOv5 checkpoint, ready to call on images.
 
     Installs the shim (see `yolov5_ema.install`), reads the checkpoint safely, folds the BatchNorms and

@@ -6,7 +6,7 @@ import argparse
 import glob
 import tempfile
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from yolov5_ema.engine import checkpoints, exports
 from yolov5_ema.engine.data_yaml import image_root
@@ -17,7 +17,13 @@ from yolov5_ema.engine.rows import load_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.resources import find_shipped
 
-_SPLITS = {"train": ("train", "val"), "val": ("val",), "test": ("test",), "speed": ("val",), "study": ("val",)}
+_SPLITS = {
+    "train": ("train", "val"),
+    "val": ("val",),
+    "test": ("test",),
+    "speed": ("val",),
+    "study": ("val",),
+}
 _IMAGES = {"bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm", "heic"}
 _VIDEOS = {"asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv", "webm"}
 _URL = ("http://", "https://", "http:/", "https:/", "rtsp://", "rtmp://")
@@ -44,7 +50,9 @@ def _resolved(flag: str, value: str, engine: Engine) -> str:
     shipped = find_shipped(value)
     if shipped is not None:
         return str(shipped)
-    theirs = sorted(file for part in ("models", "data") for file in (engine.root / part).rglob(Path(value).name))
+    theirs = sorted(
+        file for part in ("models", "data") for file in (engine.root / part).rglob(Path(value).name)
+    )
     if Path(value).name == value and theirs:
         return str(theirs[0])
     raise ConfigError(
@@ -60,22 +68,22 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
         UserError: names the flag, the file, and what to do.
     """
     script = script.split(".")[-1]
-    resumed = bool(getattr(opt, "resume", False))
-    if not resumed:
-        if getattr(opt, "cfg", ""):
-            check_model(opt.cfg, engine)
-        _check_data(opt, script, engine)
+    if getattr(opt, "resume", False):  # YOLOv5 takes everything else from the run that is resumed
+        if isinstance(opt.resume, str):
+            _check_weights(opt.resume, engine)
+        return
+    if getattr(opt, "cfg", ""):
+        check_model(opt.cfg, engine)
+    _check_data(opt, script, engine)
     for weights in _weights_of(opt):
         _check_weights(weights, engine)
-    if resumed and isinstance(opt.resume, str):
-        _check_weights(opt.resume, engine)
     if script in ("detect", "predict"):
         _check_source(str(opt.source))
         _check_runnable(opt, engine)
     if script == "export":
         exports.refuse_what_cannot_be(opt, engine)
     project = _project_of(opt)
-    if project is not None and not resumed:
+    if project is not None:
         _check_writable(project)
 
 
@@ -91,7 +99,9 @@ def _check_weights(weights: str, engine: Engine) -> None:
         return
     path = Path(weights.strip().replace("'", ""))
     if not path.exists():
-        downloadable = downloads.is_released_weight(weights) or ("/" in weights and engine.version.startswith("7"))
+        downloadable = downloads.is_released_weight(weights) or (
+            "/" in weights and engine.version.startswith("7")
+        )
         if downloadable and downloads.is_online():
             return
         raise CheckpointError(downloads.missing_weights_message(weights))
@@ -163,7 +173,12 @@ def _has_file(folder: Path, suffixes: set[str]) -> bool:
 
 
 def _check_source(source: str) -> None:
-    if source.isnumeric() or source.startswith(_URL) or source.endswith((".txt", ".streams")) or source == "screen":
+    if (
+        source.isnumeric()
+        or source.startswith(_URL)
+        or source.endswith((".txt", ".streams"))
+        or source == "screen"
+    ):
         return
     if "*" in source:
         if not glob.glob(source, recursive=True):
@@ -174,10 +189,12 @@ def _check_source(source: str) -> None:
         raise UserError(f"--source {source}: no such file or folder")
     known = _IMAGES | _VIDEOS
     if path.is_dir() and not any(f.suffix[1:].lower() in known for f in path.glob("*.*")):
-        raise UserError(f"--source {source}: no images or videos in this folder; known are {', '.join(sorted(known))}")
+        raise UserError(
+            f"--source {source}: no images or videos in this folder; known are {', '.join(sorted(known))}"
+        )
 
 
-def _project_of(opt: argparse.Namespace) -> Optional[Path]:
+def _project_of(opt: argparse.Namespace) -> Path | None:
     project = getattr(opt, "project", None)
     return Path(project) if project else None
 

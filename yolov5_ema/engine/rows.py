@@ -11,10 +11,11 @@ import ast
 import difflib
 import inspect
 import re
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 import yaml
 from torch import nn
@@ -72,7 +73,7 @@ def checked_model(
     model = deepcopy(dict(cfg))
     _check_keys(model, where)
     _check_activation(model, where)
-    nominal: list[Optional[int]] = []
+    nominal: list[int | None] = []
     index = 0
     for section in ("backbone", "head"):
         rows = []
@@ -90,7 +91,9 @@ def _check_keys(model: Mapping[str, Any], where: str) -> None:
             continue
         near = difflib.get_close_matches(key, [str(k) for k in model], n=1)
         hint = f" (did you mean it by {near[0]!r}?)" if near else ""
-        raise ConfigError(f"{where}: the key {key!r} is missing{hint}; a model YAML needs {', '.join(_REQUIRED_KEYS)}")
+        raise ConfigError(
+            f"{where}: the key {key!r} is missing{hint}; a model YAML needs {', '.join(_REQUIRED_KEYS)}"
+        )
     nc = model["nc"]
     if not _is_int(nc) or nc < 1:
         raise ConfigError(f"{where}: nc must be a whole number of classes, at least 1, not {nc!r}")
@@ -108,9 +111,13 @@ def _check_anchors(anchors: Any, where: str) -> None:
     if _is_int(anchors) and anchors > 0:
         return
     is_list = isinstance(anchors, list) and bool(anchors)
-    if is_list and all(isinstance(a, list) and a and len(a) % 2 == 0 and all(_is_number(v) for v in a) for a in anchors):
+    if is_list and all(
+        isinstance(a, list) and a and len(a) % 2 == 0 and all(_is_number(v) for v in a) for a in anchors
+    ):
         return
-    raise ConfigError(f"{where}: anchors must be a number of anchors a level or lists of 'w,h' pairs, not {anchors!r}")
+    raise ConfigError(
+        f"{where}: anchors must be a number of anchors a level or lists of 'w,h' pairs, not {anchors!r}"
+    )
 
 
 def _check_activation(model: dict[str, Any], where: str) -> None:
@@ -120,7 +127,9 @@ def _check_activation(model: dict[str, Any], where: str) -> None:
     found = re.fullmatch(r"(?:torch\.)?nn\.(\w+)\((.*)\)", str(activation))
     cls = getattr(nn, found.group(1), None) if found else None
     if found is None or not _is_module_class(cls) or not _are_literal_arguments(found.group(2)):
-        raise ConfigError(f"{where}: activation must read like nn.SiLU() or nn.LeakyReLU(0.1), not {activation!r}")
+        raise ConfigError(
+            f"{where}: activation must read like nn.SiLU() or nn.LeakyReLU(0.1), not {activation!r}"
+        )
 
 
 def _are_literal_arguments(text: str) -> bool:
@@ -135,14 +144,16 @@ def _are_literal_arguments(text: str) -> bool:
 
 
 def _checked_row(
-    row: Any, index: int, yolo: ModuleType, place: str, conflicts: str, nominal: list[Optional[int]]
+    row: Any, index: int, yolo: ModuleType, place: str, conflicts: str, nominal: list[int | None]
 ) -> list[Any]:
     if not isinstance(row, (list, tuple)) or len(row) != 4:
         raise ConfigError(f"{place}: a row is [from, number, module, args], not {row!r}")
     source, number, name, args = row
     _check_from(source, index, place)
     if not _is_int(number) or number < 1:
-        raise ConfigError(f"{place}: the number of repeats must be a whole number, at least 1, not {number!r}")
+        raise ConfigError(
+            f"{place}: the number of repeats must be a whole number, at least 1, not {number!r}"
+        )
     if not isinstance(args, list):
         raise ConfigError(f"{place}: args must be a list such as [] or [64, 3], not {args!r}")
     module = _resolve_module(name, yolo, place, conflicts)
@@ -169,7 +180,9 @@ def _resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> 
     if _is_module_class(name):
         return name
     if not isinstance(name, str) or not _DOTTED_NAME.fullmatch(name):
-        raise ConfigError(f"{place}: the module must be a plain name such as Conv or nn.Upsample, not {name!r}")
+        raise ConfigError(
+            f"{place}: the module must be a plain name such as Conv or nn.Upsample, not {name!r}"
+        )
     if name.startswith(OUR_PREFIX):
         return _our_block(name[len(OUR_PREFIX) :], place)
     theirs = _lookup(yolo, name)
@@ -184,13 +197,17 @@ def _resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> 
         return registry.get_block(name)
     if theirs is not None:
         return theirs
-    known = registry.list_blocks() + sorted(key for key, value in vars(yolo).items() if _is_module_class(value))
+    known = registry.list_blocks() + sorted(
+        key for key, value in vars(yolo).items() if _is_module_class(value)
+    )
     raise ConfigError(f"{place}: unknown module {name!r}{_nearest(name, known)}")
 
 
 def _our_block(name: str, place: str) -> type:
     if name not in registry.list_blocks():
-        raise ConfigError(f"{place}: yolov5-ema has no block {name!r}{_nearest(name, registry.list_blocks())}")
+        raise ConfigError(
+            f"{place}: yolov5-ema has no block {name!r}{_nearest(name, registry.list_blocks())}"
+        )
     return registry.get_block(name)
 
 
@@ -202,7 +219,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"{hint} Attention blocks: {blocks}; a block of your own needs --plugin its_module"
 
 
-def _lookup(yolo: ModuleType, dotted: str) -> Optional[type]:
+def _lookup(yolo: ModuleType, dotted: str) -> type | None:
     found: Any = yolo
     for part in dotted.split("."):
         if part.startswith("_"):
@@ -236,7 +253,9 @@ def _checked_argument(argument: Any, place: str) -> Any:
         ) from None
 
 
-def _block_arguments(block: type, source: Any, args: list[Any], place: str, incoming: Optional[int]) -> list[Any]:
+def _block_arguments(
+    block: type, source: Any, args: list[Any], place: str, incoming: int | None
+) -> list[Any]:
     """The row's options as positional arguments behind the input channels."""
     if isinstance(source, list):
         raise ConfigError(f"{place}: {block.__name__} reads one row, not {source}; put a Concat before it")
@@ -245,14 +264,20 @@ def _block_arguments(block: type, source: Any, args: list[Any], place: str, inco
         keywords = positional.pop()
     _refuse_channels(block, positional, place, incoming)
     parameters = [
-        p for p in inspect.signature(block).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        p
+        for p in inspect.signature(block).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ][1:]
     if len(positional) > len(parameters):
-        raise ConfigError(f"{place}: {block.__name__} takes {_describe(parameters)}, not {len(positional)} arguments")
+        raise ConfigError(
+            f"{place}: {block.__name__} takes {_describe(parameters)}, not {len(positional)} arguments"
+        )
     values = {p.name: value for p, value in zip(parameters, positional)}
     for key, value in keywords.items():
         if key not in {p.name for p in parameters}:
-            raise ConfigError(f"{place}: {block.__name__} has no option {key!r}; it takes {_describe(parameters)}")
+            raise ConfigError(
+                f"{place}: {block.__name__} has no option {key!r}; it takes {_describe(parameters)}"
+            )
         if key in values:
             raise ConfigError(f"{place}: {block.__name__} gets {key!r} twice")
         values[key] = value
@@ -262,10 +287,14 @@ def _block_arguments(block: type, source: Any, args: list[Any], place: str, inco
     return [_INPUT_CHANNELS, *checked]
 
 
-def _refuse_channels(block: type, positional: list[Any], place: str, incoming: Optional[int]) -> None:
+def _refuse_channels(block: type, positional: list[Any], place: str, incoming: int | None) -> None:
     if positional and _is_int(positional[0]) and incoming is not None and positional[0] == incoming:
         first = list(inspect.signature(block).parameters)[1:2]
-        meant = f" If {first[0]}={incoming} is what you mean, write [{{{first[0]}: {incoming}}}]." if first else ""
+        meant = (
+            f" If {first[0]}={incoming} is what you mean, write [{{{first[0]}: {incoming}}}]."
+            if first
+            else ""
+        )
         raise ConfigError(
             f"{place}: {block.__name__} [{incoming}] looks like a number of channels, which is not given here: "
             f"blocks take it from the row they read. Write [{block.__name__}, []].{meant}"
@@ -282,7 +311,7 @@ def _quoted(value: Any, place: str) -> Any:
     return _checked_argument(value, place)
 
 
-def _nominal_input(source: Any, index: int, nominal: Sequence[Optional[int]]) -> Optional[int]:
+def _nominal_input(source: Any, index: int, nominal: Sequence[int | None]) -> int | None:
     """Channels before the width multiple, as YAMLs write them; None where they are not known."""
     if isinstance(source, list) or not nominal:
         return None
@@ -290,8 +319,13 @@ def _nominal_input(source: Any, index: int, nominal: Sequence[Optional[int]]) ->
 
 
 def _nominal_output(
-    module: type, args: list[Any], source: Any, index: int, incoming: Optional[int], nominal: Sequence[Optional[int]]
-) -> Optional[int]:
+    module: type,
+    args: list[Any],
+    source: Any,
+    index: int,
+    incoming: int | None,
+    nominal: Sequence[int | None],
+) -> int | None:
     if module.__name__ == "Concat" and isinstance(source, list):
         parts = [nominal[f if f >= 0 else index + f] for f in source]
         return None if None in parts else sum(part for part in parts if part is not None)

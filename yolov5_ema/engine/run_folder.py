@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Iterator, Optional
+from typing import Any
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.errors import UserError
@@ -21,11 +22,11 @@ class RunFolder:
     """
 
     def __init__(self) -> None:
-        self._folder: Optional[Path] = None
-        self._first_made: Optional[Path] = None
+        self._folder: Path | None = None
+        self._first_made: Path | None = None
 
     @classmethod
-    def watched(cls, module: ModuleType, patches: Patches) -> "RunFolder":
+    def watched(cls, module: ModuleType, patches: Patches) -> RunFolder:
         """Watch the `increment_path` that a script module uses."""
         made = cls()
         increment_path = getattr(module, "increment_path", None)

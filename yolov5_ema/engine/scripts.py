@@ -8,10 +8,11 @@ import importlib
 import inspect
 import runpy
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any
 
 from yolov5_ema.engine import exports, preflight
 from yolov5_ema.engine.locate import Engine
@@ -70,7 +71,7 @@ def run_file(engine: Engine, script: str, argv: Sequence[str]) -> None:
         path = engine.root / script
     if not path.is_file():
         raise UserError(f"no such script: {script}")
-    if engine.owns(str(path)):
+    if engine.owns(str(path.resolve())):
         relative = path.resolve().relative_to(engine.root).with_suffix("")
         run_script(engine, ".".join(relative.parts), argv)
         return
@@ -98,7 +99,9 @@ def _watched_parser(module: ModuleType, engine: Engine, name: str) -> Iterator[P
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.setdefault("epilog", EXTRA_HELP)
             kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-            kwargs.setdefault("description", f"YOLOv5's own {name}, with the attention blocks known ({engine})")
+            kwargs.setdefault(
+                "description", f"YOLOv5's own {name}, with the attention blocks known ({engine})"
+            )
             super().__init__(*args, **kwargs)
 
         def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -132,9 +135,9 @@ def speaking_plainly(engine: Engine) -> Iterator[None]:
         raise
 
 
-def _user_error_behind(error: BaseException) -> Optional[UserError]:
+def _user_error_behind(error: BaseException) -> UserError | None:
     """A UserError that YOLOv5 caught and wrapped."""
-    seen: Optional[BaseException] = error
+    seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, UserError):
             return seen
@@ -142,11 +145,10 @@ def _user_error_behind(error: BaseException) -> Optional[UserError]:
     return None
 
 
-def _file_raised_in(error: BaseException) -> Optional[str]:
+def _file_raised_in(error: BaseException) -> str | None:
     traceback = error.__traceback__
     file = None
     while traceback is not None:
         file = traceback.tb_frame.f_code.co_filename
         traceback = traceback.tb_next
     return file
-

@@ -11,10 +11,11 @@ import functools
 import importlib
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
-from typing import Any, Callable, Iterator, Optional, Union
+from typing import Any, Callable, Union
 
 from yolov5_ema.engine import activation
 from yolov5_ema.engine.locate import Engine, engine_at, locate
@@ -27,10 +28,10 @@ CONFLICTS_ENV = "YOLOV5_EMA_CONFLICTS"
 Yolo = Union[None, str, "os.PathLike[str]", ModuleType]
 
 _lock = threading.RLock()
-_installed: Optional[Patches] = None
+_installed: Patches | None = None
 
 
-def install(yolo: Yolo = None, *, conflicts: Optional[str] = None) -> Engine:
+def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
     """Teach a YOLOv5 the attention blocks, and mend what today's libraries break in it.
 
     Args:
@@ -97,7 +98,7 @@ def is_installed() -> bool:
 
 
 @contextmanager
-def installed(yolo: Yolo = None, *, conflicts: Optional[str] = None) -> Iterator[Engine]:
+def installed(yolo: Yolo = None, *, conflicts: str | None = None) -> Iterator[Engine]:
     """The shim for the length of a ``with`` block; left in place if it was before.
 
     Yields:
@@ -146,12 +147,12 @@ def _cfg_name() -> str:
     """File name of the cfg that `Model.__init__` is building, for messages."""
     import sys
 
-    frame: Optional[FrameType] = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     cfg = frame.f_locals.get("cfg") if frame else None
     return str(cfg) if isinstance(cfg, (str, Path)) and str(cfg) else "model dict"
 
 
-def _row_of(traceback: Optional[TracebackType], code: Any) -> Optional[int]:
+def _row_of(traceback: TracebackType | None, code: Any) -> int | None:
     """The row that `parse_model` was at when it failed: its loop variable ``i``."""
     while traceback is not None:
         if traceback.tb_frame.f_code is code:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Callable, ContextManager, Optional
+from typing import Any, Callable
 
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
@@ -25,14 +25,14 @@ class SourceModule:
     engine: Engine
     name: str
     source: str
-    module: Optional[ModuleType] = None
+    module: Any = None
 
 
 def _change_nothing(module: SourceModule, patches: Patches) -> None:
     return None
 
 
-def _no_context(module: SourceModule) -> ContextManager[None]:
+def _no_context(module: SourceModule) -> AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
@@ -43,7 +43,7 @@ class Quirk:
     Attributes:
         name: short and unique; what ``doctor`` prints.
         symptom: what a user sees without it.
-        versions: the YOLOv5 versions seen to need it.
+        versions: the YOLOv5 versions that need it; 6.0.7 and 7.0.14 were run, others are expected to.
         needed: given a module, the reason why it needs the cure, or None.
         apply: changes the module after it ran.
         while_running: a context in which the module's own code runs, for what breaks at import.
@@ -52,6 +52,6 @@ class Quirk:
     name: str
     symptom: str
     versions: str
-    needed: Callable[[SourceModule], Optional[str]]
+    needed: Callable[[SourceModule], str | None]
     apply: Callable[[SourceModule, Patches], None] = field(default=_change_nothing)
-    while_running: Callable[[SourceModule], ContextManager[None]] = field(default=_no_context)
+    while_running: Callable[[SourceModule], AbstractContextManager[None]] = field(default=_no_context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import yaml
 
@@ -14,14 +14,14 @@ from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 
 
-def _needed(module: SourceModule) -> Optional[str]:
+def _needed(module: SourceModule) -> str | None:
     if re.search(r"^def check_dataset\(", module.source, re.MULTILINE):
         return "a relative 'path' is looked for in one place only (v7's package: in site-packages)"
     return None
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
-    check_dataset = module.module.check_dataset  # type: ignore[union-attr]
+    check_dataset = module.module.check_dataset
 
     @functools.wraps(check_dataset)
     def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ import functools
 import re
 import socket
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
@@ -59,14 +59,14 @@ def _saying_so(download: Callable[..., str]) -> Callable[..., str]:
     return wrapper
 
 
-def _download_needed(module: SourceModule) -> Optional[str]:
+def _download_needed(module: SourceModule) -> str | None:
     if re.search(r"^def attempt_download\(", module.source, re.MULTILINE):
         return "missing weights start a download that takes long to fail offline"
     return None
 
 
 def _download_apply(module: SourceModule, patches: Patches) -> None:
-    patches.set(module.module, "attempt_download", _saying_so(module.module.attempt_download))  # type: ignore[union-attr]
+    patches.set(module.module, "attempt_download", _saying_so(module.module.attempt_download))
 
 
 DOWNLOADS_SAY_SO = Quirk(
@@ -78,14 +78,14 @@ DOWNLOADS_SAY_SO = Quirk(
 )
 
 
-def _pip_needed(module: SourceModule) -> Optional[str]:
+def _pip_needed(module: SourceModule) -> str | None:
     if re.search(r"^def check_requirements\(.*install=True", module.source, re.MULTILINE):
         return "check_requirements runs pip install for what it misses"
     return None
 
 
 def _pip_apply(module: SourceModule, patches: Patches) -> None:
-    original = module.module.check_requirements  # type: ignore[union-attr]
+    original = module.module.check_requirements
 
     @functools.wraps(original)
     def check_only(*args: Any, **kwargs: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from typing import Optional
 
 import torch
 
@@ -13,7 +12,7 @@ from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 
 
-def _onnx_needed(module: SourceModule) -> Optional[str]:
+def _onnx_needed(module: SourceModule) -> str | None:
     if "torch.onnx.export(" not in module.source or re.search(r"\bdynamo\s*=", module.source):
         return None
     dynamo = inspect.signature(torch.onnx.export).parameters.get("dynamo")
@@ -37,7 +36,7 @@ ONNX_EXPORTER = Quirk(
 )
 
 
-def _has_cuda_needed(module: SourceModule) -> Optional[str]:
+def _has_cuda_needed(module: SourceModule) -> str | None:
     if "torch.has_cuda" not in module.source:
         return None
     return "torch.has_cuda is deprecated, and true of every CUDA build, GPU or not"

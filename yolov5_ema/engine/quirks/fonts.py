@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import getpass
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable
 
 import PIL
 from PIL import ImageFont
@@ -35,7 +37,7 @@ def _own_config_dir() -> Path:
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted
     except OSError:  # a home that cannot be written
-        fallback = Path(tempfile.gettempdir()) / f"yolov5-ema-config-{os.getuid()}"
+        fallback = Path(tempfile.gettempdir()) / f"yolov5-ema-config-{getpass.getuser()}"
         fallback.mkdir(exist_ok=True)
         return fallback
 
@@ -71,7 +73,7 @@ def _missing_fonts() -> list[str]:
     return [name for name in _FONT_NAMES if not _is_there(name)]
 
 
-def _font_needed(module: SourceModule) -> Optional[str]:
+def _font_needed(module: SourceModule) -> str | None:
     if "YOLOV5_CONFIG_DIR" not in module.source:
         return None
     missing = _missing_fonts()
@@ -120,12 +122,12 @@ def _with_getsize(make_font: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _font_maker(source: str) -> Optional[str]:
+def _font_maker(source: str) -> str | None:
     found = re.search(r"^def (check_font|check_pil_font)\(", source, re.MULTILINE)
     return found.group(1) if found else None
 
 
-def _getsize_needed(module: SourceModule) -> Optional[str]:
+def _getsize_needed(module: SourceModule) -> str | None:
     if "font.getsize(" not in module.source or _font_maker(module.source) is None:
         return None
     if hasattr(ImageFont.FreeTypeFont, "getsize"):

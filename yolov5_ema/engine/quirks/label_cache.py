@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
@@ -13,7 +13,7 @@ from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 _UNREADABLE = (pickle.UnpicklingError, EOFError, ImportError, KeyError, ValueError, AttributeError)
 
 
-def _cache_file(dataset: Any) -> Optional[Path]:
+def _cache_file(dataset: Any) -> Path | None:
     """Where a half-built `LoadImagesAndLabels` looked for its cache; None if it did not get that far."""
     labels = getattr(dataset, "label_files", None)
     if not labels:
@@ -43,14 +43,14 @@ def _rescanning(init: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _needed(module: SourceModule) -> Optional[str]:
+def _needed(module: SourceModule) -> str | None:
     if "class LoadImagesAndLabels" in module.source and "except FileNotFoundError:" in module.source:
         return "only a missing label cache is rescanned, not a stale one"
     return None
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
-    dataset_class = module.module.LoadImagesAndLabels  # type: ignore[union-attr]
+    dataset_class = module.module.LoadImagesAndLabels
     patches.set(dataset_class, "__init__", _rescanning(dataset_class.__init__))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -22,7 +22,7 @@ def _grid_gain(*size: Any, **options: Any) -> torch.Tensor:
     return torch.ones(*size, **options)
 
 
-def _needed(module: SourceModule) -> Optional[str]:
+def _needed(module: SourceModule) -> str | None:
     if re.search(r"clamp_\(0, gain\[", module.source) and "torch.ones(7" in module.source:
         return "gj.clamp_(0, gain[3] - 1) clamps int64 in place by float32"
     return None

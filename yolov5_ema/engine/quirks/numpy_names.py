@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def _missing_names(source: str) -> list[str]:
     return [name for name in used if name not in np.__dict__]
 
 
-def _needed(module: SourceModule) -> Optional[str]:
+def _needed(module: SourceModule) -> str | None:
     missing = _missing_names(module.source)
     return f"NumPy {np.__version__} lacks {', '.join('np.' + name for name in missing)}" if missing else None
 

@@ -8,7 +8,7 @@ import importlib.util
 import re
 import sys
 import types
-from typing import Iterable, Iterator, Optional
+from collections.abc import Iterable, Iterator
 
 from packaging.requirements import Requirement
 from packaging.version import parse
@@ -55,7 +55,7 @@ def stand_in() -> types.ModuleType:
     return module
 
 
-def _needed(module: SourceModule) -> Optional[str]:
+def _needed(module: SourceModule) -> str | None:
     if not re.search(r"^import pkg_resources", module.source, re.MULTILINE):
         return None
     if "pkg_resources" in sys.modules or importlib.util.find_spec("pkg_resources"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
@@ -39,7 +39,7 @@ def _at_once(func: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _needed(module: SourceModule) -> Optional[str]:
+def _needed(module: SourceModule) -> str | None:
     if "Thread(target=plot_images" in module.source or "def threaded(func)" in module.source:
         return "pictures are drawn in daemon threads over a shared batch"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sys
-from typing import Any, Optional
+from typing import Any
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
@@ -15,7 +15,7 @@ def _whole_randrange(*bounds: Any) -> int:
     return random.randrange(*(int(bound) for bound in bounds))
 
 
-def _needed(module: SourceModule) -> Optional[str]:
+def _needed(module: SourceModule) -> str | None:
     if not re.search(r"random\.randrange\(imgsz \* 0\.5", module.source) or sys.version_info < (3, 10):
         return None
     return f"Python {sys.version_info[0]}.{sys.version_info[1]} wants whole numbers in randrange"

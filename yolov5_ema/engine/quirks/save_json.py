@@ -7,7 +7,7 @@ import inspect
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
@@ -18,19 +18,27 @@ class _Run:
     """What one `val.run` showed of itself on its way."""
 
     predictions: list[dict[str, Any]] = field(default_factory=list)
-    save_dir: Optional[Path] = None
+    save_dir: Path | None = None
     dataset: Any = None
 
 
-def _needed(module: SourceModule) -> Optional[str]:
-    if "data = []" in module.source and "data.get('path'" in module.source and "def save_one_json" in module.source:
+def _needed(module: SourceModule) -> str | None:
+    if (
+        "data = []" in module.source
+        and "data.get('path'" in module.source
+        and "def save_one_json" in module.source
+    ):
         return "val.run calls data.get after it made data a list"
     return None
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
     val: Any = module.module
-    save_one_json, increment_path, create_dataloader = val.save_one_json, val.increment_path, val.create_dataloader
+    save_one_json, increment_path, create_dataloader = (
+        val.save_one_json,
+        val.increment_path,
+        val.create_dataloader,
+    )
     state = _Run()
 
     def keep_one_json(predn: Any, jdict: list[Any], path: Path, class_map: Any) -> None:
@@ -94,7 +102,7 @@ def _save_and_evaluate(result: Any, state: _Run, data: dict[str, Any], weights: 
     return (precision, recall, map50, map_all, *losses), maps, times
 
 
-def _coco_map(annotations: Path, predictions: Path, images: Optional[list[int]]) -> tuple[float, float]:
+def _coco_map(annotations: Path, predictions: Path, images: list[int] | None) -> tuple[float, float]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -30,7 +30,7 @@ def _imports_amp(source: str) -> bool:
     return bool(re.search(r"^from torch\.cuda import amp", source, re.MULTILINE))
 
 
-def _needed(module: SourceModule) -> Optional[str]:
+def _needed(module: SourceModule) -> str | None:
     if not hasattr(torch.amp, "GradScaler"):
         return None
     if _imports_amp(module.source) or "torch.cuda.amp." in module.source:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any, Optional
+from typing import Any
 
 from yolov5_ema.engine.checkpoints import load_checkpoint, module_aliases, save_checkpoint
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 
 
-def _needed(module: SourceModule) -> Optional[str]:
+def _needed(module: SourceModule) -> str | None:
     if re.search(r"\btorch\.(load|save)\(", module.source):
         return "it loads or saves checkpoints, which are pickled modules"
     return None
@@ -42,14 +42,16 @@ SAFE_CHECKPOINTS = Quirk(
 )
 
 
-def _second_copy(module: SourceModule) -> Optional[str]:
-    if module.engine.kind == "package" and re.search(r"^ +from models\.yolo import", module.source, re.MULTILINE):
+def _second_copy(module: SourceModule) -> str | None:
+    if module.engine.kind == "package" and re.search(
+        r"^ +from models\.yolo import", module.source, re.MULTILINE
+    ):
         return "attempt_load imports models.yolo beside yolov5.models.yolo: every class twice"
     return None
 
 
 def _one_copy(module: SourceModule, patches: Patches) -> None:
-    attempt_load = module.module.attempt_load  # type: ignore[union-attr]
+    attempt_load = module.module.attempt_load
 
     @functools.wraps(attempt_load)
     def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import re
-from typing import Any, Optional
+from typing import Any
 
 from yolov5_ema.engine import workers
 from yolov5_ema.engine.patching import Patches
@@ -15,7 +15,7 @@ _FUNCTION = "verify_image_label"
 _DATASET = "LoadImagesAndLabels"
 
 
-def _needed(module: SourceModule) -> Optional[str]:
+def _needed(module: SourceModule) -> str | None:
     if re.search(rf"^def {_FUNCTION}\(", module.source, re.MULTILINE):
         return "spawned workers (the default from Python 3.14 on) import YOLOv5 by themselves"
     return None

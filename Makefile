@@ -1,0 +1,49 @@
+# make demo | make test need Python >= 3.9 and make, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test test-slow lint bench models clean
+
+help:
+	@echo "make demo       install, then train, validate, detect and export a small detector with EMA"
+	@echo "make test       install what tests need and run them (under 10 minutes on 2 cores)"
+	@echo "make test-slow  the long tests: every flag of YOLOv5's scripts, trainings"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      what the blocks cost on this CPU"
+	@echo "make models     write models/*.yaml anew with the generator"
+
+# the stamp of a set of extras is newer than the metadata when they are installed
+$(VENV)/.demo: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable '.[v6,export]'
+	touch $@
+
+$(VENV)/.dev: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable '.[v6,export,dev]'
+	touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m yolov5_ema demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.demo
+	$(BIN)/python benchmarks/block_cost.py
+
+models: $(VENV)/.demo
+	$(BIN)/python -m yolov5_ema cfg --shipped models --force
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
