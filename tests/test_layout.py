@@ -133,3 +133,12 @@ def test_every_command_has_a_main_and_a_summary():
     for name, module in COMMANDS.items():
         command = importlib.import_module(module)
         assert callable(command.main) and 10 < len(command.SUMMARY) < 90, name
+
+
+def test_visdrone_has_the_benchmarks_classes_and_runs_no_code():
+    import yaml
+
+    content = yaml.safe_load(find_shipped("visdrone.yaml").read_text(encoding="utf-8"))
+    assert content["nc"] == len(content["names"]) == 10
+    assert content["names"][:4] == ["pedestrian", "people", "bicycle", "car"]
+    assert set(content) == {"path", "train", "val", "test", "nc", "names"}

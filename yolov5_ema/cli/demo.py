@@ -237,6 +237,8 @@ def _read_picture(path: Path) -> np.ndarray:
     import numpy as np
 
     picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise UserError(f"demo: {path} is no picture any more; delete its folder to draw the set anew")
     return np.ascontiguousarray(picture[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32) / 255
 
 
