@@ -164,6 +164,22 @@ def test_data_without_val(refused, tiny_set):
     assert "noval.yaml: the key 'val' is missing" in message and "images/val" in message
 
 
+def test_a_data_set_that_would_be_downloaded(refused, tiny_set, own_folder, monkeypatch):
+    from yolov5_ema.engine.quirks import downloads
+
+    monkeypatch.setattr(downloads, "is_online", lambda: False)
+    content = {
+        **yaml.safe_load(tiny_set.read_text()),
+        "path": "nowhere",
+        "download": "https://example.org/x.zip",
+    }
+    open("data.yaml", "w").write(yaml.safe_dump(content))
+    message = refused("train", "--data", "data.yaml", "--cfg", "yolov5n-ema.yaml", "--weights", "")
+    assert "nowhere/images/val" in message and "no network" in message
+    by_default = refused("train", "--cfg", "yolov5n-ema.yaml", "--weights", "", "--img", 64)  # coco128
+    assert "coco128" in by_default and "no network" in by_default
+
+
 def test_data_with_other_mistakes(refused, tiny_set, own_folder):
     good = yaml.safe_load(tiny_set.read_text())
     cases = [

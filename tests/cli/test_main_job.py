@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -358,3 +361,28 @@ def test_onnx_through_yolov5s_own_detect(trained, tiny_set, tmp_path):
     done = run_cli("detect", "--weights", tmp_path / "best.onnx", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list((tmp_path / "runs/detect/exp/labels").glob("*.txt"))) == 4
+
+
+def test_every_ddp_rank_has_the_shim(tmp_path):
+    (tmp_path / "rank.py").write_text(
+        "import os\nfrom yolov5.models.yolo import Model\n"
+        "model = Model(os.environ['CFG'])\n"
+        "print('rank', os.environ['RANK'], type(model.model[7]).__name__, flush=True)\n"
+    )
+    from conftest import REPOSITORY
+
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "CFG": str(REPOSITORY / "models/yolov5n-ema.yaml"),
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "yolov5_ema", "run", "rank.py"],
+        cwd=tmp_path,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {"rank 0 EMA", "rank 1 EMA"} <= set(done.stdout.splitlines())

@@ -11,7 +11,28 @@ import yaml
 
 from yolov5_ema.engine.data_yaml import image_root
 from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.errors import ConfigError
+
+
+def refuse_download_without_network(data: dict[str, Any], file: Path) -> None:
+    """Say at once that images are missing which YOLOv5 would try to download.
+
+    Raises:
+        ConfigError: there are no validation images, a ``download`` key, and no network.
+    """
+    entries = data.get("val") or []
+    missing = [
+        place
+        for entry in (entries if isinstance(entries, list) else [entries])
+        if not (place := Path(data["path"]) / str(entry)).exists()
+    ]
+    if missing and data.get("download") and not downloads.is_online():
+        raise ConfigError(
+            f"{file}: images not found at {missing[0]}, and they cannot be downloaded: no network. "
+            "Put the data set there, or name another --data."
+        )
 
 
 def _needed(module: SourceModule) -> str | None:
@@ -29,6 +50,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
         if isinstance(data, (str, Path)) and file.suffix in (".yaml", ".yml") and file.is_file():
             data = yaml.safe_load(file.read_text(encoding="utf-8", errors="ignore"))
             data["path"] = str(image_root(data, file, module.engine).resolve())
+            refuse_download_without_network(data, file)
         return check_dataset(data, *args, **kwargs)
 
     patches.set(module.module, "check_dataset", wrapper)

@@ -78,8 +78,13 @@ DOWNLOADS_SAY_SO = Quirk(
 )
 
 
+_CHECKS = re.compile(
+    r"^def check_requirements\(.*install=True|^from ultralytics.*import check_requirements", re.MULTILINE
+)
+
+
 def _pip_needed(module: SourceModule) -> str | None:
-    if re.search(r"^def check_requirements\(.*install=True", module.source, re.MULTILINE):
+    if module.name == "utils.general" and _CHECKS.search(module.source):
         return "check_requirements runs pip install for what it misses"
     return None
 
@@ -97,7 +102,7 @@ def _pip_apply(module: SourceModule, patches: Patches) -> None:
 NO_PIP_BEHIND_THE_BACK = Quirk(
     name="no-pip-behind-the-back",
     symptom="a missing optional package starts 'pip install' in the middle of a run",
-    versions="6.0, 6.1",
+    versions="6.0 to 7.0.14",
     needed=_pip_needed,
     apply=_pip_apply,
 )
