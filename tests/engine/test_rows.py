@@ -93,9 +93,9 @@ def test_every_block_runs_in_a_whole_model(yolo, size, block):
 
 REFUSED = [
     # (cfg, what the message must say)
-    (with_row([-1, 1, "EMMA", []]), ["head row 2", "'EMMA'", "did you mean EMA?"]),
-    (with_row([-1, 1, "Cov", [64, 3]]), ["head row 2", "did you mean Conv?"]),
-    (with_row([-1, 1, "MyBlock", []]), ["head row 2", "--plugin"]),
+    (with_row([-1, 1, "EMMA", []]), ["row 2", "'EMMA'", "did you mean EMA?"]),
+    (with_row([-1, 1, "Cov", [64, 3]]), ["row 2", "did you mean Conv?"]),
+    (with_row([-1, 1, "MyBlock", []]), ["row 2", "--plugin"]),
     (with_row([-1, 1, "EMA", [0]]), ["row 2", "EMA", "groups", "0"]),
     (with_row([-1, 1, "EMA", [-4]]), ["row 2", "groups", "-4"]),
     (with_row([-1, 1, "EMA", [48]]), ["row 2", "48", "64"]),
@@ -104,9 +104,9 @@ REFUSED = [
     (with_row([-1, 1, "EMA", [{"group": 8}]]), ["row 2", "'group'", "groups=32"]),
     (with_row([-1, 1, "ECA", [3, 4, 5]]), ["row 2", "ECA", "kernel_size"]),
     (with_row([[-1, 0], 1, "EMA", []]), ["row 2", "Concat"]),
-    (with_row([5, 1, "EMA", []]), ["row 2", "'from' 5"]),
+    (with_row([5, 1, "EMA", []]), ["row 2", "'from' 5 is not above this row"]),
     (with_row(["-1", 1, "EMA", []]), ["row 2", "'from'"]),
-    (with_row([-1, 0, "EMA", []]), ["row 2", "repeats"]),
+    (with_row([-1, 0, "EMA", []]), ["row 2", "how often"]),
     (with_row([-1, 1, "EMA"]), ["row 2", "[from, number, module, args]"]),
     (with_row([-1, 1, "EMA", None]), ["row 2", "args"]),
     (with_row([-1, 1, "Conv", [64, 3, 2, 1, 1, 1, 1, 1, 1, 1]]), ["row 2", "Conv", "arguments"]),
@@ -117,7 +117,7 @@ REFUSED = [
     (cfg(backbone=[]), ["backbone"]),
     (
         {key: value for key, value in cfg(heads=[]).items() if key != "head"},
-        ["'head'", "did you mean it by 'heads'"],
+        ["'head' is missing", "'heads'"],
     ),
 ]
 
@@ -196,6 +196,11 @@ def test_what_yolov5_itself_allows_passes(yolo, name):
 
     changed = cfg(activation="nn.LeakyReLU(0.1, inplace=True)") if name == "activation" else cfg()
     assert checked_model(changed, yolo)["backbone"][0][2] is yolo.Conv
+
+
+def test_a_row_may_hold_a_class(yolo):
+    model = yolo.Model(with_row([-1, 1, yolov5_ema.SA, [{"groups": 4}]]))
+    assert type(model.model[2]) is yolov5_ema.SA
 
 
 def test_all_of_yolov5s_own_yamls_pass(yolo, package_root):

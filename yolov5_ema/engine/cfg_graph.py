@@ -277,7 +277,7 @@ def _read_row(raw: Any, section: str, before: list[Row], name: str) -> Row:
     sources = [_read_source(reference, before, where) for reference in references]
     if not _is_int(number) or number < 1:
         raise ConfigError(f"{where}: 'number' is {number!r}; it says how often the module repeats: 1 or more")
-    if not is_plain_name(module):
+    if not is_plain_name(module) and not isinstance(module, type):
         raise ConfigError(f"{where}: the module must be a name such as C3 or nn.Upsample; found {module!r}")
     if not several and module in _READS_A_LIST:
         raise ConfigError(f"{where}: {module} reads a list of rows; write [{read}], or [{read}, 6] for two")

@@ -21,16 +21,15 @@ import yaml
 from torch import nn
 
 from yolov5_ema.blocks import registry
+from yolov5_ema.engine.cfg_graph import SECTIONS, Graph, Row
 from yolov5_ema.errors import ConfigError
 
 CHOICES = ("error", "ours", "theirs")
 OUR_PREFIX = "yolov5_ema."
 
-_REQUIRED_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
 _OWN_NAMES = ("nc", "anchors")  # names of parse_model's own that YOLOv5's YAMLs use as arguments
 _WORDS = ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact")
-_DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_INPUT_CHANNELS = "ch[f]"  # evaluated in parse_model's frame: the row's true, scaled input channels
+INPUT_CHANNELS = "ch[f]"  # evaluated in parse_model's frame: the row's true, scaled input channels
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -70,58 +69,27 @@ def checked_model(
     Raises:
         ConfigError: names file, row and fix.
     """
-    model = deepcopy(dict(cfg))
-    _check_keys(model, where)
-    _check_activation(model, where)
-    nominal: list[int | None] = []
-    index = 0
-    for section in ("backbone", "head"):
-        rows = []
-        for row in model[section]:
-            place = f"{where}, {section} row {index}"
-            rows.append(_checked_row(row, index, yolo, place, conflicts, nominal))
-            index += 1
-        model[section] = rows
-    return model
+    graph = Graph.from_cfg(cfg, where)
+    _check_activation(cfg, where)
+    nominal: dict[Row, int | None] = {}
+    safe: dict[str, list[Any]] = {section: [] for section in SECTIONS}
+    raw_rows = [raw for section in SECTIONS for raw in cfg[section]]
+    for index, (row, raw) in enumerate(zip(graph.rows, raw_rows)):
+        place = f"{where}, {row.section} row {index}"
+        module = _resolve_module(row.module, yolo, place, conflicts)
+        incoming = [None if source.row is None else nominal[source.row] for source in row.sources]
+        if _is_block(module):
+            args = _block_arguments(module, row, place, incoming[0])
+            nominal[row] = incoming[0]
+        else:
+            args = [_checked_argument(argument, place) for argument in row.args]
+            nominal[row] = _nominal_output(module, row, incoming)
+        safe[row.section].append([deepcopy(raw[0]), row.number, module, args])
+    return {**deepcopy(dict(cfg)), **safe}
 
 
-def _check_keys(model: Mapping[str, Any], where: str) -> None:
-    for key in _REQUIRED_KEYS:
-        if key in model:
-            continue
-        near = difflib.get_close_matches(key, [str(k) for k in model], n=1)
-        hint = f" (did you mean it by {near[0]!r}?)" if near else ""
-        raise ConfigError(
-            f"{where}: the key {key!r} is missing{hint}; a model YAML needs {', '.join(_REQUIRED_KEYS)}"
-        )
-    nc = model["nc"]
-    if not _is_int(nc) or nc < 1:
-        raise ConfigError(f"{where}: nc must be a whole number of classes, at least 1, not {nc!r}")
-    for key in ("depth_multiple", "width_multiple"):
-        value = model[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 100:
-            raise ConfigError(f"{where}: {key} must be a number above 0, not {value!r}")
-    _check_anchors(model["anchors"], where)
-    for key in ("backbone", "head"):
-        if not isinstance(model[key], list) or not model[key]:
-            raise ConfigError(f"{where}: {key} must be a list of rows [from, number, module, args]")
-
-
-def _check_anchors(anchors: Any, where: str) -> None:
-    if _is_int(anchors) and anchors > 0:
-        return
-    is_list = isinstance(anchors, list) and bool(anchors)
-    if is_list and all(
-        isinstance(a, list) and a and len(a) % 2 == 0 and all(_is_number(v) for v in a) for a in anchors
-    ):
-        return
-    raise ConfigError(
-        f"{where}: anchors must be a number of anchors a level or lists of 'w,h' pairs, not {anchors!r}"
-    )
-
-
-def _check_activation(model: dict[str, Any], where: str) -> None:
-    activation = model.get("activation")
+def _check_activation(cfg: Mapping[str, Any], where: str) -> None:
+    activation = cfg.get("activation")
     if activation is None:
         return
     found = re.fullmatch(r"(?:torch\.)?nn\.(\w+)\((.*)\)", str(activation))
@@ -143,45 +111,12 @@ def _are_literal_arguments(text: str) -> bool:
     return True
 
 
-def _checked_row(
-    row: Any, index: int, yolo: ModuleType, place: str, conflicts: str, nominal: list[int | None]
-) -> list[Any]:
-    if not isinstance(row, (list, tuple)) or len(row) != 4:
-        raise ConfigError(f"{place}: a row is [from, number, module, args], not {row!r}")
-    source, number, name, args = row
-    _check_from(source, index, place)
-    if not _is_int(number) or number < 1:
-        raise ConfigError(
-            f"{place}: the number of repeats must be a whole number, at least 1, not {number!r}"
-        )
-    if not isinstance(args, list):
-        raise ConfigError(f"{place}: args must be a list such as [] or [64, 3], not {args!r}")
-    module = _resolve_module(name, yolo, place, conflicts)
-    incoming = _nominal_input(source, index, nominal)
-    if _is_block(module):
-        plain = _block_arguments(module, source, args, place, incoming)
-        nominal.append(incoming)
-    else:
-        plain = [_checked_argument(argument, place) for argument in args]
-        nominal.append(_nominal_output(module, args, source, index, incoming, nominal))
-    return [source, number, module, plain]
-
-
-def _check_from(source: Any, index: int, place: str) -> None:
-    sources = source if isinstance(source, list) else [source]
-    if not sources or not all(_is_int(f) for f in sources):
-        raise ConfigError(f"{place}: 'from' must be a row number or a list of them, not {source!r}")
-    for f in sources:
-        if f >= index or (f < -1 and index + f < 0):
-            raise ConfigError(f"{place}: 'from' {f} is not a row above this one")
-
-
 def _resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> type:
     if _is_module_class(name):
         return name
-    if not isinstance(name, str) or not _DOTTED_NAME.fullmatch(name):
+    if not isinstance(name, str):
         raise ConfigError(
-            f"{place}: the module must be a plain name such as Conv or nn.Upsample, not {name!r}"
+            f"{place}: the module must be a name such as Conv, or a torch.nn.Module class, not {name!r}"
         )
     if name.startswith(OUR_PREFIX):
         return _our_block(name[len(OUR_PREFIX) :], place)
@@ -253,13 +188,11 @@ def _checked_argument(argument: Any, place: str) -> Any:
         ) from None
 
 
-def _block_arguments(
-    block: type, source: Any, args: list[Any], place: str, incoming: int | None
-) -> list[Any]:
+def _block_arguments(block: type, row: Row, place: str, incoming: int | None) -> list[Any]:
     """The row's options as positional arguments behind the input channels."""
-    if isinstance(source, list):
-        raise ConfigError(f"{place}: {block.__name__} reads one row, not {source}; put a Concat before it")
-    positional, keywords = list(args), {}
+    if row.several:
+        raise ConfigError(f"{place}: {block.__name__} reads one row, not several; put a Concat before it")
+    positional, keywords = list(row.args), {}
     if positional and isinstance(positional[-1], dict):
         keywords = positional.pop()
     _refuse_channels(block, positional, place, incoming)
@@ -284,7 +217,7 @@ def _block_arguments(
     given = [p for p in parameters if p.name in values]
     needed = parameters[: parameters.index(given[-1]) + 1] if given else []
     checked = [_quoted(values.get(p.name, p.default), place) for p in needed]
-    return [_INPUT_CHANNELS, *checked]
+    return [INPUT_CHANNELS, *checked]
 
 
 def _refuse_channels(block: type, positional: list[Any], place: str, incoming: int | None) -> None:
@@ -311,32 +244,14 @@ def _quoted(value: Any, place: str) -> Any:
     return _checked_argument(value, place)
 
 
-def _nominal_input(source: Any, index: int, nominal: Sequence[int | None]) -> int | None:
+def _nominal_output(module: type, row: Row, incoming: list[int | None]) -> int | None:
     """Channels before the width multiple, as YAMLs write them; None where they are not known."""
-    if isinstance(source, list) or not nominal:
-        return None
-    return nominal[source if source >= 0 else index + source]
-
-
-def _nominal_output(
-    module: type,
-    args: list[Any],
-    source: Any,
-    index: int,
-    incoming: int | None,
-    nominal: Sequence[int | None],
-) -> int | None:
-    if module.__name__ == "Concat" and isinstance(source, list):
-        parts = [nominal[f if f >= 0 else index + f] for f in source]
-        return None if None in parts else sum(part for part in parts if part is not None)
-    if args and _is_int(args[0]) and module.__module__.split(".")[0] != "torch":
-        return args[0]
-    return incoming
+    if module.__name__ == "Concat":
+        return sum(incoming) if None not in incoming else None  # type: ignore[arg-type]
+    if row.args and _is_int(row.args[0]) and module.__module__.split(".")[0] != "torch":
+        return row.args[0]
+    return incoming[0]
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from typing import Any, Callable, Union
 from yolov5_ema.engine import activation
 from yolov5_ema.engine.locate import Engine, engine_at, locate
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.rows import CHOICES, checked_model
+from yolov5_ema.engine.rows import CHOICES, INPUT_CHANNELS, checked_model
 from yolov5_ema.errors import ConfigError, UserError
 
 CONFLICTS_ENV = "YOLOV5_EMA_CONFLICTS"
@@ -138,15 +139,15 @@ def _with_blocks(parse_model: Callable[..., Any], module: ModuleType, conflicts:
             row = _row_of(error.__traceback__, parse_model.__code__)
             if row is None:
                 raise
-            raise ConfigError(f"{where}, row {row}: {_row_text(d, row)}: {error}") from error
+            raise ConfigError(
+                f"{where}, row {row}: {_row_text(d, row)}: {error}{_hint(model, row)}"
+            ) from error
 
     return wrapper
 
 
 def _cfg_name() -> str:
     """File name of the cfg that `Model.__init__` is building, for messages."""
-    import sys
-
     frame: FrameType | None = sys._getframe(2)
     cfg = frame.f_locals.get("cfg") if frame else None
     return str(cfg) if isinstance(cfg, (str, Path)) and str(cfg) else "model dict"
@@ -160,6 +161,14 @@ def _row_of(traceback: TracebackType | None, code: Any) -> int | None:
             return row if isinstance(row, int) else None
         traceback = traceback.tb_next
     return None
+
+
+def _hint(model: dict[str, Any], index: int) -> str:
+    """For a block that was given a number: it may have been meant as channels, as tutorials write it."""
+    module, args = [*model["backbone"], *model["head"]][index][2:]
+    if args[:1] != [INPUT_CHANNELS] or len(args) < 2:
+        return ""
+    return f". (The channels are taken from the row that it reads: [{module.__name__}, []] is enough.)"
 
 
 def _row_text(cfg: dict[str, Any], index: int) -> str:
