@@ -29,7 +29,7 @@ OUR_PREFIX = "yolov5_ema."
 
 _OWN_NAMES = ("nc", "anchors")  # names of parse_model's own that YOLOv5's YAMLs use as arguments
 _WORDS = ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact")
-INPUT_CHANNELS = "ch[f]"  # evaluated in parse_model's frame: the row's true, scaled input channels
+_INPUT_CHANNELS = "ch[f]"  # evaluated in parse_model's frame: the row's true, scaled input channels
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def checked_model(
         place = f"{where}, {row.section} row {index}"
         module = _resolve_module(row.module, yolo, place, conflicts)
         incoming = [None if source.row is None else nominal[source.row] for source in row.sources]
-        if _is_block(module):
+        if is_block(module):
             args = _block_arguments(module, row, place, incoming[0])
             nominal[row] = incoming[0]
         else:
@@ -167,7 +167,8 @@ def _is_module_class(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, nn.Module)
 
 
-def _is_block(module: type) -> bool:
+def is_block(module: type) -> bool:
+    """Whether a class is a registered attention block."""
     return any(module is registry.get_block(name) for name in registry.list_blocks())
 
 
@@ -217,7 +218,7 @@ def _block_arguments(block: type, row: Row, place: str, incoming: int | None) ->
     given = [p for p in parameters if p.name in values]
     needed = parameters[: parameters.index(given[-1]) + 1] if given else []
     checked = [_quoted(values.get(p.name, p.default), place) for p in needed]
-    return [INPUT_CHANNELS, *checked]
+    return [_INPUT_CHANNELS, *checked]
 
 
 def _refuse_channels(block: type, positional: list[Any], place: str, incoming: int | None) -> None:

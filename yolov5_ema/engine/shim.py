@@ -21,7 +21,7 @@ from typing import Any, Callable, Union
 from yolov5_ema.engine import activation
 from yolov5_ema.engine.locate import Engine, engine_at, locate
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.rows import CHOICES, INPUT_CHANNELS, checked_model
+from yolov5_ema.engine.rows import CHOICES, checked_model, is_block
 from yolov5_ema.errors import ConfigError, UserError
 
 CONFLICTS_ENV = "YOLOV5_EMA_CONFLICTS"
@@ -166,7 +166,7 @@ def _row_of(traceback: TracebackType | None, code: Any) -> int | None:
 def _hint(model: dict[str, Any], index: int) -> str:
     """For a block that was given a number: it may have been meant as channels, as tutorials write it."""
     module, args = [*model["backbone"], *model["head"]][index][2:]
-    if args[:1] != [INPUT_CHANNELS] or len(args) < 2:
+    if not is_block(module) or len(args) < 2:
         return ""
     return f". (The channels are taken from the row that it reads: [{module.__name__}, []] is enough.)"
 
