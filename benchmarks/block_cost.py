@@ -83,6 +83,9 @@ def measured(candidates: dict[str, Any], x: torch.Tensor, what: str, args: argpa
     rows = []
     for phase, step in (("inference", inference), ("training", training)):
         times: dict[str, list[float]] = {name: [] for name in candidates}
+        for candidate in candidates.values():
+            if isinstance(candidate, torch.nn.Module):
+                candidate.train(phase == "training")
         for warm_up in (True, *[False] * args.rounds):
             for name, candidate in candidates.items():
                 elapsed_ms = timed_ms(step, candidate, x, args.device)
