@@ -7,7 +7,6 @@ from a fork server that has the big libraries loaded already.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import multiprocessing
 import os
 import sys
@@ -16,9 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("yolov5") is None, reason="needs the PyPI yolov5")
-
 
 # name of the quirk -> code that raises unless the quirk's cure is in place
 CASES = {
