@@ -15,13 +15,15 @@ help:
 	@echo "make models     write models/*.yaml anew with the generator"
 
 # the stamp of a set of extras is newer than the metadata when they are installed
-$(VENV)/.demo: setup.cfg pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip  # the one that comes with Python 3.9 stumbles over today's metadata
+
+$(VENV)/.demo: setup.cfg pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet --editable '.[v6,export]'
 	touch $@
 
-$(VENV)/.dev: setup.cfg pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet --editable '.[v6,export,dev]'
 	touch $@ $(VENV)/.demo
 

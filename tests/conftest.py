@@ -28,10 +28,10 @@ def write_tiny_set(folder: Path, train: int = 8, val: int = 4, imgsz: int = 96) 
             rows = []
             for cls in range(len(NAMES)):
                 x, y = rng.uniform(0.25, 0.75, 2)
-                half = imgsz // 8
+                half = imgsz // 12 + (index + cls) % 5 * 2
                 center = (int(x * imgsz), int(y * imgsz))
                 cv2.circle(image, center, half, (60 + 90 * cls, 200, 255 - 90 * cls), -1 if cls else 3)
-                rows.append(f"{cls} {x:.6f} {y:.6f} 0.25 0.25")
+                rows.append(f"{cls} {x:.6f} {y:.6f} {2 * half / imgsz:.4f} {2 * half / imgsz:.4f}")
             cv2.imwrite(str(folder / "images" / split / f"{split}{index}.jpg"), image)
             (folder / "labels" / split / f"{split}{index}.txt").write_text("\n".join(rows) + "\n")
     yaml_file = folder / "tiny.yaml"

@@ -318,7 +318,8 @@ def test_val_tasks(task, trained, tiny_set, tmp_path):
 
 
 @pytest.mark.slow
-def test_detect_flags(trained, tiny_set, tmp_path):
+@pytest.mark.parametrize("flag", ["--visualize", "--augment"])
+def test_detect_flags(flag, trained, tiny_set, tmp_path):
     done = run_cli(
         *(
             "detect",
@@ -328,14 +329,16 @@ def test_detect_flags(trained, tiny_set, tmp_path):
             f"{tiny_set.parent}/images/test/*.jpg",
             "--img",
             64,
-            "--augment",
+            flag,
         ),
-        *("--visualize", "--half", "--conf-thres", 1e-6, "--max-det", 3, "--classes", 0, 2, "--agnostic-nms"),
+        *("--half", "--conf-thres", 1e-6, "--max-det", 3, "--classes", 0, 2, "--agnostic-nms", "--save-txt"),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    features = list((tmp_path / "runs/detect/exp").rglob("*EMA_features.png"))
-    assert features
+    run = tmp_path / "runs/detect/exp"
+    classes = {row.split()[0] for path in run.glob("labels/*.txt") for row in path.read_text().splitlines()}
+    assert classes <= {"0", "2"} and len(list(run.glob("*.jpg"))) == 4
+    assert bool(list(run.rglob("*EMA_features.png"))) == (flag == "--visualize")
 
 
 @pytest.mark.slow

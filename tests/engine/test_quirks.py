@@ -90,6 +90,19 @@ assert type(loaded.model[-1]) is Detect
 assert not any(hasattr(m, "bn") for m in loaded.modules() if isinstance(m, Conv))
 assert "models.yolo" not in sys.modules
 """,
+    "autoanchor-few-boxes": """
+from types import SimpleNamespace
+import numpy as np
+import torch
+from yolov5.utils.autoanchor import check_anchors
+labels = [np.array([[0, .5, .5, .50, .25], [0, .5, .5, .10, .05]])] * 4
+dataset = SimpleNamespace(shapes=np.full((4, 2), 100.0), labels=labels)
+anchors = torch.full((3, 3, 2), 0.5)
+detect = SimpleNamespace(anchors=anchors, stride=torch.tensor([8.0, 16.0, 32.0]))
+check_anchors(dataset, SimpleNamespace(model=[detect]), imgsz=200)
+pixels = (detect.anchors * detect.stride.view(-1, 1, 1)).view(-1, 2)
+assert {tuple(map(round, size)) for size in pixels.tolist()} == {(20, 10), (100, 50)}, pixels
+""",
     "data-paths": """
 import os
 from pathlib import Path
@@ -277,6 +290,7 @@ _SYMPTOMS = {
     "loss-clamp": "can't be cast",
     "safe-checkpoints": "Weights only load failed",
     "one-copy-of-classes": "AssertionError",
+    "autoanchor-few-boxes": "must match the size",
     "data-paths": "not found",
     "stale-label-cache": "AssertionError",
     "save-json": "'list' object has no attribute 'get'",

@@ -6,6 +6,7 @@ nothing unless both say that it is needed. `QUIRKS` is the list that ``yolov5-em
 
 from __future__ import annotations
 
+from yolov5_ema.engine.quirks.autoanchor import AUTOANCHOR_FEW_BOXES
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.engine.quirks.data_paths import DATA_PATHS
 from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, NO_PIP_BEHIND_THE_BACK
@@ -30,6 +31,7 @@ QUIRKS: tuple[Quirk, ...] = (
     LOSS_CLAMP,
     SAFE_CHECKPOINTS,
     ONE_COPY_OF_CLASSES,
+    AUTOANCHOR_FEW_BOXES,
     DATA_PATHS,
     STALE_LABEL_CACHE,
     SAVE_JSON,

@@ -1,0 +1,60 @@
+"""AutoAnchor on data with fewer kinds of boxes than anchors, on which v6.0 dies."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+_GOES_ON = re.compile(
+    r"except Exception as e:\s+print\(f'\{prefix\}ERROR[^\n]+\s+new_bpr = metric\(anchors\)"
+)
+
+
+def _quantile_anchors(dataset: Any, n: int, img_size: int) -> np.ndarray:
+    """Widths and heights, (n, 2) in pixels, spread evenly over the boxes in order of their area."""
+    shapes = img_size * dataset.shapes / dataset.shapes.max(1, keepdims=True)
+    sizes = np.concatenate([rows[:, 3:5] * shape for shape, rows in zip(shapes, dataset.labels)])  # (m, 2)
+    in_order = sizes[np.argsort(sizes.prod(1))]
+    places = np.linspace(0, len(in_order) - 1, n).round().astype(int)
+    return in_order[places].clip(min=2.0)
+
+
+def _with_fallback(kmean_anchors: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(kmean_anchors)
+    def wrapper(dataset: Any, n: int = 9, img_size: int = 640, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return kmean_anchors(dataset, n, img_size, *args, **kwargs)
+        except Exception as error:
+            if isinstance(dataset, str):
+                raise
+            print(f"autoanchor: k-means failed ({error}); taking {n} sizes from the labels instead")
+            return _quantile_anchors(dataset, n, img_size)
+
+    return wrapper
+
+
+def _needed(module: SourceModule) -> str | None:
+    # v6.1 and later catch the failure inside kmean_anchors
+    if _GOES_ON.search(module.source):
+        return "check_anchors goes on with anchors of the wrong shape after k-means failed"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    patches.set(module.module, "kmean_anchors", _with_fallback(module.module.kmean_anchors))
+
+
+AUTOANCHOR_FEW_BOXES = Quirk(
+    name="autoanchor-few-boxes",
+    symptom="RuntimeError: The size of tensor a must match the size of tensor b, after autoanchor: ERROR",
+    versions="6.0",
+    needed=_needed,
+    apply=_apply,
+)
