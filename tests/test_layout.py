@@ -21,12 +21,12 @@ BASE = {"errors", "resources", "__init__"}
 # a room and the rooms that it may import from
 MAY_IMPORT = {
     "cli": {"cli", "engine", "blocks", "kernels", "data", "evaluation", "classification"},
-    "engine": {"engine", "blocks", "kernels"},
+    "engine": {"engine", "blocks", "kernels", "data"},
     "classification": {"classification", "engine", "blocks", "kernels"},
     "blocks": {"blocks", "kernels"},
     "kernels": {"kernels"},
     "data": {"data"},
-    "evaluation": {"evaluation"},
+    "evaluation": {"evaluation", "data"},
 }
 
 

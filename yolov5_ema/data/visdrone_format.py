@@ -1,0 +1,67 @@
+"""The text format of VisDrone2019-DET, of annotations and of results alike.
+
+A line an object: ``left,top,width,height,score,category,truncation,occlusion``; pixels, measured from the upper
+left corner of the image. In annotations the score is 1 for what is evaluated and 0 for what is not; in results
+it is the confidence, and truncation and occlusion are -1.
+Source: https://github.com/VisDrone/VisDrone2018-DET-toolkit (README).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolov5_ema.data.text_rows import BadLine, Rows, parse_rows, read_lines
+
+CLASSES = (
+    "pedestrian",
+    "people",
+    "bicycle",
+    "car",
+    "van",
+    "truck",
+    "tricycle",
+    "awning-tricycle",
+    "bus",
+    "motor",
+)
+"""Names of categories 1 to 10, in their order: category c is class c - 1."""
+
+IGNORED_REGION, OTHERS = 0, 11
+SPLIT_FOLDERS = {
+    "train": "VisDrone2019-DET-train",
+    "val": "VisDrone2019-DET-val",
+    "test": "VisDrone2019-DET-test-dev",
+}
+"""The benchmark's own folders, each with ``images/`` and ``annotations/``."""
+
+LEFT, TOP, WIDTH, HEIGHT, SCORE, CATEGORY, TRUNCATION, OCCLUSION = range(8)
+
+
+def read_annotations(file: Path) -> Rows:
+    """One image's annotations: rows of 8 numbers in the file's order.
+
+    Lines whose category is none of 0 to 11 are bad; boxes are left as they are, whatever their size.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return _with_known_categories(parse_rows(read_lines(file), file, 8, separator=","), file)
+
+
+def read_results(file: Path) -> Rows:
+    """One image's detections: rows of 8 numbers in the file's order; truncation and occlusion may lack.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return _with_known_categories(parse_rows(read_lines(file), file, 8, separator=",", at_least=6), file)
+
+
+def _with_known_categories(rows: Rows, file: Path) -> Rows:
+    category = rows.values[:, CATEGORY]
+    known = (category == category.round()) & (category >= IGNORED_REGION) & (category <= OTHERS)
+    unknown = [
+        BadLine(file, int(line), f"category {value:g} is none of 0 to 11")
+        for line, value in zip(rows.lines[~known], category[~known])
+    ]
+    return Rows(rows.values[known], rows.lines[known], sorted(rows.bad + unknown, key=lambda bad: bad.line))

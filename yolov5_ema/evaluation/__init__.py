@@ -1,0 +1,1 @@
+"""Evaluation protocols: YOLOv5's, COCO's and VisDrone's."""
