@@ -1,0 +1,307 @@
+"""`evaluate` and `submit` as users type them, with a real detector and with predictions made before."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from conftest import run_cli, write_tiny_set
+from PIL import Image
+
+import yolov5_ema
+from yolov5_ema.cli.main import main
+from yolov5_ema.data.visdrone_format import CLASSES
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def drone(tmp_path):
+    """Annotations, sizes and detections of three images in VisDrone's format; two of four cars are found."""
+    for name in ("annotations", "detections"):
+        (tmp_path / name).mkdir()
+    for number in range(3):
+        cars = "".join(f"{10 + 60 * at},{10 * number},30,20,1,4,0,0\n" for at in range(number + 1))
+        (tmp_path / f"annotations/im{number}.txt").write_text(cars + "100,100,80,80,0,0,0,0\n")
+        found = f"10,{10 * number},30,20,0.9,4,-1,-1\n120,120,20,20,0.8,4,-1,-1\n"
+        (tmp_path / f"detections/im{number}.txt").write_text(found)
+    sizes = {f"im{number}": {"width": 400, "height": 300} for number in range(3)}
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes))
+    return ["--annotations", "annotations", "--image-sizes", "sizes.json", "--predictions", "detections"]
+
+
+def evaluate(*flags: object) -> int:
+    return main(["evaluate", *map(str, flags)])
+
+
+def test_visdrone_without_weights(drone, capsys):
+    assert evaluate("--protocol", "visdrone", *drone, "--json", "out.json", "--nosave") == 0
+    content = json.loads(Path("out.json").read_text())
+    figures = content["visdrone"]
+    assert list(content) == ["visdrone"] and not Path("runs").exists()
+    # 3 of 6 cars are found, without a false one: what lies in the ignored region does not count
+    for name in ("AP", "AP50", "AP75", "AR1", "AR10", "AR100", "AR500"):
+        assert figures[name] == pytest.approx(50), name
+    assert set(figures["per_class"]) == set(CLASSES) and figures["per_class"]["car"]["AP"] == pytest.approx(
+        50
+    )
+    assert "3 images, 6 objects, 6 detections" in capsys.readouterr().out
+
+
+def test_three_protocols_side_by_side(drone, capsys):
+    assert evaluate(*drone, "--by-size", "--mean", "classes") == 0
+    out = capsys.readouterr().out
+    assert ["%", "yolov5", "coco", "visdrone", "visdrone,", "mean", "of", "classes"] in [
+        x.split() for x in out.splitlines()
+    ]
+    made = {path.name for path in Path("runs/evaluate/exp").iterdir()}
+    assert made == {"evaluation.json", "evaluation.csv", "PR_curves.png", "confusion_matrix.png"}
+    content = json.loads(Path("runs/evaluate/exp/evaluation.json").read_text())
+    assert list(content) == ["yolov5", "coco", "visdrone"]
+    assert (
+        content["coco"]["AP50"] == pytest.approx(51 / 101)
+        and content["coco"]["by_size"]["small"]["AP50"] is not None
+    )
+    # YOLOv5 knows no ignored regions: from recall 0.5 on, its line starts at a precision of 3 / 6
+    assert content["yolov5"]["mAP50"] == pytest.approx(0.5 + 0.5 * 0.5 / 2 - 0.0025)
+    with open("runs/evaluate/exp/evaluation.csv") as stream:
+        assert {row["protocol"] for row in csv.DictReader(stream)} == {"yolov5", "coco", "visdrone"}
+    assert cv2.imread("runs/evaluate/exp/PR_curves.png").std() > 10
+    assert evaluate(*drone, "--noplots") == 0 and not Path("runs/evaluate/exp2/PR_curves.png").exists()
+
+
+def test_other_cuts_of_coco(drone):
+    assert (
+        evaluate("--protocol", "coco", *drone, "--coco-max-dets", 1, 500, "--json", "o.json", "--nosave") == 0
+    )
+    content = json.loads(Path("o.json").read_text())["coco"]
+    assert content["AR500"] == content["AR1"] == pytest.approx(0.5) and "AR100" not in content
+
+
+# --- with a detector ---
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """Data YAML and best.pt of a detector that has learned something: mAP50 of 0.3 or so."""
+    cwd = tmp_path_factory.mktemp("learned")
+    data = write_tiny_set(cwd / "set", train=24, val=12)
+    done = run_cli(
+        *("train", "--data", data, "--cfg", "yolov5n-ema.yaml", "--weights", "", "--hyp", "hyp.demo.yaml"),
+        *("--img", 96, "--batch", 8, "--epochs", 25, "--workers", 2, "--noval", "--cache"),
+        cwd=cwd,
+        env={"OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return data, cwd / "runs/train/exp/weights/best.pt"
+
+
+@pytest.fixture(scope="module")
+def by_weights(learned, tmp_path_factory):
+    """Folder of an evaluation of the tiny detector."""
+    cwd = tmp_path_factory.mktemp("evaluated")
+    data, weights = learned
+    done = run_cli("evaluate", "--data", data, "--weights", weights, "--img", 96, "--batch", 4, cwd=cwd)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "12 images, 36 objects, 6,000 detections" in done.stdout  # 500 an image: --max-det's default
+    return cwd / "runs/evaluate/exp"
+
+
+@pytest.fixture(scope="module")
+def of_val(learned, tmp_path_factory):
+    """Figures that val.run returns, and its run folder with predictions as JSON and as text."""
+    folder = tmp_path_factory.mktemp("val")
+    with yolov5_ema.installed() as engine:
+        val = importlib.import_module(engine.module_name("val"))
+        data, weights = map(str, learned)
+        options = {"data": data, "weights": weights, "imgsz": 96, "batch_size": 4, "half": False}
+        options.update(project=str(folder), save_json=True, save_txt=True, save_conf=True, plots=False)
+        figures = val.run(**options)[0][:4]
+    return dict(zip(("P", "R", "mAP50", "mAP50-95"), map(float, figures))), folder / "exp"
+
+
+def test_yolov5_protocol_gives_the_figures_of_val(by_weights, of_val):
+    """Although 500 detections an image were made, not val's 300."""
+    assert of_val[0]["mAP50"] > 0.1
+    ours = json.loads((by_weights / "evaluation.json").read_text())["yolov5"]
+    assert {name: ours[name] for name in of_val[0]} == pytest.approx(of_val[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("place", ["best_predictions.json", "labels", "."])
+def test_predictions_that_val_saved_give_its_figures(place, of_val, learned):
+    figures, folder = of_val
+    assert (
+        evaluate("--data", learned[0], "--predictions", folder / place, "--json", "o.json", "--nosave") == 0
+    )
+    ours = json.loads(Path("o.json").read_text())["yolov5"]
+    # the files hold 5 or 6 digits; mAP, unlike P and R at one confidence, hardly feels that
+    assert ours["mAP50"] == pytest.approx(figures["mAP50"], abs=2e-3)
+    assert ours["mAP50-95"] == pytest.approx(figures["mAP50-95"], abs=2e-3)
+
+
+def test_windows_and_single_class(learned, tmp_path):
+    data, weights = learned
+    done = run_cli(
+        *("evaluate", "--data", data, "--weights", weights, "--img", 64, "--batch", 4, "--single-cls"),
+        *("--slice", 64, "--overlap", 0.25, "--noplots"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    content = json.loads((tmp_path / "runs/evaluate/exp/evaluation.json").read_text())
+    assert list(content["coco"]["per_class"]) == ["object"]
+
+
+def test_what_val_refuses_leaves_nothing(tiny_set, capsys):
+    assert evaluate("--data", tiny_set, "--weights", "nowhere.pt") == 2
+    assert "weights not found: nowhere.pt" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+# --- the benchmark's folder ---
+
+
+@pytest.fixture
+def drone_set(tmp_path):
+    """A data YAML with VisDrone's classes and unlabelled images."""
+    (tmp_path / "images").mkdir()
+    for name in ("x", "y"):
+        Image.new("RGB", (96, 64), (90, 120, 60)).save(tmp_path / f"images/{name}.jpg")
+    content = {
+        "path": str(tmp_path),
+        "train": "images",
+        "val": "images",
+        "test": "images",
+        "nc": 10,
+        "names": list(CLASSES),
+    }
+    (tmp_path / "drone.yaml").write_text(yaml.safe_dump(content))
+    return "drone.yaml"
+
+
+def test_submit_predictions(drone_set, capsys):
+    rows = [
+        {"image_id": "x", "category_id": 3, "bbox": [5, 6, 7, 8], "score": 0.1 + at / 1000}
+        for at in range(600)
+    ]
+    Path("r.json").write_text(json.dumps(rows))
+    assert main(["submit", "--data", drone_set, "--predictions", "r.json", "-o", "results"]) == 0
+    lines = Path("results/x.txt").read_text().splitlines()
+    assert len(lines) == 500 and lines[0] == "5.00,6.00,7.00,8.00,0.699000,4,-1,-1"
+    assert Path("results/y.txt").read_text() == ""
+    assert "results: 2 files, 500 detections" in capsys.readouterr().out
+    assert main(["submit", "--data", drone_set, "--predictions", "r.json", "-o", "results"]) == 2
+    assert "exists and is left as it is" in capsys.readouterr().err
+
+
+def test_submit_by_weights(drone_set, tmp_path):
+    """An untrained detector of ten classes on images without any label."""
+    run_cli("cfg", "--size", "n", "--block", "EMA", "--nc", 10, "-o", "ten.yaml", cwd=tmp_path)
+    with yolov5_ema.installed() as engine:
+        yolo = importlib.import_module(engine.module_name("models.yolo"))
+        model = yolo.Model("ten.yaml")
+        model.names = list(CLASSES)
+        model.model[-1].m[0].bias.data += 4  # certain of objects, as no untrained detector is
+        from yolov5_ema.engine.checkpoints import save_checkpoint
+
+        save_checkpoint({"model": model.half(), "ema": None, "epoch": -1}, "ten.pt", engine=engine)
+    flags = ("--data", drone_set, "--weights", "ten.pt", "--img", 64, "--conf-thres", 1e-6, "-o", "results")
+    done = run_cli("submit", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = np.loadtxt(tmp_path / "results/x.txt", delimiter=",")
+    assert table.shape[1] == 8 and 1 <= len(table) <= 500
+    assert (np.diff(table[:, 4]) <= 0).all() and set(table[:, 5]) <= set(range(1, 11))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_submit_wants_the_benchmarks_classes(tiny_set, capsys):
+    assert main(["submit", "--data", str(tiny_set), "--predictions", "r.json", "-o", "results"]) == 2
+    assert "not disc, box, cross" in capsys.readouterr().err
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "either --weights"),
+        (["--weights", "a.pt", "--predictions", "p"], "either --weights"),
+        (["--predictions", "detections"], "either --data or --annotations"),
+        (["--predictions", "detections", "--data", "no.yaml"], "--data no.yaml: no such file"),
+        (["--predictions", "detections", "--annotations", "no"], "--annotations no: no such folder"),
+        (["--predictions", "detections", "--annotations", "annotations"], "pass --image-sizes"),
+        (["--weights", "a.pt", "--annotations", "annotations"], "--weights needs --data"),
+        (["--predictions", "detections", "--data", "d.yaml", "--imgs", "9"], "unknown flags: --imgs 9"),
+        (
+            ["--predictions", "detections", "--data", "d.yaml", "--max-det", "0"],
+            "--max-det must be at least 1",
+        ),
+        (
+            ["--predictions", "detections", "--data", "d.yaml", "--image-sizes", "s.json"],
+            "goes with --annotations",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, words, drone, own_folder, capsys):
+    before = set(own_folder.rglob("*"))
+    assert evaluate(*flags) == 2
+    assert words in capsys.readouterr().err and set(own_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("detections/other.txt", "1,1,5,5,0.5,4,-1,-1\n", "there is no image other"),
+        ("detections/im1.txt", "", "no detections for 1 of 3 images, such as im1"),
+        ("detections/im1.txt", "1,1,5,5,nan,4,-1,-1\n", "im1.txt, line 1: nan is not finite"),
+        (
+            "detections/im1.txt",
+            "900,1,5,5,0.5,4,-1,-1\n",
+            "im1, detection 1 (900, 1, 5, 5, 0.5, 3): its box lies outside",
+        ),
+        ("detections/im1.txt", "1,1,5,5,0.5,14,-1,-1\n", "category 14 is none of 0 to 11"),
+        ("annotations/im1.txt", "1,1,5\n", "annotations/im1.txt, line 1: 3 columns, not 8"),
+        ("annotations/im9.txt", "1,1,5,5,1,4,0,0\n", "the size of im9 is not known"),
+        ("sizes.json", '{"im0": {"width": 4', "sizes.json is no JSON, or cut off: line 1, column"),
+    ],
+)
+def test_files_that_cannot_be_used(file, text, words, drone, own_folder, capsys):
+    Path(file).write_text(text)
+    before = set(own_folder.rglob("*"))
+    assert evaluate(*drone, "--json", "out.json") == 2
+    message = capsys.readouterr().err
+    assert words in message and "Traceback" not in message
+    assert set(own_folder.rglob("*")) == before
+
+
+def test_no_object_at_all(drone, own_folder, capsys):
+    for path in Path("annotations").iterdir():
+        path.write_text("100,100,80,80,0,0,0,0\n")
+    before = set(own_folder.rglob("*"))
+    for protocol in ("yolov5", "coco", "visdrone"):
+        assert evaluate("--protocol", protocol, *drone) == 2
+        assert "nothing to evaluate" in capsys.readouterr().err
+    assert set(own_folder.rglob("*")) == before
+
+
+def test_a_run_folder_that_was_there_is_kept(drone, own_folder):
+    assert evaluate(*drone, "--noplots") == 0
+    kept = Path("runs/evaluate/exp/evaluation.json").read_text()
+    Path("detections/im1.txt").unlink()
+    assert evaluate(*drone, "--exist-ok") == 2 and evaluate(*drone) == 2
+    assert [path.name for path in Path("runs/evaluate").iterdir()] == ["exp"]
+    assert Path("runs/evaluate/exp/evaluation.json").read_text() == kept

@@ -1,0 +1,272 @@
+"""``yolov5-ema evaluate``: the figures of YOLOv5, COCO and VisDrone side by side."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolov5_ema.errors import UserError
+
+if TYPE_CHECKING:
+    from yolov5_ema.evaluation.confusion import ConfusionMatrix
+    from yolov5_ema.evaluation.records import Predictions
+    from yolov5_ema.evaluation.results import Result
+    from yolov5_ema.evaluation.truths import TruthSet
+
+SUMMARY = "evaluate weights or predictions by the protocols of YOLOv5, COCO and VisDrone"
+
+PROTOCOLS = ("yolov5", "coco", "visdrone")
+MAX_DET = 500
+"""What VisDrone's protocol counts; YOLOv5's and COCO's cut at 300 and 100 themselves."""
+
+_EPILOG = """\
+predictions, where they are not made with --weights:
+  a COCO results JSON (YOLOv5's --save-json writes one), or a folder with a text file an image: VisDrone's
+  (left,top,width,height,score,category,-1,-1) or YOLO's (--save-txt --save-conf writes them)
+
+ground truth:
+  --data        yolov5 takes the labels; coco and visdrone take the annotations that the data YAML names under
+                visdrone_annotations or coco_annotations ('yolov5-ema data visdrone' and 'data coco' write them),
+                else the labels as well
+  --annotations a folder of VisDrone's text files, or an instances JSON, without any data YAML
+
+With --weights, every other flag goes to YOLOv5's own val: --img, --batch-size, --conf-thres, --iou-thres, --device,
+--half, --augment, --single-cls …; --slice and --overlap work as in 'yolov5-ema val'.
+
+examples:
+  yolov5-ema evaluate --data visdrone.yaml --weights best.pt --img 1280
+  yolov5-ema evaluate --data visdrone.yaml --predictions runs/val/exp/best_predictions.json
+  yolov5-ema evaluate --protocol visdrone --annotations DIR --image-sizes FILE.json --predictions DIR --json OUT.json
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate, print the tables, and save JSON, CSV and pictures.
+
+    Raises:
+        UserError: the flags do not go together, or ground truth or predictions cannot be used.
+    """
+    args, rest = build_parser().parse_known_args(argv)
+    _check(args, rest)
+    from yolov5_ema.cli._runs import run_folder
+
+    if args.nosave:
+        if args.weights:
+            raise UserError("--nosave goes with --predictions; val itself writes into a run folder")
+        _evaluate(args, rest, None)
+        return 0
+    with run_folder(Path(args.project), args.name, args.exist_ok) as folder:
+        _evaluate(args, rest, folder)
+    print(f"Results saved to {folder}")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``yolov5-ema evaluate``; it leaves the flags of YOLOv5's val alone."""
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema evaluate",
+        description="Evaluate detections by the protocols of YOLOv5, COCO and VisDrone, side by side.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("what is evaluated")
+    what.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s), run by YOLOv5's val")
+    what.add_argument(
+        "--predictions", type=Path, metavar="FILE_OR_FOLDER", help="instead: detections made before"
+    )
+    what.add_argument("--data", metavar="YAML", help="data YAML: a path, or the name of one that ships")
+    what.add_argument("--task", default="val", choices=("train", "val", "test"), help="split (default: val)")
+    what.add_argument(
+        "--annotations", type=Path, metavar="PLACE", help="instead of --data: ground truth alone"
+    )
+    what.add_argument("--image-sizes", type=Path, metavar="FILE", help="JSON: {name: {width: …, height: …}}")
+    what.add_argument(
+        "--missing-as-empty", action="store_true", help="images that the predictions lack have no detections"
+    )
+    what.add_argument(
+        "--category-ids",
+        default="auto",
+        choices=("auto", "coco", "index"),
+        help="category_id in a results JSON: the ground truth's ids, or classes from 0 (default: whichever fits)",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help="default: all")
+    how.add_argument(
+        "--max-det",
+        type=int,
+        default=MAX_DET,
+        help=f"detections of an image that --weights makes (default: {MAX_DET}); protocols cut further by themselves",
+    )
+    how.add_argument(
+        "--coco-max-dets", type=int, nargs="+", default=[1, 10, 100], metavar="N", help="default: 1 10 100"
+    )
+    how.add_argument(
+        "--mean",
+        default="images",
+        choices=("images", "classes"),
+        help="visdrone weights classes by the images that hold them; 'classes' shows the plain mean as well",
+    )
+    how.add_argument("--by-size", action="store_true", help="also for tiny, small, medium and large objects")
+    out = parser.add_argument_group("the output")
+    out.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    out.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures here")
+    out.add_argument(
+        "--project", default="runs/evaluate", help="save to project/name (default: runs/evaluate)"
+    )
+    out.add_argument("--name", default="exp", help="save to project/name (default: exp)")
+    out.add_argument("--exist-ok", action="store_true", help="existing project/name ok, do not increment")
+    out.add_argument("--noplots", action="store_true", help="no pictures")
+    out.add_argument("--nosave", action="store_true", help="no run folder: print, and write --json and --csv")
+    return parser
+
+
+def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    if bool(args.weights) == bool(args.predictions):
+        raise UserError("give either --weights, to detect, or --predictions, detected before")
+    if bool(args.data) == bool(args.annotations):
+        raise UserError("give either --data or --annotations: the ground truth")
+    if args.weights and not args.data:
+        raise UserError("--weights needs --data: YOLOv5's val finds the images through a data YAML")
+    if rest and not args.weights:
+        raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own go with --weights)")
+    if args.max_det < 1:
+        raise UserError(f"--max-det must be at least 1, not {args.max_det}")
+    if args.image_sizes and not args.annotations:
+        raise UserError(
+            "--image-sizes goes with --annotations; with --data the images are there to be measured"
+        )
+
+
+def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None) -> None:
+    from yolov5_ema.evaluation import report
+
+    if args.weights:
+        assert folder is not None
+        truths, predictions, release = _by_weights(args, rest, folder)
+    else:
+        truths, predictions, release = _by_predictions(args)
+    results, matrix = _computed(args, truths, predictions, release)
+    print(_tables(args, truths, predictions, results))
+    text, rows = report.as_json(results), report.as_csv(results)
+    for file in filter(None, (args.json, folder and folder / "evaluation.json")):
+        report.write_text(file, text)
+    for file in filter(None, (args.csv, folder and folder / "evaluation.csv")):
+        report.write_text(file, rows)
+    if folder is not None and not args.noplots:
+        from yolov5_ema.evaluation import plots
+
+        plots.save_pr_curves(results, folder / "PR_curves.png")
+        plots.save_confusion_matrix(matrix, folder / "confusion_matrix.png")
+
+
+# --- ground truth and detections -------------------------------------------------------------
+
+
+def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
+    from yolov5_ema.evaluation import predictions, sources
+
+    if args.annotations:
+        truths = sources.annotation_truths(args.annotations, args.image_sizes, None, args.protocol)
+    else:
+        truths = sources.dataset_truths(_dataset(args.data), args.task, args.protocol)
+    found = predictions.read_predictions(
+        args.predictions,
+        truths[args.protocol[-1]],
+        missing_as_empty=args.missing_as_empty,
+        category_ids=args.category_ids,
+    )
+    return truths, found, _release()
+
+
+def _by_weights(
+    args: argparse.Namespace, rest: Sequence[str], folder: Path
+) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
+    from yolov5_ema.cli._detections import detect_split
+    from yolov5_ema.evaluation import sources
+
+    engine, dataset, found = detect_split(args, rest, folder)
+    truths = sources.dataset_truths(dataset, args.task, args.protocol)
+    if "--single-cls" in rest:
+        truths = {protocol: sources.single_class(truth) for protocol, truth in truths.items()}
+    return truths, found, _release_of(engine.version)
+
+
+def _dataset(data: str) -> Any:
+    from yolov5_ema.cli._detections import find_data_yaml
+    from yolov5_ema.data.dataset import load_dataset
+
+    return load_dataset(find_data_yaml(data))
+
+
+def _release() -> str:
+    """Whose rules the protocol of YOLOv5 follows: those of the YOLOv5 at hand, if there is one."""
+    from yolov5_ema.engine.locate import locate
+    from yolov5_ema.errors import EngineNotFoundError
+
+    try:
+        return _release_of(locate().version)
+    except EngineNotFoundError:
+        return _release_of("")
+
+
+def _release_of(version: str) -> str:
+    return "6.0" if version.startswith(("6.0", "6.1")) else "6.2"
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+
+def _computed(
+    args: argparse.Namespace,
+    truths: Mapping[str, TruthSet],
+    predictions: Mapping[str, Predictions],
+    release: str,
+) -> tuple[list[Result], ConfusionMatrix]:
+    from yolov5_ema.evaluation.confusion import ConfusionMatrix
+
+    results = []
+    for protocol, truth in truths.items():
+        metric = _protocol(protocol, args, truth.names, release)
+        for image, entry in truth.truths.items():
+            metric.update(entry, predictions[image])
+        results.append(metric.compute())
+    last = truths[args.protocol[-1]]
+    matrix = ConfusionMatrix(last.names)
+    for image, entry in last.truths.items():
+        matrix.update(entry, predictions[image])
+    return results, matrix
+
+
+def _protocol(name: str, args: argparse.Namespace, names: Sequence[str], release: str) -> Any:
+    from yolov5_ema.evaluation.coco import CocoProtocol
+    from yolov5_ema.evaluation.visdrone import VisDroneProtocol
+    from yolov5_ema.evaluation.yolov5 import Yolov5Protocol
+
+    if name == "yolov5":
+        return Yolov5Protocol(names, release)
+    if name == "coco":
+        return CocoProtocol(names, args.coco_max_dets, args.by_size)
+    return VisDroneProtocol(names)
+
+
+def _tables(
+    args: argparse.Namespace,
+    truths: Mapping[str, TruthSet],
+    predictions: Mapping[str, Predictions],
+    results: Sequence[Result],
+) -> str:
+    from yolov5_ema.evaluation import report
+
+    truth = truths[args.protocol[-1]]
+    objects = sum(len(entry.classes) for entry in truth.truths.values())
+    detections = sum(len(predictions[image].scores) for image in truth.truths)
+    parts = [
+        f"{truth.source}: {len(truth.truths):,} images, {objects:,} objects, {detections:,} detections",
+        report.side_by_side(results, args.mean == "classes"),
+        report.class_table(results),
+    ]
+    parts += [report.size_table(result) for result in results if result.by_size]
+    return "\n\n".join(["", *parts, ""])

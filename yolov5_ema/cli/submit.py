@@ -1,0 +1,112 @@
+"""``yolov5-ema submit``: detections as the VisDrone benchmark takes them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolov5_ema.errors import UserError
+
+if TYPE_CHECKING:
+    from yolov5_ema.data.dataset import Dataset
+    from yolov5_ema.evaluation.records import Predictions
+
+SUMMARY = "write the folder of results that the VisDrone benchmark takes"
+
+MOST_ROWS = 500
+
+_EPILOG = f"""\
+Writes a text file for each image of the split, best detection first, at most {MOST_ROWS} rows:
+left,top,width,height,score,category,-1,-1 in pixels, categories counted from 1. No ground truth is needed.
+
+With --weights, every other flag goes to YOLOv5's own val: --img, --batch-size, --conf-thres, --iou-thres, --device …;
+--slice and --overlap work as in 'yolov5-ema val'.
+
+examples:
+  yolov5-ema submit --data visdrone.yaml --weights best.pt --img 1280 -o results
+  yolov5-ema submit --data visdrone.yaml --predictions runs/val/exp/best_predictions.json -o results
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the folder.
+
+    Raises:
+        UserError: the flags do not go together, the predictions cannot be used, or the folder holds something.
+    """
+    args, rest = _parser().parse_known_args(argv)
+    _check(args, rest)
+    from yolov5_ema.cli._detections import find_data_yaml
+    from yolov5_ema.data.dataset import load_dataset
+    from yolov5_ema.evaluation.predictions import write_visdrone_results
+
+    dataset = load_dataset(find_data_yaml(args.data))
+    _check_classes(dataset.names)
+    found = _by_weights(args, rest) if args.weights else _by_predictions(args, dataset)
+    rows = write_visdrone_results(args.output, found, args.max_det)
+    print(f"{args.output}: {len(found):,} files, {rows:,} detections")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema submit",
+        description="Write detections in the format of VisDrone-DET submissions.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s), run by YOLOv5's val")
+    parser.add_argument("--predictions", type=Path, metavar="FILE_OR_FOLDER", help="instead: detected before")
+    parser.add_argument(
+        "--data", required=True, metavar="YAML", help="data YAML, whose split names the images"
+    )
+    parser.add_argument(
+        "--task", default="test", choices=("train", "val", "test"), help="split (default: test)"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="to be written")
+    parser.add_argument(
+        "--max-det", type=int, default=MOST_ROWS, help=f"rows an image (default, and most: {MOST_ROWS})"
+    )
+    return parser
+
+
+def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    if bool(args.weights) == bool(args.predictions):
+        raise UserError("give either --weights, to detect, or --predictions, detected before")
+    if rest and not args.weights:
+        raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own go with --weights)")
+    if "--single-cls" in rest:
+        raise UserError("--single-cls: the benchmark wants VisDrone's classes")
+    if not 1 <= args.max_det <= MOST_ROWS:
+        raise UserError(f"--max-det must be 1 to {MOST_ROWS}, not {args.max_det}")
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise UserError(f"{args.output} exists and is left as it is; name another folder")
+
+
+def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> dict[str, Predictions]:
+    import tempfile
+
+    from yolov5_ema.cli._detections import detect_split
+
+    with tempfile.TemporaryDirectory() as folder:
+        return detect_split(args, rest, Path(folder))[2]
+
+
+def _by_predictions(args: argparse.Namespace, dataset: Dataset) -> dict[str, Predictions]:
+    from yolov5_ema.evaluation.predictions import read_predictions
+    from yolov5_ema.evaluation.sources import image_set
+
+    images = image_set(dataset.images(args.task), dataset.names, str(dataset.file))
+    return read_predictions(args.predictions, images, missing_as_empty=True)
+
+
+def _check_classes(names: Sequence[str]) -> None:
+    from yolov5_ema.data.visdrone_format import CLASSES
+
+    if tuple(names) != CLASSES:
+        raise UserError(
+            f"the benchmark's classes are {', '.join(CLASSES)} in this order, not {', '.join(names)}"
+        )

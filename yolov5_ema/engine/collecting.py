@@ -1,0 +1,80 @@
+"""The detections that YOLOv5's ``val`` makes on its way to its figures."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.errors import UserError
+
+
+@dataclass
+class Collected:
+    """What one run of ``val`` found.
+
+    Attributes:
+        detections: for each image with any, by its path, float32 of shape (N, 6): left, top, right, bottom in
+            pixels of the image, confidence, class; in descending order of confidence.
+        figures: P, R, mAP50, mAP50-95 as ``val`` computed them with all of these detections.
+    """
+
+    detections: dict[Path, np.ndarray] = field(default_factory=dict)
+    figures: tuple[float, ...] = ()
+
+
+@contextmanager
+def collected_detections(engine: Engine, max_det: int) -> Iterator[Collected]:
+    """Let ``val`` keep up to ``max_det`` detections an image, draw no pictures, and hand out what it finds.
+
+    Args:
+        engine: the YOLOv5, with the shim installed; its ``val`` is to be run once inside the ``with`` block.
+        max_det: v6.0's own limit, which has no flag, is 300.
+
+    Yields:
+        Filled when ``val`` is through.
+    """
+    val: Any = importlib.import_module(engine.module_name("val"))
+    run = val.run
+    found = Collected()
+    patches = Patches()
+    if "max_det" not in inspect.signature(run).parameters:
+        limited = functools.partial(val.non_max_suppression, max_det=max_det)
+        patches.set(val, "non_max_suppression", limited)
+
+    @functools.wraps(run)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(run).bind(*args, **kwargs)
+        given.apply_defaults()
+        given.arguments.update(callbacks=_callbacks(val, found), plots=False)
+        if "max_det" in given.arguments:
+            given.arguments["max_det"] = max_det
+        result = run(*given.args, **given.kwargs)
+        found.figures = tuple(float(figure) for figure in result[0][:4])
+        return result
+
+    patches.set(val, "run", wrapper)
+    try:
+        yield found
+    finally:
+        patches.undo()
+
+
+def _callbacks(val: Any, found: Collected) -> Any:
+    def keep(pred: Any, native: Any, path: Path, *_: Any) -> None:
+        if path in found.detections:
+            raise UserError(f"{path} is evaluated twice")
+        found.detections[Path(path)] = native.detach().cpu().float().numpy().copy()
+
+    callbacks = val.Callbacks()
+    callbacks.register_action("on_val_image_end", name="yolov5_ema", callback=keep)
+    return callbacks

@@ -1,0 +1,95 @@
+"""Pictures of an evaluation: precision over recall, and the confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yolov5_ema.evaluation.confusion import ConfusionMatrix
+from yolov5_ema.evaluation.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_NAMED = 20
+"""More classes than this are drawn in grey, without names."""
+
+
+def save_pr_curves(results: Sequence[Result], file: Path) -> None:
+    """One panel a protocol: precision over recall at IoU 0.5, a line a class, and their mean.
+
+    Args:
+        results: of the protocols.
+        file: PNG to write.
+    """
+    figure = _figure((5.4 * len(results) + 1.6, 5.0))
+    axes = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
+    colours = _colours(list(dict.fromkeys(name for result in results for name in result.curves)))
+    for panel, result in zip(axes, results):
+        _draw_curves(panel, result, colours)
+    axes[0].set_ylabel("precision")
+    figure.savefig(file, dpi=150)
+
+
+def _colours(names: Sequence[str]) -> dict[str, Any]:
+    """One a class, the same in each panel; none where there are too many classes."""
+    from matplotlib import colormaps
+
+    if len(names) > _MOST_NAMED:
+        return {}
+    table = colormaps["tab20" if len(names) > 10 else "tab10"]
+    return {name: table(index) for index, name in enumerate(names)}
+
+
+def _draw_curves(panel: Any, result: Result, colours: dict[str, Any]) -> None:
+    recalls = np.linspace(0, 1, 1001)
+    lines = {name: curve.at(recalls) for name, curve in result.curves.items()}
+    for name, line in lines.items():
+        label = name if colours else None
+        panel.plot(recalls, line, linewidth=1.2, color=colours.get(name, "0.75"), label=label)
+    if lines:
+        mean = np.mean(list(lines.values()), axis=0)
+        panel.plot(recalls, mean, color="black", linewidth=2.4, label="mean of the classes")
+        panel.legend(fontsize=7, loc="upper right", framealpha=0.9)
+    panel.set(title=f"{result.protocol}, IoU 0.5", xlabel="recall", xlim=(0, 1), ylim=(0, 1.01))
+    panel.grid(color="0.9")
+
+
+def save_confusion_matrix(matrix: ConfusionMatrix, file: Path) -> None:
+    """Each column in shares of its true class, the detections of nothing in shares of all of them.
+
+    Args:
+        matrix: the counts.
+        file: PNG to write.
+    """
+    names = [*matrix.names, "background"]
+    totals = matrix.counts.sum(axis=0, keepdims=True)
+    shares = np.divide(matrix.counts, totals, out=np.zeros(matrix.counts.shape), where=totals > 0)
+    side = float(np.clip(0.45 * len(names) + 3.2, 5, 20))
+    figure = _figure((side + 1, side))
+    panel = figure.subplots()
+    image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    panel.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    panel.set_yticks(range(len(names)), names, fontsize=8)
+    panel.set(xlabel="true class", ylabel="detected as")
+    panel.set_title(f"confidence above {matrix.confidence:g}, IoU above {matrix.iou:g}", fontsize=10)
+    if len(names) <= 31:
+        for row, column in zip(*np.nonzero(shares >= 0.005)):
+            shade = "white" if shares[row, column] > 0.5 else "black"
+            text = f"{shares[row, column]:.2f}"
+            panel.text(column, row, text, ha="center", va="center", fontsize=7, color=shade)
+    figure.colorbar(image, ax=panel, shrink=0.8, label="share of the column")
+    figure.savefig(file, dpi=150)
+
+
+def _figure(inches: tuple[float, float]) -> Figure:
+    """A figure of its own, whatever the display: no window, no state of pyplot's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

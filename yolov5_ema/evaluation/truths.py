@@ -1,0 +1,295 @@
+"""Reading ground truth: VisDrone's text files, COCO's instances JSON, YOLO labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from yolov5_ema.data import visdrone_format as visdrone
+from yolov5_ema.data.dataset import IMAGE_SUFFIXES, label_path
+from yolov5_ema.data.text_rows import BadLine
+from yolov5_ema.data.yolo_format import read_labels, to_xywh_pixels
+from yolov5_ema.errors import UserError
+from yolov5_ema.evaluation.records import NO_CLASS, Truth
+
+Sizes = Mapping[str, "tuple[int, int]"]
+"""Width and height in pixels by the images' names without a suffix."""
+_EXIF_ORIENTATION, _QUARTER_TURNS = 274, (5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class TruthSet:
+    """Ground truth of a set of images.
+
+    Attributes:
+        source: where it is from, for messages.
+        names: of the classes.
+        truths: by the images' names without a suffix, in the order in which protocols should get them.
+        image_ids: what results files may call an image by, beside its name.
+        category_ids: class for each category id of results files; empty: the class itself.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    truths: Mapping[str, Truth]
+    image_ids: Mapping[Any, str] = field(default_factory=dict)
+    category_ids: Mapping[int, int] = field(default_factory=dict)
+
+
+def visdrone_truth(
+    folder: Path, sizes: Sizes, names: Sequence[str] = visdrone.CLASSES, *, only_sized: bool = False
+) -> TruthSet:
+    """VisDrone-DET annotations: a text file an image, sorted by name.
+
+    Args:
+        folder: of the text files.
+        sizes: of all of their images.
+        names: of categories 1 to 10.
+        only_sized: leave out files of images whose size is not given, instead of refusing them.
+
+    Raises:
+        UserError: there is no file, there are not 10 names, a line is malformed, or an image's size is not known.
+    """
+    files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"{folder}: no annotations there (*.txt, one an image)")
+    if len(names) != len(visdrone.CLASSES):
+        raise UserError(
+            f"{folder} holds VisDrone's annotations of 10 classes, but there are {len(names)} names"
+        )
+    unknown = [file.stem for file in files if file.stem not in sizes]
+    if only_sized:
+        files = [file for file in files if file.stem in sizes]
+    elif unknown:
+        raise UserError(
+            f"{folder}: the size of {_some(unknown)} is not known; it takes the images, or --image-sizes"
+        )
+    truths = {file.stem: _visdrone_image(file, *sizes[file.stem]) for file in files}
+    return TruthSet(str(folder), tuple(names), truths)
+
+
+def _visdrone_image(file: Path, width: int, height: int) -> Truth:
+    rows = visdrone.read_annotations(file)
+    _refuse(rows.bad)
+    category = rows.values[:, visdrone.CATEGORY].astype(np.int64)
+    is_region = category == visdrone.IGNORED_REGION
+    objects = rows.values[~is_region]
+    of_objects = category[~is_region]
+    return Truth(
+        image=file.stem,
+        width=width,
+        height=height,
+        boxes=objects[:, :4],
+        classes=np.where(of_objects == visdrone.OTHERS, NO_CLASS, of_objects - 1),
+        ignored=objects[:, visdrone.SCORE] == 0,
+        regions=rows.values[is_region, :4],
+    )
+
+
+def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
+    """An instances JSON, its images sorted by id as pycocotools does.
+
+    Crowds are ignored objects. The ignored regions that ``yolov5-ema data visdrone`` writes as one crowd a class are
+    regions again.
+
+    Args:
+        file: the JSON.
+        names: of the classes, to which categories belong by their names; None: the categories by their ids.
+
+    Raises:
+        UserError: it is no instances JSON, cut off, names an image twice, or an annotation does not fit.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _COCO_KEYS):
+        raise UserError(f"{file} is no instances JSON: it must hold the lists {', '.join(_COCO_KEYS)}")
+    try:
+        categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
+        images = {entry["id"]: entry for entry in content["images"]}
+        sizes = {
+            key: (Path(str(entry["file_name"])).stem, int(entry["width"]), int(entry["height"]))
+            for key, entry in images.items()
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: an image or a category lacks what it needs: {error!r}") from error
+    _refuse_repeated([entry["id"] for entry in content["images"]], f"{file}: image id")
+    _refuse_repeated([stem for stem, _, _ in sizes.values()], f"{file}: image name")
+    all_names = tuple(names) if names is not None else tuple(categories[key] for key in sorted(categories))
+    class_of = {key: all_names.index(name) for key, name in categories.items() if name in all_names}
+    if not class_of:
+        raise UserError(f"{file}: none of its categories is a class of {', '.join(all_names[:5])} …")
+    rows: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
+    for position, entry in enumerate(content["annotations"]):
+        _check_annotation(entry, position, file, rows, categories)
+        rows[entry["image_id"]].append(entry)
+    ordered = sorted(images, key=lambda key: (isinstance(key, str), key))
+    truths = {sizes[key][0]: _coco_image(*sizes[key], rows[key], class_of) for key in ordered}
+    return TruthSet(str(file), all_names, truths, {key: sizes[key][0] for key in images}, class_of)
+
+
+_COCO_KEYS = ("images", "annotations", "categories")
+
+
+def _check_annotation(
+    entry: Any, position: int, file: Path, rows: Mapping[Any, Any], categories: Any
+) -> None:
+    where = f"{file}: annotation {position + 1}"
+    try:
+        known = entry["image_id"] in rows and entry["category_id"] in categories
+        box = np.array(entry["bbox"], dtype=np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where} lacks what it needs: {error!r}") from error
+    if not known:
+        raise UserError(
+            f"{where} names image {entry['image_id']} or category {entry['category_id']}, which it lacks"
+        )
+    if box.shape != (4,) or not np.isfinite(box).all():
+        raise UserError(f"{where}: its bbox must be four numbers, not {entry['bbox']}")
+
+
+def _coco_image(
+    stem: str, width: int, height: int, entries: list[dict[str, Any]], class_of: Mapping[int, int]
+) -> Truth:
+    is_region = [entry.get("visdrone_category") == visdrone.IGNORED_REGION for entry in entries]
+    first = min((entry["category_id"] for entry, region in zip(entries, is_region) if region), default=None)
+    regions = [e["bbox"] for e, region in zip(entries, is_region) if region and e["category_id"] == first]
+    objects = [entry for entry, region in zip(entries, is_region) if not region]
+    boxes = np.array([entry["bbox"] for entry in objects], dtype=np.float64).reshape(-1, 4)
+    areas = [entry.get("area", box[2] * box[3]) for entry, box in zip(objects, boxes)]
+    return Truth(
+        image=stem,
+        width=width,
+        height=height,
+        boxes=boxes,
+        classes=np.array([class_of.get(entry["category_id"], NO_CLASS) for entry in objects], dtype=np.int64),
+        ignored=np.array([bool(entry.get("iscrowd")) for entry in objects], dtype=bool),
+        regions=np.array(regions, dtype=np.float64).reshape(-1, 4),
+        areas=np.array(areas, dtype=np.float64),
+    )
+
+
+def label_truth(
+    images: Sequence[Path], names: Sequence[str], source: str, sizes: Sizes | None = None
+) -> TruthSet:
+    """YOLO labels beside images; an image without a label file has no objects.
+
+    Args:
+        images: their files, each name once.
+        names: of the classes.
+        source: for messages.
+        sizes: of the images, if they are known already.
+
+    Raises:
+        UserError: two images have one name, a label line is malformed, or an image cannot be read.
+    """
+    known = image_sizes(images) if sizes is None else sizes
+    truths = {image.stem: _label_image(image, *known[image.stem], len(names)) for image in sorted(images)}
+    return TruthSet(source, tuple(names), truths)
+
+
+def _label_image(image: Path, width: int, height: int, nc: int) -> Truth:
+    rows = read_labels(label_path(image), nc)
+    _refuse(rows.bad)
+    labels = (
+        np.unique(rows.values, axis=0) if len(rows.values) else rows.values
+    )  # as YOLOv5 drops repeated ones
+    return Truth(
+        image=image.stem,
+        width=width,
+        height=height,
+        boxes=to_xywh_pixels(labels[:, 1:], width, height),
+        classes=labels[:, 0].astype(np.int64),
+        ignored=np.zeros(len(labels), bool),
+    )
+
+
+def image_sizes(images: Iterable[Path]) -> dict[str, tuple[int, int]]:
+    """Width and height of each image as it is shown, from its header, by its name without a suffix.
+
+    Raises:
+        UserError: two images have one name, or one cannot be read.
+    """
+    files = list(images)
+    _refuse_repeated([file.stem for file in files], "image name")
+    return {file.stem: _image_size(file) for file in files}
+
+
+def _image_size(file: Path) -> tuple[int, int]:
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{file} cannot be read as an image: {error}") from error
+    return (height, width) if turned else (width, height)
+
+
+def read_image_sizes(file: Path) -> dict[str, tuple[int, int]]:
+    """A JSON of sizes: ``{name: {"width": w, "height": h}}`` or ``{name: [w, h]}``, in pixels.
+
+    Raises:
+        UserError: it cannot be read, or an entry is no size.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or not content:
+        raise UserError(
+            f"{file}: it must hold an object: the images' names, and for each its width and height"
+        )
+    sizes = {}
+    for name, entry in content.items():
+        try:
+            width, height = (entry["width"], entry["height"]) if isinstance(entry, dict) else entry
+            size = int(width), int(height)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{file}: {name}: no width and height in {entry!r}") from error
+        path = Path(name)
+        sizes[path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name] = size
+        if min(size) < 1:
+            raise UserError(f"{file}: {name}: an image of {width} x {height} pixels cannot be")
+    return sizes
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it is missing, empty, or cut off; the message names the place.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not text.strip():
+        raise UserError(f"{file} is empty")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{file} is no JSON, or cut off: line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{file} is nested too deeply to be what is needed") from error
+
+
+def _refuse(bad: Sequence[BadLine]) -> None:
+    if bad:
+        more = f" (and {len(bad) - 1} more lines)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0]}{more}")
+
+
+def _refuse_repeated(values: Sequence[Any], what: str) -> None:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise UserError(f"{what} {value!r} stands there twice; each image must have its own")
+        seen.add(value)
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
