@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,12 +95,65 @@ def parse_rows(
     return Rows(array, np.array(numbers, dtype=np.int64), bad)
 
 
+def parse_clean(texts: Sequence[bytes], columns: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Rows of whole numbers >= 0 between commas, of many files at once: some ten times as fast as `parse_rows`.
+
+    Args:
+        texts: contents of the files. CRLF, a comma at the end of a line and blank lines at the end are fine.
+        columns: that every line must have.
+
+    Returns:
+        The values of all files, one after the other, int64 of shape (R, columns), and the rows of each file,
+        int64 of shape (len(texts),); None if anything in any file asks for `parse_rows`.
+    """
+    tidy = [_tidied(text) for text in texts]
+    text = b"".join(tidy)
+    counts = np.array([part.count(b"\n") for part in tidy], dtype=np.int64)
+    if not text:
+        return np.zeros((0, columns), np.int64), counts
+    if text.translate(None, b"0123456789,\n"):
+        return None
+    codes = np.frombuffer(text, np.uint8)
+    ends = np.flatnonzero(codes < ord("0"))
+    if len(ends) % columns:
+        return None
+    separators = codes[ends].reshape(-1, columns)
+    if (separators[:, -1] != ord("\n")).any() or (separators[:, :-1] != ord(",")).any():
+        return None
+    lengths = np.diff(ends, prepend=-1) - 1
+    if lengths.min() < 1 or lengths.max() > _MOST_DIGITS:
+        return None
+    return _whole_numbers(codes, ends, lengths).reshape(-1, columns), counts
+
+
+_MOST_DIGITS = 15  # such a number is exact in float64, which is what `parse_rows` returns
+
+
+def _tidied(text: bytes) -> bytes:
+    if b"\r" in text:
+        text = text.replace(b"\r\n", b"\n")
+    text = text.replace(b",\n", b"\n").rstrip(b",\n")
+    return text + b"\n" if text else b""
+
+
+def _whole_numbers(codes: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Values of the fields that end before ``ends``, added up digit by digit from the right."""
+    values = codes[ends - 1].astype(np.int64) - ord("0")
+    fields, last = np.arange(len(ends)), ends - 1
+    for place in range(1, int(lengths.max())):
+        fields = fields[lengths[fields] > place]
+        values[fields] += (codes[last[fields] - place].astype(np.int64) - ord("0")) * 10**place
+    return values
+
+
 def _numbers(fields: list[str]) -> tuple[list[float], str]:
     row = []
     for field in fields:
         try:
             number = float(field)
         except ValueError:
+            return [], f"{field.strip()[:40]!r} is no number"
+        if "_" in field:  # Python's own way to write 1000 as 1_000
             return [], f"{field.strip()[:40]!r} is no number"
         if not math.isfinite(number):
             return [], f"{field.strip()[:40]} is not finite"

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from yolov5_ema.data.text_rows import BadLine, Rows, parse_rows, read_lines
+import numpy as np
+
+from yolov5_ema.data.text_rows import BadLine, Rows, parse_clean, parse_rows, read_lines
+from yolov5_ema.errors import UserError
 
 CLASSES = (
     "pedestrian",
@@ -45,7 +48,23 @@ def read_annotations(file: Path) -> Rows:
     Raises:
         UserError: the file cannot be read.
     """
-    return _with_known_categories(parse_rows(read_lines(file), file, 8, separator=","), file)
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+    return parse_annotations(text, file)
+
+
+def parse_annotations(text: bytes, file: Path) -> Rows:
+    """The same of a text at hand, such as an archive's member; ``file`` is what bad lines are named by."""
+    clean = parse_clean([text], 8)
+    if clean is not None:
+        values = clean[0].astype(np.float64)
+        rows = Rows(values, np.arange(1, len(values) + 1), [])
+    else:
+        lines = text.decode("utf-8-sig", errors="replace").splitlines()
+        rows = parse_rows(lines, file, 8, separator=",")
+    return _with_known_categories(rows, file)
 
 
 def read_results(file: Path) -> Rows:

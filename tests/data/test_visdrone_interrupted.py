@@ -1,0 +1,102 @@
+"""A conversion that is killed half-way leaves no half-written file, and goes on to the very same result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from drone_set import TRAIN, random_annotations, tree, write_split, zipped
+
+from yolov5_ema.data.visdrone import convert_visdrone
+
+IMAGES = 300
+# The conversion as users run it, but with pauses, so that there is a middle to be killed in.
+SLOWLY = """
+import sys, time
+from yolov5_ema.cli.main import main
+from yolov5_ema.data import visdrone
+visdrone._CHUNK = 10
+convert = visdrone.convert_chunk
+def convert_chunk(task):
+    time.sleep(0.05)
+    return convert(task)
+if __name__ == "__main__":
+    visdrone.convert_chunk = convert_chunk
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A split as a folder and as an archive, and what becomes of each without an interruption."""
+    root = tmp_path_factory.mktemp("interrupted")
+    split = write_split(root / "folder" / TRAIN, random_annotations(IMAGES, seed=7, objects=6))
+    (root / "archive").mkdir()
+    zipped(split, root / "archive" / f"{TRAIN}.zip", f"{TRAIN}/")
+    for kind in ("folder", "archive"):
+        convert_visdrone([root / kind], root / f"{kind}-whole", workers=1)
+    return root
+
+
+def start(source, out, *flags):
+    script = out.with_name("slowly.py")
+    script.write_text(SLOWLY)
+    command = [sys.executable, str(script), "data", "visdrone", str(source), "--out", str(out), *flags]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, env=environment)
+
+
+def wait_until_half_done(out, process):
+    deadline = time.monotonic() + 60
+    labels = out / TRAIN / "labels"
+    while not labels.is_dir() or len(os.listdir(labels)) < IMAGES // 4:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def check_and_resume(sources, kind, out):
+    whole, half = tree(sources / f"{kind}-whole"), tree(out)
+    assert IMAGES // 4 <= sum("/labels/" in name for name in half) < IMAGES
+    differing = {name for name, content in half.items() if content != whole[name]}
+    assert not differing, "half-written"
+    assert not {"visdrone.yaml", "annotations/instances_train.json"} & half.keys(), "there before all is done"
+    (result,) = convert_visdrone([sources / kind], out, workers=1).splits
+    assert 0 < result.done_before < IMAGES
+    assert result.tallies["images"] == IMAGES
+    ours = tree(out)
+    assert ours.keys() == whole.keys()
+    assert {name for name in ours if ours[name] != whole[name]} == {"visdrone.yaml"}  # the path in it
+    assert not (out / ".yolov5-ema" / "drafts").exists()
+    json.loads(ours["annotations/instances_train.json"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed(sources, tmp_path, kind, workers):
+    out = tmp_path / "out"
+    process = start(sources / kind, out, "--workers", str(workers))
+    wait_until_half_done(out, process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(20) == -signal.SIGKILL
+    process.communicate(timeout=20)  # workers hold the pipes: they must go too
+    check_and_resume(sources, kind, out)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_interrupted(sources, tmp_path, workers):
+    out = tmp_path / "out"
+    process = start(sources / "folder", out, "--workers", str(workers))
+    wait_until_half_done(out, process)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=20)
+    assert process.returncode == 130 and message.strip().endswith("yolov5-ema: interrupted")
+    assert "Traceback" not in message
+    assert not (out / ".yolov5-ema" / "drafts").exists()
+    check_and_resume(sources, "folder", out)

@@ -1,0 +1,59 @@
+"""Flags that converters share, and how they say what they did."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolov5_ema.errors import UserError
+
+if TYPE_CHECKING:
+    from yolov5_ema.data.conversion import Conversion, SplitResult
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of every converter."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the output")
+    parser.add_argument(
+        "--copy", action="store_true", help="copy images; they are linked otherwise, if possible"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="end with exit code 2 if anything would have to be left out"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bar, and only the YAML's path at the end"
+    )
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises a UserError for values that cannot be."""
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers must be at least 1, not {args.workers}")
+
+
+def counted(number: int, word: str) -> str:
+    """``1 image``, ``2,345 images``."""
+    plural = {"box": "boxes"}.get(word, f"{word}s")
+    return f"{number:,} {word if number == 1 else plural}"
+
+
+def print_problems(result: SplitResult) -> None:
+    """What was left out of a split, if anything was."""
+    from yolov5_ema.data.problems import describe
+
+    for line in describe(result.problems):
+        print(line)
+
+
+def print_end(done: Conversion) -> None:
+    """Notes, and where to go on."""
+    for note in done.notes:
+        print(note)
+    if done.report is not None:
+        print(f"All that was left out is named in {done.report}")
+    if done.yaml_file is None:
+        print("No data YAML: there is neither a split with annotations nor a test split")
+    else:
+        print(f"{done.yaml_file} written. Next: yolov5-ema data stats {done.yaml_file}")

@@ -1,0 +1,92 @@
+"""``yolov5-ema data coco``: instances JSON into YOLO labels and a data YAML."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolov5_ema.cli.data._options import add_options, check_options, counted, print_end, print_problems
+
+if TYPE_CHECKING:
+    from yolov5_ema.data.conversion import SplitResult
+
+SUMMARY = "COCO, or a set in its format, into YOLO labels and a data YAML"
+
+_EPILOG = """\
+SRC is a folder with annotations/instances_*.json and the images in NAME/ or
+images/NAME/ (as train2017, val2017), or one JSON, with --images. It is never changed.
+
+Crowds are left out. The 80 classes of COCO come in the order of YOLOv5's coco.yaml,
+others in the order of their category ids.
+
+examples:
+  yolov5-ema data coco ../coco --out ../datasets/coco
+  yolov5-ema data coco valid/_annotations.coco.json --images valid --split val --out mine
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``yolov5-ema data coco``."""
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema data coco",
+        description="Convert a set in COCO's format to what YOLOv5 trains on.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="SRC", help="folder, or one instances JSON")
+    add_options(parser)
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of the images, if SRC is a JSON")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), help="that a JSON is, if its name does not say"
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Convert, and say what came of it.
+
+    Raises:
+        UserError: nothing found, the output cannot be written, or ``--strict`` and something is wrong.
+    """
+    args = build_parser().parse_args(argv)
+    check_options(args)
+
+    from yolov5_ema.data.coco import convert_coco
+
+    done = convert_coco(
+        args.source,
+        args.out,
+        images=args.images,
+        split=args.split,
+        copy=args.copy,
+        strict=args.strict,
+        workers=args.workers,
+        quiet=args.quiet,
+    )
+    if args.quiet:
+        print(done.yaml_file)
+        return 0
+    for result in done.splits:
+        print(_summary(result))
+        print_problems(result)
+    print_end(done)
+    return 0
+
+
+def _summary(result: SplitResult) -> str:
+    tallies = result.tallies
+    before = f" ({result.done_before:,} done before)" if result.done_before else ""
+    head = (
+        f"{result.split}: {counted(tallies['images'], 'image')}{before}, {counted(tallies['boxes'], 'box')}, "
+        f"{counted(tallies['background'], 'image')} without any"
+    )
+    dropped = [
+        ("crowds", "crowds left out"),
+        ("clipped", "boxes cut off at the border"),
+        ("no_area", "boxes of no area left out"),
+        ("duplicates", "repeated boxes left out"),
+    ]
+    words = [f"{tallies[key]:,} {word}" for key, word in dropped if tallies[key]]
+    return "\n".join([head] + [f"  {', '.join(words)}"] * bool(words))

@@ -1,0 +1,108 @@
+"""``yolov5-ema data stats``: how many, how large, how balanced; and whether a stride-4 head may pay."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from yolov5_ema.errors import UserError
+
+SUMMARY = "images, boxes, sizes and classes of a data set; whether a stride-4 head may pay"
+
+_ADVICE = {
+    "likely": "Take a cfg with one: `yolov5-ema cfg --size s --head p2 --at neck --nc {nc} -o my.yaml`, "
+    "or yolov5x-ema-tph.yaml, the largest.",
+    "perhaps": "For the comparison: `yolov5-ema cfg --size s --head p2 --at neck --nc {nc} -o my.yaml`.",
+    "unlikely": "",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``yolov5-ema data stats``."""
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema data stats",
+        description="Look at a data set: images, boxes, sizes at a given image size, class balance.",
+        epilog="The size of a box is the square root of its area in pixels, in an image scaled so that its longer "
+        "side is imgsz, as YOLOv5 does. example: yolov5-ema data stats visdrone.yaml --imgsz 1280",
+    )
+    parser.add_argument("data", type=Path, metavar="DATA.yaml")
+    parser.add_argument(
+        "--imgsz",
+        "--img",
+        "--img-size",
+        type=int,
+        default=640,
+        metavar="N",
+        help="longer side (default: 640)",
+    )
+    parser.add_argument(
+        "--split", nargs="+", choices=("train", "val", "test"), help="which (default: all that there are)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="where the picture goes (default: runs/data/stats/NAME.png)",
+    )
+    parser.add_argument("--no-picture", action="store_true", help="draw none")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the figures and draw the picture.
+
+    Raises:
+        UserError: the YAML, its images or a flag cannot be used, or a file cannot be written.
+    """
+    args = build_parser().parse_args(argv)
+    if args.imgsz < 1:
+        raise UserError(f"--imgsz must be at least 1, not {args.imgsz}")
+
+    from yolov5_ema.data.dataset import load_dataset
+    from yolov5_ema.data.problems import describe
+    from yolov5_ema.data.stats import split_stats, table, verdict
+    from yolov5_ema.data.stats_picture import check_picture, save_picture
+
+    picture = args.picture or Path("runs/data/stats", args.data.with_suffix(".png").name)
+    check_picture(picture)
+    data = load_dataset(_existing(args.data))
+    splits = list(dict.fromkeys(args.split or data.splits))
+    if not splits:
+        raise UserError(f"{args.data} names none of train, val, test")
+    stats = [split_stats(data, split, args.imgsz) for split in splits]
+    found = verdict(stats[0], args.imgsz)
+    print(f"{args.data}, sizes at imgsz {args.imgsz}\n\n{table(data.names, stats)}\n")
+    for split in stats:
+        for line in describe(split.problems):
+            print(line)
+    print(f"{found.sentence} {_ADVICE[found.word].format(nc=len(data.names))}".rstrip())
+    if args.json is not None:
+        figures = {split.split: split.as_dict() for split in stats}
+        content = {"data": str(args.data), "imgsz": args.imgsz, "names": data.names, "splits": figures}
+        content["stride4"] = {"verdict": found.word, "because": found.sentence}
+        _write(args.json, json.dumps(content, indent=1) + "\n")
+        print(f"{args.json} written")
+    if not args.no_picture:
+        save_picture(picture, args.data.name, data.names, stats, args.imgsz, found.sentence)
+        print(f"{picture} drawn")
+    return 0
+
+
+def _existing(file: Path) -> Path:
+    """The YAML itself, or a shipped one of this name."""
+    from yolov5_ema.resources import find_shipped
+
+    return file if file.exists() else find_shipped(str(file)) or file
+
+
+def _write(file: Path, text: str) -> None:
+    from yolov5_ema.cli.cfg import write_text
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+    write_text(file, text, force=True)

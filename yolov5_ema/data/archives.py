@@ -1,0 +1,149 @@
+"""Files of a data set, in a folder or in a zip archive, read in the same way."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from yolov5_ema.errors import UserError
+
+
+class Place(NamedTuple):
+    """A folder, or a folder within an archive.
+
+    Attributes:
+        path: the folder, or the zip file.
+        inside: within the zip, "" or ending with a slash; None for a folder on disk.
+    """
+
+    path: str
+    inside: str | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.inside is None else f"{self.path}:{self.inside}"
+
+    def sub(self, name: str) -> Place:
+        """A folder below."""
+        if self.inside is None:
+            return Place(f"{self.path}/{name}")
+        return Place(self.path, f"{self.inside}{name}/")
+
+    def name_of(self, file: str) -> str:
+        """A file of this folder, as messages call it."""
+        return f"{self.path}/{file}" if self.inside is None else f"{self.path}:{self.inside}{file}"
+
+    def signatures(self) -> dict[str, str]:
+        """The files (not folders) right here, sorted, each with what changes when its content does."""
+        if self.inside is None:
+            found = _folder_signatures(self.path)
+        else:
+            found = {
+                info.filename[len(self.inside) :]: f"{info.CRC:08x}.{info.file_size}"
+                for info in open_archive(self.path).infolist()
+                if info.filename.startswith(self.inside) and not info.is_dir()
+            }
+        return {name: found[name] for name in sorted(found) if "/" not in name and name[:2] != "._"}
+
+    def read(self, file: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            UserError: it cannot be read, or the archive is damaged there.
+        """
+        try:
+            if self.inside is not None:
+                return open_archive(self.path).read(self.inside + file)
+            with open(f"{self.path}/{file}", "rb", buffering=0) as stream:
+                return stream.read()
+        except OSError as error:
+            raise UserError(f"{self.name_of(file)} cannot be read: {error.strerror or error}") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise UserError(f"{self.name_of(file)} is damaged in the archive: {error}") from error
+
+
+def open_archive(path: str) -> zipfile.ZipFile:
+    """A zip file, opened once a process.
+
+    Raises:
+        UserError: it is no zip file, or cut off.
+    """
+    try:
+        status = os.stat(path)
+        return _opened(path, status.st_size, status.st_mtime_ns, os.getpid())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise UserError(f"{path} is no zip file, or cut off ({error}); download it again") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(path: str, size: int, mtime_ns: int, process: int) -> zipfile.ZipFile:
+    """Not to be shared with a forked process, which would move the same file's position."""
+    return zipfile.ZipFile(path)
+
+
+def check_archive(path: str) -> None:
+    """Refuse an archive that would write outside the folder it is unpacked in, or that has a password.
+
+    Raises:
+        UserError: the first such entry, by name.
+    """
+    for info in open_archive(path).infolist():
+        name = info.orig_filename.replace("\\", "/")
+        if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in PurePosixPath(name).parts:
+            raise UserError(
+                f"{path}: the entry {info.orig_filename!r} would be written outside the folder; "
+                "this archive is not to be trusted, nothing was written"
+            )
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise UserError(
+                f"{path}: the entry {info.orig_filename!r} is a symbolic link, which could lead outside the "
+                "folder; nothing was written"
+            )
+        if info.flag_bits & 1:
+            raise UserError(
+                f"{path}: the entry {info.orig_filename!r} has a password; unpack the archive first"
+            )
+
+
+def unpacked_bytes(path: str) -> int:
+    """Size of all entries of an archive, unpacked."""
+    return sum(info.file_size for info in open_archive(path).infolist())
+
+
+def _folder_signatures(folder: str) -> dict[str, str]:
+    try:
+        found = {}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    continue
+                try:
+                    status = entry.stat()
+                    found[entry.name] = f"{status.st_size}.{status.st_mtime_ns}"
+                except OSError:  # a link to nowhere: reading it will say so
+                    found[entry.name] = "unreadable"
+        return found
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
+def folders_of(path: Path, name: str) -> list[Place]:
+    """Where an archive has a folder called ``name``: the folders around it, each once.
+
+    Raises:
+        UserError: see `open_archive`.
+    """
+    pattern = re.compile(rf"((?:[^/]+/)*?){re.escape(name)}/[^/]")
+    found = {
+        match[1]: None
+        for info in open_archive(str(path)).infolist()
+        if not info.filename.startswith("__MACOSX/") and (match := pattern.match(info.filename))
+    }
+    return [Place(str(path), inside) for inside in found]

@@ -1,0 +1,187 @@
+"""COCO's instances JSON: read with what is wrong named, and put into the order of YOLOv5's classes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from yolov5_ema.data.problems import Problem
+from yolov5_ema.errors import UserError
+
+COCO_NAMES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
+    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase",
+    "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+"""COCO's 80 classes in the order of their category ids, which is that of YOLOv5's coco.yaml."""
+
+
+class Instances(NamedTuple):
+    """An instances JSON whose every entry can be used.
+
+    Attributes:
+        coco: pycocotools' COCO, indexed.
+        names: of the classes, in their order.
+        class_of: class by category id.
+        problems: what was left out.
+    """
+
+    coco: Any
+    names: list[str]
+    class_of: dict[int, int]
+    problems: list[Problem]
+
+
+def read_instances(file: Path) -> Instances:
+    """Read an instances JSON; entries that cannot be used are left out and named.
+
+    Raises:
+        UserError: it cannot be read, is no JSON, or has no images or no categories.
+    """
+    content = _load(file)
+    problems: list[Problem] = []
+    ids, names = _categories(content["categories"], file)
+    images = _usable_images(content["images"], file, problems)
+    annotations = _usable_annotations(content["annotations"], images, set(ids), file, problems)
+    coco = _index(
+        {"images": list(images.values()), "annotations": annotations, "categories": content["categories"]}
+    )
+    return Instances(coco, names, {identity: index for index, identity in enumerate(ids)}, problems)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is no valid JSON, or cut off: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is no instances JSON: it holds a {type(content).__name__}, not an object")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise UserError(
+                f"{file} is no instances JSON: it has no list {key!r}; its keys: {', '.join(content)}"
+            )
+    return content
+
+
+def _categories(categories: Sequence[Any], file: Path) -> tuple[list[int], list[str]]:
+    """Ids and names in the order of the classes: by id, but COCO's own as in YOLOv5's coco.yaml."""
+    by_id: dict[int, str] = {}
+    for category in categories:
+        identity = category.get("id") if isinstance(category, dict) else None
+        if not isinstance(identity, int) or not isinstance(category.get("name"), str):
+            raise UserError(f"{file}: the category {category!r:.80} needs a whole number 'id' and a 'name'")
+        if identity in by_id:
+            raise UserError(f"{file}: the category id {identity} is there twice")
+        by_id[identity] = category["name"]
+    if not by_id:
+        raise UserError(f"{file} has no categories")
+    ids = sorted(by_id)
+    if sorted(by_id.values()) == sorted(COCO_NAMES):
+        ids.sort(key=lambda identity: COCO_NAMES.index(by_id[identity]))
+    return ids, [by_id[identity] for identity in ids]
+
+
+def _usable_images(images: Sequence[Any], file: Path, problems: list[Problem]) -> dict[Any, dict[str, Any]]:
+    found: dict[Any, dict[str, Any]] = {}
+    names: set[str] = set()
+    for index, image in enumerate(images):
+        reason = _image_fault(image, found, names)
+        if reason:
+            problems.append(Problem("image", f"{file}, image {index}", reason))
+            continue
+        found[image["id"]] = image
+        names.add(image["file_name"].rsplit(".", 1)[0])
+    if not found:
+        raise UserError(f"{file} has no images that can be used")
+    return found
+
+
+def _image_fault(image: Any, found: Mapping[Any, Any], names: set[str]) -> str:
+    if not isinstance(image, dict):
+        return "is no object"
+    identity, name = image.get("id"), image.get("file_name")
+    if not _is_whole(identity) and not isinstance(identity, str):
+        return f"id {identity!r:.40} is neither a number nor a text"
+    if identity in found:
+        return f"id {identity!r:.40} is there twice"
+    if not isinstance(name, str) or not name or "\0" in name:
+        return f"file_name {name!r:.80} is no name"
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0]:
+        return f"file_name {name!r:.80} leads out of the folder of images"
+    if name.rsplit(".", 1)[0] in names:
+        return f"file_name {name!r:.80} is there twice, or differs only in its ending"
+    if not all(_is_size(image[key]) for key in ("width", "height") if image.get(key) is not None):
+        return f"width and height {image.get('width')!r:.20}, {image.get('height')!r:.20} are no size"
+    return ""
+
+
+def _usable_annotations(
+    annotations: Sequence[Any],
+    images: Mapping[Any, Any],
+    categories: set[int],
+    file: Path,
+    problems: list[Problem],
+) -> list[dict[str, Any]]:
+    usable = []
+    for index, annotation in enumerate(annotations):
+        reason = _annotation_fault(annotation, images, categories)
+        if reason:
+            problems.append(Problem("annotation", f"{file}, annotation {index}", reason))
+            continue
+        usable.append(annotation if "id" in annotation else {**annotation, "id": -1 - index})
+    return usable
+
+
+def _annotation_fault(annotation: Any, images: Mapping[Any, Any], categories: set[int]) -> str:
+    if not isinstance(annotation, dict):
+        return "is no object"
+    image, category, box = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
+    if not isinstance(image, (int, str)) or image not in images:
+        return f"image_id {image!r:.40} is no image's"
+    if not _is_whole(category) or category not in categories:
+        return f"category_id {category!r:.40} is no category's"
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        return f"bbox {box!r:.80} is not four finite numbers"
+    return ""
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        return False
+
+
+def _is_size(value: Any) -> bool:
+    return _is_finite(value) and value >= 1
+
+
+def _index(content: dict[str, Any]) -> Any:
+    from pycocotools.coco import COCO
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = content
+        coco.createIndex()
+    return coco

@@ -1,0 +1,92 @@
+"""What converters share: where they may write, and what they say they did."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yolov5_ema.data.problems import Problem
+from yolov5_ema.data.writing import STATE_FOLDER
+from yolov5_ema.errors import UserError
+
+
+@dataclass
+class SplitResult:
+    """What became of one split.
+
+    Attributes:
+        split: train, val or test.
+        folder: of the output.
+        annotated: whether there were annotations, and so labels.
+        tallies: counts of images, boxes, others and so on.
+        done_before: images that an earlier run had done.
+        problems: what was left out.
+    """
+
+    split: str
+    folder: str
+    annotated: bool
+    tallies: Counter[str] = field(default_factory=Counter)
+    done_before: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass
+class Conversion:
+    """What a run did.
+
+    Attributes:
+        yaml_file: the data YAML; None if there is no split that it could name.
+        splits: one for each split found.
+        notes: what the user should know of.
+        report: the file that names all that was left out; None if nothing was.
+    """
+
+    yaml_file: Path | None
+    splits: list[SplitResult]
+    notes: list[str]
+    report: Path | None
+
+
+def journal_file(out: Path, name: str) -> Path:
+    """Where the journal of a split is."""
+    return out / STATE_FOLDER / f"{name}.jsonl"
+
+
+def last_entry(file: Path) -> dict[str, Any]:
+    """The last line of a journal; empty if there is none, or it was cut off."""
+    try:
+        lines = file.read_bytes().splitlines()
+        return dict(json.loads(lines[-1])) if lines else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def check_folders(sources: Iterable[Path], out: Path) -> None:
+    """Refuse to write into a source.
+
+    Raises:
+        UserError: ``out`` is a source folder or inside one, or is a file.
+    """
+    real_out = out.resolve()
+    for source in sources:
+        real = source.expanduser().resolve()
+        if real.is_dir() and (real == real_out or real in real_out.parents):
+            relation = "the same as" if real == real_out else "inside"
+            raise UserError(f"--out {out} is {relation} the source {source}; give a folder outside of it")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+
+
+def check_target(target: Path, out: Path, name: str) -> None:
+    """Refuse to write among files that no earlier run made.
+
+    Raises:
+        UserError: there are such files.
+    """
+    if target.is_dir() and any(target.iterdir()) and not journal_file(out, name).is_file():
+        raise UserError(f"{target} is not empty and was not made by this command; give another --out")

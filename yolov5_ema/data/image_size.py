@@ -1,0 +1,96 @@
+"""Width and height of an image file, from its header alone."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from typing import NamedTuple
+
+from PIL import Image
+
+from yolov5_ema.errors import UserError
+
+_HEAD = 4096  # most JPEGs name their size within so many bytes
+_END_OF_JPEG = b"\xff\xd9"
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+class ImageInfo(NamedTuple):
+    """What a header says.
+
+    Attributes:
+        width, height: in pixels, as stored (a note that the picture is to be turned is not followed).
+        whole: False for a JPEG without its end mark that can be decoded none the less. YOLOv5 writes such a
+            file anew where it lies.
+    """
+
+    width: int
+    height: int
+    whole: bool
+
+
+def read_image_info(file: str | os.PathLike[str]) -> ImageInfo:
+    """Size of an image file.
+
+    Raises:
+        UserError: it cannot be read, is no image, or is cut off.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            head = os.read(descriptor, _HEAD)
+            if not head.startswith(b"\xff\xd8"):
+                return _by_pillow(file, file)
+            os.lseek(descriptor, -min(2, len(head)), os.SEEK_END)
+            tail = os.read(descriptor, 2)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+    size = _jpeg_size(head)
+    if size is None or tail != _END_OF_JPEG:
+        return _by_pillow(file, file, decode=tail != _END_OF_JPEG)
+    return ImageInfo(*size, True)
+
+
+def image_info_of(content: bytes, name: object) -> ImageInfo:
+    """The same of an image in memory, called ``name`` in messages."""
+    if content.startswith(b"\xff\xd8"):
+        size, ends = _jpeg_size(content[: 16 * _HEAD]), content.endswith(_END_OF_JPEG)
+        if size is not None and ends:
+            return ImageInfo(*size, True)
+        return _by_pillow(io.BytesIO(content), name, decode=not ends)
+    return _by_pillow(io.BytesIO(content), name)
+
+
+def _jpeg_size(head: bytes) -> tuple[int, int] | None:
+    """Walk the segments up to the frame's header; None if it lies further on or anything is odd."""
+    at, length = 2, len(head)
+    while at + 9 <= length:
+        if head[at] != 0xFF:
+            return None
+        marker = head[at + 1]
+        if marker in _START_OF_FRAME:
+            height, width = head[at + 5] << 8 | head[at + 6], head[at + 7] << 8 | head[at + 8]
+            return (width, height) if width and height else None
+        if not (0xC0 <= marker <= 0xFE) or 0xD0 <= marker <= 0xDA:
+            return None
+        at += 2 + (head[at + 2] << 8 | head[at + 3])
+    return None
+
+
+def _by_pillow(file: str | os.PathLike[str] | io.BytesIO, name: object, decode: bool = False) -> ImageInfo:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                width, height = image.size
+                if decode:
+                    image.load()
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        what = "is cut off" if "truncated" in str(error) else "is no readable image"
+        raise UserError(f"{name} {what}") from error
+    return ImageInfo(width, height, not decode)

@@ -1,0 +1,81 @@
+"""What a conversion could not use: counted by kind, and named."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from yolov5_ema.data.text_rows import BadLine
+from yolov5_ema.data.writing import draft_of
+from yolov5_ema.errors import UserError
+
+SHOWN = 10
+REPORT = "conversion_report.json"
+KINDS = {
+    "line": "malformed lines",
+    "annotation": "annotations that cannot be used",
+    "image": "images that cannot be used",
+    "size": "images whose size is not what the annotations say",
+    "no annotation": "images without an annotation file",
+    "no image": "annotation files without an image",
+}
+
+
+class Problem(NamedTuple):
+    """One thing that was left out.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        where: file, or file and line.
+        reason: what is wrong with it.
+    """
+
+    kind: str
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+def of_line(bad: BadLine) -> Problem:
+    """A malformed line as a problem."""
+    return Problem("line", f"{bad.file}, line {bad.line}", bad.reason)
+
+
+def describe(problems: Sequence[Problem]) -> list[str]:
+    """The first `SHOWN` problems, and how many there are of each kind."""
+    if not problems:
+        return []
+    counts = Counter(problem.kind for problem in problems)
+    lines = [f"  {problem}" for problem in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  … and {len(problems) - SHOWN:,} more")
+    totals = ", ".join(f"{counts[kind]:,} {words}" for kind, words in KINDS.items() if counts[kind])
+    return [f"left out: {totals}", *lines]
+
+
+def raise_if_any(problems: Sequence[Problem], then: str) -> None:
+    """For ``--strict``.
+
+    Raises:
+        UserError: there are problems; ``then`` says what became of the output.
+    """
+    if problems:
+        raise UserError("\n".join([f"--strict: {then}", *describe(problems)]))
+
+
+def write_report(out: Path, problems: Mapping[str, Iterable[Problem]], drafts: str) -> Path:
+    """All problems by split, in ``conversion_report.json``; returns its path."""
+    file = out / REPORT
+    splits = {}
+    for split, found in problems.items():
+        rows = [problem._asdict() for problem in found]
+        counts = Counter(row["kind"] for row in rows)
+        splits[split] = {"counts": dict(sorted(counts.items())), "problems": rows}
+    with draft_of(file, drafts) as stream:
+        stream.write(json.dumps(splits, indent=1).encode() + b"\n")
+    return file

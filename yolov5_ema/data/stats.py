@@ -1,0 +1,167 @@
+"""What a data set holds: its sizes at a given image size, its classes, and whether a finer head may pay."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from yolov5_ema.data.dataset import Dataset, label_path
+from yolov5_ema.data.image_size import read_image_info
+from yolov5_ema.data.problems import Problem, of_line
+from yolov5_ema.data.yolo_format import read_labels
+from yolov5_ema.errors import ConfigError, UserError
+
+MARKS = (8, 16, 32)
+"""Pixels: the cell of YOLOv5's finest head (stride 8), two of its cells, and four, COCO's bound of "small"."""
+
+LIKELY, PERHAPS = 0.30, 0.10
+"""Least share of boxes below two cells of stride 8 for a stride-4 head to be called likely, or perhaps, to pay."""
+
+
+@dataclass
+class SplitStats:
+    """Figures of one split.
+
+    Attributes:
+        split: train, val or test.
+        images: number of images that can be read.
+        background: those without a box.
+        class_counts: boxes of each class, int64 of shape (nc,).
+        sizes: square root of each box's area in pixels at ``imgsz``, of shape (B,).
+        per_image: boxes of each image, of shape (images,).
+        problems: images and label lines that were passed over.
+    """
+
+    split: str
+    images: int
+    background: int
+    class_counts: np.ndarray
+    sizes: np.ndarray
+    per_image: np.ndarray
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def boxes(self) -> int:
+        """Number of boxes."""
+        return len(self.sizes)
+
+    def share_below(self, pixels: float) -> float:
+        """Share of boxes whose side is shorter than so many pixels; 0 without any box."""
+        return float((self.sizes < pixels).mean()) if len(self.sizes) else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything in plain numbers."""
+        return {
+            "images": self.images,
+            "background_images": self.background,
+            "boxes": self.boxes,
+            "boxes_per_image": {
+                "median": float(np.median(self.per_image)) if self.images else 0.0,
+                "max": int(self.per_image.max(initial=0)),
+            },
+            "share_below": {str(mark): self.share_below(mark) for mark in MARKS},
+            "median_size": float(np.median(self.sizes)) if self.boxes else None,
+            "class_counts": self.class_counts.tolist(),
+            "left_out": dict(Counter(problem.kind for problem in self.problems)),
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a head at stride 4 is likely to pay.
+
+    Attributes:
+        word: likely, perhaps or unlikely.
+        sentence: with the numbers behind it.
+    """
+
+    word: str
+    sentence: str
+
+
+def split_stats(data: Dataset, split: str, imgsz: int) -> SplitStats:
+    """Figures of one split.
+
+    Raises:
+        ConfigError: the YAML has no such split, or its images are missing.
+    """
+    nc = len(data.names)
+    classes, sizes, per_image, problems = [], [], [], []
+    for image in data.images(split):
+        try:
+            info = read_image_info(image)
+        except UserError as error:
+            problems.append(Problem("image", str(image), str(error).removeprefix(str(image)).strip()))
+            continue
+        rows = read_labels(label_path(image), nc)
+        problems += map(of_line, rows.bad)
+        scale = imgsz / max(info.width, info.height)
+        sides = rows.values[:, 3:] * (info.width, info.height) * scale
+        sizes.append(np.sqrt(np.abs(sides.prod(axis=1))).round(3))  # labels say no more
+        classes.append(rows.values[:, 0].astype(np.int64))
+        per_image.append(len(rows.values))
+    if not per_image:
+        raise ConfigError(f"{data.file}: none of the images of {split} can be read; the first: {problems[0]}")
+    counts = np.bincount(np.concatenate(classes), minlength=nc)
+    boxes = np.array(per_image, np.int64)
+    background = int((boxes == 0).sum())
+    return SplitStats(split, len(boxes), background, counts, np.concatenate(sizes), boxes, problems)
+
+
+def verdict(stats: SplitStats, imgsz: int) -> Verdict:
+    """Whether a head at stride 4 is likely to pay, by the share of boxes below 16 pixels.
+
+    YOLOv5's finest head has cells of 8 pixels, and an object needs about two of them a side to be told from
+    its neighbours. Below 8 pixels a stride-4 head is at the same limit, and a larger ``imgsz`` helps more.
+    """
+    cell, two_cells, _ = MARKS
+    share, tiny = stats.share_below(two_cells), stats.share_below(cell)
+    if not stats.boxes:
+        return Verdict("unlikely", f"{stats.split} has no boxes, so nothing can be said of a stride-4 head.")
+    word = "likely" if share >= LIKELY else "perhaps" if share >= PERHAPS else "unlikely"
+    says = {
+        "likely": "is likely to pay",
+        "perhaps": "may pay, so try both",
+        "unlikely": "is unlikely to pay for its time and memory",
+    }[word]
+    sentence = (
+        f"A stride-4 head (P2) {says}: at imgsz {imgsz}, {share:.1%} of the boxes of {stats.split} are below "
+        f"{two_cells} pixels, two cells of stride 8, and {tiny:.1%} below {cell} "
+        f"(likely from {LIKELY:.0%} below {two_cells}, perhaps from {PERHAPS:.0%})."
+    )
+    return Verdict(word, sentence)
+
+
+def table(names: Sequence[str], stats: Sequence[SplitStats]) -> str:
+    """The figures of all splits as text."""
+    rows: list[tuple[str, list[str]]] = [
+        ("images", [f"{split.images:,}" for split in stats]),
+        ("without boxes", [f"{split.background:,}" for split in stats]),
+        ("boxes", [f"{split.boxes:,}" for split in stats]),
+        ("boxes an image, median", [f"{np.median(split.per_image):g}" for split in stats]),
+        ("boxes an image, most", [f"{split.per_image.max(initial=0):,}" for split in stats]),
+    ]
+    rows += [
+        (f"below {mark} pixels", [f"{split.share_below(mark):.1%}" for split in stats]) for mark in MARKS
+    ]
+    shares = [[_share(count, split.boxes) for count in split.class_counts] for split in stats]
+    classes = [(name, [split[index] for split in shares]) for index, name in enumerate(names)]
+    label_width = max(len(label) for label, _ in rows + classes)
+    width = max(16, *(len(cell) + 2 for _, cells in rows + classes for cell in cells))
+    lines = [" " * label_width + "".join(f"{split.split:>{width}}" for split in stats)]
+    lines += [
+        f"{label:<{label_width}}" + "".join(f"{cell:>{width}}" for cell in cells) for label, cells in rows
+    ]
+    lines += ["", "boxes of each class"]
+    lines += [
+        f"{name:<{label_width}}" + "".join(f"{cell:>{width}}" for cell in cells) for name, cells in classes
+    ]
+    return "\n".join(lines)
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} {count / total:6.1%}" if total else f"{count:,}"

@@ -1,0 +1,231 @@
+"""Writing into a data set's folder so that every file is there whole or not at all, and no two runs meet.
+
+Drafts lie in ``DIR/.yolov5-ema/drafts`` and are moved to their names when they are whole; a run that was cut
+off leaves nothing but drafts, which the next one removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from yolov5_ema.errors import UserError
+
+STATE_FOLDER = ".yolov5-ema"
+_LOCK_PATIENCE_S = 5.0  # workers of a run that was killed go within a second or two
+_numbers = itertools.count()
+
+
+@contextlib.contextmanager
+def workspace(out: Path) -> Iterator[str]:
+    """Hold a folder for one run; yields the folder for drafts, which is empty at first and gone afterwards.
+
+    Raises:
+        UserError: the folder cannot be written to, or another run holds it.
+    """
+    state = out / STATE_FOLDER
+    drafts = state / "drafts"
+    with disk_errors(out):
+        state.mkdir(parents=True, exist_ok=True)
+        with _locked(state / "lock", out):
+            shutil.rmtree(drafts, ignore_errors=True)
+            drafts.mkdir()
+            try:
+                yield str(drafts)
+            finally:
+                shutil.rmtree(drafts, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a message that names the folder.
+
+    Raises:
+        UserError: an OSError happened.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"cannot write to {out}: {error.strerror or error}{place}. What is done so far is kept; "
+            "run the command again when this is mended, and it goes on from there"
+        ) from error
+
+
+def place_bytes(content: bytes, target: str, drafts: str) -> None:
+    """Write a file whole; an older one of the name is replaced."""
+    draft = _draft(drafts)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    finally:
+        os.close(descriptor)
+    os.replace(draft, target)
+
+
+def place_link(source: str, target: str, drafts: str, copy: bool = False) -> None:
+    """Make a file another name of ``source``: a hard link, else a symbolic link, else (or with ``copy``) a copy.
+
+    Raises:
+        OSError: the source is missing, or the file system refuses all three.
+    """
+    source = os.path.realpath(source) if os.path.islink(source) else source
+    for make in () if copy else (os.link, os.symlink):
+        try:
+            make(source, target)
+            return
+        except FileExistsError:
+            with contextlib.suppress(OSError):
+                _replace_by(make, source, target, drafts)
+                return
+        except FileNotFoundError:
+            raise
+        except OSError:
+            continue
+    draft = _draft(drafts)
+    shutil.copyfile(source, draft)
+    os.replace(draft, target)
+
+
+@contextlib.contextmanager
+def draft_of(target: str | Path, drafts: str) -> Iterator[BinaryIO]:
+    """A file to write to, which gets its name when the block ends without an error."""
+    draft = _draft(drafts)
+    try:
+        with open(draft, "wb") as file:
+            yield file
+        os.replace(draft, target)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+class Record(NamedTuple):
+    """What a journal knows of an image.
+
+    Attributes:
+        signature: of its sources; another one means that they changed.
+        width, height: in pixels; 0 if it could not be used.
+    """
+
+    signature: str
+    width: int
+    height: int
+
+
+class Journal:
+    """What is done in one split, on disk, so that a later run can go on from there.
+
+    Attributes:
+        records: by image.
+        finished: what `finish` was given, if nothing was done since.
+        made_before: images that any earlier run made something of, under whatever header.
+        exists: whether an earlier run left a journal, be it for other options.
+    """
+
+    def __init__(self, file: Path, header: dict[str, Any]) -> None:
+        """Read it; what was written under another header, or half, is passed over.
+
+        Args:
+            file: its place.
+            header: options and place of the sources: whatever makes results differ.
+        """
+        self.file, self.header = file, header
+        self.records: dict[str, Record] = {}
+        self.finished: dict[str, Any] | None = None
+        self.made_before: set[str] = set()
+        self.exists = file.exists()
+        self._stream: BinaryIO | None = None
+        if self.exists:
+            self._read()
+
+    def _read(self) -> None:
+        valid = False
+        for number, line in enumerate(self.file.read_bytes().split(b"\n")):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the last line, cut off
+            if number == 0:
+                valid = entry == self.header
+                continue
+            done = {name: Record(*record) for name, *record in entry.get("done", ())}
+            self.made_before.update(done, entry.get("made", ()))
+            if valid:
+                self.records.update(done)
+                self.finished = entry.get("finished")
+
+    def begin(self, records: dict[str, Record], drafts: str) -> None:
+        """Start it anew with these records, and be ready for more."""
+        self.records, self.finished = records, None
+        rows = [[name, *record] for name, record in records.items()]
+        earlier = sorted(self.made_before - set(records))
+        with draft_of(self.file, drafts) as file:
+            file.write(_line(self.header) + _line({"done": rows, "made": earlier}))
+        self._stream = open(self.file, "ab")  # noqa: SIM115
+
+    def add(self, names: Sequence[str], records: Sequence[Record]) -> None:
+        """Note images whose files are in their places."""
+        assert self._stream is not None, "begin() comes first"
+        self.records.update(zip(names, records))
+        self._stream.write(_line({"done": [[name, *record] for name, record in zip(names, records)]}))
+        self._stream.flush()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Note that all is done."""
+        assert self._stream is not None, "begin() comes first"
+        self.finished = summary
+        self._stream.write(_line({"finished": summary}))
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
+def _draft(drafts: str) -> str:
+    return f"{drafts}/{os.getpid()}-{next(_numbers)}"
+
+
+def _replace_by(make: Any, source: str, target: str, drafts: str) -> None:
+    draft = _draft(drafts)
+    make(source, draft)
+    os.replace(draft, target)
+    Path(draft).unlink(missing_ok=True)  # a rename between two names of one file does nothing
+
+
+@contextlib.contextmanager
+def _locked(file: Path, out: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # not a Unix: nothing guards against a second run
+        yield
+        return
+    with open(file, "w") as stream:
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"another run is at work in {out}; wait for its end") from None
+                time.sleep(0.1)
+            except OSError:  # a file system without locks
+                break
+        yield
