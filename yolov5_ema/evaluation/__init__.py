@@ -1,1 +1,20 @@
-"""Evaluation protocols: YOLOv5's, COCO's and VisDrone's."""
+"""Evaluation protocols: YOLOv5's, COCO's and VisDrone's, from arrays or files to one type of result."""
+
+from __future__ import annotations
+
+from yolov5_ema.evaluation.coco import CocoProtocol
+from yolov5_ema.evaluation.confusion import ConfusionMatrix
+from yolov5_ema.evaluation.records import Predictions, Truth
+from yolov5_ema.evaluation.results import Result
+from yolov5_ema.evaluation.visdrone import VisDroneProtocol
+from yolov5_ema.evaluation.yolov5 import Yolov5Protocol
+
+__all__ = [
+    "CocoProtocol",
+    "ConfusionMatrix",
+    "Predictions",
+    "Result",
+    "Truth",
+    "VisDroneProtocol",
+    "Yolov5Protocol",
+]
