@@ -36,7 +36,8 @@ from pycocotools.cocoeval import COCOeval
 from yolov5_ema.data import visdrone
 from yolov5_ema.data.dataset import load_dataset
 from yolov5_ema.data.masking import hidden_boxes
-from yolov5_ema.data.visdrone import convert_visdrone, image_id
+from yolov5_ema.data.visdrone import convert_visdrone
+from yolov5_ema.data.visdrone_chunks import image_id
 from yolov5_ema.data.visdrone_format import CLASSES, read_annotations
 from yolov5_ema.data.yolo_format import read_labels
 from yolov5_ema.errors import UserError
