@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from yolov5_ema.cli._runs import fresh_folder
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         test=TEST_IMAGES,
         imgsz=args.imgsz,
     )
-    run = _fresh_folder(args.dir)
+    run = fresh_folder(args.dir)
     scores = _train_and_use(args, data, run)
     agreement = compare_onnx(
         run / "train/weights/best.onnx",
@@ -96,20 +97,6 @@ def _check(args: argparse.Namespace) -> None:
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"the demo needs {' and '.join(missing)}: pip install 'yolov5-ema[export]'")
-
-
-def _fresh_folder(parent: Path) -> Path:
-    """``parent/exp``, or ``exp2``, ``exp3`` … if it is taken."""
-    number = 1
-    while True:
-        run = parent / f"exp{number if number > 1 else ''}"
-        try:
-            run.mkdir(parents=True)
-            return run
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise UserError(f"cannot make {run}: {error}") from error
 
 
 # --- the steps ------------------------------------------------------------------------------

@@ -31,13 +31,14 @@ cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cf
 """
 
 
-def run_script(engine: Engine, name: str, argv: Sequence[str]) -> None:
+def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str = "") -> None:
     """Run one of YOLOv5's scripts as its own command line would.
 
     Args:
         engine: the YOLOv5, with the shim installed.
         name: ``train``, ``val``, ``detect``, ``export`` …
         argv: its flags.
+        more_help: on flags that the caller took off the line, for ``--help``.
 
     Raises:
         UserError: bad input; what YOLOv5 itself says with an assert is passed on as one.
@@ -48,7 +49,7 @@ def run_script(engine: Engine, name: str, argv: Sequence[str]) -> None:
     module = importlib.import_module(engine.module_name(name))
     if not hasattr(module, "parse_opt") or not hasattr(module, "main"):
         raise UserError(f"{name} of {engine} is no script with flags; to look at a cfg: yolov5-ema info CFG")
-    with _command_line(name, argv), _watched_parser(module, engine, name) as patches:
+    with _command_line(name, argv), _watched_parser(module, engine, name, more_help) as patches:
         opt = module.parse_opt()
         preflight.check(opt, name, engine)
         folder = RunFolder.watched(module, patches)
@@ -94,12 +95,12 @@ def _command_line(name: str, argv: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _watched_parser(module: ModuleType, engine: Engine, name: str) -> Iterator[Patches]:
+def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: str) -> Iterator[Patches]:
     """Let YOLOv5's own parser find our YAMLs by name, and mention our flags in its help."""
 
     class Parser(argparse.ArgumentParser):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.setdefault("epilog", EXTRA_HELP)
+            kwargs.setdefault("epilog", "\n".join(filter(None, (more_help, EXTRA_HELP))))
             kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
             kwargs.setdefault(
                 "description", f"YOLOv5's own {name}, with the attention blocks known ({engine})"
