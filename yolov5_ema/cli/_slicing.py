@@ -1,0 +1,74 @@
+"""``--slice`` and ``--overlap`` of detect and val: taken off the command line before YOLOv5's parser sees it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Sequence
+
+from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.errors import UserError
+
+DEFAULT_SIZE = 640
+DEFAULT_OVERLAP = 0.2
+
+HELP = f"""\
+yolov5-ema's own flags of this command:
+  --slice [SIZE]        look at windows of SIZE pixels (default: {DEFAULT_SIZE}) of larger images, as well as at the
+                        whole image, and put the boxes together; a window is scaled to --imgsz
+  --overlap SHARE       of a window that the next one repeats (default: {DEFAULT_OVERLAP}); with --slice only
+"""
+
+
+def run_sliceable(script: str, argv: Sequence[str]) -> int:
+    """Run detect or val, on windows if ``--slice`` is among its flags."""
+    settings, rest = take_flags(argv)
+
+    from yolov5_ema.engine import scripts, shim
+
+    load_plugins()
+    engine = shim.install()
+    with contextlib.ExitStack() as stack:
+        if settings is not None:
+            from yolov5_ema.engine.sliced import sliced_inference
+
+            stack.enter_context(sliced_inference(engine, script, *settings))
+        scripts.run_script(engine, script, rest, more_help=HELP)
+    return 0
+
+
+def take_flags(argv: Sequence[str]) -> tuple[tuple[int, float] | None, list[str]]:
+    """Size and overlap of the windows, None without ``--slice``; and the flags that are left.
+
+    Raises:
+        UserError: they make no windows.
+    """
+    own, rest = _parser().parse_known_args(list(argv))
+    return _settings(own), rest
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--slice", nargs="?", const=str(DEFAULT_SIZE))
+    parser.add_argument("--overlap")
+    return parser
+
+
+def _settings(own: argparse.Namespace) -> tuple[int, float] | None:
+    """Size and overlap of the windows, checked; None without ``--slice``."""
+    if own.slice is None:
+        if own.overlap is not None:
+            raise UserError(f"--overlap {own.overlap} says how windows overlap: it needs --slice")
+        return None
+    from yolov5_ema.data.slicing import check_window
+
+    try:
+        size = int(own.slice)
+    except ValueError:
+        raise UserError(f"--slice {own.slice}: the size of a window is a whole number of pixels") from None
+    try:
+        overlap = DEFAULT_OVERLAP if own.overlap is None else float(own.overlap)
+    except ValueError:
+        raise UserError(f"--overlap {own.overlap}: must be a share such as {DEFAULT_OVERLAP}") from None
+    check_window(size, overlap, "--slice")
+    return size, overlap

@@ -1,0 +1,186 @@
+"""``yolov5-ema data slice``: big images as overlapping windows, for training."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolov5_ema.errors import UserError
+
+if TYPE_CHECKING:
+    from yolov5_ema.data.slicing import SliceReport
+
+SUMMARY = "cut the images and labels of a data set into overlapping windows for training"
+
+_ABOUT = """\
+Cuts images that are larger than a window into overlapping windows, and their labels with them. An object that a window
+cuts is labelled there if enough of it is inside. Images no larger than a window are linked as they are.
+
+train and val are cut; test stays whole, since results are quoted on whole images. mAP on the cut val serves for
+training only. For figures on whole images: yolov5-ema val --data ORIGINAL.yaml --slice SIZE --overlap SHARE
+
+Most windows of a big image may show nothing. In train a share of them is kept as background (--keep-empty), always the
+same ones; in val all of them. A window that shows no more than a sliver of an object is neither, and is left out.
+
+A second run goes on where the first was interrupted, and cuts again what has changed.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Cut a data set.
+
+    Returns:
+        0, also when lines or images were bad and passed over; they are counted and named.
+    """
+    args = _parser().parse_args(list(argv))
+
+    from yolov5_ema.data import slicing
+    from yolov5_ema.data.dataset import load_dataset
+
+    plan = slicing.SlicePlan(args.size, args.overlap, args.min_area_ratio, args.keep_empty)
+    plan.check()
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers {args.workers}: must be at least 1")
+    file = _found(args.data)
+    dataset = load_dataset(file, _bases())
+    splits = _splits(args.split, dataset.splits, file)
+    for split in splits:
+        dataset.images(split)
+    out = args.out or _default_out(file, args.size)
+    slicing.prepare_folder(out, dataset, plan)
+    for split in splits:
+        report = slicing.slice_split(dataset, split, out, plan, strict=args.strict, workers=args.workers)
+        print(_summary(split, report))
+        _name_the_bad(report)
+        if not report.images:
+            raise UserError(f"{file}: no image of {split} can be read")
+    yaml_file = slicing.write_yaml(dataset, splits, out)
+    print(_closing(yaml_file, file, args, splits, dataset.splits))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema data slice",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("data", metavar="DATA.yaml", help="data YAML of the set to cut")
+    parser.add_argument("--size", type=int, default=640, help="width and height of a window in pixels (640)")
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, help="share of a window that the next one repeats (0.2)"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the cut set (DATA-sliced-SIZE beside the YAML)")
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        choices=("train", "val", "test"),
+        help="what is cut (train and val); the others stay whole, where they are",
+    )
+    parser.add_argument(
+        "--min-area-ratio",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="label a cut object if this share of its box is inside the window (0.1)",
+    )
+    parser.add_argument(
+        "--keep-empty",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of the train windows without an object that are kept as background (0.1)",
+    )
+    parser.add_argument("--strict", action="store_true", help="stop at a bad label line or image")
+    parser.add_argument("--workers", type=int, help="threads (one a core)")
+    return parser
+
+
+def _found(name: str) -> Path:
+    from yolov5_ema.resources import find_shipped
+
+    path = Path(name)
+    if not path.exists():
+        path = find_shipped(name) or path
+    if not path.is_file():
+        raise UserError(f"{name}: no such data YAML")
+    return path
+
+
+def _bases() -> list[Path]:
+    """Where a relative ``path`` may start, as the YOLOv5 at hand has it; cutting needs none to be there."""
+    from yolov5_ema.engine.data_yaml import relative_bases
+    from yolov5_ema.engine.locate import locate
+    from yolov5_ema.errors import EngineNotFoundError
+
+    try:
+        return relative_bases(locate())
+    except EngineNotFoundError:
+        return []
+
+
+def _splits(wanted: Sequence[str] | None, there: Sequence[str], file: Path) -> list[str]:
+    if wanted is None:
+        chosen = [split for split in ("train", "val") if split in there]
+        if not chosen:
+            raise UserError(f"{file}: names neither train nor val; what is to be cut? See --split")
+        return chosen
+    missing = [split for split in wanted if split not in there]
+    if missing:
+        raise UserError(f"--split {missing[0]}: {file} has {', '.join(there) or 'no splits'}")
+    return [split for split in ("train", "val", "test") if split in wanted]
+
+
+def _default_out(file: Path, size: int) -> Path:
+    """Beside the YAML; in the working directory for one that ships with the package."""
+    from yolov5_ema.resources import data_dir
+
+    folder = file.parent if file.resolve().parent != data_dir().resolve() else Path()
+    return folder / f"{file.stem}-sliced-{size}"
+
+
+def _summary(split: str, report: SliceReport) -> str:
+    parts = [f"{split}: {report.images} images to {report.written + report.background} windows"]
+    parts.append(f"{report.objects} objects")
+    parts.append(f"{report.background} windows are background")
+    if report.whole:
+        parts.append(f"{report.whole} images no larger than a window")
+    if report.left_out:
+        parts.append(f"{report.left_out} empty windows left out")
+    if report.slivers:
+        parts.append(f"{report.slivers} windows with slivers only left out")
+    if report.skipped:
+        parts.append(f"{report.skipped} images were done already")
+    return ", ".join(parts)
+
+
+def _name_the_bad(report: SliceReport) -> None:
+    for what, bad in (
+        ("label lines passed over", report.bad_lines),
+        ("images passed over", report.bad_images),
+    ):
+        if not bad:
+            continue
+        print(f"  {len(bad)} {what}:")
+        for one in bad[:5]:
+            print(f"    {one}")
+        if len(bad) > 5:
+            print(f"    and {len(bad) - 5} more")
+
+
+def _closing(
+    yaml_file: Path, source: Path, args: argparse.Namespace, cut: Sequence[str], there: Sequence[str]
+) -> str:
+    lines = [str(yaml_file)]
+    whole = [split for split in there if split not in cut]
+    if whole:
+        lines.append(f"{' and '.join(whole)}: not cut; the YAML points to the images of {source}")
+    if "val" in cut:
+        lines.append(
+            "val is of windows: its mAP serves for training. On whole images: "
+            f"yolov5-ema val --data {source} --slice {args.size} --overlap {args.overlap:g}"
+        )
+    return "\n".join(lines)

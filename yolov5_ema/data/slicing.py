@@ -1,0 +1,475 @@
+"""Big images as overlapping windows: where the windows lie, and a data set cut along them for training.
+
+The windows are sahi's (``sahi.slicing.get_slice_bboxes``), in training sets and in inference alike. The rest of
+``sahi.slicing`` is not used: ``slice_coco`` goes from COCO JSON to COCO JSON in one process, writes every JPEG
+window as PNG, cannot go on where it was interrupted, and reads images with Pillow, where YOLOv5 reads with OpenCV.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from PIL import Image
+from tqdm import tqdm
+
+from yolov5_ema.data.dataset import SPLITS, Dataset, label_path
+from yolov5_ema.data.text_rows import BadLine
+from yolov5_ema.data.yolo_format import read_labels, to_xywh_pixels
+from yolov5_ema.errors import UserError
+
+MIN_SIZE = 32  # pixels; the largest stride of a YOLOv5
+MAX_OVERLAP = 0.9  # the number of windows grows with 1 / (1 - overlap)^2
+JPEG_QUALITY = 95
+MANIFEST = "slicing.json"
+
+_JPEG = {".jpg", ".jpeg", ".mpo"}
+_TURNED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
+_EXIF_ORIENTATION = 0x0112
+
+Window = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels; right and bottom lie outside."""
+
+
+def check_window(size: int, overlap: float, size_flag: str = "--size") -> None:
+    """Check what windows are made from.
+
+    Raises:
+        UserError: a size or an overlap that makes no windows.
+    """
+    if size < MIN_SIZE:
+        raise UserError(f"{size_flag} {size}: windows must be at least {MIN_SIZE} pixels wide, such as 640")
+    if not 0 <= overlap <= MAX_OVERLAP:
+        raise UserError(
+            f"--overlap {overlap:g}: must be a share of the window from 0 to {MAX_OVERLAP:g}, such as 0.2"
+        )
+
+
+def windows(width: int, height: int, size: int, overlap: float) -> list[Window]:
+    """The windows of an image, row by row; the last of a row and of a column are moved in to end at the border.
+
+    Args:
+        width: of the image in pixels.
+        height: of the image in pixels.
+        size: width and height of a window in pixels; an image that is smaller one way is not cut that way.
+        overlap: share of a window that the next one repeats.
+
+    Example:
+        >>> windows(1000, 640, 640, 0.2)
+        [(0, 0, 640, 640), (360, 0, 1000, 640)]
+    """
+    if width <= size and height <= size:
+        return [(0, 0, width, height)]
+    from sahi.slicing import get_slice_bboxes
+
+    boxes = get_slice_bboxes(height, width, size, size, False, overlap, overlap)
+    return [(int(x1), int(y1), int(x2), int(y2)) for x1, y1, x2, y2 in boxes]
+
+
+@dataclass(frozen=True)
+class SlicePlan:
+    """How a data set is cut.
+
+    Attributes:
+        size: width and height of a window in pixels.
+        overlap: share of a window that the next one repeats.
+        min_area_ratio: an object cut by a window is labelled there if at least this share of its box is inside.
+        keep_empty: share of the training windows without an object that are kept as background.
+    """
+
+    size: int = 640
+    overlap: float = 0.2
+    min_area_ratio: float = 0.1
+    keep_empty: float = 0.1
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            UserError: names the flag.
+        """
+        check_window(self.size, self.overlap)
+        for flag, value in (("--min-area-ratio", self.min_area_ratio), ("--keep-empty", self.keep_empty)):
+            if not 0 <= value <= 1:
+                raise UserError(f"{flag} {value:g}: must be a share from 0 to 1")
+
+    def keep_empty_in(self, split: str) -> float:
+        """All background windows count in validation; in training a share of them."""
+        return self.keep_empty if split == "train" else 1.0
+
+
+@dataclass
+class SliceReport:
+    """What was done to one split.
+
+    Attributes:
+        images: sources that are in the sliced set.
+        skipped: of these, the ones that were there already.
+        whole: of these, the ones no larger than a window, linked as they are.
+        written: windows with objects, or whole images.
+        background: windows without an object that were kept.
+        left_out: windows without an object that were not.
+        slivers: windows left out because all that they show is too small a part of an object to be labelled.
+        objects: labels in all windows.
+        bad_lines: of label files.
+        bad_images: sources that cannot be read.
+    """
+
+    images: int = 0
+    skipped: int = 0
+    whole: int = 0
+    written: int = 0
+    background: int = 0
+    left_out: int = 0
+    slivers: int = 0
+    objects: int = 0
+    bad_lines: list[BadLine] = field(default_factory=list)
+    bad_images: list[Path] = field(default_factory=list)
+
+    def add(self, other: SliceReport) -> None:
+        """Add the figures of another report."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+def clip_labels(labels: np.ndarray, window: Window, min_area_ratio: float) -> tuple[np.ndarray, int]:
+    """The labels of a window.
+
+    Args:
+        labels: (N, 5) of class, left, top, right, bottom in pixels of the image; inside the image.
+        window: where it lies.
+        min_area_ratio: see `SlicePlan`.
+
+    Returns:
+        Labels in YOLO's own form, (M, 5) of class, x centre, y centre, width, height in shares of the window; and
+        how many objects show in the window but too little to be labelled.
+    """
+    left, top, right, bottom = window
+    low = np.maximum(labels[:, 1:3], (left, top))  # (N, 2)
+    high = np.minimum(labels[:, 3:5], (right, bottom))
+    shown = (high > low).all(axis=1)
+    area = (labels[:, 3:5] - labels[:, 1:3]).prod(axis=1)
+    inside = (high - low).clip(0).prod(axis=1)
+    kept = shown & (inside >= min_area_ratio * area)
+    size = np.array((right - left, bottom - top), dtype=np.float64)
+    center = ((low + high) / 2 - (left, top)) / size
+    rows = np.concatenate([labels[:, :1], center, (high - low) / size], axis=1)
+    return rows[kept], int((shown & ~kept).sum())
+
+
+def slice_split(
+    dataset: Dataset,
+    split: str,
+    out: Path,
+    plan: SlicePlan,
+    *,
+    strict: bool = False,
+    workers: int | None = None,
+) -> SliceReport:
+    """Cut one split into ``out/images/SPLIT`` and ``out/labels/SPLIT``; what is there already is left.
+
+    Every file appears whole or not at all, labels before their image.
+
+    Args:
+        dataset: where the images are.
+        split: ``train``, ``val`` or ``test``.
+        out: folder of the sliced set.
+        plan: how to cut.
+        strict: a bad label line or an unreadable image ends it, instead of being counted.
+        workers: threads; None for one a core. Decoding and encoding run outside Python's lock.
+
+    Raises:
+        UserError: something bad in a file under ``strict``; the disk is full or not writable.
+    """
+    images = dataset.images(split)
+    jobs = [
+        _Job(image, name, split, out, plan, len(dataset.names))
+        for image, name in _named(images, dataset.root)
+    ]
+    report = SliceReport()
+    try:
+        for folder in ("images", "labels"):
+            (out / folder / split).mkdir(parents=True, exist_ok=True)
+        for done in _in_parallel(jobs, workers or os.cpu_count() or 1, f"slicing {split}"):
+            report.add(done)
+            _stop_if(strict, done)
+    except OSError as error:
+        raise UserError(f"cannot write the slices to {out}: {error.strerror or error}") from error
+    return report
+
+
+def prepare_folder(out: Path, dataset: Dataset, plan: SlicePlan) -> None:
+    """Make the folder of a sliced set, or find there one that was begun in the same way.
+
+    Raises:
+        UserError: it is the folder of something else, or of windows cut in another way.
+    """
+    manifest = {"source": str(dataset.file.resolve()), **asdict(plan)}
+    file = out / MANIFEST
+    try:
+        if file.is_file():
+            _refuse_another(json.loads(file.read_text(encoding="utf-8")), manifest, out)
+            return
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--out {out} holds something else; name a folder that is empty or new")
+        out.mkdir(parents=True, exist_ok=True)
+        _write(file, json.dumps(manifest, indent=1).encode())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot use the folder --out {out}: {error}") from error
+
+
+def write_yaml(dataset: Dataset, sliced: Sequence[str], out: Path) -> Path:
+    """The data YAML of a sliced set; splits that were not cut stay where they are, named by absolute paths.
+
+    Returns:
+        Its path, in ``out``.
+    """
+    content: dict[str, Any] = {"path": str(out.resolve())}
+    for split in SPLITS:
+        if split in sliced:
+            content[split] = f"images/{split}"
+        elif split in dataset.splits:
+            content[split] = _absolute(dataset.content[split], dataset.root)
+    content.update(nc=len(dataset.names), names=list(dataset.names))
+    _keep_annotations(content, dataset, sliced)
+    file = out / f"{out.name}.yaml"
+    _write(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+    return file
+
+
+# --- one image ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image to cut."""
+
+    image: Path
+    name: str  # what the names of its windows begin with
+    split: str
+    out: Path
+    plan: SlicePlan
+    nc: int
+
+    def run(self) -> SliceReport:
+        rows = read_labels(label_path(self.image), self.nc)
+        size = _size_by_header(self.image)
+        if size is not None:
+            cuts, report = self._cuts(rows.values, size)
+            report.bad_lines = rows.bad
+            if self._is_done(cuts, bool(report.whole)):
+                report.skipped = 1
+                return report
+        picture = cv2.imread(str(self.image))
+        if picture is None:
+            return SliceReport(bad_lines=rows.bad, bad_images=[self.image])
+        cuts, report = self._cuts(rows.values, (picture.shape[1], picture.shape[0]))
+        report.bad_lines = rows.bad
+        self._remove_others(picture, cuts)
+        for window, labels in cuts.items():
+            self._make(picture, window, labels, bool(report.whole))
+        return report
+
+    def _cuts(
+        self, labels: np.ndarray, size: tuple[int, int]
+    ) -> tuple[dict[Window, np.ndarray], SliceReport]:
+        """The windows that are kept, with their labels."""
+        report = SliceReport(images=1)
+        wanted = windows(*size, self.plan.size, self.plan.overlap)
+        boxes = _boxes_inside(labels, *size)
+        if len(wanted) == 1:
+            kept, _ = clip_labels(boxes, wanted[0], 0)
+            report.whole, report.objects = 1, len(kept)
+            report.background, report.written = int(not len(kept)), int(len(kept) > 0)
+            return {wanted[0]: kept}, report
+        cuts = {}
+        for window in wanted:
+            kept, slivers = clip_labels(boxes, window, self.plan.min_area_ratio)
+            if self._is_kept(window, len(kept), slivers, report):
+                report.objects += len(kept)
+                cuts[window] = kept
+        return cuts, report
+
+    def _is_kept(self, window: Window, objects: int, slivers: int, report: SliceReport) -> bool:
+        if objects:
+            report.written += 1
+            return True
+        if slivers:
+            report.slivers += 1
+            return False
+        if _chance(self._stem(window)) < self.plan.keep_empty_in(self.split):
+            report.background += 1
+            return True
+        report.left_out += 1
+        return False
+
+    def _stem(self, window: Window) -> str:
+        return "_".join([self.name, *map(str, window)])
+
+    def _files(self, window: Window, is_whole: bool) -> tuple[Path, Path]:
+        """Of the picture and of the labels."""
+        stem, suffix = (self.name, self.image.suffix) if is_whole else (self._stem(window), self._suffix)
+        labels = self.out / "labels" / self.split / f"{stem}.txt"
+        return self.out / "images" / self.split / f"{stem}{suffix}", labels
+
+    @property
+    def _suffix(self) -> str:
+        return ".jpg" if self.image.suffix.lower() in _JPEG else ".png"
+
+    def _is_done(self, cuts: Mapping[Window, np.ndarray], is_whole: bool) -> bool:
+        """Whether every file is there and newer than what it was made from."""
+        sources = [path for path in (self.image, label_path(self.image)) if path.exists()]
+        changed_ns = max(path.stat().st_mtime_ns for path in sources)
+        return all(
+            image.exists() and labels.exists() and labels.stat().st_mtime_ns >= changed_ns
+            for image, labels in (self._files(window, is_whole) for window in cuts)
+        )
+
+    def _make(self, picture: np.ndarray, window: Window, labels: np.ndarray, is_whole: bool) -> None:
+        left, top, right, bottom = window
+        image_file, label_file = self._files(window, is_whole)
+        _write(label_file, _label_text(labels))
+        if is_whole:
+            _link(self.image, image_file)
+            return
+        flags = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if self._suffix == ".jpg" else []
+        _, encoded = cv2.imencode(self._suffix, picture[top:bottom, left:right], flags)
+        _write(image_file, encoded.tobytes())
+
+    def _remove_others(self, picture: np.ndarray, cuts: Mapping[Window, np.ndarray]) -> None:
+        """Windows that older labels asked for."""
+        for window in windows(picture.shape[1], picture.shape[0], self.plan.size, self.plan.overlap):
+            if window not in cuts:
+                for path in self._files(window, False):
+                    path.unlink(missing_ok=True)
+
+
+def _boxes_inside(labels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """YOLO labels as (N, 5) of class, left, top, right, bottom in pixels, clipped to the image."""
+    xywh = to_xywh_pixels(labels[:, 1:], width, height)
+    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    corners = corners.clip(0, (width, height, width, height))
+    return np.concatenate([labels[:, :1], corners], axis=1)
+
+
+def _label_text(labels: np.ndarray) -> bytes:
+    lines = (f"{int(cls)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for cls, x, y, w, h in labels.tolist())
+    return "".join(lines).encode()
+
+
+def _size_by_header(image: Path) -> tuple[int, int] | None:
+    """Width and height as `cv2.imread` will have them, without decoding; None where Pillow cannot say."""
+    try:
+        with Image.open(image) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(_EXIF_ORIENTATION) in _TURNED
+    except Exception:  # Pillow raises what it likes on torn files; OpenCV has the last word
+        return None
+    return (height, width) if turned else (width, height)
+
+
+def _chance(name: str) -> float:
+    """A number from 0 to 1 that is the same for a name in every run."""
+    return zlib.crc32(name.encode()) / 2**32
+
+
+# --- many images ----------------------------------------------------------------------------
+
+
+def _named(images: Sequence[Path], root: Path) -> Iterator[tuple[Path, str]]:
+    """Each image and a name of its own: its stem, and a hash of its place where two stems are the same."""
+    stems = Counter(image.stem for image in images)
+    for image in images:
+        if stems[image.stem] == 1:
+            yield image, image.stem
+            continue
+        place = os.path.relpath(image, root)
+        yield image, f"{image.stem}-{sha1(Path(place).as_posix().encode()).hexdigest()[:8]}"
+
+
+def _in_parallel(jobs: Sequence[_Job], workers: int, title: str) -> Iterator[SliceReport]:
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield from tqdm(pool.map(_Job.run, jobs), total=len(jobs), desc=title, unit="image")
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _stop_if(strict: bool, report: SliceReport) -> None:
+    if strict and report.bad_images:
+        raise UserError(f"{report.bad_images[0]}: cannot be read as an image")
+    if strict and report.bad_lines:
+        raise UserError(str(report.bad_lines[0]))
+
+
+def _refuse_another(found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> None:
+    other = [
+        f"{key} {found.get(key)!r} instead of {value!r}"
+        for key, value in wanted.items()
+        if found.get(key) != value
+    ]
+    if other:
+        raise UserError(
+            f"--out {out} was begun with {', '.join(other)}; name another folder, or delete that one"
+        )
+
+
+def _absolute(entry: Any, root: Path) -> Any:
+    if isinstance(entry, list):
+        return [_absolute(part, root) for part in entry]
+    return str((root / str(entry)).resolve())
+
+
+def _keep_annotations(content: dict[str, Any], dataset: Dataset, sliced: Iterable[str]) -> None:
+    """COCO annotations and the like of the splits that are left whole."""
+    for key, places in dataset.content.items():
+        if key in content or not isinstance(places, Mapping):
+            continue
+        kept = {
+            split: _absolute(place, dataset.root)
+            for split, place in places.items()
+            if split in SPLITS and split not in sliced and isinstance(place, str)
+        }
+        if kept:
+            content[key] = kept
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def _write(file: Path, content: bytes) -> None:
+    """All of a file or nothing of it."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _link(source: Path, file: Path) -> None:
+    """A hard link where the file system allows, else a copy."""
+    part = file.with_name(f".{file.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        with contextlib.suppress(OSError):
+            os.link(source.resolve(), part)
+        if not part.exists():
+            shutil.copyfile(source, part)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
