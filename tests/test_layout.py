@@ -17,7 +17,7 @@ from yolov5_ema.resources import find_shipped, models_dir
 
 PACKAGE = Path(yolov5_ema.__file__).parent
 REPOSITORY = PACKAGE.parent
-BASE = {"errors", "resources", "__init__"}
+BASE = {"errors", "files", "resources", "__init__"}
 # a room and the rooms that it may import from
 MAY_IMPORT = {
     "cli": {"cli", "engine", "blocks", "kernels", "data", "evaluation", "classification"},
@@ -141,4 +141,5 @@ def test_visdrone_has_the_benchmarks_classes_and_runs_no_code():
     content = yaml.safe_load(find_shipped("visdrone.yaml").read_text(encoding="utf-8"))
     assert content["nc"] == len(content["names"]) == 10
     assert content["names"][:4] == ["pedestrian", "people", "bicycle", "car"]
-    assert set(content) == {"path", "train", "val", "test", "nc", "names"}
+    assert set(content) == {"path", "train", "val", "test", "nc", "names", "visdrone_annotations"}
+    assert content["visdrone_annotations"]["val"] == "VisDrone2019-DET-val/annotations"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 
@@ -76,7 +77,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
     old = tmp_path / "old.yaml"
     old.write_text("mine", encoding="utf-8")
-    monkeypatch.setattr(command.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match="No space left on device"):
         command.main(["-o", str(old), "--force"])
     assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {

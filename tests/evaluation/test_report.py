@@ -8,9 +8,7 @@ import json
 
 import cv2
 import numpy as np
-import pytest
 
-from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation import plots, report
 from yolov5_ema.evaluation.confusion import ConfusionMatrix
 from yolov5_ema.evaluation.records import Predictions, Truth
@@ -88,15 +86,6 @@ def test_csv_has_a_row_a_figure():
         (r["protocol"], r["class"], r["metric"], r["value"]) for r in rows
     }
     assert not any(row["metric"] == "AP_large" for row in rows)
-
-
-def test_files_are_written_whole(tmp_path):
-    report.write_text(tmp_path / "new/x.json", "{}")
-    report.write_text(tmp_path / "new/x.json", "[]")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.json"]
-    assert (tmp_path / "new/x.json").read_text() == "[]"
-    with pytest.raises(UserError, match="cannot be written"):
-        report.write_text(tmp_path / "new/x.json/y.json", "{}")
 
 
 def test_curves_between_their_points():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from yolov5_ema.engine.cfg_generator import (
     parse_option,
 )
 from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.files import write_whole
 
 SUMMARY = "write a model YAML with an attention block at any place of YOLOv5"
 
@@ -159,16 +159,7 @@ def write_text(path: Path, text: str, force: bool = False) -> None:
     """
     if path.exists() and not force:
         raise UserError(f"{path} exists and is left as it is; name another file, or --force to replace it")
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with open(draft, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_whole(path, text)
 
 
 def _takes_any_option(cls: type) -> bool:

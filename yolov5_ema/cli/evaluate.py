@@ -150,16 +150,27 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
         truths, predictions, release = _by_predictions(args)
     results, matrix = _computed(args, truths, predictions, release)
     print(_tables(args, truths, predictions, results))
-    text, rows = report.as_json(results), report.as_csv(results)
-    for file in filter(None, (args.json, folder and folder / "evaluation.json")):
-        report.write_text(file, text)
-    for file in filter(None, (args.csv, folder and folder / "evaluation.csv")):
-        report.write_text(file, rows)
+    for name, text, wanted in (
+        ("evaluation.json", report.as_json(results), args.json),
+        ("evaluation.csv", report.as_csv(results), args.csv),
+    ):
+        for file in filter(None, (wanted, folder and folder / name)):
+            _write(file, text)
     if folder is not None and not args.noplots:
         from yolov5_ema.evaluation import plots
 
         plots.save_pr_curves(results, folder / "PR_curves.png")
         plots.save_confusion_matrix(matrix, folder / "confusion_matrix.png")
+
+
+def _write(file: Path, text: str) -> None:
+    from yolov5_ema.files import write_whole
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {file.parent}: {error.strerror or error}") from error
+    write_whole(file, text)
 
 
 # --- ground truth and detections -------------------------------------------------------------

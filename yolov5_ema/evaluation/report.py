@@ -6,11 +6,8 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.results import Result
 
 _NOTHING = "-"
@@ -99,24 +96,6 @@ def as_csv(results: Sequence[Result]) -> str:
                     unit = result.unit if isinstance(value, float) else "count"
                     writer.writerow([result.protocol, name, metric, repr(value), unit])
     return out.getvalue()
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, in place of one that is there.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(draft, file)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
 def _percent(value: float, result: Result) -> str:
