@@ -11,7 +11,7 @@ help:
 	@echo "make test       install what tests need and run them (under 10 minutes on 2 cores)"
 	@echo "make test-slow  the long tests: every flag of YOLOv5's scripts, trainings"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      what the blocks cost on this CPU"
+	@echo "make bench      what the blocks cost on this CPU, and how fast the protocols are"
 	@echo "make models     write models/*.yaml anew with the generator"
 
 # the stamp of a set of extras is newer than the metadata when they are installed
@@ -43,6 +43,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/block_cost.py
+	$(BIN)/python benchmarks/evaluation.py --rounds 3
 
 models: $(VENV)/.demo
 	$(BIN)/python -m yolov5_ema cfg --shipped models --force
