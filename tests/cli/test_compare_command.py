@@ -1,0 +1,510 @@
+"""``yolov5-ema compare``: what it refuses, trains, skips, resumes, computes and writes.
+
+Most of it runs with trainings that are played: they leave the files of one, and figures from a table.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+import yaml
+
+import yolov5_ema
+from tests.conftest import REPOSITORY, run_cli
+from yolov5_ema.cli import compare
+from yolov5_ema.cli.main import main
+from yolov5_ema.engine import model_info, preflight
+from yolov5_ema.engine.cfg_generator import format_cfg
+from yolov5_ema.engine.comparison_runs import Runner
+from yolov5_ema.evaluation import comparison_picture
+
+CHECK_MODEL, MODEL_INFO, DRAW = preflight.check_model, model_info.model_info, comparison_picture.draw
+MAP50 = {"plain": (0.50, 0.52, 0.54), "yolov5n-ema": (0.51, 0.55, 0.55), "other": (0.40, 0.42, 0.45)}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Each case runs in a folder with two cfgs of its own, and leaves the environment as it was."""
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    for name in ("plain", "other"):
+        Path(f"{name}.yaml").write_text(format_cfg(size="n", block="none", nc=3))
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shim():
+    with yolov5_ema.installed():
+        yield
+
+
+class Played:
+    """Trainings that take no time: `calls` are the command lines, `fail` what a run of a name and a seed does."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.fail: dict[tuple[str, int], str] = {}
+
+    def __call__(self, runner: Runner, run: object, arguments: list[str], watched: bool = False) -> int:
+        if arguments[0] == "run":
+            output = Path(arguments[arguments.index("--output") + 1])
+            map50 = MAP50[run.cfg][run.seed % 3]
+            output.write_text(
+                json.dumps({"precision": 0.1, "recall": 0.2, "map50": map50, "map50_95": map50 / 2})
+            )
+            return 0
+        self.calls.append(arguments)
+        how = self.fail.get((run.cfg, run.seed), "")
+        run.log.write_bytes(b"epoch 1\r" + f"{how or 'Transferred 3/9 items from a.pt'}\n".encode())
+        run.best.parent.mkdir(parents=True, exist_ok=True)
+        loss = "nan" if how == "nan" else "0.5"
+        rows = "".join(f"{epoch}, 0.1, {loss}, 0.3\n" for epoch in range(2))
+        (run.folder / "results.csv").write_text("epoch, box, obj, cls\n" + rows)
+        torch.save({"epoch": 0 if how else -1}, run.last)
+        run.best.touch()
+        if how == "Ctrl-C":
+            raise KeyboardInterrupt
+        return 1 if how == "crash" else 0
+
+    def trained(self) -> list[str]:
+        """Model and seed of each call, and whether it was a resumption."""
+        found = []
+        for call in self.calls:
+            if "--resume" in call:
+                folder = Path(call[call.index("--resume") + 1]).parent.parent
+                found.append(f"resume {folder.parent.name}/{folder.name}")
+            else:
+                found.append(
+                    f"{Path(call[call.index('--project') + 1]).name}/{call[call.index('--name') + 1]}"
+                )
+        return found
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """Played trainings; models are built once for all cases, and no picture is drawn."""
+    trainings = Played()
+    monkeypatch.setattr(Runner, "_call", lambda *args, **kwargs: trainings(*args, **kwargs))
+    monkeypatch.setattr(preflight, "check_model", by_content(CHECK_MODEL))
+    monkeypatch.setattr(model_info, "model_info", by_content(MODEL_INFO))
+    monkeypatch.setattr(comparison_picture, "draw", lambda *_: None)
+    return trainings
+
+
+BUILT: dict[tuple[object, ...], object] = {}
+
+
+def by_content(function):
+    """A function of a cfg that is called once for each content and arguments."""
+
+    def wrapper(cfg, *args):
+        key = (function, Path(cfg).read_bytes(), *args)
+        if key not in BUILT:
+            BUILT[key] = function(cfg, *args)
+        return BUILT[key]
+
+    return wrapper
+
+
+def command(
+    tiny_set, *flags: object, cfgs: tuple[str, ...] = ("plain.yaml", "yolov5n-ema.yaml")
+) -> list[str]:
+    usual = ["--epochs", 2, "--img", 64, "--batch", 4, "--latency-rounds", 0]
+    return [str(f) for f in ("compare", "--data", tiny_set, "--cfgs", *cfgs, *usual, *flags)]
+
+
+def result(name: str = "exp") -> dict:
+    return json.loads(Path(f"runs/compare/{name}/comparison.json").read_text())
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(capsys, own_folder, played):
+    """Run a comparison that must be refused before anything is trained or written; returns its message."""
+
+    def run(argv: list[str]) -> str:
+        before = {path: path.stat().st_mtime_ns for path in own_folder.rglob("*") if path.is_file()}
+        calls = len(played.calls)
+        capsys.readouterr()
+        code = main(argv)
+        message = capsys.readouterr().err
+        assert code == 2 and message.startswith("yolov5-ema: error: "), message
+        after = {path: path.stat().st_mtime_ns for path in own_folder.rglob("*") if path.is_file()}
+        assert after == before and len(played.calls) == calls
+        return message
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--seeds", 0], ["--seeds", "at least 1", "not 0"]),
+        (["--epochs", 0], ["--epochs", "at least 1", "not 0"]),
+        (["--epochs", -3], ["--epochs", "not -3"]),
+        (["--baseline", "yolov5s"], ["--baseline yolov5s", "plain, yolov5n-ema"]),
+        (["--latency-rounds", 1], ["--latency-rounds"]),
+        (["--name", "a/b"], ["--name", "--project"]),
+        (["--name", ".."], ["--name"]),
+        (["--cfg", "plain.yaml"], ["--cfg", "--cfgs"]),
+        (["--resume"], ["--resume", "same compare command"]),
+        (["--seed", "4"], ["--seed", "--seeds N"]),
+        (["--evolve=10"], ["--evolve", "one recipe"]),
+        (["--hyp", "nowhere.yaml"], ["--hyp nowhere.yaml", "no such file"]),
+        (["--weights", "nowhere.pt"], ["weights not found: nowhere.pt"]),
+        (["--project", "plain.yaml"], ["cannot write", "plain.yaml"]),
+        (["--no-train"], ["--no-train", "no comparison in"]),
+    ],
+)
+def test_bad_flags(refused, tiny_set, flags, words):
+    message = refused(command(tiny_set, *flags))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    "cfgs, words",
+    [
+        (["plain.yaml"], ["at least two", "not 1"]),
+        (["plain.yaml", "plain.yaml"], ["plain.yaml twice"]),
+        (["plain.yaml", "./plain.yaml"], ["./plain.yaml twice"]),
+        (["plain.yaml", "sub/plain.yaml"], ["both called plain", "rename"]),
+        (["plain.yaml", "yolov5n-emma.yaml"], ["--cfgs yolov5n-emma.yaml: no such file", "yolov5-ema cfg"]),
+        (["plain.yaml", "sub"], ["--cfgs sub: no model YAML"]),
+        (["plain.yaml", ""], ["no model YAML"]),
+        (["plain.yaml", "broken.yaml"], ["broken.yaml, backbone row 7", "EMAA"]),
+    ],
+)
+def test_bad_cfgs(refused, tiny_set, cfgs, words):
+    Path("sub").mkdir()
+    text = Path("plain.yaml").read_text()
+    Path("sub/plain.yaml").write_text(text)
+    cfg = yaml.safe_load(text)
+    cfg["backbone"][7] = [-1, 1, "EMAA", []]
+    Path("broken.yaml").write_text(yaml.safe_dump(cfg))
+    message = refused(command(tiny_set, cfgs=tuple(cfgs)))
+    assert all(word in message for word in words), message
+
+
+def test_bad_data(refused, tiny_set):
+    assert "no such file" in refused(command("nowhere.yaml"))
+    content = yaml.safe_load(tiny_set.read_text())
+    del content["test"]
+    Path("data.yaml").write_text(yaml.safe_dump(content))
+    assert "the key 'test' is missing" in refused(command("data.yaml", "--task", "test"))
+
+
+def test_a_flag_that_nobody_knows(tiny_set, capsys, played):
+    with pytest.raises(SystemExit) as caught:
+        main(command(tiny_set, "--no-such-flag", 3))
+    assert caught.value.code == 2 and "--no-such-flag" in capsys.readouterr().err
+    assert not played.calls and not Path("runs").exists()
+
+
+def test_a_folder_of_something_else(refused, tiny_set):
+    Path("runs/compare/exp").mkdir(parents=True)
+    Path("runs/compare/exp/letter.txt").write_text("mine")
+    assert "holds something else" in refused(command(tiny_set))
+
+
+def test_a_changed_recipe_is_refused_by_what_differs(refused, tiny_set, played):
+    flags = ("--hyp", "my.yaml", "--seeds", 1)
+    Path("my.yaml").write_text("lr0: 0.01\n")
+    assert main(command(tiny_set, *flags)) == 0
+    message = refused(command(tiny_set, *flags, "--epochs", 3, "--img", 96, "--adam"))
+    for line in ("adam: False there, True now", "epochs: 2 there, 3 now", "imgsz: 64 there, 96 now"):
+        assert f"\n  {line}\n" in message
+    assert "--name" in message and "lr0" not in message
+    Path("my.yaml").write_text("lr0: 0.02\n")
+    assert "hyp: the content of my.yaml has changed" in refused(command(tiny_set, *flags))
+    Path("my.yaml").write_text("lr0: 0.01\n")
+    Path("plain.yaml").write_text(format_cfg(size="s", block="none", nc=3))
+    assert "cfg plain: the content of" in refused(command(tiny_set, *flags))
+
+
+def test_help_is_quick_and_names_the_way(capsys):
+    code = "import sys; from yolov5_ema.cli.main import main; main(['compare', '--help'])"
+    guard = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
+    done = subprocess.run([sys.executable, "-c", guard], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and "--seeds N" in done.stdout and "comparison.json" in done.stdout
+    assert done.stdout.endswith("False\n")
+
+
+# --- figures --------------------------------------------------------------------------------
+
+
+def test_figures_tables_and_picture(tiny_set, played, capsys, monkeypatch):
+    monkeypatch.setattr(comparison_picture, "draw", DRAW)
+    assert main(command(tiny_set, "--latency-rounds", 3)) == 0
+    out = capsys.readouterr().out
+    found = result()
+    plain, ema = found["models"]["plain"], found["models"]["yolov5n-ema"]
+    assert plain["metrics"]["map50"]["mean"] == pytest.approx(0.52)
+    assert plain["metrics"]["map50"]["sd"] == pytest.approx(0.02)
+    assert plain["metrics"]["map50"]["values"] == {"0": 0.50, "1": 0.52, "2": 0.54}
+    # differences 0.01, 0.03, 0.01: mean 5/300, sd 0.02 / sqrt(3), half width 4.302653 * sd / sqrt(3)
+    difference = ema["differences"]["map50"]
+    assert difference["mean"] == pytest.approx(0.05 / 3) and difference["n"] == 3
+    assert difference["low"] == pytest.approx(0.05 / 3 - 4.302653 * 0.02 / 3, abs=1e-6)
+    assert difference["verdict"] == "no difference shown"
+    assert ema["differences"]["map50_95"]["mean"] == pytest.approx(0.05 / 6)
+    assert (plain["parameters"], ema["parameters"]) == (1767976, 1768824)
+    assert 0 < plain["gflops"] < ema["gflops"] < 0.1
+    assert plain["latency_ms"]["ratio"] == 1 and 0 < ema["latency_ms"]["median"] < 60000
+    assert found["level"] == 0.95 and found["recipe"]["options"]["epochs"] == 2
+    assert found["software"]["torch"] == torch.__version__ and found["machine"]["threads"] >= 1
+    assert [(run["cfg"], run["seed"], run["status"]) for run in found["runs"][:3]] == [
+        ("plain", 0, "finished"),
+        ("yolov5n-ema", 0, "finished"),
+        ("plain", 1, "finished"),
+    ]
+    for text in (out, Path("runs/compare/exp/comparison.md").read_text()):
+        assert "+0.0167" in text and "-0.0120 to +0.0454" in text and "no difference shown" in text
+        assert "0.5200 ± 0.0200" in text and "0.5000 to 0.5400" in text and "test split (4 images)" in text
+    rows = list(csv.DictReader(Path("runs/compare/exp/comparison.csv").open()))
+    assert [(row["model"], row["metric"], row["verdict"]) for row in rows] == [
+        ("plain", "mAP50", "baseline"),
+        ("plain", "mAP50-95", "baseline"),
+        ("yolov5n-ema", "mAP50", "no difference shown"),
+        ("yolov5n-ema", "mAP50-95", "no difference shown"),
+    ]
+    assert float(rows[2]["low"]) == pytest.approx(difference["low"], abs=1e-6)
+    picture = cv2.imread("runs/compare/exp/comparison.png")
+    assert picture.shape[1] == 1800 and 0.5 < (picture == 255).mean() < 0.99
+
+
+def test_several_models_widen_the_intervals(tiny_set, played, capsys):
+    cfgs = ("plain.yaml", "yolov5n-ema.yaml", "other.yaml")
+    assert main(command(tiny_set, "--baseline", "yolov5n-ema.yaml", cfgs=cfgs)) == 0
+    found = result()
+    assert found["baseline"] == "yolov5n-ema" and found["level"] == pytest.approx(0.975)
+    difference = found["models"]["other"]["differences"]["map50"]  # -0.11, -0.13, -0.10
+    sd = math.sqrt(7 / 3) / 100
+    half = 6.205347 * sd / math.sqrt(3)  # t(0.9875, 2)
+    assert difference["high"] == pytest.approx(-0.34 / 3 + half, abs=1e-6)
+    assert difference["verdict"] == "worse"
+    assert "Bonferroni-corrected for 2 models" in capsys.readouterr().out
+
+
+def test_one_seed_gives_no_verdict(tiny_set, played, capsys):
+    assert main(command(tiny_set, "--seeds", 1)) == 0
+    out = capsys.readouterr().out
+    assert out.count("one seed: no interval") == 2 and "One seed shows no spread" in out
+    difference = result()["models"]["yolov5n-ema"]["differences"]["map50"]
+    assert difference["mean"] == pytest.approx(0.01) and difference["low"] is None
+
+
+def test_the_split_that_is_reported_is_named(tiny_set, played, capsys):
+    assert main(command(tiny_set, "--seeds", 1)) == 0
+    assert "best.pt was chosen on val; the figures are from test" in capsys.readouterr().out
+    assert main(command(tiny_set, "--seeds", 1, "--task", "val", "--name", "val")) == 0
+    assert "chosen on the split that is reported (val)" in capsys.readouterr().out
+    assert main(command(tiny_set, "--seeds", 1, "--noval", "--name", "noval")) == 0
+    assert "best.pt is the last epoch's" in capsys.readouterr().out
+
+
+def test_different_starts_are_told(tiny_set, played, capsys):
+    torch.save({"epoch": -1}, "a.pt")
+    played.fail["yolov5n-ema", 0] = "Transferred 1/9 items from a.pt"
+    assert main(command(tiny_set, "--seeds", 1, "--weights", "a.pt")) == 0
+    assert "plain 3 of 9, yolov5n-ema 1 of 9" in capsys.readouterr().out
+    assert all(str(Path("a.pt").resolve()) in call for call in played.calls)
+
+
+# --- what is trained, skipped and resumed ---------------------------------------------------
+
+
+def test_flags_reach_every_training(tiny_set, played):
+    assert main(command(tiny_set, "--seeds", 2, "--hyp", "hyp.demo.yaml", "--workers", 1, "--adam")) == 0
+    assert played.trained() == ["plain/seed0", "yolov5n-ema/seed0", "plain/seed1", "yolov5n-ema/seed1"]
+    cut = [call.index("--cfg") for call in played.calls]
+    shared = {tuple(call[:place]) for call, place in zip(played.calls, cut)}
+    (flags,) = shared
+    assert flags[:3] == ("train", "--weights", "") and "--adam" in flags
+    assert flags[-1] == str(yolov5_ema.resources.find_shipped("hyp.demo.yaml"))
+    assert {call[place + 1] for call, place in zip(played.calls, cut)} == {
+        str(Path("plain.yaml").resolve()),
+        str(yolov5_ema.resources.find_shipped("yolov5n-ema.yaml")),
+    }
+
+
+def test_the_same_command_again_trains_nothing(tiny_set, played, capsys):
+    assert main(command(tiny_set, "--seeds", 2)) == 0
+    before = result()
+    played.calls.clear()
+    assert main(command(tiny_set, "--seeds", 2)) == 0
+    assert played.calls == [] and "4 of 4 runs are finished" in capsys.readouterr().out
+    assert result()["models"] == before["models"]
+
+
+def test_models_and_seeds_are_added(tiny_set, played):
+    assert main(command(tiny_set, "--seeds", 2)) == 0
+    played.calls.clear()
+    assert main(command(tiny_set, "--seeds", 3, cfgs=("plain.yaml", "yolov5n-ema.yaml", "other.yaml"))) == 0
+    assert played.trained() == [
+        "other/seed0",
+        "other/seed1",
+        "plain/seed2",
+        "yolov5n-ema/seed2",
+        "other/seed2",
+    ]
+    recipe = json.loads(Path("runs/compare/exp/recipe.json").read_text())
+    assert set(recipe["cfgs"]) == {"plain", "yolov5n-ema", "other"}
+
+
+def test_interrupted_and_resumed(tiny_set, played, capsys):
+    played.fail["plain", 1] = "Ctrl-C"
+    assert main(command(tiny_set, "--seeds", 2)) == 130
+    assert "same command again goes on" in capsys.readouterr().err
+    assert json.loads(Path("runs/compare/exp/plain/seed1.json").read_text())["status"] == "training"
+    played.fail.clear()
+    played.calls.clear()
+    assert main(command(tiny_set, "--seeds", 2)) == 0
+    assert played.trained() == ["resume plain/seed1", "yolov5n-ema/seed1"]
+    assert "plain, seed 1 was resumed at epoch 1" in capsys.readouterr().out
+    attempts = next(run for run in result()["runs"] if (run["cfg"], run["seed"]) == ("plain", 1))["attempts"]
+    assert [attempt["from_epoch"] for attempt in attempts] == [0, 1]
+
+
+def test_a_failure_is_shown_and_the_others_go_on(tiny_set, played, capsys):
+    played.fail["yolov5n-ema", 0] = "crash"
+    assert main(command(tiny_set)) == 1
+    out = capsys.readouterr().out
+    assert "yolov5n-ema, seed 0: FAILED: train ended with exit code 1" in out and "    crash\n" in out
+    assert "2 of 3" in out and "MISSING: yolov5n-ema, seed 0: train ended with exit code 1" in out
+    difference = result()["models"]["yolov5n-ema"]["differences"]["map50"]
+    assert difference["n"] == 2 and difference["mean"] == pytest.approx(0.02)  # seeds 1 and 2: 0.03, 0.01
+    played.fail.clear()
+    played.calls.clear()
+    assert main(command(tiny_set, "--no-train")) == 1 and not played.calls
+    assert main(command(tiny_set)) == 0
+    assert played.trained() == ["resume yolov5n-ema/seed0"]
+
+
+def test_a_loss_that_is_no_number_is_a_failure(tiny_set, played, capsys):
+    played.fail["yolov5n-ema", 0] = "nan"
+    assert main(command(tiny_set, "--seeds", 1)) == 1
+    out = capsys.readouterr().out
+    assert "its loss was no number from epoch 0 on" in out and "no pair of figures" in out
+    assert result()["models"]["yolov5n-ema"]["metrics"]["map50"] is None
+    played.calls.clear()
+    assert main(command(tiny_set, "--seeds", 1)) == 1  # it would only diverge again
+    assert played.calls == []
+
+
+def test_progress_tells_what_is_left(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(compare.time, "monotonic", lambda: clock[0])
+    progress = compare._Progress(["a", "b", "c"], epochs=10)
+    progress.start("a", 0)
+    clock[0] = 59.0
+    progress.show("a", 1)
+    assert capsys.readouterr().out == "[1/3] a: training\n"
+    clock[0] = 60.0
+    progress.show("a", 2)  # 30 s an epoch, 8 + 20 epochs left
+    assert capsys.readouterr().out == "[1/3] a: epoch 2/10, about 0:14:00 left\n"
+    clock[0] = 300.0
+    progress.show("a", 10)
+    progress.end("a: done")
+    progress.start("b", 6)  # resumed: 300 s for 10 epochs so far
+    assert "[2/3] b: training from epoch 6\n" in capsys.readouterr().out
+    clock[0] = 360.0
+    progress.show("b", 8)  # 360 s for 12 epochs; 2 + 10 left
+    assert capsys.readouterr().out == "[2/3] b: epoch 8/10, about 0:06:00 left\n"
+    progress.end("b: done")
+    progress.start("c", 10)
+    assert capsys.readouterr().out.endswith("[3/3] c: scoring\n")
+
+
+# --- for real -------------------------------------------------------------------------------
+
+REAL = (
+    "--img",
+    64,
+    "--batch",
+    4,
+    "--workers",
+    2,
+    "--noautoanchor",
+    "--latency-rounds",
+    2,
+    "--hyp",
+    "hyp.demo.yaml",
+)
+
+
+def real_command(tiny_set: Path, *flags: object) -> list[str]:
+    cfgs = ("plain.yaml", "yolov5n-ema.yaml")
+    return [str(f) for f in ("compare", "--data", tiny_set, "--cfgs", *cfgs, *REAL, *flags)]
+
+
+def test_two_real_trainings(tiny_set, own_folder):
+    done = run_cli(*real_command(tiny_set, "--seeds", 1, "--epochs", 1), cwd=own_folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = result()
+    for run in found["runs"]:
+        assert run["status"] == "finished" and set(run["figures"]) >= {
+            "precision",
+            "recall",
+            "map50",
+            "map50_95",
+        }
+        assert all(0 <= value <= 1 for value in run["figures"].values())
+        assert [attempt["exit_code"] for attempt in run["attempts"]] == [0]
+    folders = [own_folder / "runs/compare/exp" / name / "seed0" for name in ("plain", "yolov5n-ema")]
+    images = [(folder / "train_batch0.jpg").read_bytes() for folder in folders]
+    assert images[0] == images[1]  # both saw the same
+    for folder in folders:
+        assert (folder / "weights/best.pt").is_file() and len(
+            (folder / "results.csv").read_text().splitlines()
+        ) == 2
+
+
+@pytest.mark.slow
+def test_two_seeds_killed_and_resumed(tiny_set, own_folder):
+    """kill -9 in the second of four runs: the first is not trained again, the second goes on."""
+    argv = real_command(tiny_set, "--seeds", 2, "--epochs", 6)
+    folder = own_folder / "runs/compare/exp"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen([sys.executable, "-m", "yolov5_ema", *argv], env=environment)
+    interrupted = folder / "yolov5n-ema/seed0"
+    until_s = time.monotonic() + 400
+    while not (interrupted / "weights/last.pt").is_file():  # after its first epoch
+        assert time.monotonic() < until_s and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    rows = len((interrupted / "results.csv").read_text().splitlines()) - 1
+    assert 1 <= rows < 6
+    time.sleep(5)
+    assert len((interrupted / "results.csv").read_text().splitlines()) - 1 == rows  # nobody trains on unseen
+    first = (folder / "plain/seed0/weights/best.pt").stat().st_mtime_ns
+
+    done = run_cli(*argv, cwd=own_folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "1 of 4 runs are finished already" in done.stdout
+    assert (folder / "plain/seed0/weights/best.pt").stat().st_mtime_ns == first
+    runs = {(run["cfg"], run["seed"]): run for run in result()["runs"]}
+    assert len(runs) == 4 and all(run["status"] == "finished" for run in runs.values())
+    attempts = runs["yolov5n-ema", 0]["attempts"]
+    assert attempts[0]["from_epoch"] == 0 and attempts[-1]["exit_code"] == 0 and len(attempts) == 2
+    assert all(len(run["attempts"]) == 1 for key, run in runs.items() if key != ("yolov5n-ema", 0))
+    epochs = {
+        line.split(",")[0].strip() for line in (interrupted / "results.csv").read_text().splitlines()[1:]
+    }
+    assert epochs == {str(epoch) for epoch in range(6)}

@@ -1,0 +1,320 @@
+"""``yolov5-ema compare``: models under one recipe over several seeds, and what of their difference can be shown."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.errors import UserError
+
+if TYPE_CHECKING:
+    from yolov5_ema.engine.comparison import Plan
+    from yolov5_ema.engine.comparison_runs import Record, Run
+    from yolov5_ema.engine.locate import Engine
+    from yolov5_ema.evaluation.comparison_report import Report
+
+SUMMARY = "train models under one recipe and several seeds; says what difference is shown"
+
+_EPILOG = """\
+every other flag is one of YOLOv5's train and goes to every training: --epochs, --img, --batch-size, --hyp,
+--device, --cache, --workers, --noval … Trainings start from scratch unless --weights names a checkpoint.
+
+The same command again goes on where it was interrupted; models and seeds may be added to it. Results:
+PROJECT/NAME/comparison.json, .csv, .md and .png. Exit code 1 if a training failed. More: docs/compare.md
+
+examples:
+  yolov5-ema compare --data my.yaml --cfgs yolov5s.yaml yolov5s-ema.yaml --epochs 100 --img 640 --name ema
+  yolov5-ema compare --data my.yaml --cfgs a.yaml b.yaml c.yaml --baseline b --seeds 5 --epochs 50
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, score and compare; 1 if a training failed or is missing."""
+    args, flags = _parser().parse_known_args(argv)
+    _check(args)
+    # On a busy machine, threads that wait by spinning are many times slower; torch reads it when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    from yolov5_ema.engine import shim
+    from yolov5_ema.engine.comparison import prepare, save_recipe
+    from yolov5_ema.engine.comparison_runs import locked
+
+    load_plugins()
+    engine = shim.install()
+    plan = prepare(
+        engine,
+        folder=args.project / args.name,
+        data=args.data,
+        cfgs=args.cfgs,
+        baseline=args.baseline,
+        seeds=args.seeds,
+        flags=flags,
+        task=args.task,
+    )
+    if args.no_train and not plan.folder.is_dir():
+        raise UserError(f"--no-train: there is no comparison in {plan.folder}")
+    print(_announcement(plan, engine), flush=True)
+    with locked(plan.folder) as lock:
+        save_recipe(plan)
+        records = _carry_out(plan, engine, lock, train=not args.no_train)
+        return _conclude(plan, engine, records, args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema compare",
+        usage="%(prog)s --data DATA --cfgs A.yaml B.yaml … [--seeds N] [flags of compare] [flags of YOLOv5's train]",
+        description="Train several models under the same recipe and seeds, score each best.pt, and tell "
+        "with intervals whether they differ.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--data", required=True, help="data YAML")
+    parser.add_argument(
+        "--cfgs", nargs="+", required=True, metavar="CFG", help="model YAMLs, or names of shipped ones"
+    )
+    parser.add_argument(
+        "--baseline", metavar="CFG", help="what the others are compared with (default: the first)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each (default: 3)")
+    parser.add_argument("--project", type=Path, default=Path("runs/compare"), help="default: runs/compare")
+    parser.add_argument("--name", default="exp", help="the comparison's folder in it (default: exp)")
+    parser.add_argument(
+        "--task",
+        choices=("auto", "val", "test"),
+        default="auto",
+        help="split that is reported (default: test where the data has one, as best.pt is chosen on val)",
+    )
+    parser.add_argument(
+        "--latency-rounds", type=int, default=30, metavar="N", help="0: do not measure (default: 30)"
+    )
+    parser.add_argument(
+        "--no-train", action="store_true", help="only report what earlier calls have finished"
+    )
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.latency_rounds < 0 or args.latency_rounds == 1:
+        raise UserError(f"--latency-rounds must be 0 or at least 2, not {args.latency_rounds}")
+    if Path(args.name).name != args.name or args.name in ("", ".."):
+        raise UserError(f"--name must be the name of a folder, not {args.name!r}; --project says where")
+
+
+def _announcement(plan: Plan, engine: Engine) -> str:
+    options = plan.options
+    lines = [
+        f"{len(plan.cfgs)} models x {len(plan.seeds)} seeds, {options.epochs} epochs at {options.imgsz} pixels, "
+        f"with {engine}, in {plan.folder}",
+        f"baseline {plan.baseline}; figures from best.pt on the {plan.task} split",
+    ]
+    if len(plan.seeds) < 2:
+        lines.append(
+            "One seed shows no spread: there will be no intervals and no verdicts (--seeds 3 or more)."
+        )
+    return "\n".join(lines)
+
+
+# --- the trainings --------------------------------------------------------------------------
+
+
+def _carry_out(plan: Plan, engine: Engine, lock: int | None, train: bool) -> dict[Run, Record]:
+    from yolov5_ema.engine import comparison_runs as runs
+
+    all_runs = runs.runs_of(plan)
+    records = {run: runs.record_of(run) for run in all_runs}
+    if not train:
+        return records
+    progress = _Progress(
+        [run for run in all_runs if records[run].status != runs.FINISHED], plan.options.epochs
+    )
+    finished = len(all_runs) - progress.count
+    if finished:
+        print(f"{finished} of {len(all_runs)} runs are finished already", flush=True)
+    runner = runs.Runner(plan, engine, lock, progress.show)
+    try:
+        for run in all_runs:
+            if records[run].status == runs.FINISHED:
+                continue
+            progress.start(run, runs.epochs_done(run))
+            records[run] = runner.carry_out(run)
+            progress.end(_ended(run, records[run]))
+    except KeyboardInterrupt:
+        print("\nThe same command again goes on from here.", file=sys.stderr)
+        raise
+    return records
+
+
+def _ended(run: Run, record: Record) -> str:
+    from yolov5_ema.engine import comparison_runs as runs
+
+    if record.status == runs.FINISHED and record.figures:
+        return f"{run}: mAP50 {record.figures['map50']:.4f}, mAP50-95 {record.figures['map50_95']:.4f}"
+    tail = "\n".join(f"    {line}" for line in runs.log_tail(run).splitlines())
+    return f"{run}: FAILED: {record.reason}\n  {run.log} ends with\n{tail}"
+
+
+class _Progress:
+    """A line on the console: which run, which epoch, how long it may still take."""
+
+    _QUIET_S = 60.0
+    """Between two lines where the output is no terminal."""
+
+    def __init__(self, todo: Sequence[Run], epochs: int) -> None:
+        self.count = len(todo)
+        self._epochs = epochs
+        self._number = 0
+        self._run: Run | None = None
+        self._epochs_at_start = self._epochs_seen = 0
+        self._trained = 0
+        self._spent_s = 0.0
+        self._started_s = self._shown_s = time.monotonic()
+        self._is_terminal = sys.stdout.isatty()
+
+    def start(self, run: Run, epochs_done: int) -> None:
+        self._number += 1
+        self._run = run
+        self._epochs_at_start = self._epochs_seen = min(epochs_done, self._epochs)
+        self._started_s = self._shown_s = time.monotonic()
+        if not self._is_terminal:
+            begun = f"training from epoch {epochs_done}" if epochs_done else "training"
+            what = "scoring" if epochs_done >= self._epochs else begun
+            print(f"[{self._number}/{self.count}] {run}: {what}", flush=True)
+
+    def show(self, run: Run, epochs_done: int) -> None:
+        self._epochs_at_start = min(epochs_done, self._epochs_at_start)  # fewer: it had to start anew
+        self._epochs_seen = epochs_done
+        now_s = time.monotonic()
+        if not self._is_terminal and now_s - self._shown_s < self._QUIET_S:
+            return
+        self._shown_s = now_s
+        line = f"[{self._number}/{self.count}] {run}: epoch {epochs_done}/{self._epochs}{self._left(now_s)}"
+        print(
+            f"\r\033[K{line}" if self._is_terminal else line,
+            end="" if self._is_terminal else "\n",
+            flush=True,
+        )
+
+    def end(self, words: str) -> None:
+        self._trained += self._epochs_seen - self._epochs_at_start
+        self._spent_s += time.monotonic() - self._started_s
+        line = f"[{self._number}/{self.count}] {words}"
+        print(f"\r\033[K{line}" if self._is_terminal else line, flush=True)
+
+    def _left(self, now_s: float) -> str:
+        done = self._trained + self._epochs_seen - self._epochs_at_start
+        if done == 0:
+            return ""
+        a_epoch_s = (self._spent_s + now_s - self._started_s) / done
+        epochs = self._epochs - self._epochs_seen + (self.count - self._number) * self._epochs
+        return f", about {datetime.timedelta(seconds=round(a_epoch_s * epochs))} left"
+
+
+# --- the outcome ----------------------------------------------------------------------------
+
+
+def _conclude(plan: Plan, engine: Engine, records: Mapping[Run, Record], args: argparse.Namespace) -> int:
+    from yolov5_ema.engine.comparison import write_json
+    from yolov5_ema.engine.comparison_runs import FINISHED, provenance
+    from yolov5_ema.evaluation import comparison_report as reports
+    from yolov5_ema.evaluation.comparison_picture import draw
+
+    where = provenance(plan, engine)  # before the latency: its load is the machine's own
+    report = reports.build_report(_models(plan, records, args.latency_rounds), plan.baseline, plan.seeds)
+    notes = [*reports.method_notes(report), *_notes(plan, records, report, where)]
+    content = {
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **where,
+        "recipe": dict(plan.recipe),
+        **reports.as_dict(report),
+        "notes": notes,
+        "runs": [{"cfg": run.cfg, "seed": run.seed, **asdict(record)} for run, record in records.items()],
+    }
+    write_json(plan.folder / "comparison.json", content)
+    title = _title(plan)
+    (plan.folder / "comparison.csv").write_text(reports.as_csv(report), encoding="utf-8")
+    (plan.folder / "comparison.md").write_text(reports.as_markdown(report, title, notes), encoding="utf-8")
+    draw(report, plan.folder / "comparison.png", title)
+    print(
+        f"\n{reports.as_text(report, title, notes)}\n\n{plan.folder / 'comparison'}.json, .csv, .md and .png"
+    )
+    return 0 if all(record.status == FINISHED for record in records.values()) else 1
+
+
+def _models(plan: Plan, records: Mapping[Run, Record], rounds: int) -> list[Any]:
+    from yolov5_ema.engine import machine
+    from yolov5_ema.engine.comparison_runs import FINISHED
+    from yolov5_ema.engine.latency import measure_latency
+    from yolov5_ema.engine.model_info import model_info
+    from yolov5_ema.evaluation.comparison_report import METRICS, Model
+
+    infos = {name: model_info(cfg, plan.nc, plan.options.imgsz) for name, cfg in plan.cfgs.items()}
+    times: dict[str, list[float]] = {}
+    if rounds:
+        device = machine.torch_device(str(plan.options.device))
+        imgsz = max(info.imgsz for info in infos.values())
+        times = measure_latency(plan.cfgs, nc=plan.nc, imgsz=imgsz, device=device, rounds=rounds)
+    models = []
+    for name, info in infos.items():
+        done = {r.seed: c.figures for r, c in records.items() if r.cfg == name and c.status == FINISHED}
+        figures = {
+            metric: {seed: found[metric] for seed, found in done.items() if found} for metric in METRICS
+        }
+        models.append(Model(name, info.parameters, info.gflops, times.get(name, []), figures))
+    return models
+
+
+def _title(plan: Plan) -> str:
+    options = plan.options
+    images = plan.recipe["data"][plan.task]["images"]
+    return (
+        f"{plan.data.stem}: {', '.join(plan.cfgs)}; {options.epochs} epochs at {options.imgsz} pixels, "
+        f"{len(plan.seeds)} seeds, figures on the {plan.task} split ({images} images)"
+    )
+
+
+def _notes(plan: Plan, records: Mapping[Run, Record], report: Report, where: Mapping[str, Any]) -> list[str]:
+    from yolov5_ema.engine.comparison_runs import FINISHED
+
+    notes = []
+    if getattr(plan.options, "noval", False):
+        notes.append("best.pt is the last epoch's (--noval): nothing was chosen on val.")
+    elif plan.task == "val":
+        notes.append("best.pt was chosen on the split that is reported (val): all figures are optimistic.")
+    else:
+        notes.append("best.pt was chosen on val; the figures are from test.")
+    if any(row.latency for row in report.rows):
+        machine = where["machine"]
+        notes.append(
+            f"Latency: one image, forward pass in float32 with BatchNorm folded, on {machine['device']} with "
+            f"{machine['threads']} CPU threads, models in turns; load of the machine before: {machine['load']}."
+        )
+    for run, record in records.items():
+        if record.status != FINISHED:
+            notes.append(f"MISSING: {run}: {record.reason or record.status or 'not trained yet'}")
+        if record.resumed_at:
+            epochs = ", ".join(map(str, record.resumed_at))
+            notes.append(
+                f"{run} was resumed at epoch {epochs}: its later images come in another order than its pairs'."
+            )
+    return [*notes, *_transfer_notes(records)]
+
+
+def _transfer_notes(records: Mapping[Run, Record]) -> list[str]:
+    shares = {run.cfg: record.transferred for run, record in records.items() if record.transferred}
+    if len({tuple(share) for share in shares.values()}) < 2:
+        return []
+    listed = ", ".join(f"{name} {done} of {of}" for name, (done, of) in shares.items())
+    return [
+        f"--weights gave the models different starts (weights taken over: {listed}): "
+        "YOLOv5 matches them by row number, and inserted rows shift it."
+    ]

@@ -1,0 +1,168 @@
+"""Comparing models over seeds: means, spreads, and paired differences with their t intervals.
+
+An interval here is over seeds: it says what training again would give, on the same data and the same
+test images. It says nothing about other images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+BETTER = "better"
+WORSE = "worse"
+NO_DIFFERENCE = "no difference shown"
+NO_INTERVAL = "one seed: no interval"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures of one model over seeds.
+
+    Attributes:
+        n: how many.
+        mean: their mean.
+        sd: their standard deviation (n - 1 in the denominator); None for one figure.
+        smallest: the least of them.
+        largest: the greatest.
+        low: lower end of the t interval of the mean; None for one figure.
+        high: its upper end.
+    """
+
+    n: int
+    mean: float
+    sd: float | None
+    smallest: float
+    largest: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Candidate minus baseline, seed by seed.
+
+    Attributes:
+        n: pairs.
+        mean: mean difference.
+        sd: standard deviation of the differences; None for one pair.
+        low: lower end of the t interval; None for one pair.
+        high: its upper end.
+        confidence: of the interval, such as 0.95.
+        p: of the two-sided paired t test, uncorrected; None where it has no value.
+    """
+
+    n: int
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    p: float | None
+
+    @property
+    def verdict(self) -> str:
+        """`BETTER` or `WORSE` if the interval excludes 0 (more is better), else `NO_DIFFERENCE` or `NO_INTERVAL`.
+
+        Differences that do not vary at all have no t interval: the seeds then had no effect, or are too few
+        to show one, and `NO_DIFFERENCE` is what can be said.
+        """
+        if self.sd is None or self.low is None or self.high is None:
+            return NO_INTERVAL
+        if self.sd == 0 or self.low <= 0 <= self.high:
+            return NO_DIFFERENCE
+        return BETTER if self.low > 0 else WORSE
+
+
+def summarize(values: Iterable[float], confidence: float = 0.95) -> Summary:
+    """Mean, spread and t interval of a model's figures.
+
+    Raises:
+        ValueError: no figures, one that is not finite, or a confidence outside (0, 1).
+    """
+    figures = _checked(values)
+    half = _half_width(figures, confidence)
+    mean = float(figures.mean())
+    return Summary(
+        n=len(figures),
+        mean=mean,
+        sd=None if half is None else float(figures.std(ddof=1)),
+        smallest=float(figures.min()),
+        largest=float(figures.max()),
+        low=None if half is None else mean - half,
+        high=None if half is None else mean + half,
+    )
+
+
+def paired_difference(
+    candidate: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
+) -> Difference | None:
+    """Candidate minus baseline over the seeds that both have; None if there is no such seed.
+
+    Args:
+        candidate: figures by seed.
+        baseline: figures by seed.
+        confidence: of the interval.
+
+    Raises:
+        ValueError: a figure is not finite, or a confidence outside (0, 1).
+
+    Example:
+        >>> found = paired_difference({0: 0.52, 1: 0.55, 2: 0.53}, {0: 0.50, 1: 0.52, 2: 0.52})
+        >>> round(found.mean, 3), round(found.low, 4), round(found.high, 4), found.verdict
+        (0.02, -0.0048, 0.0448, 'no difference shown')
+    """
+    seeds = sorted(candidate.keys() & baseline.keys())
+    if not seeds:
+        return None
+    before = _checked(baseline[seed] for seed in seeds)
+    differences = _checked(candidate[seed] for seed in seeds) - before
+    if np.ptp(differences) <= 4 * np.spacing(np.abs(before).max()):  # equal but for rounding
+        differences = np.full(len(seeds), differences.mean())
+    half = _half_width(differences, confidence)
+    mean = float(differences.mean())
+    sd = None if half is None else float(differences.std(ddof=1))
+    return Difference(
+        n=len(seeds),
+        mean=mean,
+        sd=sd,
+        low=None if half is None else mean - half,
+        high=None if half is None else mean + half,
+        confidence=confidence,
+        p=float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(len(seeds))), len(seeds) - 1)) if sd else None,
+    )
+
+
+def bonferroni_confidence(confidence: float, comparisons: int) -> float:
+    """Confidence that each of several intervals needs so that all of them hold together with ``confidence``.
+
+    Example:
+        >>> round(bonferroni_confidence(0.95, 5), 6)
+        0.99
+    """
+    if comparisons < 1:
+        raise ValueError(f"comparisons must be at least 1, not {comparisons}")
+    return 1 - (1 - confidence) / comparisons
+
+
+def _checked(values: Iterable[float]) -> np.ndarray:
+    figures = np.array(list(values), dtype=float)
+    if figures.size == 0:
+        raise ValueError("no figures")
+    if not np.isfinite(figures).all():
+        raise ValueError(f"figures must be finite, not {figures.tolist()}")
+    return figures
+
+
+def _half_width(figures: np.ndarray, confidence: float) -> float | None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
+    n = len(figures)
+    if n < 2:
+        return None
+    quantile = stats.t.ppf((1 + confidence) / 2, n - 1)
+    return float(quantile * figures.std(ddof=1) / math.sqrt(n))
