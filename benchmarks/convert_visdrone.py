@@ -10,10 +10,10 @@ converted in turns by
 Each starts from an empty folder. Times are medians over rounds in which the candidates take turns, with
 quartiles; the files are in the page cache. CPU seconds, of all processes together, tell the work apart from
 waiting for the disk and from what else the machine does. Where making a file is slow, that is what is
-measured: give `--folder` on another disk, or in memory. Writes a CSV beside this file with `--save`.
+measured: give `--folder` on another disk, or in memory. Writes a CSV beside this file with `--save NAME`.
 
     python benchmarks/convert_visdrone.py
-    python benchmarks/convert_visdrone.py --rounds 9 --save
+    python benchmarks/convert_visdrone.py --rounds 9 --folder /dev/shm/bench --save memory
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
     rows = measured(candidates, source, args)
     print_rows(rows)
     if args.save:
-        save(rows)
+        save(rows, args.save)
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=6471)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/visdrone"), help="for the files")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-convert.csv")
+    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/DATE-convert-NAME.csv")
     return parser.parse_args()
 
 
@@ -245,10 +245,10 @@ def print_rows(rows: list[Row]) -> None:
         )
 
 
-def save(rows: list[Row]) -> None:
+def save(rows: list[Row], name: str) -> None:
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
-    file = folder / f"{datetime.date.today()}-convert.csv"
+    file = folder / f"{datetime.date.today()}-convert-{name}.csv"
     with file.open("w", newline="") as stream:
         stream.write(f"# {machine()}\n")
         writer = csv.DictWriter(stream, rows[0])

@@ -51,7 +51,13 @@ def tiny_set(tmp_path_factory) -> Path:
 def run_cli(*args: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """``python -m yolov5_ema …`` as a user runs it; stdout and stderr as text."""
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(env or {})}
+    # threads that wait by spinning make trainings on a busy CPU many times slower
+    environment = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        **(env or {}),
+    }
     command = [sys.executable, "-m", "yolov5_ema", *map(str, args)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -95,3 +101,32 @@ def clone(package_root, tmp_path_factory) -> Path:
             text = source.read_text(encoding="utf-8") if source.is_file() else ""
             (root / name / "__init__.py").write_text(re.sub(r"\bfrom yolov5\.", "from ", text))
     return root
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """The test runs in an empty folder, and leaves the environment as it was."""
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def refused(capsys, own_folder):
+    """Run a command in this process that must be refused and leave nothing behind; returns its message."""
+    from yolov5_ema.cli.main import main
+
+    def run(*argv: object) -> str:
+        before = set(own_folder.rglob("*"))
+        capsys.readouterr()
+        code = main([str(arg) for arg in argv])
+        message = capsys.readouterr().err
+        assert code == 2, f"exit code {code}"
+        assert "yolov5-ema: error: " in message and "Traceback" not in message
+        made = {str(path) for path in set(own_folder.rglob("*")) - before}
+        assert not made, f"left behind: {made}"
+        return message
+
+    return run

@@ -13,39 +13,13 @@ import yolov5_ema
 from yolov5_ema.cli.main import main
 from yolov5_ema.engine.cfg_generator import build_cfg
 
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Each case runs in an empty folder, and leaves the environment as it was."""
-    monkeypatch.chdir(tmp_path)
-    before = dict(os.environ)
-    yield tmp_path
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shim():
     with yolov5_ema.installed():
         yield
-
-
-@pytest.fixture
-def refused(capsys, own_folder):
-    """Run a command that must be refused; returns its message."""
-
-    def run(*argv: object) -> str:
-        before = set(own_folder.rglob("*"))
-        capsys.readouterr()
-        code = main([str(arg) for arg in argv])
-        message = capsys.readouterr().err
-        assert code == 2, f"exit code {code}"
-        assert "yolov5-ema: error: " in message and "Traceback" not in message
-        made = {path.name for path in own_folder.rglob("*")} - {path.name for path in before}
-        assert not made, f"left behind: {made}"
-        return message
-
-    return run
 
 
 def train(tiny_set, *flags: object) -> list[object]:

@@ -19,9 +19,9 @@ import cv2
 import pytest
 import torch
 import yaml
+from conftest import REPOSITORY, run_cli
 
 import yolov5_ema
-from tests.conftest import REPOSITORY, run_cli
 from yolov5_ema.cli import compare
 from yolov5_ema.cli.main import main
 from yolov5_ema.engine import model_info, preflight
@@ -34,15 +34,10 @@ MAP50 = {"plain": (0.50, 0.52, 0.54), "yolov5n-ema": (0.51, 0.55, 0.55), "other"
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Each case runs in a folder with two cfgs of its own, and leaves the environment as it was."""
-    monkeypatch.chdir(tmp_path)
-    before = dict(os.environ)
+def two_cfgs(own_folder):
+    """Each case runs in a folder with two cfgs of its own."""
     for name in ("plain", "other"):
         Path(f"{name}.yaml").write_text(format_cfg(size="n", block="none", nc=3))
-    yield tmp_path
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module", autouse=True)

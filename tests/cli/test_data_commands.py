@@ -19,10 +19,7 @@ from yolov5_ema.cli.main import main
 VAL = "VisDrone2019-DET-val"
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def picture(width=64, height=64) -> bytes:
@@ -38,21 +35,6 @@ def write_source(texts: dict[str, str], split: str = VAL) -> Path:
         Path("source", split, "images", f"{stem}.jpg").write_bytes(picture())
         Path("source", split, "annotations", f"{stem}.txt").write_text(text)
     return Path("source")
-
-
-@pytest.fixture
-def refused(capsys, own_folder):
-    """Run a command that must be refused and leave nothing; returns its message."""
-
-    def run(*argv: object) -> str:
-        before = set(own_folder.rglob("*"))
-        assert main(["data", *map(str, argv)]) == 2
-        message = capsys.readouterr().err
-        assert message.startswith("yolov5-ema: error: ") and "Traceback" not in message
-        assert set(own_folder.rglob("*")) == before, "left behind"
-        return message
-
-    return run
 
 
 def test_visdrone_says_what_it_did(capsys):
@@ -74,19 +56,23 @@ def test_visdrone_says_what_it_did(capsys):
 
 def test_visdrone_refuses(refused, own_folder):
     write_source({"a": "1,1,9,9,1,1,0,0\n1,2,3\n"})
-    assert "a.txt, line 2: 3 columns, not 8" in refused("visdrone", "source", "--out", "out", "--strict")
-    assert "--workers must be at least 1" in refused("visdrone", "source", "--out", "out", "--workers", 0)
-    assert "is inside the source" in refused("visdrone", "source", "--out", "source/out")
-    assert "no such file or folder" in refused("visdrone", "nowhere", "--out", "out")
+    assert "a.txt, line 2: 3 columns, not 8" in refused(
+        "data", "visdrone", "source", "--out", "out", "--strict"
+    )
+    assert "--workers must be at least 1" in refused(
+        "data", "visdrone", "source", "--out", "out", "--workers", 0
+    )
+    assert "is inside the source" in refused("data", "visdrone", "source", "--out", "source/out")
+    assert "no such file or folder" in refused("data", "visdrone", "nowhere", "--out", "out")
     Path("afile").write_text("kept")
-    assert "is a file" in refused("visdrone", "source", "--out", "afile")
-    assert "cannot write to" in refused("visdrone", "source", "--out", "afile/out")
+    assert "is a file" in refused("data", "visdrone", "source", "--out", "afile")
+    assert "cannot write to" in refused("data", "visdrone", "source", "--out", "afile/out")
     with zipfile.ZipFile(f"{VAL}.zip", "w") as archive:
         archive.writestr(f"{VAL}/images/a.jpg", picture())
         archive.writestr(f"{VAL}/../../evil.txt", "evil")
-    assert f"{VAL}/../../evil.txt" in refused("visdrone", f"{VAL}.zip", "--out", "out")
+    assert f"{VAL}/../../evil.txt" in refused("data", "visdrone", f"{VAL}.zip", "--out", "out")
     Path(f"{VAL}.zip").write_bytes(b"PK\x03\x04 cut off")
-    assert "is no zip file, or cut off" in refused("visdrone", f"{VAL}.zip", "--out", "out")
+    assert "is no zip file, or cut off" in refused("data", "visdrone", f"{VAL}.zip", "--out", "out")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
@@ -94,7 +80,7 @@ def test_a_folder_that_may_not_be_written_to(refused, own_folder):
     write_source({"a": ""})
     locked = own_folder / "locked"
     locked.mkdir(mode=0o500)
-    assert "cannot write to" in refused("visdrone", "source", "--out", locked / "out")
+    assert "cannot write to" in refused("data", "visdrone", "source", "--out", locked / "out")
 
 
 def write_coco(annotations: list[dict]) -> None:
@@ -120,13 +106,13 @@ def test_coco_says_what_it_did(capsys):
 
 def test_coco_refuses(refused):
     write_coco([{"id": 1, "image_id": 2, "category_id": 3, "bbox": [1, 1, 9, 9]}])
-    assert "image_id 2 is no image's" in refused("coco", "coco", "--out", "out", "--strict")
-    assert "is inside the source" in refused("coco", "coco", "--out", "coco/out")
+    assert "image_id 2 is no image's" in refused("data", "coco", "coco", "--out", "out", "--strict")
+    assert "is inside the source" in refused("data", "coco", "coco", "--out", "coco/out")
     file = Path("coco/annotations/instances_val2017.json")
-    assert "needs --images FOLDER" in refused("coco", file, "--out", "out")
+    assert "needs --images FOLDER" in refused("data", "coco", file, "--out", "out")
     file.write_text(file.read_text()[:100])
-    assert "is no valid JSON, or cut off" in refused("coco", "coco", "--out", "out")
-    assert "no such file or folder" in refused("coco", "nowhere", "--out", "out")
+    assert "is no valid JSON, or cut off" in refused("data", "coco", "coco", "--out", "out")
+    assert "no such file or folder" in refused("data", "coco", "nowhere", "--out", "out")
 
 
 def test_stats_of_what_was_converted(capsys):
@@ -141,11 +127,11 @@ def test_stats_of_what_was_converted(capsys):
 
 def test_stats_refuses(refused):
     Path("bad.yaml").write_text("names: [")
-    assert "bad.yaml is not valid YAML" in refused("stats", "bad.yaml")
+    assert "bad.yaml is not valid YAML" in refused("data", "stats", "bad.yaml")
     Path("bad.yaml").write_text("names: [a]")
-    assert "names none of train, val, test" in refused("stats", "bad.yaml")
+    assert "names none of train, val, test" in refused("data", "stats", "bad.yaml")
     Path("bad.yaml").write_text("names: [a]\nval: nowhere\n")
-    assert "images not found at" in refused("stats", "bad.yaml")
+    assert "images not found at" in refused("data", "stats", "bad.yaml")
 
 
 @pytest.mark.parametrize("command", ["visdrone", "coco", "stats"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-import os
 from pathlib import Path
 
 import cv2
@@ -19,14 +18,7 @@ import yolov5_ema
 from yolov5_ema.cli.main import main
 from yolov5_ema.data.visdrone_format import CLASSES
 
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = dict(os.environ)
-    yield tmp_path
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture
@@ -104,7 +96,6 @@ def learned(tmp_path_factory):
         *("train", "--data", data, "--cfg", "yolov5n-ema.yaml", "--weights", "", "--hyp", "hyp.demo.yaml"),
         *("--img", 96, "--batch", 8, "--epochs", 25, "--workers", 2, "--noval", "--cache"),
         cwd=cwd,
-        env={"OMP_WAIT_POLICY": "PASSIVE"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return data, cwd / "runs/train/exp/weights/best.pt"

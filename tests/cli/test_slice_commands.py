@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -10,41 +9,18 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from conftest import run_cli
 
 import yolov5_ema
 from yolov5_ema.cli.main import main
 
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Each case runs in an empty folder, and leaves the environment as it was."""
-    monkeypatch.chdir(tmp_path)
-    before = dict(os.environ)
-    yield tmp_path
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shim():
     with yolov5_ema.installed():
         yield
-
-
-@pytest.fixture
-def refused(capsys, own_folder):
-    """Run a command that must be refused and leave nothing behind; returns its message."""
-
-    def run(*argv: object) -> str:
-        before = set(own_folder.rglob("*"))
-        capsys.readouterr()
-        code = main([str(arg) for arg in argv])
-        message = capsys.readouterr().err
-        assert code == 2 and "yolov5-ema: error: " in message and "Traceback" not in message
-        assert set(own_folder.rglob("*")) == before
-        return message
-
-    return run
 
 
 @pytest.fixture
@@ -85,7 +61,10 @@ def test_data_slice_says_what_it_did(own_set, own_folder, capsys):
 def test_a_detector_trains_on_the_cut_set(own_set, own_folder):
     assert main(["data", "slice", str(own_set), "--size", "64", "--out", "cut"]) == 0
     flags = ["--cfg", "yolov5n-ema.yaml", "--weights", "", "--img", "64", "--batch", "16", "--epochs", "1"]
-    assert main(["train", "--data", "cut/cut.yaml", *flags, "--workers", "0", "--noautoanchor"]) == 0
+    done = run_cli(
+        "train", "--data", "cut/cut.yaml", *flags, "--workers", 0, "--noautoanchor", cwd=own_folder
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     assert (own_folder / "runs/train/exp/weights/best.pt").is_file()
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY, run_cli
 
 import yolov5_ema
-from tests.conftest import REPOSITORY, run_cli
 from yolov5_ema.engine import comparison, comparison_runs, leash, scoring, seeding
 from yolov5_ema.engine.comparison import prepare, recipe_differences, save_recipe
 from yolov5_ema.engine.comparison_runs import Record, Run, Runner, locked, log_tail

@@ -294,6 +294,20 @@ def test_a_child_before_a_grown_up_stays():
     assert list(batched_nms(found.double().numpy(), "IOS", 0.5)) == [0]
 
 
+def test_a_large_object_with_small_ones_before_it_stays():
+    """Another window saw the small ones, and surer: they are not views of the large one, nor is it one of them."""
+    found = boxes([0, 0, 200, 200, 0.5, 0], [20, 20, 50, 60, 0.9, 0], [100, 90, 140, 150, 0.8, 0])
+    kept = merge(found, origin([0, 1, 2], [WHOLE, WHOLE, WHOLE]))
+    np.testing.assert_allclose(kept, found[[1, 2, 0]])
+
+
+def test_the_whole_images_coarse_box_of_what_a_window_shows_goes():
+    """An IoU of 0.2 only, but three quarters of it lie in the better view."""
+    found = boxes([10, 10, 50, 50, 0.5, 0], [10, 10, 26, 30, 0.9, 0], [14, 14, 30, 30, 0.95, 0])
+    kept = merge(found, origin([1, 0, 0], [WHOLE, SMALLER, CUT]))
+    np.testing.assert_allclose(kept, found[:1])
+
+
 def test_classes_are_apart_unless_agnostic():
     found = boxes([0, 0, 20, 20, 0.9, 0], [0, 0, 20, 20, 0.8, 1])
     sources = origin([1, 2], [WHOLE, WHOLE])

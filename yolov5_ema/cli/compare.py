@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import write_whole
 
 if TYPE_CHECKING:
     from yolov5_ema.engine.comparison import Plan
@@ -241,8 +242,8 @@ def _conclude(plan: Plan, engine: Engine, records: Mapping[Run, Record], args: a
     }
     write_json(plan.folder / "comparison.json", content)
     title = _title(plan)
-    (plan.folder / "comparison.csv").write_text(reports.as_csv(report), encoding="utf-8")
-    (plan.folder / "comparison.md").write_text(reports.as_markdown(report, title, notes), encoding="utf-8")
+    write_whole(plan.folder / "comparison.csv", reports.as_csv(report))
+    write_whole(plan.folder / "comparison.md", reports.as_markdown(report, title, notes))
     draw(report, plan.folder / "comparison.png", title)
     print(
         f"\n{reports.as_text(report, title, notes)}\n\n{plan.folder / 'comparison'}.json, .csv, .md and .png"

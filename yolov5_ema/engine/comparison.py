@@ -7,7 +7,6 @@ import copy
 import hashlib
 import importlib
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from yolov5_ema.engine import machine, preflight
 from yolov5_ema.engine.data_yaml import relative_bases
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.files import write_whole
 
 RECIPE_FILE = "recipe.json"
 TASKS = ("auto", "val", "test")
@@ -123,12 +123,7 @@ def prepare(
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that it is there whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -5,12 +5,13 @@ the model is followed by calls on windows of the native image, and their raw pre
 of the letterboxed image, are added to the image's own. So every flag of the script keeps its meaning.
 
 YOLOv5's own suppression runs on the image's rows and on each window's rows apart. What is left is put together by
-`merge`: boxes of one window have been compared and are left alone, boxes of different windows are the same object if
-one lies in the other by half. Which of them stays goes by rank before confidence: an object whole in a window, then
-one that the whole image shows smaller than a window does, then one that a window cuts.
+`merge`: boxes of one window have been compared and are left alone; boxes of different windows are the same object if
+they overlap well, or if the worse view of the two lies in the better one by half. Views go by rank before confidence:
+an object whole in a window, then one that the whole image shows smaller than a window does, then one that a window
+cuts.
 
 Not sahi's own postprocessing: its greedy merging joins every two boxes of a class of which one lies in the other by
-half, and so swallows the people behind others in a crowd. docs/slicing.md has the figures.
+half, and so swallows the people before others in a crowd. docs/slicing.md has the figures.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from yolov5_ema.errors import UserError
 SCRIPTS = ("detect", "val")
 CUT_MARGIN = 0.01  # of a window: how near to its border a box must end to count as cut, and at least 2 pixels
 CUT_MARGIN_PX = 2.0
-MOST_INSIDE = 0.5  # share of a box that lies in another window's box of the same object
+SAME_IOU = 0.45  # of two views of one object
+SAME_INSIDE = 0.5  # share of a worse view that lies in a better one of the same object
 MOST_VIEWS = 5  # of one object: four windows at their common corner, and the whole image
 _BATCH = 8  # windows a call of the model
 
@@ -413,9 +415,9 @@ def merge(
 ) -> torch.Tensor:
     """Leave out the boxes that show the same object as a better box of another window.
 
-    Lower ranks are better, within a rank the more confident boxes. A box goes if there is a better one of its class,
-    and at least half of the smaller one of the two lies in the other; except that boxes of one source and rank, which
-    YOLOv5's suppression has compared, both stay.
+    Lower ranks are better, within a rank the more confident boxes. A box goes if there is a better one of its class
+    with which it has an IoU of `SAME_IOU`, or, for boxes that are not `WHOLE`, in which `SAME_INSIDE` of it lies;
+    except that boxes of one source and rank, which YOLOv5's suppression has compared, both stay.
 
     Args:
         boxes: (n, 6) of x1, y1, x2, y2, confidence, class.
@@ -430,7 +432,9 @@ def merge(
     order = best[origin.rank[best].argsort(stable=True)]
     boxes, source, rank = boxes[order], origin.source[order], origin.rank[order]
     is_compared = (source[:, None] == source) & (rank[:, None] == rank)  # by YOLOv5, with IoU
-    rival = _same_object(boxes, agnostic) & ~is_compared
+    rival = _same_object(boxes, rank) & ~is_compared
+    if not agnostic:
+        rival &= boxes[:, None, 5] == boxes[:, 5]
     kept = boxes[torch.from_numpy(_greedy(rival.cpu().numpy())).to(boxes.device)]
     return kept[kept[:, 4].argsort(descending=True, stable=True)]
 
@@ -444,14 +448,15 @@ def _greedy(rival: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _same_object(boxes: torch.Tensor, agnostic: bool) -> torch.Tensor:
-    """Whether the smaller one of two boxes lies in the other by half, (n, 6) to (n, n)."""
+def _same_object(boxes: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
+    """Whether a box, along the first axis, shows the object of a worse one, along the second: (n, 6) to (n, n)."""
     x1, y1, x2, y2 = boxes[:, :4].T
     width = torch.minimum(x2[:, None], x2) - torch.maximum(x1[:, None], x1)
     height = torch.minimum(y2[:, None], y2) - torch.maximum(y1[:, None], y1)
+    shared = width.clamp(min=0) * height.clamp(min=0)
     area = (x2 - x1) * (y2 - y1)
-    same = width.clamp(min=0) * height.clamp(min=0) >= MOST_INSIDE * torch.minimum(area[:, None], area)
-    return same if agnostic else same & (boxes[:, None, 5] == boxes[:, 5])
+    overlaps = shared >= SAME_IOU * (area[:, None] + area - shared)
+    return overlaps | ((shared >= SAME_INSIDE * area) & (rank != WHOLE))
 
 
 def _to_native(rows: torch.Tensor, window: Window, ratio: float, pad: tuple[float, float]) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -18,6 +19,7 @@ _SEED_COLOUR = "#999999"
 _BEHIND_WORDS = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
 
 
+@style.context("default")  # whatever YOLOv5's plots set
 def draw(report: Report, path: Path, subtitle: str) -> None:
     """Write a PNG: a row of panels a metric; left the figures seed by seed, right the differences.
 

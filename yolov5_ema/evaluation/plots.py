@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps, style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from yolov5_ema.evaluation.confusion import ConfusionMatrix
 from yolov5_ema.evaluation.results import Result
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MOST_NAMED = 20
 """More classes than this are drawn in grey, without names."""
 
 
+@style.context("default")  # whatever YOLOv5's plots set
 def save_pr_curves(results: Sequence[Result], file: Path) -> None:
     """One panel a protocol: precision over recall at IoU 0.5, a line a class, and their mean.
 
@@ -36,8 +37,6 @@ def save_pr_curves(results: Sequence[Result], file: Path) -> None:
 
 def _colours(names: Sequence[str]) -> dict[str, Any]:
     """One a class, the same in each panel; none where there are too many classes."""
-    from matplotlib import colormaps
-
     if len(names) > _MOST_NAMED:
         return {}
     table = colormaps["tab20" if len(names) > 10 else "tab10"]
@@ -58,6 +57,7 @@ def _draw_curves(panel: Any, result: Result, colours: dict[str, Any]) -> None:
     panel.grid(color="0.9")
 
 
+@style.context("default")
 def save_confusion_matrix(matrix: ConfusionMatrix, file: Path) -> None:
     """Each column in shares of its true class, the detections of nothing in shares of all of them.
 
@@ -87,9 +87,6 @@ def save_confusion_matrix(matrix: ConfusionMatrix, file: Path) -> None:
 
 def _figure(inches: tuple[float, float]) -> Figure:
     """A figure of its own, whatever the display: no window, no state of pyplot's."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
