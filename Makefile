@@ -49,4 +49,4 @@ models: $(VENV)/.demo
 	$(BIN)/python -m yolov5_ema cfg --shipped models --force
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

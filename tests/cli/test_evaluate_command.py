@@ -84,6 +84,31 @@ def test_other_cuts_of_coco(drone):
     assert content["AR500"] == content["AR1"] == pytest.approx(0.5) and "AR100" not in content
 
 
+def test_category_ids_of_a_json_hold_for_every_protocol(tmp_path):
+    """COCO's own ids, of which labels know nothing: bus is 6 there and class 1 here."""
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (100, 100)).save("images/7.jpg")
+    Path("labels/7.txt").write_text("1 0.2 0.2 0.2 0.2\n")
+    categories = [{"id": 3, "name": "car"}, {"id": 6, "name": "bus"}]
+    box = {"image_id": 7, "category_id": 6, "bbox": [10, 10, 20, 20]}
+    image = {"id": 7, "file_name": "7.jpg", "width": 100, "height": 100}
+    truth = {
+        "images": [image],
+        "annotations": [{**box, "id": 1, "area": 400, "iscrowd": 0}],
+        "categories": categories,
+    }
+    Path("instances.json").write_text(json.dumps(truth))
+    Path("results.json").write_text(json.dumps([{**box, "score": 0.9}]))
+    content = {"path": str(tmp_path), "val": "images", "nc": 2, "names": ["car", "bus"]}
+    Path("two.yaml").write_text(yaml.safe_dump({**content, "coco_annotations": {"val": "instances.json"}}))
+    for protocol, metric in (("yolov5", "mAP50"), ("coco", "AP50"), ("visdrone", "AP50")):
+        flags = ("--data", "two.yaml", "--predictions", "results.json", "--json", "o.json", "--nosave")
+        assert evaluate("--protocol", protocol, *flags) == 0
+        figures = json.loads(Path("o.json").read_text())[protocol]
+        assert figures[metric] / (100 if figures["unit"] == "percent" else 1) == pytest.approx(1, abs=0.006)
+
+
 # --- with a detector ---
 
 

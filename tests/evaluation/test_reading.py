@@ -21,6 +21,7 @@ from yolov5_ema.evaluation.truths import (
     visdrone_truth,
 )
 
+GOOD = {"image_id": 7, "category_id": 30, "bbox": [1, 2, 3, 4], "score": 0.5}
 SIZES = {"a": (200, 100), "b": (100, 100)}
 
 
@@ -124,6 +125,11 @@ def test_coco_instances_give_back_ignored_regions(tmp_path):
         ),
         ({"annotations": [{"image_id": 7, "category_id": 31, "bbox": [1, 1, 1, 1]}]}, "category 31"),
         ({"annotations": [{"image_id": 7, "category_id": 30}]}, "'bbox'"),
+        ({"annotations": [{**GOOD, "area": float("inf")}]}, "its area must be a number"),
+        (
+            {"images": [{"id": None, "file_name": "b.jpg", "width": 9, "height": 9}]},
+            "id must be a number or a name",
+        ),
         ({"annotations": [{"image_id": 7, "category_id": 30, "bbox": [1, 1, 1]}]}, "four numbers"),
         (
             {"annotations": [{"image_id": 7, "category_id": 30, "bbox": [1, 1, 1, float("nan")]}]},
@@ -180,7 +186,7 @@ def test_image_sizes_json(tmp_path):
     for content, words in (
         ([], "an object"),
         ({"a": [1]}, "a: no width and height"),
-        ({"a": [0, 9]}, "0 x 9"),
+        ({"a": [0, 9]}, r"a: no width and height of an image in \[0, 9\]"),
     ):
         with pytest.raises(UserError, match=words):
             read_image_sizes(write_json(file, content))
@@ -243,9 +249,6 @@ def test_numeric_names_as_numbers(tmp_path):
     rows = [{"image_id": 12, "category_id": 3, "bbox": [10, 20, 30, 40], "score": 0.5}]
     found = read_predictions(write_json(tmp_path / "r.json", rows), truth)
     assert found["000012"].classes.tolist() == [3]
-
-
-GOOD = {"image_id": 7, "category_id": 30, "bbox": [1, 2, 3, 4], "score": 0.5}
 
 
 @pytest.mark.parametrize(

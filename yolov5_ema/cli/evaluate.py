@@ -180,16 +180,16 @@ def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict
     from yolov5_ema.evaluation import predictions, sources
 
     if args.annotations:
-        truths = sources.annotation_truths(args.annotations, args.image_sizes, None, args.protocol)
+        truths = sources.annotation_truths(args.annotations, args.image_sizes, None, PROTOCOLS)
     else:
-        truths = sources.dataset_truths(_dataset(args.data), args.task, args.protocol)
+        truths = sources.dataset_truths(_dataset(args.data), args.task, PROTOCOLS)
     found = predictions.read_predictions(
         args.predictions,
-        truths[args.protocol[-1]],
+        truths["coco"],  # labels know nothing of category ids
         missing_as_empty=args.missing_as_empty,
         category_ids=args.category_ids,
     )
-    return truths, found, _release()
+    return {protocol: truths[protocol] for protocol in args.protocol}, found, _release()
 
 
 def _by_weights(

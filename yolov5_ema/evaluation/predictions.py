@@ -68,7 +68,7 @@ def _from_json(file: Path, truth: TruthSet, category_ids: str) -> dict[str, Pred
         try:
             image, category = names.get(entry["image_id"]), class_of.get(entry["category_id"])
             row = [*map(float, entry["bbox"]), float(entry["score"])]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where} lacks what it needs: {error!r}") from error
         if image is None:
             raise UserError(
@@ -102,7 +102,10 @@ def _classes(entries: Sequence[Any], truth: TruthSet, category_ids: str, file: P
         return index
     if category_ids == "coco":
         return truth.category_ids
-    used = {entry.get("category_id") for entry in entries if isinstance(entry, dict)}
+    ids = (entry.get("category_id") for entry in entries if isinstance(entry, dict))
+    used = {
+        category for category in ids if isinstance(category, (int, float))
+    }  # what else there is is refused later
     fits_coco, fits_index = used <= set(truth.category_ids), used <= set(index)
     if fits_coco or not fits_index:
         return truth.category_ids

@@ -21,6 +21,8 @@ from yolov5_ema.evaluation.records import NO_CLASS, Truth
 Sizes = Mapping[str, "tuple[int, int]"]
 """Width and height in pixels by the images' names without a suffix."""
 _EXIF_ORIENTATION, _QUARTER_TURNS = 274, (5, 6, 7, 8)
+_LONGEST = 100_000
+"""Pixels; a longer side is a mistake, and its mask of ignored regions would not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,14 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
         categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
         images = {entry["id"]: entry for entry in content["images"]}
         sizes = {
-            key: (Path(str(entry["file_name"])).stem, int(entry["width"]), int(entry["height"]))
+            key: (Path(str(entry["file_name"])).stem, *_size(entry["width"], entry["height"]))
             for key, entry in images.items()
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file}: an image or a category lacks what it needs: {error!r}") from error
+    odd = [key for key in images if not isinstance(key, (int, str))]
+    if odd:
+        raise UserError(f"{file}: an image's id must be a number or a name, not {odd[0]!r}")
     _refuse_repeated([entry["id"] for entry in content["images"]], f"{file}: image id")
     _refuse_repeated([stem for stem, _, _ in sizes.values()], f"{file}: image name")
     all_names = tuple(names) if names is not None else tuple(categories[key] for key in sorted(categories))
@@ -142,7 +147,8 @@ def _check_annotation(
     try:
         known = entry["image_id"] in rows and entry["category_id"] in categories
         box = np.array(entry["bbox"], dtype=np.float64)
-    except (KeyError, TypeError, ValueError) as error:
+        area = float(entry.get("area", 0))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where} lacks what it needs: {error!r}") from error
     if not known:
         raise UserError(
@@ -150,6 +156,8 @@ def _check_annotation(
         )
     if box.shape != (4,) or not np.isfinite(box).all():
         raise UserError(f"{where}: its bbox must be four numbers, not {entry['bbox']}")
+    if not np.isfinite(area):
+        raise UserError(f"{where}: its area must be a number, not {area}")
 
 
 def _coco_image(
@@ -244,14 +252,19 @@ def read_image_sizes(file: Path) -> dict[str, tuple[int, int]]:
     for name, entry in content.items():
         try:
             width, height = (entry["width"], entry["height"]) if isinstance(entry, dict) else entry
-            size = int(width), int(height)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{file}: {name}: no width and height in {entry!r}") from error
+            size = _size(width, height)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{file}: {name}: no width and height of an image in {entry!r}") from error
         path = Path(name)
         sizes[path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name] = size
-        if min(size) < 1:
-            raise UserError(f"{file}: {name}: an image of {width} x {height} pixels cannot be")
     return sizes
+
+
+def _size(width: Any, height: Any) -> tuple[int, int]:
+    size = int(width), int(height)
+    if not 1 <= min(size) <= max(size) <= _LONGEST:
+        raise ValueError(f"an image of {width} x {height} pixels")
+    return size
 
 
 def read_json(file: Path) -> Any:

@@ -200,7 +200,7 @@ def inside_regions(boxes: np.ndarray, truth: Truth) -> np.ndarray:
     for left, top, w, h in np.maximum(1, truth.regions):  # counted from 1, as the toolkit counts pixels
         mask[_first(top) : int(min(height, top + h)), _first(left) : int(min(width, left + w))] = 1
     total = cv2.integral(mask)  # (height + 1, width + 1): pixels above and to the left
-    rounded = np.maximum(1, np.sign(boxes) * np.floor(np.abs(boxes) + 0.5)).astype(np.int64)
+    rounded = np.clip(np.sign(boxes) * np.floor(np.abs(boxes) + 0.5), 1, 2**31).astype(np.int64)
     x, y = np.minimum(rounded[:, 0], width), np.minimum(rounded[:, 1], height)
     right, bottom = np.minimum(width, x + rounded[:, 2]), np.minimum(height, y + rounded[:, 3])
     inside = total[y, x] + total[bottom, right] - total[y, right] - total[bottom, x]
