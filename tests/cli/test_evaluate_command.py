@@ -257,7 +257,7 @@ def test_submit_wants_the_benchmarks_classes(tiny_set, capsys):
         ([], "either --weights"),
         (["--weights", "a.pt", "--predictions", "p"], "either --weights"),
         (["--predictions", "detections"], "either --data or --annotations"),
-        (["--predictions", "detections", "--data", "no.yaml"], "--data no.yaml: no such file"),
+        (["--predictions", "detections", "--data", "no.yaml"], "no.yaml: no such data YAML here"),
         (["--predictions", "detections", "--annotations", "no"], "--annotations no: no such folder"),
         (["--predictions", "detections", "--annotations", "annotations"], "pass --image-sizes"),
         (["--weights", "a.pt", "--annotations", "annotations"], "--weights needs --data"),

@@ -8,25 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolov5_ema.errors import UserError
-from yolov5_ema.resources import find_shipped
+from yolov5_ema.resources import find_data_yaml
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
     from yolov5_ema.engine.locate import Engine
     from yolov5_ema.evaluation.records import Predictions
-
-
-def find_data_yaml(name: str) -> Path:
-    """A data YAML: the user's file, or one that ships with the package.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    path = Path(name) if Path(name).is_file() else find_shipped(name)
-    if path is None:
-        raise UserError(f"--data {name}: no such file here or among the YAMLs of yolov5-ema")
-    return path
 
 
 def detect_split(

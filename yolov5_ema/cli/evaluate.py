@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.resources import find_data_yaml
 
 if TYPE_CHECKING:
     from yolov5_ema.evaluation.confusion import ConfusionMatrix
@@ -142,6 +143,7 @@ def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None) -> None:
     from yolov5_ema.evaluation import report
+    from yolov5_ema.files import write_whole
 
     if args.weights:
         assert folder is not None
@@ -155,22 +157,12 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
         ("evaluation.csv", report.as_csv(results), args.csv),
     ):
         for file in filter(None, (wanted, folder and folder / name)):
-            _write(file, text)
+            write_whole(file, text, parents=True)
     if folder is not None and not args.noplots:
         from yolov5_ema.evaluation import plots
 
         plots.save_pr_curves(results, folder / "PR_curves.png")
         plots.save_confusion_matrix(matrix, folder / "confusion_matrix.png")
-
-
-def _write(file: Path, text: str) -> None:
-    from yolov5_ema.files import write_whole
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {file.parent}: {error.strerror or error}") from error
-    write_whole(file, text)
 
 
 # --- ground truth and detections -------------------------------------------------------------
@@ -206,7 +198,6 @@ def _by_weights(
 
 
 def _dataset(data: str) -> Any:
-    from yolov5_ema.cli._detections import find_data_yaml
     from yolov5_ema.data.dataset import load_dataset
 
     return load_dataset(find_data_yaml(data))

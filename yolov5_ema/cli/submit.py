@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.resources import find_data_yaml
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
@@ -38,7 +39,6 @@ def main(argv: Sequence[str]) -> int:
     """
     args, rest = _parser().parse_known_args(argv)
     _check(args, rest)
-    from yolov5_ema.cli._detections import find_data_yaml
     from yolov5_ema.data.dataset import load_dataset
     from yolov5_ema.evaluation.predictions import write_visdrone_results
 

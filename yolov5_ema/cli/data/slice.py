@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.resources import find_data_yaml
 
 if TYPE_CHECKING:
     from yolov5_ema.data.slicing import SliceReport
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     plan.check()
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
-    file = _found(args.data)
+    file = find_data_yaml(args.data)
     dataset = load_dataset(file, _bases())
     splits = _splits(args.split, dataset.splits, file)
     for split in splits:
@@ -97,17 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--strict", action="store_true", help="stop at a bad label line or image")
     parser.add_argument("--workers", type=int, help="threads (one a core)")
     return parser
-
-
-def _found(name: str) -> Path:
-    from yolov5_ema.resources import find_shipped
-
-    path = Path(name)
-    if not path.exists():
-        path = find_shipped(name) or path
-    if not path.is_file():
-        raise UserError(f"{name}: no such data YAML")
-    return path
 
 
 def _bases() -> list[Path]:

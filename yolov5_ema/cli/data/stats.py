@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import write_whole
+from yolov5_ema.resources import find_data_yaml
 
 SUMMARY = "images, boxes, sizes and classes of a data set; whether a stride-4 head may pay"
 
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
     picture = args.picture or Path("runs/data/stats", args.data.with_suffix(".png").name)
     check_picture(picture)
-    data = load_dataset(_existing(args.data))
+    data = load_dataset(find_data_yaml(str(args.data)))
     splits = list(dict.fromkeys(args.split or data.splits))
     if not splits:
         raise UserError(f"{args.data} names none of train, val, test")
@@ -83,26 +85,9 @@ def main(argv: Sequence[str]) -> int:
         figures = {split.split: split.as_dict() for split in stats}
         content = {"data": str(args.data), "imgsz": args.imgsz, "names": data.names, "splits": figures}
         content["stride4"] = {"verdict": found.word, "because": found.sentence}
-        _write(args.json, json.dumps(content, indent=1) + "\n")
+        write_whole(args.json, json.dumps(content, indent=1) + "\n", parents=True)
         print(f"{args.json} written")
     if not args.no_picture:
         save_picture(picture, args.data.name, data.names, stats, args.imgsz, found.sentence)
         print(f"{picture} drawn")
     return 0
-
-
-def _existing(file: Path) -> Path:
-    """The YAML itself, or a shipped one of this name."""
-    from yolov5_ema.resources import find_shipped
-
-    return file if file.exists() else find_shipped(str(file)) or file
-
-
-def _write(file: Path, text: str) -> None:
-    from yolov5_ema.cli.cfg import write_text
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
-    write_text(file, text, force=True)
