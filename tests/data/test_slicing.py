@@ -195,6 +195,15 @@ def test_a_second_run_writes_nothing_and_changes_are_followed(tmp_path):
         "images/train/2_64_0_160_96.png",
         "labels/train/2_64_0_160_96.txt",
     }
+    label.write_text("")  # and then it is gone, and with it all that is kept of the image
+    report = slice_split(dataset, "train", out, plan)
+    assert report.skipped == 2 and not [name for name in files_of(out) if "/2_" in name]
+
+
+def test_images_of_which_nothing_is_kept_were_not_done_already(tmp_path):
+    dataset = write_set(tmp_path / "set", {"a.png": (noise(160, 96), "")})
+    report = slice_split(dataset, "train", tmp_path / "out", SlicePlan(size=96, keep_empty=0))
+    assert (report.images, report.skipped, report.left_out) == (1, 0, 2)
 
 
 def test_an_interrupted_run_leaves_whole_files_and_goes_on(tmp_path, monkeypatch):

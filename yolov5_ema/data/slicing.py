@@ -270,15 +270,19 @@ class _Job:
         if size is not None:
             cuts, report = self._cuts(rows.values, size)
             report.bad_lines = rows.bad
+            if not cuts:  # nothing of it is kept, so there is nothing to decode it for
+                self._remove_others(size, cuts)
+                return report
             if self._is_done(cuts, bool(report.whole)):
                 report.skipped = 1
                 return report
         picture = cv2.imread(str(self.image))
         if picture is None:
             return SliceReport(bad_lines=rows.bad, bad_images=[self.image])
-        cuts, report = self._cuts(rows.values, (picture.shape[1], picture.shape[0]))
+        size = picture.shape[1], picture.shape[0]
+        cuts, report = self._cuts(rows.values, size)
         report.bad_lines = rows.bad
-        self._remove_others(picture, cuts)
+        self._remove_others(size, cuts)
         for window, labels in cuts.items():
             self._make(picture, window, labels, bool(report.whole))
         return report
@@ -349,9 +353,9 @@ class _Job:
         _, encoded = cv2.imencode(self._suffix, picture[top:bottom, left:right], flags)
         _write(image_file, encoded.tobytes())
 
-    def _remove_others(self, picture: np.ndarray, cuts: Mapping[Window, np.ndarray]) -> None:
+    def _remove_others(self, size: tuple[int, int], cuts: Mapping[Window, np.ndarray]) -> None:
         """Windows that older labels asked for."""
-        for window in windows(picture.shape[1], picture.shape[0], self.plan.size, self.plan.overlap):
+        for window in windows(*size, self.plan.size, self.plan.overlap):
             if window not in cuts:
                 for path in self._files(window, False):
                     path.unlink(missing_ok=True)
