@@ -67,13 +67,12 @@ def _draw_classes(axes, names: Sequence[str], stats: Sequence[SplitStats]) -> No
     for number, split in enumerate(stats):
         share = 100 * split.class_counts[order] / max(1, split.boxes)
         places = np.arange(len(order)) + (number - (len(stats) - 1) / 2) * thickness
-        axes.barh(places, share, thickness * 0.92, color=_COLOURS[split.split], label=split.split)
+        axes.barh(places, share, thickness * 0.92, color=_COLOURS[split.split])
     axes.set_yticks(np.arange(len(order)), [names[index] for index in order])
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlabel("% of the split's boxes")
     more = f", the {_MOST_CLASSES} commonest of {len(names)}" if len(names) > _MOST_CLASSES else ""
     axes.set_title(f"classes{more}", loc="left", fontsize=11, color=_INK)
-    axes.legend(frameon=False, loc="lower right")
     _plain(axes, grid="x")
 
 
