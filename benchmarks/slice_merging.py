@@ -1,4 +1,4 @@
-"""How well the boxes of windows are put together: `yolov5_ema.engine.sliced.merge` against other ways.
+"""How well the boxes of windows are put together: `yolov5_ema.engine.window_views.merge` against other ways.
 
 Each way gets the same boxes, after YOLOv5's suppression within the image and within each window, and is judged by
 AP50 of the best 300 boxes of an image by the protocols of YOLOv5 and COCO (`yolov5_ema.evaluation`). They differ where
@@ -56,7 +56,7 @@ from yolov5_ema.engine import shim, sliced
 from yolov5_ema.engine.collecting import collected_detections
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.sliced import Origin
+from yolov5_ema.engine.window_views import CUT, SMALLER, WHOLE, Origin, fits_a_window, is_inside, merge
 from yolov5_ema.evaluation import CocoProtocol, Predictions, Truth, Yolov5Protocol
 from yolov5_ema.evaluation.sources import dataset_truths
 
@@ -139,15 +139,15 @@ def parse_args() -> argparse.Namespace:
 
 def without_rank_2(boxes: torch.Tensor, origin: Origin) -> torch.Tensor:
     """As here, but small boxes of the whole image are as good as any. They are compared with the same boxes still."""
-    is_smaller = origin.rank == sliced.SMALLER
-    rank = torch.where(is_smaller, sliced.WHOLE, origin.rank)
-    return sliced.merge(boxes, Origin(torch.where(is_smaller, -1, origin.source), rank))
+    is_smaller = origin.rank == SMALLER
+    rank = torch.where(is_smaller, WHOLE, origin.rank)
+    return merge(boxes, Origin(torch.where(is_smaller, -1, origin.source), rank))
 
 
 def stricter_within(boxes: torch.Tensor, origin: Origin) -> torch.Tensor:
     """As here with ``--iou-thres 0.45``, detect's default, in place of 0.6, val's: a second pass over what 0.6 left."""
     kept = batched_nms(boxes[:, :4], boxes[:, 4], group_of(origin, boxes[:, 5]), 0.45)
-    return sliced.merge(boxes[kept], Origin(origin.source[kept], origin.rank[kept]))
+    return merge(boxes[kept], Origin(origin.source[kept], origin.rank[kept]))
 
 
 def group_of(origin: Origin, classes: torch.Tensor) -> torch.Tensor:
@@ -178,7 +178,7 @@ def sahi_greedy(boxes: torch.Tensor, _: Origin) -> torch.Tensor:
 
 
 WAYS: dict[str, Way] = {
-    "as here": sliced.merge,
+    "as here": merge,
     "the same, --iou-thres 0.45": stricter_within,
     "the same without rank 2": without_rank_2,
     "IoU 0.6 over all": by_iou(0.6),
@@ -302,9 +302,9 @@ def crowd(rng: np.random.Generator, name: str, large: int) -> Scene:
         scale = CROWD_WINDOW / (window[2] - window[0])
         found = torch.from_numpy(seen(rng, objects, window, scale, clearness)).float()
         if number == 0:
-            rank = sliced.SMALLER * sliced._fits_a_window(found[:, :4], cut, (height, width)).long()
+            rank = SMALLER * fits_a_window(found[:, :4], cut, (height, width)).long()
         else:
-            rank = sliced.CUT * (~sliced._is_inside(found, window, (height, width))).long()
+            rank = CUT * (~is_inside(found, window, (height, width))).long()
         boxes.append(found)
         sources.append(torch.full_like(rank, number))
         ranks.append(rank)

@@ -13,7 +13,8 @@ import torch
 
 from yolov5_ema.data.slicing import windows
 from yolov5_ema.engine import shim, sliced
-from yolov5_ema.engine.sliced import CUT, SMALLER, WHOLE, Origin, merge, sliced_inference
+from yolov5_ema.engine.sliced import sliced_inference
+from yolov5_ema.engine.window_views import CUT, SMALLER, WHOLE, Origin, fits_a_window, is_inside, merge
 from yolov5_ema.errors import UserError
 
 SIZE, OVERLAP, IMGSZ = 96, 0.25, 64
@@ -324,11 +325,11 @@ def test_merging_nothing_and_boxes_of_no_area():
 def test_windows_that_cut_and_windows_that_show_it_larger():
     window, shape = (100, 0, 200, 100), (100, 400)
     rows = boxes([100, 20, 130, 40], [110, 0, 130, 40], [150, 20, 199, 100], [120, 10, 190, 100])
-    assert sliced._is_inside(rows, window, shape).tolist() == [False, True, False, True]
+    assert is_inside(rows, window, shape).tolist() == [False, True, False, True]
     cut = windows(400, 100, 100, 0.2)
     small = boxes([10, 10, 50, 50], [10, 10, 90, 50], [60, 10, 99.5, 40], [310, 2, 345, 30])
-    assert sliced._fits_a_window(small, cut, shape).tolist() == [True, False, False, True]
-    assert not sliced._fits_a_window(small, [(0, 0, 400, 100)], shape).any()
+    assert fits_a_window(small, cut, shape).tolist() == [True, False, False, True]
+    assert not fits_a_window(small, [(0, 0, 400, 100)], shape).any()
 
 
 def test_what_cannot_be_sliced(engine, trained, big_set, tmp_path):
