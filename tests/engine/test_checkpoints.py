@@ -56,6 +56,20 @@ def dotted_names(path: Path) -> set[str]:
     return {arg.replace(" ", ".") for op, arg, _ in pickletools.genops(data) if op.name == "GLOBAL"}
 
 
+def test_grids_of_another_yolov5_are_computed_anew(engine, model, tmp_path):
+    """v6.0 keeps the grid of its last image in the checkpoint; that of v6.2 and later is half a cell off."""
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(image)[0]
+    kept = list(model.model[-1].grid)
+    model.model[-1].grid = [grid - 0.5 for grid in kept]
+    checkpoints.save_checkpoint(as_checkpoint(model), tmp_path / "a.pt", engine=engine)
+    model.model[-1].grid = kept
+    loaded = checkpoints.load_checkpoint(tmp_path / "a.pt", engine=engine)["model"]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(image)[0], expected)
+
+
 def test_round_trip_keeps_every_tensor_and_number(engine, model, tmp_path):
     checkpoints.save_checkpoint(as_checkpoint(model), tmp_path / "a.pt", engine=engine)
     back = checkpoints.load_checkpoint(tmp_path / "a.pt", engine=engine)

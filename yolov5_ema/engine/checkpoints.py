@@ -73,6 +73,7 @@ def load_checkpoint(
     except (RuntimeError, EOFError, zipfile.BadZipFile, ImportError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     _mend_layers_of_old_torch(checkpoint)
+    _forget_grids(checkpoint)
     return checkpoint
 
 
@@ -189,6 +190,19 @@ def _mend_layers_of_old_torch(checkpoint: Any) -> None:
         for module in value.modules():
             if isinstance(module, nn.Upsample) and not hasattr(module, "recompute_scale_factor"):
                 module.recompute_scale_factor = None
+
+
+def _forget_grids(checkpoint: Any) -> None:
+    """Let Detect compute its grid anew: one kept from v6.0's last image is half a cell off in v6.2 and later."""
+    if not isinstance(checkpoint, dict):
+        return
+    for value in checkpoint.values():
+        if not isinstance(value, nn.Module):
+            continue
+        for module in value.modules():
+            grids = getattr(module, "grid", None)
+            if isinstance(grids, list) and hasattr(module, "anchor_grid"):
+                vars(module)["grid"] = [torch.zeros(1) for _ in grids]
 
 
 @contextmanager
