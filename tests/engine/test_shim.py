@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -22,13 +23,13 @@ def nothing_left_behind():
 
 
 def test_install_is_idempotent_and_uninstall_restores_everything(package_root):
-    def ours() -> list[object]:  # libraries that YOLOv5 imports may add finders of theirs
-        return [finder for finder in sys.meta_path if type(finder).__module__.startswith("yolov5_ema")]
-
-    environment = dict(os.environ)
-    assert not ours()
+    with (
+        yolov5_ema.installed()
+    ):  # what YOLOv5 and its libraries do to a process when they are first imported stays
+        importlib.import_module("yolov5.utils.metrics")
+    finders, environment = list(sys.meta_path), dict(os.environ)
     yolov5_ema.install()
-    assert len(ours()) == 1
+    assert sys.meta_path != finders and dict(os.environ) != environment
     import yolov5.models.yolo as yolo
     import yolov5.utils.general as general
     import yolov5.utils.metrics as metrics
@@ -46,7 +47,7 @@ def test_install_is_idempotent_and_uninstall_restores_everything(package_root):
     )
     assert general.np is numpy and general.torch is torch and metrics.np is numpy
     assert general.check_dataset.__code__.co_filename == general.__file__
-    assert not ours() and dict(os.environ) == environment
+    assert sys.meta_path == finders and dict(os.environ) == environment
 
 
 def test_without_the_shim_yolov5_does_not_know_the_blocks():
