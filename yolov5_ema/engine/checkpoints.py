@@ -180,29 +180,27 @@ def _has_numpy_core() -> bool:
     return int(np.__version__.split(".")[0]) >= 2
 
 
+def _modules_of(checkpoint: Any) -> Iterator[nn.Module]:
+    """All layers of all models in a checkpoint."""
+    values = checkpoint.values() if isinstance(checkpoint, dict) else ()
+    for value in values:
+        if isinstance(value, nn.Module):
+            yield from value.modules()
+
+
 def _mend_layers_of_old_torch(checkpoint: Any) -> None:
     """Give layers saved by torch < 1.11 the attributes that today's forward reads."""
-    if not isinstance(checkpoint, dict):
-        return
-    for value in checkpoint.values():
-        if not isinstance(value, nn.Module):
-            continue
-        for module in value.modules():
-            if isinstance(module, nn.Upsample) and not hasattr(module, "recompute_scale_factor"):
-                module.recompute_scale_factor = None
+    for module in _modules_of(checkpoint):
+        if isinstance(module, nn.Upsample) and not hasattr(module, "recompute_scale_factor"):
+            module.recompute_scale_factor = None
 
 
 def _forget_grids(checkpoint: Any) -> None:
     """Let Detect compute its grid anew: one kept from v6.0's last image is half a cell off in v6.2 and later."""
-    if not isinstance(checkpoint, dict):
-        return
-    for value in checkpoint.values():
-        if not isinstance(value, nn.Module):
-            continue
-        for module in value.modules():
-            grids = getattr(module, "grid", None)
-            if isinstance(grids, list) and hasattr(module, "anchor_grid"):
-                vars(module)["grid"] = [torch.zeros(1) for _ in grids]
+    for module in _modules_of(checkpoint):
+        grids = getattr(module, "grid", None)
+        if isinstance(grids, list) and hasattr(module, "anchor_grid"):
+            vars(module)["grid"] = [torch.zeros(1) for _ in grids]
 
 
 @contextmanager
