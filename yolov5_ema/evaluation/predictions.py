@@ -17,8 +17,6 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.records import NO_CLASS, Predictions, Truth, check_predictions
 from yolov5_ema.evaluation.truths import TruthSet, read_json
 
-CATEGORY_IDS = ("auto", "coco", "index")
-
 
 def read_predictions(
     place: Path, truth: TruthSet, *, missing_as_empty: bool = False, category_ids: str = "auto"

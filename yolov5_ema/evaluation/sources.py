@@ -22,8 +22,6 @@ from yolov5_ema.evaluation.truths import (
     visdrone_truth,
 )
 
-PROTOCOLS = ("yolov5", "coco", "visdrone")
-
 
 def dataset_truths(dataset: Dataset, split: str, protocols: Sequence[str]) -> dict[str, TruthSet]:
     """Ground truth of a split, for each protocol.
