@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
+
+from yolov5_ema.kernels.numerics import saturate, stable_mean
+
+__all__ = [
+    "AttentionBlock",
+    "check_bool",
+    "check_odd_kernel",
+    "check_positive_int",
+    "check_reduction",
+    "nearest_divisors",
+    "saturate",
+    "stable_mean",
+]
 
 
 def check_positive_int(block: str, option: str, value: Any) -> int:
@@ -56,26 +68,6 @@ def nearest_divisors(number: int, to: int) -> list[int]:
     below = [d for d in divisors if d <= to][-1:]
     above = [d for d in divisors if d >= to][:1]
     return sorted({*below, *above})
-
-
-def stable_mean(x: torch.Tensor, dim: list[int]) -> torch.Tensor:
-    """Mean over ``dim`` (kept as size 1), summed in float32 at least, returned in that wider dtype.
-
-    A float16 sum over 160 x 160 pixels overflows at a mean of 2.6. Adaptive pooling is not used: its backward
-    raises under ``torch.use_deterministic_algorithms(True)`` on CUDA, and several exporters don't know it.
-    """
-    return x.mean(dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def saturate(x: torch.Tensor) -> torch.Tensor:
-    """``x`` with float16 infinities put back to the largest finite float16; other dtypes pass untouched.
-
-    Convolutions of inputs around 1e4 overflow float16. A gate is 0 or 1 there anyway, as long as no later
-    step turns two infinities into a NaN.
-    """
-    if x.dtype == torch.float16:
-        return x.clamp(-65504.0, 65504.0)
-    return x
 
 
 class AttentionBlock(nn.Module):

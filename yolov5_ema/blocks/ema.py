@@ -4,6 +4,8 @@ Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouy
 arXiv 2305.13563.
 Reference implementation: https://github.com/YOLOonMe/EMA-attention-module
 
+How it is computed is the business of `yolov5_ema.kernels.ema`.
+
 Deviations, none of which changes a value the reference gives:
 - the groups must divide the channels, checked when the block is built (the reference fails in forward);
 - statistics are summed in float32 for half-precision inputs, and float16 overflow saturates;
@@ -16,15 +18,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from yolov5_ema.blocks.common import (
-    AttentionBlock,
-    check_bool,
-    check_positive_int,
-    nearest_divisors,
-    saturate,
-    stable_mean,
-)
+from yolov5_ema.blocks.common import AttentionBlock, check_bool, check_positive_int, nearest_divisors
 from yolov5_ema.blocks.registry import register_block
+from yolov5_ema.kernels.dispatch import check_implementation
+from yolov5_ema.kernels.ema import ema, ema_exact, ema_reference
 
 
 class _Default(int):
@@ -61,14 +58,16 @@ class EMA(AttentionBlock):
         groups: groups G the channels are split into; must divide ``channels``.
         cross_spatial: False for the ablation.
         factor: the reference's name for ``groups``; give one of the two.
+        implementation: how it is computed: auto, reference, exact, cpp or triton (`yolov5_ema.kernels.dispatch`); the
+            result is the same. The ablation is always computed as the reference.
         device, dtype: of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
 
     Raises:
-        ValueError: an option of the wrong type or below 1, groups that don't divide the channels, or
-            ``groups`` and ``factor`` given with different values.
+        ValueError: an option of the wrong type or below 1, groups that don't divide the channels, ``groups`` and
+            ``factor`` given with different values, or an unknown implementation.
 
     >>> import torch
     >>> block = EMA(64, groups=8)
@@ -78,12 +77,15 @@ class EMA(AttentionBlock):
     672
     """
 
+    implementation = "auto"  # of blocks in checkpoints from before there was a choice
+
     def __init__(
         self,
         channels: int,
         groups: int = _DEFAULT_GROUPS,
         cross_spatial: bool = True,
         factor: int | None = None,
+        implementation: str = "auto",
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -99,6 +101,7 @@ class EMA(AttentionBlock):
             groups = factor
         self.groups = check_positive_int("EMA", "groups", groups)
         self.cross_spatial = check_bool("EMA", "cross_spatial", cross_spatial)
+        self.implementation = check_implementation("EMA", implementation)
         if self.channels % self.groups:
             nearest = " or ".join(str(d) for d in nearest_divisors(self.channels, self.groups))
             raise ValueError(
@@ -112,33 +115,17 @@ class EMA(AttentionBlock):
         self.conv3x3 = nn.Conv2d(k, k, kernel_size=3, padding=1, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, c, h, w = x.shape
-        gx = x.reshape(n * self.groups, self.group_channels, h, w)  # (NG, k, H, W)
-
-        x1 = self._branch_1x1(gx)  # (NG, k, H, W), float32 at least
-        x2 = saturate(self.conv3x3(gx))  # (NG, k, H, W)
-
-        if self.cross_spatial:
-            p = stable_mean(x1, [2, 3]).flatten(2).transpose(1, 2).softmax(-1)  # (NG, 1, k)
-            q = stable_mean(x2, [2, 3]).flatten(2).transpose(1, 2).softmax(-1)  # (NG, 1, k)
-            from_3x3 = torch.matmul(p.to(x2.dtype), x2.flatten(2))  # (NG, 1, HW)
-            from_1x1 = torch.matmul(q.to(x1.dtype), x1.flatten(2))  # (NG, 1, HW)
-            attention = (from_3x3 + from_1x1).reshape(n * self.groups, 1, h, w)  # (NG, 1, H, W)
-        else:
-            attention = x1 + x2  # (NG, k, H, W)
-
-        return (gx * attention.sigmoid().to(x.dtype)).reshape(n, c, h, w)  # (N, C, H, W)
-
-    def _branch_1x1(self, gx: torch.Tensor) -> torch.Tensor:
-        h = gx.shape[2]
-        mean_w = stable_mean(gx, [3])  # (NG, k, H, 1)
-        mean_h = stable_mean(gx, [2]).transpose(2, 3)  # (NG, k, W, 1)
-        gates = self.conv1x1(torch.cat([mean_w, mean_h], dim=2).to(gx.dtype)).sigmoid()  # (NG, k, H+W, 1)
-        y = gx * gates[:, :, :h] * gates[:, :, h:].transpose(2, 3)  # (NG, k, H, W)
-        wide = torch.promote_types(y.dtype, torch.float32)
-        return torch.group_norm(
-            y.to(wide), self.group_channels, self.gn.weight.to(wide), self.gn.bias.to(wide), self.gn.eps
-        )
+        w1, b1, w3, b3 = self.conv1x1.weight, self.conv1x1.bias, self.conv3x3.weight, self.conv3x3.bias
+        gamma, beta, eps = self.gn.weight, self.gn.bias, self.gn.eps
+        assert b1 is not None and b3 is not None  # TorchScript takes a convolution's bias for optional
+        if not self.cross_spatial:
+            return ema_reference(x, w1, b1, gamma, beta, w3, b3, self.groups, eps, False)  # (N, C, H, W)
+        if torch.jit.is_scripting():
+            return ema_exact(x, w1, b1, gamma, beta, w3, b3, self.groups, eps)  # (N, C, H, W)
+        return ema(x, w1, b1, gamma, beta, w3, b3, self.groups, eps, self.implementation)  # (N, C, H, W)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, groups={self.groups}, cross_spatial={self.cross_spatial}"
+        return (
+            f"{self.channels}, groups={self.groups}, cross_spatial={self.cross_spatial}, "
+            f"implementation={self.implementation}"
+        )

@@ -1,0 +1,254 @@
+"""EMA in plain torch operations, rewritten so that nothing with k channels is convolved or kept.
+
+Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouyang et al., ICASSP 2023,
+arXiv 2305.13563. The identities behind this form are proved in docs/exact-ema.md.
+
+`ema_exact` is one differentiable expression: for TorchScript, tracing, ONNX. `forward` and `backward` are the same
+function with its derivative written out, for `yolov5_ema.kernels.ema.function`: they keep the input and three
+numbers per channel, and recompute the rest.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+def ema_exact(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    w3: torch.Tensor,
+    b3: torch.Tensor,
+    groups: int,
+    eps: float,
+) -> torch.Tensor:
+    """What `yolov5_ema.kernels.ema.reference.ema_reference` computes, at any size, of any number of images.
+
+    Arguments and result are those of `ema_reference` (with ``cross_spatial=True``). Computed in float32 at least.
+    """
+    n, c, h, w = x.shape
+    k = c // groups
+    wide = torch.promote_types(x.dtype, torch.float32)
+    gx = x.reshape(n * groups, k, h, w).to(wide)  # (NG, k, H, W)
+    w1, b1, gamma, beta, w3, b3 = (
+        w1.to(wide),
+        b1.to(wide),
+        gamma.to(wide),
+        beta.to(wide),
+        w3.to(wide),
+        b3.to(wide),
+    )
+
+    gates = _gates(torch.cat([gx.mean(3), gx.mean(2)], dim=2), w1, b1)  # (NG, k, H+W)
+    y = gx * gates[:, :, :h].unsqueeze(3) * gates[:, :, h:].unsqueeze(2)  # (NG, k, H, W)
+    normed = torch.group_norm(y, k, None, None, eps)  # (NG, k, H, W)
+    q = _weights_of_1x1(shifted_means(gx), w3, b3)  # (NG, k)
+    from_1x1 = torch.matmul((q * gamma).unsqueeze(1), normed.flatten(2)).reshape(n * groups, h, w)
+    kernel, bias = _one_output_kernel(beta, w3, b3)  # (k, 9), ()
+    attention = from_1x1 + (q * beta).sum(1).reshape(-1, 1, 1) + bias + _convolve(gx, kernel)  # (NG, H, W)
+    return (gx * attention.unsqueeze(1).sigmoid()).reshape(n, c, h, w).to(x.dtype)  # (N, C, H, W)
+
+
+def _gates(means: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor) -> torch.Tensor:
+    """sigmoid(W1 means + b1), both sides at once: (NG, k, H+W) -> the same."""
+    return (torch.matmul(w1.flatten(1), means) + b1.unsqueeze(1)).sigmoid()
+
+
+def shifted_means(gx: torch.Tensor) -> torch.Tensor:
+    """Means of (NG, k, H, W) shifted by each tap of a 3x3 kernel with zeros coming in: (NG, k, 9).
+
+    Shifting down loses the last row, shifting up the first; columns likewise. So sums do, and no map is shifted.
+    """
+    h, w = gx.shape[2], gx.shape[3]
+    total = gx.sum(2)  # (NG, k, W)
+    columns = torch.stack([total - gx[:, :, h - 1], total, total - gx[:, :, 0]], dim=2)  # (NG, k, 3, W)
+    total = columns.sum(3)  # (NG, k, 3)
+    taps = torch.stack([total - columns[:, :, :, w - 1], total, total - columns[:, :, :, 0]], dim=3)
+    return taps.flatten(2) / (h * w)
+
+
+def _weights_of_1x1(means: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor) -> torch.Tensor:
+    """softmax of the mean of the 3x3 convolution, which is linear in the shifted means: (NG, k, 9) -> (NG, k)."""
+    return torch.addmm(b3, means.flatten(1), w3.flatten(1).t()).softmax(1)
+
+
+def _one_output_kernel(
+    beta: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The 3x3 convolution's outputs weighted by softmax(beta): one kernel (k, 9) and one bias ()."""
+    p = beta.softmax(0)  # the mean of a normalised channel is its beta
+    return torch.matmul(p, w3.flatten(1)).reshape(-1, 9), torch.dot(p, b3)
+
+
+def _convolve(gx: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """One-output 3x3 convolution (NG, k, H, W) -> (NG, H, W): nine 1x1 maps, shifted and added."""
+    h, w = gx.shape[2], gx.shape[3]
+    taps = torch.matmul(kernel.t(), gx.flatten(2)).reshape(-1, 9, h, w)
+    taps = F.pad(taps, [1, 1, 1, 1])  # (NG, 9, H+2, W+2)
+    out = taps[:, 4, 1 : h + 1, 1 : w + 1]
+    for u in range(3):
+        for v in range(3):
+            if 3 * u + v != 4:
+                out = out + taps[:, 3 * u + v, u : u + h, v : v + w]
+    return out
+
+
+class _Group(NamedTuple):
+    """What forward and backward both start from."""
+
+    gx: torch.Tensor  # (NG, k, H, W)
+    means: torch.Tensor  # (NG, k, H+W), of rows, then of columns
+    a: torch.Tensor  # (NG, k, H, 1)
+    c: torch.Tensor  # (NG, k, 1, W)
+
+
+def _describe(x: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, groups: int) -> _Group:
+    n, c, h, w = x.shape
+    gx = x.reshape(n * groups, c // groups, h, w).to(w1.dtype)
+    means = torch.cat([gx.mean(3), gx.mean(2)], dim=2)
+    gates = _gates(means, w1, b1)
+    return _Group(gx, means, gates[:, :, :h].unsqueeze(3), gates[:, :, h:].unsqueeze(2))
+
+
+def forward(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    w3: torch.Tensor,
+    b3: torch.Tensor,
+    groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output, and what `backward` wants to be given again.
+
+    Args:
+        x: (N, C, H, W), any floating dtype.
+        w1, b1, gamma, beta, w3, b3: as for `ema_exact`; all of one dtype, float32 or float64, which is computed in.
+        groups, eps: as for `ema_exact`.
+
+    Returns:
+        The output (N, C, H, W) in the dtype of ``x``, and (NG, 3, k): mean of y, 1 / its deviation, and q.
+    """
+    group = _describe(x, w1, b1, groups)
+    y = (group.gx * group.a).mul_(group.c)  # (NG, k, H, W)
+    mu = y.mean((2, 3))  # (NG, k)
+    y -= mu[:, :, None, None]
+    pixels = y.shape[2] * y.shape[3]
+    rstd = (torch.linalg.vector_norm(y, dim=(2, 3)).square() / pixels + eps).rsqrt()
+    q = _weights_of_1x1(shifted_means(group.gx), w3, b3)
+    stats = torch.stack([mu, rstd, q], dim=1)
+    gate = _gate(group, y, stats, gamma, beta, w3, b3)
+    return (group.gx * gate).reshape(x.shape).to(x.dtype), stats
+
+
+def _gate(
+    group: _Group,
+    centred: torch.Tensor,
+    stats: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    w3: torch.Tensor,
+    b3: torch.Tensor,
+) -> torch.Tensor:
+    """sigmoid(map) (NG, 1, H, W), given y minus its mean."""
+    _, rstd, q = stats.unbind(1)
+    kernel, bias = _one_output_kernel(beta, w3, b3)
+    from_1x1 = torch.matmul((q * gamma * rstd).unsqueeze(1), centred.flatten(2))  # (NG, 1, HW)
+    attention = _convolve(group.gx, kernel).add_(from_1x1.reshape(-1, *centred.shape[2:]))
+    return attention.add_((torch.mv(q, beta) + bias)[:, None, None]).sigmoid_().unsqueeze(1)
+
+
+def backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    stats: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    w3: torch.Tensor,
+    b3: torch.Tensor,
+    groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of `forward`'s output times ``grad`` (N, C, H, W).
+
+    Returns:
+        Of ``x``, in its dtype; of w1, b1, gamma, beta, w3, b3, in theirs.
+    """
+    group = _describe(x, w1, b1, groups)
+    gx, _, a, c = group
+    n, k, h, w = gx.shape
+    pixels = h * w
+    mu, rstd, q = stats.unbind(1)  # (NG, k) each
+    centred = (gx * a).mul_(c).sub_(mu[:, :, None, None])  # (NG, k, H, W)
+    gate = _gate(group, centred, stats, gamma, beta, w3, b3)  # (NG, 1, H, W)
+    kernel, _ = _one_output_kernel(beta, w3, b3)
+
+    g = grad.reshape(gx.shape).to(gx.dtype)
+    d = (g * gx).sum(1, keepdim=True) * gate * (1 - gate)  # gradient of the map (NG, 1, H, W)
+    sum_d = d.sum((2, 3))  # (NG, 1)
+    shifted = _shifts(d)  # (NG, 9, HW)
+    taps = torch.bmm(gx.flatten(2), shifted.transpose(1, 2))  # (NG, k, 9)
+    inner = rstd * torch.bmm(centred.flatten(2), d.reshape(n, pixels, 1)).squeeze(2)  # (NG, k)
+
+    p = beta.softmax(0)
+    dp = torch.addmm(b3 * sum_d, taps.flatten(1), w3.flatten(1).t())  # (NG, k)
+    dp = p * (dp - torch.mv(dp, p)[:, None])
+    dq = gamma * inner + beta * sum_d
+    d_logits = q * (dq - (q * dq).sum(1, keepdim=True))  # (NG, k)
+    d_gamma = (q * inner).sum(0)
+    d_beta = (dp + q * sum_d).sum(0)
+    d_b3 = (p * sum_d + d_logits).sum(0)
+    d_w3 = torch.outer(p, taps.sum(0).flatten()) + torch.mm(d_logits.t(), shifted_means(gx).flatten(1))
+
+    scale = rstd * gamma * q  # (NG, k)
+    slope = scale * rstd * inner / pixels
+    dy = centred.mul_(-slope[:, :, None, None]).add_(
+        scale[:, :, None, None] * (d - d.mean((2, 3), keepdim=True))
+    )
+    dyx = dy * gx
+    d_a = torch.matmul(dyx, c.transpose(2, 3)) * a * (1 - a)  # (NG, k, H, 1)
+    d_c = torch.matmul(a.transpose(2, 3), dyx) * c * (1 - c)  # (NG, k, 1, W)
+    arguments = torch.cat([d_a.squeeze(3), d_c.squeeze(2)], dim=2)  # (NG, k, H+W)
+    d_w1 = torch.bmm(arguments, group.means.transpose(1, 2)).sum(0)
+    d_b1 = arguments.sum((0, 2))
+    d_means = torch.matmul(w1.flatten(1).t(), arguments)  # (NG, k, H+W)
+
+    dx = torch.matmul(kernel, shifted).reshape(gx.shape)
+    dx += dy.mul_(a).mul_(c)
+    dx += g * gate
+    dx += (d_means[:, :, :h] / w).unsqueeze(3)
+    dx += (d_means[:, :, h:] / h).unsqueeze(2)
+    dx += _spread(torch.mm(d_logits, w3.flatten(1)).reshape(n, k, 3, 3) / pixels, h, w)
+    return (
+        dx.reshape(x.shape).to(x.dtype),
+        d_w1.reshape(w1.shape),
+        d_b1,
+        d_gamma,
+        d_beta,
+        d_w3.reshape(w3.shape),
+        d_b3,
+    )
+
+
+def _shifts(d: torch.Tensor) -> torch.Tensor:
+    """(NG, 1, H, W) as each tap of a 3x3 convolution hands it back: (NG, 9, HW)."""
+    h, w = d.shape[2], d.shape[3]
+    padded = F.pad(d, [1, 1, 1, 1])
+    taps = [padded[:, :, 2 - u : 2 - u + h, 2 - v : 2 - v + w] for u in range(3) for v in range(3)]
+    return torch.cat(taps, dim=1).flatten(2)
+
+
+def _spread(taps: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """Each pixel's sum of the taps (NG, k, 3, 3) that see it: (NG, k, H, W). Backward of `shifted_means`."""
+    rows, columns = taps.new_ones(h, 3), taps.new_ones(3, w)
+    rows[h - 1, 0] = rows[0, 2] = columns[0, w - 1] = columns[2, 0] = 0
+    return torch.matmul(torch.matmul(rows, taps), columns)

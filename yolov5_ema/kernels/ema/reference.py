@@ -1,0 +1,62 @@
+"""EMA as the paper writes it: the oracle that every other form is tested against.
+
+Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouyang et al., ICASSP 2023,
+arXiv 2305.13563. Reference implementation: https://github.com/YOLOonMe/EMA-attention-module
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from yolov5_ema.kernels.numerics import saturate, stable_mean
+
+
+def ema_reference(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    w3: torch.Tensor,
+    b3: torch.Tensor,
+    groups: int,
+    eps: float,
+    cross_spatial: bool = True,
+) -> torch.Tensor:
+    """Section 3.2 of the paper, step by step.
+
+    Args:
+        x: feature map (N, C, H, W), any floating dtype.
+        w1, b1: of the shared 1x1 convolution, (k, k, 1, 1) and (k,), with k = C / groups.
+        gamma, beta: of the GroupNorm that normalises each channel by itself, (k,).
+        w3, b3: of the 3x3 convolution, (k, k, 3, 3) and (k,).
+        groups: groups G the channels are split into.
+        eps: of the GroupNorm.
+        cross_spatial: False for the ablation EMA_no, see `yolov5_ema.blocks.EMA`.
+
+    Returns:
+        (N, C, H, W) in the dtype of ``x``.
+    """
+    n, c, h, w = x.shape
+    k = c // groups
+    gx = x.reshape(n * groups, k, h, w)  # (NG, k, H, W)
+
+    mean_w = stable_mean(gx, [3])  # (NG, k, H, 1)
+    mean_h = stable_mean(gx, [2]).transpose(2, 3)  # (NG, k, W, 1)
+    gates = F.conv2d(torch.cat([mean_w, mean_h], dim=2).to(gx.dtype), w1, b1).sigmoid()  # (NG, k, H+W, 1)
+    y = gx * gates[:, :, :h] * gates[:, :, h:].transpose(2, 3)  # (NG, k, H, W)
+    wide = torch.promote_types(y.dtype, torch.float32)
+    x1 = torch.group_norm(y.to(wide), k, gamma.to(wide), beta.to(wide), eps)  # (NG, k, H, W)
+    x2 = saturate(F.conv2d(gx, w3, b3, padding=1))  # (NG, k, H, W)
+
+    if cross_spatial:
+        p = stable_mean(x1, [2, 3]).flatten(2).transpose(1, 2).softmax(-1)  # (NG, 1, k)
+        q = stable_mean(x2, [2, 3]).flatten(2).transpose(1, 2).softmax(-1)  # (NG, 1, k)
+        from_3x3 = torch.matmul(p.to(x2.dtype), x2.flatten(2))  # (NG, 1, HW)
+        from_1x1 = torch.matmul(q.to(x1.dtype), x1.flatten(2))  # (NG, 1, HW)
+        attention = (from_3x3 + from_1x1).reshape(n * groups, 1, h, w)  # (NG, 1, H, W)
+    else:
+        attention = x1 + x2  # (NG, k, H, W)
+
+    return (gx * attention.sigmoid().to(x.dtype)).reshape(n, c, h, w)  # (N, C, H, W)

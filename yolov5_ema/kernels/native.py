@@ -1,0 +1,129 @@
+"""The C++ kernels: compiled on first use, kept for later processes, done without where there is no compiler.
+
+The sources (``cpp/``) include nothing of torch or Python, so that compiling takes two seconds and the
+library fits any version of either. It is built for this processor and kept under a name that holds a hash of sources,
+compiler, flags and processor: another machine that shares the folder builds its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+CACHE_ENV = "YOLOV5_EMA_CACHE"
+
+_SOURCES = Path(__file__).parent / "cpp"
+_COMPILERS = ("c++", "g++", "clang++")
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+_TIMEOUT_S = 300
+# the first that compiles and loads is taken; linking without -fopenmp leaves the runtime to be the one that torch has
+# loaded: two of them would wait for each other's cores
+_VARIANTS = (
+    (("-march=native", "-fopenmp"), ()),
+    (("-march=native", "-fopenmp"), ("-fopenmp",)),
+    (("-march=native",), ()),
+    ((), ()),
+)
+
+
+class Library(NamedTuple):
+    """The loaded library, or None and why."""
+
+    handle: ctypes.CDLL | None
+    reason: str
+
+
+@functools.cache
+def library() -> Library:
+    """The kernels, compiled if they are not there yet. Never raises."""
+    try:
+        return _find_or_build()
+    except (OSError, subprocess.SubprocessError) as error:
+        return Library(None, f"no C++ kernels: {error}")
+
+
+def _find_or_build() -> Library:
+    compiler = _compiler()
+    if compiler is None:
+        return Library(None, f"no C++ compiler found ({', '.join(_COMPILERS)}, or CXX)")
+    reason = "no variant was tried"
+    for compile_flags, link_flags in _VARIANTS:
+        with tempfile.TemporaryDirectory(prefix="yolov5-ema-") as scratch:
+            folder = _cache_folder() or Path(scratch)
+            file = folder / f"kernels-{_fingerprint(compiler, compile_flags, link_flags)}.so"
+            try:
+                if not file.exists():
+                    _build(compiler, compile_flags, link_flags, file)
+                return Library(ctypes.CDLL(str(file)), f"{file}, by {compiler} {' '.join(compile_flags)}")
+            except subprocess.CalledProcessError as error:
+                reason = f"{compiler} fails: {(error.stderr or '').strip().splitlines()[-1:]}"
+            except OSError as error:
+                reason = f"the compiled library does not load: {error}"
+    return Library(None, reason)
+
+
+def _compiler() -> str | None:
+    if sys.platform == "win32":
+        return None  # the sources want GCC's or Clang's flags
+    for name in (os.environ.get("CXX", ""), *_COMPILERS):
+        if name and shutil.which(name):
+            return name
+    return None
+
+
+def _cache_folder() -> Path | None:
+    """Where libraries are kept; None if others could put one there, or nothing can be written."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get(CACHE_ENV) or Path(base) / "yolov5-ema")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:
+        return None
+    is_private = status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return folder if is_private and os.access(folder, os.W_OK) else None
+
+
+def _fingerprint(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...]) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_TIMEOUT_S).stdout
+    parts = [version, repr((_FLAGS, compile_flags, link_flags, platform.machine())).encode(), _processor()]
+    parts += [file.read_bytes() for file in sorted(_SOURCES.iterdir()) if file.suffix in (".cpp", ".h")]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+
+
+def _processor() -> bytes:
+    """What -march=native looks at, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor().encode()
+    lines = info.read_bytes().splitlines()
+    return b"\n".join(
+        sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))})
+    )
+
+
+def _build(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...], file: Path) -> None:
+    """Compile beside ``file`` and move it there, so that other processes find it whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".build-") as folder:
+        objects = []
+        for source in sorted(_SOURCES.glob("*.cpp")):
+            objects.append(str(Path(folder) / f"{source.stem}.o"))
+            _run([compiler, *_FLAGS, *compile_flags, "-c", str(source), "-o", objects[-1]])
+        draft = Path(folder) / file.name
+        _run([compiler, "-shared", *link_flags, *objects, "-o", str(draft)])
+        os.replace(draft, file)
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL
+    )
