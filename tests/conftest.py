@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,20 @@ settings.register_profile("same cases", derandomize=True)
 settings.load_profile("same cases")
 
 NAMES = ("disc", "box", "cross")
+
+
+def randomise(module: Any, seed: int = 0) -> Any:
+    """Every parameter and buffer away from its initial value, running variances positive."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.copy_(0.5 + noise.abs() if name.endswith("running_var") else 0.6 * noise)
+    return module
 
 
 def write_tiny_set(folder: Path, train: int = 8, val: int = 4, imgsz: int = 96) -> Path:

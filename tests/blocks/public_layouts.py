@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from conftest import randomise  # noqa: F401
 from torch import nn
 
 
@@ -86,18 +87,6 @@ PUBLIC = {
     "SA": PublicSA,
     "SE": PublicSE,
 }
-
-
-def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter and buffer away from its initial value, running variances positive."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if not tensor.is_floating_point():
-                continue
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            tensor.copy_(0.5 + noise.abs() if name.endswith("running_var") else 0.6 * noise)
-    return module
 
 
 # block, channels, options: defaults and others, one channel per group, hidden sizes that don't divide evenly

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import platform
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from yolov5_ema import __version__
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.errors import UserError
 
-SUMMARY = "print versions, the YOLOv5 found, and which quirks are on and why"
+SUMMARY = "print versions, the YOLOv5 found, which implementations and quirks are on and why"
 
 _PACKAGES = (
     "torch", "torchvision", "numpy", "opencv-python", "Pillow", "pandas", "matplotlib", "setuptools", "PyYAML",
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     for name in _PACKAGES:
         print(f"{name:<13}{_version(name)}")
     _print_torch()
+    _print_implementations()
     load_plugins()
     return _print_engine()
 
@@ -48,6 +50,16 @@ def _print_torch() -> None:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     print(f"GPU          {gpu}")
     print(f"CPU threads  {torch.get_num_threads()}")
+
+
+def _print_implementations() -> None:
+    from yolov5_ema.kernels import dispatch
+
+    asked = os.environ.get(dispatch.ENV)
+    if asked:
+        print(f"{dispatch.ENV}={asked}")
+    for device, (name, reason) in dispatch.survey("EMA").items():
+        print(f"EMA on {device:<6}{name}: {reason}")
 
 
 def _print_engine() -> int:

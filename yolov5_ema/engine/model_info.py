@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yolov5_ema.engine import shim
 from yolov5_ema.engine.dry_run import check_model, quiet
+from yolov5_ema.kernels.dispatch import forced
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ def model_info(cfg: str | Path, nc: int | None = None, imgsz: int = 640) -> Mode
     """Build a model from its YAML and count it.
 
     Operations are those of convolutions and matrix products, counted by torch's own `FlopCounterMode` as
-    they run on the meta device. It sees the batch dimension, into which EMA folds its groups; counters
-    that take a layer's shape at batch 1 (thop's figure in YOLOv5's summary line) miss most of EMA.
+    they run on the meta device, EMA in the paper's form (what runs needs fewer: docs/exact-ema.md). It sees the
+    batch dimension, into which EMA folds its groups; counters that take a layer's shape at batch 1 (thop's figure in
+    YOLOv5's summary line) miss most of EMA.
     Normalisation and activations are not counted.
 
     Args:
@@ -90,7 +92,7 @@ def _count(model: torch.nn.Module, imgsz: int) -> tuple[dict[str, int], dict[int
         module.register_forward_hook(lambda _m, _i, out, index=index: shapes.update({index: _shape(out)}))
     # in training mode Detect builds no grids, and its convolutions are the same
     model = model.to("meta").train()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with forced("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, imgsz, imgsz, device="meta"))
     by_name = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return {**by_name, "Global": counter.get_total_flops()}, shapes

@@ -121,6 +121,17 @@ def choose(
     return Choice("exact", obstacle)
 
 
+def survey(block: str) -> dict[str, Choice]:
+    """What would run on each kind of device for float32, as far as it is here; "-" where it isn't."""
+    found = {"cpu": choose(block, "auto", "cpu", torch.float32)}
+    if found["cpu"].name == "cpp":
+        found["cpu"] = Choice("cpp", f"{found['cpu'].reason}; {native.library().reason}")
+    found["cuda"] = Choice("-", "no GPU that torch can use")
+    if torch.cuda.is_available():
+        found["cuda"] = choose(block, "auto", "cuda", torch.float32)
+    return found
+
+
 def needs_plain_operations() -> str:
     """Why the moment allows only operations that others can look into; empty if it doesn't."""
     if torch.jit.is_tracing():

@@ -65,7 +65,9 @@ def _find_or_build() -> Library:
                     _build(compiler, compile_flags, link_flags, file)
                 return Library(ctypes.CDLL(str(file)), f"{file}, by {compiler} {' '.join(compile_flags)}")
             except subprocess.CalledProcessError as error:
-                reason = f"{compiler} fails: {(error.stderr or '').strip().splitlines()[-1:]}"
+                reason = f"{compiler} fails: {(error.stderr or 'without a word').strip().splitlines()[-1]}"
+            except FileNotFoundError:
+                reason = f"{compiler} fails: it wrote no library"
             except OSError as error:
                 reason = f"the compiled library does not load: {error}"
     return Library(None, reason)

@@ -42,8 +42,9 @@ def backward(
     flat = _flatten(parameters)
     sums = torch.zeros(flat.shape, dtype=torch.float64)
     _call("ema_backward", work.dtype, (grad, work, stats, flat, dx, sums), n * groups, k, h, w, eps)
-    pieces = sums.to(work.dtype).split([p.numel() for p in parameters])
-    return (dx.to(x.dtype), *(piece.reshape(p.shape) for piece, p in zip(pieces, parameters)))
+    pieces = sums.split([p.numel() for p in parameters])
+    grads = [piece.reshape(p.shape).to(p.dtype, copy=True) for piece, p in zip(pieces, parameters)]
+    return (dx.to(x.dtype), *grads)
 
 
 def _flatten(parameters: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -1,0 +1,156 @@
+"""The C++ library: found again, rebuilt where it must be, and done without, silently, where it cannot be had."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY, randomise
+
+from yolov5_ema.blocks import EMA
+from yolov5_ema.kernels import dispatch, native
+
+needs_compiler = pytest.mark.skipif(native.library().handle is None, reason=native.library().reason)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv(native.CACHE_ENV, str(folder))
+    return folder
+
+
+def compiler_script(folder, text):
+    file = folder / "compiler"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+
+
+def test_no_compiler(no_compiler, cache):
+    found = native._find_or_build()
+    assert found.handle is None and found.reason.startswith(
+        "no C++ compiler found (c++, g++, clang++, or CXX)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("echo broken >&2; exit 1", "compiler fails: broken"),
+        ("exit 0", "fails: it wrote no library"),
+        ('while [ $# -gt 1 ]; do shift; done; echo text > "$1"', "does not load"),
+    ],
+    ids=["fails", "writes nothing", "writes no library"],
+)
+def test_a_broken_compiler(text, reason, monkeypatch, cache, tmp_path):
+    monkeypatch.setenv("CXX", compiler_script(tmp_path, text))
+    found = native._find_or_build()
+    assert found.handle is None and reason in found.reason
+    assert not [file for file in cache.iterdir() if file.name.startswith(".")], "drafts are gone"
+
+
+def test_without_a_compiler_a_block_gives_the_same(tmp_path):
+    """A whole process: nothing printed, the same values as the C++ kernel's, and doctor's reason is said."""
+    code = (
+        "import torch; from yolov5_ema.blocks import EMA; from yolov5_ema.kernels import dispatch;"
+        "torch.manual_seed(0);"
+        "b = EMA(64, groups=8); x = torch.randn(2, 64, 9, 7, requires_grad=True); y = b(x); y.sum().backward();"
+        "print(y.double().abs().sum().item(), x.grad.double().abs().sum().item(), dispatch.survey('EMA')['cpu'].name)"
+    )
+    results = {}
+    for path in (str(tmp_path), os.environ["PATH"]):
+        environment = {
+            **os.environ,
+            "PATH": path,
+            "PYTHONPATH": str(REPOSITORY),
+            native.CACHE_ENV: str(tmp_path),
+        }
+        environment.pop("CXX", None)
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        *values, name = done.stdout.split()
+        results[name] = [float(v) for v in values]
+    assert results.keys() == {"exact", (native.library().handle and "cpp") or "exact"}
+    first, *rest = results.values()
+    assert all(values == pytest.approx(first, rel=1e-6) for values in rest)
+
+
+@needs_compiler
+def test_built_once_and_kept(cache, monkeypatch):
+    assert native._find_or_build().handle is not None
+    (file,) = cache.iterdir()
+    written = file.stat().st_mtime_ns
+    monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("built again"))
+    assert str(file) in native._find_or_build().reason
+    assert file.stat().st_mtime_ns == written
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+
+
+@needs_compiler
+def test_the_name_follows_sources_flags_and_processor(monkeypatch):
+    compiler = native._compiler()
+    names = {native._fingerprint(compiler, (), ()), native._fingerprint(compiler, ("-march=native",), ())}
+    monkeypatch.setattr(native, "_processor", lambda: b"another")
+    names.add(native._fingerprint(compiler, (), ()))
+    assert len(names) == 3
+    assert native._fingerprint(compiler, (), ()) in names
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+def test_a_folder_that_others_can_write_to_is_not_trusted(cache):
+    cache.mkdir()
+    cache.chmod(0o777)
+    assert native._cache_folder() is None
+    cache.chmod(0o755)
+    assert native._cache_folder() == cache
+
+
+def test_a_folder_that_cannot_be_made(cache):
+    cache.write_text("a file")
+    assert native._cache_folder() is None
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_without_a_folder_it_is_built_for_the_process(cache, monkeypatch):
+    monkeypatch.setattr(native, "_cache_folder", lambda: None)
+    assert native._find_or_build().handle is not None
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_four_processes_build_at_once(tmp_path):
+    code = "from yolov5_ema.kernels import native; assert native.library().handle, native.library().reason"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), native.CACHE_ENV: str(tmp_path / "cache")}
+    running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(4)]
+    assert [process.wait() for process in running] == [0] * 4
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", range(len(native._VARIANTS)))
+def test_every_variant_gives_the_same(variant, monkeypatch, cache):
+    """With and without OpenMP, with and without this processor's own instructions."""
+    block = randomise(EMA(32, groups=4))
+    x = torch.randn(2, 32, 9, 7, generator=torch.Generator().manual_seed(0))
+    with dispatch.forced("reference"):
+        expected = block(x)
+    monkeypatch.setattr(native, "_VARIANTS", native._VARIANTS[variant : variant + 1])
+    found = native._find_or_build()
+    if found.handle is None:
+        pytest.skip(found.reason)
+    monkeypatch.setattr(native, "library", lambda: found)
+    with dispatch.forced("cpp"):
+        torch.testing.assert_close(block(x), expected, atol=2e-6, rtol=0)
