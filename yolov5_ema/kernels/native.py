@@ -57,6 +57,10 @@ def library() -> Library:
 
 
 def _find_or_build() -> Library:
+    if sys.platform == "win32":
+        return Library(
+            None, "the C++ kernels are not built on Windows"
+        )  # the sources want GCC's or Clang's flags
     compiler = _compiler()
     if compiler is None:
         return Library(None, f"no C++ compiler found ({', '.join(_COMPILERS)}, or CXX)")
@@ -79,8 +83,6 @@ def _find_or_build() -> Library:
 
 
 def _compiler() -> str | None:
-    if sys.platform == "win32":
-        return None  # the sources want GCC's or Clang's flags
     for name in (os.environ.get("CXX", ""), *_COMPILERS):
         if name and shutil.which(name):
             return name
