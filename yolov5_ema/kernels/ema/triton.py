@@ -936,6 +936,6 @@ def backward(
 def _unpack(partial: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Parameter gradients from what the groups wrote, (NG, 10 k^2 + 4 k); an operator's results share no memory."""
     sizes = [k * k, k, k, k, 9 * k * k, k]
-    pieces: Any = torch.split_with_sizes_copy(partial.sum(0), sizes)
-    w1, b1, gamma, beta, w3, b3 = pieces
+    split: Any = torch.split_with_sizes_copy  # typed for its out= form only
+    w1, b1, gamma, beta, w3, b3 = split(partial.sum(0), sizes)
     return w1.view(k, k, 1, 1), b1, gamma, beta, w3.view(k, k, 3, 3), b3
