@@ -3,6 +3,8 @@
 Paper: "CBAM: Convolutional Block Attention Module", Woo et al., ECCV 2018, arXiv 1807.06521.
 Reference implementation: https://github.com/Jongchan/attention-module
 
+How its passes over the feature map are computed is the business of `yolov5_ema.kernels.cbam`.
+
 Deviations: names of the parameters (the reference's are mapped when a state dict is loaded); means are summed
 in float32 for half-precision inputs, and float16 overflow saturates; a single pixel in training mode works,
 see CBAM.
@@ -22,9 +24,10 @@ from yolov5_ema.blocks.common import (
     check_positive_int,
     check_reduction,
     saturate,
-    stable_mean,
 )
 from yolov5_ema.blocks.registry import register_block
+from yolov5_ema.kernels.cbam import cbam, maps, pool, scale
+from yolov5_ema.kernels.dispatch import check_implementation
 
 
 class _ChannelGate(nn.Module):
@@ -38,10 +41,17 @@ class _ChannelGate(nn.Module):
         self.fc2 = nn.Linear(hidden, channels, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = stable_mean(x, [2, 3]).flatten(1).to(x.dtype)  # (N, C)
-        peak = x.amax([2, 3])  # (N, C)
+        mean, peak = pool(x)  # (N, C) each
+        return scale(x, self.gate(mean, peak).to(x.dtype))  # (N, C, H, W)
+
+    def gate(self, mean: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:
+        """The gate (N, C) from means and maxima of the channels."""
         score = self._mlp(mean) + self._mlp(peak)  # (N, C)
-        return x * score.sigmoid().to(x.dtype)[:, :, None, None]  # (N, C, H, W)
+        return score.sigmoid()
+
+    def gate_of_both(self, pooled: torch.Tensor) -> torch.Tensor:
+        """The same from both in one tensor (2, N, C), in half as many steps."""
+        return self._mlp(pooled).sum(0).sigmoid()  # (N, C)
 
     def _mlp(self, v: torch.Tensor) -> torch.Tensor:
         hidden = saturate(self.fc1(v)).relu()  # (N, hidden)
@@ -60,15 +70,17 @@ class _SpatialGate(nn.Module):
         self.bn = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        peak = x.amax([1], keepdim=True)  # (N, 1, H, W)
-        mean = stable_mean(x, [1]).to(x.dtype)  # (N, 1, H, W)
-        score = saturate(self.conv(torch.cat([peak, mean], dim=1)))  # (N, 1, H, W)
+        return x * self.squash(self.conv(maps(x))).to(x.dtype)  # (N, C, H, W)
+
+    def squash(self, score: torch.Tensor) -> torch.Tensor:
+        """The gate (N, 1, H, W) from the convolved maps."""
+        score = saturate(score)
         if self.training and score.numel() == 1:  # one value has no batch statistics: take the running ones
             bn = self.bn
             score = F.batch_norm(score, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
         else:
             score = self.bn(score)
-        return x * score.sigmoid().to(x.dtype)  # (N, C, H, W)
+        return score.sigmoid()
 
 
 @register_block(paper="Woo et al., ECCV 2018, arXiv 1807.06521")
@@ -87,18 +99,23 @@ class CBAM(AttentionBlock):
         channels: channels C of the feature map.
         reduction: the MLP's hidden channels are ``channels // reduction``.
         kernel_size: side of the spatial gate's convolution, odd.
+        implementation: how it is computed: auto, reference, exact or cpp (`yolov5_ema.kernels.dispatch`); the result
+            is the same.
         device, dtype: of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
 
     Raises:
-        ValueError: an option that is no integer or below 1, a reduction above the channels, an even kernel.
+        ValueError: an option that is no integer or below 1, a reduction above the channels, an even kernel,
+            or an unknown implementation.
 
     >>> import torch
     >>> CBAM(64, reduction=8)(torch.rand(2, 64, 20, 12)).shape
     torch.Size([2, 64, 20, 12])
     """
+
+    implementation = "auto"  # of blocks in checkpoints from before there was a choice
 
     reference_names: ClassVar[dict[str, str]] = {
         "ChannelGate.mlp.1": "channel_gate.fc1",
@@ -112,6 +129,7 @@ class CBAM(AttentionBlock):
         channels: int,
         reduction: int = 16,
         kernel_size: int = 7,
+        implementation: str = "auto",
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -120,11 +138,17 @@ class CBAM(AttentionBlock):
         self.channels = check_positive_int("CBAM", "channels", channels)
         self.reduction = check_reduction("CBAM", self.channels, reduction)
         self.kernel_size = check_odd_kernel("CBAM", kernel_size)
+        self.implementation = check_implementation("CBAM", implementation)
         self.channel_gate = _ChannelGate(self.channels, self.channels // self.reduction, device, dtype)
         self.spatial_gate = _SpatialGate(self.kernel_size, device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.spatial_gate(self.channel_gate(x))  # (N, C, H, W)
+        if torch.jit.is_scripting():
+            return self.spatial_gate(self.channel_gate(x))  # (N, C, H, W)
+        return cbam(x, self.channel_gate, self.spatial_gate, self.implementation)  # (N, C, H, W)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, reduction={self.reduction}, kernel_size={self.kernel_size}"
+        return (
+            f"{self.channels}, reduction={self.reduction}, kernel_size={self.kernel_size}, "
+            f"implementation={self.implementation}"
+        )

@@ -1,0 +1,119 @@
+"""CBAM's function (Woo et al., ECCV 2018, arXiv 1807.06521), by whichever implementation fits.
+
+Its two gates hold the small parts, which stay the block's own modules; what touches the whole feature map is here.
+``exact`` has those passes as plain operations and their derivatives, ``cpp`` as kernels; ``function`` makes them
+known to autograd.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from yolov5_ema.kernels.cbam import cpp
+from yolov5_ema.kernels.cbam.exact import maps, pool, scale
+from yolov5_ema.kernels.cbam.function import Apply, Convolve, Maps, Pool, Step
+from yolov5_ema.kernels.dispatch import choose, needs_plain_operations
+
+__all__ = ["cbam", "maps", "pool", "scale"]
+
+
+def cbam(
+    x: torch.Tensor, channel_gate: nn.Module, spatial_gate: nn.Module, implementation: str = "auto"
+) -> torch.Tensor:
+    """``spatial_gate(channel_gate(x))``, in fewer passes and keeping less for backward.
+
+    Args:
+        x: feature map (N, C, H, W), any floating dtype.
+        channel_gate: scales channels; its ``gate`` makes (N, C) of their means and maxima, by ``fc1`` and ``fc2``.
+        spatial_gate: scales pixels; its ``conv`` makes (N, 1, H, W) of the maps (N, 2, H, W), and its ``squash`` the
+            gate of that.
+        implementation: one of `yolov5_ema.kernels.dispatch.CHOICES`. The kernels are for float32 and float64 and want
+            (N, C, H, W) in that order in memory: channels_last takes the plain operations, which keep it.
+
+    Returns:
+        (N, C, H, W) in the dtype of ``x``.
+
+    Raises:
+        UserError: a kernel was asked for on its own device and cannot run there; or the environment variable
+            ``YOLOV5_EMA_IMPLEMENTATION`` holds no implementation's name.
+    """
+    offered = ("reference", "exact", "cpp") if _suits_kernels(x) else ("reference", "exact")
+    name = choose("CBAM", implementation, x.device.type, x.dtype, offered).name
+    if name == "reference" or _wants_modules(x, channel_gate, spatial_gate):
+        return spatial_gate(channel_gate(x))
+    if torch.is_grad_enabled() and _requires_grad(x, channel_gate, spatial_gate):
+        return _differentiable(x, channel_gate, spatial_gate, kernel=name == "cpp")
+    if name == "exact":
+        return spatial_gate(channel_gate(x))
+    return _by_kernels(x.contiguous(), channel_gate, spatial_gate)
+
+
+def _suits_kernels(x: torch.Tensor) -> bool:
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return x.dtype in cpp.NAMES and not is_channels_last and type(x) in (torch.Tensor, nn.Parameter)
+
+
+def _wants_modules(x: torch.Tensor, *gates: nn.Module) -> bool:
+    """Whether the gates must be called as a whole: operators are wanted that others know, or someone watches."""
+    if torch.compiler.is_compiling() or needs_plain_operations() or x.numel() == 0:
+        return True
+    return any(_is_watched(gate) for gate in gates)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
+
+
+def _requires_grad(x: torch.Tensor, *gates: nn.Module) -> bool:
+    return x.requires_grad or any(p.requires_grad for gate in gates for p in gate.parameters())
+
+
+def _differentiable(x: torch.Tensor, channel_gate: Any, spatial_gate: Any, kernel: bool) -> torch.Tensor:
+    step = Step(kernel)
+    x, pooled, ticket, map_ticket = Pool.apply(x.contiguous() if kernel else x, step)
+    gate_c = _gate_of_channels(pooled, channel_gate)  # (N, C)
+    y, maps_of_y = Maps.apply(x, gate_c, map_ticket, step)
+    gate_s = spatial_gate.squash(_convolved(maps_of_y, spatial_gate.conv, kernel))  # (N, 1, H, W)
+    return Apply.apply(y, x, gate_c, gate_s.to(x.dtype), ticket, step)
+
+
+def _by_kernels(x: torch.Tensor, channel_gate: Any, spatial_gate: Any) -> torch.Tensor:
+    pooled, _ = cpp.pool(x, count_ties=False)
+    gate_c = _gate_of_channels(pooled, channel_gate).contiguous()  # (N, C)
+    maps_of_y, _ = cpp.maps(x, gate_c, count_ties=False)
+    gate_s = spatial_gate.squash(_convolved(maps_of_y, spatial_gate.conv, kernel=True))  # (N, 1, H, W)
+    return cpp.apply(x, gate_c, gate_s.to(x.dtype).contiguous())
+
+
+def _gate_of_channels(pooled: torch.Tensor, gate: Any) -> torch.Tensor:
+    """From means and maxima (2, N, C): both through the layers at once, unless those might tell the difference."""
+    if _is_untouched(gate.fc1, nn.Linear) and _is_untouched(gate.fc2, nn.Linear):
+        return gate.gate_of_both(pooled).to(pooled.dtype)
+    return gate.gate(pooled[0], pooled[1]).to(pooled.dtype)
+
+
+def _convolved(maps: torch.Tensor, conv: Any, kernel: bool) -> torch.Tensor:
+    """``conv(maps)``, by the kernel where that is all that is asked."""
+    suits = kernel and _is_untouched(conv, nn.Conv2d) and _is_the_papers(conv)
+    if not suits or conv.weight.dtype != maps.dtype or torch.is_autocast_enabled("cpu"):
+        return conv(maps)
+    return Convolve.apply(maps, conv.weight)
+
+
+def _is_the_papers(conv: nn.Conv2d) -> bool:
+    k = conv.weight.shape[2]
+    size, geometry = (1, 2, k, k), (conv.stride, conv.dilation, conv.padding, conv.padding_mode)
+    return (
+        conv.bias is None
+        and conv.weight.shape == size
+        and geometry == ((1, 1), (1, 1), (k // 2, k // 2), "zeros")
+    )
+
+
+def _is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether it is what the block was built with, and nobody watches it."""
+    return type(layer) is kind and not _is_watched(layer)

@@ -1,0 +1,141 @@
+"""CBAM's passes over the feature map as functions that autograd knows: they keep x, and what is small beside it.
+
+In plain operations x goes through `Pool`, `Maps` and `Apply` in turn, as itself, so that its gradient comes back
+through them in turn and is added to. From `Maps` on it stands for y = x * gate_c, which is never kept.
+
+With the kernels the gradient of x is written once, in one pass, by the backward of `Pool`, which is the last to run.
+What that pass wants reaches it as the gradients of tickets: tensors without values that `Pool` gives out, and that
+`Maps` and `Apply` send the gradients of their outputs to. Where gradients are to be differentiated again, the
+derivatives of the plain operations take over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from yolov5_ema.kernels.cbam import cpp, exact
+from yolov5_ema.kernels.dispatch import needs_plain_operations
+
+
+class Step:
+    """What the functions of one forward pass tell each other; tensors without history."""
+
+    def __init__(self, kernel: bool) -> None:
+        self.kernel = kernel
+        self.y: torch.Tensor | None = None  # plain operations: from `Maps` to `Apply`
+        self.gate_c: torch.Tensor | None = None  # kernels: for the backward of `Pool`
+        self.gate_s: torch.Tensor | None = None
+        self.maps: torch.Tensor | None = None
+        self.map_ties: torch.Tensor | None = None
+
+
+class Pool(torch.autograd.Function):
+    """x -> x, its channels' means and maxima (2, N, C), tickets for the gradients of the output and of the maps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, ...]:
+        n, _, h, w = x.shape
+        ctx.step = step
+        ctx.set_materialize_grads(False)
+        if step.kernel:
+            pooled, ties = cpp.pool(x, count_ties=True)
+            ctx.save_for_backward(x, pooled, ties)
+        else:
+            pooled = torch.stack(exact.pool(x))
+            ctx.save_for_backward(x, pooled)
+        return x, pooled, x.new_empty(1).expand(x.shape), x.new_empty(1).expand(n, 2, h, w)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        x, pooled, *ties = ctx.saved_tensors
+        step, peak = ctx.step, pooled[1]
+        d_x, d_pooled = grads[0], _or_zeros(grads[1], pooled)
+        if not (step.kernel and _kernels_may_run(*grads)):
+            return exact.pool_backward(d_x, d_pooled, x, peak), None
+        forward = cpp.Forward(step.gate_c, step.gate_s, step.maps, step.map_ties, peak, *ties)
+        grad, d_maps = _or_zeros(grads[2], x), _or_zeros(grads[3], step.maps)
+        found = cpp.input_backward(x, forward, grad, d_pooled, d_maps)
+        return found if d_x is None else found.add_(d_x), None
+
+
+class Maps(torch.autograd.Function):
+    """x, gate_c, ticket -> x for y, and y's maximum and mean over channels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, gate_c: torch.Tensor, ticket: torch.Tensor, step: Step
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.step = step
+        ctx.set_materialize_grads(False)
+        if step.kernel:
+            step.gate_c = gate_c.detach().contiguous()
+            maps, step.map_ties = cpp.maps(x, step.gate_c, count_ties=True)
+            step.maps = maps.detach()
+        else:
+            step.y = exact.scale(x, gate_c)
+            maps = exact.maps(step.y)
+        ctx.save_for_backward(x, gate_c, maps)
+        return x, maps
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        x, gate_c, maps = ctx.saved_tensors
+        step = ctx.step
+        d_y, d_maps = grads[0], _or_zeros(grads[1], maps)
+        if not (step.kernel and _kernels_may_run(*grads)):
+            return (*exact.maps_backward(d_y, d_maps, x, gate_c, maps), None, None)
+        return None, cpp.maps_backward(d_maps, x, step.gate_c, maps, step.map_ties), d_maps, None
+
+
+class Apply(torch.autograd.Function):
+    """x for y, x, gate_c, gate_s, ticket -> y * gate_s."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
+        _, x, gate_c, gate_s, _, step = inputs
+        ctx.save_for_backward(x, gate_c, gate_s)
+        ctx.step = step
+        if step.kernel:
+            step.gate_s = gate_s.detach().contiguous()
+            return cpp.apply(x, step.gate_c, step.gate_s)
+        y, step.y = step.y, None
+        return y.mul_(gate_s)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, gate_c, gate_s = ctx.saved_tensors
+        step = ctx.step
+        if not (step.kernel and _kernels_may_run(grad)):
+            d_y, d_gate_s = exact.apply_backward(grad, x, gate_c, gate_s)
+            return d_y, None, None, d_gate_s, None, None
+        grad = grad.contiguous()
+        d_gate_c, d_gate_s = cpp.apply_backward(grad, x, step.gate_c, step.gate_s)
+        return None, None, d_gate_c, d_gate_s, grad, None
+
+
+class Convolve(torch.autograd.Function):
+    """maps (N, 2, H, W), weight (1, 2, k, k) -> their convolution (N, 1, H, W), padded by k // 2, by the kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(maps, weight)
+        return cpp.convolve(maps, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        maps, weight = ctx.saved_tensors
+        run = cpp.convolve_backward if _kernels_may_run(grad) else exact.convolve_backward
+        return run(grad, maps, weight)
+
+
+def _kernels_may_run(*grads: torch.Tensor | None) -> bool:
+    """In backward: whether nobody wants to differentiate it again, to trace it, or to run it for many at once."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or needs_plain_operations():
+        return False
+    return not any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+
+
+def _or_zeros(grad: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(like) if grad is None else grad
