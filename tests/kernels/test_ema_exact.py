@@ -253,6 +253,16 @@ def test_backward_twice(name):
 
 
 @every_kernel
+def test_many_gradients_at_once(name):
+    block, x = block_and_input((1, 2, 4, 3, 4), torch.float64)
+    out = run(name, block, x)
+    towards = torch.randn(3, *out.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = torch.autograd.grad(out, x, towards, is_grads_batched=True)[0]
+    for one, grad in zip(found, towards):
+        torch.testing.assert_close(one, torch.autograd.grad(run("reference", block, x), x, grad)[0])
+
+
+@every_kernel
 def test_gradient_penalty_equals_the_references(name):
     """A loss on the input's gradient differentiates the backward itself."""
     block, x = block_and_input((2, 2, 4, 5, 6), torch.float64)

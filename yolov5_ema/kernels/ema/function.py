@@ -103,10 +103,15 @@ class EMAFunction(torch.autograd.Function):
         x, stats, *parameters = ctx.saved_tensors
         arguments: Any = (*parameters, ctx.groups, ctx.eps)
         with _no_autocast(x.device.type):
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling() and _wants_plain_gradients(grad):
                 return (*_differentiable_gradients(grad, x, arguments), None, None, None)
             run: Any = torch.ops.yolov5_ema.ema_backward if ctx.kernel else exact.backward
             return (*run(grad, x, stats, *arguments), None, None, None)
+
+
+def _wants_plain_gradients(grad: torch.Tensor) -> bool:
+    """Whether they are to be differentiated again, or found for many gradients at once (``is_grads_batched``)."""
+    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def _differentiable_gradients(
@@ -114,5 +119,7 @@ def _differentiable_gradients(
 ) -> list[torch.Tensor | None]:
     inputs = (x, *arguments[:6])
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    found = iter(torch.autograd.grad(ema_exact(x, *arguments), wanted, grad, create_graph=True))
+    with torch.enable_grad():
+        out = ema_exact(x, *arguments)
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=torch.is_grad_enabled()))
     return [next(found) if tensor.requires_grad else None for tensor in inputs]
