@@ -43,7 +43,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/block_cost.py
-	$(BIN)/python benchmarks/ema_kernels.py --rounds 5
+	$(BIN)/python benchmarks/kernels.py --rounds 5
 	$(BIN)/python benchmarks/evaluation.py --rounds 3
 
 models: $(VENV)/.demo

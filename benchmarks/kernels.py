@@ -1,11 +1,11 @@
-"""EMA's implementations on this machine: the block alone, what it keeps for backward, and whole detectors.
+"""The blocks' implementations on this machine: a block alone, what it keeps for backward, and whole detectors.
 
 In each round every candidate runs once, each round starting with the next one; figures are medians with quartiles, and
 ratios are against the reference (the paper's form, eager) in the same run, or against the detector without EMA.
 
-    python benchmarks/ema_kernels.py                # blocks and detectors, without torch.compile
-    python benchmarks/ema_kernels.py --compile --save
-    python benchmarks/ema_kernels.py --device cuda --compile --save
+    python benchmarks/kernels.py                # blocks and detectors, without torch.compile
+    python benchmarks/kernels.py --compile --save
+    python benchmarks/kernels.py --device cuda --compile --save
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import yolov5_ema
-from yolov5_ema.blocks import EMA
+from yolov5_ema.blocks import create_block
 from yolov5_ema.engine.cfg_generator import build_cfg
 from yolov5_ema.engine.dry_run import quiet
 from yolov5_ema.engine.machine import cpu_name
@@ -53,8 +53,9 @@ def main() -> None:
     print(f"{machine(args.device)}\n")
     rows = []
     if "blocks" in args.parts:
-        for shape in SHAPES:
-            rows += block_rows(shape, args)
+        for block in args.blocks:
+            for shape in SHAPES:
+                rows += block_rows(block, shape, args)
     if "detectors" in args.parts:
         for detector in DETECTORS:
             rows += detector_rows(*detector, args)
@@ -70,6 +71,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--parts", nargs="+", choices=("blocks", "detectors"), default=["blocks", "detectors"]
     )
+    parser.add_argument("--blocks", nargs="+", choices=("EMA", "CBAM"), default=["EMA"])
     parser.add_argument("--rounds", type=int, default=9, help="of each block; detectors have a third, but 5")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the two plain forms, too")
     parser.add_argument("--imgsz", type=int, help="of the detectors, pixels (default: what a CPU can do)")
@@ -81,12 +83,12 @@ def parse_args() -> argparse.Namespace:
 # -- the block --
 
 
-def block_rows(shape: tuple[int, ...], args: argparse.Namespace) -> list[Row]:
+def block_rows(name: str, shape: tuple[int, ...], args: argparse.Namespace) -> list[Row]:
     """Every implementation at one shape; the copy of X is the limit that memory sets."""
-    block = EMA(shape[1], device=args.device)
+    block = create_block(name, shape[1], device=args.device)
     x = torch.randn(shape, device=args.device, requires_grad=True)
     grad = torch.randn(shape, device=args.device)
-    kernel = dispatch.choose("EMA", "auto", x.device.type, x.dtype).name
+    kernel = dispatch.choose(name, "auto", x.device.type, x.dtype).name
     names = list(dict.fromkeys(["reference", "exact", kernel]))
     candidates: dict[str, Callable[..., Any]] = {name: by(name, block) for name in names}
     if args.compile:
@@ -94,7 +96,7 @@ def block_rows(shape: tuple[int, ...], args: argparse.Namespace) -> list[Row]:
             candidates[f"{name}, compiled"] = by(name, torch.compile(block, dynamic=False))
     kept = {name: saved_bytes(candidates[name], x) / (x.numel() * x.element_size()) for name in names}
 
-    what = "x".join(map(str, shape))
+    what = f"{name} {'x'.join(map(str, shape))}"
     candidates["copy of X"] = torch.clone
     rows = []
     for phase, step in (("inference", inference), ("training", training)):
@@ -104,7 +106,7 @@ def block_rows(shape: tuple[int, ...], args: argparse.Namespace) -> list[Row]:
         rows += measured(steps, what, phase, "reference", args.rounds, args.device)
     for name, times in kept.items():
         rows.append({"what": what, "phase": "kept for backward", "candidate": name, "ratio": times})
-        print(f"{what:<16}{'kept for backward':<18}{name:<21}{times:>36.3f} x the input")
+        print(f"{what:<24}{'kept for backward':<18}{name:<21}{times:>28.3f} x the input")
     torch.compiler.reset()
     return rows
 
@@ -268,7 +270,7 @@ def machine(device: str) -> str:
 
 def save(rows: list[Row], device: str) -> None:
     folder = Path(__file__).parent / "results"
-    file = folder / f"{datetime.date.today()}-ema-{device.replace(':', '')}.csv"
+    file = folder / f"{datetime.date.today()}-kernels-{device.replace(':', '')}.csv"
     fields = ("what", "phase", "candidate", "median_ms", "quartile1_ms", "quartile3_ms", "ratio", "bytes")
     with file.open("w", newline="") as stream:
         stream.write(f"# {machine(device)}\n")
@@ -288,8 +290,10 @@ def plot(rows: list[Row], file: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    blocks = [row for row in rows if row["what"] in {"x".join(map(str, shape)) for shape in SHAPES}]
-    blocks = [row for row in blocks if "median_ms" in row and row["candidate"] != "copy of X"]
+    blocks = [
+        row for row in rows if row["what"].startswith("EMA ") and row["phase"] in ("inference", "training")
+    ]
+    blocks = [row for row in blocks if row["candidate"] != "copy of X"]
     if not blocks:
         return
     shapes = list(dict.fromkeys(row["what"] for row in blocks))
@@ -306,7 +310,7 @@ def plot(rows: list[Row], file: Path, title: str) -> None:
             bars = axis.bar(places, [found[shape] for shape in shapes], 1 / (len(names) + 1.5), label=name)
             axis.bar_label(bars, fmt="%.1f", fontsize=7)
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_xticks(range(len(shapes)), shapes, fontsize=8)
+        axis.set_xticks(range(len(shapes)), [shape.split()[1] for shape in shapes], fontsize=8)
         axis.set_title("inference" if phase == "inference" else "training step")
     axes[0].set_ylabel("times as fast as the reference, eager")
     axes[0].legend(fontsize=8)
