@@ -150,6 +150,39 @@ layer = torch.nn.Conv2d(3, 4, 3).eval()
 export.export_onnx(layer, torch.zeros(1, 3, 16, 16), Path(TMP + "/m.pt"), 13, False, False, False)
 assert onnx.load(TMP + "/m.onnx").opset_import[0].version == 13
 """,
+    "openvino-converter": """
+import sys
+import types
+from pathlib import Path
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks import QUIRKS, SourceModule
+here = Path(TMP)
+(here / "openvino").mkdir()
+(here / "openvino/__init__.py").write_text(
+    "def convert_model(file): return file.read_text()\\n"
+    "def save_model(model, file, compress_to_fp16): file.write_text(f'{model} {compress_to_fp16}')\\n"
+)
+sys.path.insert(0, TMP)
+# as in 7.0.14, of which there is only this text
+source = "def export_openvino(file, metadata, half, prefix=''):\\n    import openvino.inference_engine as ie\\n"
+theirs = types.ModuleType("yolov5.export")
+theirs.__dict__.update(colorstr=str, try_export=lambda function: function, export_openvino=None)
+theirs.yaml_save = lambda file, data: file.write_text(str(data))
+(quirk,) = [quirk for quirk in QUIRKS if quirk.name == "openvino-converter"]
+module = SourceModule(None, "export", source, theirs)
+assert "inference_engine" in quirk.needed(module)
+assert quirk.needed(SourceModule(None, "export", source.replace("half", "half, int8"), theirs)) is None
+patches = Patches()
+quirk.apply(module, patches)
+(here / "best.onnx").write_text("model")
+for half in (True, False):
+    folder, _ = theirs.export_openvino(here / "best.pt", {"stride": 32}, half)
+    assert Path(folder) == here / "best_openvino_model"
+    assert (Path(folder) / "best.xml").read_text() == f"model {half}"
+    assert (Path(folder) / "best.yaml").read_text() == "{'stride': 32}"
+patches.undo()
+assert theirs.export_openvino is None
+""",
     "torch-has-cuda": """
 import torch
 from yolov5 import detect
@@ -295,6 +328,7 @@ _SYMPTOMS = {
     "stale-label-cache": "AssertionError",
     "save-json": "'list' object has no attribute 'get'",
     "onnx-exporter": "Error",
+    "openvino-converter": "openvino.inference_engine",
     "torch-has-cuda": "has_cuda",
     "torch-amp": "deprecated",
     "randrange-float": "randrange",

@@ -10,7 +10,7 @@ from yolov5_ema.engine.quirks.autoanchor import AUTOANCHOR_FEW_BOXES
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.engine.quirks.data_paths import DATA_PATHS
 from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, NO_PIP_BEHIND_THE_BACK
-from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, TORCH_HAS_CUDA
+from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, OPENVINO_CONVERTER, TORCH_HAS_CUDA
 from yolov5_ema.engine.quirks.fonts import FONT_FROM_DISK, FONT_GETSIZE
 from yolov5_ema.engine.quirks.label_cache import STALE_LABEL_CACHE
 from yolov5_ema.engine.quirks.loss import LOSS_CLAMP
@@ -36,6 +36,7 @@ QUIRKS: tuple[Quirk, ...] = (
     STALE_LABEL_CACHE,
     SAVE_JSON,
     ONNX_EXPORTER,
+    OPENVINO_CONVERTER,
     TORCH_HAS_CUDA,
     TORCH_AMP,
     RANDRANGE_FLOAT,

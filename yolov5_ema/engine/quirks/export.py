@@ -1,10 +1,14 @@
-"""ONNX export and inference: the exporter that needs no ``onnxscript``, and ``torch.has_cuda``."""
+"""Export, and inference with what it wrote: ONNX without ``onnxscript``, today's OpenVINO, ``torch.has_cuda``."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
+import os
 import re
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,6 +37,41 @@ ONNX_EXPORTER = Quirk(
     versions="6.0 to 7.0.14",
     needed=_onnx_needed,
     apply=_onnx_apply,
+)
+
+
+def _openvino_needed(module: SourceModule) -> str | None:
+    if not re.search(r"^def export_openvino\(file, metadata, half, prefix=", module.source, re.MULTILINE):
+        return None
+    if "openvino.inference_engine" not in module.source or importlib.util.find_spec("openvino") is None:
+        return None
+    if importlib.util.find_spec("openvino.inference_engine") is not None:
+        return None
+    return "this openvino has no inference_engine and no command mo"
+
+
+def _openvino_apply(module: SourceModule, patches: Patches) -> None:
+    def export_openvino(
+        file: Path, metadata: dict[str, Any], half: bool, prefix: str = module.module.colorstr("OpenVINO:")
+    ) -> tuple[str, None]:
+        import openvino
+
+        folder = Path(str(file).replace(".pt", "_openvino_model"))
+        converted = openvino.convert_model(file.with_suffix(".onnx"))
+        folder.mkdir(parents=True, exist_ok=True)
+        openvino.save_model(converted, folder / file.with_suffix(".xml").name, compress_to_fp16=half)
+        module.module.yaml_save(folder / file.with_suffix(".yaml").name, metadata)
+        return f"{folder}{os.sep}", None
+
+    patches.set(module.module, "export_openvino", module.module.try_export(export_openvino))
+
+
+OPENVINO_CONVERTER = Quirk(
+    name="openvino-converter",
+    symptom="OpenVINO: export failure: No module named 'openvino.inference_engine'",
+    versions="7.0",
+    needed=_openvino_needed,
+    apply=_openvino_apply,
 )
 
 

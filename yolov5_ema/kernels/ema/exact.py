@@ -3,9 +3,10 @@
 Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouyang et al., ICASSP 2023,
 arXiv 2305.13563. The identities behind this form are proved in docs/exact-ema.md.
 
-`ema_exact` is one differentiable expression: for TorchScript, tracing, ONNX. `forward` and `backward` are the same
-function with its derivative written out, for `yolov5_ema.kernels.ema.function`: they keep the input and three
-numbers per channel, and recompute the rest.
+`ema_exact` is one differentiable expression: for TorchScript, tracing, ONNX. Its operations are ones that both torch
+and onnxruntime are quick at: ConvTranspose, say, is quicker in onnxruntime, and many times slower in torch.
+`forward` and `backward` are the same function with its derivative written out, for
+`yolov5_ema.kernels.ema.function`: they keep the input and three numbers per channel, and recompute the rest.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def ema_exact(
 
     Arguments and result are those of `ema_reference` (with ``cross_spatial=True``). Computed in float32 at least.
     """
-    n, c, h, w = x.shape
-    k = c // groups
+    n, _, h, w = x.shape
+    k = w1.shape[0]  # of x it would be no constant in ONNX, which group_norm wants
     wide = torch.promote_types(x.dtype, torch.float32)
     gx = x.reshape(n * groups, k, h, w).to(wide)  # (NG, k, H, W)
     w1, b1, gamma, beta, w3, b3 = (
@@ -44,14 +45,16 @@ def ema_exact(
         b3.to(wide),
     )
 
-    gates = _gates(torch.cat([gx.mean(3), gx.mean(2)], dim=2), w1, b1)  # (NG, k, H+W)
-    y = gx * gates[:, :, :h].unsqueeze(3) * gates[:, :, h:].unsqueeze(2)  # (NG, k, H, W)
+    columns = gx.sum(2)  # (NG, k, W)
+    gates = _gates(torch.cat([gx.mean(3), columns / h], dim=2), w1, b1)  # (NG, k, H+W)
+    y = gx * torch.matmul(gates[:, :, :h].unsqueeze(3), gates[:, :, h:].unsqueeze(2))  # (NG, k, H, W)
     normed = torch.group_norm(y, k, None, None, eps)  # (NG, k, H, W)
-    q = _weights_of_1x1(shifted_means(gx), w3, b3)  # (NG, k)
-    from_1x1 = torch.matmul((q * gamma).unsqueeze(1), normed.flatten(2)).reshape(n * groups, h, w)
+    q = _weights_of_1x1(shifted_means(gx, columns), w3, b3)  # (NG, k)
     kernel, bias = _one_output_kernel(beta, w3, b3)  # (k, 9), ()
-    attention = from_1x1 + (q * beta).sum(1).reshape(-1, 1, 1) + bias + _convolve(gx, kernel)  # (NG, H, W)
-    return (gx * attention.unsqueeze(1).sigmoid()).reshape(n, c, h, w).to(x.dtype)  # (N, C, H, W)
+    from_1x1 = torch.matmul((q * gamma).unsqueeze(1), normed.flatten(2)).reshape(n * groups, 1, h, w)
+    constant = torch.matmul(q, beta) + bias  # (NG,)
+    attention = from_1x1 + constant.reshape(-1, 1, 1, 1) + _convolve(gx, kernel)  # (NG, 1, H, W)
+    return (gx * attention.sigmoid()).reshape(x.shape).to(x.dtype)  # (N, C, H, W)
 
 
 def _gates(means: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor) -> torch.Tensor:
@@ -59,16 +62,17 @@ def _gates(means: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor) -> torch.Ten
     return (torch.matmul(w1.flatten(1), means) + b1.unsqueeze(1)).sigmoid()
 
 
-def shifted_means(gx: torch.Tensor) -> torch.Tensor:
+def shifted_means(gx: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Means of (NG, k, H, W) shifted by each tap of a 3x3 kernel with zeros coming in: (NG, k, 9).
 
     Shifting down loses the last row, shifting up the first; columns likewise. So sums do, and no map is shifted.
+    ``columns`` (NG, k, W) are the sums over H.
     """
     h, w = gx.shape[2], gx.shape[3]
-    total = gx.sum(2)  # (NG, k, W)
-    columns = torch.stack([total - gx[:, :, h - 1], total, total - gx[:, :, 0]], dim=2)  # (NG, k, 3, W)
-    total = columns.sum(3)  # (NG, k, 3)
-    taps = torch.stack([total - columns[:, :, :, w - 1], total, total - columns[:, :, :, 0]], dim=3)
+    total = columns.unsqueeze(2)  # (NG, k, 1, W)
+    sums = torch.cat([total - gx[:, :, -1:], total, total - gx[:, :, :1]], dim=2)  # (NG, k, 3, W)
+    total = sums.sum(3, keepdim=True)  # (NG, k, 3, 1)
+    taps = torch.cat([total - sums[:, :, :, -1:], total, total - sums[:, :, :, :1]], dim=3)
     return taps.flatten(2) / (h * w)
 
 
@@ -86,22 +90,22 @@ def _one_output_kernel(
 
 
 def _convolve(gx: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """One-output 3x3 convolution (NG, k, H, W) -> (NG, H, W): nine 1x1 maps, shifted and added."""
-    h, w = gx.shape[2], gx.shape[3]
-    taps = torch.matmul(kernel.t(), gx.flatten(2)).reshape(-1, 9, h, w)
-    taps = F.pad(taps, [1, 1, 1, 1])  # (NG, 9, H+2, W+2)
-    out = taps[:, 4, 1 : h + 1, 1 : w + 1]
-    for u in range(3):
-        for v in range(3):
-            if 3 * u + v != 4:
-                out = out + taps[:, 3 * u + v, u : u + h, v : v + w]
-    return out
+    """One-output 3x3 convolution (NG, k, H, W) -> (NG, 1, H, W): nine 1x1 maps, shifted and added.
+
+    They are shifted by rows three at a time, and after the sum by columns: four shifts instead of eight.
+    """
+    taps = torch.matmul(kernel.t(), gx.flatten(2)).reshape(-1, 9, gx.shape[2], gx.shape[3])
+    above, below = F.pad(taps[:, 0:3, :-1], [0, 0, 1, 0]), F.pad(taps[:, 6:9, 1:], [0, 0, 0, 1])
+    rows = above + taps[:, 3:6] + below  # (NG, 3, H, W)
+    left, right = F.pad(rows[:, 0:1, :, :-1], [1, 0]), F.pad(rows[:, 2:3, :, 1:], [0, 1])
+    return left + rows[:, 1:2] + right
 
 
 class _Group(NamedTuple):
     """What forward and backward both start from."""
 
     gx: torch.Tensor  # (NG, k, H, W)
+    columns: torch.Tensor  # (NG, k, W), sums over H
     means: torch.Tensor  # (NG, k, H+W), of rows, then of columns
     a: torch.Tensor  # (NG, k, H, 1)
     c: torch.Tensor  # (NG, k, 1, W)
@@ -110,9 +114,10 @@ class _Group(NamedTuple):
 def _describe(x: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, groups: int) -> _Group:
     n, c, h, w = x.shape
     gx = x.reshape(n * groups, c // groups, h, w).to(w1.dtype)
-    means = torch.cat([gx.mean(3), gx.mean(2)], dim=2)
+    columns = gx.sum(2)
+    means = torch.cat([gx.mean(3), columns / h], dim=2)
     gates = _gates(means, w1, b1)
-    return _Group(gx, means, gates[:, :, :h].unsqueeze(3), gates[:, :, h:].unsqueeze(2))
+    return _Group(gx, columns, means, gates[:, :, :h].unsqueeze(3), gates[:, :, h:].unsqueeze(2))
 
 
 def forward(
@@ -142,7 +147,7 @@ def forward(
     y -= mu[:, :, None, None]
     pixels = y.shape[2] * y.shape[3]
     rstd = (torch.linalg.vector_norm(y, dim=(2, 3)).square() / pixels + eps).rsqrt()
-    q = _weights_of_1x1(shifted_means(group.gx), w3, b3)
+    q = _weights_of_1x1(shifted_means(group.gx, group.columns), w3, b3)
     stats = torch.stack([mu, rstd, q], dim=1)
     gate = _gate(group, y, stats, gamma, beta, w3, b3)
     return (group.gx * gate).reshape(x.shape).to(x.dtype), stats
@@ -161,8 +166,8 @@ def _gate(
     _, rstd, q = stats.unbind(1)
     kernel, bias = _one_output_kernel(beta, w3, b3)
     from_1x1 = torch.matmul((q * gamma * rstd).unsqueeze(1), centred.flatten(2))  # (NG, 1, HW)
-    attention = _convolve(group.gx, kernel).add_(from_1x1.reshape(-1, *centred.shape[2:]))
-    return attention.add_((torch.mv(q, beta) + bias)[:, None, None]).sigmoid_().unsqueeze(1)
+    attention = _convolve(group.gx, kernel).add_(from_1x1.reshape(-1, 1, *centred.shape[2:]))
+    return attention.add_((torch.mv(q, beta) + bias)[:, None, None, None]).sigmoid_()
 
 
 def backward(
@@ -184,7 +189,7 @@ def backward(
         Of ``x``, in its dtype; of w1, b1, gamma, beta, w3, b3, in theirs.
     """
     group = _describe(x, w1, b1, groups)
-    gx, _, a, c = group
+    gx, columns, _, a, c = group
     n, k, h, w = gx.shape
     pixels = h * w
     mu, rstd, q = stats.unbind(1)  # (NG, k) each
@@ -207,7 +212,9 @@ def backward(
     d_gamma = (q * inner).sum(0)
     d_beta = (dp + q * sum_d).sum(0)
     d_b3 = (p * sum_d + d_logits).sum(0)
-    d_w3 = torch.outer(p, taps.sum(0).flatten()) + torch.mm(d_logits.t(), shifted_means(gx).flatten(1))
+    d_w3 = torch.outer(p, taps.sum(0).flatten()) + torch.mm(
+        d_logits.t(), shifted_means(gx, columns).flatten(1)
+    )
 
     scale = rstd * gamma * q  # (NG, k)
     slope = scale * rstd * inner / pixels

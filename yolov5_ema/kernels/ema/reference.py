@@ -39,7 +39,7 @@ def ema_reference(
         (N, C, H, W) in the dtype of ``x``.
     """
     n, c, h, w = x.shape
-    k = c // groups
+    k = w1.shape[0]  # a constant also where the size of x is not
     gx = x.reshape(n * groups, k, h, w)  # (NG, k, H, W)
 
     mean_w = stable_mean(gx, [3])  # (NG, k, H, 1)
