@@ -1,7 +1,8 @@
 """The blocks' implementations on this machine: a block alone, what it keeps for backward, and whole detectors.
 
-In each round every candidate runs once, each round starting with the next one; figures are medians with quartiles, and
-ratios are against the reference (the paper's form, eager) in the same run, or against the detector without EMA.
+In each round every candidate runs once, each round starting with the next one; times are medians with quartiles.
+Ratios are medians over the rounds, against the reference (the paper's form, eager) in the same round, or against the
+detector without EMA.
 
     python benchmarks/kernels.py                # blocks and detectors, without torch.compile
     python benchmarks/kernels.py --compile --save
@@ -72,7 +73,7 @@ def parse_args() -> argparse.Namespace:
         "--parts", nargs="+", choices=("blocks", "detectors"), default=["blocks", "detectors"]
     )
     parser.add_argument("--blocks", nargs="+", choices=("EMA", "CBAM"), default=["EMA"])
-    parser.add_argument("--rounds", type=int, default=9, help="of each block; detectors have a third, but 5")
+    parser.add_argument("--rounds", type=int, default=9, help="of each block and detector")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the two plain forms, too")
     parser.add_argument("--imgsz", type=int, help="of the detectors, pixels (default: what a CPU can do)")
     parser.add_argument("--batch", type=int, default=1, help="of the detectors' training steps")
@@ -83,12 +84,12 @@ def parse_args() -> argparse.Namespace:
 # -- the block --
 
 
-def block_rows(name: str, shape: tuple[int, ...], args: argparse.Namespace) -> list[Row]:
+def block_rows(title: str, shape: tuple[int, ...], args: argparse.Namespace) -> list[Row]:
     """Every implementation at one shape; the copy of X is the limit that memory sets."""
-    block = create_block(name, shape[1], device=args.device)
+    block = create_block(title, shape[1], device=args.device)
     x = torch.randn(shape, device=args.device, requires_grad=True)
     grad = torch.randn(shape, device=args.device)
-    kernel = dispatch.choose(name, "auto", x.device.type, x.dtype).name
+    kernel = dispatch.choose(title, "auto", x.device.type, x.dtype).name
     names = list(dict.fromkeys(["reference", "exact", kernel]))
     candidates: dict[str, Callable[..., Any]] = {name: by(name, block) for name in names}
     if args.compile:
@@ -96,7 +97,7 @@ def block_rows(name: str, shape: tuple[int, ...], args: argparse.Namespace) -> l
             candidates[f"{name}, compiled"] = by(name, torch.compile(block, dynamic=False))
     kept = {name: saved_bytes(candidates[name], x) / (x.numel() * x.element_size()) for name in names}
 
-    what = f"{name} {'x'.join(map(str, shape))}"
+    what = f"{title} {'x'.join(map(str, shape))}"
     candidates["copy of X"] = torch.clone
     rows = []
     for phase, step in (("inference", inference), ("training", training)):
@@ -169,7 +170,7 @@ def detector_rows(
             model.train(phase == "training")
         steps = {name: (lambda f=f, step=step, image=image: step(f, image)) for name, f in candidates.items()}
         what = f"{name} {imgsz} x{len(image)}"
-        rows += measured(steps, what, phase, "no EMA", max(5, args.rounds // 3), args.device)
+        rows += measured(steps, what, phase, "no EMA", args.rounds, args.device)
     rows += memory_rows(name, plain, with_ema, args)
     return rows
 
@@ -241,11 +242,11 @@ def measured(
             synchronize(device)
             if turn >= 0:
                 times[name].append((time.perf_counter() - started_s) * 1e3)
-    reference = statistics.median(times[base])
     rows = []
     for name, values in times.items():
         low, median, high = statistics.quantiles(values, n=4)
-        ratio = reference / median if base == "reference" else median / reference
+        ratio = statistics.median(mine / other for mine, other in zip(values, times[base]))
+        ratio = 1 / ratio if base == "reference" else ratio
         row: Row = {"what": what, "phase": phase, "candidate": name, "median_ms": median}
         rows.append({**row, "quartile1_ms": low, "quartile3_ms": high, "ratio": ratio})
         sense = "times as fast" if base == "reference" else "times as long"

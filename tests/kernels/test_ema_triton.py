@@ -229,7 +229,9 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-@pytest.mark.parametrize(("shape", "groups"), [SHAPES[0], SHAPES[4]], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "groups"), [SHAPES[0], pytest.param(*SHAPES[4], marks=pytest.mark.slow)], ids=str
+)
 def test_kernels_compile_for_hopper(shape, groups, monkeypatch, own_cache):
     _check_compiled(monkeypatch, shape, groups, 90)
 

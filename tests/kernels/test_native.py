@@ -61,32 +61,35 @@ def test_a_broken_compiler(text, reason, monkeypatch, cache, tmp_path):
 
 
 def test_without_a_compiler_a_block_gives_the_same(tmp_path):
-    """A whole process: nothing printed, the same values as the C++ kernel's, and doctor's reason is said."""
+    """A whole process: nothing printed but what it was asked for, and the same values as here."""
     code = (
         "import torch; from yolov5_ema.blocks import EMA; from yolov5_ema.kernels import dispatch;"
         "torch.manual_seed(0);"
         "b = EMA(64, groups=8); x = torch.randn(2, 64, 9, 7, requires_grad=True); y = b(x); y.sum().backward();"
         "print(y.double().abs().sum().item(), x.grad.double().abs().sum().item(), dispatch.survey('EMA')['cpu'].name)"
     )
-    results = {}
-    for path in (str(tmp_path), os.environ["PATH"]):
-        environment = {
-            **os.environ,
-            "PATH": path,
-            "PYTHONPATH": str(REPOSITORY),
-            native.CACHE_ENV: str(tmp_path),
-        }
-        environment.pop("CXX", None)
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0 and not done.stderr, done.stderr
-        *values, name = done.stdout.split()
-        results[name] = [float(v) for v in values]
-    assert results.keys() == {"exact", (native.library().handle and "cpp") or "exact"}
-    first, *rest = results.values()
-    assert all(values == pytest.approx(first, rel=1e-6) for values in rest)
+    environment = {
+        **os.environ,
+        "PATH": str(tmp_path),
+        "PYTHONPATH": str(REPOSITORY),
+        native.CACHE_ENV: str(tmp_path),
+    }
+    environment.pop("CXX", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    *values, name = done.stdout.split()
+    assert name == "exact"
+    torch.manual_seed(0)
+    block = EMA(64, groups=8)
+    x = torch.randn(2, 64, 9, 7, requires_grad=True)
+    out = block(x)
+    out.sum().backward()
+    expected = [out.double().abs().sum().item(), x.grad.double().abs().sum().item()]
+    assert [float(value) for value in values] == pytest.approx(expected, rel=1e-6)
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_built_once_and_kept(cache, monkeypatch):
     assert native._find_or_build().handle is not None
     (file,) = cache.iterdir()

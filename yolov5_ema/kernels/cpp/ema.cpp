@@ -37,27 +37,30 @@ struct Shape {
     int64_t width() const { return w + 2; }                  // of a padded row
     int64_t padded() const { return (h + 2) * width(); }     // pixels of a padded channel
     int64_t first() const { return width() + 1; }            // pixel (0, 0) of a padded channel
+    int64_t sides() const { return h + w; }
+    // Rows that are taken at once, in one run over the padding between them: short rows would leave vectors empty.
+    int64_t block() const { return 1024 / width() + 1 < h ? 1024 / width() + 1 : h; }
+    int64_t rows_from(int64_t row) const { return row + block() < h ? block() : h - row; }
     double pixels() const { return static_cast<double>(h) * static_cast<double>(w); }
 };
 
 // What forward computes of a group before its map.
 template <typename T> struct Group {
     T *x;      // (k, H + 2, W + 2)
-    T *mean_w; // r (k, H)
-    T *mean_h; // s (k, W)
-    T *a;      // (k, H)
-    T *c;      // (k, W)
+    T *sides;  // (k, H + W): means of rows, then of columns
+    T *gates;  // (k, H + W): a, then c
     T *means;  // T (k, 9): means of x shifted by each tap
     T *mu;     // (k)
     T *rstd;   // (k)
     T *q;      // (k)
-    T *map;    // (W): a row of the map, then of its sigmoid
+    T *branch; // a block of rows, as wide as those of x: what the 1x1 branch multiplies x with
+    T *map;    // the same block of the map, then of its sigmoid
 
     Group(Arena &arena, const Shape &s)
-        : x(arena.take<T>(s.k * s.padded() + 16)), mean_w(arena.take<T>(s.k * s.h)),
-          mean_h(arena.take<T>(s.k * s.w)), a(arena.take<T>(s.k * s.h)), c(arena.take<T>(s.k * s.w)),
-          means(arena.take<T>(s.k * 9)), mu(arena.take<T>(s.k)), rstd(arena.take<T>(s.k)),
-          q(arena.take<T>(s.k)), map(arena.take<T>(s.w)) {}
+        : x(arena.take<T>(s.k * s.padded() + 16)), sides(arena.take<T>(s.k * s.sides())),
+          gates(arena.take<T>(s.k * s.sides())), means(arena.take<T>(s.k * 9)), mu(arena.take<T>(s.k)),
+          rstd(arena.take<T>(s.k)), q(arena.take<T>(s.k)), branch(arena.take<T>(s.block() * s.width())),
+          map(arena.take<T>(s.block() * s.width())) {}
 };
 
 // The same for all groups: p = softmax(beta), because the mean of a normalised channel is its beta.
@@ -98,7 +101,7 @@ template <typename T> void prepare_shared(Shared<T> &shared, const Parameters<T>
 // The border of zeros stays as it is from group to group.
 template <typename T> void load(Group<T> &g, const T *x, const Shape &s) {
     for (int64_t i = 0; i < s.k; i++) {
-        T *columns = g.mean_h + i * s.w;
+        T *rows = g.sides + i * s.sides(), *columns = rows + s.h;
         std::memset(columns, 0, s.w * sizeof(T));
         for (int64_t h = 0; h < s.h; h++) {
             const T *from = x + (i * s.h + h) * s.w;
@@ -110,27 +113,51 @@ template <typename T> void load(Group<T> &g, const T *x, const Shape &s) {
                 sum += from[w];
                 columns[w] += from[w];
             }
-            g.mean_w[i * s.h + h] = sum / static_cast<T>(s.w);
+            rows[h] = sum / static_cast<T>(s.w);
         }
         for (int64_t w = 0; w < s.w; w++)
             columns[w] /= static_cast<T>(s.h);
     }
 }
 
-// sigmoid(W1 means + b1) for one side of the map.
+// sum += R rows of x times their weights; several at once, because the sum is read and written each time.
+template <typename T, int R>
+void add_scaled(T *__restrict sum, const T *__restrict x, int64_t step, const T *__restrict weights, int64_t count) {
+#pragma omp simd
+    for (int64_t j = 0; j < count; j++) {
+        T part = 0;
+        for (int r = 0; r < R; r++)
+            part += weights[r] * x[r * step + j];
+        sum[j] += part;
+    }
+}
+
+// sum += R rows of x times as many of y.
+template <typename T, int R>
+void add_products(T *__restrict sum, const T *__restrict x, int64_t x_step, const T *__restrict y, int64_t y_step,
+                  int64_t count) {
+#pragma omp simd
+    for (int64_t j = 0; j < count; j++) {
+        T part = 0;
+        for (int r = 0; r < R; r++)
+            part += x[r * x_step + j] * y[r * y_step + j];
+        sum[j] += part;
+    }
+}
+
+// sigmoid(W1 means + b1), of both sides at once.
 template <typename T>
-void gates(T *out, const T *means, const Parameters<T> &par, int64_t k, int64_t length) {
+void open_gates(T *out, const T *means, const Parameters<T> &par, int64_t k, int64_t length) {
     for (int64_t o = 0; o < k; o++) {
         T *row = out + o * length;
         for (int64_t j = 0; j < length; j++)
             row[j] = par.b1[o];
-        for (int64_t i = 0; i < k; i++) {
-            const T weight = par.w1[o * k + i];
-            const T *mean = means + i * length;
-#pragma omp simd
-            for (int64_t j = 0; j < length; j++)
-                row[j] += weight * mean[j];
-        }
+        const T *weights = par.w1 + o * k;
+        int64_t i = 0;
+        for (; i + 4 <= k; i += 4)
+            add_scaled<T, 4>(row, means + i * length, length, weights + i, length);
+        for (; i < k; i++)
+            add_scaled<T, 1>(row, means + i * length, length, weights + i, length);
 #pragma omp simd
         for (int64_t j = 0; j < length; j++)
             row[j] = sigmoid(row[j]);
@@ -141,7 +168,7 @@ void gates(T *out, const T *means, const Parameters<T> &par, int64_t k, int64_t 
 template <typename T> void shifted_means(Group<T> &g, const Shape &s) {
     for (int64_t i = 0; i < s.k; i++) {
         const T *x = g.x + i * s.padded() + s.first();
-        const T *rows = g.mean_w + i * s.h, *columns = g.mean_h + i * s.w;
+        const T *rows = g.sides + i * s.sides(), *columns = rows + s.h;
         double total = 0;
         for (int64_t h = 0; h < s.h; h++)
             total += rows[h];
@@ -180,7 +207,7 @@ template <typename T> void weights_of_1x1(Group<T> &g, const Parameters<T> &par,
 template <typename T> void statistics(Group<T> &g, const Shape &s, T eps) {
     for (int64_t i = 0; i < s.k; i++) {
         const T *x = g.x + i * s.padded() + s.first();
-        const T *a = g.a + i * s.h, *c = g.c + i * s.w;
+        const T *a = g.gates + i * s.sides(), *c = a + s.h;
         double total = 0;
         for (int64_t h = 0; h < s.h; h++) {
             const T *row = x + h * s.width();
@@ -212,9 +239,20 @@ template <typename T> void statistics(Group<T> &g, const Shape &s, T eps) {
 template <typename T>
 void describe(Group<T> &g, const T *x, const Parameters<T> &par, const Shape &s) {
     load(g, x, s);
-    gates(g.a, g.mean_w, par, s.k, s.h);
-    gates(g.c, g.mean_h, par, s.k, s.w);
+    open_gates(g.gates, g.sides, par, s.k, s.sides());
     shifted_means(g, s);
+}
+
+// weight * a * c for some rows, as wide as those of x; what lies between them stays zero.
+template <typename T>
+void multiply_gates(T *__restrict out, const T *a, const T *__restrict c, T weight, int64_t rows, const Shape &s) {
+    for (int64_t row = 0; row < rows; row++) {
+        const T factor = weight * a[row];
+        T *__restrict to = out + row * s.width();
+#pragma omp simd
+        for (int64_t w = 0; w < s.w; w++)
+            to[w] = factor * c[w];
+    }
 }
 
 // What the normalised branch adds to every pixel.
@@ -227,32 +265,35 @@ template <typename T> T constant_of_map(const Group<T> &g, const Parameters<T> &
     return static_cast<T>(sum);
 }
 
-// A row of sigmoid(map) into g.map.
+// A block of rows of sigmoid(map) into g.map. Borders of zeros let rows run on into each other; what comes out between
+// them means nothing.
 template <typename T>
-void gate_row(Group<T> &g, const Parameters<T> &par, const Shared<T> &shared, const Shape &s, T constant,
-              int64_t h) {
+void gate_rows(Group<T> &g, const Parameters<T> &par, const Shared<T> &shared, const Shape &s, T constant,
+               int64_t first_row) {
+    const int64_t rows = s.rows_from(first_row), width = s.width(), count = rows * width - 2;
     T *__restrict map = g.map;
-    for (int64_t w = 0; w < s.w; w++)
-        map[w] = constant;
+    const T *__restrict branch = g.branch;
+    for (int64_t j = 0; j < count; j++)
+        map[j] = constant;
     for (int64_t i = 0; i < s.k; i++) {
-        const T *__restrict middle = g.x + i * s.padded() + s.first() + h * s.width();
-        const T *__restrict above = middle - s.width();
-        const T *__restrict below = middle + s.width();
-        const T *__restrict c = g.c + i * s.w;
+        const T *a = g.gates + i * s.sides() + first_row;
+        multiply_gates(g.branch, a, g.gates + i * s.sides() + s.h, g.q[i] * par.gamma[i] * g.rstd[i], rows, s);
+        const T *__restrict middle = g.x + i * s.padded() + s.first() + first_row * width;
+        const T *__restrict above = middle - width;
+        const T *__restrict below = middle + width;
         const T *t = shared.kernel + i * 9;
         const T t0 = t[0], t1 = t[1], t2 = t[2], t3 = t[3], t4 = t[4], t5 = t[5], t6 = t[6], t7 = t[7], t8 = t[8];
-        const T branch = g.q[i] * par.gamma[i] * g.rstd[i] * g.a[i * s.h + h]; // times c and x: the 1x1 branch
 #pragma omp simd
-        for (int64_t w = 0; w < s.w; w++) {
-            const T high = t0 * above[w - 1] + t1 * above[w] + t2 * above[w + 1];
-            const T mid = t3 * middle[w - 1] + (t4 + branch * c[w]) * middle[w] + t5 * middle[w + 1];
-            const T low = t6 * below[w - 1] + t7 * below[w] + t8 * below[w + 1];
-            map[w] += high + mid + low;
+        for (int64_t j = 0; j < count; j++) {
+            const T high = t0 * above[j - 1] + t1 * above[j] + t2 * above[j + 1];
+            const T mid = t3 * middle[j - 1] + (t4 + branch[j]) * middle[j] + t5 * middle[j + 1];
+            const T low = t6 * below[j - 1] + t7 * below[j] + t8 * below[j + 1];
+            map[j] += high + mid + low;
         }
     }
 #pragma omp simd
-    for (int64_t w = 0; w < s.w; w++)
-        map[w] = sigmoid(map[w]);
+    for (int64_t j = 0; j < count; j++)
+        map[j] = sigmoid(map[j]);
 }
 
 template <typename T>
@@ -262,15 +303,18 @@ void forward_group(Group<T> &g, const T *x, T *out, T *stats, const Parameters<T
     weights_of_1x1(g, par, s.k);
     statistics(g, s, par.eps);
     const T constant = constant_of_map(g, par, shared.bias, s.k);
-    for (int64_t h = 0; h < s.h; h++) {
-        gate_row(g, par, shared, s, constant, h);
-        for (int64_t i = 0; i < s.k; i++) {
-            const T *row = g.x + i * s.padded() + s.first() + h * s.width();
-            T *to = out + (i * s.h + h) * s.w;
+    for (int64_t first = 0; first < s.h; first += s.block()) {
+        gate_rows(g, par, shared, s, constant, first);
+        const int64_t rows = s.rows_from(first);
+        for (int64_t i = 0; i < s.k; i++)
+            for (int64_t row = 0; row < rows; row++) {
+                const T *from = g.x + i * s.padded() + s.first() + (first + row) * s.width();
+                const T *gate = g.map + row * s.width();
+                T *to = out + (i * s.h + first + row) * s.w;
 #pragma omp simd
-            for (int64_t w = 0; w < s.w; w++)
-                to[w] = row[w] * g.map[w];
-        }
+                for (int64_t w = 0; w < s.w; w++)
+                    to[w] = from[w] * gate[w];
+            }
     }
     std::memcpy(stats, g.mu, s.k * sizeof(T));
     std::memcpy(stats + s.k, g.rstd, s.k * sizeof(T));
@@ -285,17 +329,16 @@ template <typename T> struct Reverse {
     T *inner;     // F (k): sums of d times the normalised y
     T *logits_q;  // (k): gradient of q's logits
     T *edges;     // V (k, 9): gradient of the shifted means
-    T *mean_w;    // gradients of r (k, H) ...
-    T *mean_h;    // ... and s (k, W)
-    T *a;         // gradients of the gates' arguments (k, H) ...
-    T *c;         // ... and (k, W)
+    T *sides;     // gradients of the means of rows and columns (k, H + W), over their number
+    T *arguments; // gradients of the gates before their sigmoid (k, H + W)
+    T *run;       // a block of rows of a channel's gradient, as wide as those of x
     double sum_d;
 
     Reverse(Arena &arena, const Shape &s)
         : gate(arena.take<T>(s.h * s.w)), d(arena.take<T>(s.padded() + 16)), taps(arena.take<T>(s.k * 9)),
           inner(arena.take<T>(s.k)), logits_q(arena.take<T>(s.k)), edges(arena.take<T>(s.k * 9)),
-          mean_w(arena.take<T>(s.k * s.h)), mean_h(arena.take<T>(s.k * s.w)), a(arena.take<T>(s.k * s.h)),
-          c(arena.take<T>(s.k * s.w)), sum_d(0) {}
+          sides(arena.take<T>(s.k * s.sides())), arguments(arena.take<T>(s.k * s.sides())),
+          run(arena.take<T>(s.block() * s.width())), sum_d(0) {}
 };
 
 template <typename T>
@@ -304,23 +347,25 @@ void gradient_of_map(Reverse<T> &r, Group<T> &g, const T *grad, const Parameters
     const T constant = constant_of_map(g, par, shared.bias, s.k);
     r.sum_d = 0;
     for (int64_t h = 0; h < s.h; h++) {
-        gate_row(g, par, shared, s, constant, h);
-        T *d = r.d + s.first() + h * s.width();
+        if (h % s.block() == 0)
+            gate_rows(g, par, shared, s, constant, h);
+        T *__restrict d = r.d + s.first() + h * s.width();
+        T *__restrict gate = r.gate + h * s.w;
+        std::memcpy(gate, g.map + h % s.block() * s.width(), s.w * sizeof(T));
         std::memset(d, 0, s.w * sizeof(T));
-        for (int64_t i = 0; i < s.k; i++) {
-            const T *x = g.x + i * s.padded() + s.first() + h * s.width();
-            const T *from = grad + (i * s.h + h) * s.w;
-#pragma omp simd
-            for (int64_t w = 0; w < s.w; w++)
-                d[w] += x[w] * from[w];
-        }
+        const T *x = g.x + s.first() + h * s.width(), *from = grad + h * s.w;
+        const int64_t x_step = s.padded(), from_step = s.h * s.w;
+        int64_t i = 0;
+        for (; i + 4 <= s.k; i += 4)
+            add_products<T, 4>(d, x + i * x_step, x_step, from + i * from_step, from_step, s.w);
+        for (; i < s.k; i++)
+            add_products<T, 1>(d, x + i * x_step, x_step, from + i * from_step, from_step, s.w);
         T sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t w = 0; w < s.w; w++) {
-            d[w] *= g.map[w] * (T(1) - g.map[w]);
+            d[w] *= gate[w] * (T(1) - gate[w]);
             sum += d[w];
         }
-        std::memcpy(r.gate + h * s.w, g.map, s.w * sizeof(T));
         r.sum_d += sum;
     }
 }
@@ -367,13 +412,13 @@ template <typename T> struct Normalised {
 };
 
 template <typename T> T sum_with_normalised(const Reverse<T> &r, const Group<T> &g, const Shape &s, int64_t i) {
-    const T *c = g.c + i * s.w;
+    const T *a = g.gates + i * s.sides(), *c = a + s.h;
     const T mu = g.mu[i];
     double total = 0;
     for (int64_t h = 0; h < s.h; h++) {
         const T *x = g.x + i * s.padded() + s.first() + h * s.width();
         const T *d = r.d + s.first() + h * s.width();
-        const T gate = g.a[i * s.h + h];
+        const T gate = a[h];
         T sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t w = 0; w < s.w; w++)
@@ -387,14 +432,16 @@ template <typename T> T sum_with_normalised(const Reverse<T> &r, const Group<T> 
 template <typename T>
 void gradient_of_gates(Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, int64_t i) {
     const Normalised<T> norm(r, g, par, s, i);
-    const T *__restrict c = g.c + i * s.w;
-    T *__restrict columns = r.c + i * s.w;
+    const T *a = g.gates + i * s.sides();
+    const T *__restrict c = a + s.h;
+    T *rows = r.arguments + i * s.sides();
+    T *__restrict columns = rows + s.h;
     const T mu = g.mu[i];
     std::memset(columns, 0, s.w * sizeof(T));
     for (int64_t h = 0; h < s.h; h++) {
         const T *__restrict x = g.x + i * s.padded() + s.first() + h * s.width();
         const T *__restrict d = r.d + s.first() + h * s.width();
-        const T gate = g.a[i * s.h + h];
+        const T gate = a[h];
         T sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t w = 0; w < s.w; w++) {
@@ -403,7 +450,7 @@ void gradient_of_gates(Reverse<T> &r, const Group<T> &g, const Parameters<T> &pa
             sum += dy * gated;
             columns[w] += dy * x[w] * gate;
         }
-        r.a[i * s.h + h] = sum * gate * (T(1) - gate);
+        rows[h] = sum * gate * (T(1) - gate);
     }
     for (int64_t w = 0; w < s.w; w++)
         columns[w] *= c[w] * (T(1) - c[w]);
@@ -449,22 +496,22 @@ void gradient_of_weights(Reverse<T> &r, const Group<T> &g, const Parameters<T> &
     }
 }
 
-// Back through the 1x1 convolution of one side's means.
+// Back through the 1x1 convolution of the means.
 template <typename T>
-void gradient_of_means(T *out, const T *arguments, const T *means, const Parameters<T> &par, int64_t k,
-                       int64_t length, int64_t averaged, Gradients &grads) {
-    std::memset(out, 0, k * length * sizeof(T));
+void gradient_of_means(Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, Gradients &grads) {
+    const int64_t k = s.k, length = s.sides();
+    std::memset(r.sides, 0, k * length * sizeof(T));
     for (int64_t o = 0; o < k; o++) {
-        const T *argument = arguments + o * length;
+        const T *__restrict argument = r.arguments + o * length;
         T bias = 0;
 #pragma omp simd reduction(+ : bias)
         for (int64_t j = 0; j < length; j++)
             bias += argument[j];
         grads.b1[o] += bias;
         for (int64_t i = 0; i < k; i++) {
-            const T weight = par.w1[o * k + i] / static_cast<T>(averaged);
-            T *to = out + i * length;
-            const T *mean = means + i * length;
+            const T weight = par.w1[o * k + i];
+            T *__restrict to = r.sides + i * length;
+            const T *__restrict mean = g.sides + i * length;
             T sum = 0;
 #pragma omp simd reduction(+ : sum)
             for (int64_t j = 0; j < length; j++) {
@@ -474,41 +521,64 @@ void gradient_of_means(T *out, const T *arguments, const T *means, const Paramet
             grads.w1[o * k + i] += sum;
         }
     }
+    for (int64_t i = 0; i < k; i++) {
+        T *rows = r.sides + i * length, *columns = rows + s.h;
+        for (int64_t h = 0; h < s.h; h++)
+            rows[h] /= static_cast<T>(s.w);
+        for (int64_t w = 0; w < s.w; w++)
+            columns[w] /= static_cast<T>(s.h);
+    }
+}
+
+// What a block of rows of a channel gets through the map, into r.run: from the 3x3 branch, and from the 1x1 branch's y.
+template <typename T>
+void gradient_through_map(Reverse<T> &r, Group<T> &g, const Normalised<T> &norm, const Shared<T> &shared,
+                          const Shape &s, int64_t i, int64_t first_row) {
+    const int64_t rows = s.rows_from(first_row), width = s.width(), count = rows * width - 2;
+    const T *a = g.gates + i * s.sides();
+    multiply_gates(g.branch, a + first_row, a + s.h, T(1), rows, s);
+    const T *__restrict gates = g.branch;
+    const T *__restrict x = g.x + i * s.padded() + s.first() + first_row * width;
+    const T *__restrict middle = r.d + s.first() + first_row * width;
+    const T *__restrict above = middle - width;
+    const T *__restrict below = middle + width;
+    T *__restrict run = r.run;
+    const T *t = shared.kernel + i * 9;
+    const T t0 = t[0], t1 = t[1], t2 = t[2], t3 = t[3], t4 = t[4], t5 = t[5], t6 = t[6], t7 = t[7], t8 = t[8];
+    const T mu = g.mu[i];
+#pragma omp simd
+    for (int64_t j = 0; j < count; j++) {
+        const T low = t0 * below[j + 1] + t1 * below[j] + t2 * below[j - 1];
+        const T mid = t3 * middle[j + 1] + t4 * middle[j] + t5 * middle[j - 1];
+        const T high = t6 * above[j + 1] + t7 * above[j] + t8 * above[j - 1];
+        const T dy = norm.scale * (middle[j] - norm.mean_d) - norm.slope * (x[j] * gates[j] - mu);
+        run[j] = low + mid + high + dy * gates[j];
+    }
 }
 
 template <typename T>
-void gradient_of_input(T *out, const T *grad, const Reverse<T> &r, const Group<T> &g, const Parameters<T> &par,
+void gradient_of_input(T *out, const T *grad, Reverse<T> &r, Group<T> &g, const Parameters<T> &par,
                        const Shared<T> &shared, const Shape &s, int64_t i) {
     const Normalised<T> norm(r, g, par, s, i);
-    const T *__restrict c = g.c + i * s.w;
-    const T *__restrict columns = r.mean_h + i * s.w;
-    const T *t = shared.kernel + i * 9, *v = r.edges + i * 9;
-    const T t0 = t[0], t1 = t[1], t2 = t[2], t3 = t[3], t4 = t[4], t5 = t[5], t6 = t[6], t7 = t[7], t8 = t[8];
-    const T mu = g.mu[i];
+    const T *rows = r.sides + i * s.sides();
+    const T *__restrict columns = rows + s.h;
+    const T *v = r.edges + i * 9;
     for (int64_t h = 0; h < s.h; h++) {
-        const T *__restrict x = g.x + i * s.padded() + s.first() + h * s.width();
-        const T *__restrict middle = r.d + s.first() + h * s.width();
-        const T *__restrict above = middle - s.width();
-        const T *__restrict below = middle + s.width();
+        if (h % s.block() == 0)
+            gradient_through_map(r, g, norm, shared, s, i, h);
+        const T *__restrict run = r.run + h % s.block() * s.width();
         const T *__restrict from = grad + (i * s.h + h) * s.w;
-        const T *__restrict sig = r.gate + h * s.w;
+        const T *__restrict gate = r.gate + h * s.w;
         T *__restrict to = out + (i * s.h + h) * s.w;
-        const T gate = g.a[i * s.h + h];
-        T left = 0, right = 0, base = r.mean_w[i * s.h + h];
+        T left = 0, right = 0, base = rows[h];
         for (int u = h + 1 < s.h ? 0 : 1; u < (h > 0 ? 3 : 2); u++) { // taps that lie inside, seen from here
             base += v[3 * u] + v[3 * u + 1] + v[3 * u + 2];
             right += v[3 * u];
             left += v[3 * u + 2];
         }
 #pragma omp simd
-        for (int64_t w = 0; w < s.w; w++) {
-            const T low = t0 * below[w + 1] + t1 * below[w] + t2 * below[w - 1];
-            const T mid = t3 * middle[w + 1] + t4 * middle[w] + t5 * middle[w - 1];
-            const T high = t6 * above[w + 1] + t7 * above[w] + t8 * above[w - 1];
-            const T gates = c[w] * gate;
-            const T dy = norm.scale * (middle[w] - norm.mean_d) - norm.slope * (x[w] * gates - mu);
-            to[w] = from[w] * sig[w] + low + mid + high + dy * gates + columns[w] + base;
-        }
+        for (int64_t w = 0; w < s.w; w++)
+            to[w] = from[w] * gate[w] + run[w] + columns[w] + base;
         to[0] -= left;
         to[s.w - 1] -= right;
     }
@@ -528,8 +598,7 @@ void backward_group(Reverse<T> &r, Group<T> &g, const T *grad, const T *x, const
         gradient_of_gates(r, g, par, s, i);
     }
     gradient_of_weights(r, g, par, shared, s, grads);
-    gradient_of_means(r.mean_w, r.a, g.mean_w, par, s.k, s.h, s.w, grads);
-    gradient_of_means(r.mean_h, r.c, g.mean_h, par, s.k, s.w, s.h, grads);
+    gradient_of_means(r, g, par, s, grads);
     for (int64_t i = 0; i < s.k; i++)
         gradient_of_input(out, grad, r, g, par, shared, s, i);
 }
