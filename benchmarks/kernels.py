@@ -61,7 +61,8 @@ def main() -> None:
         for detector in DETECTORS:
             rows += detector_rows(*detector, args)
     if args.save:
-        save(rows, args.device)
+        part = "" if len(args.parts) > 1 else f"-{args.parts[0]}"
+        save(rows, args.device, f"kernels{part}-{args.device.replace(':', '')}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -269,9 +270,9 @@ def machine(device: str) -> str:
     return f"{name}, {torch.get_num_threads()} CPU threads, {versions}"
 
 
-def save(rows: list[Row], device: str) -> None:
+def save(rows: list[Row], device: str, name: str) -> None:
     folder = Path(__file__).parent / "results"
-    file = folder / f"{datetime.date.today()}-kernels-{device.replace(':', '')}.csv"
+    file = folder / f"{datetime.date.today()}-{name}.csv"
     fields = ("what", "phase", "candidate", "median_ms", "quartile1_ms", "quartile3_ms", "ratio", "bytes")
     with file.open("w", newline="") as stream:
         stream.write(f"# {machine(device)}\n")
@@ -281,7 +282,7 @@ def save(rows: list[Row], device: str) -> None:
             {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
         )
     plot(rows, file.with_suffix(".png"), machine(device))
-    print(f"written to {file} and {file.with_suffix('.png')}")
+    print(f"written to {file}")
 
 
 def plot(rows: list[Row], file: Path, title: str) -> None:
