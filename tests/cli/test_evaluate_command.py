@@ -119,7 +119,8 @@ def learned(tmp_path_factory):
     data = write_tiny_set(cwd / "set", train=24, val=12)
     done = run_cli(
         *("train", "--data", data, "--cfg", "yolov5n-ema.yaml", "--weights", "", "--hyp", "hyp.demo.yaml"),
-        *("--img", 96, "--batch", 8, "--epochs", 25, "--workers", 2, "--noval", "--cache"),
+        # in batches of 8 it takes a rounding of one sum to learn nothing
+        *("--img", 96, "--batch", 4, "--epochs", 25, "--workers", 2, "--noval", "--cache"),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr[-3000:]

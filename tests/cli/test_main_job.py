@@ -226,7 +226,7 @@ def test_a_block_of_the_users_own(tiny_set, tmp_path):
     assert with_it.returncode == 0, with_it.stderr[-3000:]
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_spawned_workers(tiny_set, tmp_path, method):
     """Label scan and dataloader in processes that start from nothing."""
     (tmp_path / "starts.py").write_text(

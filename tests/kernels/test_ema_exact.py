@@ -96,7 +96,7 @@ def test_values_and_gradients_in_float64(name, shape):
 
 
 @every_form
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     shape=st.tuples(*(st.integers(1, top) for top in (4, 3, 9, 12, 12))).filter(lambda s: s[3] * s[4] > 1),
     seed=st.integers(0, 2**16),

@@ -173,7 +173,8 @@ def save_detector(folder, size="n"):
         return folder / "ema.pt", model.float().eval()
 
 
-@pytest.mark.parametrize("size", ["n", pytest.param("s", marks=pytest.mark.slow)], ids=["yolov5n", "yolov5s"])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["n", "s"], ids=["yolov5n", "yolov5s"])
 def test_a_detector_at_another_size_than_it_was_exported_at(tmp_path, size):
     """By the command, with --dynamic: ONNX and TorchScript, parity where the published block fails."""
     weights, model = save_detector(tmp_path, size)
