@@ -4,8 +4,8 @@ Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouy
 arXiv 2305.13563.
 Reference implementation: https://github.com/YOLOonMe/EMA-attention-module
 
-How it is computed is the business of `yolov5_ema.kernels.ema`, which reads the parameters of ``conv1x1``, ``conv3x3`` and ``gn``:
-hooks on these are not called.
+How it is computed is the business of `yolov5_ema.kernels.ema`, which reads the parameters of
+``conv1x1``, ``conv3x3`` and ``gn``: hooks on these are not called.
 
 Deviations, none of which changes a value the reference gives:
 - the groups must divide the channels, checked when the block is built (the reference fails in forward);
