@@ -78,7 +78,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile of the two plain forms, too")
     parser.add_argument("--imgsz", type=int, help="of the detectors, pixels (default: what a CPU can do)")
     parser.add_argument("--batch", type=int, default=1, help="of the detectors' training steps")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-ema-DEVICE.csv")
+    parser.add_argument(
+        "--save", action="store_true", help="write benchmarks/results/DATE-kernels-DEVICE.csv"
+    )
     return parser.parse_args()
 
 
