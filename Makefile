@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-slow lint bench models clean
+# The releases whose files the tests drive beside the installed one; v4 and v5 only write checkpoints.
+ENGINES := 4.0.14 5.0.5 6.1.9 6.2.3 7.0.14
+
+.PHONY: help demo test engines test-slow lint bench models clean
 
 help:
 	@echo "make demo       install, then train, validate, detect and export a small detector with EMA"
@@ -27,13 +30,19 @@ $(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet --editable '.[v6,export,dev]'
 	touch $@ $(VENV)/.demo
 
+$(VENV)/engines/%/.done: | $(BIN)/python
+	$(PIP) install --quiet --no-deps --no-compile --upgrade --target $(@D) yolov5==$*
+	touch $@
+
 demo: $(VENV)/.demo
 	$(BIN)/python -m yolov5_ema demo
 
-test: $(VENV)/.dev
+engines: $(ENGINES:%=$(VENV)/engines/%/.done)
+
+test: $(VENV)/.dev engines
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.dev engines
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev

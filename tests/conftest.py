@@ -108,18 +108,30 @@ def package_root() -> Path:
 @pytest.fixture(scope="session")
 def clone(package_root, tmp_path_factory) -> Path:
     """The installed package's own files, laid out as a clone of the repository."""
-    root = tmp_path_factory.mktemp("clone") / "yolov5"
+    return lay_out_as_clone(package_root, tmp_path_factory.mktemp("clone") / "yolov5")
+
+
+def lay_out_as_clone(package_root: Path, root: Path) -> Path:
+    """Copy the files of a PyPI package ``yolov5`` to ``root``, with the imports that the repository has."""
     shutil.copytree(package_root, root, ignore=shutil.ignore_patterns("__pycache__", "__init__.py"))
     for path in root.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         text = re.sub(r"\bfrom yolov5\.", "from ", text)
         text = re.sub(r"\bimport yolov5\.(\w+) as", r"import \1 as", text)
         path.write_text(re.sub(r"^from yolov5 import __version__$", '__version__ = "?"', text, flags=re.M))
-    for name in ("models", "utils", "utils/loggers", "utils/loggers/wandb"):
-        source = package_root / name / "__init__.py"
-        if (root / name).is_dir():
-            text = source.read_text(encoding="utf-8") if source.is_file() else ""
+    for source in package_root.rglob("__init__.py"):
+        name = source.parent.relative_to(package_root)
+        if source.parent != package_root and (root / name).is_dir():
+            text = source.read_text(encoding="utf-8")
             (root / name / "__init__.py").write_text(re.sub(r"\bfrom yolov5\.", "from ", text))
+    return root
+
+
+def laid_aside(version: str) -> Path:
+    """Folder of the package ``yolov5`` of a release that ``make engines`` laid beside the installed one."""
+    root = Path(sys.prefix) / "engines" / version / "yolov5"
+    if not root.is_dir():
+        pytest.skip(f"yolov5 {version} is not laid aside: run `make engines`")
     return root
 
 

@@ -20,9 +20,10 @@ REPOSITORY = PACKAGE.parent
 BASE = {"errors", "files", "resources", "__init__"}
 # a room and the rooms that it may import from
 MAY_IMPORT = {
-    "cli": {"cli", "engine", "blocks", "kernels", "data", "evaluation", "classification"},
-    "engine": {"engine", "blocks", "kernels", "data"},
+    "cli": {"cli", "engine", "weights", "blocks", "kernels", "data", "evaluation", "classification"},
+    "engine": {"engine", "weights", "blocks", "kernels", "data"},
     "classification": {"classification", "engine", "blocks", "kernels"},
+    "weights": {"weights", "blocks", "kernels"},
     "blocks": {"blocks", "kernels"},
     "kernels": {"kernels"},
     "data": {"data"},
