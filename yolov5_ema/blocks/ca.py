@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, saturate, stable_mean
+from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, saturate, stable_mean, zero_
 from yolov5_ema.blocks.registry import register_block
 
 _LEAST_HIDDEN = 8
@@ -72,6 +72,10 @@ class CA(AttentionBlock):
         gate_h = self.conv_h(y[:, :, :h]).sigmoid().to(x.dtype)  # (N, C, H, 1)
         gate_w = self.conv_w(y[:, :, h:].transpose(2, 3)).sigmoid().to(x.dtype)  # (N, C, 1, W)
         return x * gate_w * gate_h  # (N, C, H, W)
+
+    def zero_gate_(self) -> None:
+        """Zero the last parameters: the gate is 1/2 * 1/2 everywhere, and learns from there."""
+        zero_(self.conv_h, self.conv_w)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, reduction={self.reduction}"

@@ -24,6 +24,7 @@ from yolov5_ema.blocks.common import (
     check_positive_int,
     check_reduction,
     saturate,
+    zero_,
 )
 from yolov5_ema.blocks.registry import register_block
 from yolov5_ema.kernels.cbam import cbam, maps, pool, scale
@@ -146,6 +147,10 @@ class CBAM(AttentionBlock):
         if torch.jit.is_scripting():
             return self.spatial_gate(self.channel_gate(x))  # (N, C, H, W)
         return cbam(x, self.channel_gate, self.spatial_gate, self.implementation)  # (N, C, H, W)
+
+    def zero_gate_(self) -> None:
+        """Zero the last parameters: the gate is 1/2 * 1/2 everywhere, and learns from there."""
+        zero_(self.channel_gate.fc2, self.spatial_gate.bn)
 
     def extra_repr(self) -> str:
         return (

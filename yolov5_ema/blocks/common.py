@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from yolov5_ema.kernels.numerics import saturate, stable_mean
@@ -17,6 +18,7 @@ __all__ = [
     "nearest_divisors",
     "saturate",
     "stable_mean",
+    "zero_",
 ]
 
 
@@ -70,12 +72,20 @@ def nearest_divisors(number: int, to: int) -> list[int]:
     return sorted({*below, *above})
 
 
+def zero_(*modules: nn.Module) -> None:
+    """Set every parameter of the modules to zero, in place."""
+    with torch.no_grad():
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.zero_()
+
+
 class AttentionBlock(nn.Module):
     """Base of the blocks here: loads checkpoints of the public reference implementations too.
 
     ``reference_names`` maps a parameter's or submodule's name in the reference to ours; it is applied under
     any prefix, and only where our own name isn't already in the state dict. Deriving from this class is
-    optional.
+    optional. So is a method ``zero_gate_()`` that makes the gate a constant, for ``--init identity``.
     """
 
     reference_names: ClassVar[dict[str, str]] = {}

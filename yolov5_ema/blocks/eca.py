@@ -15,7 +15,7 @@ import math
 import torch
 from torch import nn
 
-from yolov5_ema.blocks.common import AttentionBlock, check_odd_kernel, check_positive_int, stable_mean
+from yolov5_ema.blocks.common import AttentionBlock, check_odd_kernel, check_positive_int, stable_mean, zero_
 from yolov5_ema.blocks.registry import register_block
 
 
@@ -73,6 +73,10 @@ class ECA(AttentionBlock):
         mean = stable_mean(x, [2, 3]).flatten(1).unsqueeze(1)  # (N, 1, C)
         gate = self.conv(mean.to(x.dtype)).sigmoid().to(x.dtype)  # (N, 1, C)
         return x * gate.squeeze(1)[:, :, None, None]  # (N, C, H, W)
+
+    def zero_gate_(self) -> None:
+        """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""
+        zero_(self.conv)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}"

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from yolov5_ema.blocks.common import AttentionBlock, check_bool, check_positive_int, nearest_divisors
+from yolov5_ema.blocks.common import AttentionBlock, check_bool, check_positive_int, nearest_divisors, zero_
 from yolov5_ema.blocks.registry import register_block
 from yolov5_ema.kernels.dispatch import check_implementation
 from yolov5_ema.kernels.ema import ema, ema_exact, ema_reference
@@ -124,6 +124,10 @@ class EMA(AttentionBlock):
         if torch.jit.is_scripting():
             return ema_exact(x, w1, b1, gamma, beta, w3, b3, self.groups, eps)  # (N, C, H, W)
         return ema(x, w1, b1, gamma, beta, w3, b3, self.groups, eps, self.implementation)  # (N, C, H, W)
+
+    def zero_gate_(self) -> None:
+        """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""
+        zero_(self.gn, self.conv3x3)
 
     def extra_repr(self) -> str:
         return (

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, saturate
+from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, saturate, zero_
 from yolov5_ema.blocks.registry import register_block
 
 
@@ -73,6 +73,10 @@ class NAM(AttentionBlock):
         )  # moves no scale in use, never 0
         share = (scale / scale.sum()).to(y.dtype)[:, None, None]  # (C, 1, 1)
         return x * (saturate(y) * share).sigmoid().to(x.dtype)  # (N, C, H, W)
+
+    def zero_gate_(self) -> None:
+        """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""
+        zero_(self.bn)
 
     def extra_repr(self) -> str:
         return f"{self.channels}"

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, stable_mean
+from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, stable_mean, zero_
 from yolov5_ema.blocks.registry import register_block
 
 
@@ -114,6 +114,10 @@ class SA(AttentionBlock):
         out = torch.stack([x_c * gate_c.to(x.dtype), x_s * gate_s.to(x.dtype)], dim=1)  # (NG, 2, k, H, W)
         out = out.reshape(n, 2, c // 2, h, w)  # channels as two rows of C/2 ...
         return out.transpose(1, 2).reshape(n, c, h, w)  # ... read by columns: (N, C, H, W)
+
+    def zero_gate_(self) -> None:
+        """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""
+        zero_(self.channel, self.spatial)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, groups={self.groups}"

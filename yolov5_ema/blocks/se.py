@@ -22,6 +22,7 @@ from yolov5_ema.blocks.common import (
     check_reduction,
     saturate,
     stable_mean,
+    zero_,
 )
 from yolov5_ema.blocks.registry import register_block
 
@@ -79,6 +80,10 @@ class SE(AttentionBlock):
         hidden = saturate(self.fc1(mean)).relu()  # (N, hidden)
         gate = self.fc2(hidden).sigmoid().to(x.dtype)  # (N, C)
         return x * gate[:, :, None, None]  # (N, C, H, W)
+
+    def zero_gate_(self) -> None:
+        """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""
+        zero_(self.fc2)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, reduction={self.reduction}, bias={self.fc1.bias is not None}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Sequence
 
 from yolov5_ema.cli._yolov5 import load_plugins
@@ -11,11 +13,27 @@ SUMMARY = "train a detector: YOLOv5's own train, with every flag of it"
 
 def main(argv: Sequence[str]) -> int:
     """Run YOLOv5's ``train``; ``YOLOV5_EMA_SEED`` seeds it, also where YOLOv5 has no ``--seed``."""
+    own, rest = _own_flags().parse_known_args(argv)
     from yolov5_ema.engine import leash, scripts, seeding, shim
+    from yolov5_ema.engine.quirks.weight_transfer import INIT_ENV
 
+    if own.init:  # through the environment, so that DDP ranks get it
+        os.environ[INIT_ENV] = own.init
     leash.end_with_parent()
     load_plugins()
     engine = shim.install()
-    with seeding.seeded_training(engine, argv) as flags:
-        scripts.run_script(engine, "train", flags)
+    with seeding.seeded_training(engine, rest) as flags:
+        scripts.run_script(engine, "train", flags, more_help=_own_flags().format_help())
     return 0
+
+
+def _own_flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS, description="train's own flags here:"
+    )
+    parser.add_argument(
+        "--init",
+        choices=("none", "identity"),
+        help="how attention blocks start that the --weights lack: identity, so that they change nothing at first",
+    )
+    return parser

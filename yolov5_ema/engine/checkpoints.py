@@ -73,7 +73,7 @@ def load_checkpoint(
     except (RuntimeError, EOFError, zipfile.BadZipFile, ImportError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     _mend_layers_of_old_torch(checkpoint)
-    _forget_grids(checkpoint)
+    _mend_detect(checkpoint)
     return checkpoint
 
 
@@ -98,7 +98,7 @@ def check_file(path: pathlib.Path, *, engine: Engine, trust: bool | None = None)
         except (RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from error
     if unsafe:
-        raise CheckpointError(_refusal(path, ", ".join(sorted(unsafe))))
+        raise CheckpointError(_refusal(path, ", ".join(sorted(unsafe)), _of_a_newer_yolov5(unsafe, engine)))
 
 
 def _check_legacy_file(path: pathlib.Path) -> None:
@@ -111,12 +111,19 @@ def _check_legacy_file(path: pathlib.Path) -> None:
         )
 
 
-def _refusal(path: pathlib.Path, what: str) -> str:
+def _refusal(path: pathlib.Path, what: str, hint: str = "") -> str:
     return (
-        f"{path} holds what no YOLOv5 checkpoint needs: {what}. Nothing of it was run. "
+        f"{path} holds what no YOLOv5 checkpoint needs: {what}. Nothing of it was run. {hint}"
         "If it is a block of your own, name its module with --plugin; if you know where the file comes "
         "from and trust it with your machine, pass --trust-checkpoint."
     )
+
+
+def _of_a_newer_yolov5(names: list[str], engine: Engine) -> str:
+    """A hint where all that is refused are YOLOv5's own kinds of layers, as the one at hand does not have them."""
+    if all(name.removeprefix("yolov5.").startswith(_CLASS_MODULES) for name in names):
+        return f"{engine} has no such layers: name a newer YOLOv5 with --yolov5. "
+    return ""
 
 
 def allow_list(engine: Engine) -> list[Any]:
@@ -127,13 +134,31 @@ def allow_list(engine: Engine) -> list[Any]:
         for attribute, cls in _module_classes(module):  # v7.0 keeps old names: Model is DetectionModel
             allowed[f"{name}.{attribute}"] = cls
             allowed[f"yolov5.{name}.{attribute}"] = cls
+    for later, cls in _later_names(engine):
+        allowed[f"models.yolo.{later}"] = cls
+        allowed[f"yolov5.models.yolo.{later}"] = cls
     for cls in [*_torch_layers(), *_block_classes()]:
         allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
     allowed.update(_numpy_globals())
+    allowed["builtins.getattr"] = _forward_of
     for cls in (set, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath):
         allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
         allowed[f"pathlib.{cls.__name__}" if cls is not set else "builtins.set"] = cls
     return [(value, name) for name, value in allowed.items()]
+
+
+def _forward_of(cls: type, name: str) -> Any:
+    """``getattr`` for what a Segment head keeps, ``Detect.forward``, and for nothing else."""
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module) and name == "forward"):
+        raise pickle.UnpicklingError(f"Weights only load failed: getattr of {cls!r}, {name!r}")
+    return cls.forward
+
+
+def _later_names(engine: Engine) -> Iterator[tuple[str, type]]:
+    """Names that v6.2 gave to classes which earlier releases have as well: checkpoints of both load in both."""
+    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    if not hasattr(yolo, "DetectionModel"):
+        yield "DetectionModel", yolo.Model
 
 
 def _module_classes(module: ModuleType) -> Iterator[tuple[str, type]]:
@@ -195,12 +220,22 @@ def _mend_layers_of_old_torch(checkpoint: Any) -> None:
             module.recompute_scale_factor = None
 
 
-def _forget_grids(checkpoint: Any) -> None:
-    """Let Detect compute its grid anew: one kept from v6.0's last image is half a cell off in v6.2 and later."""
+def _mend_detect(checkpoint: Any) -> None:
+    """Let Detect compute its grids anew, and give those of v4 and v5 what later forwards read.
+
+    One kept from v6.0's last image is half a cell off in v6.2 and later; up to v5.0 the grid of anchors was a buffer,
+    where later releases keep a list.
+    """
     for module in _modules_of(checkpoint):
         grids = getattr(module, "grid", None)
-        if isinstance(grids, list) and hasattr(module, "anchor_grid"):
-            vars(module)["grid"] = [torch.zeros(1) for _ in grids]
+        if not isinstance(grids, list) or not hasattr(module, "anchor_grid"):
+            continue
+        vars(module)["grid"] = [torch.zeros(1) for _ in grids]
+        if isinstance(module.anchor_grid, torch.Tensor):
+            del module.anchor_grid
+            module.anchor_grid = [torch.zeros(1) for _ in grids]
+        if not hasattr(module, "inplace"):  # v4 computed without
+            module.inplace = True
 
 
 @contextmanager

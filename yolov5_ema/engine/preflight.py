@@ -29,13 +29,13 @@ _VIDEOS = {"asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts",
 _URL = ("http://", "https://", "http:/", "https:/", "rtsp://", "rtmp://")
 
 
-def resolve_names(opt: argparse.Namespace, engine: Engine) -> None:
+def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> None:
     """Replace bare names of YAMLs by the files that they mean: the user's, YOLOv5's, or ours.
 
     Raises:
         ConfigError: there is no such file.
     """
-    for name in ("cfg", "data", "hyp"):
+    for name in ("cfg", "hyp") if _classifies(script) else ("cfg", "data", "hyp"):
         value = getattr(opt, name, None)
         if not isinstance(value, (str, Path)) or not str(value) or str(value).startswith(_URL):
             continue
@@ -61,12 +61,18 @@ def _resolved(flag: str, value: str, engine: Engine) -> str:
     )
 
 
+def _classifies(script: str) -> bool:
+    """Whether a script takes a folder of images by class, or a data set's name, as its data."""
+    return script.startswith("classify.")
+
+
 def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     """Check the parsed flags of one of YOLOv5's scripts.
 
     Raises:
         UserError: names the flag, the file, and what to do.
     """
+    has_folder = _classifies(script)
     script = script.split(".")[-1]
     if getattr(opt, "resume", False):  # YOLOv5 takes everything else from the run that is resumed
         if isinstance(opt.resume, str):
@@ -74,7 +80,8 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
         return
     if getattr(opt, "cfg", ""):
         check_model(opt.cfg, engine)
-    _check_data(opt, script, engine)
+    if not has_folder:
+        _check_data(opt, script, engine)
     for weights in _weights_of(opt):
         _check_weights(weights, engine)
     if script in ("detect", "predict"):
@@ -89,6 +96,9 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
 
 def _weights_of(opt: argparse.Namespace) -> list[str]:
     weights = getattr(opt, "weights", None)
+    classifier = getattr(opt, "model", None)  # of classify/train.py: a file, or a name that torchvision knows
+    if not weights and str(classifier).endswith(".pt"):
+        weights = classifier
     if not weights:
         return []
     return [str(w) for w in (weights if isinstance(weights, (list, tuple)) else [weights])]

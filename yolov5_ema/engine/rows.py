@@ -70,25 +70,27 @@ def checked_model(
         ConfigError: names file, row and fix.
     """
     graph = Graph.from_cfg(cfg, where)
-    _check_activation(cfg, where)
+    check_activation(cfg, where)
     nominal: dict[Row, int | None] = {}
     safe: dict[str, list[Any]] = {section: [] for section in SECTIONS}
     raw_rows = [raw for section in SECTIONS for raw in cfg[section]]
     for index, (row, raw) in enumerate(zip(graph.rows, raw_rows)):
         place = f"{where}, {row.section} row {index}"
-        module = _resolve_module(row.module, yolo, place, conflicts)
+        module = resolve_module(row.module, yolo, place, conflicts)
         incoming = [None if source.row is None else nominal[source.row] for source in row.sources]
         if is_block(module):
-            args = _block_arguments(module, row, place, incoming[0])
+            options = block_options(module, row, place, incoming[0])
+            args = [_INPUT_CHANNELS, *(_quoted(value, place) for value in options)]
             nominal[row] = incoming[0]
         else:
             args = [_checked_argument(argument, place) for argument in row.args]
-            nominal[row] = _nominal_output(module, row, incoming)
+            nominal[row] = nominal_output(module, row, incoming)
         safe[row.section].append([deepcopy(raw[0]), row.number, module, args])
     return {**deepcopy(dict(cfg)), **safe}
 
 
-def _check_activation(cfg: Mapping[str, Any], where: str) -> None:
+def check_activation(cfg: Mapping[str, Any], where: str) -> None:
+    """Refuse an ``activation:`` that is no torch.nn module with literal arguments, with a ConfigError."""
     activation = cfg.get("activation")
     if activation is None:
         return
@@ -111,7 +113,8 @@ def _are_literal_arguments(text: str) -> bool:
     return True
 
 
-def _resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> type:
+def resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> type:
+    """The class that a row's module name means: one of ``yolo``'s names, or a registered block."""
     if _is_module_class(name):
         return name
     if not isinstance(name, str):
@@ -124,7 +127,7 @@ def _resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> 
     is_ours = name in registry.list_blocks()
     if is_ours and theirs is not None and theirs is not registry.get_block(name) and conflicts == "error":
         raise ConfigError(
-            f"{place}: {name} is both a block of this YOLOv5 ({theirs.__module__}) and of yolov5-ema. "
+            f"{place}: {name} is both a module of the YOLO at hand ({theirs.__module__}) and a block of yolov5-ema. "
             f"Write {OUR_PREFIX}{name} for ours, or choose for all rows with --conflicts ours|theirs "
             f"(install(conflicts=...) in Python)."
         )
@@ -151,7 +154,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     hint = f"; did you mean {folded[near[0]]}?" if near else ""
     blocks = ", ".join(registry.list_blocks())
-    return f"{hint} Attention blocks: {blocks}; a block of your own needs --plugin its_module"
+    return f"{hint} Attention blocks: {blocks}; a block of your own needs --plugin its_module (in Python: import it)"
 
 
 def _lookup(yolo: ModuleType, dotted: str) -> type | None:
@@ -189,8 +192,12 @@ def _checked_argument(argument: Any, place: str) -> Any:
         ) from None
 
 
-def _block_arguments(block: type, row: Row, place: str, incoming: int | None) -> list[Any]:
-    """The row's options as positional arguments behind the input channels."""
+def block_options(block: type, row: Row, place: str, incoming: int | None) -> list[Any]:
+    """The row's options, checked, as the positional arguments behind the input channels.
+
+    Raises:
+        ConfigError: an option the block does not have, one given twice, or channels written by habit.
+    """
     if row.several:
         raise ConfigError(f"{place}: {block.__name__} reads one row, not several; put a Concat before it")
     positional, keywords = list(row.args), {}
@@ -217,8 +224,7 @@ def _block_arguments(block: type, row: Row, place: str, incoming: int | None) ->
         values[key] = value
     given = [p for p in parameters if p.name in values]
     needed = parameters[: parameters.index(given[-1]) + 1] if given else []
-    checked = [_quoted(values.get(p.name, p.default), place) for p in needed]
-    return [_INPUT_CHANNELS, *checked]
+    return [values.get(p.name, p.default) for p in needed]
 
 
 def _refuse_channels(block: type, positional: list[Any], place: str, incoming: int | None) -> None:
@@ -245,7 +251,7 @@ def _quoted(value: Any, place: str) -> Any:
     return _checked_argument(value, place)
 
 
-def _nominal_output(module: type, row: Row, incoming: list[int | None]) -> int | None:
+def nominal_output(module: type, row: Row, incoming: list[int | None]) -> int | None:
     """Channels before the width multiple, as YAMLs write them; None where they are not known."""
     if module.__name__ == "Concat":
         return sum(incoming) if None not in incoming else None  # type: ignore[arg-type]

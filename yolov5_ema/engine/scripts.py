@@ -109,7 +109,7 @@ def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: st
 
         def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
             opt, rest = super().parse_known_args(args, namespace)
-            preflight.resolve_names(opt, engine)
+            preflight.resolve_names(opt, engine, name)
             return opt, rest
 
     patches = Patches()

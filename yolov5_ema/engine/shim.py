@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 from typing import Any, Callable, Union
 
-from yolov5_ema.engine import activation
+from yolov5_ema.engine import activation, ultralytics_adapter
 from yolov5_ema.engine.locate import Engine, engine_at, locate
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.rows import CHOICES, checked_model, is_block
@@ -37,15 +37,17 @@ def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
 
     Args:
         yolo: which YOLOv5: None to look for one (see `locate`), the folder of a clone, or an imported
-            ``models.yolo`` / ``yolov5`` module.
+            ``models.yolo`` / ``yolov5`` module. Or ``"ultralytics"``, or that module: the package of YOLOv8 and
+            later, which gets an adapter of its own, beside a YOLOv5 if need be.
         conflicts: what a name means that YOLOv5 defines as well (a fork's own CBAM): ``error`` (say so),
             ``ours`` or ``theirs``. None: the environment variable ``YOLOV5_EMA_CONFLICTS``, or ``error``.
 
     Returns:
-        The YOLOv5 found. A second call for the same one changes nothing.
+        The YOLOv5 found; for ultralytics that package, as an `Engine` of kind ``ultralytics``. A second
+        call for the same one changes nothing.
 
     Raises:
-        EngineNotFoundError: there is no YOLOv5.
+        EngineNotFoundError: there is no YOLOv5, or no ultralytics.
         UserError: the shim is installed for another YOLOv5; `uninstall` it first.
 
     Example:
@@ -58,6 +60,8 @@ def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
     chosen = conflicts or os.environ.get(CONFLICTS_ENV) or "error"
     if chosen not in CHOICES:
         raise UserError(f"conflicts must be one of {', '.join(CHOICES)}, not {chosen!r}")
+    if ultralytics_adapter.names_ultralytics(yolo):
+        return ultralytics_adapter.install(conflicts=chosen)
     engine = _engine_of(yolo)
     with _lock:
         activation.activate(engine)
@@ -80,9 +84,13 @@ def uninstall(yolo: Yolo = None) -> None:
     YOLOv5's modules stay imported, with every attribute as they defined it.
 
     Args:
-        yolo: None, or the YOLOv5 that the shim must be installed for to be removed.
+        yolo: None, or the YOLOv5 that the shim must be installed for to be removed. ``"ultralytics"``:
+            remove the adapter of that package, and nothing else.
     """
     global _installed
+    if ultralytics_adapter.names_ultralytics(yolo):
+        ultralytics_adapter.uninstall()
+        return
     with _lock:
         engine = activation.active_engine()
         if yolo is not None and engine is not None and _engine_of(yolo).root != engine.root:
@@ -93,8 +101,10 @@ def uninstall(yolo: Yolo = None) -> None:
         activation.deactivate()
 
 
-def is_installed() -> bool:
-    """Whether the shim is in place in this process."""
+def is_installed(yolo: Yolo = None) -> bool:
+    """Whether the shim is in place in this process; for ``"ultralytics"``: the adapter of that package."""
+    if ultralytics_adapter.names_ultralytics(yolo):
+        return ultralytics_adapter.is_installed()
     return _installed is not None
 
 
@@ -105,13 +115,13 @@ def installed(yolo: Yolo = None, *, conflicts: str | None = None) -> Iterator[En
     Yields:
         The YOLOv5 found.
     """
-    was_installed = is_installed()
+    was_installed = is_installed(yolo)
     engine = install(yolo, conflicts=conflicts)
     try:
         yield engine
     finally:
         if not was_installed:
-            uninstall()
+            uninstall(yolo if ultralytics_adapter.names_ultralytics(yolo) else None)
 
 
 def _engine_of(yolo: Yolo) -> Engine:

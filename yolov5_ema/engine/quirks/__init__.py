@@ -6,21 +6,25 @@ nothing unless both say that it is needed. `QUIRKS` is the list that ``yolov5-em
 
 from __future__ import annotations
 
+from yolov5_ema.engine.quirks.amp_check import AMP_CHECK
 from yolov5_ema.engine.quirks.autoanchor import AUTOANCHOR_FEW_BOXES
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.engine.quirks.data_paths import DATA_PATHS
-from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, NO_PIP_BEHIND_THE_BACK
+from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, FILES_BEFORE_HUB, NO_PIP_BEHIND_THE_BACK
 from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, OPENVINO_CONVERTER, TORCH_HAS_CUDA
 from yolov5_ema.engine.quirks.fonts import FONT_FROM_DISK, FONT_GETSIZE
 from yolov5_ema.engine.quirks.label_cache import STALE_LABEL_CACHE
 from yolov5_ema.engine.quirks.loss import LOSS_CLAMP
 from yolov5_ema.engine.quirks.numpy_names import NUMPY_NAMES
+from yolov5_ema.engine.quirks.optional_packages import ROBOFLOW, ULTRALYTICS
 from yolov5_ema.engine.quirks.packaging_names import PKG_RESOURCES
 from yolov5_ema.engine.quirks.pictures import PICTURES_IN_ORDER
 from yolov5_ema.engine.quirks.randrange import RANDRANGE_FLOAT
+from yolov5_ema.engine.quirks.run_folders import RUNS_HERE
 from yolov5_ema.engine.quirks.save_json import SAVE_JSON
 from yolov5_ema.engine.quirks.torch_amp import TORCH_AMP
 from yolov5_ema.engine.quirks.torch_load import ONE_COPY_OF_CLASSES, SAFE_CHECKPOINTS
+from yolov5_ema.engine.quirks.weight_transfer import WEIGHT_TRANSFER
 from yolov5_ema.engine.quirks.worker_processes import WORKER_PROCESSES
 
 QUIRKS: tuple[Quirk, ...] = (
@@ -33,16 +37,22 @@ QUIRKS: tuple[Quirk, ...] = (
     ONE_COPY_OF_CLASSES,
     AUTOANCHOR_FEW_BOXES,
     DATA_PATHS,
+    RUNS_HERE,
     STALE_LABEL_CACHE,
     SAVE_JSON,
     ONNX_EXPORTER,
     OPENVINO_CONVERTER,
     TORCH_HAS_CUDA,
     TORCH_AMP,
+    AMP_CHECK,
     RANDRANGE_FLOAT,
     PICTURES_IN_ORDER,
     DOWNLOADS_SAY_SO,
+    FILES_BEFORE_HUB,
     NO_PIP_BEHIND_THE_BACK,
+    ROBOFLOW,
+    ULTRALYTICS,
+    WEIGHT_TRANSFER,
     WORKER_PROCESSES,
 )
 

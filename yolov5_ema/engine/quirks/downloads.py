@@ -1,8 +1,9 @@
-"""Downloads: weights that are not there end at once with a message; pip is never run unasked."""
+"""Downloads: weights that are not there end at once with a message; pip is never run unasked; files come first."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 import socket
 from pathlib import Path
@@ -91,10 +92,14 @@ def _pip_needed(module: SourceModule) -> str | None:
 
 def _pip_apply(module: SourceModule, patches: Patches) -> None:
     original = module.module.check_requirements
+    without_file = module.engine.kind == "package"  # and check_requirements() means the file that a clone has
 
     @functools.wraps(original)
     def check_only(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **{**kwargs, "install": False})
+        listed = args[0] if args else kwargs.get("requirements")
+        if without_file and (listed is None or isinstance(listed, Path)):
+            return True
+        return original(*args[:2], **{**kwargs, "install": False})  # requirements, exclude, install
 
     patches.set(module.module, "check_requirements", check_only)
 
@@ -105,4 +110,48 @@ NO_PIP_BEHIND_THE_BACK = Quirk(
     versions="6.0 to 7.0.14",
     needed=_pip_needed,
     apply=_pip_apply,
+)
+
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def _files_first(download: Callable[..., str | None]) -> Callable[..., str | None]:
+    @functools.wraps(download)
+    def wrapper(repo_id: Any, *args: Any, **kwargs: Any) -> str | None:
+        name = str(repo_id)
+        if Path(name).exists() or name.endswith(".pt") or not _HUB_NAME.fullmatch(name):
+            return None
+        if importlib.util.find_spec("huggingface_hub") is None:
+            raise CheckpointError(
+                f"weights {name} not found here. To have them from the Hugging Face Hub: "
+                "pip install 'huggingface-hub<0.25'"
+            )
+        if not is_online("huggingface.co"):
+            raise CheckpointError(
+                f"weights {name} not found here, and the Hugging Face Hub cannot be reached."
+            )
+        return download(repo_id, *args, **kwargs)
+
+    return wrapper
+
+
+def _hub_needed(module: SourceModule) -> str | None:
+    if re.search(r"^def attempt_download_from_hub\(", module.source, re.MULTILINE):
+        return "weights are looked for on the Hugging Face Hub before they are on the disk"
+    return None
+
+
+def _hub_apply(module: SourceModule, patches: Patches) -> None:
+    patches.set(
+        module.module, "attempt_download_from_hub", _files_first(module.module.attempt_download_from_hub)
+    )
+
+
+FILES_BEFORE_HUB = Quirk(
+    name="files-before-hub",
+    symptom="--weights best.pt: a connection error, or No module named 'huggingface_hub', though the file is there",
+    versions="PyPI 7.0.14",
+    needed=_hub_needed,
+    apply=_hub_apply,
 )

@@ -16,9 +16,14 @@ from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 
 
 def _needed(module: SourceModule) -> str | None:
-    if re.search(r"\btorch\.(load|save)\(", module.source):
+    if re.search(r"\btorch\.(load|save)\(", module.source) or _has_torch_load(module):
         return "it loads or saves checkpoints, which are pickled modules"
     return None
+
+
+def _has_torch_load(module: SourceModule) -> bool:
+    """Upstream's newest loads with a function of the package ultralytics, which runs what a file says."""
+    return bool(re.search(r"^from ultralytics.* import .*\btorch_load\b", module.source, re.MULTILINE))
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
@@ -30,13 +35,16 @@ def _apply(module: SourceModule, patches: Patches) -> None:
     def save(checkpoint: Any, file: Any, **options: Any) -> None:
         save_checkpoint(checkpoint, file, engine=engine, **options)
 
-    patches.view(module.module, "torch", load=load, save=save)
+    if hasattr(module.module, "torch"):
+        patches.view(module.module, "torch", load=load, save=save)
+    if _has_torch_load(module):
+        patches.set(module.module, "torch_load", load)
 
 
 SAFE_CHECKPOINTS = Quirk(
     name="safe-checkpoints",
-    symptom="UnpicklingError: Weights only load failed … Unsupported global: models.yolo.Model",
-    versions="all but upstream's newest",
+    symptom="UnpicklingError: Weights only load failed … Unsupported global: models.yolo.Model; or any code is run",
+    versions="all",
     needed=_needed,
     apply=_apply,
 )

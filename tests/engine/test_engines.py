@@ -1,0 +1,451 @@
+"""Every release that can be had, as the PyPI package and laid out as a clone: the same shim, the same commands."""
+
+from __future__ import annotations
+
+import csv
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import laid_aside, lay_out_as_clone, run_cli
+from fork_server import run_in_child
+
+from yolov5_ema.engine.activation import survey
+from yolov5_ema.engine.locate import engine_at
+
+RELEASES = ("6.0.7", "6.1.9", "6.2.3", "7.0.14")
+LAYOUTS = ("package", "clone")
+EVERY = [
+    pytest.param(release, layout, id=f"{release}-{layout}") for release in RELEASES for layout in LAYOUTS
+]
+# what the files of each look like: PyPI's 6.1.9 and 6.2.3 are from shortly before upstream's v6.2 and v7.0
+LOOKS_LIKE = {"6.0.7": "6.0", "6.1.9": "6.2", "6.2.3": "7.0", "7.0.14": "7.0"}
+
+
+@pytest.fixture(scope="session")
+def root_of(package_root, tmp_path_factory):
+    """The folder of a release in a layout, made once."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def find(release: str, layout: str) -> Path:
+        if (release, layout) not in made:
+            is_installed = engine_at(package_root).version == release
+            package = package_root if is_installed else laid_aside(release)
+            if layout == "clone":
+                package = lay_out_as_clone(package, tmp_path_factory.mktemp("clones") / release)
+            made[release, layout] = package
+        return made[release, layout]
+
+    return find
+
+
+@pytest.mark.parametrize(("release", "layout"), EVERY)
+def test_located_as_what_it_is(release, layout, root_of):
+    engine = engine_at(root_of(release, layout))
+    assert (engine.kind, engine.version) == (layout, release if layout == "package" else LOOKS_LIKE[release])
+
+
+# the quirks that are not of today's libraries, but of the release's own text
+OWN_QUIRKS = {
+    "6.0.7": {"loss-clamp", "autoanchor-few-boxes", "stale-label-cache", "save-json", "torch-has-cuda"},
+    "6.1.9": {"amp-check", "save-json"},
+    "6.2.3": {"runs-here", "save-json"},
+    "7.0.14": {"runs-here", "files-before-hub"},
+}
+
+
+@pytest.mark.parametrize(("release", "layout"), EVERY)
+def test_quirks_are_on_where_the_release_needs_them(release, layout, root_of):
+    every = set().union(*OWN_QUIRKS.values())
+    expected = OWN_QUIRKS[release] - ({"amp-check"} if layout == "clone" else set())
+    assert {name for name, _, _ in survey(engine_at(root_of(release, layout)))} & every == expected
+
+
+_KNOWS_THE_BLOCKS = """
+from importlib import import_module
+import torch
+import yolov5_ema
+def part(name): return import_module(ENGINE.module_name(name))
+model = part("models.yolo").Model(CFG)
+rows = [(m.i, m.channels) for m in model.model if type(m) is yolov5_ema.blocks.EMA]
+assert rows == [(7, 128), (10, 256)], rows
+# YOLOv5n has 1,867,405 parameters at 80 classes, a block 10 k^2 + 4 k with k channels in each of 32 groups
+count = sum(p.numel() for p in model.parameters())
+assert count == 1_867_405 + (10 * 4**2 + 4 * 4) + (10 * 8**2 + 4 * 8), count
+outputs = model.train()(torch.rand(1, 3, 64, 64))
+assert [tuple(output.shape) for output in outputs] == [(1, 3, side, side, 85) for side in (8, 4, 2)]
+sum(output.square().mean() for output in outputs).backward()
+assert all(p.grad is not None for p in model.parameters())
+loaded = part("models.experimental").attempt_load(TMP + "/other.pt").eval()
+images, expected = torch.load(TMP + "/other.expected")
+with torch.no_grad():
+    torch.testing.assert_close(loaded(images)[0], expected, rtol=1e-3, atol=1e-3)
+"""
+
+_WRITES_A_CHECKPOINT = """
+from importlib import import_module
+import torch
+def part(name): return import_module(ENGINE.module_name(name))
+torch.manual_seed(0)
+model = part("models.yolo").Model(CFG).half()
+images = torch.rand(2, 3, 64, 96)
+with torch.no_grad():
+    torch.save((images, model.float().eval()(images)[0].clone()), FILE + ".expected")
+part("utils.general").torch.save({"model": model.half(), "ema": None, "epoch": 3, "optimizer": None}, FILE + ".pt")
+"""
+
+
+def _names(root: Path, tmp_path: Path, **more: object) -> dict[str, str]:
+    cfg = Path(__file__).resolve().parents[2] / "models/yolov5n-ema.yaml"
+    return {"ROOT": str(root), "TMP": str(tmp_path), "CFG": str(cfg), **{k: str(v) for k, v in more.items()}}
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(root_of, tmp_path_factory):
+    """A checkpoint that a release wrote, and beside it what the model said to an image."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def find(release: str, layout: str) -> Path:
+        if (release, layout) not in made:
+            file = tmp_path_factory.mktemp("checkpoints") / f"{release}-{layout}"
+            names = _names(root_of(release, layout), file.parent, FILE=file)
+            assert run_in_child(_WRITES_A_CHECKPOINT, names) == ""
+            made[release, layout] = file
+        return made[release, layout]
+
+    return find
+
+
+def _copied(file: Path, folder: Path) -> Path:
+    for ending in (".pt", ".expected"):
+        (folder / f"other{ending}").write_bytes(file.with_name(file.name + ending).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(("release", "layout"), EVERY)
+def test_builds_trains_and_reads_what_another_release_wrote(
+    release, layout, root_of, checkpoint_of, tmp_path
+):
+    writer = ("7.0.14", "package") if release.startswith("6.0") else ("6.0.7", "package")
+    folder = _copied(checkpoint_of(*writer), tmp_path)
+    assert run_in_child(_KNOWS_THE_BLOCKS, _names(root_of(release, layout), folder)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("release", "layout"), EVERY)
+def test_reads_what_every_other_wrote(release, layout, root_of, checkpoint_of, tmp_path):
+    for writer in [param.values for param in EVERY]:
+        folder = _copied(checkpoint_of(*writer), tmp_path)
+        assert run_in_child(_KNOWS_THE_BLOCKS, _names(root_of(release, layout), folder)) == "", writer
+
+
+# As train calls it on a GPU, with a model whose results mixed precision changes: the stock model is asked for next.
+_CHECKS_AMP_OFFLINE = """
+from importlib import import_module
+from types import SimpleNamespace
+import torch
+from yolov5_ema.engine.quirks import downloads as ours
+from yolov5_ema.errors import CheckpointError
+def part(name): return import_module(ENGINE.module_name(name))
+general, common, downloads = part("utils.general"), part("models.common"), part("utils.downloads")
+class Model:
+    def parameters(self): return iter([SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))])
+class AutoShape:
+    amp = False
+    def __init__(self, model, verbose=True): pass
+    def __call__(self, image): return SimpleNamespace(xywhn=[torch.full((1, 6), float(self.amp))])
+stock, asked, said = [], [], []
+class DetectMultiBackend(common.DetectMultiBackend):
+    def __init__(self, weights, *args, **kwargs):
+        stock.append(weights)
+        try:
+            super().__init__(weights, *args, **kwargs)
+        except CheckpointError as error:
+            stock.append(str(error))
+            raise
+common.AutoShape, common.DetectMultiBackend = AutoShape, DetectMultiBackend
+downloads.requests.get = lambda *a, **k: asked.append(a)
+general.check_online = ours.is_online = lambda *a: False
+general.LOGGER.warning = said.append
+assert general.check_amp(Model()) is False
+assert stock[0] == "yolov5n.pt" and "yolov5n.pt not found here" in stock[1], stock
+assert asked == [] and len(said) == 1 and "disabling Automatic Mixed Precision" in said[0], said
+"""
+
+
+@pytest.mark.parametrize("release", ["6.2.3", "7.0.14"])
+def test_check_of_mixed_precision_ends_at_once_without_network(release, root_of, tmp_path):
+    assert run_in_child(_CHECKS_AMP_OFFLINE, _names(root_of(release, "package"), tmp_path)) == ""
+
+
+_SEGMENTS = """
+from importlib import import_module
+import os
+from pathlib import Path
+import torch
+import yolov5_ema
+from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.errors import CheckpointError
+def part(name): return import_module(ENGINE.module_name(name))
+yolo, save = part("models.yolo"), part("utils.general").torch.save
+cfg = build_cfg(base=ENGINE.root / "models/segment/yolov5n-seg.yaml", block="EMA", nc=2)
+torch.manual_seed(0)
+model = yolo.SegmentationModel(cfg).half()
+assert type(model.model[-1]) is yolo.Segment
+assert [m.i for m in model.model if type(m) is yolov5_ema.blocks.EMA] == [7, 10]
+images = torch.rand(1, 3, 64, 64)
+with torch.no_grad():
+    boxes, masks = model.float().eval()(images)[:2]
+assert boxes.shape == (1, 252, 5 + 2 + 32) and masks.shape == (1, 32, 16, 16)
+save({"model": model.half(), "ema": None, "epoch": 3, "optimizer": None}, TMP + "/seg.pt")
+loaded = part("models.experimental").attempt_load(TMP + "/seg.pt").eval()
+with torch.no_grad():
+    torch.testing.assert_close(loaded(images)[0], boxes, rtol=1e-3, atol=1e-3)
+# the head keeps Detect.forward by a getattr; no other attribute can be had so
+class Attribute:
+    def __reduce__(self): return getattr, (yolo.Detect, "__init__")
+save({"model": Attribute()}, TMP + "/other.pt")
+try:
+    part("models.experimental").torch.load(TMP + "/other.pt")
+except CheckpointError as error:
+    assert "__init__" in str(error), error
+else:
+    raise AssertionError("loaded")
+"""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_segment_heads_take_the_blocks(layout, root_of, tmp_path):
+    assert run_in_child(_SEGMENTS, _names(root_of("7.0.14", layout), tmp_path)) == ""
+
+
+@pytest.fixture(scope="session")
+def newest(root_of, tmp_path_factory) -> Path:
+    """7.0.14 as a clone, with the three things in which upstream's newest differs where quirks look."""
+    pytest.importorskip("ultralytics")
+    root = lay_out_as_clone(root_of("7.0.14", "package"), tmp_path_factory.mktemp("newest") / "yolov5")
+    loader = "import torch\nfrom ultralytics.utils.patches import torch_load\n"
+    for path in root.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if "torch.load(" in text:
+            text = text.replace("torch.load(", "torch_load(")
+            text = re.sub(r"^import torch\n", loader, text, count=1, flags=re.MULTILINE)
+        if path.name in ("train.py", "val.py", "detect.py"):
+            text = re.sub(r"default='runs/(\w+)'", r"default=ROOT / 'runs/\1'", text)
+        path.write_text(text, encoding="utf-8")
+    general = root / "utils/general.py"
+    text = general.read_text(encoding="utf-8").replace("def check_requirements(", "def _no_longer_used(")
+    checks = "import yaml\nfrom ultralytics.utils.checks import check_requirements\n"
+    general.write_text(re.sub(r"^import yaml\n", checks, text, count=1, flags=re.MULTILINE), encoding="utf-8")
+    return root
+
+
+_AS_THE_NEWEST = (
+    """
+import subprocess
+import sys
+subprocess.check_output = subprocess.run = None  # pip would be run by one of these
+from utils.general import check_requirements
+assert not check_requirements(("no-such-distribution-at-all",))
+sys.argv = ["detect.py"]
+import detect
+assert str(detect.parse_opt().project) == "runs/detect"
+"""
+    + _KNOWS_THE_BLOCKS
+)
+
+
+def test_a_clone_with_what_upstreams_newest_changed(newest, checkpoint_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("YOLO_OFFLINE", "true")
+    assert engine_at(newest).version == "7.0+"
+    assert {"safe-checkpoints", "no-pip-behind-the-back", "runs-here"} <= {
+        name for name, _, _ in survey(engine_at(newest))
+    }
+    folder = _copied(checkpoint_of("6.0.7", "package"), tmp_path)
+    assert run_in_child(_AS_THE_NEWEST, _names(newest, folder)) == ""
+
+
+def _rows_of(results: Path) -> list[dict[str, str]]:
+    with results.open(encoding="utf-8", newline="") as stream:
+        return [{key.strip(): value.strip() for key, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def _recipe(tiny_set: Path, name: str, epochs: int) -> list[object]:
+    return [
+        *("train", "--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--weights", "", "--img", 64),
+        *("--batch", 4, "--epochs", epochs, "--workers", 0, "--name", name),
+    ]
+
+
+def test_the_newest_package_trains_as_a_clone(root_of, tiny_set, tmp_path):
+    root = root_of("7.0.14", "clone")
+    done = run_cli("--yolov5", root, *_recipe(tiny_set, "tiny", 1), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "runs/train/tiny"
+    (row,) = _rows_of(folder / "results.csv")
+    assert float(row["train/box_loss"]) > 0 and float(row["train/obj_loss"]) > 0
+    assert zipfile.is_zipfile(folder / "weights/best.pt") and not (root / "runs").exists()
+
+
+class Workshop:
+    """A release in a layout, a folder to work in, and the weights of a training."""
+
+    def __init__(self, root: Path, folder: Path, tiny_set: Path) -> None:
+        self.root, self.folder, self.tiny_set = root, folder, tiny_set
+        self.best = folder / "runs/train/tiny/weights/best.pt"
+
+    def run(self, *args: object) -> subprocess.CompletedProcess[str]:
+        done = run_cli("--yolov5", self.root, *args, cwd=self.folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    @property
+    def images(self) -> Path:
+        return self.tiny_set.parent / "images/test"
+
+
+@pytest.fixture(scope="module", params=[param.values for param in EVERY], ids=[param.id for param in EVERY])
+def workshop(request, root_of, tiny_set, tmp_path_factory) -> Workshop:
+    release, layout = request.param
+    place = Workshop(root_of(release, layout), tmp_path_factory.mktemp("workshop"), tiny_set)
+    place.run(*_recipe(tiny_set, "tiny", 2))
+    return place
+
+
+@pytest.mark.slow
+def test_trains(workshop):
+    rows = _rows_of(workshop.folder / "runs/train/tiny/results.csv")
+    assert [int(row["epoch"]) for row in rows] == [0, 1]
+    assert all(float(row["train/obj_loss"]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_validates_and_evaluates(workshop):
+    args = ("--data", workshop.tiny_set, "--weights", workshop.best, "--img", 64)
+    done = workshop.run("val", *args)
+    assert re.search(r"^ +all +4 ", done.stdout + done.stderr, re.MULTILINE)
+    workshop.run("evaluate", *args)
+    assert (workshop.folder / "runs/evaluate/exp").is_dir()
+    workshop.run("val", *args, "--slice", 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [(), ("--slice", 64)], ids=["whole", "sliced"])
+def test_detects(workshop, how):
+    name = "sliced" if how else "whole"
+    args = ("--weights", workshop.best, "--source", workshop.images, "--img", 64, "--name", name)
+    workshop.run("detect", *args, "--conf-thres", 0.001, *how)
+    assert len(list((workshop.folder / "runs/detect" / name).glob("*.jpg"))) == 4
+
+
+@pytest.mark.slow
+def test_exports_to_files_that_agree(workshop):
+    import onnxruntime
+    import torch
+
+    workshop.run("export", "--weights", workshop.best, "--include", "torchscript", "onnx", "--img", 64)
+    (script,) = workshop.best.parent.glob("best.torchscript*")
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = torch.jit.load(script).eval()(images)
+    session = onnxruntime.InferenceSession(workshop.best.with_suffix(".onnx"))
+    (found, *_) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    expected = expected[0] if isinstance(expected, (tuple, list)) else expected
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-3)
+    args = ("--weights", workshop.best.with_suffix(".onnx"), "--source", workshop.images, "--img", 64)
+    workshop.run("detect", *args, "--name", "onnx")
+    assert len(list((workshop.folder / "runs/detect/onnx").glob("*.jpg"))) == 4
+
+
+@pytest.mark.slow
+def test_resumes_what_was_cut_off(workshop):
+    command = [sys.executable, "-m", "yolov5_ema", "--yolov5", workshop.root]
+    recipe = _recipe(workshop.tiny_set, "cut", 60)
+    process = subprocess.Popen(
+        [*map(str, command), *map(str, recipe)], cwd=workshop.folder, stderr=subprocess.PIPE
+    )
+    run = workshop.folder / "runs/train/cut"
+    last = run / "weights/last.pt"
+    deadline_s = time.monotonic() + 300
+    while not zipfile.is_zipfile(last) if last.exists() else True:
+        assert process.poll() is None and time.monotonic() < deadline_s, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = len(_rows_of(run / "results.csv"))
+    options = run / "opt.yaml"
+    options.write_text(options.read_text().replace("epochs: 60", f"epochs: {done + 2}"))
+    workshop.run("train", "--resume", last)
+    assert [int(row["epoch"]) for row in _rows_of(run / "results.csv")] == list(range(done + 2))
+
+
+def write_masks(folder: Path) -> Path:
+    """A data set of squares and discs with polygons around them."""
+    import cv2
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for index in range(count):
+            image, rows = rng.integers(0, 90, (96, 96, 3), dtype=np.uint8), []
+            for cls, corners in enumerate((4, 24)):
+                angles = np.linspace(0, 2 * np.pi, corners, endpoint=False) + rng.uniform(0, 3)
+                center, radius = rng.uniform(30, 66, 2), rng.uniform(12, 24)
+                points = center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)  # (corners, 2)
+                cv2.fillPoly(image, [points.round().astype(np.int32)], ((60, 200, 255), (255, 80, 60))[cls])
+                rows.append(f"{cls} {' '.join(f'{value:.5f}' for value in (points / 96).ravel())}")
+            cv2.imwrite(str(folder / "images" / split / f"{index}.jpg"), image)
+            (folder / "labels" / split / f"{index}.txt").write_text("\n".join(rows) + "\n")
+    file = folder / "masks.yaml"
+    file.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnc: 2\nnames: [square, disc]\n")
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("release", ["6.2.3", "7.0.14"])
+def test_segmentation_from_cfg_to_pictures(release, layout, root_of, tmp_path):
+    place = Workshop(root_of(release, layout), tmp_path, write_masks(tmp_path / "set"))
+    base = place.root / "models/segment/yolov5s-seg.yaml"
+    place.run("cfg", "--base", base, "--block", "EMA", "--at", "backbone", "-o", "yolov5s-seg-ema.yaml")
+    data = ("--data", place.tiny_set, "--img", 96)
+    place.run(
+        *("run", "segment/train.py", *data, "--cfg", "yolov5s-seg-ema.yaml", "--weights", "", "--name", "t"),
+        *("--batch", 4, "--epochs", 1, "--workers", 0),
+    )
+    best = tmp_path / "runs/train-seg/t/weights/best.pt"
+    (row,) = _rows_of(best.parent.parent / "results.csv")
+    assert float(row["train/seg_loss"]) > 0
+    done = place.run("run", "segment/val.py", *data, "--weights", best)
+    assert re.search(r"^ +all +4 +8 ", done.stdout + done.stderr, re.MULTILINE)
+    source = ("--source", tmp_path / "set/images/val", "--img", 96, "--conf-thres", 0.001, "--max-det", 5)
+    place.run("run", "segment/predict.py", "--weights", best, *source)
+    assert len(list((tmp_path / "runs/predict-seg/exp").glob("*.jpg"))) == 4
+    place.run("export", "--weights", best, "--include", "onnx", "--img", 96)
+    assert best.with_suffix(".onnx").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", ["6.2.3", "7.0.14"])
+def test_classification_takes_folders(release, root_of, tiny_set, tmp_path):
+    for split in ("train", "val"):
+        for cls, image in enumerate(sorted((tiny_set.parent / "images" / split).glob("*.jpg"))):
+            folder = tmp_path / "set" / split / "ab"[cls % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / image.name).write_bytes(image.read_bytes())
+    place = Workshop(root_of(release, "package"), tmp_path, tiny_set)
+    place.run(
+        *("run", "classify/train.py", "--model", "resnet18", "--pretrained", "False", "--img", 64),
+        *("--data", tmp_path / "set", "--epochs", 1, "--batch-size", 4, "--workers", 0, "--name", "t"),
+    )
+    assert zipfile.is_zipfile(tmp_path / "runs/train-cls/t/weights/best.pt")
+    args = ("run", "classify/train.py", "--model", "nowhere.pt", "--data", tmp_path / "set")
+    done = run_cli("--yolov5", place.root, *args, cwd=tmp_path)
+    assert done.returncode == 2 and "weights not found: nowhere.pt" in done.stderr

@@ -1,0 +1,407 @@
+"""The package `ultralytics` with the blocks: rows, parameters, undoing, and a training in fresh processes."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from offline_ultralytics import environment, offline, run_python
+from torch import nn
+
+import yolov5_ema
+from yolov5_ema.engine.ultralytics_rows import block_rows
+from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
+from yolov5_ema.resources import models_dir
+
+SMALL = {
+    "nc": 3,
+    "scales": {"n": [0.5, 0.5, 128]},  # depth, width, greatest number of channels
+    "backbone": [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [256, 3, 2]]],
+    "head": [[-1, 1, "EMA", []], [[2], 1, "Detect", ["nc"]]],
+}
+
+
+@pytest.fixture(scope="module")
+def ultralytics(tmp_path_factory):
+    with offline(tmp_path_factory.mktemp("config")) as package:
+        yield package
+
+
+@pytest.fixture
+def tasks(ultralytics):
+    yield importlib.import_module("ultralytics.nn.tasks")
+    yolov5_ema.uninstall("ultralytics")
+
+
+@pytest.fixture
+def build(tasks):
+    """A detector of a model dict, with the adapter in place."""
+    yolov5_ema.install("ultralytics")
+    return lambda cfg: tasks.DetectionModel(cfg, verbose=False)
+
+
+def with_row(row, place=0, section="head", **changes):
+    changed = {**copy.deepcopy(SMALL), "scale": "n", **changes}
+    changed[section][place] = row
+    return changed
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+# channels of the rows that the two EMA attend: 512 and 1024 of the YAML, limited and scaled
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("yolo11n", (128, 256)),
+        ("yolo11s", (256, 512)),
+        ("yolov8n", (128, 256)),
+        ("yolov8m", (384, 576)),
+    ],
+)
+def test_the_shipped_yamls_are_ultralytics_own_with_two_ema(ultralytics, build, name, channels):
+    torch.manual_seed(0)
+    plain = ultralytics.YOLO(f"{name}.yaml").model.eval()
+    model = ultralytics.YOLO(f"{name}-ema.yaml").model.eval()
+    blocks = [module for module in model.modules() if type(module) is yolov5_ema.EMA]
+    assert [block.channels for block in blocks] == list(channels)
+    closed_form = sum(10 * (c // 32) ** 2 + 4 * (c // 32) for c in channels)
+    assert parameters(model) - parameters(plain) == sum(map(parameters, blocks)) == closed_form
+
+    for index, row in enumerate(model.model):  # without what the blocks do it is the same network
+        if row in blocks:
+            passing = nn.Identity()
+            passing.i, passing.f, passing.type = row.i, row.f, row.type
+            model.model[index] = passing
+    model.load_state_dict(dict(zip(model.state_dict(), plain.state_dict().values())))
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(model(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ([-1, 1, "EMA", []], "EMA(64, groups=32"),
+        ([-1, 1, "EMA", [8]], "EMA(64, groups=8"),
+        ([-1, 1, "EMA", [{"groups": 8, "cross_spatial": False}]], "EMA(64, groups=8, cross_spatial=False"),
+        (
+            [-1, 1, "EMA", [{"implementation": "exact"}]],
+            "EMA(64, groups=32, cross_spatial=True, implementation=exact",
+        ),
+        ([-1, 1, "yolov5_ema.EMA", [4]], "EMA(64, groups=4"),
+        ([0, 1, "EMA", [16]], "EMA(32, groups=16"),
+        ([-1, 1, "CA", [16]], "CA(64, reduction=16"),
+        ([-1, 1, "SA", [{"groups": 4}]], "SA(64, groups=4"),
+    ],
+)
+def test_a_row_builds_its_block_with_the_true_channels(build, row, text):
+    model = build(with_row(row))
+    block = model.model[2]
+    assert f"{type(block).__name__}({block.extra_repr()}".startswith(text)
+    assert (block.i, block.f) == (2, row[0])
+    assert block.type == f"{type(block).__module__}.{type(block).__name__}"
+    assert model.model[3].cv2[0][0].conv.in_channels == block.channels
+    assert model.yaml["head"][0] == row  # what a checkpoint keeps is what the YAML said
+
+
+def test_what_is_printed_are_channels_and_options(build, tasks, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(tasks.LOGGER, "info", lines.append)
+    tasks.DetectionModel(with_row([-1, 1, "EMA", [16]]), verbose=True)
+    printed = [line.split() for line in map(str, lines) if ".EMA" in line]
+    assert printed == [["2", "-1", "1", "176", "yolov5_ema.blocks.ema.EMA", "[64,", "16]"]]
+
+
+def test_repeats_follow_the_depth(build):
+    block = build(with_row([-1, 4, "CA", []])).model[2]
+    assert [type(module) for module in block] == [yolov5_ema.CA, yolov5_ema.CA]
+
+
+@pytest.mark.parametrize("name", ["EMA", "CA", "CBAM", "SA", "ECA", "NAM", "SE"])
+def test_every_block_runs_is_copied_pickled_and_fused(build, name):
+    options = [{"groups": 8}] if name in ("EMA", "SA") else []
+    model = build(with_row([-1, 1, name, options])).eval()
+    assert type(model.model[2]) is yolov5_ema.get_block(name)
+    x = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        y = model(x)[0]
+        assert y.shape == (1, 4 + 3, 8 * 16) and y.isfinite().all()
+        assert torch.equal(copy.deepcopy(model)(x)[0], y)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x)[0], y)
+        torch.testing.assert_close(model.fuse(verbose=False)(x)[0], y, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["seg", "pose", "obb", "cls"])
+def test_other_tasks(build, tasks, task):
+    """A block in front of the head of each; their own rows stay as they are."""
+    cfg = tasks.yaml_model_load(f"yolo11n-{task}.yaml")
+    shipped = copy.deepcopy(cfg)
+    *rows, head = cfg["head"]
+    last = len(cfg["backbone"]) + len(rows) - 1
+    reads = [last + 1 if source in (-1, last) else source for source in np.atleast_1d(head[0]).tolist()]
+    cfg["head"] = [*rows, [-1, 1, "EMA", []], [reads if len(reads) > 1 else -1, *head[1:]]]
+    model_class = {
+        "seg": "SegmentationModel",
+        "pose": "PoseModel",
+        "obb": "OBBModel",
+        "cls": "ClassificationModel",
+    }[task]
+    model = getattr(tasks, model_class)(cfg, verbose=False)
+    plain = getattr(tasks, model_class)(shipped, verbose=False)
+    assert type(model.model[-2]) is yolov5_ema.EMA and model.model[-2].channels == 256
+    assert parameters(model) - parameters(plain) == 10 * 8**2 + 4 * 8
+
+
+REFUSED = [
+    # (cfg, what the message must say)
+    (with_row([-1, 1, "EMMA", []]), ["head row 2", "'EMMA'", "did you mean EMA?"]),
+    (with_row([-1, 1, "C3k3", []]), ["head row 2", "did you mean C3k2?"]),
+    (with_row([-1, 1, "MyBlock", []]), ["head row 2", "in Python: import it"]),
+    (with_row([-1, 1, "torch_load", ["x.pt"]]), ["head row 2", "unknown module 'torch_load'"]),
+    (with_row([-1, 1, "EMA", [256]]), ["head row 2", "number of channels", "[EMA, []]", "{groups: 256}"]),
+    (with_row([-1, 1, "EMA", [48]]), ["head row 2", "48", "64", "[EMA, []] is enough"]),
+    (with_row([-1, 1, "EMA", [-4]]), ["head row 2", "groups", "-4"]),
+    (with_row([-1, 1, "EMA", [{"group": 8}]]), ["head row 2", "'group'", "groups=32"]),
+    (with_row([-1, 1, "ECA", [3, 4, 5]]), ["head row 2", "ECA", "kernel_size"]),
+    (with_row([[-1, 0], 1, "EMA", []]), ["head row 2", "Concat"]),
+    (with_row([5, 1, "EMA", []]), ["row 2", "'from' 5 is not above this row"]),
+    (with_row([-1, 0, "EMA", []]), ["row 2", "how often"]),
+    (with_row([-1, 1, "EMA"]), ["row 2", "[from, number, module, args]"]),
+    (with_row([-1, 1, "EMA", [8]], activation="print(1)"), ["activation", "print(1)"]),
+]
+
+
+@pytest.mark.parametrize(("cfg", "needles"), REFUSED, ids=[str(case[1][-1]) for case in REFUSED])
+def test_a_row_that_cannot_be_used_is_refused_with_file_row_and_fix(build, tasks, cfg, needles):
+    names = set(vars(tasks))
+    with pytest.raises(ConfigError) as refused:
+        build({**cfg, "yaml_file": "mine.yaml"})
+    message = str(refused.value)
+    assert message.startswith("mine.yaml") and all(needle in message for needle in needles), message
+    assert set(vars(tasks)) == names
+
+
+def test_no_yaml_of_ultralytics_own_is_refused_or_changed(ultralytics, tasks):
+    yamls = sorted((Path(ultralytics.__file__).parent / "cfg/models").rglob("*.yaml"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    for path in yamls:
+        cfg = yaml.load(path.read_text(encoding="utf-8"), loader)
+        assert block_rows(cfg, tasks, where=path.name, conflicts="error") == []
+    assert len(yamls) > 40
+
+
+def test_a_name_of_both(tasks, monkeypatch):
+    class CBAM(nn.Identity):
+        pass
+
+    monkeypatch.setattr(tasks, "CBAM", CBAM, raising=False)
+    cfg = with_row([-1, 1, "CBAM", []])
+    with yolov5_ema.installed("ultralytics"), pytest.raises(ConfigError, match=r"both.*yolov5_ema\.CBAM"):
+        tasks.DetectionModel(cfg, verbose=False)
+    for choice, cls in (("ours", yolov5_ema.CBAM), ("theirs", CBAM)):
+        with yolov5_ema.installed("ultralytics", conflicts=choice):
+            assert type(tasks.DetectionModel(cfg, verbose=False).model[2]) is cls
+    with yolov5_ema.installed("ultralytics", conflicts="theirs"):
+        named = with_row([-1, 1, "yolov5_ema.CBAM", []])
+        assert type(tasks.DetectionModel(named, verbose=False).model[2]) is yolov5_ema.CBAM
+
+
+def test_a_block_of_ones_own(build):
+    @yolov5_ema.register_block
+    class Twice(nn.Module):
+        def __init__(self, channels, factor=2.0):
+            super().__init__()
+            self.channels, self.factor = channels, factor
+
+        def forward(self, x):
+            return x * self.factor
+
+    try:
+        block = build(with_row([-1, 1, "Twice", [{"factor": 3.0}]])).model[2]
+    finally:
+        importlib.import_module("yolov5_ema.blocks.registry").unregister_block("Twice")
+    assert type(block) is Twice and (block.channels, block.factor) == (64, 3.0)
+
+
+def test_install_is_idempotent_and_uninstall_restores_everything(ultralytics, tasks):
+    nn_package, dist = (importlib.import_module(f"ultralytics.{name}") for name in ("nn", "utils.dist"))
+    before = [dict(vars(module)) for module in (nn_package, tasks, dist)]
+    found = yolov5_ema.install("ultralytics")
+    assert (found.kind, found.version) == ("ultralytics", ultralytics.__version__)
+    assert found.root == Path(ultralytics.__file__).parent and str(found.version) in str(found)
+    assert found.relative_name(found.module_name("nn.tasks")) == "nn.tasks"
+    wrapped = tasks.parse_model
+    assert nn_package.parse_model is wrapped and wrapped.__wrapped__ is before[1]["parse_model"]
+    assert yolov5_ema.install(ultralytics) == found and tasks.parse_model is wrapped
+    assert yolov5_ema.is_installed("ultralytics") and not yolov5_ema.is_installed()
+    with yolov5_ema.installed("ultralytics"):
+        yolov5_ema.uninstall()  # YOLOv5's shim, which is not there
+    assert yolov5_ema.is_installed("ultralytics")
+    yolov5_ema.uninstall("ultralytics")
+    yolov5_ema.uninstall("ultralytics")
+    assert not yolov5_ema.is_installed("ultralytics")
+    assert [dict(vars(module)) for module in (nn_package, tasks, dist)] == before
+    with pytest.raises(KeyError, match="EMA"):
+        tasks.DetectionModel(with_row([-1, 1, "EMA", [8]]), verbose=False)
+
+
+def test_wrong_uses(monkeypatch):
+    with pytest.raises(UserError, match="error, ours, theirs"):
+        yolov5_ema.install("ultralytics", conflicts="mine")
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    monkeypatch.delitem(sys.modules, "ultralytics")
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "meta_path", [])
+    with pytest.raises(EngineNotFoundError, match=r"pip install 'yolov5-ema\[ultralytics\]'"):
+        yolov5_ema.install("ultralytics")
+
+
+def test_a_file_of_the_users_goes_before_the_one_that_ships(ultralytics, build, own_folder):
+    text = (models_dir() / "ultralytics/yolo11-ema.yaml").read_text(encoding="utf-8")
+    Path("yolo11n-ema.yaml").write_text(text.replace("EMA, []", "EMA, [16]"), encoding="utf-8")
+    assert ultralytics.YOLO("yolo11n-ema.yaml").model.model[7].groups == 16
+    assert ultralytics.YOLO("yolo11s-ema.yaml").model.model[7].groups == 32
+    with pytest.raises(FileNotFoundError):
+        ultralytics.YOLO("nowhere/yolo11s-ema.yaml")
+
+
+RANK_TRAINER = """
+class Trainer:
+    def __init__(self, cfg, overrides, _callbacks):
+        self.name = overrides["model"]
+
+    def train(self):
+        from ultralytics.nn.tasks import DetectionModel
+
+        print(*(type(DetectionModel(self.name, verbose=False).model[row]) for row in (7, 10)))
+"""
+
+
+def test_the_processes_of_a_training_on_several_gpus_know_the_blocks(build, own_folder, monkeypatch):
+    """What ultralytics writes for them, run as they run it; the trainer in it builds the model of a YAML."""
+    dist, checks = (importlib.import_module(f"ultralytics.utils.{name}") for name in ("dist", "checks"))
+    monkeypatch.setitem(sys.modules, "cloudpickle", pickle)  # which it would install
+    monkeypatch.setattr(checks, "check_requirements", lambda *args, **kwargs: True)
+    monkeypatch.setattr(dist, "USER_CONFIG_DIR", own_folder)
+    monkeypatch.syspath_prepend(own_folder)
+    Path("rank_trainer.py").write_text(RANK_TRAINER)
+    trainer = object.__new__(importlib.import_module("rank_trainer").Trainer)
+    trainer.args, trainer.model, trainer.callbacks = SimpleNamespace(model="yolov8n-ema.yaml"), None, {}
+    file = dist.generate_ddp_file(trainer)
+    done = subprocess.run(
+        [sys.executable, file],
+        cwd="/",
+        env={**environment(own_folder), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[-2] == " ".join(["<class 'yolov5_ema.blocks.ema.EMA'>"] * 2)
+
+
+TRAIN = """
+import os
+import sys
+import yolov5_ema
+yolov5_ema.install("ultralytics")
+from ultralytics import YOLO
+
+def interrupt(trainer):
+    if trainer.epoch + 1 == int(until):
+        raise KeyboardInterrupt
+
+model, data, epochs, size, until = sys.argv[1:]
+yolo = YOLO(model)
+yolo.add_callback("on_model_save", interrupt)
+try:
+    if model.endswith(".pt"):
+        yolo.train(resume=True)
+    else:
+        yolo.train(
+            data=data, epochs=int(epochs), imgsz=int(size), batch=4, workers=1, device="cpu", plots=False,
+            project=os.getcwd(), name="run", warmup_epochs=0, optimizer="SGD", lr0=0.01, nbs=4,
+        )
+    print("trained", [float(yolo.trainer.model.model[row].gn.bias.abs().min()) for row in (7, 10)])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+USE = """
+import sys
+import torch
+from ultralytics import YOLO
+weights, image = sys.argv[1:]
+yolo = YOLO(weights)
+print([index for index, row in enumerate(yolo.model.model) if type(row).__name__ == "EMA"])
+boxes = yolo.predict(image, imgsz=32, conf=0.0001, device="cpu", verbose=False)[0].boxes.data
+torch.save(boxes, "boxes.pt")
+assert not sys.modules["yolov5_ema"].is_installed("ultralytics")
+"""
+
+
+def test_train_and_predict_in_fresh_processes(ultralytics, tiny_set, tmp_path):
+    printed = run_python(TRAIN, "yolo11n-ema.yaml", tiny_set, 1, 32, 0, cwd=tmp_path)
+    biases = ast.literal_eval(printed.rpartition("trained ")[2].split("\n")[0])
+    assert min(biases) > 0  # they began at 0
+    best = tmp_path / "run/weights/best.pt"
+    model = torch.load(best, map_location="cpu", weights_only=False)["model"]
+    assert type(model.model[7]) is yolov5_ema.EMA
+    assert model.yaml["backbone"][7] == [-1, 1, "EMA", []] and model.names == {
+        0: "disc",
+        1: "box",
+        2: "cross",
+    }
+
+    image = tiny_set.parent / "images/test/test0.jpg"
+    assert run_python(USE, best, image, cwd=tmp_path).startswith("[7, 10]\n")  # without the adapter
+    boxes = torch.load(tmp_path / "boxes.pt")
+    assert boxes.shape[0] > 0 and boxes.shape[1] == 6 and boxes.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolo11n-ema", "yolov8n-ema"])
+def test_a_whole_round(ultralytics, tiny_set, own_folder, name):
+    """Train, interrupt, resume, validate, predict, export to ONNX, fine-tune; the weights without the adapter."""
+    assert "interrupted" in run_python(TRAIN, f"{name}.yaml", tiny_set, 3, 64, 2, cwd=own_folder)
+    weights = own_folder / "run/weights"
+    assert len((own_folder / "run/results.csv").read_text().splitlines()) == 1 + 2
+    assert "interrupted" not in run_python(TRAIN, weights / "last.pt", tiny_set, 3, 64, 0, cwd=own_folder)
+    assert len((own_folder / "run/results.csv").read_text().splitlines()) == 1 + 3
+
+    yolo = ultralytics.YOLO(weights / "best.pt")
+    metrics = yolo.val(
+        data=str(tiny_set), imgsz=64, workers=0, device="cpu", plots=False, project=str(own_folder)
+    )
+    assert metrics.nt_per_class.tolist() == [4, 4, 4] and 0 <= metrics.box.map <= 1
+    onnx = yolo.export(format="onnx", imgsz=64, device="cpu", simplify=False)
+    session = pytest.importorskip("onnxruntime").InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = ultralytics.YOLO(weights / "best.pt").model.fuse(verbose=False).float().eval()(x)[0]
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    assert found.shape == (1, 4 + 3, 64 + 16 + 4)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-3, rtol=1e-4)
+
+    images = [str(path) for path in sorted((tiny_set.parent / "images/test").glob("*.jpg"))]
+    options = {"imgsz": 64, "conf": 0.001, "device": "cpu", "verbose": False}
+    of_torch = [
+        result.boxes.data for result in ultralytics.YOLO(weights / "best.pt").predict(images, **options)
+    ]
+    of_onnx = [
+        ultralytics.YOLO(onnx, task="detect").predict(path, **options)[0].boxes.data for path in images
+    ]
+    assert sum(map(len, of_torch)) > 0
+    for one, other in zip(of_torch, of_onnx):
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-3)

@@ -1,0 +1,81 @@
+"""``yolov5-ema convert``: a checkpoint as safetensors and a model YAML, and back."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.errors import UserError
+
+SUMMARY = "a checkpoint as safetensors and a model YAML, and back"
+
+_EPILOG = """\
+there:  yolov5-ema convert best.pt                      writes best.safetensors and best.yaml
+back:   yolov5-ema convert best.safetensors -o back.pt  a checkpoint for train, val, detect and plain YOLOv5
+
+best.safetensors alone goes back: everything but the tensors stands in its header. best.yaml is to be read, and
+usable as --cfg.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Convert one file, there or back."""
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema convert",
+        description="Write a checkpoint as tensors and text, which cannot run code, or make one of them again. "
+        "The optimizer's state is left out.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, help="a checkpoint (.pt), or safetensors")
+    parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="default: beside FILE, with its name")
+    parser.add_argument("--cfg", type=Path, help="back: the model YAML, instead of the one in the header")
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    args = parser.parse_args(argv)
+
+    from yolov5_ema.weights.checkpoint_files import check_readable, is_safetensors
+
+    check_readable(args.file)
+    back = is_safetensors(args.file)
+    if args.cfg and not back:
+        raise UserError(f"--cfg goes with safetensors; {args.file} brings its own YAML")
+    load_plugins()
+    print(_back(args) if back else _there(args))
+    return 0
+
+
+def _there(args: argparse.Namespace) -> str:
+    from yolov5_ema.engine import shim
+    from yolov5_ema.engine.conversion import to_safetensors
+
+    tensors = _with_suffix(args.out, ".safetensors") if args.out else args.file.with_suffix(".safetensors")
+    cfg = tensors.with_suffix(".yaml")
+    facts = to_safetensors(args.file, tensors, cfg, engine=shim.install(), force=args.force)
+    return (
+        f"{tensors} and {cfg} written: {_described(facts)}; the YAML's model computes the same, bit for bit"
+    )
+
+
+def _back(args: argparse.Namespace) -> str:
+    from yolov5_ema.engine import shim
+    from yolov5_ema.engine.conversion import to_checkpoint
+    from yolov5_ema.engine.rows import load_yaml
+
+    target = _with_suffix(args.out, ".pt") if args.out else args.file.with_suffix(".pt")
+    cfg = load_yaml(args.cfg) if args.cfg else None
+    facts = to_checkpoint(args.file, target, engine=shim.install(), cfg=cfg, force=args.force)
+    return f"{target} written: {_described(facts)}"
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    if path.suffix in {".pt", ".pth", ".safetensors", ".yaml", ".yml"} - {suffix}:
+        raise UserError(f"-o {path}: this writes {suffix}; give a name that ends so, or without an ending")
+    return path if path.suffix == suffix else path.with_name(path.name + suffix)
+
+
+def _described(facts: dict[str, Any]) -> str:
+    rows = len(facts["cfg"]["backbone"]) + len(facts["cfg"]["head"])
+    return f"{facts['class']}, {rows} rows, {facts['cfg']['nc']} classes"

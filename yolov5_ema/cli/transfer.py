@@ -1,0 +1,78 @@
+"""``yolov5-ema transfer``: pretrained weights into another cfg, row by row."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.errors import ConfigError, UserError
+
+SUMMARY = "pretrained weights into a model YAML with other rows, as a checkpoint"
+
+_EPILOG = """\
+Rows are paired by what they are, not by number: a block in the middle costs no weights behind it. `yolov5-ema train
+--weights FILE --cfg CFG` does the same by itself.
+
+--init identity: a fresh attention block starts with a constant gate that the layers behind it make up for, so the
+detector computes at first what it did without the block. `train` takes the flag too.
+
+example: yolov5-ema transfer yolov5s.pt --cfg yolov5s-ema.yaml --init identity -o yolov5s-ema.pt
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the checkpoint and print what did not go along."""
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema transfer",
+        description="Fill the model of a cfg with the weights of a checkpoint, row by row.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("weights", type=Path, help="a checkpoint (.pt) of any YOLOv5")
+    parser.add_argument("--cfg", required=True, help="model YAML: a path, or the name of one that ships")
+    parser.add_argument("-o", "--out", "--output", type=Path, required=True, metavar="OUT.pt")
+    parser.add_argument("--data", help="data YAML, for its class names: classes are copied by name")
+    parser.add_argument("--nc", type=int, help="number of classes, instead of --data")
+    parser.add_argument("--init", choices=("none", "identity"), default="none", help="how fresh blocks start")
+    parser.add_argument("--force", action="store_true", help="replace OUT.pt if it is there")
+    args = parser.parse_args(argv)
+    if args.out.suffix != ".pt":
+        raise UserError(f"-o {args.out}: the checkpoint's name must end in .pt")
+    if args.data and args.nc is not None:
+        raise UserError("--data says how many classes there are; leave --nc out")
+    if args.nc is not None and args.nc < 1:
+        raise UserError(f"--nc {args.nc}: there must be 1 class or more")
+
+    from yolov5_ema.engine import preflight, shim
+    from yolov5_ema.engine.transferring import transfer_checkpoint
+
+    load_plugins()
+    engine = shim.install()
+    preflight.resolve_names(args, engine)
+    found = transfer_checkpoint(
+        args.weights,
+        Path(args.cfg),
+        args.out,
+        engine=engine,
+        nc=args.nc,
+        names=_names(args.data),
+        identity=args.init == "identity",
+        force=args.force,
+    )
+    print(found.table())
+    print(f"{args.out} written; train it on: yolov5-ema train --weights {args.out} --cfg {args.cfg} …")
+    return 0
+
+
+def _names(data: str | None) -> list[str] | None:
+    if data is None:
+        return None
+    from yolov5_ema.engine.rows import load_yaml
+    from yolov5_ema.weights.heads import names_of
+
+    names = names_of(load_yaml(Path(data)).get("names"))
+    if not names:
+        raise ConfigError(f"{data}: 'names', the list of the classes, is missing")
+    return names

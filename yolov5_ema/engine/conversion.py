@@ -1,0 +1,468 @@
+"""A checkpoint as tensors and text, and back: ``state_dict`` in safetensors, the model YAML, and what else it said.
+
+The safetensors file alone is enough to go back; the YAML beside it is to be read, and to be given as ``--cfg``. A
+checkpoint is converted only if a model built from its YAML takes the tensors one by one and then computes the same,
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import yolov5_ema
+from yolov5_ema.engine.cfg_graph import Graph
+from yolov5_ema.engine.checkpoints import load_checkpoint, save_checkpoint
+from yolov5_ema.engine.dry_run import quiet
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.rows import OUR_PREFIX, is_block
+from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.weights.checkpoint_files import HEADER, header_of
+from yolov5_ema.weights.inspection import without_secrets
+
+_FORMAT = 1
+_CLASSES = ("Model", "DetectionModel", "SegmentationModel")
+_TRAINING = ("epoch", "best_fitness", "date", "updates", "opt", "git", "yolov5pip_version")
+
+
+def to_safetensors(
+    source: Path, target: Path, cfg: Path, *, engine: Engine, force: bool = False
+) -> dict[str, Any]:
+    """Write a checkpoint's model as safetensors and a model YAML.
+
+    The model is the one that YOLOv5 runs: ``ema`` if there is one, else ``model``. Dtypes stay as they are.
+
+    Args:
+        source: the checkpoint.
+        target, cfg: the ``.safetensors`` and the ``.yaml`` to write.
+        engine: the YOLOv5 at hand, with the shim installed.
+        force: replace files that are there.
+
+    Returns:
+        What stands in the header beside the tensors.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, holds no model with a YAML, or its YAML does not build it.
+        UserError: a file is there already, or cannot be written.
+    """
+    from safetensors.torch import save
+
+    _refuse_present([target, cfg], force)
+    checkpoint = load_checkpoint(source, "cpu", engine=engine)
+    model = _model_of(checkpoint, source)
+    facts = _facts(checkpoint, model, source, engine)
+    tensors = _tensors(model)
+    _check_same(model, _built(facts, tensors, source, engine), source)
+    graph = Graph.from_cfg(_cfg_of_this_model(model, engine), str(source))
+    text = graph.to_text(_yaml_header(source, target, facts))
+    with _whole([target, cfg]) as (draft, cfg_draft):
+        draft.write_bytes(save(tensors, {"format": "pt", HEADER: json.dumps(facts)}))
+        cfg_draft.write_bytes(text.encode())
+    return facts
+
+
+def to_checkpoint(
+    source: Path, target: Path, *, engine: Engine, cfg: Mapping[str, Any] | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Write safetensors as a checkpoint that YOLOv5 takes, as its own ``strip_optimizer`` leaves them.
+
+    Args:
+        source: a file of `to_safetensors`, or any state dict in safetensors together with ``cfg``.
+        target: the ``.pt`` to write.
+        engine: the YOLOv5 at hand, with the shim installed.
+        cfg: what a model YAML holds, instead of the one in the header.
+        force: replace a file that is there.
+
+    Returns:
+        The facts that the checkpoint was made from.
+
+    Raises:
+        CheckpointError: the file cannot be read, says nothing of a model, or its tensors do not fit the cfg; the
+            message names what is missing, unexpected or of another shape.
+        ConfigError: the cfg cannot be used.
+        UserError: the target is there already, or cannot be written.
+    """
+    _refuse_present([target], force)
+    tensors, header = _read_safetensors(source)
+    facts = _facts_from(header, cfg, source)
+    model = _built(facts, tensors, source, engine)
+    checkpoint = _stripped(model, facts)
+    with _whole([target]) as (draft,):
+        save_checkpoint(checkpoint, draft, engine=engine)
+    return facts
+
+
+# --- what a checkpoint says ----------------------------------------------------------------------
+
+
+def _model_of(checkpoint: Any, source: Path) -> Any:
+    if isinstance(checkpoint, nn.Module):
+        checkpoint = {"model": checkpoint}
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(f"{source} holds no model: {type(checkpoint).__name__}")
+    model = checkpoint.get("ema") or checkpoint.get("model")
+    if not isinstance(model, nn.Module):
+        what = "tensors alone" if isinstance(model or checkpoint, Mapping) else "no model"
+        raise CheckpointError(f"{source} holds {what}, and no module that says how it was built")
+    if type(model).__name__ not in _CLASSES or not isinstance(getattr(model, "yaml", None), Mapping):
+        raise CheckpointError(
+            f"{source} holds a {type(model).__name__}; only models that YOLOv5 builds from a YAML can be converted"
+        )
+    return model
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict, each tensor with a memory of its own, as safetensors wants it.
+
+    Without ``anchor_grid``, which up to v5.0 was a buffer; later ones compute it.
+    """
+    state = model.state_dict()
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+        if not name.endswith(".anchor_grid")
+    }
+
+
+def _facts(checkpoint: Any, model: Any, source: Path, engine: Engine) -> dict[str, Any]:
+    of_training = checkpoint if isinstance(checkpoint, Mapping) else {}
+    training = {key: _json(of_training[key]) for key in _TRAINING if of_training.get(key) is not None}
+    if "opt" in training:
+        training["opt"] = without_secrets(training["opt"])
+    names = getattr(model, "names", None)
+    return {
+        "format": _FORMAT,
+        "class": type(model).__name__,
+        "cfg": _plain_cfg(model.yaml, source),
+        "names": [[key, str(name)] for key, name in names.items()]
+        if isinstance(names, Mapping)
+        else _json(names),
+        "stride": [float(stride) for stride in model.stride],
+        "attributes": {
+            key: _json(getattr(model, key)) for key in ("nc", "hyp", "yaml_file") if hasattr(model, key)
+        },
+        "inplace": bool(getattr(model, "inplace", True)),
+        "training": training,
+        "versions": {
+            "yolov5-ema": yolov5_ema.__version__,
+            "torch": torch.__version__,
+            "yolov5": engine.version,
+        },
+        "source": {"name": source.name, "bytes": source.stat().st_size, "sha256": _sha256(source)},
+    }
+
+
+def _json(value: Any) -> Any:
+    """A value as JSON keeps it; what it cannot keep, as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_json(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "size", None) is not None:  # NumPy's numbers and tensors
+        try:
+            return _json(value.item())
+        except (ValueError, RuntimeError, TypeError):
+            return str(value)
+    if isinstance(value, float) and value != value:
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _plain_cfg(cfg: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """A model's YAML as it stands, classes as names; it must survive JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, type):
+            return f"{OUR_PREFIX}{value.__name__}" if is_block(value) else value.__name__
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    found = plain(cfg)
+    try:
+        back = json.loads(json.dumps(found))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: its model YAML holds what no YAML can: {error}") from None
+    if back != found:
+        raise CheckpointError(f"{source}: its model YAML has keys that are no text")
+    return back
+
+
+def _cfg_of_this_model(model: Any, engine: Engine) -> dict[str, Any]:
+    """The YAML that builds this model: with its anchors, and blocks by names that mean nothing else here."""
+    cfg = copy.deepcopy(_plain_cfg(model.yaml, Path("the checkpoint")))
+    head = model.model[-1]
+    pixels = (head.anchors.float() * head.stride.float().view(-1, 1, 1).cpu()).flatten(1).tolist()
+    if not _nearly(cfg["anchors"], pixels):
+        cfg["anchors"] = [[_rounded(value) for value in level] for level in pixels]
+    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    rows = [row for section in ("backbone", "head") for row in cfg[section]]
+    for row, layer in zip(rows, model.model):
+        built = layer[0] if type(layer) is nn.Sequential and len(layer) else layer
+        if is_block(type(built)) and not row[2].startswith(OUR_PREFIX) and hasattr(yolo, row[2]):
+            row[2] = f"{OUR_PREFIX}{row[2]}"
+    names = getattr(model, "names", None)
+    if names:
+        cfg["names"] = [str(name) for name in (names.values() if isinstance(names, Mapping) else names)]
+    return cfg
+
+
+def _nearly(anchors: Any, pixels: list[list[float]]) -> bool:
+    """Whether a YAML's anchors are those of the model, up to the rounding of half precision."""
+    if not isinstance(anchors, list) or [len(level) for level in anchors] != [len(level) for level in pixels]:
+        return False
+    pairs = [pair for a, b in zip(anchors, pixels) for pair in zip(a, b)]
+    return all(abs(a - b) <= 1e-3 * abs(b) for a, b in pairs)
+
+
+def _rounded(value: float) -> float | int:
+    value = round(value, 3)
+    return int(value) if value == int(value) else value
+
+
+def _yaml_header(source: Path, target: Path, facts: Mapping[str, Any]) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return [
+        f"The model of {source.name} (sha256 {facts['source']['sha256'][:16]}…), whose tensors are in {target.name}.",
+        f"Written by {versions}. Usable as --cfg.",
+    ]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# --- building ------------------------------------------------------------------------------------
+
+
+def _built(
+    facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], source: Path, engine: Engine
+) -> Any:
+    """The model of a cfg, with these tensors."""
+    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    cfg = copy.deepcopy(facts["cfg"])
+    _check_fits(cfg, tensors, yolo, source)
+    cls = _class_for(facts["class"], cfg, yolo, engine, source)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        model = cls(cfg)
+    if all(tensor.dtype == torch.float16 for tensor in tensors.values() if tensor.is_floating_point()):
+        model.half()  # also what is no buffer: the strides of Detect
+    try:
+        model.load_state_dict(dict(tensors), strict=True, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:600]
+        raise CheckpointError(f"{source}: the tensors are not those of its model YAML: {reason}") from None
+    model.requires_grad_(False)
+    model.names = _names(facts, model)
+    for key, value in facts["attributes"].items():
+        if value is not None:
+            setattr(model, key, copy.deepcopy(value))
+    model.inplace = facts["inplace"]
+    return model.eval()
+
+
+def _check_fits(cfg: dict[str, Any], tensors: Mapping[str, torch.Tensor], yolo: Any, source: Path) -> None:
+    """Whether the tensors are those of the cfg, by shapes alone: nothing of the cfg's size is allocated yet."""
+    channels = cfg.get("ch", 3)
+    try:
+        with quiet(), torch.device("meta"), torch.no_grad():
+            layers, _ = yolo.parse_model({**copy.deepcopy(cfg), "ch": channels}, [channels])
+    except NotImplementedError:
+        return  # a layer that computes with numbers while it is built; the loading itself will tell
+    wanted = {f"model.{name}": tuple(tensor.shape) for name, tensor in layers.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = [
+        f"{name} {found[name]} where the cfg has {wanted[name]}"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
+    parts = [
+        _listed("missing", [name for name in wanted if name not in found]),
+        _listed("unexpected", [name for name in found if name not in wanted]),
+        _listed("of another shape", shapes),
+    ]
+    if any(parts):
+        fused = " (A fused model has no BatchNorms: convert the checkpoint that it came from.)"
+        is_fused = not any(".bn." in name for name in found) and any(".bn." in name for name in wanted)
+        raise CheckpointError(
+            f"{source}: the tensors are not those of its model YAML: {'; '.join(filter(None, parts))}"
+            + (fused if is_fused else "")
+        )
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{what}: {', '.join(names[:5])}{more}"
+
+
+def _class_for(name: str, cfg: Mapping[str, Any], yolo: Any, engine: Engine, source: Path) -> Any:
+    """The class of models that YOLOv5 builds, under the name that the YOLOv5 at hand has for it."""
+    if name != "SegmentationModel":
+        return yolo.Model  # v6.2 and later: another name of DetectionModel
+    cls = getattr(yolo, name, None)
+    if cls is None:
+        raise CheckpointError(
+            f"{source} holds a {name}, which {engine} does not have; name a v7.0 with --yolov5"
+        )
+    return cls
+
+
+def _names(facts: Mapping[str, Any], model: Any) -> Any:
+    names = facts["names"]
+    if not names:
+        return model.names
+    if isinstance(names[0], list):
+        return dict(names)
+    return list(names)
+
+
+def _check_same(model: Any, built: Any, source: Path) -> None:
+    """Both compute the same on one image, bit for bit."""
+    side = 2 * int(max(float(stride) for stride in model.stride))
+    channels = int(built.yaml.get("ch", 3))
+    image = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for one in (model, built):
+        runnable = copy.deepcopy(one).float().eval()
+        with torch.no_grad():
+            outputs.append(runnable(image)[0])
+    if not torch.equal(*(torch.nan_to_num(output) for output in outputs)):
+        raise CheckpointError(
+            f"{source}: the model that its YAML builds computes something else with the same tensors; it was changed "
+            "after it was built. Nothing was written"
+        )
+
+
+# --- reading and writing -------------------------------------------------------------------------
+
+
+def _read_safetensors(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(source), framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            names = opened.keys()
+            tensors = {name: opened.get_tensor(name).clone() for name in names}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{source} is no safetensors file, or cut off: {error}") from None
+    return tensors, header_of(metadata, source)
+
+
+def _facts_from(header: Any, cfg: Mapping[str, Any] | None, source: Path) -> dict[str, Any]:
+    """What the header says, checked; with a cfg of the user's, what that says instead."""
+    if header is None and cfg is None:
+        raise CheckpointError(
+            f"{source} holds tensors and says nothing of a model (it is not of 'yolov5-ema convert'): name its YAML "
+            "with --cfg"
+        )
+    facts = {
+        **{"class": "Model", "names": None, "attributes": {}, "inplace": True, "training": {}, "cfg": None},
+        **(header if isinstance(header, dict) else {}),
+    }
+    if facts.get("format", _FORMAT) != _FORMAT:
+        raise CheckpointError(f"{source} is of a later yolov5-ema (format {facts['format']!r})")
+    if cfg is not None:
+        facts["cfg"] = {key: value for key, value in cfg.items() if key != "names"}
+        facts["names"] = cfg.get("names") or facts["names"]
+        facts["class"] = _class_of_cfg(cfg)
+    shape_is_fine = (
+        isinstance(facts["cfg"], dict)
+        and facts["class"] in _CLASSES
+        and _attributes_are_fine(facts["attributes"])
+        and isinstance(facts["training"], dict)
+        and isinstance(facts["inplace"], bool)
+    )
+    if not shape_is_fine:
+        raise CheckpointError(f"{source}: its metadata is not as 'yolov5-ema convert' writes it")
+    Graph.from_cfg(facts["cfg"], str(source))
+    facts["names"] = _checked_names(facts["names"], facts["cfg"]["nc"], source)
+    return facts
+
+
+def _attributes_are_fine(attributes: Any) -> bool:
+    kinds = {"nc": int, "hyp": dict, "yaml_file": str}
+    return isinstance(attributes, dict) and all(
+        key in kinds and isinstance(value, (kinds[key], type(None))) for key, value in attributes.items()
+    )
+
+
+def _class_of_cfg(cfg: Mapping[str, Any]) -> str:
+    head = cfg.get("head")
+    last = head[-1] if isinstance(head, list) and head else None
+    is_mask = isinstance(last, list) and len(last) == 4 and last[2] == "Segment"
+    return "SegmentationModel" if is_mask else "Model"
+
+
+def _checked_names(names: Any, count: int, source: Path) -> Any:
+    if isinstance(names, Mapping):
+        names = [[key, name] for key, name in names.items()]
+    if names is None:
+        return None
+    pairs = isinstance(names, list) and all(isinstance(name, list) for name in names)
+    fine = isinstance(names, list) and all(
+        len(name) == 2 and isinstance(name[0], int) and isinstance(name[1], str)
+        if pairs
+        else isinstance(name, str)
+        for name in names
+    )
+    if not fine or len(names) != count:
+        raise CheckpointError(f"{source}: the names must be {count}, as many as nc says, and text")
+    return names
+
+
+def _stripped(model: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that YOLOv5 reads, as its ``strip_optimizer`` leaves them."""
+    training = facts["training"]
+    return {
+        "epoch": -1,
+        "best_fitness": training.get("best_fitness"),
+        "model": model,
+        **dict.fromkeys(("ema", "updates", "optimizer", "training_results", "wandb_id")),
+        "opt": training.get("opt"),
+        "git": training.get("git"),
+        "date": training.get("date"),
+    }
+
+
+def _refuse_present(files: Sequence[Path], force: bool) -> None:
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"{file} is a folder; name a file with -o")
+        if file.exists() and not force:
+            raise UserError(f"{file} is there already; --force replaces it, -o names another")
+
+
+@contextmanager
+def _whole(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Drafts beside the places of files; all are moved there in the end, or none is left."""
+    drafts = [file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in files]
+    with ExitStack() as stack:
+        for draft in drafts:
+            stack.callback(draft.unlink, missing_ok=True)
+        try:
+            yield drafts
+            for draft, file in zip(drafts, files):
+                os.replace(draft, file)
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # torch and safetensors raise their own for a folder that lacks
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"{files[0]} cannot be written: {reason}") from error

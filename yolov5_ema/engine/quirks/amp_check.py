@@ -1,0 +1,40 @@
+"""The check of mixed precision (``check_amp``) in PyPI packages that import ``models.common`` for it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+from yolov5_ema.engine.checkpoints import module_aliases
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+
+def _needed(module: SourceModule) -> str | None:
+    if module.engine.kind != "package" or module.name != "utils.general":
+        return None
+    body = re.search(r"^def check_amp\(.*?(?=^def |\Z)", module.source, re.MULTILINE | re.DOTALL)
+    if body and re.search(r"^ +from models\.common import", body.group(), re.MULTILINE):
+        return "check_amp imports models.common, which the package calls yolov5.models.common"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    check_amp = module.module.check_amp
+
+    @functools.wraps(check_amp)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with module_aliases(module.engine):
+            return check_amp(*args, **kwargs)
+
+    patches.set(module.module, "check_amp", wrapper)
+
+
+AMP_CHECK = Quirk(
+    name="amp-check",
+    symptom="train: ModuleNotFoundError: No module named 'models.common'",
+    versions="PyPI 6.1.9",
+    needed=_needed,
+    apply=_apply,
+)

@@ -1,0 +1,79 @@
+"""Packages that a YOLOv5 imports at its start and hardly ever uses, or would install by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.errors import UserError
+
+_ROBOFLOW = ("roboflow", "roboflow.core", "roboflow.core.version")
+
+
+def _missing(*_: Any, **__: Any) -> Any:
+    raise UserError(
+        "data sets from Roboflow (--data with its address) need its package: pip install roboflow"
+    )
+
+
+def _roboflow_needed(module: SourceModule) -> str | None:
+    if not re.search(r"^from roboflow import", module.source, re.MULTILINE):
+        return None
+    if importlib.util.find_spec("roboflow") is not None:
+        return None
+    return "roboflow is not installed; train imports it, and uses it for data sets from there only"
+
+
+@contextlib.contextmanager
+def _roboflow_while_running(module: SourceModule) -> Iterator[None]:
+    before = {name: sys.modules[name] for name in _ROBOFLOW if name in sys.modules}
+    for name in _ROBOFLOW:
+        stand_in = types.ModuleType(name)
+        stand_in.__dict__.update(Roboflow=_missing, Version=type("Version", (), {}), __path__=[])
+        sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        for name in _ROBOFLOW:  # YOLOv5's module keeps the two names; nobody else shall find the stand-in
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+
+
+ROBOFLOW = Quirk(
+    name="roboflow",
+    symptom="train: ModuleNotFoundError: No module named 'roboflow'",
+    versions="PyPI 7.0.14",
+    needed=_roboflow_needed,
+    while_running=_roboflow_while_running,
+)
+
+
+def _ultralytics_needed(module: SourceModule) -> str | None:
+    if not re.search(r"os\.system\([\"']pip install -U ultralytics", module.source):
+        return None
+    if importlib.util.find_spec("ultralytics") is not None:
+        return None
+    return "ultralytics is not installed, and an import of this YOLOv5 would run pip for it"
+
+
+@contextlib.contextmanager
+def _ultralytics_while_running(module: SourceModule) -> Iterator[None]:
+    raise UserError(
+        f"{module.engine} needs the package ultralytics, which is not installed: pip install 'yolov5-ema[ultralytics]'"
+    )
+    yield
+
+
+ULTRALYTICS = Quirk(
+    name="ultralytics",
+    symptom="the import of YOLOv5 starts 'pip install -U ultralytics'",
+    versions="upstream's newest",
+    needed=_ultralytics_needed,
+    while_running=_ultralytics_while_running,
+)

@@ -1,0 +1,96 @@
+"""Pretrained weights: paired by structure where YOLOv5's ``intersect_dicts`` goes by row numbers.
+
+See `yolov5_ema.weights.transfer`. What the pairing needs beyond the two state dicts, the models and the class
+names, are local variables of the function that calls ``intersect_dicts``: ``ckpt``, ``model``, ``names``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.errors import ConfigError
+from yolov5_ema.weights.heads import names_of
+from yolov5_ema.weights.identity import start_as_identity
+from yolov5_ema.weights.transfer import transfer
+
+INIT_ENV = "YOLOV5_EMA_INIT"
+INITS = ("none", "identity")
+
+
+def _needed(module: SourceModule) -> str | None:
+    if re.search(r"\bintersect_dicts\(csd, model\.state_dict\(\)", module.source):
+        return "it takes over pretrained weights by row number, which an inserted row shifts"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    intersect_dicts = module.module.intersect_dicts
+    logger = getattr(module.module, "LOGGER", None) or logging.getLogger(__name__)
+
+    @functools.wraps(intersect_dicts)
+    def wrapper(da: dict[str, Any], db: dict[str, Any], exclude: Any = ()) -> dict[str, Any]:
+        caller = sys._getframe(1).f_locals
+        models = _models(caller)
+        if models is None or caller.get("resume"):
+            return intersect_dicts(da, db, exclude)
+        source, target = models
+        found = transfer(
+            source,
+            target,
+            names=names_of(getattr(source, "names", None)),
+            target_names=names_of(caller.get("names")),
+            keep_anchors=any("anchor" in word for word in exclude),
+        )
+        logger.info(found.table())
+        _forget_training_state(caller["ckpt"], da, db, logger)
+        if os.environ.get(INIT_ENV) == "identity":
+            _start_as_identity(target, found.state, found.fresh_blocks, logger)
+        return found.state
+
+    patches.set(module.module, "intersect_dicts", wrapper)
+
+
+def _models(caller: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """The checkpoint's model and the one to fill, if the caller is one of YOLOv5's scripts as we know them."""
+    checkpoint, target = caller.get("ckpt"), caller.get("model")
+    source = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    rows = [getattr(model, "model", None) for model in (source, target)]
+    return (source, target) if all(hasattr(row, "children") for row in rows) else None
+
+
+def _forget_training_state(
+    checkpoint: dict[str, Any], da: dict[str, Any], db: dict[str, Any], logger: logging.Logger
+) -> None:
+    """An optimizer's state, averaged weights and epoch go with the rows that they were saved for."""
+    if not checkpoint.get("optimizer") and not checkpoint.get("ema"):
+        return
+    if {name: value.shape for name, value in da.items()} == {name: value.shape for name, value in db.items()}:
+        return
+    logger.info("the checkpoint's training state is of another model: optimizer and epochs start anew")
+    checkpoint.update(optimizer=None, ema=None, epoch=-1)
+
+
+def _start_as_identity(target: Any, state: dict[str, Any], rows: list[int], logger: logging.Logger) -> None:
+    if not rows:
+        raise ConfigError("--init identity: no row of the cfg is a fresh attention block")
+    target.load_state_dict(state, strict=False)
+    start_as_identity(target, rows)
+    state.update({name: value for name, value in target.state_dict().items() if name in state})
+    logger.info(f"--init identity: the blocks in rows {', '.join(map(str, rows))} change nothing at step 0")
+
+
+WEIGHT_TRANSFER = Quirk(
+    name="weight-transfer",
+    symptom="Transferred 58/349 items: an inserted row shifts the names of all rows behind it",
+    versions="all",
+    needed=_needed,
+    apply=_apply,
+)

@@ -1,0 +1,227 @@
+"""Making the package `ultralytics` (YOLOv8, YOLO11 and later) know the attention blocks, from outside.
+
+Its `parse_model` looks a row's module up in its module's globals and a string argument in its own
+local names. So a row ``[-1, 1, EMA, [16]]`` becomes one whose module is a class made for that row and
+whose arguments are the strings ``ch`` and ``f``: the class picks the true, scaled input channels
+``ch[f]`` and builds the plain block. No copy of `parse_model` is made.
+
+Training on several GPUs starts new processes on a file that ultralytics writes; that file gets the lines
+that install the adapter there too.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import re
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable
+
+from torch import nn
+
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.rows import CHOICES
+from yolov5_ema.engine.ultralytics_rows import BlockRow, block_rows
+from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
+from yolov5_ema.resources import models_dir
+
+NAME = "ultralytics"
+
+_IN_EVERY_RANK = """\
+import sys
+
+sys.path[:] = {path!r}
+
+import yolov5_ema
+
+yolov5_ema.install("ultralytics", conflicts={conflicts!r})
+
+"""
+
+_lock = threading.RLock()
+_installed: Patches | None = None
+_numbers = itertools.count()
+
+
+class Ultralytics(Engine):
+    """The installed package `ultralytics`: ``root``, ``kind`` (``ultralytics``) and ``version``."""
+
+    def module_name(self, relative: str) -> str:
+        """Import name of a module given relative to the root: ``nn.tasks``."""
+        return f"{NAME}.{relative}"
+
+    def relative_name(self, module_name: str) -> str | None:
+        """The inverse of `module_name`; None for a module that is not this package's."""
+        return module_name[len(NAME) + 1 :] if module_name.startswith(f"{NAME}.") else None
+
+    def __str__(self) -> str:
+        return f"ultralytics {self.version} ({self.root})"
+
+
+def names_ultralytics(yolo: Any) -> bool:
+    """Whether what is given to `yolov5_ema.install` means the package `ultralytics`."""
+    if isinstance(yolo, ModuleType):
+        return yolo.__name__.split(".")[0] == NAME
+    return isinstance(yolo, str) and yolo == NAME
+
+
+def install(*, conflicts: str = "error") -> Ultralytics:
+    """Teach the package `ultralytics` the attention blocks.
+
+    From then on ``YOLO("my.yaml")`` takes rows such as ``[-1, 1, EMA, []]``, and finds the YAMLs that ship here
+    (``yolo11n-ema.yaml``, ``yolov8s-ema.yaml``) by their bare names. Files of the user's go first.
+
+    Args:
+        conflicts: what a name means that ultralytics defines as well: ``error``, ``ours`` or ``theirs``.
+
+    Returns:
+        The package found. A second call changes nothing.
+
+    Raises:
+        EngineNotFoundError: `ultralytics` is not installed.
+    """
+    global _installed
+    if conflicts not in CHOICES:
+        raise UserError(f"conflicts must be one of {', '.join(CHOICES)}, not {conflicts!r}")
+    try:
+        package = importlib.import_module(NAME)
+    except ModuleNotFoundError as error:
+        if error.name != NAME:
+            raise
+        raise EngineNotFoundError(
+            "the package ultralytics is not installed: pip install 'yolov5-ema[ultralytics]'"
+        ) from None
+    with _lock:
+        if _installed is None:
+            _installed = _patched(conflicts)
+    return Ultralytics(Path(str(package.__file__)).resolve().parent, NAME, str(package.__version__))
+
+
+def uninstall() -> None:
+    """Undo `install` completely; without the adapter it does nothing."""
+    global _installed
+    with _lock:
+        if _installed is not None:
+            _installed.undo()
+            _installed = None
+
+
+def is_installed() -> bool:
+    """Whether the adapter is in place in this process."""
+    return _installed is not None
+
+
+def _patched(conflicts: str) -> Patches:
+    tasks = importlib.import_module(f"{NAME}.nn.tasks")
+    dist = importlib.import_module(f"{NAME}.utils.dist")
+    parse_model = _with_blocks(tasks.parse_model, tasks, conflicts)
+    patches = Patches()
+    patches.set(importlib.import_module(f"{NAME}.nn"), "parse_model", parse_model)
+    patches.set(tasks, "parse_model", parse_model)
+    patches.set(tasks, "check_yaml", _with_shipped(tasks.check_yaml))
+    patches.set(dist, "generate_ddp_file", _in_every_rank(dist.generate_ddp_file, conflicts))
+    return patches
+
+
+def _with_blocks(parse_model: Callable[..., Any], tasks: ModuleType, conflicts: str) -> Callable[..., Any]:
+    @functools.wraps(parse_model)
+    def wrapper(d: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        where = str(d.get("yaml_file") or "model dict")
+        found = block_rows(d, tasks, where=where, conflicts=conflicts)
+        backbone, head = list(d["backbone"]), list(d["head"])
+        globals_of_tasks = Patches()
+        try:
+            for row in found:
+                name = f"{row.block.__name__} {next(_numbers)}"  # no other thread's, and nobody's name
+                globals_of_tasks.set_item(vars(tasks), name, _builder(row))
+                section, index = (
+                    (backbone, row.index) if row.index < len(backbone) else (head, row.index - len(backbone))
+                )
+                section[index] = [*section[index][:2], name, _Arguments(row.options)]
+            return parse_model({**d, "backbone": backbone, "head": head}, *args, **kwargs)
+        finally:
+            globals_of_tasks.undo()
+
+    return wrapper
+
+
+class _Arguments(list):
+    """The arguments of a block's row for `parse_model`, which replaces them by its own ``ch`` and ``f``.
+
+    Printed, they are what the block gets: its channels and options.
+    """
+
+    def __init__(self, options: list[Any]) -> None:
+        super().__init__(("ch", "f"))
+        self._options = options
+
+    def __str__(self) -> str:
+        channels, source = self
+        return str([channels[source], *self._options])
+
+
+def _builder(row: BlockRow) -> type:
+    """A class that `parse_model` calls with its ``ch`` and ``f``, and that returns the plain block."""
+
+    class Builder(nn.Module):
+        def __new__(cls, channels: list[int], source: int) -> Any:
+            try:
+                return row.block(channels[source], *row.options)
+            except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:
+                hint = (
+                    f". (The channels are taken from the row that it reads: [{row.block.__name__}, []] is enough.)"
+                    if row.options
+                    else ""
+                )
+                raise ConfigError(
+                    f"{row.place}: [{row.block.__name__}, {row.options}]: {error}{hint}"
+                ) from error
+
+    Builder.__module__, Builder.__qualname__ = (
+        row.block.__module__,
+        row.block.__qualname__,
+    )  # as it is printed
+    return Builder
+
+
+def _with_shipped(check_yaml: Callable[..., Any]) -> Callable[..., Any]:
+    """ultralytics' search for a YAML; where it finds none, those that ship here are looked at."""
+
+    @functools.wraps(check_yaml)
+    def wrapper(file: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return check_yaml(file, *args, **kwargs)
+        except FileNotFoundError:
+            shipped = _shipped(str(file))
+            if shipped is None:
+                raise
+            return str(shipped)
+
+    return wrapper
+
+
+def _shipped(name: str) -> Path | None:
+    """The YAML that ships under a bare name, with the letter of a scale (yolo11n-ema.yaml) or without."""
+    if Path(name).name != name:
+        return None
+    without_scale = re.sub(r"(?<=\d)[nsmlx](?=-)", "", name)
+    candidates = (models_dir() / NAME / candidate for candidate in (name, without_scale))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _in_every_rank(generate_ddp_file: Callable[..., str], conflicts: str) -> Callable[..., str]:
+    """The file that every process of a training on several GPUs runs, beginning with our installing there."""
+
+    @functools.wraps(generate_ddp_file)
+    def wrapper(*args: Any, **kwargs: Any) -> str:
+        file = generate_ddp_file(*args, **kwargs)
+        lines = _IN_EVERY_RANK.format(path=sys.path, conflicts=conflicts)
+        Path(file).write_text(lines + Path(file).read_text(encoding="utf-8"), encoding="utf-8")
+        return file
+
+    return wrapper

@@ -1,0 +1,134 @@
+"""Detect and Segment, whose outputs are rows of boxes, objectness, classes and masks, level by level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Optional
+
+import torch
+
+from yolov5_ema.weights.structure import Layer
+
+_BOX = 5  # x, y, width, height, objectness: outputs of an anchor ahead of its classes
+
+Names = Optional[Sequence[str]]
+
+
+@dataclass
+class HeadTransfer:
+    """What a head gets: tensors by name within the row, which of them only partly, and remarks."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    partly: set[str] = field(default_factory=set)
+    remarks: list[str] = field(default_factory=list)
+
+
+def class_map(source: Names, target: Names, source_nc: int, target_nc: int) -> list[int | None]:
+    """For each class of the target its number in the source, by name; None where it has none.
+
+    Without names on either side the classes are taken to be the same ones if there are as many.
+    """
+    if _are_unknown(source) or _are_unknown(target):
+        return [*range(target_nc)] if source_nc == target_nc else [None] * target_nc
+    assert source is not None and target is not None
+    places: dict[str, int] = {}
+    for index, name in enumerate(source):
+        places.setdefault(_folded(name), index)
+    return [places.get(_folded(name)) for name in target]
+
+
+def _folded(name: str) -> str:
+    return " ".join(str(name).casefold().split())
+
+
+def _are_unknown(names: Names) -> bool:
+    """No names, or those that YOLOv5 invents: 0, 1, 2 … or class0, class1 …"""
+    return not names or all(_folded(name).removeprefix("class") == str(i) for i, name in enumerate(names))
+
+
+def transfer_head(
+    source: Layer, target: Layer, names: Names, target_names: Names, *, keep_anchors: bool
+) -> HeadTransfer:
+    """Fill a head from another, level by level and output by output.
+
+    A level is known by its stride; boxes and objectness go over as they are, classes by name, masks if both heads
+    have as many.
+
+    Args:
+        source, target: two rows that are heads.
+        names, target_names: class names; None if unknown.
+        keep_anchors: the target's anchors stay, as YOLOv5's train wants them where a cfg is given.
+    """
+    old, new = source.module, target.module
+    done = HeadTransfer()
+    classes = class_map(names, target_names, int(old.nc), int(new.nc))
+    anchors = new.anchors.clone()
+    strides = [float(s) for s in old.stride]
+    for level, stride in enumerate(float(s) for s in new.stride):
+        if stride not in strides:
+            done.remarks.append(f"m.{level} (stride {stride:g}): the checkpoint has no level of this stride")
+            continue
+        _fill_level(done, source, target, strides.index(stride), level, classes)
+        if old.na == new.na:
+            anchors[level] = old.anchors[strides.index(stride)].to(anchors.dtype)
+    _take_anchors(done, anchors, new.anchors, keep_anchors)
+    if None in classes and any(name.startswith("m.") for name in done.tensors):
+        known = not (_are_unknown(names) or _are_unknown(target_names))
+        done.remarks.append(
+            _on_classes(classes, target_names)
+            if known
+            else f"class outputs start fresh: {old.nc} classes in the checkpoint, {new.nc} here, and no names to go by"
+        )
+    return done
+
+
+def _fill_level(
+    done: HeadTransfer, source: Layer, target: Layer, old_level: int, level: int, classes: list[int | None]
+) -> None:
+    old, new = source.module, target.module
+    weight, expected = source.tensors[f"m.{old_level}.weight"], target.tensors[f"m.{level}.weight"]
+    if weight.shape[1] != expected.shape[1] or old.na != new.na:
+        what = f"{weight.shape[1]} channels and {old.na} anchors in the checkpoint"
+        done.remarks.append(f"m.{level}: {what}, {expected.shape[1]} and {new.na} here")
+        return
+    old_masks, masks = old.no - _BOX - old.nc, new.no - _BOX - new.nc
+    for part in ("weight", "bias"):
+        name = f"m.{level}.{part}"
+        before = source.tensors[f"m.{old_level}.{part}"]
+        after = target.tensors[name].clone().to(before.dtype)
+        read, write = before.view(old.na, old.no, -1), after.view(new.na, new.no, -1)
+        write[:, :_BOX] = read[:, :_BOX]
+        for to, at in enumerate(classes):
+            if at is not None:
+                write[:, _BOX + to] = read[:, _BOX + at]
+        if masks and masks == old_masks:
+            write[:, -masks:] = read[:, -masks:]
+        done.tensors[name] = after
+        if None in classes or (masks and masks != old_masks):
+            done.partly.add(name)
+
+
+def _take_anchors(done: HeadTransfer, found: torch.Tensor, present: torch.Tensor, keep: bool) -> None:
+    """Anchors in units of a level's stride, (levels, anchors, 2)."""
+    if torch.allclose(found.float(), present.float(), rtol=1e-3):
+        done.tensors["anchors"] = present
+    elif keep:
+        done.remarks.append("anchors: those of the cfg stay; the checkpoint's differ")
+    else:
+        done.tensors["anchors"] = found
+
+
+def _on_classes(classes: list[int | None], names: Names) -> str:
+    fresh = [names[i] if names else str(i) for i, at in enumerate(classes) if at is None]
+    listed = ", ".join(map(str, fresh[:8])) + (f" … ({len(fresh)})" if len(fresh) > 8 else "")
+    return f"classes that the checkpoint does not have start fresh: {listed}"
+
+
+def names_of(value: object) -> list[str] | None:
+    """Class names as a list, of what YOLOv5 keeps: a list, or (v6.2 and later) a dict by number; else None."""
+    if isinstance(value, dict) and all(isinstance(key, int) for key in value):
+        return [str(value[key]) for key in sorted(value)]
+    if isinstance(value, (list, tuple)):
+        return [str(name) for name in value]
+    return None

@@ -1,0 +1,465 @@
+"""Following a pickle without doing what it says: nothing is imported, called or built.
+
+A pickle is a program for a small stack machine. `follow` runs that program on stand-ins: a class or function is
+its name, a call is a note of what would be called with what. The opcodes are read by the standard library's
+`pickletools.genops`; what they mean is Python's own ``Lib/pickle.py``, protocols 0 to 5.
+
+Why not a library: ``torch.utils.show_pickle`` and other subclasses of ``pickle._Unpickler`` still make real
+tuples and dicts, and a real dict hashes its keys: a key of nested tuples crashes the interpreter or takes for ever.
+fickling and picklescan judge a pickle, and do not say what it holds.
+
+Nothing here is hashed, compared or recursed into but strings and numbers, so a hostile file costs time and memory in
+proportion to its size, and no more than `MAX_STEPS` allows.
+"""
+
+from __future__ import annotations
+
+import _compat_pickle
+import io
+import math
+import pickletools
+import struct
+from collections.abc import Iterator
+from typing import Any, Callable
+
+MAX_STEPS = 5_000_000
+"""Opcodes that are followed; a yolov5x with its optimizer state has a twentieth of it."""
+
+COMPUTED = "a name that is computed while the file is read"
+
+
+class MalformedPickle(Exception):
+    """The bytes are no pickle, or not a whole one. ``names`` holds what it named up to there."""
+
+    def __init__(self, reason: str, names: dict[str, int]) -> None:
+        super().__init__(reason)
+        self.names = names
+
+
+class Named:
+    """A class or a function, by name."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Items:
+    """A list, tuple, set or frozenset."""
+
+    __slots__ = ("items", "kind")
+
+    def __init__(self, kind: str, items: list[Any] | None = None) -> None:
+        self.kind = kind
+        self.items = [] if items is None else items
+
+
+class Table:
+    """A dict: pairs in the order of the file; a later pair of the same key wins."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: list[tuple[Any, Any]] | None = None) -> None:
+        self.pairs = [] if pairs is None else pairs
+
+
+class Made:
+    """What a call would give: ``function(*args)``, with what is put into it afterwards.
+
+    ``plain`` tells an instance made without its constructor (``cls.__new__(cls, *args)``) from a call.
+    """
+
+    __slots__ = ("args", "function", "items", "pairs", "plain", "state")
+
+    def __init__(self, function: Any, args: Any, plain: bool) -> None:
+        self.function = function
+        self.args = args
+        self.plain = plain
+        self.state: Any = None
+        self.items: list[Any] = []
+        self.pairs: list[tuple[Any, Any]] = []
+
+
+class Stored:
+    """Something that lies outside the pickle (a tensor's storage), by its description."""
+
+    __slots__ = ("description",)
+
+    def __init__(self, description: Any) -> None:
+        self.description = description
+
+
+class Followed:
+    """What following a pickle gave.
+
+    Attributes:
+        value: what it would give, in stand-ins.
+        end: position behind the pickle.
+        protocol: the highest one that it declares.
+        names: every class and function that it names, and how often.
+        steps: the opcodes that it uses.
+        calls: every call, also of what it throws away again; not the instances made without a constructor.
+    """
+
+    def __init__(self, value: Any, end: int, machine: _Machine) -> None:
+        self.value = value
+        self.end = end
+        self.protocol = machine.protocol
+        self.names = machine.names
+        self.steps = machine.steps
+        self.calls = machine.calls
+
+
+def follow(data: bytes, start: int = 0) -> Followed:
+    """Follow one pickle to its end.
+
+    Args:
+        data: bytes that hold it.
+        start: where in them it begins.
+
+    Raises:
+        MalformedPickle: it is none, is cut off, or has more than `MAX_STEPS` steps.
+    """
+    machine = _Machine(data)
+    stream = io.BytesIO(data)
+    stream.seek(start)
+    try:
+        for steps, (opcode, argument, place) in enumerate(pickletools.genops(stream)):
+            if steps >= MAX_STEPS:
+                raise ValueError(f"more than {MAX_STEPS:,} steps")
+            machine.step(opcode.name, argument, place or 0)
+        value = machine.stack.pop()
+    except IndexError:
+        raise MalformedPickle("it takes more than it has", machine.names) from None
+    except (ValueError, KeyError, OverflowError, struct.error, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MalformedPickle(reason, machine.names) from None
+    return Followed(value, stream.tell(), machine)
+
+
+class _Machine:
+    """The stack machine. One method an opcode, or a few alike; unknown ones are an error."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.names: dict[str, int] = {}
+        self.steps: set[str] = set()
+        self.calls: list[Made] = []
+        self.protocol = 0
+
+    def step(self, name: str, argument: Any, place: int) -> None:
+        self.steps.add(name)
+        if name in _CONSTANTS:
+            self.stack.append(argument)
+        elif name in _FIXED:
+            self.stack.append(_FIXED[name])
+        elif name in _WITH_ARGUMENT:
+            _WITH_ARGUMENT[name](self, argument)
+        elif name in _BARE:
+            _BARE[name](self)
+        elif name in ("GLOBAL", "INST"):
+            self._named_in_text(name, place)
+        else:
+            raise ValueError(f"unknown step {name}")
+
+    # --- the stack -------------------------------------------------------------------------------
+
+    def _mark(self) -> None:
+        self.marked.append(self.stack)
+        self.stack = []
+
+    def _since_mark(self) -> list[Any]:
+        items = self.stack
+        self.stack = self.marked.pop()
+        return items
+
+    def _drop_since_mark(self) -> None:
+        self._since_mark()
+
+    def _pop(self) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self._since_mark()
+
+    def _duplicate(self) -> None:
+        self.stack.append(self.stack[-1])
+
+    def _remember(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def _memoize(self) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def _recall(self, index: int) -> None:
+        self.stack.append(self.memo[index])
+
+    def _declare(self, protocol: int) -> None:
+        self.protocol = max(self.protocol, protocol)
+
+    def _pass(self, _argument: Any = None) -> None:
+        pass
+
+    # --- containers ------------------------------------------------------------------------------
+
+    def _tuple(self, count: int) -> None:
+        items = [self.stack.pop() for _ in range(count)]
+        self.stack.append(Items("tuple", items[::-1]))
+
+    def _collect(self, kind: str) -> None:
+        items = self._since_mark()
+        self.stack.append(Items(kind, items))
+
+    def _dict(self) -> None:
+        items = self._since_mark()
+        self.stack.append(Table(_in_pairs(items)))
+
+    def _add_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, (Items, Made)):
+            raise ValueError("it appends to what is no list")
+        target.items.extend(items)
+
+    def _add_pairs(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, (Table, Made)):
+            raise ValueError("it sets a key of what is no dict")
+        target.pairs.extend(_in_pairs(items))
+
+    def _append(self) -> None:
+        self._add_items([self.stack.pop()])
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._add_pairs([key, value])
+
+    # --- names and calls -------------------------------------------------------------------------
+
+    def _named(self, module: Any, name: Any) -> Named:
+        full = COMPUTED
+        if isinstance(module, str) and isinstance(name, str):
+            if self.protocol < 3:
+                module, name = _of_python_3(module, name)
+            full = f"{module}.{name}"
+        self.names[full] = self.names.get(full, 0) + 1
+        return Named(full)
+
+    def _named_in_text(self, opcode: str, place: int) -> None:
+        first = self.data.index(b"\n", place + 1)
+        second = self.data.index(b"\n", first + 1)
+        module, name = self.data[place + 1 : first].decode(), self.data[first + 1 : second].decode()
+        named = self._named(module, name)
+        if opcode == "GLOBAL":
+            self.stack.append(named)
+        else:
+            self._call(named, Items("tuple", self._since_mark()), plain=False)
+
+    def _named_on_stack(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.stack.append(self._named(module, name))
+
+    def _extension(self, code: int) -> None:
+        self.stack.append(self._named("copyreg", f"extension_{code}"))
+
+    def _call(self, function: Any, args: Any, plain: bool) -> None:
+        if not isinstance(args, Items):
+            args = Items("tuple", [args])
+        reconstructs = isinstance(function, Named) and function.name == "copyreg._reconstructor"
+        if reconstructs and args.items:  # protocols 0 and 1: _reconstructor(cls, object, None)
+            function, args, plain = args.items[0], Items("tuple", args.items[2:]), True
+        made = Made(function, args, plain)
+        self.stack.append(made)
+        if not plain:
+            self.calls.append(made)
+
+    def _reduce(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        self._call(function, args, plain=False)
+
+    def _new(self) -> None:
+        args, cls = self.stack.pop(), self.stack.pop()
+        self._call(cls, args, plain=True)
+
+    def _new_with_keywords(self) -> None:
+        keywords, args, cls = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        both = [*(args.items if isinstance(args, Items) else [args]), keywords]
+        self._call(cls, Items("tuple", both), plain=True)
+
+    def _object(self) -> None:
+        cls, *args = self._since_mark()
+        self._call(cls, Items("tuple", args), plain=False)
+
+    def _build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, Made):
+            target.state = state if target.state is None else Items("states", [target.state, state])
+        else:
+            self.stack[-1] = Made(target, Items("tuple", [state]), plain=False)
+
+    def _stored(self) -> None:
+        self.stack.append(Stored(self.stack.pop()))
+
+
+def _in_pairs(items: list[Any]) -> list[tuple[Any, Any]]:
+    if len(items) % 2:
+        raise ValueError("a dict with a key that has no value")
+    return list(zip(items[::2], items[1::2]))
+
+
+def _of_python_3(module: str, name: str) -> tuple[str, str]:
+    """Names of Python 2 as `pickle` reads them: ``__builtin__.set`` is ``builtins.set``."""
+    if (module, name) in _compat_pickle.NAME_MAPPING:
+        return _compat_pickle.NAME_MAPPING[(module, name)]
+    return _compat_pickle.IMPORT_MAPPING.get(module, module), name
+
+
+_CONSTANTS = (
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+)
+_FIXED: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_WITH_ARGUMENT: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine._remember),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine._recall),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _Machine._extension),
+    "PROTO": _Machine._declare,
+    "FRAME": _Machine._pass,
+    "PERSID": lambda machine, name: machine.stack.append(Stored(name)),
+}
+_BARE: dict[str, Callable[[_Machine], None]] = {
+    "MARK": _Machine._mark,
+    "POP": _Machine._pop,
+    "POP_MARK": _Machine._drop_since_mark,
+    "DUP": _Machine._duplicate,
+    "MEMOIZE": _Machine._memoize,
+    "EMPTY_LIST": lambda machine: machine.stack.append(Items("list")),
+    "EMPTY_TUPLE": lambda machine: machine.stack.append(Items("tuple")),
+    "EMPTY_SET": lambda machine: machine.stack.append(Items("set")),
+    "EMPTY_DICT": lambda machine: machine.stack.append(Table()),
+    "LIST": lambda machine: machine._collect("list"),
+    "TUPLE": lambda machine: machine._collect("tuple"),
+    "FROZENSET": lambda machine: machine._collect("frozenset"),
+    "TUPLE1": lambda machine: machine._tuple(1),
+    "TUPLE2": lambda machine: machine._tuple(2),
+    "TUPLE3": lambda machine: machine._tuple(3),
+    "DICT": _Machine._dict,
+    "APPEND": _Machine._append,
+    "APPENDS": lambda machine: machine._add_items(machine._since_mark()),
+    "ADDITEMS": lambda machine: machine._add_items(machine._since_mark()),
+    "SETITEM": _Machine._set_item,
+    "SETITEMS": lambda machine: machine._add_pairs(machine._since_mark()),
+    "STACK_GLOBAL": _Machine._named_on_stack,
+    "REDUCE": _Machine._reduce,
+    "NEWOBJ": _Machine._new,
+    "NEWOBJ_EX": _Machine._new_with_keywords,
+    "OBJ": _Machine._object,
+    "BUILD": _Machine._build,
+    "BINPERSID": _Machine._stored,
+    "NEXT_BUFFER": lambda machine: machine.stack.append(Stored("a buffer outside the pickle")),
+    "READONLY_BUFFER": _Machine._pass,
+    "STOP": _Machine._pass,
+}
+
+
+def walk(value: Any) -> Iterator[Any]:
+    """Every stand-in that can be reached from a value, each once; deep nesting and cycles are fine."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        here = waiting.pop()
+        if not isinstance(here, (Items, Table, Made, Stored, Named)) or id(here) in seen:
+            continue
+        seen.add(id(here))
+        yield here
+        waiting.extend(reversed(_parts(here)))
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, Items):
+        return value.items
+    if isinstance(value, Table):
+        return [part for pair in value.pairs for part in pair]
+    if isinstance(value, Made):
+        of_pairs = [part for pair in value.pairs for part in pair]
+        return [value.function, value.args, value.state, *value.items, *of_pairs]
+    return [value.description] if isinstance(value, Stored) else []
+
+
+def lookup(value: Any, key: str) -> Any:
+    """What a dict, an OrderedDict or an object's state holds under a name; None if it holds no such name."""
+    for name, held in reversed(pairs_of(value)):
+        if type(name) is str and name == key:
+            return held
+    return None
+
+
+def pairs_of(value: Any) -> list[tuple[Any, Any]]:
+    """Keys and values of a dict or an OrderedDict; else nothing."""
+    if isinstance(value, Table):
+        return value.pairs
+    if isinstance(value, Made):
+        return value.pairs
+    return []
+
+
+def class_name(value: Any) -> str:
+    """Dotted name of the class or function that a `Made` comes from; empty for anything else."""
+    if isinstance(value, Made) and isinstance(value.function, Named):
+        return value.function.name
+    return ""
+
+
+_LEFT_OUT = "…"
+
+
+def plain(value: Any, depth: int = 12, budget: int = 20_000) -> Any:
+    """A value as lists, dicts, strings and numbers, for showing: names for objects, ``…`` for what goes too deep."""
+    return _plain(value, depth, [budget])
+
+
+def _plain(value: Any, depth: int, budget: list[int]) -> Any:
+    budget[0] -= 1
+    if budget[0] < 0 or depth < 0:
+        return _LEFT_OUT
+    if isinstance(value, Items):
+        return [_plain(item, depth - 1, budget) for item in value.items[: budget[0] + 1]]
+    if isinstance(value, Table):
+        return _plain_pairs(value.pairs, depth, budget)
+    if isinstance(value, Made):
+        return _plain_object(value, depth, budget)
+    if isinstance(value, Named):
+        return value.name
+    if isinstance(value, (bytes, bytearray)):
+        return f"{len(value):,} bytes"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length():,} bits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON knows none
+    return value if isinstance(value, (str, int, float, type(None))) else _LEFT_OUT
+
+
+def _plain_pairs(pairs: list[tuple[Any, Any]], depth: int, budget: list[int]) -> dict[Any, Any]:
+    found = {}
+    for key, held in pairs[: budget[0] + 1]:
+        name = _plain(key, 0, budget) if isinstance(key, (str, int, float, type(None))) else _LEFT_OUT
+        found[name] = _plain(held, depth - 1, budget)
+    return found
+
+
+def _plain_object(value: Made, depth: int, budget: list[int]) -> Any:
+    name = class_name(value)
+    if name.startswith("pathlib.") and value.args.items:
+        parts = value.args.items
+        if all(isinstance(part, str) for part in parts):
+            return "/".join(part.rstrip("/") for part in parts)[:1000]
+    if name == "collections.OrderedDict":
+        return _plain_pairs(value.pairs, depth, budget)
+    if name in ("builtins.set", "builtins.list", "builtins.tuple") and value.args.items:
+        return _plain(value.args.items[0], depth, budget)
+    return f"<{name or COMPUTED}>"

@@ -1,0 +1,342 @@
+"""What a weights file holds, read without unpickling, importing or calling anything of it.
+
+Works on pickles as `inert_pickle` follows them, and on safetensors through their own library. Whether a name is one
+that a checkpoint may hold is asked of a predicate: the allow-list of a YOLOv5, or `known_by_module`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Callable
+
+from yolov5_ema.errors import CheckpointError
+from yolov5_ema.weights import checkpoint_files
+from yolov5_ema.weights.checkpoint_files import PickleFile
+from yolov5_ema.weights.inert_modules import (
+    ModelReport,
+    TensorNote,
+    args_of,
+    count_tensor,
+    describe_module,
+    is_module,
+    tensor_of,
+)
+from yolov5_ema.weights.inert_pickle import (
+    Items,
+    Made,
+    Named,
+    class_name,
+    lookup,
+    pairs_of,
+    plain,
+    walk,
+)
+from yolov5_ema.weights.names import (
+    GETATTR,
+    LAYER,
+    OF_YOLOV5,
+    SAFE_STEPS,
+    known_by_module,
+    meaning,
+    taken_by_torch,
+)
+
+Allowed = Callable[[str], bool]
+
+
+@dataclass
+class Inspection:
+    """What a file holds. ``warnings`` are what should be looked at before it is loaded."""
+
+    file: str
+    bytes: int
+    kind: str
+    container: str
+    protocol: int | None = None
+    keys: list[str] = field(default_factory=list)
+    models: list[ModelReport] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, int] | None = None
+    versions: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    globals: dict[str, int] = field(default_factory=dict)
+    outside: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def inspect_file(path: Path, allowed: Allowed | None = None, blocks: Sequence[str] = ()) -> Inspection:
+    """Describe a weights file. Nothing of it is imported, called or built.
+
+    Args:
+        path: a checkpoint of any kind, a state dict, a TorchScript archive, or safetensors.
+        allowed: whether a checkpoint may hold a class or function of a dotted name. None: `known_by_module`.
+        blocks: dotted class names of attention blocks besides those of this package.
+
+    Raises:
+        CheckpointError: missing, a folder, empty, torn, or no weights of any kind; the message says which.
+    """
+    checkpoint_files.check_readable(path)
+    if checkpoint_files.is_safetensors(path):
+        return _of_safetensors(path)
+    opened = checkpoint_files.open_pickles(path)
+    found = Inspection(
+        file=str(path),
+        bytes=path.stat().st_size,
+        kind="",
+        container=opened.container,
+        protocol=opened.root.protocol,
+    )
+    _judge_names(found, opened, allowed or known_by_module)
+    _describe(found, opened, blocks)
+    if not found.models and not found.outside and not _has_tensors(opened):
+        raise CheckpointError(f"{path} is a pickle without modules or tensors: no checkpoint")
+    return found
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def _judge_names(found: Inspection, opened: PickleFile, allowed: Allowed) -> None:
+    for pickle in (opened.root, *opened.others):
+        for name, count in pickle.names.items():
+            found.globals[name] = found.globals.get(name, 0) + count
+    of_script = opened.script
+    calls = [call for pickle in (opened.root, *opened.others) for call in pickle.calls]
+
+    def fine(name: str) -> bool:
+        if name == GETATTR and not all(_gets_a_forward(call) for call in calls):
+            return False
+        return (
+            taken_by_torch(name)
+            or allowed(name)
+            or (of_script and name.startswith(("__torch__.", "torch.jit._pickle.")))
+        )
+
+    found.outside = sorted(name for name in found.globals if not fine(name))
+    found.warnings += [meaning(name) for name in found.outside]
+    found.warnings += _called_classes(calls)
+    if not of_script:
+        odd = sorted({step for pickle in (opened.root, *opened.others) for step in pickle.steps} - SAFE_STEPS)
+        if odd:
+            found.warnings.append(
+                f"pickle steps that loading with weights_only does not take ({', '.join(odd[:8])}): refused without "
+                "--trust-checkpoint"
+            )
+    found.notes += opened.notes
+
+
+def _gets_a_forward(call: Made) -> bool:
+    """Whether a call, if it is one of ``getattr``, is ``getattr(Detect, "forward")`` or the like."""
+    if class_name(call) != GETATTR:
+        return True
+    cls, name = (*args_of(call), None, None)[:2]
+    return isinstance(cls, Named) and LAYER.fullmatch(cls.name) is not None and name == "forward"
+
+
+def _called_classes(calls: Sequence[Made]) -> list[str]:
+    """Classes of layers that the file calls; a checkpoint only fills instances with their state."""
+    called = {class_name(call) for call in calls if LAYER.fullmatch(class_name(call))}
+    return [
+        f"{name}: called while the file is read, not only filled with its state" for name in sorted(called)
+    ]
+
+
+def _has_tensors(opened: PickleFile) -> bool:
+    return any(tensor_of(value) for value in walk(opened.root.value))
+
+
+# --- kinds of files ------------------------------------------------------------------------------
+
+
+def _describe(found: Inspection, opened: PickleFile, blocks: Sequence[str]) -> None:
+    root = opened.root.value
+    found.versions = {**_format_versions(opened), **_recorded_versions(root)}
+    if opened.script:
+        found.kind = "TorchScript archive"
+        found.notes.append(
+            "exported, no checkpoint: torch.jit.load runs the code in it; train and convert do not take it"
+        )
+        found.models.append(_describe_script(opened))
+        return
+    if is_module(root):
+        found.kind = "a module, saved whole"
+        found.models.append(describe_module("", root, opened, blocks))
+        return
+    found.keys = [key[:80] for key, _ in pairs_of(root) if isinstance(key, str)][:100]
+    for key in ("model", "ema"):
+        value = lookup(root, key)
+        if is_module(value):
+            found.models.append(describe_module(key, value, opened, blocks))
+    if found.models:
+        _describe_training(found, root)
+        found.kind = _kind_of_checkpoint(found)
+        return
+    _describe_state_dict(found, root)
+
+
+def _kind_of_checkpoint(found: Inspection) -> str:
+    cls = found.models[0].cls
+    if OF_YOLOV5.fullmatch(cls):
+        return "YOLOv5 checkpoint, " + (
+            "with the training's state" if found.optimizer else "stripped for inference"
+        )
+    if cls.startswith("ultralytics."):
+        return "checkpoint of the package ultralytics (YOLOv8 and later), not YOLOv5's"
+    return "checkpoint of another project's model"
+
+
+def _describe_training(found: Inspection, root: Any) -> None:
+    for key in ("epoch", "best_fitness", "updates", "date", "opt", "train_args"):
+        value = lookup(root, key)
+        number = _numpy_number(value)
+        shown = plain(value if number is None else number)
+        if shown is not None:
+            found.training[key] = without_secrets(shown)
+    optimizer = lookup(root, "optimizer")
+    if optimizer is not None:
+        groups = lookup(optimizer, "param_groups")
+        found.optimizer = {
+            "groups": len(groups.items) if isinstance(groups, Items) else 0,
+            "tensors": sum(1 for value in walk(lookup(optimizer, "state")) if tensor_of(value)),
+        }
+
+
+def without_secrets(options: Any) -> Any:
+    """Options of a training without the access tokens that some of them are."""
+    if not isinstance(options, dict):
+        return options
+    secret = re.compile(r"token|secret|password|api_key", re.IGNORECASE)
+    return {
+        key: "(not shown)" if secret.search(str(key)) and value not in (None, "") else value
+        for key, value in options.items()
+    }
+
+
+def _numpy_number(value: Any) -> float | None:
+    """A NumPy number, or an array of one, from its bytes."""
+    name, args = class_name(value), args_of(value)
+    if name.endswith(".multiarray.scalar") and len(args) == 2:
+        return _unpacked(args[0], args[1])
+    state = value.state.items if isinstance(value, Made) and isinstance(value.state, Items) else []
+    if name.endswith(".multiarray._reconstruct") and len(state) == 5:
+        return _unpacked(state[2], state[4])
+    return None
+
+
+def _unpacked(dtype: Any, content: Any) -> float | None:
+    code = args_of(dtype)[0] if args_of(dtype) else None
+    if class_name(content) == "_codecs.encode" and args_of(content) and isinstance(args_of(content)[0], str):
+        content = args_of(content)[0].encode("latin-1", "replace")
+    letter = (
+        {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i"}.get(code) if isinstance(code, str) else None
+    )
+    if letter is None or not isinstance(content, bytes) or len(content) != struct.calcsize(letter):
+        return None
+    return float(struct.unpack(f"<{letter}", content)[0])
+
+
+def _format_versions(opened: PickleFile) -> dict[str, Any]:
+    return {name: text for name, text in opened.recorded.items() if not name.startswith("extra/")}
+
+
+def _recorded_versions(root: Any) -> dict[str, Any]:
+    """Versions of the programs that wrote it; YOLOv5 up to v6.2 recorded none."""
+    found = {}
+    for key in ("version", "yolov5pip_version", "git", "torch_version"):
+        value = plain(lookup(root, key))
+        if isinstance(value, (str, dict)):
+            found["written_by_version" if key == "version" else key] = value
+    return found
+
+
+def _describe_state_dict(found: Inspection, root: Any) -> None:
+    """A dict of tensors, at the top or under one of the usual keys."""
+    for key in ("", "state_dict", "model", "model_state_dict", "ema", "ema_state_dict"):
+        held = root if not key else lookup(root, key)
+        tensors = [tensor for _, value in pairs_of(held) if (tensor := tensor_of(value))]
+        if not tensors:
+            continue
+        report = ModelReport(key, "state dict")
+        for tensor in tensors:
+            count_tensor(report, tensor, is_parameter=True)
+        found.models.append(report)
+        found.kind = "state dict" if not key else f"checkpoint with a state dict under {key!r}"
+        found.notes.append("tensors without a model: their names fit one that a YAML builds")
+        return
+    found.kind = "a pickle, no checkpoint known here"
+
+
+def _describe_script(opened: PickleFile) -> ModelReport:
+    """Its modules are named after the classes that were compiled; parameters and buffers are not told apart."""
+    report = ModelReport("", f"state dict in {class_name(opened.root.value)}")
+    for value in walk(opened.root.value):
+        name = class_name(value)
+        if name.startswith("__torch__."):
+            counts = report.classes.setdefault("compiled", {})
+            short = re.sub(r"(\.___torch_mangle_\d+)?\.(\w+)$", r".\2", name)
+            counts[short] = counts.get(short, 0) + 1
+        else:
+            count_tensor(report, tensor_of(value), is_parameter=True)
+    return report
+
+
+# --- safetensors ---------------------------------------------------------------------------------
+
+
+def _of_safetensors(path: Path) -> Inspection:
+    from safetensors import SafetensorError, safe_open
+
+    report = ModelReport("", "state dict")
+    try:
+        with safe_open(str(path), framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+            names = opened.keys()
+            for name in names:
+                part = opened.get_slice(name)
+                dtype, shape = str(part.get_dtype()), part.get_shape()
+                count = math.prod(shape)
+                count_tensor(report, TensorNote(dtype, tuple(shape), "", 0, (), count), is_parameter=True)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no safetensors file, or cut off: {error}") from None
+    found = Inspection(
+        file=str(path),
+        bytes=path.stat().st_size,
+        kind="safetensors",
+        container="safetensors",
+        models=[report],
+    )
+    found.notes.append("tensors and text only: nothing in it can run")
+    header = checkpoint_files.header_of(metadata, path)
+    if header is not None:
+        found.kind = "safetensors of 'yolov5-ema convert'"
+        _take_header(found, report, header)
+    found.metadata = {key: text for key, text in metadata.items() if key != checkpoint_files.HEADER}
+    return found
+
+
+def _take_header(found: Inspection, report: ModelReport, header: dict[str, Any]) -> None:
+    cfg, names = header.get("cfg"), header.get("names")
+    report.cls = f"state dict of a {header.get('class')}"
+    report.cfg = cfg if isinstance(cfg, dict) else None
+    report.names = names
+    if isinstance(names, list) and all(isinstance(name, list) and len(name) == 2 for name in names):
+        report.names = [name[1] for name in names]
+    for place, key in (
+        (found.training, "training"),
+        (found.versions, "versions"),
+        (found.versions, "source"),
+    ):
+        if isinstance(header.get(key), dict):
+            place.update(
+                {f"source_{name}" if key == "source" else name: v for name, v in header[key].items()}
+            )

@@ -1,0 +1,108 @@
+"""The rows of a built YOLOv5 model as layers with a place: what each reads, its channels, its stride.
+
+Works on the module itself (``model.model``, with the attributes ``f`` and ``type`` that YOLOv5's
+`parse_model` leaves on each row), so it needs neither a YAML nor the YOLOv5 that built the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+_SIDE = 256  # pixels; what YOLOv5 itself uses to find the strides
+_HEADS = ("Detect", "Segment")
+
+
+@dataclass(eq=False)
+class Layer:
+    """One row of a built model.
+
+    Attributes:
+        index: its number.
+        kind: class name of the module; of the repeated one where a row repeats.
+        module: the module itself.
+        sources: numbers of the rows that it reads; -1 is the image.
+        channels: of its output; None where it has no single output or could not be run.
+        stride: input pixels per output pixel; None as above.
+    """
+
+    index: int
+    kind: str
+    module: Any
+    sources: tuple[int, ...]
+    channels: int | None = None
+    stride: float | None = None
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it predicts: Detect or Segment."""
+        return self.kind in _HEADS
+
+    def __str__(self) -> str:
+        return f"row {self.index} ({self.kind})"
+
+
+def layers_of(model: nn.Module) -> list[Layer]:
+    """The rows of a YOLOv5 model.
+
+    Args:
+        model: a ``Model`` (``DetectionModel``, ``SegmentationModel``) of any YOLOv5, on any device, of any dtype; it
+            is not changed. Channels and strides are found by running a copy without memory (meta device).
+
+    Raises:
+        ValueError: it is no model made of rows.
+    """
+    rows = getattr(model, "model", None)
+    if not isinstance(rows, nn.Sequential) or not all(hasattr(row, "f") for row in rows):
+        raise ValueError(f"{type(model).__name__} is no YOLOv5 model: it has no rows under .model")
+    layers = [
+        Layer(index, _kind(row), row, _sources(row.f, index), tensors=dict(row.state_dict()))
+        for index, row in enumerate(rows)
+    ]
+    _find_places(layers, int((getattr(model, "yaml", None) or {}).get("ch", 3)))
+    return layers
+
+
+def _kind(row: nn.Module) -> str:
+    return str(getattr(row, "type", type(row).__name__)).rsplit(".", 1)[-1]
+
+
+def _sources(read: Any, index: int) -> tuple[int, ...]:
+    numbers = read if isinstance(read, (list, tuple)) else [read]
+    return tuple(number if number >= 0 else index + number for number in numbers)
+
+
+def _find_places(layers: list[Layer], channels: int) -> None:
+    outputs: dict[int, Any] = {-1: torch.zeros(1, channels, _SIDE, _SIDE, device="meta")}
+    with torch.no_grad():
+        for layer in layers:
+            inputs = [outputs.get(source) for source in layer.sources]
+            if layer.is_head or any(x is None for x in inputs):
+                continue
+            several = isinstance(layer.module.f, (list, tuple))
+            out = _run(layer.module, inputs if several else inputs[0])
+            if isinstance(out, torch.Tensor) and out.dim() == 4:
+                outputs[layer.index] = out
+                layer.channels, layer.stride = out.shape[1], _SIDE / out.shape[2]
+
+
+def _run(module: nn.Module, inputs: Any) -> Any:
+    try:
+        return _on_meta(module)(inputs)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
+        return None  # a module of another YOLOv5, or one that needs values: its place stays unknown
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """A float32 copy in evaluation mode whose tensors have no memory."""
+    memo: dict[int, Any] = {}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        twin = torch.empty(tensor.shape, dtype=dtype, device="meta")
+        memo[id(tensor)] = nn.Parameter(twin, False) if isinstance(tensor, nn.Parameter) else twin
+    return copy.deepcopy(module, memo).eval()

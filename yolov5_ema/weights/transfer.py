@@ -1,0 +1,202 @@
+"""Pretrained weights into a model with other rows: by structure, where YOLOv5 goes by row numbers.
+
+YOLOv5's own rule copies what has the same name, ``model.9.cv1.conv.weight``, and the same shape. One
+inserted row shifts every name behind it, and half of a pretrained detector is lost without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from yolov5_ema.weights.alignment import align, is_block, moved_rows
+from yolov5_ema.weights.conversions import Tensors, tensors_for
+from yolov5_ema.weights.heads import Names, transfer_head
+from yolov5_ema.weights.structure import Layer, layers_of
+
+
+@dataclass(frozen=True)
+class RowTransfer:
+    """What one row of the target got.
+
+    Attributes:
+        index: the row's number.
+        kind: its module.
+        source: the number of the checkpoint's row that it was filled from; None for a fresh row.
+        is_block: whether it is an attention block.
+        tensors: how many it has.
+        whole: how many of them were copied whole.
+        partly: how many were copied in part: a head's outputs for the classes that both know.
+        remarks: why the rest was not.
+    """
+
+    index: int
+    kind: str
+    source: int | None
+    is_block: bool
+    tensors: int
+    whole: int
+    partly: int
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The outcome of `transfer`.
+
+    Attributes:
+        state: tensors under the target's names, for ``target.load_state_dict(state, strict=False)``.
+        rows: what each row got.
+        unused: the checkpoint's rows that have no place in the target.
+    """
+
+    state: Tensors
+    rows: list[RowTransfer]
+    unused: list[Layer]
+
+    @property
+    def taken(self) -> int:
+        """Tensors that got a value, whole or in part."""
+        return len(self.state)
+
+    @property
+    def total(self) -> int:
+        """Tensors of the target."""
+        return sum(row.tensors for row in self.rows)
+
+    @property
+    def fresh_blocks(self) -> list[int]:
+        """Numbers of the attention rows that got nothing."""
+        return [row.index for row in self.rows if row.is_block and row.source is None]
+
+    def table(self) -> str:
+        """The count, and a line for each row that did not get all."""
+        partly = sum(row.partly for row in self.rows)
+        lines = [
+            f"{self.taken}/{self.total} tensors transferred"
+            + (f", {partly} of them in part" if partly else "")
+        ]
+        for row in self.rows:
+            if row.remarks:
+                origin = "" if row.source is None else f" from row {row.source}"
+                got = f"{row.whole + row.partly}/{row.tensors}"
+                lines.append(f"  row {row.index:>2} {row.kind:<10}{got:>7}{origin}: {'; '.join(row.remarks)}")
+        if self.unused:
+            lines.append(f"  without a place here: {', '.join(map(str, self.unused))} of the checkpoint")
+        return "\n".join(lines)
+
+
+def transfer(
+    source: nn.Module,
+    target: nn.Module,
+    *,
+    names: Names = None,
+    target_names: Names = None,
+    keep_anchors: bool = False,
+) -> Transfer:
+    """Find for every row of a model the same row in another, and its tensors.
+
+    Rows are paired by module, stride, channels and order (`yolov5_ema.weights.alignment`); a row that is left over and
+    fits whole goes where it moved. Focus and the 6 x 6 stem, SPP and
+    SPPF are converted exactly. Heads are filled level by level (by stride) and output by output: boxes
+    and objectness, then classes by name. A convolution that does not fit leaves its BatchNorm alone too.
+
+    Args:
+        source: the pretrained model, of any YOLOv5; it is not changed.
+        target: the model to fill; it is not changed either, see `Transfer.state`.
+        names, target_names: class names of both; None if unknown.
+        keep_anchors: leave the target's anchors where they differ from the source's.
+
+    Raises:
+        ValueError: one of them is no YOLOv5 model.
+    """
+    old, new = layers_of(source), layers_of(target)
+    pairs = align(old, new)
+    moved = moved_rows(old, new, pairs)
+    pairs.update(moved)
+    state: Tensors = {}
+    rows = []
+    for layer in new:
+        match = old[pairs[layer.index]] if layer.index in pairs else None
+        taken, partly, remarks = _fill(match, layer, names, target_names, keep_anchors)
+        if layer.index in moved:
+            remarks.append("stands elsewhere among its neighbours than in the checkpoint")
+        got_any = bool(taken) or not layer.tensors
+        state.update({f"model.{layer.index}.{name}": value for name, value in taken.items()})
+        rows.append(
+            RowTransfer(
+                index=layer.index,
+                kind=layer.kind,
+                source=match.index if match is not None and got_any else None,
+                is_block=is_block(layer),
+                tensors=len(layer.tensors),
+                whole=len(taken) - partly,
+                partly=partly,
+                remarks=tuple(remarks),
+            )
+        )
+    used = {row.source for row in rows}
+    return Transfer(state, rows, [layer for layer in old if layer.tensors and layer.index not in used])
+
+
+def _fill(
+    source: Layer | None, target: Layer, names: Names, target_names: Names, keep_anchors: bool
+) -> tuple[Tensors, int, list[str]]:
+    if not target.tensors:
+        return {}, 0, []
+    if source is None:
+        what = "a new block" if is_block(target) else "the checkpoint has no such row at this place"
+        return {}, 0, [f"{what}, starts fresh"]
+    if target.is_head:
+        head = transfer_head(source, target, names, target_names, keep_anchors=keep_anchors)
+        rest = {
+            name: value for name, value in target.tensors.items() if not name.startswith(("m.", "anchors"))
+        }
+        taken, remarks = _same_shapes(source.tensors, rest)
+        return {**head.tensors, **taken}, len(head.partly), [*head.remarks, *remarks]
+    found = tensors_for(source, target)
+    assert found is not None, "aligned rows are of one kind"
+    taken, remarks = _same_shapes(found, target.tensors)
+    return taken, 0, remarks
+
+
+def _same_shapes(found: Tensors, wanted: Tensors) -> tuple[Tensors, list[str]]:
+    misfits = {
+        name for name, value in wanted.items() if name not in found or found[name].shape != value.shape
+    }
+    misfits |= set(_norms_of(misfits, wanted))
+    taken = {name: found[name] for name in wanted if name not in misfits}
+    return taken, list(_reasons(misfits, found, wanted))
+
+
+def _norms_of(misfits: set[str], wanted: Tensors) -> Iterator[str]:
+    """BatchNorms behind convolutions that do not fit: statistics of features that are not there."""
+    units = [name[: -len("conv.weight")] for name in misfits if name.endswith("conv.weight")]
+    for name in wanted:
+        if any(name.startswith(f"{unit}bn.") for unit in units):
+            yield name
+
+
+def _reasons(misfits: set[str], found: Tensors, wanted: Tensors) -> Iterator[str]:
+    missing = [name for name in wanted if name in misfits and name not in found]
+    if missing:
+        yield f"not in the checkpoint: {_listed(missing)}"
+    other = [n for n in wanted if n in misfits and n in found and found[n].shape != wanted[n].shape]
+    if other:
+        sizes = f"{_size(found[other[0]])} in the checkpoint, {_size(wanted[other[0]])} here"
+        yield f"{other[0]} is {sizes}{_more(other, 1)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + _more(names, 3)
+
+
+def _more(names: Sequence[str], shown: int) -> str:
+    return f" … ({len(names)} tensors)" if len(names) > shown else ""
+
+
+def _size(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
