@@ -4,15 +4,23 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# The releases whose files the tests drive beside the installed one; v4 and v5 only write checkpoints.
-ENGINES := 4.0.14 5.0.5 6.1.9 6.2.3 7.0.14
+# What is installed: YOLOv5 from PyPI by the extra v6 or v7, and torch, the newest unless TORCH=2.6.0, say.
+ENGINE ?= v6
+TORCH ?=
+SETUP := $(ENGINE)$(TORCH:%=-torch-%)
 
-.PHONY: help demo test engines test-slow lint bench models clean
+# The releases whose files the tests drive beside the installed one; v4 and v5 only write checkpoints.
+ENGINES := 4.0.14 5.0.5 6.0.7 6.1.9 6.2.3 7.0.14
+
+.PHONY: help demo test engines test-slow test-matrix lint bench models clean
 
 help:
 	@echo "make demo       install, then train, validate, detect and export a small detector with EMA"
 	@echo "make test       install what tests need and run them (under 10 minutes on 2 cores)"
 	@echo "make test-slow  the long tests: every flag of YOLOv5's scripts, trainings"
+	@echo "make test-matrix  the tests of engines and commands with each release of YOLOv5 as the installed one,"
+	@echo "                and all tests with each Python that is here (gigabytes each); MATRIX='-s ...' chooses"
+	@echo "                ENGINE=v7: with YOLOv5 7.0.14 installed instead of 6.0.7; TORCH=2.6.0: with that torch"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      what the blocks cost on this CPU, and how fast the protocols are"
 	@echo "make models     write models/*.yaml anew with the generator"
@@ -22,41 +30,46 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip  # the one that comes with Python 3.9 stumbles over today's metadata
 
-$(VENV)/.demo: setup.cfg pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --editable '.[v6,export]'
+$(VENV)/.demo-$(SETUP): setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --editable '.[$(ENGINE),export]' $(TORCH:%='torch==%')
+	rm -f $(VENV)/.demo-* $(VENV)/.dev-*  # what was there before is there no more
 	touch $@
 
-$(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --editable '.[v6,export,dev]'
-	touch $@ $(VENV)/.demo
+$(VENV)/.dev-$(SETUP): setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --editable '.[$(ENGINE),export,dev]' $(TORCH:%='torch==%')
+	rm -f $(VENV)/.demo-* $(VENV)/.dev-*
+	touch $@ $(VENV)/.demo-$(SETUP)
 
 $(VENV)/engines/%/.done: | $(BIN)/python
 	$(PIP) install --quiet --no-deps --no-compile --upgrade --target $(@D) yolov5==$*
 	touch $@
 
-demo: $(VENV)/.demo
+demo: $(VENV)/.demo-$(SETUP)
 	$(BIN)/python -m yolov5_ema demo
 
 engines: $(ENGINES:%=$(VENV)/engines/%/.done)
 
-test: $(VENV)/.dev engines
+test: $(VENV)/.dev-$(SETUP) engines
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.dev engines
+test-slow: $(VENV)/.dev-$(SETUP) engines
 	$(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/.dev
+test-matrix: $(VENV)/.dev-$(SETUP) engines
+	$(BIN)/nox $(MATRIX)
+
+lint: $(VENV)/.dev-$(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.demo
+bench: $(VENV)/.demo-$(SETUP)
 	$(BIN)/python benchmarks/block_cost.py
 	$(BIN)/python benchmarks/kernels.py --rounds 5
 	$(BIN)/python benchmarks/evaluation.py --rounds 3
 
-models: $(VENV)/.demo
+models: $(VENV)/.demo-$(SETUP)
 	$(BIN)/python -m yolov5_ema cfg --shipped models --force
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) .nox build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

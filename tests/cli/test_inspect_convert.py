@@ -127,6 +127,7 @@ for file in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_plain_yolov5_takes_what_came_back(own_folder, trained, clone):
     """Without the shim: BACK.pt computes in a clone what BEST.pt computes there."""
     assert main(["convert", str(trained), "-o", "best"]) == 0

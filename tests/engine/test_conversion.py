@@ -230,6 +230,10 @@ def _no_space(*_paths):
         ({"names": [[0, "a"], [1, 2]]}, "the names must be 2"),
         ({"cfg": {"nc": 2}}, "is missing"),
         ({"cfg": {**small_cfg(), "backbone": [[-1, 1, "__import__('os')", []]]}}, "must be a name"),
+        ({"cfg": {**small_cfg(), "depth_multiple": 1e9}}, "repeats C3 more than 1000 times"),
+        ({"cfg": {**small_cfg(), "head": small_cfg()["head"][:-1]}}, "missing: |unexpected: "),
+        ({"attributes": {"nc": 80}}, "says nc twice"),
+        ({"cfg": {**small_cfg(), "width_multiple": 1e308}}, "does not build a model that runs"),
         ({"class": "SegmentationModel"}, "which YOLOv5 6.0.7 .* does not have; name a v7.0 with --yolov5"),
     ],
 )

@@ -323,6 +323,19 @@ general.check_requirements(("no-such-distribution-at-all",))
 general.check_requirements(("no-such-distribution-at-all",), (), True)
 assert ran == []
 """,
+    "weight-transfer": """
+from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.engine.cfg_graph import Graph
+from yolov5.models.yolo import Model
+from yolov5 import train
+def take_over(ckpt, model):
+    csd = ckpt["model"].float().state_dict()
+    return train.intersect_dicts(csd, model.state_dict(), exclude=["anchor"])
+graph = Graph.from_cfg(build_cfg(size="n", block="none", nc=2))
+ckpt = {"model": Model(graph.to_cfg())}
+graph.insert_behind(graph.rows[6], "nn.Identity")
+assert len(take_over(ckpt, Model(graph.to_cfg()))) == 349
+""",
     "worker-processes": """
 import multiprocessing, shutil
 from pathlib import Path
@@ -400,6 +413,7 @@ _SYMPTOMS = {
     "pictures-in-order": "AssertionError",
     "downloads-say-so": "AssertionError",
     "no-pip-behind-the-back": "AssertionError",
+    "weight-transfer": "AssertionError",
     "worker-processes": "TimeoutError",
 }
 

@@ -261,9 +261,7 @@ def test_the_stem_reads_pixel_by_pixel_what_focus_reads(yolo):
     assert torch.equal(focus_from_stem(weight), focus.conv.conv.weight)
 
 
-@pytest.mark.parametrize(
-    "row", [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Focus", [64, 5]]], ids=str
-)
+@pytest.mark.parametrize("row", [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Focus", [64, 5]]], ids=str)
 def test_a_stem_that_is_another_function_starts_fresh(build, row):
     cfg = plain()
     cfg["backbone"] = [row, *cfg["backbone"][1:]]

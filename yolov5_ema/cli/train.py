@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.errors import UserError
 
 SUMMARY = "train a detector: YOLOv5's own train, with every flag of it"
 
@@ -14,6 +15,8 @@ SUMMARY = "train a detector: YOLOv5's own train, with every flag of it"
 def main(argv: Sequence[str]) -> int:
     """Run YOLOv5's ``train``; ``YOLOV5_EMA_SEED`` seeds it, also where YOLOv5 has no ``--seed``."""
     own, rest = _own_flags().parse_known_args(argv)
+    if own.init == "identity" and _weights(rest) == "":
+        raise UserError("--init identity is for pretrained --weights: from scratch there is nothing to keep")
     from yolov5_ema.engine import leash, scripts, seeding, shim
     from yolov5_ema.engine.quirks.weight_transfer import INIT_ENV
 
@@ -29,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _own_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS, description="train's own flags here:"
+        prog="yolov5-ema train", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS
     )
     parser.add_argument(
         "--init",
@@ -37,3 +40,9 @@ def _own_flags() -> argparse.ArgumentParser:
         help="how attention blocks start that the --weights lack: identity, so that they change nothing at first",
     )
     return parser
+
+
+def _weights(argv: Sequence[str]) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--weights", nargs="?")
+    return parser.parse_known_args(argv)[0].weights

@@ -32,6 +32,7 @@ from yolov5_ema.weights.inspection import without_secrets
 
 _FORMAT = 1
 _CLASSES = ("Model", "DetectionModel", "SegmentationModel")
+_MOST_REPEATS = 1000
 _TRAINING = ("epoch", "best_fitness", "date", "updates", "opt", "git", "yolov5pip_version")
 
 
@@ -118,7 +119,15 @@ def _model_of(checkpoint: Any, source: Path) -> Any:
         raise CheckpointError(
             f"{source} holds a {type(model).__name__}; only models that YOLOv5 builds from a YAML can be converted"
         )
+    _check_head(model, source)
     return model
+
+
+def _check_head(model: Any, source: Path) -> None:
+    if not (hasattr(model, "stride") and hasattr(model.model[-1], "anchors")):
+        raise CheckpointError(
+            f"{source}: the model ends in no Detect or Segment; only detectors are converted"
+        )
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -140,13 +149,12 @@ def _facts(checkpoint: Any, model: Any, source: Path, engine: Engine) -> dict[st
     if "opt" in training:
         training["opt"] = without_secrets(training["opt"])
     names = getattr(model, "names", None)
+    names = [[key, str(name)] for key, name in names.items()] if isinstance(names, Mapping) else _json(names)
     return {
         "format": _FORMAT,
         "class": type(model).__name__,
         "cfg": _plain_cfg(model.yaml, source),
-        "names": [[key, str(name)] for key, name in names.items()]
-        if isinstance(names, Mapping)
-        else _json(names),
+        "names": _checked_names(names, model.yaml["nc"], source),
         "stride": [float(stride) for stride in model.stride],
         "attributes": {
             key: _json(getattr(model, key)) for key in ("nc", "hyp", "yaml_file") if hasattr(model, key)
@@ -257,8 +265,9 @@ def _built(
     cfg = copy.deepcopy(facts["cfg"])
     _check_fits(cfg, tensors, yolo, source)
     cls = _class_for(facts["class"], cfg, yolo, engine, source)
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with _building(source), quiet(), torch.random.fork_rng(devices=[]):
         model = cls(cfg)
+    _check_head(model, source)
     if all(tensor.dtype == torch.float16 for tensor in tensors.values() if tensor.is_floating_point()):
         model.half()  # also what is no buffer: the strides of Detect
     try:
@@ -275,14 +284,33 @@ def _built(
     return model.eval()
 
 
+@contextmanager
+def _building(source: Path) -> Iterator[None]:
+    """Whatever a layer says of arguments that somebody wrote, as a message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{source}: its model YAML does not build a model that runs: {reason}"
+        ) from error
+
+
 def _check_fits(cfg: dict[str, Any], tensors: Mapping[str, torch.Tensor], yolo: Any, source: Path) -> None:
     """Whether the tensors are those of the cfg, by shapes alone: nothing of the cfg's size is allocated yet."""
     channels = cfg.get("ch", 3)
-    try:
-        with quiet(), torch.device("meta"), torch.no_grad():
-            layers, _ = yolo.parse_model({**copy.deepcopy(cfg), "ch": channels}, [channels])
-    except NotImplementedError:
-        return  # a layer that computes with numbers while it is built; the loading itself will tell
+    with _building(source), quiet(), torch.device("meta"), torch.no_grad():
+        layers, _ = yolo.parse_model({**copy.deepcopy(cfg), "ch": channels}, [channels])
     wanted = {f"model.{name}": tuple(tensor.shape) for name, tensor in layers.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     shapes = [
@@ -391,9 +419,20 @@ def _facts_from(header: Any, cfg: Mapping[str, Any] | None, source: Path) -> dic
     )
     if not shape_is_fine:
         raise CheckpointError(f"{source}: its metadata is not as 'yolov5-ema convert' writes it")
-    Graph.from_cfg(facts["cfg"], str(source))
+    _check_repeats(Graph.from_cfg(facts["cfg"], str(source)), source)
+    if facts["attributes"].get("nc", facts["cfg"]["nc"]) != facts["cfg"]["nc"]:
+        raise CheckpointError(f"{source}: its metadata says nc twice, and not the same")
     facts["names"] = _checked_names(facts["names"], facts["cfg"]["nc"], source)
     return facts
+
+
+def _check_repeats(graph: Graph, source: Path) -> None:
+    """A YAML of a few bytes can ask for millions of layers."""
+    for index, row in enumerate(graph.rows):
+        if row.number > 1 and row.number * graph.settings["depth_multiple"] > _MOST_REPEATS:
+            raise CheckpointError(
+                f"{source}: row {index} repeats {row.module} more than {_MOST_REPEATS} times"
+            )
 
 
 def _attributes_are_fine(attributes: Any) -> bool:

@@ -66,6 +66,7 @@ def transfer_checkpoint(
         if not found.fresh_blocks:
             raise ConfigError(f"--init identity: no row of {cfg} is a fresh attention block")
         start_as_identity(model, found.fresh_blocks)
+    model.nc = nc  # v6.2's val reads it
     if names is not None:
         model.names = dict(enumerate(names)) if isinstance(model.names, Mapping) else list(names)
     model.to(next(source.parameters()).dtype).requires_grad_(False).eval()

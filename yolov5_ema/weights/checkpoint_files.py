@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import lzma
+import os
 import struct
 import zipfile
 import zlib
@@ -21,9 +23,12 @@ HEADER = "yolov5-ema"
 """Key of the safetensors metadata under which 'yolov5-ema convert' puts all but the tensors, as JSON."""
 
 _ZIP = b"PK\x03\x04"
-_MAGIC = (
-    0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER: the first pickle of a file before torch 1.6
+# What `zipfile` raises for archives that are torn, encrypted, or packed in some other way.
+_TORN = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(RuntimeError, EOFError, ValueError, OverflowError, IndexError),
 )
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file before torch 1.6 (torch.serialization)
 _ITEM_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
 _ITEM_SIZES |= {"Char": 1, "Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16}
 
@@ -151,7 +156,7 @@ def _open_zip(path: Path) -> PickleFile:
     try:
         with zipfile.ZipFile(path) as archive:
             return _of_archive(path, archive)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
+    except _TORN as error:
         raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from None
 
 
@@ -203,15 +208,7 @@ def _storage_in(path: Path, folder: str) -> Callable[[str, int], bytes | None]:
         try:
             with zipfile.ZipFile(path) as archive, archive.open(f"{folder}/data/{key}") as stream:
                 return stream.read(count)
-        except (
-            KeyError,
-            OSError,
-            zipfile.BadZipFile,
-            RuntimeError,
-            NotImplementedError,
-            EOFError,
-            zlib.error,
-        ):
+        except (*_TORN, KeyError, OSError):
             return None
 
     return read
@@ -268,7 +265,7 @@ def _item_sizes(root: Followed) -> Iterator[tuple[str, int]]:
 
 
 def _places(stream: Any, start: int, names: list[Any], sizes: dict[str, int]) -> Iterator[tuple[str, int]]:
-    place = start
+    place, end = start, stream.seek(0, os.SEEK_END)
     for name in names:
         stream.seek(place)
         head = stream.read(8)
@@ -276,5 +273,5 @@ def _places(stream: Any, start: int, names: list[Any], sizes: dict[str, int]) ->
             return
         yield name, place + 8
         place += 8 + struct.unpack("<q", head)[0] * sizes[name]
-        if place < 0:
+        if not 0 <= place < end:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 
@@ -73,6 +73,9 @@ def transfer_head(
         if old.na == new.na:
             anchors[level] = old.anchors[strides.index(stride)].to(anchors.dtype)
     _take_anchors(done, anchors, new.anchors, keep_anchors)
+    masks = _masks(new)
+    if masks and masks != _masks(old) and done.partly:
+        done.remarks.append(f"outputs for {masks} masks start fresh: {_masks(old)} in the checkpoint")
     if None in classes and any(name.startswith("m.") for name in done.tensors):
         known = not (_are_unknown(names) or _are_unknown(target_names))
         done.remarks.append(
@@ -92,7 +95,7 @@ def _fill_level(
         what = f"{weight.shape[1]} channels and {old.na} anchors in the checkpoint"
         done.remarks.append(f"m.{level}: {what}, {expected.shape[1]} and {new.na} here")
         return
-    old_masks, masks = old.no - _BOX - old.nc, new.no - _BOX - new.nc
+    old_masks, masks = _masks(old), _masks(new)
     for part in ("weight", "bias"):
         name = f"m.{level}.{part}"
         before = source.tensors[f"m.{old_level}.{part}"]
@@ -107,6 +110,11 @@ def _fill_level(
         done.tensors[name] = after
         if None in classes or (masks and masks != old_masks):
             done.partly.add(name)
+
+
+def _masks(head: Any) -> int:
+    """Mask coefficients among an anchor's outputs; 0 for Detect."""
+    return int(head.no) - _BOX - int(head.nc)
 
 
 def _take_anchors(done: HeadTransfer, found: torch.Tensor, present: torch.Tensor, keep: bool) -> None:

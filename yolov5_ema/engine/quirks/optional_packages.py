@@ -55,11 +55,11 @@ ROBOFLOW = Quirk(
 
 
 def _ultralytics_needed(module: SourceModule) -> str | None:
-    if not re.search(r"os\.system\([\"']pip install -U ultralytics", module.source):
+    if not re.search(r"^ *(?:from|import) ultralytics\b", module.source, re.MULTILINE):
         return None
-    if importlib.util.find_spec("ultralytics") is not None:
+    if module.name != "utils.general" or importlib.util.find_spec("ultralytics") is not None:
         return None
-    return "ultralytics is not installed, and an import of this YOLOv5 would run pip for it"
+    return "ultralytics is not installed; upstream's newest would run pip for it when it is imported"
 
 
 @contextlib.contextmanager
@@ -72,8 +72,8 @@ def _ultralytics_while_running(module: SourceModule) -> Iterator[None]:
 
 ULTRALYTICS = Quirk(
     name="ultralytics",
-    symptom="the import of YOLOv5 starts 'pip install -U ultralytics'",
-    versions="upstream's newest",
+    symptom="No module named 'ultralytics', or the import of YOLOv5 starts 'pip install -U ultralytics'",
+    versions="7.0.14, upstream's newest",
     needed=_ultralytics_needed,
     while_running=_ultralytics_while_running,
 )

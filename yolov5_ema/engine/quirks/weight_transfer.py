@@ -89,7 +89,7 @@ def _start_as_identity(target: Any, state: dict[str, Any], rows: list[int], logg
 
 WEIGHT_TRANSFER = Quirk(
     name="weight-transfer",
-    symptom="Transferred 58/349 items: an inserted row shifts the names of all rows behind it",
+    symptom="Transferred 157/361 items: an inserted row shifts the names of all rows behind it",
     versions="all",
     needed=_needed,
     apply=_apply,

@@ -1,0 +1,63 @@
+"""The tests with every release of YOLOv5 and every Python that this machine has: ``make test-matrix``.
+
+Two kinds of sessions: ``engine`` runs the tests of engines and commands in the development environment with another
+release of YOLOv5 as the installed package; ``python`` makes an environment of its own for each Python, YOLOv5 and
+torch. A Python that is not here is skipped by name. By itself nox runs each release, and each Python with v6 and the
+newest torch; ``nox --list`` names the rest, ``nox -s "python-3.13(oldest, v7)"`` runs one, and what follows ``--`` goes
+to pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
+TORCH = [
+    nox.param("torch==2.6.0", id="oldest"),
+    nox.param("torch", id="newest"),
+]  # the oldest as in setup.cfg
+ENGINES = [nox.param("v6", id="v6"), nox.param("v7", id="v7")]  # extras
+RELEASES = ("6.0.7", "6.1.9", "6.2.3", "7.0.14")
+
+HERE = Path(__file__).resolve().parent
+VENV = Path(
+    sys.prefix
+)  # nox runs in the development environment, beside which `make engines` lays the releases
+
+nox.needs_version = ">=2024.4"
+nox.options.default_venv_backend = "uv"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["engine", *(f"python-{python}(newest, v6)" for python in PYTHONS)]
+
+# Pythons that pyenv has, by their own names: its shims stand on the path, and fail for all but the chosen ones
+_pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+os.environ["PATH"] = os.pathsep.join([*map(str, sorted(_pyenv.glob("versions/*/bin"))), os.environ["PATH"]])
+os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
+
+
+@nox.session(venv_backend="none")
+@nox.parametrize("release", RELEASES, ids=RELEASES)
+def engine(session: nox.Session, release: str) -> None:
+    """The tests of engines and commands with another release of YOLOv5 as the installed one."""
+    place = VENV / "engines" / release
+    if not place.is_dir():
+        session.skip(f"yolov5 {release} is not laid aside: run `make engines`")
+    tests = session.posargs or ["tests/engine", "tests/cli"]
+    session.run(str(VENV / "bin/python"), "-m", "pytest", *tests, env={"PYTHONPATH": str(place)})
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("engine", ENGINES)
+@nox.parametrize("torch", TORCH)
+def python(session: nox.Session, engine: str, torch: str) -> None:
+    """All tests in an environment with a Python, a YOLOv5 from PyPI, and the oldest or the newest torch for it."""
+    session.install("--editable", f".[{engine},export,dev]", torch)
+    laid_aside = Path(session.virtualenv.location) / "engines"
+    if not laid_aside.exists():
+        laid_aside.symlink_to(VENV / "engines")
+    session.run("python", "-m", "pytest", *session.posargs)

@@ -1,0 +1,100 @@
+"""Checkpoints of every YOLOv5, written by that YOLOv5's own code under a clone's and the package's names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, laid_aside, lay_out_as_clone
+
+import yolov5_ema
+from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.engine.checkpoints import load_checkpoint
+from yolov5_ema.engine.dry_run import quiet
+from yolov5_ema.weights.transfer import transfer
+
+RELEASES = ("4.0.14", "5.0.5", "6.0.7", "6.1.9", "6.2.3", "7.0.14")
+
+WRITE = """
+import importlib, logging, sys
+from pathlib import Path
+import torch, yaml
+from yolov5_ema.engine import activation
+from yolov5_ema.engine.locate import engine_at
+
+for root, file in zip(sys.argv[1::2], sys.argv[2::2]):
+    engine = engine_at(Path(root))
+    activation.activate(engine)
+    logging.disable(logging.INFO)
+    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    cfg = yaml.safe_load((Path(root) / "models/yolov5s.yaml").read_text())
+    torch.manual_seed(0)
+    model = yolo.Model({**cfg, "nc": 3, "width_multiple": 0.25}).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        output = model(image)[0]
+    torch.save({"model": model, "ema": None, "epoch": -1, "image": image, "output": output}, file)
+    activation.deactivate()
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("yolov5", "models", "utils"):
+            del sys.modules[name]
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(package_root, tmp_path_factory):
+    """Files by (release, layout), all written in one process."""
+    folder = tmp_path_factory.mktemp("generations")
+    files, arguments = {}, []
+    for release in RELEASES:
+        package = package_root if release == "6.0.7" else laid_aside(release)
+        clone = lay_out_as_clone(package, folder / release / "yolov5")
+        for layout, root in (("package", package), ("clone", clone)):
+            files[release, layout] = folder / f"{release}-{layout}.pt"
+            arguments += [str(root), str(files[release, layout])]
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, *arguments], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return files
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with yolov5_ema.installed() as engine:
+        yield engine
+
+
+def named_modules(file: Path) -> set[str]:
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    return {name.rsplit(".", 1)[0] for name in get_unsafe_globals_in_checkpoint(file) if ".yolo." in name}
+
+
+@pytest.mark.parametrize("layout", ["package", "clone"])
+@pytest.mark.parametrize("release", RELEASES)
+def test_it_loads_and_computes_what_it_did(checkpoints, engine, release, layout):
+    from yolov5.models.yolo import Model
+
+    file = checkpoints[release, layout]
+    assert named_modules(file) == {"models.yolo" if layout == "clone" else "yolov5.models.yolo"}
+    checkpoint = load_checkpoint(file, engine=engine)
+    assert type(checkpoint["model"]) is Model
+    with torch.no_grad():
+        output = checkpoint["model"](checkpoint["image"])[0]
+    torch.testing.assert_close(output, checkpoint["output"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_its_weights_go_into_a_cfg_with_blocks(checkpoints, engine, release):
+    from yolov5.models.yolo import Model
+
+    with quiet():
+        target = Model(build_cfg(size="n", block="EMA", nc=3))
+    found = transfer(load_checkpoint(checkpoints[release, "clone"], engine=engine)["model"], target)
+    assert (found.taken, found.total) == (349, 361)
+    moved = [row.index for row in found.rows if row.remarks and not row.is_block]
+    assert moved == ([11] if release < "6" else [])  # SPP stood before the last C3 then
