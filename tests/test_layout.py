@@ -110,7 +110,7 @@ def test_the_wheel_holds_code_and_yamls(tmp_path):
         wheel.extractall(tmp_path / "site")
     assert "yolov5_ema/py.typed" in names and "yolov5_ema/engine/quirks/loss.py" in names
     shipped = {Path(name).name for name in names if name.startswith("yolov5_ema/_shipped/models/")}
-    assert shipped == {path.name for path in (REPOSITORY / "models").glob("*.yaml")}
+    assert shipped == {path.name for path in (REPOSITORY / "models").rglob("*.yaml")}
     code = (
         "from yolov5_ema.resources import find_shipped as f; print(f('yolov5s-ema.yaml'), f('hyp.demo.yaml'))"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from yolov5_ema.errors import UserError
@@ -31,3 +33,39 @@ def write_whole(file: Path, text: str, *, parents: bool = False) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+def refuse_present(files: Sequence[Path], force: bool) -> None:
+    """Refuse to write over what is there.
+
+    Raises:
+        UserError: one of the files exists and ``force`` was not said, or is a folder.
+    """
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"{file} is a folder; name a file with -o")
+        if file.exists() and not force:
+            raise UserError(f"{file} is there already; --force replaces it, -o names another")
+
+
+@contextmanager
+def whole_files(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Drafts beside the places of files; all are moved there in the end, or none is left.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    drafts = [file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in files]
+    with ExitStack() as stack:
+        for draft in drafts:
+            stack.callback(draft.unlink, missing_ok=True)
+        try:
+            yield drafts
+            for draft, file in zip(drafts, files):
+                os.replace(draft, file)
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # torch and safetensors raise their own for a folder that lacks
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"{files[0]} cannot be written: {reason}") from error

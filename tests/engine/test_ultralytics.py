@@ -90,6 +90,31 @@ def test_the_shipped_yamls_are_ultralytics_own_with_two_ema(ultralytics, build, 
         assert torch.equal(model(x)[0], plain(x)[0])
 
 
+@pytest.mark.parametrize(("name", "taken", "total"), [("yolo11n", 499, 511), ("yolov8n", 355, 367)])
+def test_pretrained_weights_survive_the_blocks(build, tasks, name, taken, total, monkeypatch):
+    source = build(f"{name}.yaml")
+    for index, tensor in enumerate(source.parameters()):
+        tensor.data.fill_(index)
+    source.names = dict(enumerate(["bus", "car", *map(str, range(2, 80))]))
+    said = []
+    monkeypatch.setattr(tasks.LOGGER, "info", said.append)
+    model = build(f"{name}-ema.yaml")
+    model.load({"model": source})
+    assert f"Transferred {taken}/{total} items" in said[-1]
+    own = {id(p) for row in model.model if type(row) is yolov5_ema.EMA for p in row.parameters()}
+    ours = [p for p in model.parameters() if id(p) not in own]
+    assert all(torch.equal(new, old) for new, old in zip(ours, source.parameters()))
+    assert len(ours) == len(list(source.parameters()))
+
+    other = tasks.DetectionModel(f"{name}-ema.yaml", nc=2, verbose=False)
+    other.names = {0: "Car", 1: "tram"}
+    start = other.model[-1].cv3[0][2].bias.detach().clone()
+    with torch.no_grad():
+        source.model[-1].cv3[0][2].bias.copy_(torch.arange(80.0))
+    other.load(source)  # classes by name, which is ultralytics' own doing
+    assert other.model[-1].cv3[0][2].bias.tolist() == [1.0, start[1].item()]
+
+
 @pytest.mark.parametrize(
     ("row", "text"),
     [

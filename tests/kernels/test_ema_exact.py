@@ -197,7 +197,9 @@ def test_a_gradient_that_is_expanded(name):
 
 @every_kernel
 @pytest.mark.parametrize(
-    "wanted", [("x",), ("w3",), ("x", "beta"), ("w1", "gamma"), tuple(n for n in NAMES if n != "x")], ids="-".join
+    "wanted",
+    [("x",), ("w3",), ("x", "beta"), ("w1", "gamma"), tuple(n for n in NAMES if n != "x")],
+    ids="-".join,
 )
 def test_any_subset_of_gradients(name, wanted):
     block, x = block_and_input((2, 2, 4, 5, 6), torch.float64)

@@ -233,9 +233,9 @@ def _mend_detect(checkpoint: Any) -> None:
         vars(module)["grid"] = [torch.zeros(1) for _ in grids]
         if isinstance(module.anchor_grid, torch.Tensor):
             del module.anchor_grid
-            module.anchor_grid = [torch.zeros(1) for _ in grids]
+            vars(module)["anchor_grid"] = [torch.zeros(1) for _ in grids]
         if not hasattr(module, "inplace"):  # v4 computed without
-            module.inplace = True
+            vars(module)["inplace"] = True
 
 
 @contextmanager

@@ -11,9 +11,8 @@ import copy
 import hashlib
 import importlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,24 @@ from torch import nn
 
 import yolov5_ema
 from yolov5_ema.engine.cfg_graph import Graph
+from yolov5_ema.engine.checkpoint_models import (
+    MODEL_CLASSES,
+    check_head,
+    class_for,
+    class_of_cfg,
+    model_of,
+    stripped,
+)
 from yolov5_ema.engine.checkpoints import load_checkpoint, save_checkpoint
 from yolov5_ema.engine.dry_run import quiet
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.rows import OUR_PREFIX, is_block
 from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.files import refuse_present, whole_files
 from yolov5_ema.weights.checkpoint_files import HEADER, header_of
 from yolov5_ema.weights.inspection import without_secrets
 
 _FORMAT = 1
-_CLASSES = ("Model", "DetectionModel", "SegmentationModel")
 _MOST_REPEATS = 1000
 _TRAINING = ("epoch", "best_fitness", "date", "updates", "opt", "git", "yolov5pip_version")
 
@@ -58,15 +65,15 @@ def to_safetensors(
     """
     from safetensors.torch import save
 
-    _refuse_present([target, cfg], force)
+    refuse_present([target, cfg], force)
     checkpoint = load_checkpoint(source, "cpu", engine=engine)
-    model = _model_of(checkpoint, source)
+    model = model_of(checkpoint, source)
     facts = _facts(checkpoint, model, source, engine)
     tensors = _tensors(model)
     _check_same(model, _built(facts, tensors, source, engine), source)
     graph = Graph.from_cfg(_cfg_of_this_model(model, engine), str(source))
     text = graph.to_text(_yaml_header(source, target, facts))
-    with _whole([target, cfg]) as (draft, cfg_draft):
+    with whole_files([target, cfg]) as (draft, cfg_draft):
         draft.write_bytes(save(tensors, {"format": "pt", HEADER: json.dumps(facts)}))
         cfg_draft.write_bytes(text.encode())
     return facts
@@ -93,41 +100,17 @@ def to_checkpoint(
         ConfigError: the cfg cannot be used.
         UserError: the target is there already, or cannot be written.
     """
-    _refuse_present([target], force)
+    refuse_present([target], force)
     tensors, header = _read_safetensors(source)
     facts = _facts_from(header, cfg, source)
     model = _built(facts, tensors, source, engine)
-    checkpoint = _stripped(model, facts)
-    with _whole([target]) as (draft,):
+    checkpoint = stripped(model, facts["training"])
+    with whole_files([target]) as (draft,):
         save_checkpoint(checkpoint, draft, engine=engine)
     return facts
 
 
 # --- what a checkpoint says ----------------------------------------------------------------------
-
-
-def _model_of(checkpoint: Any, source: Path) -> Any:
-    if isinstance(checkpoint, nn.Module):
-        checkpoint = {"model": checkpoint}
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f"{source} holds no model: {type(checkpoint).__name__}")
-    model = checkpoint.get("ema") or checkpoint.get("model")
-    if not isinstance(model, nn.Module):
-        what = "tensors alone" if isinstance(model or checkpoint, Mapping) else "no model"
-        raise CheckpointError(f"{source} holds {what}, and no module that says how it was built")
-    if type(model).__name__ not in _CLASSES or not isinstance(getattr(model, "yaml", None), Mapping):
-        raise CheckpointError(
-            f"{source} holds a {type(model).__name__}; only models that YOLOv5 builds from a YAML can be converted"
-        )
-    _check_head(model, source)
-    return model
-
-
-def _check_head(model: Any, source: Path) -> None:
-    if not (hasattr(model, "stride") and hasattr(model.model[-1], "anchors")):
-        raise CheckpointError(
-            f"{source}: the model ends in no Detect or Segment; only detectors are converted"
-        )
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -264,10 +247,10 @@ def _built(
     yolo = importlib.import_module(engine.module_name("models.yolo"))
     cfg = copy.deepcopy(facts["cfg"])
     _check_fits(cfg, tensors, yolo, source)
-    cls = _class_for(facts["class"], cfg, yolo, engine, source)
+    cls = class_for(facts["class"], yolo, engine, source)
     with _building(source), quiet(), torch.random.fork_rng(devices=[]):
         model = cls(cfg)
-    _check_head(model, source)
+    check_head(model, source)
     if all(tensor.dtype == torch.float16 for tensor in tensors.values() if tensor.is_floating_point()):
         model.half()  # also what is no buffer: the strides of Detect
     try:
@@ -339,18 +322,6 @@ def _listed(what: str, names: Sequence[str]) -> str:
     return f"{what}: {', '.join(names[:5])}{more}"
 
 
-def _class_for(name: str, cfg: Mapping[str, Any], yolo: Any, engine: Engine, source: Path) -> Any:
-    """The class of models that YOLOv5 builds, under the name that the YOLOv5 at hand has for it."""
-    if name != "SegmentationModel":
-        return yolo.Model  # v6.2 and later: another name of DetectionModel
-    cls = getattr(yolo, name, None)
-    if cls is None:
-        raise CheckpointError(
-            f"{source} holds a {name}, which {engine} does not have; name a v7.0 with --yolov5"
-        )
-    return cls
-
-
 def _names(facts: Mapping[str, Any], model: Any) -> Any:
     names = facts["names"]
     if not names:
@@ -409,10 +380,10 @@ def _facts_from(header: Any, cfg: Mapping[str, Any] | None, source: Path) -> dic
     if cfg is not None:
         facts["cfg"] = {key: value for key, value in cfg.items() if key != "names"}
         facts["names"] = cfg.get("names") or facts["names"]
-        facts["class"] = _class_of_cfg(cfg)
+        facts["class"] = class_of_cfg(cfg)
     shape_is_fine = (
         isinstance(facts["cfg"], dict)
-        and facts["class"] in _CLASSES
+        and facts["class"] in MODEL_CLASSES
         and _attributes_are_fine(facts["attributes"])
         and isinstance(facts["training"], dict)
         and isinstance(facts["inplace"], bool)
@@ -442,13 +413,6 @@ def _attributes_are_fine(attributes: Any) -> bool:
     )
 
 
-def _class_of_cfg(cfg: Mapping[str, Any]) -> str:
-    head = cfg.get("head")
-    last = head[-1] if isinstance(head, list) and head else None
-    is_mask = isinstance(last, list) and len(last) == 4 and last[2] == "Segment"
-    return "SegmentationModel" if is_mask else "Model"
-
-
 def _checked_names(names: Any, count: int, source: Path) -> Any:
     if isinstance(names, Mapping):
         names = [[key, name] for key, name in names.items()]
@@ -464,44 +428,3 @@ def _checked_names(names: Any, count: int, source: Path) -> Any:
     if not fine or len(names) != count:
         raise CheckpointError(f"{source}: the names must be {count}, as many as nc says, and text")
     return names
-
-
-def _stripped(model: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that YOLOv5 reads, as its ``strip_optimizer`` leaves them."""
-    training = facts["training"]
-    return {
-        "epoch": -1,
-        "best_fitness": training.get("best_fitness"),
-        "model": model,
-        **dict.fromkeys(("ema", "updates", "optimizer", "training_results", "wandb_id")),
-        "opt": training.get("opt"),
-        "git": training.get("git"),
-        "date": training.get("date"),
-    }
-
-
-def _refuse_present(files: Sequence[Path], force: bool) -> None:
-    for file in files:
-        if file.is_dir():
-            raise UserError(f"{file} is a folder; name a file with -o")
-        if file.exists() and not force:
-            raise UserError(f"{file} is there already; --force replaces it, -o names another")
-
-
-@contextmanager
-def _whole(files: Sequence[Path]) -> Iterator[list[Path]]:
-    """Drafts beside the places of files; all are moved there in the end, or none is left."""
-    drafts = [file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in files]
-    with ExitStack() as stack:
-        for draft in drafts:
-            stack.callback(draft.unlink, missing_ok=True)
-        try:
-            yield drafts
-            for draft, file in zip(drafts, files):
-                os.replace(draft, file)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch and safetensors raise their own for a folder that lacks
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UserError(f"{files[0]} cannot be written: {reason}") from error

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from yolov5_ema.engine.checkpoint_models import class_for, class_of_cfg, model_of, stripped
 from yolov5_ema.engine.checkpoints import load_checkpoint, save_checkpoint
-from yolov5_ema.engine.conversion import _class_for as class_for, _class_of_cfg as class_of_cfg, _model_of as model_of, _refuse_present as refuse_present, _stripped as stripped, _whole as whole
 from yolov5_ema.engine.dry_run import check_model, quiet
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.files import refuse_present, whole_files
 from yolov5_ema.weights.heads import names_of
 from yolov5_ema.weights.identity import start_as_identity
 from yolov5_ema.weights.transfer import Transfer, transfer
@@ -70,8 +71,8 @@ def transfer_checkpoint(
     if names is not None:
         model.names = dict(enumerate(names)) if isinstance(model.names, Mapping) else list(names)
     model.to(next(source.parameters()).dtype).requires_grad_(False).eval()
-    with whole([target]) as (draft,):
-        save_checkpoint(stripped(model, {"training": {}}), draft, engine=engine)
+    with whole_files([target]) as (draft,):
+        save_checkpoint(stripped(model), draft, engine=engine)
     return found
 
 
@@ -88,6 +89,6 @@ def _agreed_nc(source: Any, content: Mapping[str, Any], cfg: Path) -> int:
 
 def _built(cfg: Path, content: Mapping[str, Any], nc: int, engine: Engine) -> Any:
     yolo = importlib.import_module(engine.module_name("models.yolo"))
-    cls = class_for(class_of_cfg(content), content, yolo, engine, cfg)
+    cls = class_for(class_of_cfg(content), yolo, engine, cfg)
     with quiet(), torch.random.fork_rng(devices=[]):
         return cls(str(cfg), ch=int(content.get("ch", 3)), nc=nc)

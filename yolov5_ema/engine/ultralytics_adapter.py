@@ -5,12 +5,16 @@ local names. So a row ``[-1, 1, EMA, [16]]`` becomes one whose module is a class
 whose arguments are the strings ``ch`` and ``f``: the class picks the true, scaled input channels
 ``ch[f]`` and builds the plain block. No copy of `parse_model` is made.
 
+Pretrained weights are taken over by name there too, and names hold row numbers: rows are paired by structure
+before (`yolov5_ema.weights.alignment`).
+
 Training on several GPUs starts new processes on a file that ultralytics writes; that file gets the lines
 that install the adapter there too.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import itertools
@@ -29,6 +33,8 @@ from yolov5_ema.engine.rows import CHOICES
 from yolov5_ema.engine.ultralytics_rows import BlockRow, block_rows
 from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
 from yolov5_ema.resources import models_dir
+from yolov5_ema.weights.alignment import align
+from yolov5_ema.weights.structure import layers_of
 
 NAME = "ultralytics"
 
@@ -124,6 +130,7 @@ def _patched(conflicts: str) -> Patches:
     patches.set(importlib.import_module(f"{NAME}.nn"), "parse_model", parse_model)
     patches.set(tasks, "parse_model", parse_model)
     patches.set(tasks, "check_yaml", _with_shipped(tasks.check_yaml))
+    patches.set(tasks.BaseModel, "load", _by_structure(tasks.BaseModel.load))
     patches.set(dist, "generate_ddp_file", _in_every_rank(dist.generate_ddp_file, conflicts))
     return patches
 
@@ -187,6 +194,31 @@ def _builder(row: BlockRow) -> type:
         row.block.__qualname__,
     )  # as it is printed
     return Builder
+
+
+def _by_structure(load: Callable[..., Any]) -> Callable[..., Any]:
+    """ultralytics' taking over of weights, shown a pretrained model whose rows stand where ours do."""
+
+    @functools.wraps(load)
+    def wrapper(self: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
+        model: Any = (weights.get("ema") or weights.get("model")) if isinstance(weights, dict) else weights
+        try:
+            source, target = layers_of(model), layers_of(self)
+        except ValueError:
+            return load(self, weights, *args, **kwargs)
+        pairs = align(source, target)
+        moved = _with_rows(model, [pairs.get(index) for index in range(len(target))])
+        return load(self, moved, *args, **kwargs)
+
+    return wrapper
+
+
+def _with_rows(model: Any, order: list[int | None]) -> Any:
+    """The same model with its rows in another order; it shares them, and is good for its state dict only."""
+    rows = nn.Sequential(*(nn.Identity() if index is None else model.model[index] for index in order))
+    moved = copy.copy(model)
+    moved.__dict__["_modules"] = {**model._modules, "model": rows}
+    return moved
 
 
 def _with_shipped(check_yaml: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""``val --save-json`` in the PyPI package 6.0.7, whose `run` overwrites ``data`` before it needs it."""
+"""``val --save-json`` in PyPI packages before 7, whose `run` overwrites ``data`` before it needs it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def _save_and_evaluate(result: Any, state: _Run, data: dict[str, Any], weights: 
         print(f"pycocotools unable to run: {annotations} not found")
         return result
     is_coco = isinstance(data.get("val"), str) and data["val"].endswith("coco/val2017.txt")
-    images = [int(Path(x).stem) for x in state.dataset.img_files] if is_coco else None
+    files = getattr(state.dataset, "im_files", None) or getattr(state.dataset, "img_files", [])  # v6.1 renamed it
+    images = [int(Path(x).stem) for x in files] if is_coco else None
     try:
         map_all, map50 = _coco_map(annotations, file, images)
     except Exception as error:  # as YOLOv5 does: the figures above stand
@@ -119,7 +120,7 @@ def _coco_map(annotations: Path, predictions: Path, images: list[int] | None) ->
 SAVE_JSON = Quirk(
     name="save-json",
     symptom="val --save-json: AttributeError: 'list' object has no attribute 'get'",
-    versions="PyPI 6.0.7",
+    versions="PyPI 6.0.7, 6.1.9, 6.2.3",
     needed=_needed,
     apply=_apply,
 )

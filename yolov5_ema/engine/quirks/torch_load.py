@@ -72,7 +72,7 @@ def _one_copy(module: SourceModule, patches: Patches) -> None:
 ONE_COPY_OF_CLASSES = Quirk(
     name="one-copy-of-classes",
     symptom="models loaded by the PyPI package are not fused and their Detect is not recognised",
-    versions="PyPI 6.0.7, 7.0.14",
+    versions="PyPI, all",
     needed=_second_copy,
     apply=_one_copy,
 )
