@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # What is installed: YOLOv5 from PyPI by the extra v6 or v7, and torch, the newest unless TORCH=2.6.0, say.
 ENGINE ?= v6
 TORCH ?=
+# Tests run in so many processes, a thread each; 1.5 GB of memory a process.
+JOBS ?= 2
 SETUP := $(ENGINE)$(TORCH:%=-torch-%)
 
 # The releases whose files the tests drive beside the installed one; v4 and v5 only write checkpoints.
@@ -50,7 +52,7 @@ demo: $(VENV)/.demo-$(SETUP)
 engines: $(ENGINES:%=$(VENV)/engines/%/.done)
 
 test: $(VENV)/.dev-$(SETUP) engines
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.dev-$(SETUP) engines
 	$(BIN)/python -m pytest -m slow

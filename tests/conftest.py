@@ -117,7 +117,7 @@ def lay_out_as_clone(package_root: Path, root: Path) -> Path:
     for path in root.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         text = re.sub(r"\bfrom yolov5\.", "from ", text)
-        text = re.sub(r"\bimport yolov5\.(\w+) as", r"import \1 as", text)
+        text = re.sub(r"\bimport yolov5\.([\w.]+) as", r"import \1 as", text)
         path.write_text(re.sub(r"^from yolov5 import __version__$", '__version__ = "?"', text, flags=re.M))
     for source in package_root.rglob("__init__.py"):
         name = source.parent.relative_to(package_root)

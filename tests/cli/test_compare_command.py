@@ -220,8 +220,8 @@ def test_a_changed_recipe_is_refused_by_what_differs(refused, tiny_set, played):
     flags = ("--hyp", "my.yaml", "--seeds", 1)
     Path("my.yaml").write_text("lr0: 0.01\n")
     assert main(command(tiny_set, *flags)) == 0
-    message = refused(command(tiny_set, *flags, "--epochs", 3, "--img", 96, "--adam"))
-    for line in ("adam: False there, True now", "epochs: 2 there, 3 now", "imgsz: 64 there, 96 now"):
+    message = refused(command(tiny_set, *flags, "--epochs", 3, "--img", 96, "--quad"))
+    for line in ("quad: False there, True now", "epochs: 2 there, 3 now", "imgsz: 64 there, 96 now"):
         assert f"\n  {line}\n" in message
     assert "--name" in message and "lr0" not in message
     Path("my.yaml").write_text("lr0: 0.02\n")
@@ -324,12 +324,12 @@ def test_different_starts_are_told(tiny_set, played, capsys):
 
 
 def test_flags_reach_every_training(tiny_set, played):
-    assert main(command(tiny_set, "--seeds", 2, "--hyp", "hyp.demo.yaml", "--workers", 1, "--adam")) == 0
+    assert main(command(tiny_set, "--seeds", 2, "--hyp", "hyp.demo.yaml", "--workers", 1, "--quad")) == 0
     assert played.trained() == ["plain/seed0", "yolov5n-ema/seed0", "plain/seed1", "yolov5n-ema/seed1"]
     cut = [call.index("--cfg") for call in played.calls]
     shared = {tuple(call[:place]) for call, place in zip(played.calls, cut)}
     (flags,) = shared
-    assert flags[:3] == ("train", "--weights", "") and "--adam" in flags
+    assert flags[:3] == ("train", "--weights", "") and "--quad" in flags
     assert flags[-1] == str(yolov5_ema.resources.find_shipped("hyp.demo.yaml"))
     assert {call[place + 1] for call, place in zip(played.calls, cut)} == {
         str(Path("plain.yaml").resolve()),

@@ -16,6 +16,7 @@ import yaml
 from conftest import run_cli
 
 import yolov5_ema
+from yolov5_ema.engine.locate import engine_at
 
 
 def test_training_leaves_a_checkpoint_pictures_and_no_warnings_of_ours(trained):
@@ -36,7 +37,7 @@ def test_val(trained, tiny_set, tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(r"^ +all +4 +\d+ ", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^ +all +4 +\d+ ", done.stdout + done.stderr, re.MULTILINE), done.stdout
     run = tmp_path / "runs/val/exp"
     predictions = json.loads((run / "best_predictions.json").read_text())
     assert {row["image_id"] for row in predictions} == {f"val{i}" for i in range(4)}
@@ -286,8 +287,12 @@ SLOW = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_training_flags(name, trained, tiny_set, tmp_path):
-    flags = [trained if flag == "WEIGHTS" else flag for flag in SLOW[name]]
+def test_training_flags(name, trained, tiny_set, tmp_path, package_root):
+    renamed = {"--adam": ("--optimizer", "Adam"), "--linear-lr": ("--cos-lr",)}  # in v6.1
+    if engine_at(package_root).version.startswith("6.0"):
+        renamed = {}
+    given = [new for flag in SLOW[name] for new in renamed.get(flag, (flag,))]
+    flags = [trained if flag == "WEIGHTS" else flag for flag in given]
     weights = [] if "--weights" in flags else ["--weights", ""]
     done = run_cli(
         *("train", "--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--img", 64, "--batch", 4, "--epochs", 2),

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import yolov5_ema
+from yolov5_ema import files
 from yolov5_ema.engine import checkpoints, conversion
 from yolov5_ema.engine.cfg_generator import build_cfg
 from yolov5_ema.errors import CheckpointError, UserError
@@ -209,7 +210,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(engine, tmp_path, monke
         conversion.to_safetensors(tmp_path / "a.pt", lacking, lacking.with_suffix(".yaml"), engine=engine)
     conversion.to_safetensors(tmp_path / "a.pt", *places, engine=engine, force=True)
     before = places[0].read_bytes()
-    monkeypatch.setattr(conversion.os, "replace", _no_space)
+    monkeypatch.setattr(files.os, "replace", _no_space)
     with pytest.raises(UserError, match="No space left"):
         conversion.to_safetensors(tmp_path / "a.pt", *places, engine=engine, force=True)
     assert places[0].read_bytes() == before
@@ -238,6 +239,8 @@ def _no_space(*_paths):
     ],
 )
 def test_headers_that_somebody_wrote(engine, tmp_path, change, words):
+    if "6.0.7" in words and engine.version != "6.0.7":
+        pytest.skip(f"YOLOv5 {engine.version} has segmentation models")
     model = build(small_cfg())
     facts = {"format": 1, "class": "Model", "cfg": small_cfg(), "names": ["a", "b"], "training": {}, **change}
     save_file(model.state_dict(), tmp_path / "a.safetensors", {"yolov5-ema": json.dumps(facts)})

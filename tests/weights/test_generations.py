@@ -14,6 +14,7 @@ import yolov5_ema
 from yolov5_ema.engine.cfg_generator import build_cfg
 from yolov5_ema.engine.checkpoints import load_checkpoint
 from yolov5_ema.engine.dry_run import quiet
+from yolov5_ema.engine.locate import engine_at
 from yolov5_ema.weights.transfer import transfer
 
 RELEASES = ("4.0.14", "5.0.5", "6.0.7", "6.1.9", "6.2.3", "7.0.14")
@@ -50,7 +51,7 @@ def checkpoints(package_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("generations")
     files, arguments = {}, []
     for release in RELEASES:
-        package = package_root if release == "6.0.7" else laid_aside(release)
+        package = package_root if engine_at(package_root).version == release else laid_aside(release)
         clone = lay_out_as_clone(package, folder / release / "yolov5")
         for layout, root in (("package", package), ("clone", clone)):
             files[release, layout] = folder / f"{release}-{layout}.pt"

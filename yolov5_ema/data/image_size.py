@@ -90,7 +90,8 @@ def _by_pillow(file: str | os.PathLike[str] | io.BytesIO, name: object, decode: 
                     image.load()
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, ImportError) as error:
+        # ImportError: where ultralytics is imported, Pillow looks for a plugin before it gives up
         what = "is cut off" if "truncated" in str(error) else "is no readable image"
         raise UserError(f"{name} {what}") from error
     return ImageInfo(width, height, not decode)

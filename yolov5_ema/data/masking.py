@@ -85,6 +85,6 @@ def _decoded(content: bytes, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, ImportError) as error:  # see image_size.py
         raise BrokenImageError(name, error) from error
     return image

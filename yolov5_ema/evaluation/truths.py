@@ -232,7 +232,7 @@ def _image_size(file: Path) -> tuple[int, int]:
         with Image.open(file) as image:
             width, height = image.size
             turned = image.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, UnidentifiedImageError, ImportError) as error:  # see data/image_size.py
         raise UserError(f"{file} cannot be read as an image: {error}") from error
     return (height, width) if turned else (width, height)
 

@@ -15,12 +15,13 @@ from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, OPENVINO_CONVERTER, T
 from yolov5_ema.engine.quirks.fonts import FONT_FROM_DISK, FONT_GETSIZE
 from yolov5_ema.engine.quirks.label_cache import STALE_LABEL_CACHE
 from yolov5_ema.engine.quirks.loss import LOSS_CLAMP
+from yolov5_ema.engine.quirks.noval import NOVAL
 from yolov5_ema.engine.quirks.numpy_names import NUMPY_NAMES
 from yolov5_ema.engine.quirks.optional_packages import ROBOFLOW, ULTRALYTICS
 from yolov5_ema.engine.quirks.packaging_names import PKG_RESOURCES
 from yolov5_ema.engine.quirks.pictures import PICTURES_IN_ORDER
 from yolov5_ema.engine.quirks.randrange import RANDRANGE_FLOAT
-from yolov5_ema.engine.quirks.run_folders import RUNS_HERE
+from yolov5_ema.engine.quirks.run_folders import ROOT_STAYS, RUNS_HERE
 from yolov5_ema.engine.quirks.save_json import SAVE_JSON
 from yolov5_ema.engine.quirks.torch_amp import TORCH_AMP
 from yolov5_ema.engine.quirks.torch_load import ONE_COPY_OF_CLASSES, SAFE_CHECKPOINTS
@@ -37,9 +38,11 @@ QUIRKS: tuple[Quirk, ...] = (
     ONE_COPY_OF_CLASSES,
     AUTOANCHOR_FEW_BOXES,
     DATA_PATHS,
+    ROOT_STAYS,
     RUNS_HERE,
     STALE_LABEL_CACHE,
     SAVE_JSON,
+    NOVAL,
     ONNX_EXPORTER,
     OPENVINO_CONVERTER,
     TORCH_HAS_CUDA,

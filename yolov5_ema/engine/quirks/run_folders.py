@@ -1,4 +1,4 @@
-"""Where a run without ``--project`` goes: below the working directory, not into YOLOv5's own folder."""
+"""Folders: where a run without ``--project`` goes, and where YOLOv5 looks for its own files."""
 
 from __future__ import annotations
 
@@ -38,4 +38,23 @@ RUNS_HERE = Quirk(
     versions="clones of all; PyPI 6.2.3 and 7.0.14 in segment/ and classify/",
     needed=_needed,
     apply=_apply,
+)
+
+
+def _relative_needed(module: SourceModule) -> str | None:
+    if re.search(r"^ *ROOT = Path\(os\.path\.relpath\(ROOT, Path\.cwd\(\)\)\)", module.source, re.MULTILINE):
+        return "ROOT is kept as seen from the folder that one stood in at the import"
+    return None
+
+
+def _relative_apply(module: SourceModule, patches: Patches) -> None:
+    patches.set(module.module, "ROOT", module.engine.root)
+
+
+ROOT_STAYS = Quirk(
+    name="root-stays",
+    symptom="from Python, after os.chdir: File not found: ../../yolov5/data/hyps/hyp.scratch-low.yaml",
+    versions="all but PyPI 6.0.7",
+    needed=_relative_needed,
+    apply=_relative_apply,
 )

@@ -92,8 +92,8 @@ def _save_and_evaluate(result: Any, state: _Run, data: dict[str, Any], weights: 
         print(f"pycocotools unable to run: {annotations} not found")
         return result
     is_coco = isinstance(data.get("val"), str) and data["val"].endswith("coco/val2017.txt")
-    files = getattr(state.dataset, "im_files", None) or getattr(state.dataset, "img_files", [])  # v6.1 renamed it
-    images = [int(Path(x).stem) for x in files] if is_coco else None
+    name = "im_files" if hasattr(state.dataset, "im_files") else "img_files"  # before v6.1
+    images = [int(Path(x).stem) for x in getattr(state.dataset, name)] if is_coco else None
     try:
         map_all, map50 = _coco_map(annotations, file, images)
     except Exception as error:  # as YOLOv5 does: the figures above stand

@@ -1,0 +1,60 @@
+"""``train --noval`` in the PyPI package 7.0.14, which logs figures that only a validation gives."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from typing import Any, Callable
+
+import numpy as np
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+
+def _needed(module: SourceModule) -> str | None:
+    if not re.search(r"\bmap50s, _ = validate\.run\(", module.source):
+        return None
+    if re.search(r"^ +map50s = np\.zeros", module.source, re.MULTILINE):
+        return None
+    return "the classes' mAP50 are logged after every epoch, also where nothing has set them"
+
+
+def _only_at_the_end(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A `val.run` that gives train, except after the last epoch, the figures that it has already."""
+
+    @functools.wraps(run)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        names = sys._getframe(1).f_locals  # train's
+        if kwargs.get("model") is not None and kwargs.get("plots") is False and not names["final_epoch"]:
+            return names["results"], names["maps"], np.zeros_like(names["maps"]), None
+        return run(*args, **kwargs)
+
+    return wrapper
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    script: Any = module.module
+    train, run = script.train, script.validate.run
+    patches.view(script, "validate", run=run)
+
+    @functools.wraps(train)
+    def wrapper(hyp: Any, opt: Any, device: Any, callbacks: Any) -> Any:
+        skips, opt.noval = opt.noval, False
+        script.validate.run = _only_at_the_end(run) if skips else run
+        try:
+            return train(hyp, opt, device, callbacks)
+        finally:
+            opt.noval = skips
+
+    patches.set(script, "train", wrapper)
+
+
+NOVAL = Quirk(
+    name="noval",
+    symptom="train --noval: UnboundLocalError: cannot access local variable 'map50s'",
+    versions="PyPI 7.0.14",
+    needed=_needed,
+    apply=_apply,
+)
