@@ -272,7 +272,7 @@ def test_a_clone_with_what_upstreams_newest_changed(newest, checkpoint_of, tmp_p
 
 def _rows_of(results: Path) -> list[dict[str, str]]:
     with results.open(encoding="utf-8", newline="") as stream:
-        header, *rows = csv.reader(stream)  # of masks there are more figures than names
+        header, *rows = csv.reader(stream)  # with masks, lines end with a comma
     return [{key.strip(): value.strip() for key, value in zip(header, row)} for row in rows]
 
 
@@ -421,7 +421,7 @@ def test_segmentation_from_cfg_to_pictures(release, layout, root_of, tmp_path):
         *("--batch", 4, "--epochs", 1, "--workers", 0),
     )
     best = tmp_path / "runs/train-seg/t/weights/best.pt"
-    (row,) = _rows_of(best.parent.parent / "results.csv")
+    row, _ = _rows_of(best.parent.parent / "results.csv")  # the epoch's, and the figures of best.pt
     assert float(row["train/seg_loss"]) > 0
     done = place.run("run", "segment/val.py", *data, "--weights", best)
     assert re.search(r"^ +all +4 +8 ", done.stdout + done.stderr, re.MULTILINE)
