@@ -35,6 +35,31 @@ def write_whole(file: Path, text: str, *, parents: bool = False) -> None:
         raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
+@contextmanager
+def replacement(file: str | os.PathLike[str]) -> Iterator[Path]:
+    """A draft beside the place of a file, moved there in the end: whoever reads sees the old one or the new one, whole.
+
+    The draft has the same name each time, so that one which a killed process left is written over by the next.
+
+    Raises:
+        UserError: it cannot be written; what was there still is.
+    """
+    place = Path(os.path.realpath(file))
+    draft = place.with_name(f".{place.name}.tmp")
+    try:
+        yield draft
+        with open(
+            draft, "rb+"
+        ) as stream:  # a computer that goes down must not find the name before the content
+            os.fsync(stream.fileno())
+        os.replace(draft, place)
+    except OSError as error:
+        there = "; the one that was there is whole" if place.is_file() else ""
+        raise UserError(f"{file} cannot be written: {error.strerror or error}{there}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def refuse_present(files: Sequence[Path], force: bool) -> None:
     """Refuse to write over what is there.
 

@@ -20,6 +20,36 @@ OF_OTHER_RELEASES = {
     "runs-here": "7.0.14",
 }
 
+# train's options, as far as it looks at them before it finds that there is no data
+_TRAIN = """
+import contextlib, os
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from yolov5 import train
+names = "epochs batch_size weights single_cls evolve cfg resume noval nosave workers freeze"
+names += " upload_dataset s3_upload_dir"
+run = Path(TMP) / "exp"
+run.mkdir()
+(Path(TMP) / "none.yaml").write_text("train: none\\nval: none\\nnc: 1\\nnames: [a]\\n")
+def start(**given):
+    options = {**dict.fromkeys(names.split()), "save_dir": str(run), "data": TMP + "/none.yaml", **given}
+    with contextlib.suppress(Exception):
+        train.train({"lr0": 0.01}, SimpleNamespace(**options), torch.device("cpu"), train.Callbacks())
+"""
+
+# what must be in the environment for a quirk that is off without it
+ENVIRONMENTS = {
+    "cpu-ddp": {
+        "YOLOV5_EMA_CPU_DDP": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+    },
+    "one-run-folder": {"RANK": "1"},
+}
+
 # name of the quirk -> code that raises unless the quirk's cure is in place
 CASES = {
     "pkg-resources": """
@@ -67,6 +97,48 @@ cells = {(int(i), int(j)) for i, j in zip(indices[0][3], indices[0][2])}
 assert cells == {(7, 3), (7, 2)}, cells
 assert indices[0][2].dtype == torch.int64 and tbox[0].dtype == torch.float32
 assert torch.ones(7).dtype == torch.float32  # torch's own namespace is as it was
+""",
+    "cpu-ddp": """
+import os, socket
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
+import torch
+from yolov5 import train
+seen = []
+def stop(hyp, opt, device, callbacks):
+    seen.append((device, torch.distributed.get_backend(), torch.zeros(1, device=device).device.type))
+train.train = stop
+opt = train.parse_opt(known=True)
+opt.data, opt.cfg, opt.project, opt.weights = SET, "yolov5n.yaml", TMP, ""
+train.main(opt)
+torch.distributed.destroy_process_group()
+assert seen == [("cpu", "gloo", "cpu")] and seen[0][0].type != "cpu", seen
+""",
+    "one-run-folder": _TRAIN
+    + """
+start(save_dir=TMP + "/exp2")
+assert not os.path.exists(TMP + "/exp2")
+""",
+    "whole-settings": _TRAIN
+    + """
+def dies(settings, stream, **_):
+    stream.write("lr0")
+    raise KeyError
+(run / "hyp.yaml").write_text("lr0: 0.02")
+train.yaml.safe_dump = dies
+start()
+assert (run / "hyp.yaml").read_text() == "lr0: 0.02" and len(list(run.rglob("*.yaml*"))) == 1
+""",
+    "resume-after-kill": _TRAIN
+    + """
+(run / "weights").mkdir()
+rows = ["epoch,loss", "0,3", "1,2"]
+(run / "results.csv").write_text(chr(10).join(rows))
+torch.save({"epoch": 0, "optimizer": {}, "best_fitness": 0.1}, run / "weights/last.pt")
+start(resume=True, weights=str(run / "weights/last.pt"))
+assert (run / "results.csv").read_text().split() == rows[:2]
+assert (run / "weights/best.pt").exists()
 """,
     "safe-checkpoints": """
 from yolov5.models.yolo import Model
@@ -405,6 +477,10 @@ def namespace(tmp_path, tiny_set, package_root, request) -> dict[str, str]:
     return {"TMP": str(tmp_path), "SET": str(tiny_set), "ROOT": str(package_root), "LIMIT_S": "100"}
 
 
+def _case(name: str) -> str:
+    return f"import os\nos.environ.update({ENVIRONMENTS.get(name, {})})\n{CASES[name]}"
+
+
 def test_every_quirk_has_a_case():
     from yolov5_ema.engine.quirks import QUIRKS
 
@@ -413,7 +489,7 @@ def test_every_quirk_has_a_case():
 
 @pytest.mark.parametrize("name", CASES)
 def test_works_with_the_quirk(name, in_process, namespace):
-    assert in_process(CASES[name], None, namespace) == ""
+    assert in_process(_case(name), None, namespace) == ""
 
 
 # what no longer breaks here is no failure of ours: the library at hand decides
@@ -423,6 +499,10 @@ _SYMPTOMS = {
     "font-getsize": "getsize",
     "numpy-names": "has no attribute",
     "loss-clamp": "can't be cast",
+    "cpu-ddp": "insufficient CUDA devices",
+    "one-run-folder": "AssertionError",
+    "whole-settings": "AssertionError",
+    "resume-after-kill": "AssertionError",
     "safe-checkpoints": "Weights only load failed",
     "one-copy-of-classes": "AssertionError",
     "autoanchor-few-boxes": "must match the size",
@@ -453,9 +533,13 @@ _SYMPTOMS = {
 def test_breaks_without_the_quirk(name, in_process, namespace):
     from yolov5_ema.engine.activation import survey
 
-    if name not in {row[0] for row in survey(engine_at(Path(namespace["ROOT"])))}:
+    with pytest.MonkeyPatch.context() as patched:  # of this process: the cases set it for themselves
+        for variable, value in ENVIRONMENTS.get(name, {}).items():
+            patched.setenv(variable, value)
+        needed = {row[0] for row in survey(engine_at(Path(namespace["ROOT"])))}
+    if name not in needed:
         pytest.skip("not needed with the libraries installed here")
-    failure = in_process(CASES[name], name, {**namespace, "LIMIT_S": "30"})  # for what hangs
+    failure = in_process(_case(name), name, {**namespace, "LIMIT_S": "30"})  # for what hangs
     assert _SYMPTOMS[name] in failure, failure or "nothing failed"
 
 

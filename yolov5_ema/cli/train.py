@@ -18,10 +18,12 @@ def main(argv: Sequence[str]) -> int:
     if own.init == "identity" and _weights(rest) == "":
         raise UserError("--init identity is for pretrained --weights: from scratch there is nothing to keep")
     from yolov5_ema.engine import leash, scripts, seeding, shim
+    from yolov5_ema.engine.quirks import distributed
     from yolov5_ema.engine.quirks.weight_transfer import INIT_ENV
 
     if own.init:  # through the environment, so that DDP ranks get it
         os.environ[INIT_ENV] = own.init
+    distributed.check_devices()
     leash.end_with_parent()
     load_plugins()
     engine = shim.install()

@@ -10,6 +10,7 @@ from yolov5_ema.engine.quirks.amp_check import AMP_CHECK
 from yolov5_ema.engine.quirks.autoanchor import AUTOANCHOR_FEW_BOXES
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.engine.quirks.data_paths import DATA_PATHS
+from yolov5_ema.engine.quirks.distributed import CPU_DDP, ONE_RUN_FOLDER
 from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, FILES_BEFORE_HUB, NO_PIP_BEHIND_THE_BACK
 from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, OPENVINO_CONVERTER, TORCH_HAS_CUDA
 from yolov5_ema.engine.quirks.fonts import FONT_FROM_DISK, FONT_GETSIZE
@@ -21,6 +22,7 @@ from yolov5_ema.engine.quirks.optional_packages import ROBOFLOW, ULTRALYTICS
 from yolov5_ema.engine.quirks.packaging_names import PKG_RESOURCES
 from yolov5_ema.engine.quirks.pictures import PICTURES_IN_ORDER
 from yolov5_ema.engine.quirks.randrange import RANDRANGE_FLOAT
+from yolov5_ema.engine.quirks.resuming import RESUME_AFTER_KILL, WHOLE_SETTINGS
 from yolov5_ema.engine.quirks.run_folders import ROOT_STAYS, RUNS_HERE
 from yolov5_ema.engine.quirks.save_json import SAVE_JSON
 from yolov5_ema.engine.quirks.torch_amp import TORCH_AMP
@@ -43,11 +45,15 @@ QUIRKS: tuple[Quirk, ...] = (
     STALE_LABEL_CACHE,
     SAVE_JSON,
     NOVAL,
+    WHOLE_SETTINGS,
+    RESUME_AFTER_KILL,
     ONNX_EXPORTER,
     OPENVINO_CONVERTER,
     TORCH_HAS_CUDA,
     TORCH_AMP,
     AMP_CHECK,
+    CPU_DDP,  # after torch-amp, whose view of torch.cuda it adds to
+    ONE_RUN_FOLDER,
     RANDRANGE_FLOAT,
     PICTURES_IN_ORDER,
     DOWNLOADS_SAY_SO,

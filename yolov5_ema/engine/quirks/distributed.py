@@ -1,0 +1,195 @@
+"""Training in several processes: on a machine without GPUs, if asked for, and in one run folder.
+
+YOLOv5 takes each process of ``torchrun`` to have a GPU of its own. With ``YOLOV5_EMA_CPU_DDP=1`` they share the CPU and
+talk through gloo: slow, and meant for trying out, before GPUs are paid for, whether a training runs in several
+processes at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import tempfile
+from typing import Any, Callable
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from yolov5_ema.engine.patching import ModuleView, Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.errors import UserError
+
+CPU_DDP_ENV = "YOLOV5_EMA_CPU_DDP"
+
+
+def is_cpu_ddp() -> bool:
+    """Whether this is a process of ``torchrun``, and the user asked for the CPU."""
+    return os.environ.get(CPU_DDP_ENV, "") not in ("", "0") and "LOCAL_RANK" in os.environ
+
+
+def check_devices() -> None:
+    """Refuse a process of ``torchrun`` for which there is no GPU, before anything is built.
+
+    Raises:
+        UserError: says how many there are, and how to do without.
+    """
+    wanted, there = int(os.environ.get("LOCAL_RANK", "-1")), torch.cuda.device_count()
+    if wanted < there or is_cpu_ddp():
+        return
+    raise UserError(
+        f"torchrun started process {wanted} on this machine, which has GPUs for {there}: YOLOv5 trains with one "
+        f"a process. Lower --nproc_per_node, or set {CPU_DDP_ENV}=1 to try several processes out on the CPU."
+    )
+
+
+class _CpuOfARank(str):
+    """The CPU, to everything that puts tensors somewhere, but not to YOLOv5's ``device.type != 'cpu'``."""
+
+    type = "cpu of a rank"
+
+
+def _cpu_needed(module: SourceModule) -> str | None:
+    if is_cpu_ddp() and re.search(r"\bdist\.(barrier|init_process_group)\(", module.source):
+        return f"{CPU_DDP_ENV} is set: the processes of torchrun share the CPU"
+    return None
+
+
+def _cpu_apply(module: SourceModule, patches: Patches) -> None:
+    target: Any = module.module
+    patches.view(target, "dist", is_nccl_available=lambda: False, barrier=_barrier)
+    if hasattr(target, "DDP"):
+        patches.set(target, "DDP", _ddp)
+    if "dist.init_process_group(" not in module.source:
+        return
+    if hasattr(target, "amp"):  # v6.0; later ones ask check_amp
+        patches.view(target, "amp", autocast=_no_autocast, GradScaler=_no_scaler)
+    patches.view(
+        target,
+        "torch",
+        cuda=ModuleView(target.torch.cuda, device_count=_processes_here, set_device=lambda _: None),
+        device=_device,
+        nn=ModuleView(target.torch.nn, SyncBatchNorm=_SyncBatchNorm),
+    )
+    patches.set(nn.BatchNorm2d, "forward", _of_all_ranks(nn.BatchNorm2d.forward))
+
+
+def _processes_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _device(*args: Any) -> Any:
+    return _CpuOfARank("cpu") if args[0] == "cuda" else torch.device(*args)
+
+
+def _no_autocast(**_: Any) -> Any:
+    return contextlib.nullcontext()
+
+
+def _no_scaler(**_: Any) -> Any:
+    return torch.amp.GradScaler(enabled=False)
+
+
+def _barrier(**_: Any) -> None:  # gloo knows no device_ids
+    torch.distributed.barrier()
+
+
+def _ddp(model: nn.Module, device_ids: Any = None, output_device: Any = None, **options: Any) -> nn.Module:
+    return DistributedDataParallel(model, **options)
+
+
+class _SumOfRanks(torch.autograd.Function):
+    """The sum over all processes, in each of them; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        total = gradient.contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+class _SyncBatchNorm:
+    """What YOLOv5 needs of `torch.nn.SyncBatchNorm`, which is for GPUs only."""
+
+    @staticmethod
+    def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.is_of_all_ranks = True  # no class of ours, which would get into checkpoints
+        return model
+
+
+def _of_all_ranks(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(forward)
+    def wrapper(self: nn.BatchNorm2d, input: torch.Tensor) -> torch.Tensor:
+        if self.training and getattr(self, "is_of_all_ranks", False):
+            return _normalised(self, input)  # (B, C, H, W)
+        return forward(self, input)
+
+    return wrapper
+
+
+def _normalised(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    """Batch normalisation of (B, C, H, W) by mean and variance over the batches of all processes."""
+    number = _SumOfRanks.apply(x.new_tensor([x.numel() / x.shape[1]]))  # (1,)
+    mean = _SumOfRanks.apply(x.sum((0, 2, 3))) / number  # (C,)
+    centred = x - mean.view(1, -1, 1, 1)  # (B, C, H, W)
+    variance = _SumOfRanks.apply(centred.square().sum((0, 2, 3))) / number  # (C,)
+    _keep(norm, mean.detach(), (variance * number / (number - 1)).detach())
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)  # (C,)
+    return centred * scale.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+
+
+def _keep(norm: Any, mean: torch.Tensor, variance: torch.Tensor) -> None:
+    """Move the running statistics as a `BatchNorm2d` with a momentum does: YOLOv5's have 0.03."""
+    norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(variance, norm.momentum)
+
+
+CPU_DDP = Quirk(
+    name="cpu-ddp",
+    symptom="torchrun without GPUs: insufficient CUDA devices for DDP command",
+    versions=f"all; off unless {CPU_DDP_ENV}=1",
+    needed=_cpu_needed,
+    apply=_cpu_apply,
+)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "-1"))
+
+
+def _folder_needed(module: SourceModule) -> str | None:
+    if _rank() > 0 and re.search(r"save_dir / 'opt\.yaml'", module.source):
+        return "each process makes the run folder, and writes into it: exp2 beside exp, if it comes second"
+    return None
+
+
+def _folder_apply(module: SourceModule, patches: Patches) -> None:
+    train = module.module.train
+
+    @functools.wraps(train)
+    def wrapper(hyp: Any, opt: Any, *args: Any, **kwargs: Any) -> Any:
+        with tempfile.TemporaryDirectory(prefix="yolov5-ema-rank-") as folder:
+            opt.save_dir = folder
+            return train(hyp, opt, *args, **kwargs)
+
+    patches.set(module.module, "train", wrapper)
+
+
+ONE_RUN_FOLDER = Quirk(
+    name="one-run-folder",
+    symptom="torchrun: a second, empty run folder beside the one with the weights",
+    versions="all",
+    needed=_folder_needed,
+    apply=_folder_apply,
+)

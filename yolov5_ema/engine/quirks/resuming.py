@@ -1,0 +1,135 @@
+"""A training that is killed, at whatever moment, can be resumed as if it had been killed between two epochs.
+
+Checkpoints are written whole by `yolov5_ema.engine.checkpoints.save_checkpoint`; here is the rest of the run folder.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from yolov5_ema.engine.checkpoints import load_checkpoint
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.errors import CheckpointError
+from yolov5_ema.files import replacement, write_whole
+
+_SETTINGS = ("opt.yaml", "hyp.yaml")
+
+
+def _writes_settings(module: SourceModule) -> str | None:
+    if re.search(r"\bopen\((save_dir / 'opt\.yaml'|file), 'w'\) as f:\s+yaml\.safe_dump", module.source):
+        return "opt.yaml is emptied before it is written; without it, no training can be resumed"
+    return None
+
+
+def _open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> AbstractContextManager[IO[Any]]:
+    if mode != "w" or Path(str(file)).name not in _SETTINGS:
+        return builtins.open(file, mode, *args, **kwargs)
+    return _written_whole(file, *args, **kwargs)
+
+
+@contextmanager
+def _written_whole(file: Any, *args: Any, **kwargs: Any) -> Iterator[IO[Any]]:
+    with replacement(file) as draft, builtins.open(draft, "w", *args, **kwargs) as stream:
+        yield stream
+
+
+def _write_settings_whole(module: SourceModule, patches: Patches) -> None:
+    patches.set(module.module, "open", _open)
+
+
+WHOLE_SETTINGS = Quirk(
+    name="whole-settings",
+    symptom="train --resume after a kill: TypeError: argparse.Namespace() argument after ** must be a mapping",
+    versions="all",
+    needed=_writes_settings,
+    apply=_write_settings_whole,
+)
+
+
+def _resumes(module: SourceModule) -> str | None:
+    if re.search(r"'--resume'", module.source) and "torch.save(ckpt, last)" in module.source:
+        return "a kill between two files of an epoch leaves them of different epochs"
+    return None
+
+
+def _resume_evenly(module: SourceModule, patches: Patches) -> None:
+    train = module.module.train
+
+    @functools.wraps(train)
+    def wrapper(hyp: Any, opt: Any, *args: Any, **kwargs: Any) -> Any:
+        if opt.resume and int(os.environ.get("RANK", "-1")) <= 0:
+            even_out(Path(opt.save_dir), Path(opt.weights), module.engine)
+        return train(hyp, opt, *args, **kwargs)
+
+    patches.set(module.module, "train", wrapper)
+
+
+def even_out(run: Path, last: Path, engine: Engine) -> None:
+    """Make the files of a run fit the checkpoint that it is resumed from.
+
+    YOLOv5 writes, each epoch, a row of ``results.csv``, then ``last.pt``, then, if it is the best so far,
+    ``best.pt``. A row of an epoch that is to be done again goes; a ``best.pt`` that is a best epoch behind becomes
+    a copy of ``last.pt``.
+
+    Args:
+        run: the folder of the run.
+        last: the checkpoint that is resumed from.
+        engine: the YOLOv5 that it is of.
+    """
+    checkpoint = load_checkpoint(last, "cpu", engine=engine)
+    if not isinstance(checkpoint, dict) or checkpoint.get("optimizer") is None:
+        return  # finished: nothing is resumed
+    results = run / "results.csv"
+    if results.is_file():
+        _drop_rows_after(int(checkpoint["epoch"]), results)
+    best = run / "weights" / "best.pt"
+    if last.name == "last.pt" and _fitness(checkpoint) > _fitness_in(best, engine):
+        with replacement(best) as draft:
+            shutil.copyfile(last, draft)
+
+
+def _drop_rows_after(epoch: int, results: Path) -> None:
+    text = results.read_text(encoding="utf-8")
+    header, *rows = text.splitlines()
+    columns = header.count(",")
+    kept = [row for row in rows if row.count(",") == columns and _is_until(epoch, row)]
+    if len(kept) < len(rows) or not text.endswith("\n"):
+        write_whole(results, "\n".join([header, *kept]) + "\n")
+
+
+def _is_until(epoch: int, row: str) -> bool:
+    number = row.split(",")[0].strip()
+    return number.isdecimal() and int(number) <= epoch
+
+
+def _fitness_in(best: Path, engine: Engine) -> float:
+    try:
+        return _fitness(load_checkpoint(best, "cpu", engine=engine))
+    except CheckpointError:  # missing, or torn by a version that wrote it in place
+        return -1.0
+
+
+def _fitness(checkpoint: dict[str, Any]) -> float:
+    fitness = checkpoint.get("best_fitness")
+    return 0.0 if fitness is None else np.asarray(fitness).item()  # v6.0 keeps an array of one number
+
+
+RESUME_AFTER_KILL = Quirk(
+    name="resume-after-kill",
+    symptom="train --resume after a kill: an epoch twice in results.csv, or best.pt that is not the best",
+    versions="all",
+    needed=_resumes,
+    apply=_resume_evenly,
+)
