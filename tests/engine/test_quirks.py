@@ -48,6 +48,7 @@ ENVIRONMENTS = {
         "LOCAL_WORLD_SIZE": "1",
     },
     "one-run-folder": {"RANK": "1"},
+    "resume-in-ranks": {"RANK": "1"},
 }
 
 # name of the quirk -> code that raises unless the quirk's cure is in place
@@ -119,6 +120,11 @@ assert seen == [("cpu", "gloo", "cpu")] and seen[0][0].type != "cpu", seen
     + """
 start(save_dir=TMP + "/exp2")
 assert not os.path.exists(TMP + "/exp2")
+""",
+    "resume-in-ranks": """
+from types import SimpleNamespace
+from yolov5 import train
+assert train.check_wandb_resume(SimpleNamespace(data="", resume=True)) is None
 """,
     "whole-settings": _TRAIN
     + """
@@ -501,6 +507,7 @@ _SYMPTOMS = {
     "loss-clamp": "can't be cast",
     "cpu-ddp": "insufficient CUDA devices",
     "one-run-folder": "AssertionError",
+    "resume-in-ranks": "No such file or directory: ''",
     "whole-settings": "AssertionError",
     "resume-after-kill": "AssertionError",
     "safe-checkpoints": "Weights only load failed",

@@ -10,7 +10,7 @@ from yolov5_ema.engine.quirks.amp_check import AMP_CHECK
 from yolov5_ema.engine.quirks.autoanchor import AUTOANCHOR_FEW_BOXES
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.engine.quirks.data_paths import DATA_PATHS
-from yolov5_ema.engine.quirks.distributed import CPU_DDP, ONE_RUN_FOLDER
+from yolov5_ema.engine.quirks.distributed import CPU_DDP, ONE_RUN_FOLDER, RESUME_IN_RANKS
 from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, FILES_BEFORE_HUB, NO_PIP_BEHIND_THE_BACK
 from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, OPENVINO_CONVERTER, TORCH_HAS_CUDA
 from yolov5_ema.engine.quirks.fonts import FONT_FROM_DISK, FONT_GETSIZE
@@ -54,6 +54,7 @@ QUIRKS: tuple[Quirk, ...] = (
     AMP_CHECK,
     CPU_DDP,  # after torch-amp, whose view of torch.cuda it adds to
     ONE_RUN_FOLDER,
+    RESUME_IN_RANKS,
     RANDRANGE_FLOAT,
     PICTURES_IN_ORDER,
     DOWNLOADS_SAY_SO,

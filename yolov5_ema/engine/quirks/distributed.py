@@ -193,3 +193,28 @@ ONE_RUN_FOLDER = Quirk(
     needed=_folder_needed,
     apply=_folder_apply,
 )
+
+
+def _resume_needed(module: SourceModule) -> str | None:
+    if _rank() > 0 and "check_wandb_resume(opt)" in module.source:
+        return "processes behind the first look into --data for W&B's data sets, also where --resume came without it"
+    return None
+
+
+def _resume_apply(module: SourceModule, patches: Patches) -> None:
+    check = module.module.check_wandb_resume
+
+    @functools.wraps(check)
+    def wrapper(opt: Any) -> Any:
+        return check(opt) if str(opt.data) else None
+
+    patches.set(module.module, "check_wandb_resume", wrapper)
+
+
+RESUME_IN_RANKS = Quirk(
+    name="resume-in-ranks",
+    symptom="torchrun … train --resume: FileNotFoundError: No such file or directory: '', or the others wait for ever",
+    versions="PyPI 6.0.7, 6.1.9",
+    needed=_resume_needed,
+    apply=_resume_apply,
+)

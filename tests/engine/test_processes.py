@@ -1,0 +1,251 @@
+"""Training in several processes: real torchrun, gloo on the CPU, one node and two."""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY, laid_aside, run_cli, write_tiny_set
+
+from yolov5_ema.engine.checkpoints import load_checkpoint
+from yolov5_ema.engine.locate import engine_at
+
+IMAGES = 16  # a batch: each epoch is one step on all of them, however many processes share it
+EPOCHS = 5
+# Each process writes what its model ends with; rank 0 also the weights after each step that its average saw.
+SPY = """
+import importlib, os, torch
+from yolov5_ema.engine import activation, shim
+engine = shim.install()
+train = importlib.import_module(engine.module_name("train"))
+rank = max(int(os.environ.get("RANK", "0")), 0)
+steps, models = [], []
+Average = train.ModelEMA
+def state_of(model):
+    model = getattr(model, "module", model)
+    return {k: v.detach().clone().float() for k, v in model.state_dict().items() if v.is_floating_point()}
+class Watched(Average):
+    def __init__(self, model, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        steps.append(state_of(model))
+    def update(self, model):
+        super().update(model)
+        steps.append(state_of(model))
+train.ModelEMA = Watched
+Loss = train.ComputeLoss
+class Seen(Loss):
+    def __init__(self, model, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        models.append(model)
+train.ComputeLoss = Seen
+run = train.train
+def watched(*args, **kwargs):
+    result = run(*args, **kwargs)
+    names = {type(module).__name__ for module in models[0].modules()}
+    kinds = sorted(name for name in names if "Norm" in name or "Distributed" in name)
+    torch.save({"steps": steps, "end": state_of(models[0]), "kinds": kinds}, f"rank{rank}.pt")
+    return result
+train.train = watched
+"""
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory, package_root) -> list[object]:
+    """Without chance in the images: both trainings see the same ones, unaugmented."""
+    folder = tmp_path_factory.mktemp("processes")
+    data = write_tiny_set(folder / "set", train=IMAGES, val=8)
+    hyp = yaml.safe_load((package_root / "data/hyps/hyp.scratch.yaml").read_text())
+    geometry = ["degrees", "translate", "scale", "shear", "perspective", "mosaic", "mixup", "copy_paste"]
+    chance = dict.fromkeys(["hsv_h", "hsv_s", "hsv_v", "flipud", "fliplr", *geometry], 0.0)
+    (folder / "hyp.yaml").write_text(yaml.safe_dump({**hyp, **chance, "warmup_epochs": 0}))
+    (folder / "spy.py").write_text(SPY)
+    model = ["--cfg", "yolov5n-ema.yaml", "--weights", "", "--hyp", folder / "hyp.yaml", "--noautoanchor"]
+    return ["train", "--data", data, *model, "--img", 64, "--batch", IMAGES, "--workers", 0]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def torchrun(*args: object, cwd: Path, launcher: tuple[str, ...] = (), **env: str) -> subprocess.Popen[str]:
+    """``torchrun -m yolov5_ema …``, two processes unless the launcher's own flags say otherwise."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **env}
+    how = launcher or ("--nproc_per_node", "2", "--master_port", str(free_port()))
+    command = [sys.executable, "-m", "torch.distributed.run", *how, "-m", "yolov5_ema", *map(str, args)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    try:
+        out, err = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, out + err
+
+
+def column(run: Path, name: str) -> list[float]:
+    with (run / "results.csv").open(encoding="utf-8") as stream:
+        rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(stream)]
+    return [float(row[name]) for row in rows]
+
+
+def spied(folder: Path, flags: list[object]) -> list[object]:
+    (folder / "spy.py").write_text(SPY)
+    return [*flags, "--plugin", "spy"]
+
+
+@pytest.fixture(scope="module")
+def two(flags, tmp_path_factory) -> Path:
+    """Folder of a training of two ranks, batch 8 each, with synchronised batch normalisation."""
+    cwd = tmp_path_factory.mktemp("two")
+    line = [*spied(cwd, flags), "--epochs", EPOCHS, "--sync-bn", "--save-period", 1]
+    code, output = finished(torchrun(*line, cwd=cwd, YOLOV5_EMA_CPU_DDP="1", YOLOV5_EMA_SEED="0"))
+    assert code == 0, output[-3000:]
+    return cwd
+
+
+def test_two_ranks_of_8_follow_one_of_16(two, flags, tmp_path):
+    # v6.0 seeds with 1 + RANK, and RANK is -1 where there is one process
+    done = run_cli(*flags, "--epochs", EPOCHS, cwd=tmp_path, env={"YOLOV5_EMA_SEED": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    shared, alone = two / "runs/train/exp", tmp_path / "runs/train/exp"
+    for name, noise in (("val/box_loss", 0.002), ("val/obj_loss", 0.01), ("val/cls_loss", 0.002)):
+        ours, theirs = column(shared, name), column(alone, name)
+        assert len(ours) == EPOCHS and ours[0] == theirs[0]  # the average has one step, of the same weights
+        assert ours == pytest.approx(theirs, rel=noise)
+    fall = [column(run, "val/box_loss") for run in (shared, alone)]
+    assert [first - last for first, *_, last in fall] == pytest.approx(
+        [fall[1][0] - fall[1][-1]] * 2, rel=0.15
+    )
+
+
+def test_ranks_end_with_the_same_weights_and_rank_0_saves_them(two, package_root):
+    ends = [torch.load(two / f"rank{rank}.pt") for rank in (0, 1)]
+    assert ends[0]["kinds"] == ["BatchNorm2d", "DistributedDataParallel", "GroupNorm"]
+    assert ends[0]["end"].keys() == ends[1]["end"].keys()
+    for name, value in ends[0]["end"].items():
+        torch.testing.assert_close(ends[1]["end"][name], value, rtol=0, atol=0)
+    assert [path.name for path in (two / "runs/train").iterdir()] == ["exp"]
+    from yolov5_ema.engine import shim
+
+    with shim.installed(package_root):
+        last = load_checkpoint(
+            two / f"runs/train/exp/weights/epoch{EPOCHS - 1}.pt", "cpu", engine=engine_at(package_root)
+        )
+    saved, average = last["model"].float().state_dict(), last["ema"].float().state_dict()
+    for name, value in ends[0]["end"].items():
+        torch.testing.assert_close(saved[name], value.half().float(), rtol=0, atol=0)
+    steps = ends[0]["steps"]
+    assert len(steps) == EPOCHS + 1 and last["updates"] == EPOCHS and not ends[1]["steps"]
+    for name, start in steps[0].items():
+        expected = start.double()
+        for number, state in enumerate(steps[1:], start=1):
+            decay = 0.9999 * (1 - torch.exp(torch.tensor(-number / 2000, dtype=torch.float64)))
+            expected = decay * expected + (1 - decay) * state[name].double()
+        torch.testing.assert_close(average[name].double(), expected, rtol=2e-3, atol=1e-6)  # half precision
+    running = [name for name in steps[0] if name.endswith("running_mean")]
+    assert any((steps[0][name] != steps[-1][name]).any() for name in running)
+
+
+def _batch_norms(rank: int, file: str) -> None:
+    """One rank: half of a batch through a synchronised norm, against the whole batch through torch's own."""
+    from yolov5_ema.engine.quirks import distributed as quirk
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    norms = [torch.nn.BatchNorm2d(3, eps=1e-3, momentum=0.03, dtype=torch.float64) for _ in range(2)]
+    quirk._SyncBatchNorm.convert_sync_batchnorm(norms[0])
+    forward = quirk._of_all_ranks(torch.nn.BatchNorm2d.forward)
+    whole = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    part = slice(0, 2) if rank == 0 else slice(2, 5)  # ranks need not have as many
+    own, whole = whole[part].clone().requires_grad_(), whole.requires_grad_()
+    ours, theirs = forward(norms[0], own), norms[1](whole)
+    torch.testing.assert_close(ours, theirs[part], rtol=1e-12, atol=1e-12)
+    (ours * weights[part]).sum().backward()
+    (theirs * weights).sum().backward()
+    torch.testing.assert_close(own.grad, whole.grad[part], rtol=1e-10, atol=1e-12)
+    for name in ("weight", "bias"):
+        total = getattr(norms[0], name).grad.clone()
+        torch.distributed.all_reduce(total)
+        torch.testing.assert_close(total, getattr(norms[1], name).grad, rtol=1e-10, atol=1e-12)
+    for name, value in norms[1].named_buffers():
+        torch.testing.assert_close(norms[0].get_buffer(name), value, rtol=1e-12, atol=1e-12)
+    norms[0].eval(), norms[1].eval()
+    torch.testing.assert_close(forward(norms[0], own), norms[1](own), rtol=1e-12, atol=1e-12)
+    torch.distributed.destroy_process_group()
+
+
+def test_a_norm_over_two_ranks_is_one_over_the_whole_batch(tmp_path):
+    torch.multiprocessing.spawn(_batch_norms, (str(tmp_path / "store"),), nprocs=2)
+
+
+def test_without_gpus_and_unasked(flags, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there are GPUs")
+    environment = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    refused = run_cli(*flags, cwd=tmp_path, env=environment)
+    assert refused.returncode == 2
+    assert "error: rank 1: torchrun started process 1" in refused.stderr
+    assert "YOLOV5_EMA_CPU_DDP=1" in refused.stderr and "Traceback" not in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_nodes_and_resume(flags, tmp_path):
+    """Two nodes of one process each, as two machines would be started; then a killed one goes on."""
+    (tmp_path / "stops.py").write_text(STOPS)
+    port = free_port()
+
+    def both(*args: object) -> list[tuple[int, str]]:
+        nodes = []
+        for rank in range(2):
+            where = ("--nnodes", "2", "--node_rank", str(rank), "--nproc_per_node", "1", "--master_addr")
+            launcher = (*where, "127.0.0.1", "--master_port", str(port))
+            nodes.append(torchrun(*args, cwd=tmp_path, launcher=launcher, YOLOV5_EMA_CPU_DDP="1"))
+        return [finished(node) for node in nodes]
+
+    killed = both(*flags, "--epochs", 4, "--plugin", "stops")
+    assert all(code != 0 for code, _ in killed), killed[0][1][-2000:]
+    run = tmp_path / "runs/train/exp"
+    assert column(run, "epoch") == [0, 1, 2]  # killed before last.pt of epoch 2
+    resumed = both("train", "--resume")
+    assert [code for code, _ in resumed] == [0, 0], resumed[0][1][-3000:]
+    assert column(run, "epoch") == [0, 1, 2, 3]
+    assert [path.name for path in (tmp_path / "runs/train").iterdir()] == ["exp"]
+
+
+# rank 0 dies when it is about to save for the third time
+STOPS = """
+import os, signal, torch
+save, saved = torch.save, []
+def counted(checkpoint, file, *args, **kwargs):
+    if os.path.exists("runs/train/exp/weights/.last.pt.tmp"):
+        saved.append(file)
+        if len(saved) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return save(checkpoint, file, *args, **kwargs)
+torch.save = counted
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["6.1.9", "6.2.3", "7.0.14"])
+def test_two_ranks_of_other_releases(version, flags, tmp_path):
+    hyp = flags.index("--hyp")
+    line = [*flags[:hyp], *flags[hyp + 2 :], "--epochs", 2, "--sync-bn", "--yolov5", laid_aside(version)]
+    code, output = finished(torchrun(*line, cwd=tmp_path, YOLOV5_EMA_CPU_DDP="1"))
+    assert code == 0, output[-3000:]
+    assert output.count("Using SyncBatchNorm()") >= 1
+    assert [path.name for path in (tmp_path / "runs/train").iterdir()] == ["exp"]
+    assert (tmp_path / "runs/train/exp/weights/best.pt").is_file()
