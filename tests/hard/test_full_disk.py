@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import run_cli, write_tiny_set
 
 from yolov5_ema.engine.checkpoints import load_checkpoint, save_checkpoint
 from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.engine.scripts import speaking_plainly
 from yolov5_ema.errors import UserError
 
 CLONE = SimpleNamespace(kind="clone")
@@ -88,3 +90,10 @@ def test_a_training_on_a_disk_that_fills_up(small_disk, tmp_path, package_root):
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     with (run / "results.csv").open() as stream:
         assert [int(row[0]) for row in list(csv.reader(stream))[1:]] == [0, 1, 2, 3]
+
+
+def test_a_full_disk_at_any_other_file_is_said_plainly(package_root):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results.csv")
+    message = r"^results\.csv cannot be written: No space left on device\."
+    with pytest.raises(UserError, match=message), speaking_plainly(engine_at(package_root)):
+        raise full

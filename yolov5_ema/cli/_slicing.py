@@ -21,7 +21,7 @@ yolov5-ema's own flags of this command:
 
 
 def run_sliceable(script: str, argv: Sequence[str]) -> int:
-    """Run detect or val, on windows if ``--slice`` is among its flags."""
+    """Run detect or val, on windows if ``--slice`` is among its flags; returns the exit code."""
     settings, rest = take_flags(argv)
 
     from yolov5_ema.engine import scripts, shim
@@ -33,8 +33,7 @@ def run_sliceable(script: str, argv: Sequence[str]) -> int:
             from yolov5_ema.engine.sliced import sliced_inference
 
             stack.enter_context(sliced_inference(engine, script, *settings))
-        scripts.run_script(engine, script, rest, more_help=HELP)
-    return 0
+        return scripts.run_script(engine, script, rest, more_help=HELP)
 
 
 def take_flags(argv: Sequence[str]) -> tuple[tuple[int, float] | None, list[str]]:

@@ -28,10 +28,9 @@ def load_plugins() -> None:
 
 
 def main_of_script(name: str, argv: Sequence[str]) -> int:
-    """Run one of YOLOv5's own scripts under the shim."""
+    """Run one of YOLOv5's own scripts under the shim; returns the exit code."""
     from yolov5_ema.engine import scripts, shim
 
     load_plugins()
     engine = shim.install()
-    scripts.run_script(engine, name, argv)
-    return 0
+    return scripts.run_script(engine, name, argv)

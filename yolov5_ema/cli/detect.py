@@ -10,5 +10,5 @@ SUMMARY = "detect in images and videos: YOLOv5's own detect, with every flag of 
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run YOLOv5's ``detect``, sliced if asked to."""
+    """Run YOLOv5's ``detect``, sliced if asked to; 1 if files could not be used in full, which it reports."""
     return run_sliceable("detect", argv)

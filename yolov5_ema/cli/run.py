@@ -26,5 +26,4 @@ def main(argv: Sequence[str]) -> int:
 
     load_plugins()
     engine = shim.install()
-    scripts.run_file(engine, args.script, args.arguments)
-    return 0
+    return scripts.run_file(engine, args.script, args.arguments)

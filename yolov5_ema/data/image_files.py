@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,9 @@ from PIL import Image
 
 _START_OF_JPEG = b"\xff\xd8"
 _END_OF_JPEG = b"\xff\xd9"
+# YOLOv5 6.1 and 6.2 put a function of their own in the place of `cv2.imread`, to which a cut off JPEG is none at all
+_imread = getattr(cv2, "_native", cv2).imread
+_PIXEL_LIMIT = "CV_IO_MAX_IMAGE_"  # stands in what OpenCV says of a picture that is too large for it
 
 
 class ImageFile(NamedTuple):
@@ -34,34 +38,56 @@ def read_image(file: str | os.PathLike[str]) -> ImageFile:
     16 bits a channel become 8, CMYK becomes BGR, transparency is left out. Nothing is raised for a bad file.
     """
     path = Path(file)
+    problem = problem_before_reading(path)
+    if problem is not None:
+        return ImageFile(None, problem)
     try:
-        with path.open("rb") as stream:
-            head = stream.read(2)
-            stream.seek(0, os.SEEK_END)
-            size = stream.tell()
-            stream.seek(max(size - 2, 0))
-            tail = stream.read(2)
-    except OSError as error:
-        return ImageFile(None, f"cannot be read: {error.strerror or error}")
-    if not size:
-        return ImageFile(None, "is empty")
-    try:
-        pixels = cv2.imread(str(path))
+        pixels = _imread(str(path))
     except (cv2.error, MemoryError) as error:  # more pixels than OpenCV, or this machine, takes
-        return ImageFile(None, f"cannot be read: {_reason(error)}")
+        return ImageFile(None, _reason(error))
     if pixels is None:
         return ImageFile(None, "is no image that OpenCV reads, or a damaged one")
-    if head == _START_OF_JPEG and tail != _END_OF_JPEG and _is_cut_off(path):
+    if _lacks_its_end_mark(path) and _is_cut_off(path):
         return ImageFile(pixels, "is cut off; what lies beyond the cut was taken as grey")
     return ImageFile(pixels, None)
 
 
+def problem_before_reading(file: str | os.PathLike[str]) -> str | None:
+    """Why there is no use in giving a file, an image or a video, to OpenCV; None where there may be."""
+    try:
+        os.fspath(file).encode()
+    except UnicodeEncodeError:  # OpenCV 5.0 does not survive such a name
+        return "has a name that is not UTF-8, which OpenCV cannot open; rename it"
+    try:
+        status = os.stat(file)
+        if stat.S_ISDIR(status.st_mode):
+            return "is a folder"
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
+            return "is no regular file"
+        with open(file, "rb"):
+            pass
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return None if status.st_size else "is empty"
+
+
 def _reason(error: BaseException) -> str:
-    return (str(getattr(error, "err", "")) or str(error) or type(error).__name__).strip().splitlines()[0]
+    text = (str(getattr(error, "err", "")) or str(error) or type(error).__name__).strip().splitlines()[0]
+    if _PIXEL_LIMIT in text:
+        return f"has more pixels than OpenCV reads ({text})"
+    return f"cannot be read: {text}"
+
+
+def _lacks_its_end_mark(path: Path) -> bool:
+    """Whether a file is a JPEG that does not end as one; what is appended to a whole one has that effect too."""
+    with path.open("rb") as stream:
+        head = stream.read(2)
+        stream.seek(-2, os.SEEK_END)
+        return head == _START_OF_JPEG and stream.read(2) != _END_OF_JPEG
 
 
 def _is_cut_off(path: Path) -> bool:
-    """Whether a JPEG ends before its picture does; its last bytes alone may be something that was appended."""
+    """Whether a JPEG ends before its picture does."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import inspect
 import runpy
@@ -18,7 +19,10 @@ from yolov5_ema.engine import exports, preflight
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.engine.run_folder import RunFolder
+from yolov5_ema.engine.skipping import SourceFiles, any_name_printed
 from yolov5_ema.errors import UserError
+
+_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 EXTRA_HELP = """\
 yolov5-ema's own flags, which every command takes:
@@ -31,7 +35,7 @@ cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cf
 """
 
 
-def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str = "") -> None:
+def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str = "") -> int:
     """Run one of YOLOv5's scripts as its own command line would.
 
     Args:
@@ -39,6 +43,9 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
         name: ``train``, ``val``, ``detect``, ``export`` …
         argv: its flags.
         more_help: on flags that the caller took off the line, for ``--help``.
+
+    Returns:
+        The exit code: 0, or 1 if it went on past files that could not be used in full, which it has reported.
 
     Raises:
         UserError: bad input; what YOLOv5 itself says with an assert is passed on as one.
@@ -53,19 +60,21 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
         opt = module.parse_opt()
         preflight.check(opt, name, engine)
         folder = RunFolder.watched(module, patches)
+        files = SourceFiles.watched(module, patches, name, opt)
         checks = (folder.removed_if_refused(), speaking_plainly(engine), exports.all_written(opt, name))
         with contextlib.ExitStack() as stack:
-            for context in checks:
+            for context in (any_name_printed(), *checks):
                 stack.enter_context(context)
             if inspect.signature(module.main).parameters:
                 module.main(opt)
-                return
-            patches.set(module, "parse_opt", lambda *_: opt)  # it was parsed, and checked, above
-            module.main()
+            else:
+                patches.set(module, "parse_opt", lambda *_: opt)  # it was parsed, and checked, above
+                module.main()
+    return files.finish()
 
 
-def run_file(engine: Engine, script: str, argv: Sequence[str]) -> None:
-    """Run a script of the user's with the shim installed, as ``python SCRIPT …`` would.
+def run_file(engine: Engine, script: str, argv: Sequence[str]) -> int:
+    """Run a script of the user's with the shim installed, as ``python SCRIPT …`` would; returns the exit code.
 
     A script of the YOLOv5 in use (``run segment/train.py``) goes through `run_script`.
     """
@@ -76,12 +85,12 @@ def run_file(engine: Engine, script: str, argv: Sequence[str]) -> None:
         raise UserError(f"no such script: {script}")
     if engine.owns(str(path.resolve())):
         relative = path.resolve().relative_to(engine.root).with_suffix("")
-        run_script(engine, ".".join(relative.parts), argv)
-        return
+        return run_script(engine, ".".join(relative.parts), argv)
     sys.path.insert(0, str(path.resolve().parent))
     with _command_line(script, argv):
         sys.argv[0] = script
         runpy.run_path(str(path), run_name="__main__")
+    return 0
 
 
 @contextmanager
@@ -132,6 +141,11 @@ def speaking_plainly(engine: Engine) -> Iterator[None]:
         cause = _user_error_behind(error)
         if cause is not None:
             raise cause from error
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            where = error.filename or "a file"
+            raise UserError(
+                f"{where} cannot be written: {error.strerror}. What was saved before is whole."
+            ) from error
         plain = type(error) in (AssertionError, Exception) and str(error)
         if plain and engine.owns(_file_raised_in(error)):
             raise UserError(str(error)) from error

@@ -110,7 +110,7 @@ class _SumOfRanks(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         total = gradient.contiguous().clone()
         torch.distributed.all_reduce(total)
         return total
@@ -123,7 +123,7 @@ class _SyncBatchNorm:
     def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.is_of_all_ranks = True  # no class of ours, which would get into checkpoints
+                vars(module)["is_of_all_ranks"] = True  # no class of ours, which would get into checkpoints
         return model
 
 
