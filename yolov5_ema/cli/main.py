@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "yolov5_ema.cli.train",
     "val": "yolov5_ema.cli.val",
     "detect": "yolov5_ema.cli.detect",
+    "predict": "yolov5_ema.cli.predict",
     "export": "yolov5_ema.cli.export",
     "run": "yolov5_ema.cli.run",
     "cfg": "yolov5_ema.cli.cfg",
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        print(f"yolov5-ema: error: {error}", file=sys.stderr)
+        print(f"yolov5-ema: error: {_which_process()}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("yolov5-ema: interrupted", file=sys.stderr)
@@ -50,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `yolov5-ema … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _which_process() -> str:
+    """Of several that torchrun started; nothing where there is one."""
+    return f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
 def _dispatch(arguments: list[str]) -> int:

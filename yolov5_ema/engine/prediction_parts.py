@@ -1,0 +1,227 @@
+"""What is done of a long prediction, on disk: a part for each chunk of images, written whole or not at all.
+
+Only one process writes. A chunk is done when its part is there; a part that is there is never written again. So each
+image's result is there exactly once, however often workers, or this process, were killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from yolov5_ema.errors import UserError
+from yolov5_ema.files import write_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_MOST_CHUNKS = 4096
+_FEWEST_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What parts belong to; they go together only if all of it is the same.
+
+    Attributes:
+        settings: weights, thresholds and what else decides the detections; goes into the output as well.
+        images: their number.
+        images_sha256: of their paths, in their order.
+        chunk: images a part.
+    """
+
+    settings: Mapping[str, Any]
+    images: int
+    images_sha256: str
+    chunk: int
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.images // self.chunk)
+
+    def span(self, chunk: int) -> range:
+        """Places of a chunk's images in the list."""
+        return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.images))
+
+    def as_text(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def sha256_of_paths(images: Sequence[str], files: Sequence[str]) -> str:
+    """Of both what the user named and where that is."""
+    digest = hashlib.sha256()
+    for image, file in zip(images, files):
+        digest.update(json.dumps([image, file]).encode())
+    return digest.hexdigest()
+
+
+def default_chunk(images: int) -> int:
+    """Images a part: little is lost with a worker, and a million images still make no more than 4,096 parts."""
+    return max(_FEWEST_IMAGES, -(-images // _MOST_CHUNKS))
+
+
+class Parts:
+    """The folder of parts beside an output file. Use `opened`.
+
+    Attributes:
+        folder: beside the output, hidden.
+        manifest: what the parts belong to.
+    """
+
+    def __init__(self, out: Path, manifest: Manifest) -> None:
+        self.folder = folder_of(out)
+        self.manifest = manifest
+
+    def missing(self) -> list[int]:
+        """Chunks that are still to be done, in order."""
+        return [chunk for chunk in range(self.manifest.chunks) if not self._is_whole(chunk)]
+
+    def write(self, chunk: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep the results of a chunk.
+
+        Raises:
+            UserError: it cannot be written, as on a full disk; all earlier parts are still there.
+        """
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_whole(self._file(chunk), text)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All results in the order of the images; no more than a row is in memory."""
+        for chunk in range(self.manifest.chunks):
+            with open(self._file(chunk), encoding="utf-8") as stream:
+                for line in stream:
+                    yield json.loads(line)
+
+    def draft(self) -> Path:
+        """Where the output is written before it is moved to its place; on the same file system."""
+        return self.folder / "joined.tmp"
+
+    def remove(self) -> None:
+        """Take the folder away; without a manifest, what a killed removal leaves counts as nothing."""
+        with contextlib.suppress(OSError):
+            (self.folder / "manifest.json").unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, chunk: int) -> Path:
+        return self.folder / f"{chunk:06}.jsonl"
+
+    def _is_whole(self, chunk: int) -> bool:
+        """Whether a part has as many lines as images; a power failure can leave fewer."""
+        try:
+            with open(self._file(chunk), "rb") as stream:
+                lines = sum(line.endswith(b"\n") for line in stream)
+        except OSError:
+            return False
+        return lines == len(self.manifest.span(chunk))
+
+
+def folder_of(out: Path) -> Path:
+    """Where the parts of an output are."""
+    return out.with_name(f".{out.name}.parts")
+
+
+def is_begun(out: Path) -> bool:
+    """Whether there are parts that `opened` can go on from."""
+    return (folder_of(out) / "manifest.json").is_file()
+
+
+@contextlib.contextmanager
+def opened(out: Path, manifest: Manifest, *, resume: bool, force: bool) -> Iterator[Parts]:
+    """The parts of an output, locked for the length of a ``with`` block; they stay when it ends.
+
+    Args:
+        out: the output file that they will be joined to.
+        manifest: what is asked for now.
+        resume: go on with what is there, if there is something.
+        force: throw away what is there.
+
+    Raises:
+        UserError: there are parts, and neither was said; they belong to something else; another process is at work on
+            them; they cannot be written.
+    """
+    parts = Parts(out, manifest)
+    made = not parts.folder.exists()
+    try:
+        parts.folder.mkdir(exist_ok=True)
+        lock = (parts.folder / "lock").open("a")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
+    with lock:
+        _lock(lock, out)
+        if is_begun(out) and not force:
+            if not resume:
+                raise UserError(
+                    f"{out} was begun before: --resume goes on with it, --force starts from the beginning"
+                )
+            _check_same(parts, out)
+        else:
+            _begin(parts, made)
+        try:
+            yield parts
+        except UserError:
+            if not any(parts.folder.glob("*.jsonl")):  # nothing was done yet: leave nothing behind
+                parts.remove()
+            raise
+
+
+def chunk_begun(out: Path) -> int | None:
+    """Images a part of what is there already; None if nothing is, or nothing that can be read."""
+    try:
+        chunk = json.loads((folder_of(out) / "manifest.json").read_text(encoding="utf-8"))["chunk"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return chunk if isinstance(chunk, int) and chunk > 0 else None
+
+
+def _begin(parts: Parts, made: bool) -> None:
+    for path in parts.folder.iterdir():
+        if path.name != "lock":
+            path.unlink()
+    try:
+        write_whole(parts.folder / "manifest.json", parts.manifest.as_text())
+    except UserError:
+        if made:
+            parts.remove()
+        raise
+
+
+def _check_same(parts: Parts, out: Path) -> None:
+    file = parts.folder / "manifest.json"
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        old = {**before["settings"], **{name: before[name] for name in ("images", "images_sha256", "chunk")}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged; --force starts from the beginning") from error
+    now = json.loads(parts.manifest.as_text())
+    new = {**now.pop("settings"), **now}
+    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if differing:
+        raise UserError(
+            f"--resume: {out} was begun with other settings: "
+            f"{'; '.join(_difference(name, old, new) for name in differing)}. "
+            "Say the same again, or --force to start from the beginning"
+        )
+
+
+def _difference(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    if name == "images_sha256":
+        return "other images, or in another order"
+    return f"{name} was {old.get(name)}, now {new.get(name)}"
+
+
+def _lock(stream: IO[str], out: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"another predict is at work on {out}; wait for it or end it") from None

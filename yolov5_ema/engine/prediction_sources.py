@@ -1,0 +1,97 @@
+"""Which images ``yolov5-ema predict --source`` means."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolov5_ema.data.dataset import IMAGE_SUFFIXES
+from yolov5_ema.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images in the order in which they are reported.
+
+    Attributes:
+        images: their paths as the user named them, each once.
+        repeated: lines of a list that name an image again, and are left out.
+    """
+
+    images: list[str]
+    repeated: int = 0
+
+    def files(self) -> list[str]:
+        """The images' paths from the root, so that a process with another working folder finds them."""
+        return [os.path.abspath(image) for image in self.images]
+
+
+def find_images(source: str) -> Source:
+    """The images of a folder and all below it, of a glob, of a list, or a single one.
+
+    Hidden files and folders are passed over, as YOLOv5 does. A list (``.txt``) has a path a line, relative to the
+    working folder; after ``./``, relative to the list, as in YOLOv5's data sets. Its images need not be there.
+
+    Raises:
+        UserError: there are none, or a list names something else.
+    """
+    path = Path(source)
+    if path.is_dir():
+        inside = os.path.join(glob.escape(source), "**", "*.*")
+        found = Source(_images_among(glob.glob(inside, recursive=True)))
+    elif path.is_file() and path.suffix.lower() == ".txt":
+        found = _of_list(path)
+    elif path.is_file():
+        found = Source(_images_among([source]))
+    elif any(character in source for character in "*?["):
+        found = Source(_images_among(glob.glob(source, recursive=True)))
+    else:
+        raise UserError(f"--source {source}: no such file or folder")
+    if not found.images:
+        raise UserError(f"--source {source}: no images there; known are {_known()}")
+    _check_names(found.images, source)
+    return found
+
+
+def _known() -> str:
+    return ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _images_among(names: Iterable[str]) -> list[str]:
+    return sorted({name for name in names if _is_image(name) and os.path.isfile(name)})
+
+
+def _of_list(file: Path) -> Source:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--source {file}: cannot be read: {reason}") from error
+    images: dict[str, str] = {}
+    named = 0
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        if not name:
+            continue
+        if not _is_image(name):
+            raise UserError(f"{file}, line {number}: {name[:200]} is no image; known are {_known()}")
+        if name.startswith("./"):
+            name = str(file.parent / name[2:])
+        named += 1
+        images.setdefault(os.path.abspath(name), name)
+    return Source(list(images.values()), named - len(images))
+
+
+def _check_names(images: Iterable[str], source: str) -> None:
+    for image in images:
+        try:
+            image.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"--source {source}: the name of {image!a} is not UTF-8; rename it") from None
