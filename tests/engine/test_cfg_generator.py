@@ -442,11 +442,11 @@ def test_bases_that_cannot_be_used_are_named_with_row_and_fix(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"nc: [1", "is not YAML"),
+        (b"nc: [1", "is not valid YAML"),
         (b"", "holds nothing where a model YAML holds keys"),
         (b"- 1\n- 2", "holds a list of 2"),
-        (b"\xff\xfe\x00x", "is not YAML"),
-        (b"nc: 2024-99-99", "is not YAML"),
+        (b"\xff\xfe\x00x", "is not valid YAML"),
+        (b"nc: 2024-99-99", "is not valid YAML"),
         (b"path: ../data\ntrain: images\nnc: 3\nnames: [a, b, c]", "a data YAML is not a model YAML"),
     ],
 )
@@ -460,7 +460,7 @@ def test_bases_that_are_no_model_yaml(tmp_path, content, message):
 def test_base_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"no such file; did you mean the shipped yolov5s-ema\.yaml"):
         load_base("yolov5s_ema.yaml")
-    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
         load_base(tmp_path)
 
 

@@ -240,3 +240,16 @@ def test_plain_yolov5_of_a_clone_reads_it_without_the_shim(engine, model, tmp_pa
     assert done.returncode == 0, done.stderr
     expected = float(model(torch.ones(1, 3, 64, 64))[0].sum())
     assert float(done.stdout.splitlines()[-1]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name, is_refused", [("../../x", True), ("/etc/x", True), ("car/..truck", False)])
+def test_class_names_do_not_lead_out_of_the_folder_of_crops(engine, tmp_path, name, is_refused):
+    layer = torch.nn.Identity()
+    layer.names = ["car", name]
+    torch.save({"model": layer}, tmp_path / "m.pt")
+    if not is_refused:
+        loaded = checkpoints.load_checkpoint(tmp_path / "m.pt", engine=engine)
+        assert loaded["model"].names == ["car", name]
+        return
+    with pytest.raises(CheckpointError, match="would lead out of the folder of crops"):
+        checkpoints.load_checkpoint(tmp_path / "m.pt", engine=engine)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.engine.model_info import ModelInfo
@@ -29,13 +30,28 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--imgsz", "--img", "--img-size", type=int, default=640, help="image side in pixels")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
+    if args.nc is not None and args.nc < 1:
+        raise UserError(f"--nc {args.nc}: there must be 1 class or more")
+    if not 1 <= args.imgsz <= 100_000:
+        raise UserError(f"--imgsz {args.imgsz}: the side of an image in pixels, such as 640")
 
     from yolov5_ema.engine import preflight, shim
     from yolov5_ema.engine.model_info import model_info
 
     load_plugins()
     preflight.resolve_names(args, shim.install())
-    found = model_info(args.cfg, args.nc, args.imgsz)
+    try:
+        found = model_info(args.cfg, args.nc, args.imgsz)
+    except (
+        RuntimeError,
+        MemoryError,
+        ValueError,
+        TypeError,
+    ) as error:  # what fits on paper, and not in this machine
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{args.cfg}: the model cannot be built and run here: {reason}") from error
     print(json.dumps(found.as_dict(), indent=2) if args.json else _table(found))
     return 0
 

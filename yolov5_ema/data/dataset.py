@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import reprlib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from yolov5_ema.data.text_rows import read_lines
+from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = {".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+_NOT_IN_NAMES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, ends of lines
+_MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,16 @@ class Dataset:
         Raises:
             ConfigError: the YAML does not name the split, its place is missing, or no image is there.
         """
-        entries = self.content.get(split)
+        entries = entries_of(self.content, split, self.file)
         if not entries:
             raise ConfigError(
                 f"{self.file}: the key {split!r} is missing; it has {', '.join(self.splits) or 'no splits'}"
             )
         found: set[Path] = set()
-        for entry in entries if isinstance(entries, list) else [entries]:
-            found.update(_images_at(self.root / str(entry), self.file, split))
+        for entry in entries:
+            found.update(_images_at(self.root / entry, self.file, split))
         if not found:
-            raise ConfigError(f"{self.file}: no images for {split} in {entries}")
+            raise ConfigError(f"{self.file}: no images for {split} in {', '.join(entries)}")
         return sorted(found)
 
     def extra_path(self, key: str, split: str) -> Path | None:
@@ -66,8 +69,8 @@ class Dataset:
         if not isinstance(places, Mapping) or not places.get(split):
             return None
         place = self.root / str(places[split])
-        if not place.exists():
-            raise ConfigError(f"{self.file}: {key}, {split}: {place} is missing")
+        if not is_there(place):
+            raise ConfigError(f"{self.file}: {key}, {split}: {str(place)[:1000]!r} is missing")
         return place
 
 
@@ -82,12 +85,7 @@ def load_dataset(file: Path, bases: Sequence[Path] = ()) -> Dataset:
     Raises:
         ConfigError: it cannot be read, or names no classes.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    content = read_yaml(file, errors="strict")
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: a data YAML must hold keys such as path, train, val, names")
     return Dataset(file, dataset_root(content, file, bases), _names(content, file), content)
@@ -99,15 +97,78 @@ def dataset_root(content: Mapping[str, Any], file: Path, bases: Sequence[Path] =
     A relative ``path`` is taken from the working directory, from ``bases`` or from the YAML's own folder: the
     first of these that holds a split; the first of all if none does.
     """
-    path = Path(str(content.get("path") or "")).expanduser()
+    path = _home_written_out(content.get("path") or "", file)
     if path.is_absolute():
         return path
     candidates = [base / path for base in (Path(), *bases, file.resolve().parent)]
     first_entries = [_first(content[split]) for split in SPLITS if content.get(split)]
     for candidate in candidates:
-        if any((candidate / entry).exists() for entry in first_entries):
+        if any(is_there(candidate / entry) for entry in first_entries):
             return candidate
     return candidates[0]
+
+
+def _home_written_out(path: Any, file: Path) -> Path:
+    if not isinstance(path, str) or "\0" in path:
+        raise ConfigError(f"{file}: path must be a folder, not {reprlib.repr(path)}")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{file}: path {path!r}: {error}") from error
+
+
+def is_there(place: Path) -> bool:
+    """Whether a place exists; one that no file system could hold, by its length or a NUL, does not."""
+    try:
+        return place.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def entries_of(content: Mapping[str, Any], split: str, file: Path) -> list[str]:
+    """The folders, lists or images that a data YAML names for a split; empty if it does not name the split.
+
+    Raises:
+        ConfigError: they are no texts.
+    """
+    value = content.get(split)
+    entries = (
+        value if isinstance(value, (list, tuple)) else [value] if value is not None and value != "" else []
+    )
+    for entry in entries:
+        if not isinstance(entry, str) or not entry or "\0" in entry:
+            raise ConfigError(
+                f"{file}: {split} must name a folder of images, such as images/{split}, or a list of them, "
+                f"not {reprlib.repr(entry)}"
+            )
+    return list(entries)
+
+
+def class_names(content: Mapping[str, Any], file: Path) -> list[str] | None:
+    """The names of a data YAML in the order of their classes; None if there is no such key.
+
+    Raises:
+        ConfigError: they are no list, or no mapping that counts from 0; or one of them is no name.
+    """
+    names = content.get("names")
+    if names is None:
+        return None
+    if isinstance(names, Mapping):
+        if not all(type(key) is int for key in names) or sorted(names) != list(range(len(names))):
+            raise ConfigError(
+                f"{file}: names must count its classes from 0 without a gap, not {reprlib.repr(list(names))}"
+            )
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list):
+        raise ConfigError(f"{file}: names must be a list of class names, not {reprlib.repr(names)}")
+    for name in names:
+        if not isinstance(name, (str, int, float)) or any(
+            unicodedata.category(char) in _NOT_IN_NAMES for char in str(name)
+        ):
+            raise ConfigError(
+                f"{file}: {reprlib.repr(name)} in names is no name of a class: it must be text, on one line"
+            )
+    return [str(name) for name in names]
 
 
 def label_path(image: Path) -> Path:
@@ -126,37 +187,55 @@ def label_path(image: Path) -> Path:
 
 
 def _first(entry: Any) -> str:
-    return str(entry[0] if isinstance(entry, list) and entry else entry)
+    return str(entry[0] if isinstance(entry, list) and entry else entry)[:4096]
 
 
 def _names(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
-    names, nc = content.get("names"), content.get("nc")
-    if isinstance(names, Mapping):
-        if sorted(names) != list(range(len(names))):
-            raise ConfigError(
-                f"{file}: names must count its classes from 0 without a gap, not {sorted(names)}"
-            )
-        names = [names[index] for index in range(len(names))]
-    if names is None and isinstance(nc, int) and nc > 0:
+    names, nc = class_names(content, file), content.get("nc")
+    if names is None and type(nc) is int and 0 < nc <= _MOST_CLASSES:
         names = [f"class{index}" for index in range(nc)]
-    if not isinstance(names, list) or not names:
-        raise ConfigError(f"{file}: names must list the classes, not {names!r}")
+    if not names:
+        raise ConfigError(f"{file}: names must list the classes, not {reprlib.repr(content.get('names'))}")
     if nc is not None and nc != len(names):
-        raise ConfigError(f"{file}: nc is {nc}, but there are {len(names)} names")
-    return tuple(str(name) for name in names)
+        raise ConfigError(f"{file}: nc is {reprlib.repr(nc)}, but there are {len(names)} names")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(
+            f"{file}: names has {reprlib.repr(twice)} twice; their figures could not be told apart"
+        )
+    return tuple(names)
 
 
 def _images_at(place: Path, file: Path, split: str) -> Iterator[Path]:
+    if not is_there(place):
+        raise _not_found(place, file, split)
     if place.is_dir():
-        for folder, _, names in os.walk(place, followlinks=True):
-            yield from (Path(folder, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        if place.resolve() == Path(place.resolve().anchor):
+            raise ConfigError(f"{file}: {split} is the whole file system")
+        yield from _images_below(place)
     elif place.is_file() and place.suffix == ".txt":
         for line in filter(None, map(str.strip, read_lines(place))):
             yield place.parent / line if line.startswith("./") else Path(line)
     elif place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
         yield place
     else:
-        raise ConfigError(
-            f"{file}: {split} images not found at {place} (looked from {Path.cwd()}); "
-            "mend 'path' or run the command from the folder that it is relative to"
-        )
+        raise _not_found(place, file, split)
+
+
+def _images_below(top: Path) -> Iterator[Path]:
+    """The images in a folder and those in it, through links as well; each folder once, for links may go in circles."""
+    seen: set[tuple[int, int]] = set()
+    for folder, below, names in os.walk(top, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(folder, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _not_found(place: Path, file: Path, split: str) -> ConfigError:
+    return ConfigError(
+        f"{file}: {split} images not found at {str(place)[:1000]!r} (looked from {Path.cwd()}); "
+        "mend 'path' or run the command from the folder that it is relative to"
+    )

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.engine.cfg_graph import OUTPUT_MODULES, Graph, Row, is_plain_name
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import find_shipped
@@ -271,19 +270,11 @@ def load_base(path: str | os.PathLike[str]) -> Any:
     file = Path(path)
     if not file.exists():
         file = find_shipped(name) or file
-    try:
-        # As YOLOv5 reads its YAMLs: a stray byte in a comment is no reason to refuse one.
-        text = file.read_text(encoding="utf-8", errors="ignore")
-    except FileNotFoundError:
+    if not file.exists():
         near = difflib.get_close_matches(name, SHIPPED, n=1)
         hint = f"; did you mean the shipped {near[0]}?" if near else ""
-        raise ConfigError(f"{name}: there is no such file{hint}") from None
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read ({error.strerror or error})") from error
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{name}: is not YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{name}: there is no such file{hint}")
+    return read_yaml(file, name=name)
 
 
 def parse_option(text: str) -> tuple[str, Any]:

@@ -42,6 +42,13 @@ _SAME_SIZE = re.compile(
     r"|nn\.(Identity|BatchNorm2d|ZeroPad2d|Dropout2d?|SiLU|ReLU|LeakyReLU)$"
 )
 
+# Beyond these a model could not be built; YOLOv5 would try for hours, or until the memory is gone.
+_MOST_REPEATS = 1000
+_MOST_LAYERS = 500
+_MOST_CHANNELS = 1000
+_MOST_ANCHORS = 100
+_LONGEST_NAME = 200
+
 _PLAIN_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 # Strings in args that YOLOv5 evaluates to a value: written bare, as its own YAMLs do.
 _EVALUATED = frozenset({"None", "nc", "anchors"})
@@ -93,6 +100,7 @@ class Graph:
         for section in SECTIONS:
             for raw in cfg[section]:
                 rows.append(_read_row(raw, section, rows, name))
+        _check_repeats(rows, cfg["depth_multiple"], name)
         settings = {key: _copy(value) for key, value in cfg.items() if key not in SECTIONS}
         return cls(settings, rows, name)
 
@@ -201,7 +209,7 @@ class Graph:
 
 def is_plain_name(text: Any) -> bool:
     """Whether ``text`` is a module name such as ``C3`` or ``nn.Upsample``, and no other code."""
-    return isinstance(text, str) and _PLAIN_NAME.fullmatch(text) is not None
+    return isinstance(text, str) and len(text) <= _LONGEST_NAME and _PLAIN_NAME.fullmatch(text) is not None
 
 
 def _copy(value: Any) -> Any:
@@ -233,14 +241,23 @@ def _check_settings(cfg: Any, name: str) -> None:
         hint = f"; it has '{near[0]}', is that the one?" if near else ""
         raise ConfigError(f"{name}: the key '{key}' is missing{hint} (a data YAML is not a model YAML)")
     if not _is_int(cfg["nc"]) or cfg["nc"] < 1:
-        raise ConfigError(f"{name}: nc is {cfg['nc']!r}; it must be a whole number of classes, 1 or more")
+        raise ConfigError(
+            f"{name}: nc is {_shown(cfg['nc'])}; it must be a whole number of classes, 1 or more"
+        )
     for key in ("depth_multiple", "width_multiple"):
         if not _is_number(cfg[key]) or cfg[key] <= 0:
-            raise ConfigError(f"{name}: {key} is {cfg[key]!r}; it must be a number above 0, such as 0.5")
+            raise ConfigError(
+                f"{name}: {key} is {_shown(cfg[key])}; it must be a number above 0, such as 0.5"
+            )
     if not _anchors_are_fine(cfg["anchors"]):
         raise ConfigError(
             f"{name}: anchors must be a count such as 3, or one list of width, height pairs for each level, "
-            f"such as [10,13, 16,30, 33,23]; found {cfg['anchors']!r}"
+            f"such as [10,13, 16,30, 33,23]; found {_shown(cfg['anchors'])}"
+        )
+    channels = cfg.get("ch", 3)
+    if not _is_int(channels) or not 1 <= channels <= _MOST_CHANNELS:
+        raise ConfigError(
+            f"{name}: ch is {_shown(channels)}; it must be the number of the image's channels, such as 3"
         )
     for section in SECTIONS:
         if not isinstance(cfg[section], (list, tuple)) or not cfg[section]:
@@ -250,9 +267,21 @@ def _check_settings(cfg: Any, name: str) -> None:
             )
 
 
+def _check_repeats(rows: Sequence[Row], depth: float, name: str) -> None:
+    """A YAML of a few bytes can ask for millions of layers."""
+    layers = 0.0
+    for index, row in enumerate(rows):
+        repeats = row.number * float(depth) if row.number > 1 else 1.0
+        if repeats > _MOST_REPEATS:
+            raise ConfigError(f"{name}: row {index} repeats {row.module} more than {_MOST_REPEATS} times")
+        layers += max(repeats, 1.0)
+    if layers > _MOST_LAYERS:
+        raise ConfigError(f"{name}: it asks for more than {_MOST_LAYERS} layers")
+
+
 def _anchors_are_fine(anchors: Any) -> bool:
     if _is_int(anchors):
-        return anchors >= 1
+        return 1 <= anchors <= _MOST_ANCHORS
     return (
         isinstance(anchors, (list, tuple))
         and len(anchors) > 0
@@ -262,7 +291,7 @@ def _anchors_are_fine(anchors: Any) -> bool:
 
 
 def _read_row(raw: Any, section: str, before: list[Row], name: str) -> Row:
-    where = f"{name}, row {len(before)} of the model (in {section}: {raw!r})"
+    where = f"{name}, row {len(before)} of the model (in {section}: {_shown(raw)})"
     if not isinstance(raw, (list, tuple)) or len(raw) != 4:
         raise ConfigError(
             f"{where}: a row has four parts, [from, number, module, args]; this is {_kind(raw)}"
@@ -275,10 +304,14 @@ def _read_row(raw: Any, section: str, before: list[Row], name: str) -> Row:
             f"{where}: 'from' must be a row number such as -1 or a list of them such as [-1, 6]"
         )
     sources = [_read_source(reference, before, where) for reference in references]
-    if not _is_int(number) or number < 1:
-        raise ConfigError(f"{where}: 'number' is {number!r}; it says how often the module repeats: 1 or more")
+    if not _is_int(number) or not 1 <= number < 2**53:
+        raise ConfigError(
+            f"{where}: 'number' is {_shown(number)}; it says how often the module repeats: 1 or more"
+        )
     if not is_plain_name(module) and not isinstance(module, type):
-        raise ConfigError(f"{where}: the module must be a name such as C3 or nn.Upsample; found {module!r}")
+        raise ConfigError(
+            f"{where}: the module must be a name such as C3 or nn.Upsample; found {_shown(module)}"
+        )
     if not several and module in _READS_A_LIST:
         raise ConfigError(f"{where}: {module} reads a list of rows; write [{read}], or [{read}, 6] for two")
     if not isinstance(args, (list, tuple)):
@@ -302,6 +335,12 @@ def _read_source(reference: int, before: list[Row], where: str) -> Source:
             f"{where}: 'from' {reference} is {row.module}, which gives predictions, not features"
         )
     return Source(row, reference < 0)
+
+
+def _shown(value: Any, most: int = 300) -> str:
+    """A value of the file's, for a message."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _kind(value: Any) -> str:

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from yolov5_ema.engine.locate import Engine
-from yolov5_ema.errors import CheckpointError
+from yolov5_ema.errors import CheckpointError, UserError
 
 MODEL_CLASSES = ("Model", "DetectionModel", "SegmentationModel")
+
+
+@contextmanager
+def as_yolov5_builds(source: Path) -> Iterator[None]:
+    """Within: whatever goes wrong with a model that somebody else made is said as a CheckpointError.
+
+    Its attributes may be anything, and what YOLOv5's and torch's own code says of that is anything too.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0][:300] if str(error).strip() else "no reason given"
+        raise CheckpointError(
+            f"{source}: its model is not as YOLOv5 builds one ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def model_of(checkpoint: Any, source: Path) -> Any:
@@ -38,7 +57,10 @@ def model_of(checkpoint: Any, source: Path) -> Any:
 
 def check_head(model: Any, source: Path) -> None:
     """Refuse, with a CheckpointError, a model that ends in no Detect or Segment."""
-    if not (hasattr(model, "stride") and hasattr(model.model[-1], "anchors")):
+    layers = getattr(model, "model", None)
+    if not isinstance(layers, nn.Sequential) or not len(layers):
+        raise CheckpointError(f"{source}: the model has no rows; only detectors are converted")
+    if not (isinstance(getattr(model, "stride", None), torch.Tensor) and hasattr(layers[-1], "anchors")):
         raise CheckpointError(
             f"{source}: the model ends in no Detect or Segment; only detectors are converted"
         )

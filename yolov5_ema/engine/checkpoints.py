@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import os
 import pathlib
 import pickle
 import sys
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -27,12 +27,21 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from yolov5_ema.blocks import registry
 from yolov5_ema.engine.locate import Engine
-from yolov5_ema.errors import CheckpointError
+from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.files import replacement
+from yolov5_ema.weights.checkpoint_files import PickleFile, open_pickles
+from yolov5_ema.weights.names import taken_by_torch
+from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
 TRUST_ENV = "YOLOV5_EMA_TRUST_CHECKPOINT"
 
 _CLASS_MODULES = ("models.common", "models.experimental", "models.yolo")
 _NEVER_IN_A_CHECKPOINT = {"AutoShape", "DetectMultiBackend"}  # wrappers that open files when built
+
+
+_MOST_MODULES = 200_000
+_MOST_VALUES = 1_000_000
+_DEEPEST = 50
 
 
 def is_trusted() -> bool:
@@ -70,8 +79,15 @@ def load_checkpoint(
                 checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, str(error).splitlines()[0])) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ImportError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    except UserError:  # a model that is built while a trusted file is read goes through the shim
+        raise
+    except (
+        Exception
+    ) as error:  # torch and the file's own classes raise what they like over a file that is odd
+        reason = str(error).splitlines()[0][:500] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+    check_modules(checkpoint, path)
+    _check_class_names(checkpoint, path)
     _mend_layers_of_old_torch(checkpoint)
     _mend_detect(checkpoint)
     return checkpoint
@@ -87,18 +103,54 @@ def check_file(path: pathlib.Path, *, engine: Engine, trust: bool | None = None)
         raise CheckpointError(f"weights not found: {path}")
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a weights file")
-    if not zipfile.is_zipfile(path):
+    is_archive = _is_archive(path)
+    if not is_archive:
         _check_legacy_file(path)
-        return
     if is_trusted() if trust is None else trust:
         return
-    with safe_globals(allow_list(engine)):
-        try:
-            unsafe = get_unsafe_globals_in_checkpoint(path)
-        except (RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from error
+    allowed = allow_list(engine)
+    known = {name for _, name in allowed}
+    opened = _followed(path)
+    pickles = (opened.root, *opened.others)
+    unsafe = {name for one in pickles for name in one.names if name not in known and not taken_by_torch(name)}
+    if is_archive and not unsafe:
+        with safe_globals(allowed):
+            try:
+                unsafe.update(get_unsafe_globals_in_checkpoint(path))
+            except Exception as error:  # pickletools' own, beside torch's and zipfile's
+                raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from error
     if unsafe:
-        raise CheckpointError(_refusal(path, ", ".join(sorted(unsafe)), _of_a_newer_yolov5(unsafe, engine)))
+        raise CheckpointError(
+            _refusal(path, ", ".join(sorted(unsafe)), _of_a_newer_yolov5(sorted(unsafe), engine))
+        )
+    _check_calls(path, opened)
+
+
+def _is_archive(path: pathlib.Path) -> bool:
+    """As torch itself tells today's format from the older one."""
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
+def _followed(path: pathlib.Path) -> PickleFile:
+    try:
+        return open_pickles(path)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from error
+
+
+def _check_calls(path: pathlib.Path, opened: PickleFile) -> None:
+    """Refuse what the allowed names could still be used for; see `yolov5_ema.weights.vocabulary`."""
+    odd = odd_calls((opened.root, *opened.others))
+    if odd:
+        raise CheckpointError(_refusal(path, "; ".join(odd[:5])))
+    short = short_storages(opened.root, opened.sizes)
+    if short:
+        raise CheckpointError(
+            f"{path} is cut off or was changed: the storage of tensor {short[0]!r} is shorter than the file says"
+        )
 
 
 def _check_legacy_file(path: pathlib.Path) -> None:
@@ -213,6 +265,80 @@ def _modules_of(checkpoint: Any) -> Iterator[nn.Module]:
             yield from value.modules()
 
 
+def _check_class_names(checkpoint: Any, path: pathlib.Path) -> None:
+    """Refuse names of classes by which ``detect --save-crop``, which makes a folder for each, would leave its own."""
+    for value in checkpoint.values() if isinstance(checkpoint, dict) else [checkpoint]:
+        names = vars(value).get("names") if isinstance(value, nn.Module) else None
+        listed = (
+            names.values() if isinstance(names, dict) else names if isinstance(names, (list, tuple)) else ()
+        )
+        for name in filter(lambda name: isinstance(name, str), listed):
+            if ".." in pathlib.PurePath(name).parts or pathlib.PurePath(name).is_absolute():
+                raise CheckpointError(
+                    f"{path}: the class name {name!r} would lead out of the folder of crops that detect makes; "
+                    "if it is meant so, give the class another name"
+                )
+
+
+def check_modules(checkpoint: Any, path: pathlib.Path) -> None:
+    """Refuse, with a CheckpointError, what is read but cannot be gone through.
+
+    Modules that lack what every module has; and modules, lists and dicts that hold each other in a circle, or stand for
+    an exponential number of one another.
+    """
+    _check_extent(checkpoint, path)
+    for model in checkpoint.values() if isinstance(checkpoint, dict) else [checkpoint]:
+        if isinstance(model, nn.Module):
+            _check_module_tree(model, path)
+
+
+def _check_module_tree(model: nn.Module, path: pathlib.Path) -> None:
+    waiting = [(model, 0)]
+    seen: set[int] = set()
+    count = 0
+    while waiting:
+        module, depth = waiting.pop()
+        count += 1
+        if count > _MOST_MODULES or depth > _DEEPEST:
+            raise CheckpointError(
+                f"{path}: its layers hold each other more often than any model's, or in a circle"
+            )
+        modules = vars(module).get("_modules")
+        if id(module) not in seen:
+            seen.add(id(module))
+            _check_module(module, path)
+        waiting += [(child, depth + 1) for child in (modules or {}).values() if child is not None]
+
+
+def _check_module(module: nn.Module, path: pathlib.Path) -> None:
+    held: list[Any] = [vars(module).get(name) for name in ("_modules", "_parameters", "_buffers")]
+    if not all(isinstance(part, dict) and all(isinstance(name, str) for name in part) for part in held):
+        raise CheckpointError(f"{path}: a {type(module).__name__} in it lacks what every module has")
+    modules, *tensors = held
+    fine = all(
+        value is None or isinstance(value, torch.Tensor) for part in tensors for value in part.values()
+    )
+    if not fine or not all(isinstance(child, (nn.Module, type(None))) for child in modules.values()):
+        raise CheckpointError(f"{path}: a {type(module).__name__} in it holds what is no layer and no tensor")
+    _check_extent({name: value for name, value in vars(module).items() if name != "_modules"}, path)
+
+
+def _check_extent(value: Any, path: pathlib.Path) -> None:
+    waiting = [(value, 0)]
+    count = 0
+    while waiting:
+        held, depth = waiting.pop()
+        count += 1
+        if count > _MOST_VALUES or depth > _DEEPEST:
+            raise CheckpointError(
+                f"{path}: its values hold each other without end, or more than any checkpoint's do"
+            )
+        if isinstance(held, dict):
+            waiting += [(item, depth + 1) for item in held.values()]
+        elif isinstance(held, (list, tuple, set, frozenset)):
+            waiting += [(item, depth + 1) for item in held]
+
+
 def _mend_layers_of_old_torch(checkpoint: Any) -> None:
     """Give layers saved by torch < 1.11 the attributes that today's forward reads."""
     for module in _modules_of(checkpoint):
@@ -264,11 +390,47 @@ def module_aliases(engine: Engine) -> Iterator[None]:
 
 
 def save_checkpoint(checkpoint: Any, file: Any, *, engine: Engine, **options: Any) -> None:
-    """`torch.save`, with YOLOv5's classes under the names that clones and the package can both read."""
-    if engine.kind == "clone":
+    """`torch.save`, with YOLOv5's classes under the names that clones and the package can both read.
+
+    Args:
+        checkpoint: what to save.
+        file: a path, which gets the whole checkpoint or keeps what it has; or an open file.
+        engine: the YOLOv5 whose classes are in it.
+        options: as in `torch.save`.
+
+    Raises:
+        UserError: there is no place for it: a full disk, a folder that is gone or may not be written.
+    """
+    if engine.kind == "package":
+        options["pickle_module"] = _portable_pickle(engine)
+    if not isinstance(file, (str, os.PathLike)):
         torch.save(checkpoint, file, **options)
         return
-    torch.save(checkpoint, file, pickle_module=_portable_pickle(engine), **options)
+    with replacement(file) as draft, open(draft, "wb") as stream:
+        _save_to(stream, checkpoint, options)
+
+
+def _save_to(stream: IO[bytes], checkpoint: Any, options: dict[str, Any]) -> None:
+    """`torch.save`, which names the file system's error instead of its own that follows from it."""
+    failures: list[OSError] = []
+
+    class Watched(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            try:
+                return stream.write(data)
+            except OSError as error:
+                failures.append(error)
+                raise
+
+    try:
+        torch.save(checkpoint, cast(IO[bytes], Watched()), **options)
+    except (OSError, RuntimeError):
+        if failures:
+            raise failures[0] from None
+        raise
 
 
 def _portable_pickle(engine: Engine) -> ModuleType:

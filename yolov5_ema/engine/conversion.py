@@ -23,6 +23,7 @@ import yolov5_ema
 from yolov5_ema.engine.cfg_graph import Graph
 from yolov5_ema.engine.checkpoint_models import (
     MODEL_CLASSES,
+    as_yolov5_builds,
     check_head,
     class_for,
     class_of_cfg,
@@ -39,7 +40,6 @@ from yolov5_ema.weights.checkpoint_files import HEADER, header_of
 from yolov5_ema.weights.inspection import without_secrets
 
 _FORMAT = 1
-_MOST_REPEATS = 1000
 _TRAINING = ("epoch", "best_fitness", "date", "updates", "opt", "git", "yolov5pip_version")
 
 
@@ -67,14 +67,16 @@ def to_safetensors(
 
     refuse_present([target, cfg], force)
     checkpoint = load_checkpoint(source, "cpu", engine=engine)
-    model = model_of(checkpoint, source)
-    facts = _facts(checkpoint, model, source, engine)
-    tensors = _tensors(model)
-    _check_same(model, _built(facts, tensors, source, engine), source)
-    graph = Graph.from_cfg(_cfg_of_this_model(model, engine), str(source))
-    text = graph.to_text(_yaml_header(source, target, facts))
+    with as_yolov5_builds(source):
+        model = model_of(checkpoint, source)
+        facts = _facts(checkpoint, model, source, engine)
+        tensors = _tensors(model)
+        _check_same(model, _built(facts, tensors, source, engine), source)
+        graph = Graph.from_cfg(_cfg_of_this_model(model, engine), str(source))
+        text = graph.to_text(_yaml_header(source, target, facts))
+        content = save(tensors, {"format": "pt", HEADER: json.dumps(facts)})
     with whole_files([target, cfg]) as (draft, cfg_draft):
-        draft.write_bytes(save(tensors, {"format": "pt", HEADER: json.dumps(facts)}))
+        draft.write_bytes(content)
         cfg_draft.write_bytes(text.encode())
     return facts
 
@@ -102,11 +104,12 @@ def to_checkpoint(
     """
     refuse_present([target], force)
     tensors, header = _read_safetensors(source)
-    facts = _facts_from(header, cfg, source)
-    model = _built(facts, tensors, source, engine)
+    with as_yolov5_builds(source):
+        facts = _facts_from(header, cfg, source)
+        model = _built(facts, tensors, source, engine)
     checkpoint = stripped(model, facts["training"])
-    with whole_files([target]) as (draft,):
-        save_checkpoint(checkpoint, draft, engine=engine)
+    with whole_files([target]) as (draft,), draft.open("wb") as stream:
+        save_checkpoint(checkpoint, stream, engine=engine)
     return facts
 
 
@@ -390,20 +393,11 @@ def _facts_from(header: Any, cfg: Mapping[str, Any] | None, source: Path) -> dic
     )
     if not shape_is_fine:
         raise CheckpointError(f"{source}: its metadata is not as 'yolov5-ema convert' writes it")
-    _check_repeats(Graph.from_cfg(facts["cfg"], str(source)), source)
+    Graph.from_cfg(facts["cfg"], str(source))
     if facts["attributes"].get("nc", facts["cfg"]["nc"]) != facts["cfg"]["nc"]:
         raise CheckpointError(f"{source}: its metadata says nc twice, and not the same")
     facts["names"] = _checked_names(facts["names"], facts["cfg"]["nc"], source)
     return facts
-
-
-def _check_repeats(graph: Graph, source: Path) -> None:
-    """A YAML of a few bytes can ask for millions of layers."""
-    for index, row in enumerate(graph.rows):
-        if row.number > 1 and row.number * graph.settings["depth_multiple"] > _MOST_REPEATS:
-            raise CheckpointError(
-                f"{source}: row {index} repeats {row.module} more than {_MOST_REPEATS} times"
-            )
 
 
 def _attributes_are_fine(attributes: Any) -> bool:

@@ -90,10 +90,11 @@ def _count(model: torch.nn.Module, imgsz: int) -> tuple[dict[str, int], dict[int
     shapes: dict[int, tuple[int, ...]] = {}
     for index, module in enumerate(model.model):  # type: ignore[arg-type]
         module.register_forward_hook(lambda _m, _i, out, index=index: shapes.update({index: _shape(out)}))
+    channels = model.yaml.get("ch", 3)  # type: ignore[operator, union-attr]
     # in training mode Detect builds no grids, and its convolutions are the same
     model = model.to("meta").train()
     with forced("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, imgsz, imgsz, device="meta"))
+        model(torch.zeros(1, channels, imgsz, imgsz, device="meta"))
     by_name = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return {**by_name, "Global": counter.get_total_flops()}, shapes
 

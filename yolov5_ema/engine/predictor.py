@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from yolov5_ema.engine import shim
+from yolov5_ema.engine.checkpoint_models import as_yolov5_builds
 from yolov5_ema.engine.checkpoints import check_file
 from yolov5_ema.errors import UserError
 
@@ -42,11 +44,10 @@ def load(
         >>> results.pandas().xyxy[0]                                   # doctest: +SKIP
     """
     engine = shim.install()
-    from pathlib import Path
-
     check_file(Path(weights), engine=engine, trust=trust)
     experimental = importlib.import_module(engine.module_name("models.experimental"))
-    model = experimental.attempt_load(str(weights)).to(_device(device)).eval()
+    with as_yolov5_builds(Path(weights)):
+        model = experimental.attempt_load(str(weights)).to(_device(device)).eval()
     if not hasattr(model, "stride"):
         raise UserError(f"{weights} holds no detector")
     if hasattr(model, "autoshape"):  # up to v6.0 a method, which also copies the attributes

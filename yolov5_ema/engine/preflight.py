@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import glob
+import reprlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from yolov5_ema.data.dataset import class_names, entries_of, is_there
 from yolov5_ema.engine import checkpoints, exports
 from yolov5_ema.engine.data_yaml import image_root
 from yolov5_ema.engine.dry_run import check_model
@@ -15,7 +17,7 @@ from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
-from yolov5_ema.resources import find_shipped
+from yolov5_ema.resources import data_dir, find_shipped
 
 _SPLITS = {
     "train": ("train", "val"),
@@ -24,6 +26,7 @@ _SPLITS = {
     "speed": ("val",),
     "study": ("val",),
 }
+_MOST_CLASSES = 100_000
 _IMAGES = {"bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm", "heic"}
 _VIDEOS = {"asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv", "webm"}
 _URL = ("http://", "https://", "http:/", "https:/", "rtsp://", "rtmp://")
@@ -139,43 +142,89 @@ def check_data(file: Path, splits: tuple[str, ...], engine: Engine) -> None:
         ConfigError: names the file, the key or the folder, and what to do.
     """
     content = load_yaml(file)
-    if "train_json_path" in content or "yolo_s3_data_dir" in content:
+    if content.get("train_json_path") is not None and "train" in splits:
+        _check_coco_keys(content, file)
         return  # the PyPI package converts COCO data itself
     _check_classes(content, file)
     root = image_root(content, file, engine)
+    for split in (
+        "train",
+        "val",
+        "test",
+    ):  # YOLOv5 puts the root before all of them, whichever it goes on to use
+        entries_of(content, split, file)
     for split in splits:
-        value = content.get(split)
-        if not value:
+        entries = entries_of(content, split, file)
+        if not entries:
             raise ConfigError(
                 f"{file}: the key {split!r} is missing; it must name the folder of the {split} images, "
                 f"such as '{split}: images/{split}'"
             )
-        for entry in value if isinstance(value, list) else [value]:
-            _check_split(root / str(entry), split, file, bool(content.get("download")))
+        for entry in entries:
+            _check_split(root / entry, split, file, content.get("download"), engine)
+
+
+def _check_coco_keys(content: dict[str, Any], file: Path) -> None:
+    for key in ("train_json_path", "val_json_path", "train_image_dir", "val_image_dir"):
+        value = content.get(key)
+        if not isinstance(value, str) or not is_there(Path(value)):
+            raise ConfigError(
+                f"{file}: {key} must name what is there, not {reprlib.repr(value)} (train_json_path asks for COCO data)"
+            )
 
 
 def _check_classes(content: dict[str, Any], file: Path) -> None:
-    names, nc = content.get("names"), content.get("nc")
+    names, nc = class_names(content, file), content.get("nc")
     if names is None and nc is None:
         raise ConfigError(f"{file}: 'nc' (number of classes) and 'names' (their list) are missing")
-    if nc is not None and (isinstance(nc, bool) or not isinstance(nc, int) or nc < 1):
-        raise ConfigError(f"{file}: nc must be a whole number of classes, at least 1, not {nc!r}")
-    if names is not None and not isinstance(names, (list, dict)):
-        raise ConfigError(f"{file}: names must be a list of class names, not {names!r}")
+    if nc is not None and (type(nc) is not int or not 1 <= nc <= _MOST_CLASSES):
+        raise ConfigError(
+            f"{file}: nc must be a whole number of classes, at least 1 and at most {_MOST_CLASSES}, "
+            f"not {reprlib.repr(nc)}"
+        )
+    if "names" in content and not names:
+        raise ConfigError(f"{file}: names is empty; it must list the classes")
     if names is not None and nc is not None and len(names) != nc:
         raise ConfigError(f"{file}: nc is {nc}, but there are {len(names)} names")
 
 
-def _check_split(place: Path, split: str, file: Path, can_download: bool) -> None:
-    if not place.exists():
-        if can_download:
-            return  # YOLOv5 fetches it
-        raise ConfigError(
-            f"{file}: {split} images not found at {place} (looked from {Path.cwd()}); "
-            "mend 'path' or run the command from the folder that it is relative to"
+def _check_split(place: Path, split: str, file: Path, download: Any, engine: Engine) -> None:
+    if not is_there(place):
+        if download and _is_fetched(download, file, engine):
+            return
+        code = (
+            " Its 'download' is code, which is not run out of a YAML: run it yourself, if you know where it comes from."
+            if download
+            else ""
         )
+        raise ConfigError(
+            f"{file}: {split} images not found at {_shown(place)} (looked from {Path.cwd()}); "
+            f"mend 'path' or run the command from the folder that it is relative to.{code}"
+        )
+    if place.resolve() == Path(place.resolve().anchor):
+        raise ConfigError(f"{file}: {split} is the whole file system")
     if place.is_dir() and not _has_file(place, _IMAGES):
         raise ConfigError(f"{file}: no images for {split} in {place}; known are {', '.join(sorted(_IMAGES))}")
+
+
+def _is_fetched(download: Any, file: Path, engine: Engine) -> bool:
+    """Whether YOLOv5 fetches what is missing: an archive from an address, or by code in a YAML of its own or of ours.
+
+    It would run any other text as Python or in a shell, also that of a YAML from a stranger.
+    """
+    if (
+        isinstance(download, str)
+        and download.startswith(("http://", "https://"))
+        and download.endswith(".zip")
+    ):
+        return True
+    own = engine.owns(str(file.resolve())) or file.resolve().parent == data_dir().resolve()
+    return own and isinstance(download, str)
+
+
+def _shown(place: Path, most: int = 1000) -> str:
+    text = str(place)
+    return text if text.isprintable() and len(text) <= most else repr(text[:most])
 
 
 def _has_file(folder: Path, suffixes: set[str]) -> bool:

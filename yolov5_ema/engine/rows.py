@@ -10,25 +10,31 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from torch import nn
 
 from yolov5_ema.blocks import registry
+from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.engine.cfg_graph import SECTIONS, Graph, Row
 from yolov5_ema.errors import ConfigError
 
 CHOICES = ("error", "ours", "theirs")
 OUR_PREFIX = "yolov5_ema."
 
+WRAPPERS = frozenset({"AutoShape", "DetectMultiBackend"})
+"""Modules of YOLOv5's around a model; they open files, or fetch them, when built."""
+
 _OWN_NAMES = ("nc", "anchors")  # names of parse_model's own that YOLOv5's YAMLs use as arguments
 _WORDS = ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact")
+_LONGEST_TEXT = 1000  # characters of an argument
+_NO_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
+_NOTHING = object()
 _INPUT_CHANNELS = "ch[f]"  # evaluated in parse_model's frame: the row's true, scaled input channels
 
 
@@ -36,16 +42,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that must be a mapping.
 
     Raises:
-        ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
+        ConfigError: the file is missing, unreadable, not YAML, not a mapping, or holds more than can be used.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="ignore")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, but is {_kind_of(content)}")
     return content
@@ -94,23 +93,27 @@ def check_activation(cfg: Mapping[str, Any], where: str) -> None:
     activation = cfg.get("activation")
     if activation is None:
         return
-    found = re.fullmatch(r"(?:torch\.)?nn\.(\w+)\((.*)\)", str(activation))
-    cls = getattr(nn, found.group(1), None) if found else None
-    if found is None or not _is_module_class(cls) or not _are_literal_arguments(found.group(2)):
+    if not isinstance(activation, str) or not _is_layer_of_literals(activation):
         raise ConfigError(
-            f"{where}: activation must read like nn.SiLU() or nn.LeakyReLU(0.1), not {activation!r}"
+            f"{where}: activation must read like nn.SiLU() or nn.LeakyReLU(0.1), not {reprlib.repr(activation)}"
         )
 
 
-def _are_literal_arguments(text: str) -> bool:
+def _is_layer_of_literals(text: str) -> bool:
+    """Whether a text is ``nn.Name(…)`` or ``torch.nn.Name(…)``, that call alone, and its arguments are literals."""
+    if len(text) > _LONGEST_TEXT:
+        return False
     try:
-        call = ast.parse(f"f({text})", mode="eval").body
-        assert isinstance(call, ast.Call)
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            return False
+        if ast.unparse(call.func.value) not in ("nn", "torch.nn"):
+            return False
         for node in [*call.args, *(keyword.value for keyword in call.keywords)]:
             ast.literal_eval(node)
-    except (SyntaxError, ValueError, AssertionError):
+    except _NO_LITERAL:
         return False
-    return True
+    return _is_module_class(getattr(nn, call.func.attr, None))
 
 
 def resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> type:
@@ -158,12 +161,24 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _lookup(yolo: ModuleType, dotted: str) -> type | None:
+    """A layer by the name that YOLOv5's ``models.yolo`` has for it; None if there is none that a row may build."""
     found: Any = yolo
     for part in dotted.split("."):
         if part.startswith("_"):
             return None
-        found = getattr(found, part, None)
-    return found if _is_module_class(found) else None
+        try:
+            found = getattr(found, part, None)
+        except Exception:  # modules that import others on demand raise what they like
+            return None
+    return found if _is_module_class(found) and _is_for_rows(found) else None
+
+
+def _is_for_rows(cls: type) -> bool:
+    """Not the wrappers that open files and reach the network when built, nor torch's classes that are no layers."""
+    home = cls.__module__
+    return cls.__name__ not in WRAPPERS and (
+        home.startswith("torch.nn.modules.") or not home.startswith("torch.")
+    )
 
 
 def _is_module_class(value: Any) -> bool:
@@ -183,13 +198,23 @@ def _checked_argument(argument: Any, place: str) -> Any:
         return argument
     if argument in _OWN_NAMES or argument in _WORDS:
         return argument if argument in _OWN_NAMES else repr(argument)
-    try:
-        return ast.literal_eval(argument)
-    except (SyntaxError, ValueError):
+    literal = _literal(argument)
+    if literal is _NOTHING:
         raise ConfigError(
-            f"{place}: the argument {argument!r} is neither a literal nor one of the names that YOLOv5's own "
-            f"YAMLs use ({', '.join(_OWN_NAMES)}, None, 'nearest'); code in a cfg is not run"
-        ) from None
+            f"{place}: the argument {reprlib.repr(argument)} is neither a literal nor one of the names that YOLOv5's "
+            f"own YAMLs use ({', '.join(_OWN_NAMES)}, None, 'nearest'); code in a cfg is not run"
+        )
+    return repr(literal) if isinstance(literal, str) else literal  # parse_model evaluates a text once more
+
+
+def _literal(text: str) -> Any:
+    """The number, text, list … that a text is in Python; `_NOTHING` if it is anything else."""
+    if len(text) > _LONGEST_TEXT:
+        return _NOTHING
+    try:
+        return ast.literal_eval(text)
+    except _NO_LITERAL:
+        return _NOTHING
 
 
 def block_options(block: type, row: Row, place: str, incoming: int | None) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from yolov5_ema.engine.checkpoint_models import class_for, class_of_cfg, model_of, stripped
+from yolov5_ema.engine.checkpoint_models import as_yolov5_builds, class_for, class_of_cfg, model_of, stripped
 from yolov5_ema.engine.checkpoints import load_checkpoint, save_checkpoint
 from yolov5_ema.engine.dry_run import check_model, quiet
 from yolov5_ema.engine.locate import Engine
@@ -55,24 +55,26 @@ def transfer_checkpoint(
     """
     refuse_present([target], force)
     content = check_model(cfg, engine)
-    source = model_of(load_checkpoint(weights, "cpu", engine=engine), weights)
-    source_names = names_of(getattr(source, "names", None))
-    nc = len(names) if names is not None else nc if nc is not None else _agreed_nc(source, content, cfg)
-    if names is None and source_names is not None and len(source_names) == nc:
-        names = source_names
-    model = _built(cfg, content, nc, engine)
-    found = transfer(source, model, names=source_names, target_names=names)
-    model.load_state_dict(found.state, strict=False)
-    if identity:
-        if not found.fresh_blocks:
-            raise ConfigError(f"--init identity: no row of {cfg} is a fresh attention block")
-        start_as_identity(model, found.fresh_blocks)
-    model.nc = nc  # v6.2's val reads it
-    if names is not None:
-        model.names = dict(enumerate(names)) if isinstance(model.names, Mapping) else list(names)
-    model.to(next(source.parameters()).dtype).requires_grad_(False).eval()
-    with whole_files([target]) as (draft,):
-        save_checkpoint(stripped(model), draft, engine=engine)
+    checkpoint = load_checkpoint(weights, "cpu", engine=engine)
+    with as_yolov5_builds(weights):
+        source = model_of(checkpoint, weights)
+        source_names = names_of(getattr(source, "names", None))
+        nc = len(names) if names is not None else nc if nc is not None else _agreed_nc(source, content, cfg)
+        if names is None and source_names is not None and len(source_names) == nc:
+            names = source_names
+        model = _built(cfg, content, nc, engine)
+        found = transfer(source, model, names=source_names, target_names=names)
+        model.load_state_dict(found.state, strict=False)
+        if identity:
+            if not found.fresh_blocks:
+                raise ConfigError(f"--init identity: no row of {cfg} is a fresh attention block")
+            start_as_identity(model, found.fresh_blocks)
+        model.nc = nc  # v6.2's val reads it
+        if names is not None:
+            model.names = dict(enumerate(names)) if isinstance(model.names, Mapping) else list(names)
+        model.to(next(source.parameters()).dtype).requires_grad_(False).eval()
+    with whole_files([target]) as (draft,), draft.open("wb") as stream:
+        save_checkpoint(stripped(model), stream, engine=engine)
     return found
 
 

@@ -8,7 +8,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
@@ -58,6 +58,7 @@ class PickleFile:
         notes: what is odd about the container.
         storage: the first bytes of a tensor's storage by its key, or None.
         little_endian: the byte order of the storages.
+        sizes: bytes of the storages by their keys, where the container says.
     """
 
     container: str
@@ -68,6 +69,7 @@ class PickleFile:
     notes: list[str] = field(default_factory=list)
     storage: Callable[[str, int], bytes | None] = lambda key, count: None
     little_endian: bool = True
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -162,6 +164,7 @@ def _open_zip(path: Path) -> PickleFile:
 
 def _of_archive(path: Path, archive: zipfile.ZipFile) -> PickleFile:
     entries = archive.infolist()
+    refuse_bomb(path, entries)
     folder = entries[0].filename.split("/")[0] if entries else ""
     main = [entry for entry in entries if entry.filename.lower() == f"{folder}/data.pkl".lower()]
     if not main:
@@ -175,6 +178,11 @@ def _of_archive(path: Path, archive: zipfile.ZipFile) -> PickleFile:
         script=script,
         recorded=_recorded(archive, folder),
         storage=_storage_in(path, folder),
+        sizes={
+            entry.filename[len(folder) + 6 :]: entry.file_size
+            for entry in entries
+            if entry.filename.startswith(f"{folder}/data/")
+        },
     )
     found.little_endian = found.recorded.get("byteorder") != "big"
     if len(main) > 1:
@@ -182,6 +190,15 @@ def _of_archive(path: Path, archive: zipfile.ZipFile) -> PickleFile:
             f"the archive holds {len(main)} entries called data.pkl; which one is read is chance"
         )
     return found
+
+
+def refuse_bomb(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Raise a `CheckpointError` for an archive that unpacks to many times its size, as none of weights does."""
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > 8 * path.stat().st_size + 4 * MAX_PICKLE:
+        raise CheckpointError(
+            f"{path} is no PyTorch checkpoint: {path.stat().st_size:,} bytes that unpack to {unpacked:,}"
+        )
 
 
 def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
@@ -260,8 +277,12 @@ def _item_sizes(root: Followed) -> Iterator[tuple[str, int]]:
         if isinstance(value, Stored) and isinstance(value.description, Items):
             parts = value.description.items
             if len(parts) >= 3 and isinstance(parts[1], Named) and isinstance(parts[2], str):
-                kind = parts[1].name.rsplit(".", 1)[-1].removesuffix("Storage")
-                yield parts[2], _ITEM_SIZES.get(kind, 0)
+                yield parts[2], item_size(parts[1].name)
+
+
+def item_size(storage: str) -> int:
+    """Bytes of an element of a storage, by its class's name; 0 where that is not known."""
+    return _ITEM_SIZES.get(storage.rsplit(".", 1)[-1].removesuffix("Storage"), 0)
 
 
 def _places(stream: Any, start: int, names: list[Any], sizes: dict[str, int]) -> Iterator[tuple[str, int]]:

@@ -99,7 +99,9 @@ class Followed:
         protocol: the highest one that it declares.
         names: every class and function that it names, and how often.
         steps: the opcodes that it uses.
-        calls: every call, also of what it throws away again; not the instances made without a constructor.
+        calls: every call, also of what it throws away again.
+        instances: every instance made without a constructor, likewise.
+        odd_keys: how many keys of dicts and members of sets are no text, number or short tuple of these.
     """
 
     def __init__(self, value: Any, end: int, machine: _Machine) -> None:
@@ -109,6 +111,8 @@ class Followed:
         self.names = machine.names
         self.steps = machine.steps
         self.calls = machine.calls
+        self.instances = machine.instances
+        self.odd_keys = machine.odd_keys
 
 
 def follow(data: bytes, start: int = 0) -> Followed:
@@ -149,6 +153,8 @@ class _Machine:
         self.names: dict[str, int] = {}
         self.steps: set[str] = set()
         self.calls: list[Made] = []
+        self.instances: list[Made] = []
+        self.odd_keys = 0
         self.protocol = 0
 
     def step(self, name: str, argument: Any, place: int) -> None:
@@ -212,22 +218,31 @@ class _Machine:
 
     def _collect(self, kind: str) -> None:
         items = self._since_mark()
+        if kind == "frozenset":
+            self._look_at_keys(items)
         self.stack.append(Items(kind, items))
 
     def _dict(self) -> None:
         items = self._since_mark()
+        self._look_at_keys(items[::2])
         self.stack.append(Table(_in_pairs(items)))
 
     def _add_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, (Items, Made)):
             raise ValueError("it appends to what is no list")
+        if isinstance(target, Items) and target.kind == "set":
+            self._look_at_keys(items)
         target.items.extend(items)
+
+    def _look_at_keys(self, keys: list[Any]) -> None:
+        self.odd_keys += sum(1 for key in keys if not is_key(key))
 
     def _add_pairs(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, (Table, Made)):
             raise ValueError("it sets a key of what is no dict")
+        self._look_at_keys(items[::2])
         target.pairs.extend(_in_pairs(items))
 
     def _append(self) -> None:
@@ -273,8 +288,7 @@ class _Machine:
             function, args, plain = args.items[0], Items("tuple", args.items[2:]), True
         made = Made(function, args, plain)
         self.stack.append(made)
-        if not plain:
-            self.calls.append(made)
+        (self.instances if plain else self.calls).append(made)
 
     def _reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
@@ -303,6 +317,20 @@ class _Machine:
 
     def _stored(self) -> None:
         self.stack.append(Stored(self.stack.pop()))
+
+
+def is_key(value: Any) -> bool:
+    """Whether a key of a dict or a member of a set is a text, a number, or a short tuple of these.
+
+    Python's own hash of a tuple nested deep enough ends the interpreter.
+    """
+    if isinstance(value, Items):
+        return value.kind == "tuple" and len(value.items) <= 8 and all(map(_is_simple, value.items))
+    return _is_simple(value) or class_name(value).endswith(".multiarray.scalar")
+
+
+def _is_simple(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, bytes, Named))
 
 
 def _in_pairs(items: list[Any]) -> list[tuple[Any, Any]]:

@@ -45,6 +45,7 @@ from yolov5_ema.weights.names import (
     meaning,
     taken_by_torch,
 )
+from yolov5_ema.weights.vocabulary import odd_calls
 
 Allowed = Callable[[str], bool]
 
@@ -99,7 +100,8 @@ def inspect_file(path: Path, allowed: Allowed | None = None, blocks: Sequence[st
     _judge_names(found, opened, allowed or known_by_module)
     _describe(found, opened, blocks)
     if not found.models and not found.outside and not _has_tensors(opened):
-        raise CheckpointError(f"{path} is a pickle without modules or tensors: no checkpoint")
+        odd = f", and with {'; '.join(found.warnings[:5])}" if found.warnings else ""
+        raise CheckpointError(f"{path} is a pickle without modules or tensors: no checkpoint{odd}")
     return found
 
 
@@ -124,8 +126,9 @@ def _judge_names(found: Inspection, opened: PickleFile, allowed: Allowed) -> Non
 
     found.outside = sorted(name for name in found.globals if not fine(name))
     found.warnings += [meaning(name) for name in found.outside]
-    found.warnings += _called_classes(calls)
     if not of_script:
+        odd = odd_calls((opened.root, *opened.others))
+        found.warnings += [reason for reason in odd if reason.split(":")[0] not in found.outside]
         odd = sorted({step for pickle in (opened.root, *opened.others) for step in pickle.steps} - SAFE_STEPS)
         if odd:
             found.warnings.append(
@@ -141,14 +144,6 @@ def _gets_a_forward(call: Made) -> bool:
         return True
     cls, name = (*args_of(call), None, None)[:2]
     return isinstance(cls, Named) and LAYER.fullmatch(cls.name) is not None and name == "forward"
-
-
-def _called_classes(calls: Sequence[Made]) -> list[str]:
-    """Classes of layers that the file calls; a checkpoint only fills instances with their state."""
-    called = {class_name(call) for call in calls if LAYER.fullmatch(class_name(call))}
-    return [
-        f"{name}: called while the file is read, not only filled with its state" for name in sorted(called)
-    ]
 
 
 def _has_tensors(opened: PickleFile) -> bool:

@@ -1,0 +1,106 @@
+"""Reading a YAML file of somebody's: what it holds, or a message, whatever it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yolov5_ema.errors import ConfigError
+
+_MOST_BYTES = 2**20
+_MOST_VALUES = 100_000
+_MOST_TEXT = 4 * 2**20
+_MOST_DEPTH = 32
+_MOST_BITS = 256
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's own for plain values, which takes time by the square of how deep brackets are nested."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        self._check_depth(self.flow_level)
+        super().fetch_flow_collection_start(token)
+
+    def add_indent(self, column: int) -> bool:
+        self._check_depth(len(self.indents))
+        return bool(super().add_indent(column))
+
+    def _check_depth(self, depth: int) -> None:
+        if depth > _MOST_DEPTH:
+            raise yaml.YAMLError("nested too deeply")
+
+
+def read_yaml(file: Path, *, name: str = "", errors: str = "ignore") -> Any:
+    """What a YAML file holds, made of lists, mappings and plain values, and of no more of them than can be used.
+
+    Args:
+        file: the file.
+        name: what to call it in messages.
+        errors: what becomes of bytes that are no UTF-8; ``ignore`` is what YOLOv5 does.
+
+    Raises:
+        ConfigError: it is missing, unreadable, not YAML, or holds more than a YAML of YOLOv5's ever does: by its size,
+            its depth, or by aliases that stand for others many times over.
+    """
+    name = name or str(file)
+    content = _parsed(_text_of(file, name, errors), name)
+    _check_extent(content, name)
+    return content
+
+
+def _text_of(file: Path, name: str, errors: str) -> str:
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+        raise ConfigError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+    if len(raw) > _MOST_BYTES:
+        raise ConfigError(
+            f"{name} is larger than {_MOST_BYTES // 2**20} MiB: no YAML of a model or a data set"
+        )
+    try:
+        return raw.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name} is not valid YAML: {error}") from error
+
+
+def _parsed(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ConfigError(f"{name} is not valid YAML for YOLOv5: nested too deeply") from None
+    except (
+        Exception
+    ) as error:  # PyYAML's own, and of scalars such as `!!int ''` or a 30th of February any other
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise ConfigError(f"{name} is not valid YAML: {reason}") from error
+
+
+def _check_extent(content: Any, name: str) -> None:
+    """Aliases make a value of a few hundred bytes stand for a billion, or hold itself."""
+    waiting = [(content, 0)]
+    values = text = 0
+    while waiting:
+        value, depth = waiting.pop()
+        values += 1
+        if isinstance(value, (str, bytes)):
+            text += len(value)
+        if depth > _MOST_DEPTH:
+            raise ConfigError(f"{name}: values are nested more than {_MOST_DEPTH} deep, or hold themselves")
+        if values > _MOST_VALUES or text > _MOST_TEXT:
+            raise ConfigError(
+                f"{name}: with its aliases written out it holds more than {_MOST_VALUES:,} values"
+            )
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise ConfigError(f"{name}: a number of {value.bit_length():,} bits is none that YOLOv5 can use")
+        waiting.extend((part, depth + 1) for part in _parts(value))
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, tuple):  # a key
+        return list(value)
+    return list(value) if isinstance(value, (list, set)) else []

@@ -1,0 +1,212 @@
+"""What the pickle of a checkpoint may do, beyond the names that it may use.
+
+``torch.load(weights_only=True)`` goes by names: what is allowed may be called with anything, and filled with
+anything. So a file of allowed names alone can still build a detector of a terabyte, open a file that a class of
+YOLOv5's takes, lay a NumPy array of pointers over bytes of its own, or crash the interpreter with a key nested ten
+thousand deep. Here a pickle that `inert_pickle` has followed is judged by its calls as well: those that `torch.save`
+writes of a detector, and no others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Callable
+
+from yolov5_ema.weights.checkpoint_files import item_size
+from yolov5_ema.weights.inert_pickle import Followed, Items, Made, Named, Stored, class_name, is_key, walk
+from yolov5_ema.weights.names import GETATTR, LAYER, taken_by_torch
+
+_REBUILT = re.compile(r"torch\._utils\._rebuild_(parameter(_with_state)?|q?tensor|tensor_v[23])")
+_NUMPY_DTYPE = re.compile(r"[?bhilqBHILQefd]|[biuf][1248]|f16")
+_MOST_ELEMENTS = 2**40
+_MOST_PARTS = 64
+
+
+def odd_calls(pickles: Iterable[Followed]) -> list[str]:
+    """What pickles do that no checkpoint needs, in words, each once; empty if they do nothing of the kind."""
+    found: dict[str, None] = {}
+    for pickle in pickles:
+        for reason in (*_of_calls(pickle), *_of_instances(pickle), *_of_values(pickle)):
+            found[reason] = None
+    return list(found)
+
+
+def _of_calls(pickle: Followed) -> Iterator[str]:
+    for call in pickle.calls:
+        name = class_name(call)
+        if not name:
+            yield "a call of what the file has made itself"
+        elif name not in _JUDGES and not taken_by_torch(name):
+            yield f"{name}: called while the file is read, not only filled with its state"
+        elif name in _JUDGES and not _JUDGES[name](_args(call)):
+            yield f"{name}: called with what no checkpoint needs"
+        elif name == "numpy.dtype" and not _is_plain_dtype(call):
+            yield f"{name}: filled with what no checkpoint needs"
+
+
+def _of_instances(pickle: Followed) -> Iterator[str]:
+    for made in pickle.instances:
+        name = class_name(made) or _class_of_old_file(made.function)
+        if not name or name in _JUDGES or _args(made):
+            yield f"{name or 'what the file has made itself'}: made in a way that no checkpoint needs"
+
+
+def _of_values(pickle: Followed) -> Iterator[str]:
+    if pickle.odd_keys:
+        yield "a key of a dict, or a member of a set, that is no text or number"
+    for value in walk(pickle.value):
+        if isinstance(value, Stored) and not (_is_storage(value.description) or _class_of_old_file(value)):
+            yield "a reference to something outside the pickle that is no tensor's storage"
+
+
+def short_storages(root: Followed, sizes: Mapping[str, int]) -> list[str]:
+    """Storages that are shorter than the pickle says: what torch before 2.9 or so would read beyond their ends.
+
+    Args:
+        root: the pickle of what was saved.
+        sizes: bytes of the storages by their keys.
+    """
+    short = []
+    for value in walk(root.value):
+        if isinstance(value, Stored) and _is_storage(value.description):
+            _, kind, key, _, count = value.description.items[:5]
+            each = item_size(kind.name)
+            if key in sizes and each * count > sizes[key]:
+                short.append(key)
+    return short
+
+
+def _args(call: Made) -> list[Any]:
+    return call.args.items if isinstance(call.args, Items) else [call.args]
+
+
+def _class_of_old_file(value: Any) -> str:
+    """Files before torch 1.6 name a layer's class beside its source code, as something outside the pickle."""
+    parts = (
+        value.description.items if isinstance(value, Stored) and isinstance(value.description, Items) else []
+    )
+    is_class = len(parts) == 4 and parts[0] == "module" and isinstance(parts[1], Named)
+    return parts[1].name if is_class else ""
+
+
+def _is_storage(description: Any) -> bool:
+    parts = description.items if isinstance(description, Items) else []
+    return (
+        len(parts) >= 5
+        and parts[0] == "storage"
+        and isinstance(parts[1], Named)
+        and isinstance(parts[2], str)
+        and type(parts[4]) is int
+        and 0 <= parts[4] < _MOST_ELEMENTS
+    )
+
+
+# --- calls, by their arguments -------------------------------------------------------------------
+
+
+def _is_forward(args: list[Any]) -> bool:
+    return (
+        len(args) == 2
+        and isinstance(args[0], Named)
+        and LAYER.fullmatch(args[0].name) is not None
+        and args[1] == "forward"
+    )
+
+
+def _is_latin(args: list[Any]) -> bool:
+    """How protocol 2 writes bytes; other codecs import modules, and some take for ever."""
+    return len(args) == 2 and isinstance(args[0], str) and args[1] in ("latin1", "latin-1")
+
+
+def _is_array(args: list[Any]) -> bool:
+    """``_reconstruct(numpy.ndarray, (0,), b"b")``: an empty array, which its state then fills."""
+    shape = args[1] if len(args) == 3 else None
+    cls = args[0] if args else None
+    return (
+        isinstance(cls, Named)
+        and cls.name == "numpy.ndarray"
+        and isinstance(shape, Items)
+        and shape.items in ([], [0])
+    )
+
+
+def _is_numpy_scalar(args: list[Any]) -> bool:
+    return len(args) == 2 and class_name(args[0]) == "numpy.dtype"
+
+
+def _is_dtype(args: list[Any]) -> bool:
+    return bool(args) and isinstance(args[0], str) and _NUMPY_DTYPE.fullmatch(args[0]) is not None
+
+
+def _is_plain_dtype(made: Made) -> bool:
+    """Filled with its byte order alone: fields and flags of a file's own would turn its bytes into pointers."""
+    if made.state is None:
+        return True
+    state = made.state.items if isinstance(made.state, Items) else []
+    return len(state) == 8 and all(part in (None, -1, 0) and not isinstance(part, Made) for part in state[2:])
+
+
+def _is_short_bytes(args: list[Any]) -> bool:
+    return all(isinstance(part, (bytes, str)) or class_name(part) == "_codecs.encode" for part in args)
+
+
+def _is_size(args: list[Any]) -> bool:
+    parts = args[0].items if len(args) == 1 and isinstance(args[0], Items) else args
+    return len(parts) <= _MOST_PARTS and all(
+        type(part) is int and 0 <= part < _MOST_ELEMENTS for part in parts
+    )
+
+
+def _is_set(args: list[Any]) -> bool:
+    if not args:
+        return True
+    return len(args) == 1 and isinstance(args[0], Items) and all(is_key(item) for item in args[0].items)
+
+
+def _is_path(args: list[Any]) -> bool:
+    return len(args) <= _MOST_PARTS * 4 and all(isinstance(part, str) and len(part) <= 4096 for part in args)
+
+
+def _is_ordered_dict(args: list[Any]) -> bool:
+    if not args:
+        return True
+    pairs = args[0].items if len(args) == 1 and isinstance(args[0], Items) else None
+    return pairs is not None and all(
+        isinstance(pair, Items) and len(pair.items) == 2 and is_key(pair.items[0]) for pair in pairs
+    )
+
+
+def _is_of_a_subclass(args: list[Any]) -> bool:
+    """``_rebuild_from_type_v2(rebuild, cls, args, state)`` calls its first argument."""
+    return bool(args) and isinstance(args[0], Named) and _REBUILT.fullmatch(args[0].name) is not None
+
+
+def _never(_args: list[Any]) -> bool:
+    return False
+
+
+_JUDGES: dict[str, Callable[[list[Any]], bool]] = {
+    GETATTR: _is_forward,
+    "_codecs.encode": _is_latin,
+    "numpy.dtype": _is_dtype,
+    **dict.fromkeys(("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"), _is_array),
+    **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _is_numpy_scalar),
+    "numpy.ndarray": _never,
+    "builtins.bytearray": _is_short_bytes,
+    "builtins.set": _is_set,
+    "collections.OrderedDict": _is_ordered_dict,
+    "collections.Counter": _is_ordered_dict,
+    "torch.Size": _is_size,
+    **dict.fromkeys(("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath"), _is_path),
+    "torch._tensor._rebuild_from_type_v2": _is_of_a_subclass,
+    **dict.fromkeys(
+        (
+            "torch._utils._rebuild_wrapper_subclass",
+            "torch._utils._rebuild_nested_tensor",
+            "torch._utils._rebuild_sparse_tensor",
+            "torch._utils._rebuild_device_tensor_from_numpy",
+        ),
+        _never,
+    ),
+}
