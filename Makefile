@@ -52,7 +52,7 @@ demo: $(VENV)/.demo-$(SETUP)
 engines: $(ENGINES:%=$(VENV)/engines/%/.done)
 
 test: $(VENV)/.dev-$(SETUP) engines
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev-$(SETUP) engines
 	$(BIN)/python -m pytest -m slow

@@ -120,34 +120,6 @@ def test_load_gives_a_model_to_call_on_images(trained, tiny_set):
     assert set(results.pandas().xyxy[0].columns) >= {"xmin", "confidence", "name"}
 
 
-def test_resume_goes_on_with_the_optimizer(tiny_set, tmp_path):
-    """A run stopped after its first epoch goes on, rebuilt from the cfg in the checkpoint."""
-    code = (
-        "import sys, torch\n"
-        "from yolov5 import train\n"
-        "step = train.LOGGER.info\n"
-        "save = train.torch.save\n"
-        "def stop(checkpoint, file, **kw):\n"
-        "    save(checkpoint, file, **kw)\n"
-        "    if str(file).endswith('last.pt'): sys.exit(5)\n"
-        "train.torch.__dict__['save'] = stop\n"
-        "train.main(train.parse_opt())\n"
-    )
-    (tmp_path / "stopped.py").write_text(code)
-    flags = ("--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--weights", "", "--img", 64, "--batch", 4)
-    from yolov5_ema.resources import models_dir
-
-    flags = tuple(str(models_dir() / flag) if flag == "yolov5n-ema.yaml" else flag for flag in flags)
-    first = run_cli("run", "stopped.py", *flags, "--epochs", 3, "--workers", 0, cwd=tmp_path)
-    assert first.returncode == 5, first.stderr[-3000:]
-    done = run_cli("train", "--resume", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Resuming training from" in done.stderr + done.stdout
-    rows = (tmp_path / "runs/train/exp/results.csv").read_text().splitlines()
-    epochs = [int(row.split(",")[0]) for row in rows[1:]]
-    assert epochs[-2:] == [1, 2] and not (tmp_path / "runs/train/exp2").exists()
-
-
 def test_a_clone_is_used_when_standing_in_it_or_when_named(clone, trained, tiny_set, tmp_path):
     flags = ("--weights", trained, "--source", tiny_set.parent / "images/test", "--img", 64)
     inside = run_cli("detect", *flags, "--project", tmp_path / "a", cwd=clone)
@@ -372,6 +344,7 @@ def test_onnx_through_yolov5s_own_detect(trained, tiny_set, tmp_path):
     assert len(list((tmp_path / "runs/detect/exp/labels").glob("*.txt"))) == 4
 
 
+@pytest.mark.slow  # tests/engine/test_processes.py trains with two
 def test_every_ddp_rank_has_the_shim(tmp_path):
     (tmp_path / "rank.py").write_text(
         "import os\nfrom yolov5.models.yolo import Model\n"
