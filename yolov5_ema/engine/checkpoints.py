@@ -37,8 +37,7 @@ TRUST_ENV = "YOLOV5_EMA_TRUST_CHECKPOINT"
 
 _CLASS_MODULES = ("models.common", "models.experimental", "models.yolo")
 _NEVER_IN_A_CHECKPOINT = {"AutoShape", "DetectMultiBackend"}  # wrappers that open files when built
-
-
+# what may be gone through in a checkpoint: far more than any has, few enough to come to an end
 _MOST_MODULES = 200_000
 _MOST_VALUES = 1_000_000
 _DEEPEST = 50
