@@ -18,11 +18,15 @@ from yolov5_ema.resources import find_shipped, models_dir
 PACKAGE = Path(yolov5_ema.__file__).parent
 REPOSITORY = PACKAGE.parent
 BASE = {"errors", "files", "resources", "__init__"}
+CLASSIFICATION = {"classification", "engine", "weights", "blocks", "kernels"}
 # a room and the rooms that it may import from
 MAY_IMPORT = {
-    "cli": {"cli", "engine", "weights", "blocks", "kernels", "data", "evaluation", "classification"},
+    "cli": {"cli", "paper", "explain", "reporting", *CLASSIFICATION, "data", "evaluation"},
+    "paper": {"paper", *CLASSIFICATION},
+    "explain": {"explain", *CLASSIFICATION, "data"},
+    "reporting": {"reporting", *CLASSIFICATION, "data", "evaluation"},
+    "classification": CLASSIFICATION,
     "engine": {"engine", "weights", "blocks", "kernels", "data"},
-    "classification": {"classification", "engine", "blocks", "kernels"},
     "weights": {"weights", "blocks", "kernels"},
     "blocks": {"blocks", "kernels"},
     "kernels": {"kernels"},

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         list_blocks,
         register_block,
     )
+    from yolov5_ema.classification import create_classifier  # noqa: F401
     from yolov5_ema.engine.locate import Engine, locate  # noqa: F401
     from yolov5_ema.engine.predictor import load  # noqa: F401
     from yolov5_ema.engine.shim import install, installed, is_installed, uninstall  # noqa: F401
@@ -42,6 +43,7 @@ _PUBLIC = {
     **dict.fromkeys(("install", "installed", "is_installed", "uninstall"), "engine.shim"),
     **dict.fromkeys(("Engine", "locate"), "engine.locate"),
     **dict.fromkeys(("CheckpointError", "ConfigError", "EngineNotFoundError", "UserError"), "errors"),
+    "create_classifier": "classification",
     "load": "engine.predictor",
 }
 

@@ -16,6 +16,7 @@ import yaml
 from conftest import run_cli
 
 import yolov5_ema
+from yolov5_ema.cli.main import main
 from yolov5_ema.engine.locate import engine_at
 
 
@@ -217,9 +218,12 @@ def test_spawned_workers(tiny_set, tmp_path, method):
     assert (tmp_path / "runs/train/exp/weights/best.pt").is_file()
 
 
-def test_info_counts_what_the_blocks_do(tmp_path):
-    plain = json.loads(run_cli("info", "yolov5s.yaml", "--json", cwd=tmp_path).stdout)
-    ema = json.loads(run_cli("info", "yolov5s-ema.yaml", "--json", cwd=tmp_path).stdout)
+def test_info_counts_what_the_blocks_do(own_folder, capsys):
+    def info(cfg):
+        assert main(["info", cfg, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    plain, ema = info("yolov5s.yaml"), info("yolov5s-ema.yaml")
     assert plain["parameters"] == 7_235_389 and ema["parameters"] == 7_238_685
     # per block: conv3x3 on k channels of every group, conv1x1 on H + W positions, the two weighted sums
     expected = 0
@@ -227,6 +231,9 @@ def test_info_counts_what_the_blocks_do(tmp_path):
         groups, k, area = 32, channels // 32, side * side
         expected += 2 * groups * (9 * k * k * area + k * k * 2 * side + 2 * k * area)
     assert ema["flops"] - plain["flops"] == expected
+
+
+def test_help_is_yolov5s_with_our_flags(tmp_path):
     help_text = run_cli("train", "--help", cwd=tmp_path).stdout
     assert "--multi-scale" in help_text and "--trust-checkpoint" in help_text
 

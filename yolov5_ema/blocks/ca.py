@@ -33,7 +33,8 @@ class CA(AttentionBlock):
         channels: channels C of the feature map.
         reduction: the hidden channels are ``channels // reduction``, but at least 8; any value of at least 1
             works.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.

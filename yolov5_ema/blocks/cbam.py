@@ -102,7 +102,8 @@ class CBAM(AttentionBlock):
         kernel_size: side of the spatial gate's convolution, odd.
         implementation: how it is computed: auto, reference, exact or cpp (`yolov5_ema.kernels.dispatch`); the result
             is the same.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.

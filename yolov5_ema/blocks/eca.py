@@ -40,7 +40,8 @@ class ECA(AttentionBlock):
     Args:
         channels: channels C of the feature map.
         kernel_size: odd number of neighbouring channels; None for the paper's rule (gamma 2, b 1).
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.

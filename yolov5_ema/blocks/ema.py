@@ -56,12 +56,13 @@ class EMA(AttentionBlock):
 
     Args:
         channels: channels C of the feature map.
-        groups: groups G the channels are split into; must divide ``channels``.
+        groups: groups G the channels are split into, 32 by default; must divide ``channels``.
         cross_spatial: False for the ablation.
         factor: the reference's name for ``groups``; give one of the two.
         implementation: how it is computed: auto, reference, exact, cpp or triton (`yolov5_ema.kernels.dispatch`); the
             result is the same. The ablation is always computed as the reference.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.

@@ -35,7 +35,8 @@ class NAM(AttentionBlock):
 
     Args:
         channels: channels C of the feature map.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.

@@ -129,7 +129,7 @@ def list_blocks(pattern: str = "") -> list[str]:
 
 
 def block_info(name: str) -> BlockInfo:
-    """Name, class, paper and options of the block called ``name``; ``ValueError`` as for :func:`get_block`.
+    """Name, class, paper and options of the block called ``name``; ``ValueError`` as for `get_block`.
 
     >>> block_info("SA").signature
     'groups=64'

@@ -50,7 +50,8 @@ class SA(AttentionBlock):
     Args:
         channels: channels C of the feature map, a multiple of ``2 * groups``.
         groups: groups G the channels are split into.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.

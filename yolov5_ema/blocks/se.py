@@ -43,7 +43,8 @@ class SE(AttentionBlock):
         channels: channels C of the feature map.
         reduction: the hidden channels are ``channels // reduction``.
         bias: add a bias to both linear layers.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.

@@ -25,6 +25,10 @@ COMMANDS = {
     "evaluate": "yolov5_ema.cli.evaluate",
     "submit": "yolov5_ema.cli.submit",
     "compare": "yolov5_ema.cli.compare",
+    "classify": "yolov5_ema.cli.classify",
+    "visualize": "yolov5_ema.cli.visualize",
+    "report": "yolov5_ema.cli.report",
+    "paper": "yolov5_ema.cli.paper",
     "inspect": "yolov5_ema.cli.inspect",
     "convert": "yolov5_ema.cli.convert",
     "blocks": "yolov5_ema.cli.blocks",
@@ -103,7 +107,7 @@ def _overview() -> str:
         "",
     ]
     for name, module in COMMANDS.items():
-        lines.append(f"  {name:8} {importlib.import_module(module).SUMMARY}")
+        lines.append(f"  {name:9} {importlib.import_module(module).SUMMARY}")
     lines += [
         "",
         "train, val, detect and export are YOLOv5's own and take all of its flags. Each command has a --help.",

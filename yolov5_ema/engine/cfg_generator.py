@@ -239,7 +239,7 @@ class Recipe:
 
 
 def build_cfg(**recipe: Any) -> dict[str, Any]:
-    """The model as a dict that YOLOv5's ``Model`` takes; the keywords are those of :class:`Recipe`.
+    """The model as a dict that YOLOv5's ``Model`` takes; the keywords are those of `Recipe`.
 
     Raises:
         ConfigError: the recipe, or the base it names, cannot be used.
@@ -252,7 +252,7 @@ def build_cfg(**recipe: Any) -> dict[str, Any]:
 
 
 def format_cfg(**recipe: Any) -> str:
-    """The model as YAML text in YOLOv5's layout; the keywords are those of :class:`Recipe`.
+    """The model as YAML text in YOLOv5's layout; the keywords are those of `Recipe`.
 
     Raises:
         ConfigError: the recipe, or the base it names, cannot be used.

@@ -52,7 +52,8 @@ def to_safetensors(
 
     Args:
         source: the checkpoint.
-        target, cfg: the ``.safetensors`` and the ``.yaml`` to write.
+        target: the ``.safetensors`` to write.
+        cfg: the ``.yaml`` to write.
         engine: the YOLOv5 at hand, with the shim installed.
         force: replace files that are there.
 

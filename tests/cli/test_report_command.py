@@ -1,0 +1,179 @@
+"""``yolov5-ema report``: runs in, one HTML file out; what is evaluated, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import NAMES, randomise, run_cli
+
+from yolov5_ema.cli.main import main
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "reporting"))
+from synthetic_runs import Page, write_classification, write_comparison, write_training
+
+
+def save_untrained(file: Path) -> None:
+    """best.pt of yolov5n with EMA and three classes, its weights at random."""
+    import importlib
+
+    from yolov5_ema.engine import shim
+    from yolov5_ema.engine.checkpoints import save_checkpoint
+    from yolov5_ema.resources import find_shipped
+
+    engine = shim.install()
+    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    model = yolo.Model(str(find_shipped("yolov5n-ema.yaml")), ch=3, nc=len(NAMES))
+    model.names = list(NAMES)
+    randomise(model.model[-1])  # Detect's biases say that there is nothing
+    file.parent.mkdir(parents=True)
+    save_checkpoint({"epoch": -1, "model": model.half(), "optimizer": None}, str(file), engine=engine)
+
+
+def page_of(file: Path | str) -> Page:
+    return Page(Path(file).read_text(encoding="utf-8"))
+
+
+def test_an_evaluation_is_made_once(own_folder, tiny_set, capsys):
+    run = write_training(own_folder / "runs/train/exp", data=str(tiny_set), seed=1)
+    save_untrained(run / "weights/best.pt")
+    flags = ["report", str(run), "--device", "cpu", "--samples", "2"]
+    assert main(flags) == 0
+    printed = capsys.readouterr().out
+    assert "Evaluating " in printed and "report.html (" in printed
+    found = page_of(run / "report.html")
+    assert not found.unclosed
+    kept = json.loads((run / "report-val.json").read_text())
+    assert (kept["images"], kept["objects"], kept["names"]) == (4, 12, list(NAMES))
+    table = found.tables["exp, best.pt on val: 4 images, 12 objects"]
+    assert [line[:2] for line in table[1:]] == [[name, "4"] for name in NAMES]
+    assert [float(line[4]) for line in table[1:]] == [
+        pytest.approx(kept["per_class"][name]["AP50"], abs=5e-5) for name in NAMES
+    ]
+    assert len(found.images) == 2
+    # the shipped YAML's parameters for three classes, and the blocks among its rows
+    cost = found.tables["What each model costs"][1]
+    assert cost[:3] == ["yolov5n-ema", "EMA", "1,768,824"] and float(cost[3]) > 0
+    rows = found.tables["Rows of yolov5n-ema"]
+    assert [line[1] for line in rows[1:] if "(block)" in line[1]] == ["EMA (block)"] * 2
+    assert sum(int(line[7].replace(",", "")) for line in rows[1:]) == 1_768_824
+
+    assert main(flags) == 0 and "Evaluating" not in capsys.readouterr().out
+    assert main([*flags[:2], "--no-evaluate", "-o", "again.html"]) == 0
+    assert page_of("again.html").tables["exp, best.pt on val: 4 images, 12 objects"] == table
+    assert (
+        main([*flags, "--imgsz", "96"]) == 0 and "Evaluating" in capsys.readouterr().out
+    )  # a second one works too
+
+
+def test_without_the_data_set_the_page_says_so(own_folder, capsys):
+    run = write_training(own_folder / "exp")
+    (run / "weights").mkdir()
+    assert main(["report", str(run)]) == 0
+    assert "exp: not measured: there is no weights/best.pt" in page_of(run / "report.html").words
+    assert capsys.readouterr().out.startswith(f"{run / 'report.html'} (")
+    assert main(["report", str(run), "--no-evaluate", "--title", "A <b>title</b>"]) == 0
+    assert "A <b>title</b>" in page_of(run / "report.html").words
+
+
+def test_several_runs_make_one_page_here(own_folder):
+    for name, cfg in (("a", "base"), ("b", "ema")):
+        write_training(own_folder / name, cfg=f"{cfg}.yaml")
+    assert main(["report", "a", "b", "--baseline", "ema"]) == 0
+    found = page_of("report.html")
+    assert found.tables["Difference to ema, with its 95 % interval"][1][0] == "base"
+    assert "One seed each shows no spread" in found.words
+
+
+def test_comparisons_and_classifiers(own_folder):
+    write_comparison(own_folder / "first")
+    write_classification(own_folder / "c")
+    assert main(["report", "first", "--no-evaluate"]) == 0
+    assert "ema against plain, mAP50: +0.0200" in page_of("first/report.html").words
+    assert main(["report", "first", "c", "--no-evaluate", "-o", "deep/er/both.html"]) == 2
+    assert main(["report", "first", "c", "--no-evaluate", "-o", "both.html"]) == 0
+    assert {"Top-1 accuracy by class, best.pt", "Difference to plain, with its 95 % interval"} <= set(
+        page_of("both.html").tables
+    )
+
+
+def test_only_a_report_is_written_over(own_folder, capsys):
+    run = write_training(own_folder / "exp")
+    (own_folder / "mine.html").write_text("my own")
+    assert main(["report", str(run), "-o", "mine.html"]) == 2
+    assert "mine.html is there already; --force replaces it, -o names another" in capsys.readouterr().err
+    assert (own_folder / "mine.html").read_text() == "my own"
+    assert main(["report", str(run), "-o", "mine.html", "--force"]) == 0
+    assert main(["report", str(run), "-o", "mine.html"]) == 0
+    assert main(["report", str(run), "-o", str(run)]) == 2
+    assert "is a folder; name a file with -o" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("nowhere",), "nowhere: no such folder"),
+        ((".",), r"\. is no run: looked in it for opt\.yaml"),
+        ((".", "--samples", "99"), "--samples must be 0 to 24, not 99"),
+        ((".", "--imgsz", "1"), "--imgsz 1: the side of an image in pixels"),
+        ((".", "--evaluate", "--no-evaluate"), "cannot both be"),
+        ((".", "--data", "a.yaml", "--no-evaluate"), "do not go with --no-evaluate"),
+    ],
+)
+def test_what_is_refused(refused, flags, message):
+    assert re.search(message, refused("report", *flags))
+
+
+def test_what_was_asked_for_and_cannot_be_is_refused(refused, own_folder):
+    run = write_training(own_folder / "exp")
+    assert "there is no weights/best.pt" in refused("report", run, "--evaluate")
+    (run / "results.csv").write_bytes(b"\xff\xfe")
+    assert "results.csv is no text in UTF-8" in refused("report", run)
+    (run / "results.csv").unlink()
+    (run / "weights").mkdir()
+    (run / "weights/best.pt").write_bytes(b"PK\x03\x04torn")
+    assert "best.pt" in refused("report", run)
+    write_training(own_folder / "b"), write_training(own_folder / "c")
+    assert "--baseline x is none" in refused("report", "b", "c", "--baseline", "x")
+
+
+@pytest.mark.slow
+def test_a_real_training(trained, tmp_path):
+    """The page's figures are those of results.csv and those that evaluate prints for the same best.pt."""
+    run = trained.parent.parent
+    done = run_cli("report", run, "-o", tmp_path / "page.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = page_of(tmp_path / "page.html")
+    with (run / "results.csv").open() as stream:
+        rows = [[cell.strip() for cell in line] for line in csv.reader(stream)]
+    caption = next(name for name in found.tables if "results.csv as it stands" in name)
+    width = rows[0].index("x/lr2") + 1
+    assert found.tables[caption] == [line[:width] for line in rows]
+    options = (run / "opt.yaml").read_text()
+    data = re.search(r"^data: (.*)$", options, re.M)[1]
+    done = run_cli(
+        *(
+            "evaluate",
+            "--data",
+            data,
+            "--weights",
+            trained,
+            "--img",
+            64,
+            "--batch-size",
+            4,
+            "--protocol",
+            "yolov5",
+        ),
+        *("--max-det", 300, "--noplots", "--json", tmp_path / "figures.json"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads((tmp_path / "figures.json").read_text())["yolov5"]
+    kept = json.loads((run / "report-val.json").read_text())
+    assert kept["metrics"] == {name: pytest.approx(figures[name]) for name in kept["metrics"]}
+    assert f"{figures['mAP50']:.4f}" in found.words

@@ -1,0 +1,100 @@
+"""``results.csv``: what stands in it as it stands, the best epoch, and files that a kill or a disk has spoilt."""
+
+from __future__ import annotations
+
+import pytest
+from synthetic_runs import COLUMNS, row, yolov5_csv
+
+from yolov5_ema.errors import UserError
+from yolov5_ema.reporting.epochs import read_epochs
+
+
+@pytest.fixture
+def read(tmp_path):
+    def write_and_read(content: str | bytes):
+        file = tmp_path / "results.csv"
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_epochs(file)
+
+    return write_and_read
+
+
+def test_figures_are_kept_as_they_are_printed(read):
+    epochs = read(yolov5_csv([row(0, 0.000048062, 0.1), row(1, 0.123456789, 0.25)]))
+    assert epochs.columns == COLUMNS and epochs.numbers == [0, 1]
+    assert epochs.texts("mAP50") == ["4.8062e-05", "0.12346"]
+    assert epochs.values("mAP50") == [4.8062e-05, 0.12346]
+    assert epochs.texts("top-1") is None and not epochs.is_cut_off and epochs.again == ()
+
+
+@pytest.mark.parametrize(
+    ("map50", "map50_95"),
+    [
+        ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
+        ("val/bbox_mAP_50", "val/bbox_mAP"),  # v6.0 with --mmdet_tags
+        ("metrics/mAP_0.5(B)", "metrics/mAP_0.5:0.95(B)"),  # segment/train.py
+    ],
+)
+def test_columns_by_all_of_their_names(read, map50, map50_95):
+    epochs = read(yolov5_csv([(0, 0.5, 0.2), (1, 0.4, 0.3)], ("epoch", map50, map50_95)))
+    assert (epochs.values("mAP50"), epochs.values("mAP50-95")) == ([0.5, 0.4], [0.2, 0.3])
+
+
+def test_the_best_epoch_is_the_one_of_best_pt(read):
+    # fitness 0.1 * mAP50 + 0.9 * mAP50-95: 0.23, 0.31, 0.31
+    assert read(yolov5_csv([row(0, 0.5, 0.2), row(1, 0.4, 0.3), row(2, 0.4, 0.3)])).best == 1
+    nan = float("nan")
+    assert read(yolov5_csv([row(0, nan, nan), row(1, 0.1, 0.1)])).best == 1
+    assert read(yolov5_csv([row(0, nan, nan)])).best is None
+    assert read(yolov5_csv([])).best is None
+    classified = (
+        "epoch,train/loss,val/loss,val/top1,val/top5,lr\n1,2,2,0.3,0.9,1\n2,1,1,0.5,0.8,1\n3,1,1,0.4,1,1\n"
+    )
+    assert read(classified).best == 1
+
+
+def test_class_names_with_commas_do_not_shift_anything(read):
+    """The PyPI package writes a column a class, its name unquoted."""
+    names = ("metrics/a,b_mAP_50", "metrics/c_mAP_50")
+    epochs = read(yolov5_csv([[*row(0, 0.5, 0.2), 0.7, 0.8]], (*COLUMNS, *names)))
+    assert epochs.columns == COLUMNS and len(epochs.rows[0]) == len(COLUMNS)
+
+
+def test_a_training_killed_in_the_middle_of_a_line(read):
+    whole = yolov5_csv([row(0, 0.1, 0.1), row(1, 0.2, 0.1)])
+    epochs = read(whole[:-30])
+    assert epochs.is_cut_off and epochs.numbers == [0]
+
+
+def test_a_resumed_training_counts_its_last_word(read):
+    text = yolov5_csv([row(0, 0.1, 0.1), row(1, 0.2, 0.1), row(1, 0.3, 0.1), row(2, 0.4, 0.1)])
+    epochs = read(text)
+    assert epochs.numbers == [0, 1, 2] and epochs.again == (1,)
+    assert epochs.texts("mAP50") == ["0.1", "0.3", "0.4"]
+
+
+def test_where_a_training_diverged(read):
+    nan = float("nan")
+    assert read(yolov5_csv([row(0, 0.1, 0.1), row(1, 0, 0, nan), row(2, 0, 0, nan)])).diverged_at == 1
+    assert read(yolov5_csv([row(0, 0.1, 0.1)])).diverged_at is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epoch,train/box_loss\n0,\xff\xfe\n", r"results\.csv is no text in UTF-8 \(byte 23\)"),
+        (b"\x00\x01\x02", "does not begin with 'epoch'"),
+        (b"", "does not begin with 'epoch'"),
+        (b"epoch,a,b\n0,1,2\n1,1\n2,1,2\n", r"results\.csv, line 3: 2 cells instead of 3"),
+        (b"epoch,a\n0,1\n1,abc\n", r"line 3: 'abc' is no number"),
+        (b"epoch,a\n0.5,1\n", r"line 2: '0.5' is no epoch"),
+    ],
+)
+def test_damaged_files_are_named(read, content, message):
+    with pytest.raises(UserError, match=message):
+        read(content)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"results\.csv cannot be read: No such file"):
+        read_epochs(tmp_path / "results.csv")

@@ -1,0 +1,29 @@
+"""Averaged weights: an exponential moving average by `torch.optim.swa_utils`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A model that follows another: ``average = d * average + (1 - d) * weights`` at each `update_parameters`.
+
+    ``d`` is the smaller of ``decay`` and (1 + n) / (10 + n) at update n, counted from 0, so that the average of a short
+    training is not that of its first steps; the first update takes the weights as they are. Running statistics of
+    BatchNorm are averaged alike.
+
+    Args:
+        model: (N, 3, H, W) to logits.
+        decay: 0 to 1, such as 0.9998.
+    """
+
+    def average(kept: torch.Tensor, new: torch.Tensor, updates: torch.Tensor | int) -> torch.Tensor:
+        if not kept.is_floating_point():
+            return new
+        share = torch.clamp(9 / (10 + torch.as_tensor(updates)), min=1 - decay)  # 1 - d, as float32 would round it off
+        return torch.lerp(kept, new.to(kept.dtype), share.to(kept.dtype))
+
+    follower = AveragedModel(model, avg_fn=average, use_buffers=True)
+    return follower.requires_grad_(False)

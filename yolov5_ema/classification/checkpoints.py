@@ -1,0 +1,218 @@
+"""Checkpoints of classifiers: ``weights/best.pt`` of a run, which loads with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.files import replacement
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMAT = "yolov5-ema classifier"
+VERSION = 1
+_MOST_PIXELS = 8192
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "block": (str, type(None)),
+    "block_options": (dict,),
+    "stem": (str,),
+    "num_classes": (int,),
+    "names": (list,),
+    "imgsz": (int,),
+    "mean": (list, tuple),
+    "std": (list, tuple),
+    "state_dict": (dict,),
+}
+
+
+@dataclass
+class Classifier:
+    """A trained classifier and what is needed to give it pictures.
+
+    Attributes:
+        model: in evaluation mode, on ``device``; (N, 3, imgsz, imgsz) float32 to (N, classes) logits.
+        names: of the classes, in the order of the logits.
+        imgsz: side of the model's input in pixels.
+        mean: of the three channels (RGB, 0 to 1), subtracted from the input.
+        std: the input is divided by these.
+        record: what the file holds besides the weights.
+        device: where the model is.
+    """
+
+    model: nn.Module
+    names: list[str]
+    imgsz: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    record: dict[str, Any]
+    device: torch.device
+
+    def prepare(self, image: Image) -> torch.Tensor:
+        """A picture as the model takes it: (1, 3, imgsz, imgsz) float32, on the model's device."""
+        from yolov5_ema.classification.transforms import evaluation_transform
+
+        crop = self.record.get("settings", {}).get("eval_crop", 1.0)
+        transform = evaluation_transform(self.imgsz, crop, self.mean, self.std)
+        return transform(image.convert("RGB")).unsqueeze(0).to(self.device)
+
+
+def save_classifier(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Args:
+        path: the place; one that was there is replaced.
+        record: all keys of the format but ``format`` and ``version``; plain values and tensors only.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with replacement(path) as draft:
+        save_plainly({"format": FORMAT, "version": VERSION, **record}, draft)
+
+
+def save_plainly(content: Any, file: Path) -> None:
+    """`torch.save`, with an OSError where torch has its own error for a folder that lacks or a disk that is full."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def is_classifier(path: str | Path) -> bool:
+    """Whether a file is a checkpoint of ``yolov5-ema classify``; told without unpickling anything."""
+    from yolov5_ema.weights.checkpoint_files import check_readable, open_pickles
+    from yolov5_ema.weights.inert_pickle import lookup
+
+    try:
+        check_readable(Path(path))
+        return bool(lookup(open_pickles(Path(path)).root.value, "format") == FORMAT)
+    except CheckpointError:
+        return False
+
+
+def load_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    """Load a checkpoint of ``yolov5-ema classify``. Nothing that the file brings along is run.
+
+    Args:
+        path: ``weights/best.pt`` of a run.
+        device: where the model shall be.
+
+    Raises:
+        CheckpointError: missing, torn, no such checkpoint, or one that holds more than tensors and plain values.
+        UserError: timm is not installed, or the block is not known here.
+    """
+    from yolov5_ema.classification.models import create_classifier
+
+    file = Path(path)
+    record = load_plainly(file)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CheckpointError(f"{file} is no classifier of 'yolov5-ema classify'. {_what_else(file)}")
+    _check(record, file)
+    state = record.pop("state_dict")
+    try:
+        model = create_classifier(
+            record["model"],
+            record["block"],
+            num_classes=record["num_classes"],
+            stem=record["stem"],
+            block_options=record["block_options"],
+        )
+    except UserError as error:
+        raise CheckpointError(f"{file}: its model cannot be built here: {error}") from error
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{file}: its weights are not those of {record['model']} with block {record['block']}: "
+            f"{(reason[1] if len(reason) > 1 else reason[0]).strip()[:300]}"
+        ) from error
+    where = torch.device(device)
+    mean, std = (tuple(float(value) for value in record[key]) for key in ("mean", "std"))
+    return Classifier(
+        model=model.eval().to(where),
+        names=list(record["names"]),
+        imgsz=record["imgsz"],
+        mean=mean,  # type: ignore[arg-type]
+        std=std,  # type: ignore[arg-type]
+        record=record,
+        device=where,
+    )
+
+
+def load_plainly(file: Path) -> Any:
+    """`torch.load` of tensors and plain values, and a CheckpointError for anything else.
+
+    The pickle is followed first, without running it: a file that names more than tensors need is refused before
+    torch reads it.
+    """
+    from yolov5_ema.weights.checkpoint_files import check_readable, open_pickles
+    from yolov5_ema.weights.names import taken_by_torch
+    from yolov5_ema.weights.vocabulary import odd_calls, short_storages
+
+    check_readable(file)
+    opened = open_pickles(file)
+    pickles = (opened.root, *opened.others)
+    foreign = sorted({name for one in pickles for name in one.names if not taken_by_torch(name)})
+    odd = foreign or odd_calls(pickles)[:5]
+    if odd:
+        raise CheckpointError(
+            f"{file} holds what no classifier needs: {', '.join(odd)}. Nothing of it was run; take the file from "
+            "somebody whom you trust, or train anew."
+        )
+    if short_storages(opened.root, opened.sizes):
+        raise CheckpointError(f"{file} is cut off or was changed: a tensor is shorter than the file says")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file} cannot be read: {reason}") from error
+
+
+def _what_else(file: Path) -> str:
+    if file.name == "last.ckpt":
+        return "last.ckpt is for --resume; name best.pt beside it."
+    return "Detectors are for 'yolov5-ema detect'; 'yolov5-ema inspect' says what a file holds."
+
+
+def _check(record: Mapping[str, Any], file: Path) -> None:
+    if record.get("version") != VERSION:
+        raise CheckpointError(
+            f"{file} is of version {record.get('version')} of the format; this yolov5-ema reads {VERSION}"
+        )
+    for key, kinds in _KINDS.items():
+        if not isinstance(record.get(key), kinds) or isinstance(record.get(key), bool):
+            raise CheckpointError(f"{file}: its {key!r} is missing or of the wrong kind")
+    names, count = record["names"], record["num_classes"]
+    if len(names) != count or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{file}: {count} classes, but {len(names)} names of classes")
+    settings = record.get("settings", {})
+    if not 1 <= record["imgsz"] <= _MOST_PIXELS or not isinstance(settings, dict):
+        raise CheckpointError(f"{file}: its 'imgsz' or 'settings' cannot be")
+    crop = settings.get("eval_crop", 1.0)
+    if not isinstance(crop, (int, float)) or not 0.1 <= crop <= 1:
+        raise CheckpointError(f"{file}: its 'eval_crop' must be 0.1 to 1, not {crop!r}")
+    for key in ("mean", "std"):
+        values = record[key]
+        numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+        if len(values) != 3 or not numbers or (key == "std" and min(values) <= 0):
+            raise CheckpointError(f"{file}: its {key!r} is not three numbers")

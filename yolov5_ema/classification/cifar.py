@@ -1,0 +1,209 @@
+"""CIFAR-100 in its published binary form: https://www.cs.toronto.edu/~kriz/cifar.html.
+
+An image is a byte for the coarse class, one for the fine class, and 3072 for the red, green and blue planes of 32 x 32
+pixels, row by row. The python form is a pickle, which can run code; it is not read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import socket
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from yolov5_ema.errors import UserError
+from yolov5_ema.files import replacement
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+MD5 = "03b5dce01913d631647c71ecec9e9cb8"  # as published on the page above
+ARCHIVE = "cifar-100-binary.tar.gz"
+FOLDER = "cifar-100-binary"
+_PYTHON = "cifar-100-python"
+NAMES = "fine_label_names.txt"
+FILES = {"train": "train.bin", "val": "test.bin"}
+
+SIDE = 32
+CLASSES = 100
+_RECORD = 2 + 3 * SIDE * SIDE
+_MOST_BYTES = 200_000 * _RECORD  # more than three times what is published
+_TORN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+
+
+@dataclass
+class CifarSplit:
+    """One split.
+
+    Attributes:
+        images: uint8 of shape (N, 32, 32, 3), RGB.
+        labels: int64 of shape (N,), the fine classes.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def is_cifar(place: Path) -> bool:
+    """Whether a path is the published archive or a folder with the files of it, by their names."""
+    if place.is_dir():
+        files = (FILES["train"], f"{FOLDER}/{FILES['train']}", FILES["val"], f"{FOLDER}/{FILES['val']}")
+        return place.name == _PYTHON or any((place / name).exists() for name in (*files, _PYTHON))
+    return place.is_file() and place.name.endswith((".tar.gz", ".tgz", ".tar"))
+
+
+def read_cifar(place: Path, split: str) -> CifarSplit:
+    """Read one split.
+
+    Args:
+        place: the archive, the folder ``cifar-100-binary`` of it, or a folder that holds that one.
+        split: ``train``, or ``val`` for the published test images.
+
+    Raises:
+        UserError: it is missing, cut off, damaged or of another form; the message says which form is wanted.
+    """
+    name = FILES[split]
+    content = _content(place, name, _MOST_BYTES)
+    if not content or len(content) % _RECORD:
+        raise UserError(
+            f"{place}: {name} has {len(content):,} bytes, which is no whole number of images of {_RECORD} bytes: "
+            "it is cut off, or of another data set"
+        )
+    rows = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)  # (N, 3074)
+    labels = rows[:, 1].astype(np.int64)  # (N,)
+    if labels.max() >= CLASSES or rows[:, 0].max() >= 20:
+        bad = int(np.argmax((labels >= CLASSES) | (rows[:, 0] >= 20)))
+        raise UserError(
+            f"{place}: image {bad} of {name} is of coarse class {rows[bad, 0]} and fine class {labels[bad]}; "
+            "there are 20 and 100: the file is damaged, or of another data set"
+        )
+    planes = rows[:, 2:].reshape(-1, 3, SIDE, SIDE)  # (N, 3, 32, 32)
+    return CifarSplit(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
+
+
+def read_names(place: Path) -> list[str]:
+    """The names of the 100 fine classes, from ``fine_label_names.txt``.
+
+    Raises:
+        UserError: it is missing or does not hold 100 names.
+    """
+    text = _content(place, NAMES, 1 << 20).decode("utf-8", "replace")
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(names) != CLASSES or len(set(names)) != CLASSES:
+        raise UserError(f"{place}: {NAMES} holds {len(set(names))} names; CIFAR-100 has {CLASSES} classes")
+    return names
+
+
+def download(folder: Path, *, url: str = URL, md5: str = MD5, timeout: float = 20.0) -> Path:
+    """Fetch the published archive, check it, and put it in ``folder`` whole or not at all.
+
+    Args:
+        folder: made if it is not there.
+        url: where from.
+        md5: of the archive.
+        timeout: seconds without an answer.
+
+    Returns:
+        The archive; one that is there already and has the checksum is not fetched again.
+
+    Raises:
+        UserError: no network, or what came is not the published file.
+    """
+    place = folder / ARCHIVE
+    if place.is_file() and _md5_of(place) == md5:
+        return place
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror or error}") from error
+    with replacement(place) as draft:
+        _fetch(url, draft, timeout)
+        found = _md5_of(draft)
+        if found != md5:
+            raise UserError(
+                f"{url}: what came has the MD5 {found}, not the published {md5}; it was thrown away"
+            )
+    return place
+
+
+def _fetch(url: str, draft: Path, timeout: float) -> None:
+    from tqdm import tqdm
+
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer, draft.open("wb") as stream:
+            total = int(answer.headers.get("Content-Length") or 0) or None
+            with tqdm(total=total, unit="B", unit_scale=True, desc=ARCHIVE, disable=None) as bar:
+                while chunk := answer.read(1 << 20):
+                    stream.write(chunk)
+                    bar.update(len(chunk))
+    except (urllib.error.URLError, http.client.HTTPException, socket.timeout, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UserError(
+            f"{url} cannot be reached: {reason}. Without a network, fetch {ARCHIVE} elsewhere and name it: "
+            f"--data path/to/{ARCHIVE}"
+        ) from error
+
+
+def _md5_of(file: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)  # a check for damage, as published; no defence
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _content(place: Path, name: str, most: int) -> bytes:
+    """Bytes of one of the files; nothing is unpacked to disk."""
+    try:
+        if place.is_dir():
+            folder = place if (place / name).is_file() else place / FOLDER
+            if not (folder / name).is_file():
+                raise UserError(_lacking(place, name))
+            with (folder / name).open("rb") as stream:
+                return _limited(stream, place, name, most)
+        if not place.is_file():
+            raise UserError(f"{place}: no such file or folder")
+        return _from_archive(place, name, most)
+    except OSError as error:
+        raise UserError(f"{place} cannot be read: {error.strerror or error}") from error
+
+
+def _from_archive(place: Path, name: str, most: int) -> bytes:
+    try:
+        with tarfile.open(place, "r:*") as archive:
+            for member in archive:
+                if member.isfile() and member.name.split("/")[-1] == name:
+                    stream = archive.extractfile(member)
+                    assert stream is not None
+                    return _limited(stream, place, name, most)
+    except _TORN as error:
+        raise UserError(
+            f"{place} is no tar archive, cut off or damaged ({error}); download it again"
+        ) from error
+    raise UserError(_lacking(place, name))
+
+
+def _limited(stream: IO[bytes], place: Path, name: str, most: int) -> bytes:
+    content = stream.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{place}: {name} is larger than that of CIFAR-100 can be")
+    return content
+
+
+def _lacking(place: Path, name: str) -> str:
+    if "python" in place.name or (place / _PYTHON).is_dir():
+        return (
+            f"{place} is CIFAR-100 in its python form, a pickle, which could run code and is not read. "
+            f"Wanted is the binary form: {URL} (MD5 {MD5})"
+        )
+    return (
+        f"{place} has no {name}. Wanted is CIFAR-100 in its binary form: {ARCHIVE} or the folder in it, {FOLDER}, "
+        f"from {URL} (MD5 {MD5})"
+    )

@@ -1,0 +1,16 @@
+"""The extra ``classify``: whether it is installed."""
+
+from __future__ import annotations
+
+import importlib
+
+from yolov5_ema.errors import UserError
+
+
+def require(*modules: str) -> None:
+    """Raise a UserError that says what to install if one of the modules cannot be imported."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"classify needs {name} ({error}): pip install 'yolov5-ema[classify]'") from error

@@ -1,0 +1,100 @@
+"""Pictures in folders, one a class, as torchvision's ImageFolder has them: ``train/cat/1.jpg``, ``val/cat/2.jpg``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from yolov5_ema.classification.images import SUFFIXES
+from yolov5_ema.errors import UserError
+
+VAL_FOLDERS = ("val", "valid", "validation", "test")
+
+
+class Listing(NamedTuple):
+    """Files of a split.
+
+    Attributes:
+        names: of the classes, sorted, as torchvision numbers them.
+        files: of all classes, sorted within each.
+        labels: the class of each file.
+    """
+
+    names: list[str]
+    files: list[str]
+    labels: list[int]
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of ``train`` or ``val`` (else ``valid``, ``validation`` or ``test``).
+
+    Raises:
+        UserError: there is none; the message says what is there.
+    """
+    wanted = VAL_FOLDERS if split == "val" else (split,)
+    found = next((root / name for name in wanted if (root / name).is_dir()), None)
+    if found is not None:
+        return found
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder" if not root.exists() else f"{root} is no folder")
+    there = sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:8]
+    raise UserError(
+        f"{root} has no folder {' or '.join(wanted)}; wanted is {root.name}/train/CLASS/IMAGE and "
+        f"{root.name}/val/CLASS/IMAGE. Folders there: {', '.join(there) or 'none'}"
+    )
+
+
+def list_images(folder: Path) -> Listing:
+    """All pictures of a split, by their file names; whether they can be read shows when they are.
+
+    Raises:
+        UserError: no folders of classes, or folders without a picture, by name.
+    """
+    names = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if not names:
+        raise UserError(f"{folder} has no folders of classes; wanted is {folder.name}/CLASS/IMAGE")
+    files: list[str] = []
+    labels: list[int] = []
+    empty = []
+    for label, name in enumerate(names):
+        found = sorted(_pictures(folder / name))
+        files += found
+        labels += [label] * len(found)
+        if not found:
+            empty.append(name)
+    if empty:
+        raise UserError(
+            f"{folder}: no pictures in the folders of {_some(empty)}. Remove empty folders, or fill them; "
+            f"pictures end with {', '.join(sorted(SUFFIXES))}"
+        )
+    return Listing(names, files, labels)
+
+
+def check_same_classes(train: Listing, val: Listing, root: Path) -> None:
+    """Raise a UserError, with their names, if one split has classes that the other lacks."""
+    only_train = sorted(set(train.names) - set(val.names))
+    only_val = sorted(set(val.names) - set(train.names))
+    if only_train or only_val:
+        parts = [f"in train alone: {_some(only_train)}"] if only_train else []
+        parts += [f"in val alone: {_some(only_val)}"] if only_val else []
+        raise UserError(f"{root}: train and val do not have the same classes; {'; '.join(parts)}")
+
+
+def _pictures(folder: Path) -> list[str]:
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            os.path.join(place, name)
+            for name in files
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+        ]
+    return found
+
+
+def _some(names: list[str], most: int = 10) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + rest

@@ -1,0 +1,199 @@
+"""Where timm's backbones take an attention layer, and how a block gets there.
+
+timm's residual blocks keep an attribute for an attention layer: ``se`` of its ResNets (after the last BatchNorm,
+before the addition) and of its inverted residuals (after the depthwise convolution, its BatchNorm and activation),
+``attn`` of others. The block is put there once the backbone is built. The ResNet's own way,
+``block_args=dict(attn_layer=...)``, leads to the same modules under the same names, but then initialises the
+block's convolutions anew as if they were the ResNet's, and refuses pretrained weights, which have no tensors for
+the block; and ``se_layer=...`` reaches only blocks that have a squeeze-and-excitation, which MobileNetV2's have not.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from yolov5_ema.blocks import block_info, create_block
+from yolov5_ema.classification.notices import say
+from yolov5_ema.errors import ConfigError
+
+FAMILIES = (
+    "resnet*, resnext*, wide_resnet*, seresnet*, res2net*, mobilenetv2*, mobilenetv3*, mobilenetv4_conv*, "
+    "efficientnet*, mnasnet*, regnet*, darknet*, cspresnet*, gernet*, ese_vovnet*"
+)
+_NEAREST = "nearest"
+
+
+class Place(NamedTuple):
+    """Where a block goes: the name of the module that it becomes, such as ``layer1.0.se``, and its channels."""
+
+    name: str
+    channels: int
+
+
+class _Kind(NamedTuple):
+    """A residual block of timm's: which attribute holds its attention layer, and what says the channels there."""
+
+    attribute: str
+    channels: str
+    only_instead: bool = False  # only where timm has an attention layer too
+
+
+# by class; of several rows the one whose attention layer timm fills, else the first
+_KINDS: dict[str, tuple[_Kind, ...]] = {
+    "timm.models.resnet.BasicBlock": (_Kind("se", "bn2.num_features"),),
+    "timm.models.resnet.Bottleneck": (_Kind("se", "bn3.num_features"),),
+    "timm.models.res2net.Bottle2neck": (_Kind("se", "bn3.num_features"),),
+    "timm.models._efficientnet_blocks.InvertedResidual": (_Kind("se", "conv_pwl.in_channels"),),
+    "timm.models._efficientnet_blocks.CondConvResidual": (_Kind("se", "conv_pwl.in_channels"),),
+    "timm.models._efficientnet_blocks.EdgeResidual": (_Kind("se", "conv_pwl.in_channels"),),
+    "timm.models._efficientnet_blocks.UniversalInvertedResidual": (_Kind("se", "pw_proj.conv.in_channels"),),
+    # does not expand: the paper's MobileNetV2 has no block there
+    "timm.models._efficientnet_blocks.DepthwiseSeparableConv": (_Kind("se", "conv_pw.in_channels", True),),
+    "timm.models.regnet.Bottleneck": (_Kind("se", "conv3.conv.in_channels"),),
+    "timm.models.regnet.PreBottleneck": (_Kind("se", "conv3.in_channels"),),
+    "timm.models.byobnet.BasicBlock": (
+        _Kind("attn", "conv2_kxk.conv.in_channels"),
+        _Kind("attn_last", "conv2_kxk.conv.out_channels"),
+    ),
+    "timm.models.byobnet.BottleneckBlock": (
+        _Kind("attn", "conv3_1x1.conv.in_channels"),
+        _Kind("attn_last", "conv3_1x1.conv.out_channels"),
+    ),
+    "timm.models.byobnet.DarkBlock": (
+        _Kind("attn", "conv2_kxk.conv.in_channels"),
+        _Kind("attn_last", "conv2_kxk.conv.out_channels"),
+    ),
+    "timm.models.byobnet.EdgeBlock": (
+        _Kind("attn", "conv2_1x1.conv.in_channels"),
+        _Kind("attn_last", "conv2_1x1.conv.out_channels"),
+    ),
+    "timm.models.cspnet.BottleneckBlock": (
+        _Kind("attn2", "conv3.conv.in_channels"),
+        _Kind("attn3", "conv3.conv.out_channels"),
+    ),
+    "timm.models.cspnet.DarkBlock": (_Kind("attn", "conv2.conv.in_channels"),),
+    "timm.models.cspnet.EdgeBlock": (_Kind("attn", "conv2.conv.in_channels"),),
+    "timm.models.vovnet.OsaBlock": (_Kind("attn", "conv_concat.conv.out_channels"),),
+}
+
+
+def attention_places(model: nn.Module) -> list[Place]:
+    """The places of one of timm's backbones that take an attention block, in the order of the forward pass.
+
+    In inverted residuals these are the blocks that expand, and others only where timm itself has an attention layer.
+    """
+    return list(_places(model))
+
+
+def insert_blocks(model: nn.Module, name: str, block: str, options: dict[str, Any]) -> None:
+    """Put a block of the registry into every place of a backbone, in place of what timm may have there.
+
+    Args:
+        model: the backbone; changed in place.
+        name: the backbone's, for messages.
+        block: the block's name in the registry.
+        options: of the block; ``groups`` may also be "nearest" or "nearest:N".
+
+    Raises:
+        ConfigError: no place in this backbone, an unknown block or option, or channels that the block refuses.
+    """
+    try:
+        block_info(block)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+    places = attention_places(model)
+    if not places:
+        raise ConfigError(
+            f"{name}: no block of this backbone takes an attention layer; timm's families that do: {FAMILIES}"
+        )
+    fitted = {
+        channels: _fit(name, block, channels, options)
+        for channels in dict.fromkeys(p.channels for p in places)
+    }
+    if str(options.get("groups", "")).startswith(_NEAREST):
+        wanted = _wanted_groups(block, options["groups"])
+        chosen = ", ".join(f"{found['groups']} at {channels}" for channels, found in fitted.items())
+        say(f"{block}, groups nearest to {wanted}: {chosen} channels")
+    for place in places:
+        parent, _, attribute = place.name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, _create(name, block, place, fitted[place.channels]))
+
+
+def _places(model: nn.Module) -> Iterator[Place]:
+    for name, module in model.named_modules():
+        cls = type(module)
+        kinds = _KINDS.get(f"{cls.__module__}.{cls.__qualname__}", ())
+        taken = [kind for kind in kinds if _is_taken(module, kind)]
+        for kind in taken[:1] or [kind for kind in kinds[:1] if not kind.only_instead]:
+            yield Place(f"{name}.{kind.attribute}", operator.attrgetter(kind.channels)(module))
+
+
+def _is_taken(module: nn.Module, kind: _Kind) -> bool:
+    present = getattr(module, kind.attribute, None)
+    return present is not None and not isinstance(present, nn.Identity)
+
+
+def _create(name: str, block: str, place: Place, options: dict[str, Any]) -> nn.Module:
+    try:
+        return create_block(block, place.channels, **options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{name}, {place.name}: {error}") from error
+
+
+def _fit(name: str, block: str, channels: int, options: dict[str, Any]) -> dict[str, Any]:
+    """The options at this many channels, "nearest" resolved; tried on the meta device."""
+    groups = options.get("groups")
+    if not isinstance(groups, str):
+        _try(name, block, channels, options)
+        return options
+    wanted = _wanted_groups(block, groups)
+    divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+    refusal = None
+    for divisor in sorted(divisors, key=lambda d: abs(d - wanted)):
+        fitted = {**options, "groups": divisor}
+        try:
+            _try(name, block, channels, fitted)
+        except ConfigError as error:
+            refusal = refusal or error
+        else:
+            return fitted
+    assert refusal is not None  # 1 divides every number
+    raise refusal
+
+
+def _try(name: str, block: str, channels: int, options: dict[str, Any]) -> None:
+    try:
+        with torch.device("meta"):
+            create_block(block, channels, **options)
+    except (ValueError, TypeError) as error:
+        hint = ""
+        if (
+            "groups" in dict(block_info(block).options)
+            and "groups" in str(error)
+            and "no option" not in str(error)
+        ):
+            hint = '; block_options={"groups": "nearest"} takes the number that fits at each place'
+        raise ConfigError(f"{name}: {error}{hint}") from error
+
+
+def _wanted_groups(block: str, text: str) -> int:
+    """The number of groups asked for by "nearest" (the block's default) or "nearest:N"."""
+    word, _, number = text.partition(":")
+    default = dict(block_info(block).options).get("groups")
+    if word == _NEAREST and isinstance(default, int) and (number.isdecimal() or text == _NEAREST):
+        wanted = int(number) if number else int(default)
+        if wanted >= 1:
+            return wanted
+    if not isinstance(default, int):
+        raise ConfigError(
+            f"{block} has no option 'groups' with a number for default, so groups={text!r} means nothing"
+        )
+    raise ConfigError(
+        f'{block}: groups={text!r} should be a number, "nearest" (to the default {int(default)}) or "nearest:N", '
+        'such as "nearest:16"'
+    )

@@ -1,0 +1,308 @@
+"""Settings of a training: a recipe, shipped or of one's own, with every value overridable."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yolov5_ema.errors import ConfigError
+from yolov5_ema.resources import data_dir, find_shipped
+
+OPTIMIZERS = ("SGD", "Adam", "AdamW")
+SCHEDULES = ("step", "cosine", "constant")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+_AUGMENTATIONS = ("crop", "resized-crop", "none")
+_STEMS = ("imagenet", "cifar")
+_SCALED = ("milestones", "warmup_epochs")
+
+
+@dataclass
+class Settings:
+    """All that decides the result of a training.
+
+    Attributes:
+        model: a timm model.
+        block: an attention block, or None.
+        block_options: its options.
+        stem: ``imagenet`` or ``cifar``.
+        pretrained: start from timm's published weights.
+        epochs: passes over the training images.
+        batch: images a step, of all processes together.
+        imgsz: side of the input in pixels.
+        optimizer: one of `OPTIMIZERS`.
+        lr: learning rate after the warm-up.
+        momentum: of SGD.
+        nesterov: of SGD.
+        weight_decay: on weights.
+        decay_bias_norm: on biases and normalisation too.
+        schedule: one of `SCHEDULES`.
+        milestones: epochs, counted from 0, from which on the learning rate is ``gamma`` times what it was (``step``).
+        gamma: see ``milestones``.
+        final_lr: where the cosine ends.
+        warmup_epochs: during which the learning rate rises linearly.
+        warmup_lr: where it starts.
+        label_smoothing: share of the target that goes to all classes alike, in training.
+        average: decay of the averaged weights, which are then the ones evaluated and kept; 0: none.
+        augment: ``crop``, ``resized-crop`` or ``none``.
+        padding: of ``crop``, pixels.
+        scale: of ``resized-crop``, shares of the area.
+        flip: probability of left and right swapped.
+        color_jitter: strength; 0: none.
+        eval_crop: share of the shorter side that is evaluated.
+        mean: subtracted from the input (RGB, 0 to 1).
+        std: the input is divided by it.
+        precision: one of `PRECISIONS`.
+        sync_bn: BatchNorm over all processes (GPUs only).
+        seed: of weights, order and augmentation.
+        data: see `yolov5_ema.classification.datasets.open_data`.
+        recipe: name or file that these started from.
+    """
+
+    model: str = "resnet18"
+    block: str | None = None
+    block_options: dict[str, Any] = field(default_factory=dict)
+    stem: str = "imagenet"
+    pretrained: bool = False
+    epochs: int = 100
+    batch: int = 128
+    imgsz: int = 224
+    optimizer: str = "SGD"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    decay_bias_norm: bool = True
+    schedule: str = "cosine"
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
+    final_lr: float = 0.0
+    warmup_epochs: float = 0.0
+    warmup_lr: float = 0.0
+    label_smoothing: float = 0.0
+    average: float = 0.0
+    augment: str = "resized-crop"
+    padding: int = 4
+    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    flip: float = 0.5
+    color_jitter: float = 0.0
+    eval_crop: float = 0.875
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    precision: str = "32-true"
+    sync_bn: bool = False
+    seed: int = 0
+    data: str = "synthetic"
+    recipe: str = "synthetic"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as in ``args.yaml`` and checkpoints."""
+        return asdict(self)
+
+
+def find_recipe(name: str) -> Path:
+    """A shipped recipe by its name (``cifar100``), or the user's own file.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    shipped = find_shipped(f"classify-{name}.yaml")
+    if shipped is not None:
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    there = sorted(path.stem.partition("-")[2] for path in data_dir().glob("classify-*.yaml"))
+    raise ConfigError(f"no recipe {name!r}: neither a file nor one that ships ({', '.join(there)})")
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """Values of a recipe, checked one by one.
+
+    Raises:
+        ConfigError: there is none, or a key or a value of it cannot be; the message names file and key.
+    """
+    file = find_recipe(name)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} is no recipe: it holds no keys with values")
+    return {key: checked(key, value, str(file)) for key, value in content.items()}
+
+
+def make_settings(recipe: str, overrides: Mapping[str, Any]) -> Settings:
+    """A recipe with other values in some places.
+
+    Milestones and warm-up keep their share of the training if only ``epochs`` is overridden.
+
+    Raises:
+        ConfigError: a key or a value that cannot be.
+    """
+    values = load_recipe(recipe)
+    given = {key: checked(key, value, "") for key, value in overrides.items()}
+    if "epochs" in given and "epochs" in values:
+        ratio = given["epochs"] / values["epochs"]
+        values.update({key: _times(values[key], ratio) for key in _SCALED if key in values})
+    settings = Settings(**{**values, **given, "recipe": recipe})
+    check_together(settings)
+    return settings
+
+
+def check_together(settings: Settings) -> None:
+    """Raise a ConfigError for values that cannot be with one another."""
+    if settings.schedule == "step" and settings.milestones != sorted(set(settings.milestones)):
+        raise ConfigError(f"milestones {settings.milestones}: must rise")
+    if settings.scale[0] > settings.scale[1]:
+        raise ConfigError(f"scale {settings.scale}: the first must not be greater than the second")
+    if settings.nesterov and not settings.momentum:
+        raise ConfigError("nesterov needs a momentum above 0")
+    if settings.warmup_epochs > settings.epochs:
+        raise ConfigError(
+            f"warmup_epochs {settings.warmup_epochs:g}: longer than the training, {settings.epochs} epochs"
+        )
+
+
+def checked(key: str, value: Any, where: str) -> Any:
+    """A value of a setting in its type.
+
+    Args:
+        key: the setting.
+        value: as YAML or the command line has it.
+        where: the file, for the message.
+
+    Raises:
+        ConfigError: no such setting, or it cannot have that value.
+    """
+    place = f"{where}: " if where else ""
+    if key not in _CHECKS:
+        near = difflib.get_close_matches(str(key), _CHECKS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{place}no setting {key!r}{hint} There are: {', '.join(_CHECKS)}")
+    try:
+        return _CHECKS[key](value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{place}{key}: {value!r} {error}") from None
+
+
+def _times(value: Any, ratio: float) -> Any:
+    if isinstance(value, list):
+        return sorted({max(1, round(number * ratio)) for number in value})
+    return value * ratio
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError("is no number")
+        try:
+            number = float(value)  # YAML takes 4e-5 for a text
+        except ValueError:
+            raise ValueError("is no number") from None
+        inside = low < number <= high if above else low <= number <= high
+        if not math.isfinite(number) or not inside:
+            least = f"above {low:g}" if above else f"{low:g} or more"
+            raise ValueError(f"must be {least}" + (f" and at most {high:g}" if high < math.inf else ""))
+        return number
+
+    return check
+
+
+def _whole(low: int, high: int = 2**31) -> Callable[[Any], int]:
+    number = _number(low, high)
+
+    def check(value: Any) -> int:
+        found = number(value)
+        if found != int(found):
+            raise ValueError("must be a whole number")
+        return int(found)
+
+    return check
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        match = next((choice for choice in choices if str(value).lower() == choice.lower()), None)
+        if match is None:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return match
+
+    return check
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a text")
+    return value
+
+
+def _block(value: Any) -> str | None:
+    return None if value is None or str(value).lower() == "none" else _text(value)
+
+
+def _options(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError("must be options with values, such as {groups: 16}")
+    return value
+
+
+def _list_of(check: Callable[[Any], Any], count: int | None = None) -> Callable[[Any], list[Any]]:
+    def check_all(value: Any) -> list[Any]:
+        if not isinstance(value, (list, tuple)) or (count is not None and len(value) != count):
+            raise ValueError(f"must be a list of {count} numbers" if count else "must be a list of numbers")
+        return [check(item) for item in value]
+
+    return check_all
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "model": _text,
+    "block": _block,
+    "block_options": _options,
+    "stem": _one_of(*_STEMS),
+    "pretrained": _switch,
+    "epochs": _whole(1),
+    "batch": _whole(1),
+    "imgsz": _whole(8, 4096),
+    "optimizer": _one_of(*OPTIMIZERS),
+    "lr": _number(0, above=True),
+    "momentum": _number(0, 1),
+    "nesterov": _switch,
+    "weight_decay": _number(0),
+    "decay_bias_norm": _switch,
+    "schedule": _one_of(*SCHEDULES),
+    "milestones": _list_of(_whole(1)),
+    "gamma": _number(0, above=True),
+    "final_lr": _number(0),
+    "warmup_epochs": _number(0),
+    "warmup_lr": _number(0),
+    "label_smoothing": _number(0, 1),
+    "average": _number(0, 1),
+    "augment": _one_of(*_AUGMENTATIONS),
+    "padding": _whole(0, 512),
+    "scale": _list_of(_number(0, 1, above=True), 2),
+    "flip": _number(0, 1),
+    "color_jitter": _number(0, 1),
+    "eval_crop": _number(0.1, 1),
+    "mean": _list_of(_number(0, 1), 3),
+    "std": _list_of(_number(0, above=True), 3),
+    "precision": _one_of(*PRECISIONS),
+    "sync_bn": _switch,
+    "seed": _whole(0),
+    "data": _text,
+    "recipe": _text,
+}
+assert set(_CHECKS) == {one.name for one in fields(Settings)}

@@ -1,0 +1,303 @@
+"""Training a classifier with Lightning's loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from yolov5_ema.classification.checkpoints import load_plainly
+from yolov5_ema.classification.datasets import DataSet, Samples, Shares, make_loader
+from yolov5_ema.classification.recipes import Settings
+from yolov5_ema.classification.transforms import evaluation_transform, training_transform
+from yolov5_ema.errors import CheckpointError, UserError
+
+_RESTORED = {"epoch", "global_step", "loops", "optimizer_states", "pytorch-lightning_version", "state_dict"}
+
+
+@dataclass
+class Machine:
+    """Where a training runs; none of it is meant to change the result.
+
+    Attributes:
+        accelerator: ``cpu`` or ``gpu``.
+        devices: numbers of the GPUs, or how many processes on a CPU.
+        nodes: machines.
+        workers: processes a process that read images.
+    """
+
+    accelerator: str
+    devices: list[int] | int
+    nodes: int = 1
+    workers: int = 0
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        here = len(self.devices) if isinstance(self.devices, list) else self.devices
+        return here * self.nodes
+
+
+def find_machine(device: str, devices: int | None, nodes: int, workers: int) -> Machine:
+    """The machine that flags ask for; under torchrun, its processes.
+
+    Args:
+        device: as YOLOv5's ``--device``: empty for the first GPU if there is one, ``cpu``, ``0`` or ``0,1``.
+        devices: processes on each machine; None for one, or one for each GPU in ``device``.
+        nodes: machines.
+        workers: processes a process that read images.
+
+    Raises:
+        UserError: there are no such devices.
+    """
+    elastic = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    if elastic:
+        devices, nodes = elastic, int(os.environ["WORLD_SIZE"]) // elastic
+    if (devices is not None and devices < 1) or nodes < 1:
+        raise UserError("--devices and --nodes must be 1 or more")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = device.strip().lower().replace("cuda:", "")
+    if wanted == "cpu" or (not wanted and not gpus):
+        return Machine("cpu", devices or 1, nodes, workers)
+    if wanted and not all(part.strip().isdecimal() for part in wanted.split(",")):
+        raise UserError(f"--device {device!r}: must be cpu, or numbers of GPUs such as 0 or 0,1")
+    numbers = [int(part) for part in wanted.split(",")] if wanted else list(range(devices or 1))
+    missing = [number for number in numbers if number >= gpus]
+    if missing or len(set(numbers)) != len(numbers):
+        raise UserError(f"--device {device!r}: this machine has {gpus} GPUs that torch can use")
+    if devices is not None and devices != len(numbers):
+        raise UserError(f"--devices {devices} but {len(numbers)} GPUs in --device {device}")
+    return Machine("gpu", numbers, nodes, workers)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes the files."""
+    ranks = ("RANK", "SLURM_PROCID") if "SLURM_NTASKS" in os.environ else ("RANK",)
+    if "TORCHELASTIC_RUN_ID" in os.environ or ranks[-1] in os.environ:
+        return int(next(os.environ[name] for name in ranks if name in os.environ)) == 0
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("NODE_RANK", "LOCAL_RANK"))
+
+
+def build_model(settings: Settings, classes: int) -> nn.Module:
+    """The model with its first weights, which the seed decides."""
+    from yolov5_ema.classification.models import create_classifier
+
+    torch.manual_seed(settings.seed)
+    return create_classifier(
+        settings.model,
+        settings.block,
+        num_classes=classes,
+        stem=settings.stem,
+        block_options=dict(settings.block_options),
+        pretrained=settings.pretrained,
+    )
+
+
+def check(settings: Settings, model: nn.Module, images: int, machine: Machine) -> int:
+    """Whether a training can be run on a machine, and its batch size: the settings', or all images if there are fewer.
+
+    Raises:
+        UserError: the batch cannot be shared among the processes, or leaves BatchNorm one image; or the machine
+            lacks what the settings ask for.
+    """
+    if settings.precision == "16-mixed" and machine.accelerator == "cpu":
+        raise UserError("--precision 16-mixed is for GPUs; on a CPU bf16-mixed or 32-true")
+    if settings.sync_bn and machine.accelerator == "cpu":
+        raise UserError("sync_bn is for GPUs: torch has no synchronised BatchNorm on CPUs")
+    world = machine.world
+    batch = min(settings.batch, images - images % world)
+    if settings.batch % world:
+        raise UserError(
+            f"--batch {settings.batch} is of all processes together and cannot be shared among {world}"
+        )
+    if not batch:
+        raise UserError(f"{images} training images for {world} processes")
+    norms = any(isinstance(module, _BatchNorm) for module in model.modules())
+    if batch // world == 1 and norms and not (settings.sync_bn and world > 1):
+        raise UserError(
+            f"one image a step{' in each process' if world > 1 else ''} is too few for BatchNorm, which takes its "
+            "statistics from the batch; --batch must be larger"
+        )
+    return batch
+
+
+def train(
+    settings: Settings,
+    data: DataSet,
+    model: nn.Module,
+    machine: Machine,
+    folder: Path | None,
+    last: Path | None = None,
+) -> list[dict[str, float]]:
+    """Train, and write the files of the run folder.
+
+    Args:
+        settings: of the training.
+        data: with the splits ``train`` and ``val``.
+        model: as `build_model` gives it.
+        machine: where.
+        folder: of the run; None in all processes but the first.
+        last: a last.ckpt to go on from.
+
+    Returns:
+        A row of figures an epoch.
+
+    Raises:
+        UserError: the loss is no number any more; a file cannot be read or written; the settings cannot be met.
+        KeyboardInterrupt: the user stopped it. What was finished is on disk.
+    """
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import TQDMProgressBar
+
+    from yolov5_ema.classification.lightning_module import Training
+    from yolov5_ema.classification.run_files import RunFiles, WholeFiles
+
+    _quieten()
+    batch = check(settings, model, len(data.splits["train"]), machine)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    record = best_record(settings, data.names)
+    files = RunFiles(folder, record)
+    if folder is not None:
+        (folder / "weights").mkdir(exist_ok=True)
+        print(f"{describe(settings)}: {parameters:,} parameters, {len(data.names)} classes", flush=True)
+        if batch < settings.batch:
+            print(f"--batch {settings.batch} is more than there are images; {batch} is taken", flush=True)
+    shown = folder is not None and sys.stdout.isatty()
+    trainer = Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.nodes,
+        strategy="ddp" if machine.world > 1 else "auto",
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_epochs=settings.epochs,
+        num_sanity_val_steps=0,
+        logger=False,
+        callbacks=[files, *([TQDMProgressBar()] if shown else [])],
+        plugins=[WholeFiles()],
+        enable_progress_bar=shown,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=str(folder or Path()),
+    )
+    if settings.sync_bn and machine.world > 1:
+        model = synchronised(model)
+    module = Training(model, settings, len(data.names), data.splits)
+    if last is not None:
+        check_resumable(last, settings, module)
+    loaders = _loaders(settings, data, batch, machine, trainer.global_rank)
+    _fit(trainer, module, loaders, last)
+    return files.history
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """The model with BatchNorm over all processes. torch's own conversion would lose the activations in timm's."""
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(model)
+
+
+def check_resumable(last: Path, settings: Settings, module: nn.Module) -> None:
+    """Raise a CheckpointError for a last.ckpt that cannot be read or is of another training."""
+    from yolov5_ema.classification.lightning_module import make_optimizer
+    from yolov5_ema.classification.run_files import own_state
+
+    found = load_plainly(last)
+    own = own_state(found, last)
+    wanted = {key: value for key, value in settings.as_dict().items() if key != "data"}
+    differing = sorted(key for key, value in wanted.items() if own["settings"].get(key) != value)
+    if differing:
+        raise CheckpointError(
+            f"{last} is of a training with other settings than args.yaml: {', '.join(differing)}"
+        )
+    if _RESTORED - found.keys():
+        raise CheckpointError(f"{last} lacks {', '.join(sorted(_RESTORED - found.keys()))}")
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    kept = {name: getattr(tensor, "shape", None) for name, tensor in found.get("state_dict", {}).items()}
+    if shapes != kept:
+        odd = sorted(name for name in shapes.keys() | kept.keys() if shapes.get(name) != kept.get(name))
+        raise CheckpointError(f"{last} has other weights than {describe(settings)}: {', '.join(odd[:5])}")
+    try:
+        make_optimizer(module, settings).load_state_dict(found["optimizer_states"][0])
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{last}: its optimizer cannot be restored: {error}") from error
+
+
+def best_record(settings: Settings, names: list[str]) -> dict[str, Any]:
+    """What best.pt holds besides weights and figures."""
+    return {
+        "model": settings.model,
+        "block": settings.block,
+        "block_options": dict(settings.block_options),
+        "stem": settings.stem,
+        "num_classes": len(names),
+        "names": list(names),
+        "imgsz": settings.imgsz,
+        "mean": list(settings.mean),
+        "std": list(settings.std),
+        "settings": settings.as_dict(),
+    }
+
+
+def describe(settings: Settings) -> str:
+    """The model in words."""
+    options = ", ".join(f"{key}={value}" for key, value in settings.block_options.items())
+    block = f" with {settings.block}{f' ({options})' if options else ''}" if settings.block else ""
+    return f"{settings.model}{block}, stem {settings.stem}"
+
+
+def _loaders(settings: Settings, data: DataSet, batch: int, machine: Machine, rank: int) -> tuple[Any, Any]:
+    augmented = training_transform(
+        settings.augment,
+        settings.imgsz,
+        settings.mean,
+        settings.std,
+        padding=settings.padding,
+        scale=settings.scale,
+        flip=settings.flip,
+        color_jitter=settings.color_jitter,
+    )
+    plain = evaluation_transform(settings.imgsz, settings.eval_crop, settings.mean, settings.std)
+    pin = machine.accelerator == "gpu"
+    share = batch // machine.world
+
+    def loader(split: str, transform: Any) -> Any:
+        pictures = data.splits[split]
+        samples = Samples(pictures, transform, settings.imgsz, settings.seed)
+        keys = Shares(
+            len(pictures), batch, settings.seed, train=split == "train", rank=rank, world=machine.world
+        )
+        return make_loader(samples, keys, share, machine.workers, pin)
+
+    return loader("train", augmented), loader("val", plain)
+
+
+def _fit(trainer: Any, module: Any, loaders: tuple[Any, Any], last: Path | None) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, *loaders, ckpt_path=None if last is None else str(last))
+    except SystemExit:  # what Lightning makes of Ctrl-C and of SIGTERM
+        if trainer.received_sigterm:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _quieten() -> None:
+    """Lightning's remarks on the machine are for developers."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view strides")

@@ -1,0 +1,186 @@
+"""``yolov5-ema classify predict``: the likeliest classes of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import glob
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolov5_ema.cli.classify._options import add_machine, add_place, load_weights, prepare
+from yolov5_ema.errors import UserError
+
+if TYPE_CHECKING:
+    from yolov5_ema.classification.checkpoints import Classifier
+
+SUMMARY = "the five likeliest classes of each picture, as text, JSON and CSV"
+
+_EPILOG = """\
+Prints a line a picture, and writes predictions.json and predictions.csv. Exit codes: 0; 1 if some pictures could not be
+read, which are named; 2 for a mistake in what was given, or if none could be read.
+"""
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Predict.
+
+    Returns:
+        0, or 1 if some pictures could not be read.
+    """
+    args = _parser().parse_args(list(argv))
+    prepare()
+
+    from yolov5_ema.classification.extras import require
+
+    require("timm")
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}: must be 1 or more")
+    files = list(dict.fromkeys(file for source in args.source for file in _files(source)))
+    classifier = load_weights(args.weights, args.device)
+    rows = []
+    for row in _predict(classifier, files, args.batch):
+        rows.append(row)
+        if "error" not in row:
+            print(_line(row), flush=True)
+    bad = [row for row in rows if "error" in row]
+    if len(bad) == len(rows):
+        raise UserError(f"none of {len(rows)} files can be read; {bad[0]['image']} {bad[0]['error']}")
+    if not args.nosave:
+        _save(args, rows)
+    if bad:
+        print(f"classify predict: {len(bad)} of {len(rows)} files could not be read:", file=sys.stderr)
+        for row in bad[:20]:
+            print(f"  {row['image']}: {row['error']}", file=sys.stderr)
+        if len(bad) > 20:
+            print(f"  and {len(bad) - 20} more", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _files(source: str) -> list[Path]:
+    """Pictures that a path, a folder or a pattern means."""
+    from yolov5_ema.classification.images import SUFFIXES
+
+    place = Path(source).expanduser()
+    if place.is_dir():
+        found = sorted(
+            file
+            for file in place.iterdir()
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        )
+        if not found:
+            raise UserError(
+                f"--source {source}: no pictures right in this folder; for those below it: '{source}/**/*.jpg'"
+            )
+        return found
+    if place.exists() or place.is_symlink():
+        return [place]
+    matches = sorted(Path(match) for match in glob.glob(str(place), recursive=True))
+    if not matches:
+        raise UserError(f"--source {source}: no such file or folder, and nothing matches it as a pattern")
+    return [match for match in matches if not match.is_dir()]
+
+
+def _predict(classifier: Classifier, files: Sequence[Path], batch: int) -> Iterator[Row]:
+    """A row a file, in order."""
+    import torch
+
+    from yolov5_ema.classification.images import UnreadableImage, read_image
+
+    for start in range(0, len(files), batch):
+        rows: list[Row] = []
+        tensors = []
+        for file in files[start : start + batch]:
+            row: Row = {"image": _shown(file)}
+            rows.append(row)
+            try:
+                tensors.append(classifier.prepare(read_image(file)))  # (1, 3, imgsz, imgsz)
+            except UnreadableImage as error:
+                row["error"] = str(error)
+        if tensors:
+            with torch.inference_mode():
+                logits = classifier.model(torch.cat(tensors)).float()  # (N, classes)
+            shares = logits.softmax(1).cpu()
+            readable = (row for row in rows if "error" not in row)
+            for row, share in zip(readable, shares):
+                best = share.topk(min(5, len(classifier.names)))
+                row["predictions"] = [
+                    {"class": index, "name": classifier.names[index], "confidence": confidence}
+                    for confidence, index in zip(best.values.tolist(), best.indices.tolist())
+                ]
+        yield from rows
+
+
+def _shown(file: Path) -> str:
+    """A path that every terminal and file takes."""
+    return str(file).encode("utf-8", "replace").decode()
+
+
+def _line(row: Row) -> str:
+    best = ", ".join(f"{one['name']} {one['confidence']:.2f}" for one in row["predictions"])
+    return f"{row['image']}: {best}"
+
+
+def _save(args: argparse.Namespace, rows: Sequence[Row]) -> None:
+    from yolov5_ema.cli._runs import run_folder
+    from yolov5_ema.files import write_whole
+
+    with run_folder(args.project, args.name, args.exist_ok) as folder:
+        write_whole(folder / "predictions.json", json.dumps(rows, indent=1) + "\n")
+        write_whole(folder / "predictions.csv", _as_csv(rows))
+        if args.save_txt:
+            _save_texts(folder / "labels", rows)
+    print(f"{folder / 'predictions.json'} and .csv{', labels/*.txt' if args.save_txt else ''}")
+
+
+def _as_csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "rank", "class", "name", "confidence"))
+    for row in rows:
+        for rank, one in enumerate(row.get("predictions", []), start=1):
+            writer.writerow((row["image"], rank, one["class"], one["name"], f"{one['confidence']:.6f}"))
+    return text.getvalue()
+
+
+def _save_texts(folder: Path, rows: Sequence[Row]) -> None:
+    """A file a picture with a line a class, ``0.83 cat``, as YOLOv5's classify/predict.py writes them."""
+    from yolov5_ema.files import write_whole
+
+    taken: set[str] = set()
+    for row in rows:
+        if "error" in row:
+            continue
+        stem = Path(row["image"]).stem
+        name, number = stem, 2
+        while name in taken:  # two pictures of one name from two folders
+            name, number = f"{stem}-{number}", number + 1
+        taken.add(name)
+        lines = [f"{one['confidence']:.2f} {one['name']}\n" for one in row["predictions"]]
+        write_whole(folder / f"{name}.txt", "".join(lines), parents=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema classify predict",
+        description="Say what pictures show, by a classifier that 'classify train' trained.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--weights", type=Path, required=True, metavar="best.pt")
+    parser.add_argument(
+        "--source", nargs="+", required=True, metavar="PLACE", help="pictures, folders, or quoted globs"
+    )
+    parser.add_argument("--batch", "--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    parser.add_argument("--save-txt", action="store_true", help="a text file a picture as well")
+    parser.add_argument("--nosave", action="store_true", help="write no files")
+    add_machine(parser, reads=False)
+    add_place(parser, "runs/classify-predict")
+    return parser

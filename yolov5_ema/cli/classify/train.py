@@ -1,0 +1,290 @@
+"""``yolov5-ema classify train``: a recipe, a model, a block, a data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolov5_ema.cli.classify._options import DATA_HELP, add_machine, add_place, prepare, worker_count
+from yolov5_ema.errors import UserError
+
+if TYPE_CHECKING:
+    from yolov5_ema.classification.datasets import DataSet
+    from yolov5_ema.classification.recipes import Settings
+
+SUMMARY = "train a classifier by a recipe; resumable, on several processes and machines"
+
+_EPILOG = """\
+examples:
+  yolov5-ema classify train
+  yolov5-ema classify train --data cifar100 --block EMA
+  yolov5-ema classify train --data cifar100 --block EMA --block-options '{groups: 16}' --epochs 20
+  yolov5-ema classify train --data ../datasets/imagenet --block EMA --block-options '{groups: nearest}' --device 0,1
+  yolov5-ema classify train --resume runs/classify/exp/weights/last.ckpt
+
+Every value of a recipe can be set: --set milestones='[10, 15]' --set flip=0. Exit codes: 0, 2 for a mistake in what
+was given, 130 if interrupted (--resume goes on).
+"""
+
+# flags that are values of a recipe: their names there, and what argparse needs
+_FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "model": (("--model",), {"help": "a timm model (default: the recipe's)"}),
+    "block": (("--block",), {"help": "attention block (default: none); yolov5-ema blocks lists them"}),
+    "block_options": (("--block-options",), {"metavar": "YAML", "help": "such as '{groups: 16}'"}),
+    "epochs": (("--epochs",), {"metavar": "N"}),
+    "batch": (
+        ("--batch", "--batch-size"),
+        {"metavar": "N", "help": "images a step, of all processes together"},
+    ),
+    "imgsz": (("--imgsz", "--img", "--img-size"), {"metavar": "N", "help": "side of the input in pixels"}),
+    "lr": (("--lr", "--lr0"), {"metavar": "X", "help": "learning rate"}),
+    "momentum": (("--momentum",), {"metavar": "X"}),
+    "weight_decay": (("--weight-decay", "--decay"), {"metavar": "X"}),
+    "optimizer": (("--optimizer",), {"help": "SGD, Adam or AdamW"}),
+    "label_smoothing": (("--label-smoothing",), {"metavar": "X"}),
+    "average": (
+        ("--average", "--ema"),
+        {"metavar": "DECAY", "help": "keep averaged weights, such as 0.9998; 0: none"},
+    ),
+    "precision": (("--precision",), {"help": "32-true, 16-mixed or bf16-mixed"}),
+    "seed": (("--seed",), {"metavar": "N", "help": "of weights, order and augmentation (default: 0)"}),
+}
+_WITH_RESUME = {"resume", "device", "devices", "nodes", "workers", "data", "download", "project"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train.
+
+    Returns:
+        0; mistakes raise a UserError.
+    """
+    parser = _parser()
+    args = parser.parse_args(list(argv))
+    prepare()
+
+    from yolov5_ema.classification.extras import require
+
+    require("timm", "lightning", "torchmetrics", "tensorboard")
+    if args.resume is not None:
+        _refuse_with_resume(parser, args)
+    folder, settings = (None, _settings(args)) if args.resume is None else _resumed(args)
+    return _run(args, settings, folder)
+
+
+def _run(args: argparse.Namespace, settings: Settings, folder: Path | None) -> int:
+    from yolov5_ema.classification import training
+    from yolov5_ema.classification.datasets import open_data
+    from yolov5_ema.cli._runs import fresh_folder
+
+    machine = training.find_machine(args.device, args.devices, args.nodes, 0)
+    machine.workers = worker_count(args.workers, machine.world)
+    first = training.is_first_process()
+    data = open_data(settings.data, settings.imgsz, download=args.download and first)
+    model = training.build_model(settings, len(data.names))
+    training.check(settings, model, len(data.splits["train"]), machine)
+    last = None
+    if folder is not None:
+        last = _last_of(folder)
+        if last is None and first:
+            print(f"{folder}: no epoch was finished; it begins anew", flush=True)
+        elif last is not None and _is_finished(last, settings):
+            return _finish(args, settings, data, folder, machine)
+    elif first:
+        folder = fresh_folder(args.project, args.name, args.exist_ok)
+        _write_args(folder, settings, args, machine.workers)
+    if first and folder is not None:
+        print(f"run folder: {folder}", flush=True)
+    try:
+        training.train(settings, data, model, machine, folder if first else None, last)
+    except KeyboardInterrupt:
+        if first:
+            print(f"yolov5-ema classify train --resume {folder} goes on", file=sys.stderr)
+        raise
+    if not first or folder is None:
+        return 0
+    return _finish(args, settings, data, folder, machine)
+
+
+def _finish(args: argparse.Namespace, settings: Settings, data: DataSet, folder: Path, machine: Any) -> int:
+    """Evaluate best.pt, and say where all is."""
+    from yolov5_ema.classification.checkpoints import load_classifier
+    from yolov5_ema.classification.evaluation import evaluate, write_evaluation
+
+    gpus = machine.devices if isinstance(machine.devices, list) else []
+    best = folder / "weights" / "best.pt"
+    classifier = load_classifier(best, f"cuda:{gpus[0]}" if gpus else "cpu")
+    found = evaluate(classifier, data.splits["val"], batch=settings.batch, workers=machine.workers)
+    parameters = sum(parameter.numel() for parameter in classifier.model.parameters())
+    write_evaluation(found, data.names, classifier.record, parameters, folder)
+    print(
+        f"best epoch {classifier.record['epoch'] + 1}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%} of "
+        f"{found.images:,} images\n{best}\nNext: yolov5-ema classify predict --weights {best} --source IMAGE"
+    )
+    if found.unreadable:
+        print(f"{len(found.unreadable)} pictures of val could not be read and were left out", file=sys.stderr)
+    return 0
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from yolov5_ema.classification.datasets import default_recipe
+    from yolov5_ema.classification.recipes import make_settings
+
+    data = args.data or "synthetic"
+    given = {key: getattr(args, key) for key in _FLAGS if getattr(args, key) is not None}
+    if "block_options" in given:
+        given["block_options"] = _parsed("--block-options", given["block_options"])
+    if args.pretrained:
+        given["pretrained"] = True
+    if args.amp:
+        given.setdefault("precision", _amp_precision(args.device))
+    for item in args.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item}: must be KEY=VALUE")
+        given[key.strip()] = _parsed(f"--set {key}", value)
+    return make_settings(args.recipe or default_recipe(data), {"data": data, **given})
+
+
+def _amp_precision(device: str) -> str:
+    import torch
+
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return "16-mixed" if on_gpu and not torch.cuda.is_bf16_supported() else "bf16-mixed"
+
+
+def _parsed(flag: str, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{flag} {text!r} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+
+
+def _write_args(folder: Path, settings: Settings, args: argparse.Namespace, workers: int) -> None:
+    import yaml
+
+    from yolov5_ema.files import write_whole
+
+    machine = {"device": args.device, "devices": args.devices, "nodes": args.nodes, "workers": workers}
+    content = {**settings.as_dict(), **machine}
+    write_whole(folder / "args.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+# --- resuming ------------------------------------------------------------------------------------
+
+
+def _refuse_with_resume(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """A resumed run keeps its settings."""
+    for action in parser._actions:
+        given = getattr(args, action.dest, None)
+        if action.dest != "help" and action.dest not in _WITH_RESUME and given != action.default:
+            raise UserError(
+                f"{action.option_strings[0]} with --resume: a run goes on with its own settings; leave it out, or "
+                "start a new run"
+            )
+
+
+def _resumed(args: argparse.Namespace) -> tuple[Path, Settings]:
+    """The run folder that ``--resume`` means, and its settings."""
+    import yaml
+
+    from yolov5_ema.classification.recipes import Settings, check_together, checked
+
+    folder = _run_folder(args)
+    file = folder / "args.yaml"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"--resume {args.resume}: {file} cannot be read ({error.strerror}), so {folder} is no run folder of "
+            "'classify train'; name its weights/last.ckpt"
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    known = Settings().as_dict()
+    if not isinstance(content, dict) or not known.keys() <= content.keys():
+        raise UserError(f"{file} does not hold the settings of a training")
+    values = {key: checked(key, content[key], str(file)) for key in known}
+    if args.data:
+        values["data"] = args.data
+    settings = Settings(**values)
+    check_together(settings)
+    return folder, settings
+
+
+def _run_folder(args: argparse.Namespace) -> Path:
+    if args.resume:
+        place = Path(args.resume)
+        if place.is_dir() and place.name != "weights":
+            return place
+        if not place.exists() and not (place.parent.parent / "args.yaml").is_file():
+            raise UserError(f"--resume {place}: no such file or run folder")
+        return place.parent if place.is_dir() else place.parent.parent
+    found = sorted(args.project.glob("*/args.yaml"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"--resume: no run in {args.project}; name its weights/last.ckpt")
+    return Path(found[-1]).parent
+
+
+def _last_of(folder: Path) -> Path | None:
+    last = folder / "weights" / "last.ckpt"
+    return last if last.exists() else None
+
+
+def _is_finished(last: Path, settings: Settings) -> bool:
+    """Whether all epochs are done; raises a UserError if all else is, too."""
+    from yolov5_ema.classification.checkpoints import load_plainly
+    from yolov5_ema.classification.run_files import finished_epochs
+
+    if finished_epochs(load_plainly(last), last) < settings.epochs:
+        return False
+    if (last.parent.parent / "metrics.json").is_file():
+        raise UserError(f"--resume {last}: the training is finished, after {settings.epochs} epochs")
+    return True
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema classify train",
+        description="Train an image classifier, one of timm's, with an attention block in it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: synthetic)")
+    what.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="cifar100, imagenet, synthetic or a YAML file (default: the one for the data)",
+    )
+    what.add_argument("--download", action="store_true", help="fetch CIFAR-100 if it is not there")
+    what.add_argument("--pretrained", action="store_true", help="start from timm's published weights")
+    values = parser.add_argument_group("values in the place of the recipe's")
+    for key, (flags, options) in _FLAGS.items():
+        values.add_argument(*flags, dest=key, **options)
+    values.add_argument("--amp", action="store_true", help="mixed precision: bf16, or fp16 on older GPUs")
+    values.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any value of the recipe, as YAML"
+    )
+    machine = parser.add_argument_group("machine")
+    add_machine(machine)
+    machine.add_argument("--devices", type=int, metavar="N", help="processes on each machine (default: 1)")
+    machine.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
+    place = parser.add_argument_group("run folder")
+    add_place(place, "runs/classify")
+    place.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="last.ckpt",
+        help="go on with a run that was interrupted (default: the newest)",
+    )
+    return parser

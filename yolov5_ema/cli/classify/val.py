@@ -1,0 +1,117 @@
+"""``yolov5-ema classify val``: a classifier on a split."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolov5_ema.cli.classify._options import (
+    DATA_HELP,
+    add_machine,
+    add_place,
+    check_same_names,
+    load_weights,
+    prepare,
+    worker_count,
+)
+from yolov5_ema.errors import UserError
+
+if TYPE_CHECKING:
+    from yolov5_ema.classification.evaluation import Evaluation
+
+SUMMARY = "top-1, top-5, accuracy by class and confusions of a classifier"
+
+_MOST_ROWS = 30
+
+_EPILOG = """\
+Writes metrics.json and confusion.png. Exit codes: 0; 1 if pictures could not be read, which are named; 2 for a mistake
+in what was given.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate.
+
+    Returns:
+        0, or 1 if pictures could not be read.
+    """
+    args = _parser().parse_args(list(argv))
+    prepare()
+
+    from yolov5_ema.classification.extras import require
+
+    require("timm", "torchmetrics")
+    from yolov5_ema.classification.datasets import open_data
+    from yolov5_ema.classification.evaluation import evaluate, write_evaluation
+    from yolov5_ema.cli._runs import run_folder
+
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}: must be 1 or more")
+    workers = worker_count(args.workers)
+    classifier = load_weights(args.weights, args.device)
+    spec = args.data or classifier.record.get("settings", {}).get("data")
+    if not isinstance(spec, str):
+        raise UserError(f"{args.weights} does not say what it was trained on; name it with --data")
+    data = open_data(spec, classifier.imgsz, (args.split,), download=args.download)
+    check_same_names(data.names, classifier.names, spec, args.weights)
+    with run_folder(args.project, args.name, args.exist_ok) as folder:
+        found = evaluate(
+            classifier,
+            data.splits[args.split],
+            batch=args.batch,
+            workers=workers,
+            progress=sys.stderr.isatty(),
+        )
+        parameters = sum(parameter.numel() for parameter in classifier.model.parameters())
+        write_evaluation(found, classifier.names, classifier.record, parameters, folder)
+    print(_table(found, classifier.names))
+    print(f"{folder / 'metrics.json'} and confusion.png")
+    return _report_unreadable(found)
+
+
+def _table(found: Evaluation, names: list[str]) -> str:
+    rows = found.by_class(names)
+    wide = max(12, *(len(name) for name in names[:_MOST_ROWS]))
+    lines = [f"{'class':{wide}}  {'images':>8}  {'top-1':>7}  {'top-5':>7}"]
+    lines.append(f"{'all':{wide}}  {found.images:>8}  {found.top1:>7.2%}  {found.top5:>7.2%}")
+    shown = rows
+    if len(rows) > _MOST_ROWS:
+        counted = [row for row in rows if row["images"]]
+        shown = sorted(counted, key=lambda row: row["top1"])[:10]
+        lines.append(f"the {len(shown)} worst of {len(rows)} classes; metrics.json has all:")
+    for row in shown:
+        accuracy = "-" if row["top1"] is None else f"{row['top1']:.2%}"
+        lines.append(f"{row['name']:{wide}}  {row['images']:>8}  {accuracy:>7}")
+    return "\n".join(lines)
+
+
+def _report_unreadable(found: Evaluation, most: int = 20) -> int:
+    if not found.unreadable:
+        return 0
+    print(f"{len(found.unreadable)} pictures could not be read and were left out:", file=sys.stderr)
+    for name, reason in found.unreadable[:most]:
+        print(f"  {name}: {reason}", file=sys.stderr)
+    if len(found.unreadable) > most:
+        print(f"  and {len(found.unreadable) - most} more; metrics.json names all", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema classify val",
+        description="Evaluate a classifier that 'classify train' trained.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--weights", type=Path, required=True, metavar="best.pt")
+    parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: what it was trained on)")
+    parser.add_argument("--split", choices=("train", "val"), default="val", help="(default: val)")
+    parser.add_argument("--download", action="store_true", help="fetch CIFAR-100 if it is not there")
+    parser.add_argument("--batch", "--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
+    add_machine(parser)
+    add_place(parser, "runs/classify-val")
+    return parser

@@ -1,0 +1,266 @@
+"""``yolov5-ema report``: one HTML page of trainings, evaluations and comparisons."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolov5_ema.errors import UserError
+from yolov5_ema.files import write_whole
+
+if TYPE_CHECKING:
+    from yolov5_ema.reporting.measuring import Measured
+    from yolov5_ema.reporting.runs import Run, Source
+
+SUMMARY = "one self-contained HTML page of one or more runs, trainings or evaluations"
+
+_EPILOG = """\
+RUN is the folder of a training (or its weights/best.pt), of 'yolov5-ema classify train', 'evaluate' or 'compare', or
+of YOLOv5's val. Trainings of one model with several seeds are grouped, and compared in pairs of seeds.
+
+Tables by class, curves and sample detections come from evaluating best.pt, if the data set that the training
+was given is still there; the outcome is kept in RUN/report-val.json, and made anew when weights, data
+YAML or flags change.
+Of a comparison, the first seed of each model is evaluated. More: docs/report.md
+
+examples:
+  yolov5-ema report runs/train/exp
+  yolov5-ema report runs/train/exp runs/train/exp2 -o both.html
+  yolov5-ema report runs/compare/ema --no-evaluate
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the page.
+
+    Raises:
+        UserError: a folder is no run, a file in it is damaged, or the page cannot be written.
+    """
+    args = _parser().parse_args(argv)
+    _check(args)
+    from yolov5_ema.reporting import page
+    from yolov5_ema.reporting.comparing import of_comparison, of_runs
+    from yolov5_ema.reporting.cost import costs_of
+    from yolov5_ema.reporting.parts import Material
+    from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Comparison, Run, name_apart, read_source
+
+    sources = [read_source(run) for run in args.runs]
+    name_apart(sources)
+    output = _output(args, sources)
+    single = [source for source in sources if isinstance(source, Run)]
+    measured, reasons = _measured(args, sources)
+    compared = [of_comparison(source) for source in sources if isinstance(source, Comparison)]
+    for task in (DETECT, CLASSIFY):
+        of_task = [run for run in single if run.task == task]
+        baseline = args.baseline if task == DETECT or not any(r.task == DETECT for r in single) else None
+        found = of_runs(of_task, measured, baseline)
+        compared += [found] if found is not None else []
+    material = Material(
+        sources=sources,
+        compared=compared,
+        measured=measured,
+        not_measured=reasons,
+        title=args.title,
+        **_origin(args.device),
+    )
+    material.costs = costs_of(material.runs)
+    write_whole(output, page.render(material))
+    print(f"{output} ({output.stat().st_size / 1024:,.0f} KiB)")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema report",
+        description="Make one self-contained HTML page of one or more runs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="default: RUN/report.html, of several ./report.html"
+    )
+    parser.add_argument("--force", action="store_true", help="write over a file that is no report")
+    parser.add_argument("--title", default="", help="of the page (default: the runs' names)")
+    parser.add_argument(
+        "--baseline", metavar="MODEL", help="what the others are compared with (default: the first)"
+    )
+    how = parser.add_argument_group("evaluating best.pt of detectors")
+    how.add_argument(
+        "--evaluate", action="store_true", help="do it anew; it is an error where it cannot be done"
+    )
+    how.add_argument(
+        "--no-evaluate", action="store_true", help="run nothing; show what an earlier report has kept"
+    )
+    how.add_argument("--data", metavar="YAML", help="data set (default: the training's)")
+    how.add_argument("--task", choices=("val", "test"), default="val", help="split (default: val)")
+    how.add_argument("--imgsz", "--img", type=int, metavar="N", help="pixels (default: the training's)")
+    how.add_argument(
+        "--device", default="", help="cpu, or the number of a GPU (default: a GPU if there is one)"
+    )
+    how.add_argument("--samples", type=int, default=6, metavar="N", help="images shown (default: 6)")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.evaluate and args.no_evaluate:
+        raise UserError("--evaluate and --no-evaluate cannot both be")
+    if args.no_evaluate and (args.data or args.imgsz):
+        raise UserError("--data and --imgsz say how to evaluate; they do not go with --no-evaluate")
+    if args.imgsz is not None and not 32 <= args.imgsz <= 100_000:
+        raise UserError(f"--imgsz {args.imgsz}: the side of an image in pixels, such as 640")
+    if not 0 <= args.samples <= 24:
+        raise UserError(
+            f"--samples must be 0 to 24, not {args.samples}: the page holds the pictures themselves"
+        )
+
+
+def _output(args: argparse.Namespace, sources: Sequence[Source]) -> Path:
+    """Where the page goes; a report that is there is replaced, anything else is not.
+
+    Raises:
+        UserError: it is a folder, or a file that is no report of ours.
+    """
+    from yolov5_ema.files import refuse_present
+    from yolov5_ema.reporting.page import GENERATOR
+
+    output: Path = args.output or (
+        sources[0].folder / "report.html" if len(sources) == 1 else Path("report.html")
+    )
+    is_ours = False
+    if output.is_file():
+        with output.open("rb") as stream:
+            is_ours = f'name="generator" content="{GENERATOR} '.encode() in stream.read(4096)
+    refuse_present([output], force=args.force or is_ours)
+    return output
+
+
+# --- evaluating -----------------------------------------------------------------------------
+
+
+def _measured(
+    args: argparse.Namespace, sources: Sequence[Source]
+) -> tuple[dict[str, Measured], dict[str, str]]:
+    """Evaluations of detectors by their runs' names, and for those that have none the reason."""
+    from yolov5_ema.reporting.runs import DETECT, Comparison, Run
+
+    measured: dict[str, Measured] = {}
+    reasons: dict[str, str] = {}
+    wanted: list[tuple[Run, str]] = []
+    for source in sources:
+        if isinstance(source, Run):
+            wanted.append((source, args.task))
+        if isinstance(source, Comparison):
+            first = min((run.seed or 0 for run in source.runs), default=0)
+            wanted += [(run, source.content["recipe"]["task"]) for run in source.runs if run.seed == first]
+    for run, split in wanted:
+        if run.task != DETECT:
+            continue
+        try:
+            measured[run.name] = _one(args, run, split)
+        except UserError as error:
+            if args.evaluate or args.data:
+                raise
+            reasons[run.name] = str(error).splitlines()[0]
+    return measured, reasons
+
+
+def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
+    """Evaluate best.pt of one run, or take what an earlier report has kept of that.
+
+    Raises:
+        UserError: it cannot be evaluated, or was not to be.
+    """
+    from yolov5_ema.engine import shim
+    from yolov5_ema.reporting import measuring
+    from yolov5_ema.resources import find_data_yaml
+
+    if run.weights is None:
+        raise UserError("there is no weights/best.pt")
+    if args.no_evaluate:
+        found = measuring.kept(run.folder, split)
+        if found is None:
+            raise UserError(
+                "--no-evaluate was given, and no earlier report has kept an evaluation of this best.pt"
+            )
+        return found
+    data = find_data_yaml(args.data) if args.data else measuring.data_of(run.options, run.folder)
+    imgsz = args.imgsz or _training_size(run.options)
+    release = _release(shim.install().version)
+    settings = measuring.settings_of(
+        run.weights, data, split=split, imgsz=imgsz, samples=args.samples, release=release
+    )
+    found = None if args.evaluate else measuring.kept(run.folder, split, settings)
+    if found is not None:
+        return found
+    found = _evaluated(run, data, settings, args.device)
+    write_whole(measuring.kept_file(run.folder, split), measuring.as_json(found))
+    return found
+
+
+def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str) -> Measured:
+    from yolov5_ema.cli._detections import detect_split
+    from yolov5_ema.evaluation.sources import dataset_truths, single_class
+    from yolov5_ema.evaluation.yolov5 import MAX_DET
+    from yolov5_ema.reporting.measuring import measure
+
+    batch_size = run.options.get("batch_size")
+    batch_size = min(batch_size, 32) if type(batch_size) is int and batch_size > 0 else 16
+    flags = ["--imgsz", str(settings["imgsz"]), "--batch-size", str(batch_size)]
+    flags += ["--device", device] if device else []
+    is_single = bool(run.options.get("single_cls"))
+    flags += ["--single-cls"] if is_single else []
+    asked = argparse.Namespace(
+        data=str(data), task=settings["split"], weights=[str(run.weights)], max_det=MAX_DET
+    )
+    print(f"Evaluating {run.weights} on {settings['split']}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, _fresh_callbacks():
+        _, dataset, predictions = detect_split(asked, flags, Path(folder))
+    truths = dataset_truths(dataset, settings["split"], ["yolov5"])["yolov5"]
+    truths = single_class(truths) if is_single else truths
+    return measure(dataset, truths, predictions, release=settings["rules"], settings=settings)
+
+
+@contextlib.contextmanager
+def _fresh_callbacks() -> Iterator[None]:
+    """YOLOv5 v6.0 has one table of callbacks a process: what one evaluation hangs in would stay for the next."""
+    from yolov5_ema.engine import shim
+    from yolov5_ema.engine.patching import Patches
+
+    module = importlib.import_module(shim.install().module_name("utils.callbacks"))
+    patches = Patches()
+    if hasattr(module.Callbacks, "_callbacks"):
+        patches.set(module.Callbacks, "_callbacks", copy.deepcopy(module.Callbacks._callbacks))
+    try:
+        yield
+    finally:
+        patches.undo()
+
+
+def _training_size(options: Mapping[str, Any]) -> int:
+    size = options.get("imgsz")
+    return size if type(size) is int and size > 0 else 640
+
+
+def _release(version: str) -> str:
+    """Whose rules the protocol follows: those of the YOLOv5 at hand, as in ``evaluate``."""
+    return "6.0" if version.startswith(("6.0", "6.1")) else "6.2"
+
+
+def _origin(device: str) -> dict[str, Any]:
+    from yolov5_ema.engine import machine
+    from yolov5_ema.engine.locate import locate
+    from yolov5_ema.errors import EngineNotFoundError
+
+    try:
+        software = machine.software(locate())
+    except EngineNotFoundError:
+        software = {}
+    return {"software": software, "machine": machine.machine(machine.torch_device(device))}

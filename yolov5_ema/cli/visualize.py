@@ -1,0 +1,348 @@
+"""``yolov5-ema visualize``: what the attention blocks of detectors or classifiers do to pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolov5_ema.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from yolov5_ema.explain.layers import Layer
+    from yolov5_ema.explain.looks import Subject
+    from yolov5_ema.explain.page import Entry
+    from yolov5_ema.explain.picture import Column
+
+SUMMARY = "gate maps and Grad-CAM of each attention block, as pictures and a page"
+
+_SHOWN = 20
+
+_EPILOG = """\
+One PNG a picture, and index.html for the folder. Several checkpoints stand side by side: all detectors, or all
+classifiers of 'yolov5-ema classify'. One without blocks shows Grad-CAM where the others have a block; alone, at the
+inputs of Detect, or after the last stage of a classifier. Needs captum: pip install 'yolov5-ema[explain]'.
+
+Exit code: 0; 1 if some images could not be used in full (they are named); 2 for a mistake in what was given, or if no
+image can be read (no folder is made then).
+
+examples:
+  yolov5-ema visualize --weights best.pt --source images
+  yolov5-ema visualize --weights plain/best.pt ema/best.pt --source a.jpg b.jpg --img 320
+  yolov5-ema visualize --weights best.pt --source set/images/val --labels --max-images 50
+  yolov5-ema visualize --weights runs/classify/exp/weights/best.pt --source cat.jpg --blocks 'layer4*'
+
+More: docs/visualize.md
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw the pictures and the page; 1 if some images could not be used in full.
+
+    Raises:
+        UserError: something that was given cannot be used, or no image can be read; no folder is left.
+    """
+    args = _parser().parse_args(argv)
+    _check(args)
+    from yolov5_ema.cli._yolov5 import load_plugins
+    from yolov5_ema.explain.gradcam import check_captum
+    from yolov5_ema.explain.layers import choose
+
+    check_captum()
+    load_plugins()
+    images = _images(args)
+    subjects = _subjects(args)
+    layers = choose([subject.candidates for subject in subjects], args.blocks)
+    return _Run(args, subjects, layers, images).carry_out()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="yolov5-ema visualize",
+        description="Show what each attention block does to a picture: its gate, and Grad-CAM of its output.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--weights", nargs="+", type=Path, required=True, metavar="FILE", help="checkpoints, .pt"
+    )
+    what.add_argument(
+        "--source",
+        nargs="+",
+        required=True,
+        metavar="PLACE",
+        help="images, folders (with all below them), quoted globs, or a .txt with a path a line",
+    )
+    what.add_argument("--max-images", type=int, metavar="N", help="the first N only (default: all)")
+    what.add_argument(
+        "--blocks",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="rows (7), modules (layer4.2.se), names of blocks (EMA), or globs of these (default: all blocks)",
+    )
+    what.add_argument(
+        *("--classes", "--class"),
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="what Grad-CAM explains, by name or number (default: all that a detector finds; "
+        "a classifier's prediction)",
+    )
+    what.add_argument(
+        "--labels",
+        action="store_true",
+        help="also say how much of each map lies in the labelled boxes (YOLO labels in labels/ beside images/)",
+    )
+    how = parser.add_argument_group("how a detector looks, as in detect")
+    how.add_argument(
+        *("--imgsz", "--img", "--img-size"), type=int, default=640, metavar="N", help="pixels (default: 640)"
+    )
+    how.add_argument("--conf-thres", type=float, default=0.25, metavar="X", help="default: 0.25")
+    how.add_argument("--iou-thres", type=float, default=0.45, metavar="X", help="default: 0.45")
+    how.add_argument("--max-det", type=int, default=1000, metavar="N", help="an image (default: 1000)")
+    parser.add_argument(
+        "--device", default="", help="cpu, or the GPU's number (default: GPU 0 if there is one)"
+    )
+    out = parser.add_argument_group("the run folder")
+    out.add_argument("--project", type=Path, default=Path("runs/visualize"), metavar="DIR")
+    out.add_argument("--name", default="exp", help="exp2, exp3 … if it is taken (default: exp)")
+    out.add_argument("--exist-ok", action="store_true", help="write into a folder that is there")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    for flag in ("conf_thres", "iou_thres"):
+        if not 0 <= getattr(args, flag) <= 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be 0 to 1, not {getattr(args, flag)}")
+    for flag in ("max_images", "imgsz", "max_det"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, not {value}")
+
+
+def _images(args: argparse.Namespace) -> list[str]:
+    from yolov5_ema.engine.prediction_sources import find_images
+
+    found = dict.fromkeys(image for source in args.source for image in find_images(source).images)
+    images = list(found)[: args.max_images]
+    if len(images) < len(found):
+        print(f"the first {len(images):,} of {len(found):,} images", file=sys.stderr)
+    return images
+
+
+def _subjects(args: argparse.Namespace) -> list[Subject]:
+    """The checkpoints, loaded.
+
+    Raises:
+        UserError: one cannot be used, or there are detectors and classifiers.
+    """
+    from yolov5_ema.classification.checkpoints import is_classifier
+
+    of_classifiers = [file for file in args.weights if is_classifier(file)]
+    if not of_classifiers:
+        return _detectors(args)
+    others = [file for file in args.weights if file not in of_classifiers]
+    if others:
+        raise UserError(
+            f"{of_classifiers[0]} is a classifier and {others[0]} is none: they see different parts of a picture; "
+            "run visualize once for each kind"
+        )
+    if args.labels:
+        raise UserError("--labels goes with detectors: classifiers have no boxes")
+    from yolov5_ema.explain.classifiers import Classifier
+
+    device = _device(args.device)
+    return [Classifier(file, args.classes, device) for file in args.weights]
+
+
+def _detectors(args: argparse.Namespace) -> list[Subject]:
+    from yolov5_ema.engine import shim
+    from yolov5_ema.engine.predicting import device_of
+    from yolov5_ema.explain.detectors import Detector, Options
+
+    engine = shim.install()
+    device = device_of(engine, args.device)
+    options = Options(args.imgsz, args.conf_thres, args.iou_thres, args.max_det, tuple(args.classes))
+    return [Detector(engine, file, options, device) for file in args.weights]
+
+
+def _device(flag: str) -> Any:
+    import torch
+
+    if not flag:
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(f"cuda:{flag}" if flag.isdecimal() else flag)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {flag}: there is no such device ({str(error).splitlines()[0]})") from error
+    return device
+
+
+class _Run:
+    """One run: its images, one after the other, into its folder."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        subjects: Sequence[Subject],
+        layers: Sequence[Sequence[Layer]],
+        images: Sequence[str],
+    ) -> None:
+        from yolov5_ema.explain.inside import Tally
+        from yolov5_ema.explain.layers import in_order
+
+        self._args = args
+        self._subjects = subjects
+        self._layers = layers
+        self._places = in_order(layers)
+        self._images = images
+        self._folder: Path | None = None
+        self._entries: list[Entry] = []
+        self._problems: list[tuple[str, str]] = []
+        self._taken: set[str] = set()
+        self._tally = Tally()
+
+    def carry_out(self) -> int:
+        """Draw all, report, and give the exit code."""
+        interrupted = False
+        with ExitStack() as stack:
+            try:
+                for number, image in enumerate(self._images, 1):
+                    self._show(number, image, stack)
+            except KeyboardInterrupt:  # what is drawn stays, and the page shows it
+                interrupted = True
+            if self._folder is None:
+                self._refuse(interrupted)
+            else:
+                self._write_page(self._folder)
+        return self._report(interrupted)
+
+    def _show(self, number: int, image: str, stack: ExitStack) -> None:
+        from yolov5_ema.data.image_files import read_image
+        from yolov5_ema.explain.looks import TooThinError
+
+        pixels, problem = read_image(image)
+        try:
+            columns = [] if pixels is None else self._columns(pixels)
+        except TooThinError as error:
+            columns, problem = [], str(error)
+        if problem is not None:
+            self._problems.append((image, problem))
+        if not columns:
+            return
+        words = "; ".join(column.look.words for column in columns)
+        print(f"image {number}/{len(self._images)} {image}: {words}", flush=True)
+        if self._args.labels:
+            self._count(image, columns)
+        if self._folder is None:
+            from yolov5_ema.cli._runs import run_folder
+
+            args = self._args
+            self._folder = stack.enter_context(run_folder(args.project, args.name, args.exist_ok))
+        self._entries.append(self._drawn(self._folder, image, columns))
+
+    def _columns(self, pixels: np.ndarray) -> list[Column]:
+        from yolov5_ema.explain.looks import maps_of
+        from yolov5_ema.explain.picture import Column
+
+        columns = []
+        for subject, layers in zip(self._subjects, self._layers):
+            look = subject.look(pixels)
+            maps = {maps.layer.place: maps for maps in maps_of(subject, look, layers)}
+            columns.append(Column(str(subject.file), look, maps))
+        return columns
+
+    def _count(self, image: str, columns: Sequence[Column]) -> None:
+        from yolov5_ema.data.dataset import label_path
+        from yolov5_ema.data.yolo_format import read_labels
+        from yolov5_ema.explain.inside import mask_of
+        from yolov5_ema.explain.looks import class_numbers
+
+        file = label_path(Path(image))
+        rows = read_labels(file, len(self._subjects[0].names))
+        self._problems += [(str(file), f"line {bad.line}: {bad.reason}") for bad in rows.bad]
+        for subject, column in zip(self._subjects, columns):
+            wanted = class_numbers(self._args.classes, subject.names, subject.file)
+            boxes = [row[1:] for row in rows.values if not wanted or row[0] in wanted]
+            self._tally.add(
+                column.title, list(column.maps.values()), mask_of(boxes, column.look.picture.shape[:2])
+            )
+
+    def _drawn(self, folder: Path, image: str, columns: Sequence[Column]) -> Entry:
+        from yolov5_ema.explain.page import Entry
+        from yolov5_ema.explain.picture import draw
+        from yolov5_ema.files import replacement
+
+        picture = draw(columns, self._places)
+        name = self._free_name(Path(image).stem)
+        with replacement(folder / name) as draft:
+            draft.write_bytes(picture.png)
+        return Entry(image, name, picture.size, columns)
+
+    def _free_name(self, stem: str) -> str:
+        """``a.png``; ``a-2.png`` for another picture of that name."""
+        name, number = f"{stem}.png", 1
+        while name.lower() in self._taken:  # some file systems do not tell A from a
+            number += 1
+            name = f"{stem}-{number}.png"
+        self._taken.add(name.lower())
+        return name
+
+    def _refuse(self, interrupted: bool) -> None:
+        if interrupted:
+            return
+        if len(self._problems) == 1:
+            raise UserError("--source {}: {}".format(*self._problems[0]))
+        raise UserError(f"none of the {len(self._images)} images can be used:\n{_lines(self._problems)}")
+
+    def _write_page(self, folder: Path) -> None:
+        from yolov5_ema.explain.page import page
+        from yolov5_ema.files import write_whole
+
+        args = self._args
+        settings = {"checkpoints": ", ".join(map(str, args.weights))}
+        if self._subjects[0].is_detector:
+            settings["size, thresholds"] = (
+                f"{args.imgsz} pixels, scores above {args.conf_thres:g}, overlap up to {args.iou_thres:g}"
+            )
+        if args.classes:
+            settings["classes"] = ", ".join(args.classes)
+        write_whole(folder / "index.html", page(settings, self._entries, self._problems, self._tally.rows()))
+
+    def _report(self, interrupted: bool) -> int:
+        if self._args.labels and self._entries:
+            self._print_tally()
+        if self._folder is not None:
+            print(f"{len(self._entries):,} pictures; open {self._folder / 'index.html'}")
+        if self._problems:
+            count = f"{len(self._problems):,} of {len(self._images):,} images could not be used in full"
+            print(f"visualize: {count}:\n{_lines(self._problems)}", file=sys.stderr)
+        if interrupted:
+            print("yolov5-ema: interrupted", file=sys.stderr)
+            return 130
+        return 1 if self._problems else 0
+
+    def _print_tally(self) -> None:
+        rows = self._tally.rows()
+        if not rows:
+            print("no labelled boxes for these images (looked in labels/ beside images/)", file=sys.stderr)
+            return
+        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+        for row in rows:
+            print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
+
+
+def _lines(problems: Sequence[tuple[str, str]]) -> str:
+    lines = [f"  {image}: {problem}" for image, problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN:,} more")
+    return "\n".join(lines)

@@ -1,0 +1,272 @@
+"""Looking into a detector: YOLOv5's boxes, and the score that they stand for."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+from torchvision.ops import batched_nms
+
+from yolov5_ema.engine.checkpoint_models import as_yolov5_builds
+from yolov5_ema.engine.checkpoints import check_file
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.scripts import speaking_plainly
+from yolov5_ema.errors import UserError
+from yolov5_ema.explain.layers import Candidates, block_name, candidates
+from yolov5_ema.explain.looks import Area, Found, Look, TooThinError, class_numbers
+from yolov5_ema.weights.inspection import inspect_file
+
+# as `inspect_file` calls what holds no modules of YOLOv5
+_OTHER_KINDS = (
+    "checkpoint of the package ultralytics",
+    "checkpoint with a state dict",
+    "state dict",
+    "safetensors",
+    "TorchScript",
+)
+_ROW = re.compile(r"model\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides which detections there are; defaults as in ``detect``.
+
+    Attributes:
+        imgsz: side in pixels that pictures are scaled into.
+        conf_thres: score below which a detection is dropped.
+        iou_thres: overlap above which the lower scored of two of a class is dropped.
+        max_det: most detections of a picture.
+        classes: names or numbers of those that are kept; none for all.
+    """
+
+    imgsz: int = 640
+    conf_thres: float = 0.25
+    iou_thres: float = 0.45
+    max_det: int = 1000
+    classes: tuple[str, ...] = ()
+
+
+class Detector:
+    """A detector of YOLOv5, boxes or masks, that can be looked into; a `looks.Subject`.
+
+    Args:
+        engine: the YOLOv5, with the shim installed.
+        file: a ``.pt`` checkpoint.
+        options: see `Options`.
+        device: where the model runs.
+
+    Raises:
+        UserError: the checkpoint cannot be used, is no detector, or lacks a class that is asked for.
+    """
+
+    is_detector = True
+
+    def __init__(
+        self, engine: Engine, file: Path, options: Options, device: torch.device | str = "cpu"
+    ) -> None:
+        self.file = file
+        self._options = options
+        self._device = torch.device(device)
+        with speaking_plainly(engine), as_yolov5_builds(file):
+            model: Any = _loaded(engine, file).to(self._device).float()
+            names = model.names
+            self.names = [str(name) for name in (names.values() if isinstance(names, dict) else names)]
+            self.model: nn.Module = model
+            self._stride = max(32, int(model.stride.max()))
+            self._classes = class_numbers(options.classes, self.names, file)
+            general = importlib.import_module(engine.module_name("utils.general"))
+            self._imgsz = int(general.check_img_size(options.imgsz, s=self._stride))
+            self._letterbox = importlib.import_module(engine.module_name("utils.augmentations")).letterbox
+            self.candidates = candidates_of(model, self._stride)
+
+    def look(self, pixels: np.ndarray) -> Look:
+        """See a picture; raises `looks.TooThinError`, or a UserError if the model's values are not finite."""
+        height, width = pixels.shape[:2]
+        try:
+            boxed, ratio, (pad_x, pad_y) = self._letterbox(
+                pixels, self._imgsz, stride=self._stride, auto=True
+            )
+        except cv2.error as error:  # a side of it would be 0 pixels
+            raise TooThinError(
+                f"is too narrow: {width} x {height} pixels leave nothing when scaled to {self._imgsz}"
+            ) from error
+        area = Area(round(pad_x - 0.1), round(pad_y - 0.1), round(width * ratio[0]), round(height * ratio[1]))
+        rgb = np.ascontiguousarray(boxed[..., ::-1])
+        batch = torch.from_numpy(rgb).to(self._device).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            boxes = self._outputs(batch)[0][0, :, : 5 + len(self.names)].cpu()  # (n, 5 + nc)
+        if not torch.isfinite(boxes).all():
+            raise UserError(f"{self.file} gives values that are not finite; its weights hold NaN or infinity")
+        kept, found = self._detections(boxes, area)
+        words = f"{len(found)} detection{'s' * (len(found) != 1)}"
+        if not found:
+            kept = best_candidate(boxes, self._classes)
+            name, score = self.names[int(kept[0, 1])], float(_scores(boxes)[tuple(kept[0])])
+            words = f"no detection; Grad-CAM is of the best candidate: {name} {score:.2f}"
+        elif self._classes:
+            words += f" of {', '.join(self.names[number] for number in self._classes)}"
+        picture = rgb[area.top : area.top + area.height, area.left : area.left + area.width]
+        return Look(picture, batch, area, self._score(kept), found, words, _by_class(found))
+
+    def _outputs(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, n, 5 + nc + …) each: boxes and scores in pixels and 0 to 1; the head's raw output."""
+        output = self.model(batch)
+        decoded, raw = output[0], output[-1]  # masks of a Segment stand between
+        return decoded, torch.cat([one.flatten(1, 3) for one in raw], dim=1)
+
+    def _score(self, kept: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The sum of objectness times class probability over the kept candidates.
+
+        From the head's raw output: v6.0 writes boxes into the result of its sigmoid, which then has no gradient.
+        """
+        rows, classes = kept.to(self._device).unbind(1)  # (k,) each
+
+        def score(batch: torch.Tensor) -> torch.Tensor:
+            chosen = self._outputs(batch)[1][:, rows]  # (N, k, 5 + nc + …)
+            of_class = chosen[..., 5:].gather(2, classes.expand(len(batch), -1)[..., None])[..., 0]  # (N, k)
+            return (chosen[..., 4].sigmoid() * of_class.sigmoid()).sum(1)  # (N,)
+
+        return score
+
+    def _detections(self, boxes: torch.Tensor, area: Area) -> tuple[torch.Tensor, list[Found]]:
+        options = self._options
+        kept = surviving(boxes, options.conf_thres, options.iou_thres, options.max_det, self._classes)
+        corners = _corners(boxes[kept[:, 0], :4]) - torch.tensor([area.left, area.top] * 2)
+        corners = corners.clamp(min=0).minimum(torch.tensor([area.width, area.height] * 2).float())
+        scores = _scores(boxes)[kept[:, 0], kept[:, 1]]
+        found = [
+            Found((xyxy[0], xyxy[1], xyxy[2], xyxy[3]), number, self.names[number], score)
+            for xyxy, number, score in zip(corners.tolist(), kept[:, 1].tolist(), scores.tolist())
+        ]
+        return kept, found
+
+
+def _by_class(found: Sequence[Found]) -> list[str]:
+    best: dict[str, float] = {}
+    for one in found:  # the highest score comes first
+        best.setdefault(one.name, one.score)
+    counts = Counter(one.name for one in found)
+    return [f"{name}: {count}, the best {best[name]:.2f}" for name, count in counts.most_common()]
+
+
+def candidates_of(model: Any, stride: int) -> Candidates:
+    """The layers of a detector that may be shown.
+
+    A block's place is the row that it stands behind, by the number that this row has in the same model without blocks.
+
+    Args:
+        model: a model as YOLOv5 builds it, in evaluation mode.
+        stride: its input's sides are multiples of this.
+    """
+    rows = model.model
+    plain, number = [], 0  # the rows' numbers were there no block
+    for row in rows:
+        plain.append(number)
+        number += not _is_block_row(row)
+
+    def place_of(name: str) -> str:
+        found = _ROW.match(name)
+        if found is None:
+            return name
+        row = int(found[1])
+        return f"row {plain[row]} {type(rows[row]).__name__}{name[found.end() :]}"
+
+    inputs = rows[-1].f if isinstance(rows[-1].f, (list, tuple)) else [rows[-1].f]
+    return candidates(
+        model,
+        torch.zeros(1, 3, 2 * stride, 2 * stride, device=next(model.parameters()).device),
+        others=[f"model.{number}" for number, row in enumerate(rows) if not _is_block_row(row)],
+        usual=[f"model.{_before_blocks(row if row >= 0 else len(rows) - 1 + row, rows)}" for row in inputs],
+        place_of=place_of,
+        shown=lambda name: name[len("model.") :] if _ROW.match(name) else name,
+    )
+
+
+def surviving(
+    boxes: torch.Tensor, conf_thres: float, iou_thres: float, max_det: int, classes: Sequence[int] = ()
+) -> torch.Tensor:
+    """Which candidates ``detect`` would show, by the rules of YOLOv5's ``non_max_suppression``.
+
+    That function says only what their boxes are; the score that Grad-CAM explains needs to know where they come from.
+
+    Args:
+        boxes: of one picture, of shape (n, 5 + nc): centre, size, objectness, class probabilities.
+        conf_thres, iou_thres, max_det: see `Options`.
+        classes: those that are kept; none for all.
+
+    Returns:
+        int64 of shape (k, 2): row and class of each, in descending order of score.
+    """
+    best, number = _scores(boxes).max(dim=1)  # (n,) each
+    passing = best > conf_thres
+    if classes:
+        passing &= torch.isin(number, torch.tensor(classes))
+    rows = passing.nonzero()[:, 0]
+    order = batched_nms(_corners(boxes[rows, :4]), best[rows], number[rows], iou_thres)[:max_det]
+    return torch.stack([rows[order], number[rows[order]]], dim=1)
+
+
+def best_candidate(boxes: torch.Tensor, classes: Sequence[int] = ()) -> torch.Tensor:
+    """Row and class of the highest score, int64 of shape (1, 2); arguments as `surviving`."""
+    scores = _scores(boxes)
+    if classes:
+        others = torch.ones(scores.shape[1], dtype=torch.bool)
+        others[list(classes)] = False
+        scores[:, others] = -1
+    place = int(scores.argmax())
+    return torch.tensor([divmod(place, scores.shape[1])])
+
+
+def _scores(boxes: torch.Tensor) -> torch.Tensor:
+    return boxes[:, 4:5] * boxes[:, 5:]  # (n, nc)
+
+
+def _corners(xywh: torch.Tensor) -> torch.Tensor:
+    return torch.cat([xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2], dim=1)  # (n, 4)
+
+
+def _is_block_row(module: nn.Module) -> bool:
+    """Whether a row is a block or, as one with a number of repeats is, a sequence of them."""
+    if isinstance(module, nn.Sequential) and len(module):
+        return all(block_name(one) for one in module)
+    return block_name(module) is not None
+
+
+def _before_blocks(row: int, rows: Any) -> int:
+    """The row itself or, where it is a block, the one before that is none."""
+    while row > 0 and _is_block_row(rows[row]):
+        row -= 1
+    return row
+
+
+def _loaded(engine: Engine, file: Path) -> nn.Module:
+    _refuse_other_kinds(file)
+    check_file(file, engine=engine)
+    experimental = importlib.import_module(engine.module_name("models.experimental"))
+    model: nn.Module = experimental.attempt_load(str(file)).eval()
+    rows = getattr(model, "model", None)
+    if type(model).__name__ == "ClassificationModel":
+        raise UserError(
+            f"{file} is a classifier of YOLOv5's classify/train.py; only those of 'yolov5-ema classify' are shown"
+        )
+    if not isinstance(rows, nn.Sequential) or not hasattr(rows[-1], "anchors") or not hasattr(model, "names"):
+        raise UserError(f"{file} holds no detector")
+    return model
+
+
+def _refuse_other_kinds(file: Path) -> None:
+    kind = inspect_file(file).kind
+    if kind.startswith(_OTHER_KINDS):
+        raise UserError(
+            f"{file} is no detector of YOLOv5 but a {kind}; shown are detectors of YOLOv5 and "
+            "classifiers of 'yolov5-ema classify', each as the .pt of its training"
+        )

@@ -1,0 +1,87 @@
+"""Grad-CAM at any layer, by captum.
+
+Paper: "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", Selvaraju et al., ICCV 2017,
+arXiv 1610.02391.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable
+
+import torch
+from torch import nn
+
+from yolov5_ema.errors import UserError
+
+_NO_WAY = (  # what torch and captum say where no gradient reaches a layer
+    "does not require grad",
+    "not have been used in the graph",
+    "Inference tensors",
+    "did not obtain any outputs",
+)
+
+
+def grad_cam(
+    score: Callable[[torch.Tensor], torch.Tensor],
+    layer: nn.Module,
+    batch: torch.Tensor,
+    name: str = "the layer",
+) -> torch.Tensor:
+    """Where a layer's output speaks for a score: ``relu(sum_c alpha_c A_c)``, alpha_c the mean of dscore / dA_c.
+
+    Args:
+        score: runs the model on a batch and gives a number an image, of shape (N,).
+        layer: its output A has the shape (N, C, H, W). That of a layer which is called several times is the last.
+        batch: the model's input, of shape (N, …), floating point.
+        name: of the layer, for messages.
+
+    Returns:
+        Of shape (N, H, W), float32, not negative, in no unit.
+
+    Raises:
+        UserError: captum is not installed, or no gradient of the score reaches the layer.
+    """
+    gradients = _layer_grad_cam()
+    # autograd of the caller's may be off, and parameters of a fused model take no gradients: so the input does
+    with _tapped(layer) as tap, torch.inference_mode(False), torch.enable_grad():
+        inputs = batch.detach().clone().requires_grad_()
+        try:
+            found: torch.Tensor = gradients(lambda x: score(x.clone()), tap).attribute(
+                inputs, relu_attributions=True
+            )
+        except (RuntimeError, AssertionError) as error:
+            if not any(words in str(error) for words in _NO_WAY):
+                raise
+            raise UserError(
+                f"{name}: no gradient of the score reaches it, so it has no Grad-CAM; leave it out with --blocks"
+            ) from error
+    return found.detach()[:, 0].float()  # (N, H, W)
+
+
+def check_captum() -> None:
+    """Raise a UserError where captum is not installed."""
+    _layer_grad_cam()
+
+
+def _layer_grad_cam() -> Any:
+    try:
+        from captum.attr import LayerGradCam
+    except ImportError as error:
+        raise UserError("Grad-CAM needs captum: pip install 'yolov5-ema[explain]'") from error
+    return LayerGradCam
+
+
+@contextmanager
+def _tapped(layer: nn.Module) -> Iterator[nn.Module]:
+    """Within: a module that hands on the layer's output, and the model goes on with a copy of it.
+
+    For what comes next may write into it: an activation in place, or ``x += shortcut`` behind a block.
+    """
+    tap = nn.Identity()
+    handle = layer.register_forward_hook(lambda module, args, output: tap(output).clone())
+    try:
+        yield tap
+    finally:
+        handle.remove()

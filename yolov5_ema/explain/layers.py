@@ -1,0 +1,225 @@
+"""Which layers of a model are shown, and which of several models' belong side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Callable
+
+import torch
+from torch import nn
+
+from yolov5_ema.blocks import registry
+from yolov5_ema.errors import UserError
+
+_SHOWN = 20  # layers in a message
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose output is looked at.
+
+    Attributes:
+        place: where it is, in words that layers of other models share if they belong beside it.
+        order: how many layers of its model ran before it.
+        name: as ``--blocks`` takes it: the row of a detector (``7``, ``7.1``) or a module (``layer4.2.se``).
+        module: the layer.
+        block: the name of its block in the registry; None if it is none.
+        channels: of its output.
+        stride: pixels of the model's input a cell of its output.
+    """
+
+    place: str
+    order: int
+    name: str
+    module: nn.Module
+    block: str | None
+    channels: int
+    stride: int
+
+    @property
+    def kind(self) -> str:
+        """The block's name, or the class's and that it is no block."""
+        return self.block or f"{type(self.module).__name__}, no block"
+
+
+def block_name(module: nn.Module) -> str | None:
+    """The name that a module's class is registered by, its own or one that it derives from."""
+    by_class = {registry.get_block(name): name for name in registry.list_blocks()}
+    return next((by_class[cls] for cls in type(module).__mro__ if cls in by_class), None)
+
+
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The registered blocks in a model by the names of their modules; blocks within blocks are parts of these."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        is_part = any(name.startswith(f"{outer}.") for outer in found)
+        if not is_part and block_name(module) is not None:
+            found[name] = module
+    return found
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What one forward pass shows of a model.
+
+    Attributes:
+        shapes: (channels, height) of the output of every module that gives a map, by its name.
+        makers: for each block the name of the module, the outermost, whose output it takes; None if that is none's.
+    """
+
+    shapes: Mapping[str, tuple[int, int]]
+    makers: Mapping[str, str | None]
+
+
+@torch.no_grad()
+def trace(model: nn.Module, blocks: Iterable[str], batch: torch.Tensor) -> Traced:
+    """Run a model once and see where its blocks get their inputs from.
+
+    Args:
+        model: in evaluation mode.
+        blocks: names of modules.
+        batch: its input, of shape (1, 3, H, W).
+    """
+    shapes: dict[str, tuple[int, int]] = {}
+    makers: dict[str, str | None] = {}
+    made: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensor, lest another one gets its id
+
+    def entering(name: str) -> Callable[..., None]:
+        return lambda module, args: makers.update({name: made.get(id(args[0]), (None,))[0]})
+
+    def leaving(name: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.ndim == 4:
+                shapes[name] = (output.shape[1], output.shape[2])
+                made[id(output)] = (name, output)  # the outermost module that gives it is the last to leave
+
+        return note
+
+    wanted = set(blocks)
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_hook(leaving(name)))
+        if name in wanted:
+            handles.append(module.register_forward_pre_hook(entering(name)))
+    try:
+        model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Traced(shapes, makers)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The layers of one model that may be shown.
+
+    Attributes:
+        blocks: its blocks, in the order in which they run.
+        others: layers that are no blocks, in that order, for models beside it that have a block there.
+        usual: those of ``others`` that are shown of a model that has no better ones.
+    """
+
+    blocks: Sequence[Layer]
+    others: Sequence[Layer]
+    usual: Sequence[Layer]
+
+
+def candidates(
+    model: nn.Module,
+    batch: torch.Tensor,
+    *,
+    others: Collection[str],
+    usual: Collection[str],
+    place_of: Callable[[str], str],
+    shown: Callable[[str], str],
+) -> Candidates:
+    """Look for the layers of a model.
+
+    A block is at the place of the module whose output it takes; behind another block, at that block's place, one on.
+
+    Args:
+        model: in evaluation mode.
+        batch: an input that it takes, of shape (1, 3, H, W).
+        others: names of the modules without a block that may be shown.
+        usual: those of them that are shown of a model that has no better ones.
+        place_of: the place of a module by its name.
+        shown: what people call a module, by its name.
+    """
+    blocks = find_blocks(model)
+    traced = trace(model, blocks, batch)
+
+    def place_of_block(name: str) -> str:
+        maker = traced.makers[name]
+        if maker is None:
+            return f"{name} itself"
+        return f"{place_of_block(maker)}, one on" if maker in blocks else place_of(maker)
+
+    def layer(name: str, place: str) -> Layer:
+        channels, height = traced.shapes[name]
+        module = model.get_submodule(name)
+        stride = round(batch.shape[2] / height)
+        place = f"{place}, stride {stride}"
+        return Layer(place, names.index(name), shown(name), module, block_name(module), channels, stride)
+
+    names = list(traced.shapes)
+    return Candidates(
+        [layer(name, place_of_block(name)) for name in names if name in blocks],
+        [layer(name, place_of(name)) for name in names if name in others],
+        [layer(name, place_of(name)) for name in names if name in usual],
+    )
+
+
+def choose(models: Sequence[Candidates], patterns: Sequence[str] = ()) -> list[list[Layer]]:
+    """The layers to show of each of several models, in the order in which they are passed.
+
+    The places are those of all models' blocks. There a model shows its block or, without one, the layer that a block
+    would stand behind. A model that has none of the places shows its usual layers.
+
+    Args:
+        models: what may be shown of each.
+        patterns: ``--blocks``: names of blocks (``EMA``), of layers (``7``), or globs of these; none: all blocks.
+            Where no model has a block they choose among all layers.
+
+    Raises:
+        UserError: a pattern fits nothing.
+    """
+    choosable = [layer for model in models for layer in model.blocks]
+    if patterns:
+        choosable = choosable or [layer for model in models for layer in model.others]
+        _refuse_idle(patterns, choosable)
+    places = {layer.place for layer in choosable if not patterns or _fits(layer, patterns)}
+    return [_at(places, model) or list(model.usual) for model in models]
+
+
+def in_order(models: Sequence[Sequence[Layer]]) -> list[str]:
+    """The places of several models' layers, each once, so that each model's own come in its order."""
+    places: list[str] = []
+    for layers in models:
+        following = 0
+        for layer in layers:
+            if layer.place not in places:
+                places.insert(following, layer.place)
+            following = places.index(layer.place) + 1
+    return places
+
+
+def _at(places: Collection[str], model: Candidates) -> list[Layer]:
+    with_block = {layer.place for layer in model.blocks}
+    others = [layer for layer in model.others if layer.place not in with_block]
+    there = [layer for layer in (*model.blocks, *others) if layer.place in places]
+    return sorted(there, key=lambda layer: layer.order)
+
+
+def _fits(layer: Layer, patterns: Iterable[str]) -> bool:
+    names = (layer.name, layer.block or type(layer.module).__name__)
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _refuse_idle(patterns: Iterable[str], layers: Sequence[Layer]) -> None:
+    for pattern in patterns:
+        if not any(_fits(layer, [pattern]) for layer in layers):
+            known = list(dict.fromkeys(f"{layer.name} ({layer.kind})" for layer in layers))
+            more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+            raise UserError(f"--blocks {pattern}: no such layer; there are {', '.join(known[:_SHOWN])}{more}")

@@ -1,0 +1,177 @@
+"""One model and one picture: what the model gets to see, and the score that is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from yolov5_ema.errors import UserError
+from yolov5_ema.explain.gates import watched_gates
+from yolov5_ema.explain.gradcam import grad_cam
+from yolov5_ema.explain.layers import Candidates, Layer
+
+
+class Found(NamedTuple):
+    """A detection: its box in pixels of `Look.picture`, its class, its score."""
+
+    xyxy: tuple[float, float, float, float]
+    class_id: int
+    name: str
+    score: float
+
+
+class Area(NamedTuple):
+    """The part of a model's input that shows the picture; the rest is padding. In pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """A picture as a model sees it.
+
+    Attributes:
+        picture: uint8 of shape (H, W, 3), RGB, in the size in which it stands in the model's input.
+        batch: the input, of shape (1, 3, H', W').
+        area: where the picture is in it.
+        score: what Grad-CAM explains: a batch to a number an image, of shape (N,), with gradients.
+        found: detections; of a classifier none.
+        words: what was found and is explained, in a line.
+        details: more of it, a line each.
+    """
+
+    picture: np.ndarray
+    batch: torch.Tensor
+    area: Area
+    score: Callable[[torch.Tensor], torch.Tensor]
+    found: Sequence[Found]
+    words: str
+    details: Sequence[str]
+
+
+class Subject(Protocol):
+    """A loaded model that can be looked into: `detectors.Detector`, `classifiers.Classifier`."""
+
+    is_detector: bool
+    file: Path
+    model: nn.Module
+    names: list[str]
+    candidates: Candidates
+
+    def look(self, pixels: np.ndarray) -> Look:
+        """See a picture, uint8 of shape (H, W, 3) in BGR.
+
+        Raises:
+            TooThinError: nothing is left of it in the model's size.
+        """
+
+
+class TooThinError(ValueError):
+    """A picture of which nothing is left when it is scaled to the model's size."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What one layer shows of a picture.
+
+    Attributes:
+        layer: the layer.
+        cam: Grad-CAM in the picture's size, float32 of shape (H, W), not negative, in no unit.
+        gate: the gate map in the picture's size, float32 of shape (H, W), each cell a flat rectangle; None if the
+            layer is no block.
+        gate_range: least, mean and greatest value of the cells that lie in the picture; None as ``gate``.
+    """
+
+    layer: Layer
+    cam: np.ndarray
+    gate: np.ndarray | None
+    gate_range: tuple[float, float, float] | None
+
+
+def maps_of(subject: Subject, look: Look, layers: Sequence[Layer]) -> list[Maps]:
+    """The gate maps of layers that are blocks, and Grad-CAM of all.
+
+    Raises:
+        UserError: no gradient reaches a layer, or the model's values are not finite.
+    """
+    with (
+        watched_gates({layer.name: layer.module for layer in layers if layer.block}) as gates,
+        torch.no_grad(),
+    ):
+        look.score(look.batch)
+    maps = []
+    for layer in layers:
+        name = f"{subject.file}: {layer.name} ({layer.kind})"
+        cam = grad_cam(look.score, layer.module, look.batch, name)[0]  # (h, w)
+        if not torch.isfinite(cam).all():
+            raise UserError(
+                f"{name}: Grad-CAM is not finite; the weights, or what comes of them, hold NaN or infinity"
+            )
+        gate = gates.get(layer.name)
+        maps.append(
+            Maps(
+                layer,
+                _on_picture(cam, look, "bilinear"),
+                None if gate is None else _on_picture(gate[0], look, "nearest-exact"),
+                None if gate is None else _range(_cells(gate[0], look)),
+            )
+        )
+    return maps
+
+
+def _on_picture(cells: torch.Tensor, look: Look, mode: str) -> np.ndarray:
+    """Cells over the model's input, as pixels of the picture in it: (h, w) to (H, W)."""
+    smooth = {"align_corners": False} if mode == "bilinear" else {}
+    wide = nn.functional.interpolate(cells[None, None], look.batch.shape[2:], mode=mode, **smooth)[0, 0]
+    left, top, width, height = look.area
+    shown: np.ndarray = wide[top : top + height, left : left + width].cpu().numpy()
+    return shown
+
+
+def _cells(cells: torch.Tensor, look: Look) -> torch.Tensor:
+    """Those whose centre lies in the picture; all, where none does."""
+    left, top, width, height = look.area
+    rows = _centres(cells.shape[0], look.batch.shape[2], top, height)
+    columns = _centres(cells.shape[1], look.batch.shape[3], left, width)
+    return cells.cpu()[rows][:, columns] if rows.any() and columns.any() else cells.cpu()
+
+
+def _centres(count: int, pixels: int, start: int, length: int) -> torch.Tensor:
+    centres = (torch.arange(count) + 0.5) * pixels / count
+    return (centres >= start) & (centres < start + length)
+
+
+def _range(cells: torch.Tensor) -> tuple[float, float, float]:
+    known = cells[~cells.isnan()].double()
+    if not len(known):
+        return (float("nan"),) * 3
+    return float(known.min()), float(known.mean()), float(known.max())
+
+
+def class_numbers(wanted: Sequence[str], names: Sequence[str], file: Path) -> list[int]:
+    """Classes by name or number.
+
+    Raises:
+        UserError: a model does not know one.
+    """
+    numbers = []
+    for text in wanted:
+        if text in names:
+            numbers.append(names.index(text))
+        elif text.isdecimal() and int(text) < len(names):
+            numbers.append(int(text))
+        else:
+            more = ", …" if len(names) > 10 else ""
+            raise UserError(
+                f"--classes {text}: {file} knows the classes {', '.join(names[:10])}{more} (0 to {len(names) - 1})"
+            )
+    return sorted(set(numbers))

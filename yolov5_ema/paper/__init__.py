@@ -1,0 +1,5 @@
+"""The paper's tables and figures beside what this repository builds, measures and quotes.
+
+Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouyang et al., ICASSP 2023,
+arXiv 2305.13563.
+"""

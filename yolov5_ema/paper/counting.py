@@ -1,0 +1,120 @@
+"""Parameters and operations of a model, by each of the ways in which papers count them.
+
+Everything is counted on the built model, as it runs on the meta device with EMA in the paper's form.
+
+thop (github.com/Lyken17/pytorch-OpCounter) hooks modules, so it does not see what a block computes by functions.
+What it would count is restated here, for a batch of 1: version 0.0.31 is of YOLOv5 v6.0's time, 0.1.1 is the last
+one. Adaptive pooling, which it counts too, is left out: less than 1 % in any model here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from yolov5_ema.kernels.dispatch import forced
+
+CONVENTIONS = {
+    "plain": "all parameters of the model as it is trained: the sum of p.numel()",
+    "no-norm": "plain without the parameters of BatchNorm and GroupNorm",
+    "fused": "plain after YOLOv5 has folded BatchNorm into the convolutions (Model.fuse)",
+    "full": "multiply-adds of all convolutions and matrix products that run, EMA in the paper's form",
+    "layers": "multiply-adds of convolution and linear layers for a batch of 1: EMA's groups, which it folds into the "
+    "batch, are counted once",
+    "thop 0.0.31": "layers, and biases of convolutions, and 2 an element of BatchNorm",
+    "thop 0.1.1": "layers, and 4 an element of BatchNorm",
+    "summary": "thop 0.0.31 on an image of stride x stride pixels, scaled to 640 x 640: the line YOLOv5 v6.0 prints",
+}
+_aten = torch.ops.aten
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+
+
+@dataclass
+class Operations:
+    """Counts for one image: multiply-adds, and what some tools count besides."""
+
+    full: int = 0
+    layers: int = 0
+    biases: int = 0
+    normalised: int = 0
+
+    def by_convention(self) -> dict[str, int]:
+        """Multiply-adds by the names of `CONVENTIONS`."""
+        return {
+            "layers": self.layers,
+            "thop 0.0.31": self.layers + self.biases + 2 * self.normalised,
+            "thop 0.1.1": self.layers + 4 * self.normalised,
+        }
+
+
+@dataclass
+class _Counter:
+    """Formulas for torch's FlopCounterMode that add to ``found`` as they are asked."""
+
+    found: Operations = field(default_factory=Operations)
+
+    def mapping(self) -> dict[Any, Callable[..., int]]:
+        norms = (
+            _aten.native_batch_norm,
+            _aten._native_batch_norm_legit,
+            _aten._native_batch_norm_legit_no_training,
+        )
+        return {
+            _aten.convolution: self._convolution,
+            _aten.mm: self._linear,
+            _aten.addmm: lambda _bias, a, b, *rest, **kwargs: self._linear(a, b),
+            _aten.bmm: self._product,
+            **dict.fromkeys(norms, self._norm),
+        }
+
+    def _convolution(self, x: Any, w: Any, bias: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        outputs = math.prod(out_shape)
+        macs = outputs * math.prod(w[1:])
+        self.found.full += macs
+        self.found.layers += macs // x[0]
+        self.found.biases += outputs // x[0] if bias is not None else 0
+        return 2 * macs
+
+    def _linear(self, a: Any, b: Any, *_: Any, **__: Any) -> int:
+        macs = math.prod(a) * b[-1]
+        self.found.full += macs
+        self.found.layers += macs
+        return 2 * macs
+
+    def _product(self, a: Any, b: Any, *_: Any, **__: Any) -> int:
+        macs = math.prod(a) * b[-1]
+        self.found.full += macs
+        return 2 * macs
+
+    def _norm(self, x: Any, *_: Any, **__: Any) -> int:
+        self.found.normalised += math.prod(x)
+        return 0
+
+
+def count_operations(model: nn.Module, imgsz: int) -> Operations:
+    """Count the operations for one image of imgsz x imgsz pixels; the model is on the meta device."""
+    counter = _Counter()
+    counting = FlopCounterMode(display=False, custom_mapping=counter.mapping())
+    with forced("reference"), torch.no_grad(), counting:
+        model(torch.zeros(1, 3, imgsz, imgsz, device="meta"))
+    assert counting.get_total_flops() == 2 * counter.found.full  # no operation of another kind
+    return counter.found
+
+
+def parameters_plain(model: nn.Module) -> int:
+    """All parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def parameters_without_norms(model: nn.Module) -> int:
+    """All parameters but those of BatchNorm and GroupNorm."""
+    norms = sum(
+        p.numel() for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)
+    )
+    return parameters_plain(model) - norms

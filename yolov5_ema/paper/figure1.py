@@ -1,0 +1,214 @@
+"""The paper's Figure 1: accuracy on CIFAR-100 against parameters, from its numbers and from runs of one's own."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import rc_context, style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from yolov5_ema.classification import create_paper_model
+from yolov5_ema.errors import UserError
+from yolov5_ema.paper.printed import accuracy_source, printed_tables
+
+_SIZE, _DPI = (8.0, 5.5), 150
+_PAPER, _YOURS, _EMA = "#555555", "#0072B2", "#D55E00"  # told apart also by those who see no red or green
+_NEAR = 18  # points; a name further from its marker gets a line to it
+# where a label may stand, in points from its marker; the first that is free is taken
+_OFFSETS = [
+    (x * reach, y * reach)
+    for reach in (9, 18, 30, 45, 60)
+    for x, y in ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1))
+]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model: its parameters in millions, and top-1 in percent of one run or several."""
+
+    label: str
+    parameters: float
+    top1: tuple[float, ...]
+    from_paper: bool
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.top1)
+
+
+def paper_points(plain: bool = False) -> list[Point]:
+    """ResNet50 and its variants, of Table 1.
+
+    Args:
+        plain: count parameters on the built models, instead of what the paper prints, which is counted in two ways.
+    """
+    points = []
+    for row in printed_tables()[0].rows:
+        if not row.classifier.startswith("resnet50"):
+            continue
+        parameters = _plain_parameters(row.classifier) if plain else float(row.parameters)
+        points.append(Point(row.label.lstrip("+ "), parameters, (float(row.accuracy["top1"]),), True))
+    return points
+
+
+def run_points(runs: Sequence[Path]) -> list[Point]:
+    """Runs of `yolov5-ema classify`; those of one model, block and number of parameters become one point.
+
+    Args:
+        runs: folders with a ``metrics.json``, or such files.
+
+    Raises:
+        UserError: one is no run of a classifier.
+    """
+    groups: dict[tuple[str, float], list[float]] = {}
+    for run in runs:
+        label, parameters, top1 = _read_run(run)
+        groups.setdefault((label, parameters), []).append(top1)
+    return [Point(label, parameters, tuple(top1), False) for (label, parameters), top1 in groups.items()]
+
+
+def draw(points: Sequence[Point], files: Sequence[Path]) -> None:
+    """Write the picture to each file, in the format of its name (PNG, SVG)."""
+    # whatever YOLOv5's plots set; the same bytes each time
+    with style.context("default"), rc_context({"svg.hashsalt": "figure1", "font.size": 10}):
+        figure = compose(points)
+        for file in files:
+            kind = "svg" if ".svg" in file.name else "png"
+            figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
+
+
+def compose(points: Sequence[Point]) -> Figure:
+    """The picture, with no name over another or over a point."""
+    figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _mark(axes, points)
+    _frame(axes, points)
+    figure.draw_without_rendering()  # the places of things are known from here on
+    _label(figure, axes, points)
+    return figure
+
+
+def _plain_parameters(name: str) -> float:
+    with torch.device("meta"):
+        return sum(p.numel() for p in create_paper_model(name).parameters()) / 1e6
+
+
+def _read_run(run: Path) -> tuple[str, float, float]:
+    file = run / "metrics.json" if run.is_dir() else run
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        model, block = str(content["model"]), content.get("block")
+        parameters, top1 = float(content["parameters"]), float(content["top1"])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{run}: no metrics.json; name a run of `yolov5-ema classify train` (runs/classify/exp)"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file}: not the metrics of a classifier: {type(error).__name__} {error}") from error
+    if not 0 <= top1 <= 1 or parameters <= 0:
+        raise UserError(f"{file}: top1 {top1} should be from 0 to 1, and parameters {parameters:.0f} above 0")
+    return f"{model} + {block}" if block else model, parameters / 1e6, 100 * top1
+
+
+def _mark(axes: Any, points: Sequence[Point]) -> None:
+    for point in points:
+        look = {
+            "marker": "o" if point.from_paper else "D",
+            "markersize": 8,
+            "linestyle": "none",
+            "zorder": 3,
+        }
+        axes.plot(point.parameters, point.mean, color=_colour(point), **look)
+        if len(point.top1) > 1:
+            axes.plot(
+                [point.parameters] * 2,
+                [min(point.top1), max(point.top1)],
+                color=_colour(point),
+                linewidth=1.5,
+            )
+            axes.plot(
+                [point.parameters] * len(point.top1), point.top1, "_", color=_colour(point), markersize=9
+            )
+
+
+def _colour(point: Point) -> str:
+    if not point.from_paper:
+        return _YOURS
+    return _EMA if point.label == "EMA" else _PAPER
+
+
+def _frame(axes: Any, points: Sequence[Point]) -> None:
+    axes.margins(x=0.14, y=0.14)
+    axes.set_xlabel("parameters, millions")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    notes = []
+    if any(point.from_paper for point in points):
+        axes.plot([], [], "o", color=_PAPER, label="the paper: ResNet50 on CIFAR-100")
+        notes.append(f"The paper's accuracies: {accuracy_source()}.")
+    if any(not point.from_paper for point in points):
+        axes.plot([], [], "D", color=_YOURS, label="own runs: mean, and each where there are several")
+        notes.append("Own runs are comparable only on the same data with the same recipe.")
+    axes.legend(loc="lower right", fontsize=9)
+    axes.figure.supxlabel("\n".join(notes), fontsize=7.5, color="#555555", x=0.01, ha="left")
+
+
+def _label(figure: Any, axes: Any, points: Sequence[Point]) -> None:
+    """Write each name where nothing else is."""
+    taken = [axes.get_legend().get_window_extent(), *_marker_boxes(axes, points)]
+    inside = axes.get_window_extent()
+    for point in sorted(points, key=lambda p: (p.parameters, p.mean)):
+        text = point.label if len(point.top1) == 1 else f"{point.label} ({len(point.top1)} runs)"
+        label = axes.annotate(
+            text,
+            (point.parameters, point.mean),
+            xytext=(0, 0),
+            textcoords="offset points",
+            color=_colour(point),
+        )
+        for offset in _OFFSETS:
+            _place(label, offset)
+            box = label.get_window_extent(figure.canvas.get_renderer())
+            if _is_free(box, inside, taken):
+                break
+        if max(map(abs, offset)) > _NEAR:
+            axes.annotate(
+                "",
+                (point.parameters, point.mean),
+                xytext=offset,
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "color": _colour(point), "linewidth": 0.6},
+            )
+        taken.append(box)
+
+
+def _is_free(box: Bbox, inside: Bbox, taken: Sequence[Bbox]) -> bool:
+    fits = inside.containsx(box.x0) and inside.containsx(box.x1)
+    return fits and not any(box.overlaps(other) for other in taken)
+
+
+def _place(label: Any, offset: tuple[float, float]) -> None:
+    x, y = offset
+    label.set_position(offset)
+    label.set_ha("left" if x > 0 else "right" if x < 0 else "center")
+    label.set_va("bottom" if y > 0 else "top" if y < 0 else "center")
+
+
+def _marker_boxes(axes: Any, points: Sequence[Point]) -> Iterator[Bbox]:
+    half = 6 * _DPI / 72
+    for point in points:
+        x, low = axes.transData.transform((point.parameters, min(point.top1)))
+        _, high = axes.transData.transform((point.parameters, max(point.top1)))
+        yield Bbox([[x - half, low - half], [x + half, high + half]])

@@ -1,0 +1,177 @@
+"""What a trained model is made of and what it costs: rows, parameters, GFLOPs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yolov5_ema.blocks.registry import list_blocks
+from yolov5_ema.errors import UserError
+from yolov5_ema.reporting.runs import CLASSIFY, Run
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a model YAML; counts are None where the model could not be built here."""
+
+    index: int
+    source: str
+    repeats: int
+    module: str
+    args: str
+    is_block: bool
+    channels: int | None = None
+    stride: int | None = None
+    parameters: int | None = None
+    flops: int | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one model costs.
+
+    Attributes:
+        parameters: of the model as it is trained; None if nothing tells.
+        gflops: for one image of ``imgsz`` pixels, a multiply-add counted as two; None if not counted.
+        imgsz: side in pixels at which they were counted.
+        rows: of the model YAML; empty for a classifier.
+        reason: why something was not counted; "" if all was.
+    """
+
+    parameters: int | None = None
+    gflops: float | None = None
+    imgsz: int | None = None
+    rows: Sequence[Row] = field(default_factory=list)
+    reason: str = ""
+
+    @property
+    def blocks(self) -> list[str]:
+        """Names of the attention blocks in it, each once."""
+        return list(dict.fromkeys(row.module for row in self.rows if row.is_block))
+
+
+def costs_of(runs: Sequence[Run]) -> dict[str, Cost]:
+    """The cost of each run's model by the run's name; equal models are counted once."""
+    known: dict[str, Cost] = {}
+    found = {}
+    for run in runs:
+        key = json.dumps([run.task, run.cfg, _imgsz(run), _classifier_key(run)], default=str, sort_keys=True)
+        if key not in known:
+            known[key] = _classifier_cost(run) if run.task == CLASSIFY else _detector_cost(run)
+        found[run.name] = known[key]
+    return found
+
+
+def _imgsz(run: Run) -> int:
+    for name in ("imgsz", "img_size", "img"):
+        value = run.options.get(name)
+        if type(value) is int and value > 0:
+            return value
+    return 640
+
+
+# --- detectors ------------------------------------------------------------------------------
+
+
+def _detector_cost(run: Run) -> Cost:
+    cfg = run.cfg
+    known = run.inspection.models[0].parameters if run.inspection and run.inspection.models else None
+    if cfg is None:
+        return Cost(known, reason="the model YAML is neither in best.pt nor where opt.yaml says")
+    try:
+        found = _counted(cfg, _imgsz(run))
+    except UserError as error:
+        return Cost(known, rows=_plain_rows(cfg), reason=str(error).splitlines()[0])
+    blocks = set(list_blocks())
+    rows = [
+        Row(
+            index=row.index,
+            source=str(row.source),
+            repeats=row.repeats,
+            module=str(row.module),
+            args=str(row.args),
+            is_block=_bare(row.module) in blocks,
+            channels=row.channels or None,
+            stride=row.stride,
+            parameters=row.parameters,
+            flops=row.flops,
+        )
+        for row in found.rows
+    ]
+    # best.pt is stripped, not fused: its parameters are the trained model's own
+    return Cost(known or found.parameters, found.gflops, found.imgsz, rows)
+
+
+def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
+    """`engine.model_info` of a model dict.
+
+    Raises:
+        UserError: no YOLOv5 is here, or the model cannot be built, for lack of a plug-in's block, say.
+    """
+    from yolov5_ema.engine.model_info import model_info
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.yaml"
+        file.write_text(yaml.safe_dump(dict(cfg), sort_keys=False), encoding="utf-8")
+        try:
+            return model_info(file, imgsz=imgsz)
+        except UserError as error:
+            raise UserError(str(error).replace(str(file), "its model YAML")) from error
+        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"its model cannot be built here: {reason}") from error
+
+
+def _plain_rows(cfg: Mapping[str, Any]) -> list[Row]:
+    """Rows as they are written, where nothing could be counted."""
+    blocks = set(list_blocks())
+    rows: list[Row] = []
+    for row in [*(cfg.get("backbone") or []), *(cfg.get("head") or [])]:
+        source, repeats, module, args = (*row, *[""] * 4)[:4] if isinstance(row, list) else (row, 1, "", "")
+        shown = repeats if type(repeats) is int else 1
+        rows.append(Row(len(rows), str(source), shown, str(module), str(args), _bare(module) in blocks))
+    return rows
+
+
+def _bare(module: Any) -> str:
+    return str(module).rsplit(".", 1)[-1]
+
+
+# --- classifiers ----------------------------------------------------------------------------
+
+
+def _classifier_key(run: Run) -> Any:
+    names = ("model", "block", "block_options", "stem", "num_classes")
+    return [run.options.get(name) for name in names] if run.task == CLASSIFY else None
+
+
+def _classifier_cost(run: Run) -> Cost:
+    found = run.metrics.get("parameters")
+    known = found if type(found) is int else None
+    if run.weights is None:
+        return Cost(known, reason="there is no best.pt to build the model from")
+    try:
+        parameters, gflops, imgsz = _counted_classifier(run.weights)
+    except (UserError, ImportError) as error:
+        return Cost(known, reason=str(error).splitlines()[0])
+    return Cost(known or parameters, gflops, imgsz)
+
+
+def _counted_classifier(weights: Path) -> tuple[int, float, int]:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from yolov5_ema.classification.checkpoints import load_classifier
+    from yolov5_ema.kernels.dispatch import forced
+
+    classifier = load_classifier(weights)
+    model, side = classifier.model.to("meta"), classifier.imgsz
+    with forced("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, side, side, device="meta"))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 1e9, side

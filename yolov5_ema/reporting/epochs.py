@@ -1,0 +1,155 @@
+"""``results.csv`` of a training: what stands in it, as it stands there."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolov5_ema.errors import UserError
+
+_MOST_BYTES = 64 * 2**20
+_LAST = "x/lr2"
+# what YOLOv5 calls a column (v6.0 with --mmdet_tags, and segment/train.py, have names of their own), and its short name
+NAMES = {
+    "mAP50": ("metrics/mAP_0.5", "val/bbox_mAP_50", "metrics/mAP_0.5(B)"),
+    "mAP50-95": ("metrics/mAP_0.5:0.95", "val/bbox_mAP", "metrics/mAP_0.5:0.95(B)"),
+    "precision": ("metrics/precision", "val/precision", "metrics/precision(B)"),
+    "recall": ("metrics/recall", "val/recall", "metrics/recall(B)"),
+    "train box loss": ("train/box_loss", "train/loss_bbox"),
+    "train objectness loss": ("train/obj_loss", "train/loss_obj"),
+    "train class loss": ("train/cls_loss", "train/loss_cls"),
+    "val box loss": ("val/box_loss", "val/loss_bbox"),
+    "val objectness loss": ("val/obj_loss", "val/loss_obj"),
+    "val class loss": ("val/cls_loss", "val/loss_cls"),
+    "top-1": ("val/top1",),
+    "top-5": ("val/top5",),
+    "train loss": ("train/loss",),
+    "val loss": ("val/loss",),
+}
+_DETECTION = ("mAP50", "mAP50-95")
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """The rows of a ``results.csv``.
+
+    Attributes:
+        columns: names in its header, the epoch's first; those of single classes are left out.
+        rows: the cells as they are printed there, without blanks; one row an epoch, in their order.
+        is_cut_off: whether the last line was not written to its end, and left out.
+        again: epochs that stand there more than once, as a resumed training writes them; the last one counts.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    is_cut_off: bool = False
+    again: tuple[int, ...] = ()
+
+    @property
+    def numbers(self) -> list[int]:
+        """The epochs' own numbers, as the file counts them (from 0)."""
+        return [int(row[0]) for row in self.rows]
+
+    def column(self, name: str) -> int | None:
+        """The place of a figure by its short name (see `NAMES`); None if the file has no such column."""
+        return next((self.columns.index(own) for own in NAMES[name] if own in self.columns), None)
+
+    def texts(self, name: str) -> list[str] | None:
+        """A figure of all epochs as it is printed; None if there is no such column."""
+        at = self.column(name)
+        return None if at is None else [row[at] for row in self.rows]
+
+    def values(self, name: str) -> list[float] | None:
+        """The same as numbers, NaN and infinities as they are."""
+        texts = self.texts(name)
+        return None if texts is None else [float(text) for text in texts]
+
+    @property
+    def best(self) -> int | None:
+        """Place of the row by which best.pt was chosen; None where no row has figures.
+
+        YOLOv5 takes the highest 0.1 mAP50 + 0.9 mAP50-95, the first of equal ones; classification the highest top-1.
+        """
+        if not self.rows:
+            return None
+        fitness = self._fitness()
+        finite = [at for at, value in enumerate(fitness) if math.isfinite(value)]
+        return max(finite, key=lambda at: fitness[at], default=None)
+
+    def _fitness(self) -> list[float]:
+        half, whole = (self.values(name) for name in _DETECTION)
+        if half is not None and whole is not None:
+            return [0.1 * a + 0.9 * b for a, b in zip(half, whole)]
+        return self.values("top-1") or []
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The first epoch with a loss of the training that is no number; None if there is none."""
+        losses = [
+            values for name in NAMES if name.startswith("train") and (values := self.values(name)) is not None
+        ]
+        for at, number in enumerate(self.numbers):
+            if not all(math.isfinite(values[at]) for values in losses):
+                return number
+        return None
+
+
+def read_epochs(file: Path) -> Epochs:
+    """Read a ``results.csv`` of YOLOv5 or of ``yolov5-ema classify train``.
+
+    A last line without its end, as a killed training leaves it, is left out.
+
+    Raises:
+        UserError: it cannot be read, is no such table, or a line in it is torn; names the file and the line.
+    """
+    lines = _text(file).split("\n")
+    unfinished = lines.pop()  # "" where the last line has its end
+    header = [cell.strip() for cell in next(csv.reader(lines[:1]), [])]
+    if header[:1] != ["epoch"]:
+        raise UserError(f"{file} is no results.csv of a training: its first line does not begin with 'epoch'")
+    # behind them the PyPI package writes a column a class, its name as it is: with a comma in it, two
+    columns = header[: header.index(_LAST) + 1] if _LAST in header else header
+    rows: dict[int, tuple[str, ...]] = {}
+    again = []
+    width = 0
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        cells = tuple(cell.strip() for cell in next(csv.reader([line])))
+        width = width or max(len(cells), len(columns))
+        epoch = _checked(cells, width, f"{file}, line {number}")
+        if epoch in rows:
+            again.append(epoch)
+        rows[epoch] = cells[: len(columns)]
+    ordered = tuple(rows[epoch] for epoch in sorted(rows))
+    return Epochs(tuple(columns), ordered, bool(unfinished.strip()), tuple(again))
+
+
+def _text(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+    if len(raw) > _MOST_BYTES:
+        raise UserError(f"{file} is larger than {_MOST_BYTES // 2**20} MiB: no results.csv of a training")
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no text in UTF-8 (byte {error.start}): it is damaged") from None
+
+
+def _checked(cells: tuple[str, ...], columns: int, where: str) -> int:
+    """The epoch of a row whose cells are all numbers."""
+    if len(cells) != columns:
+        raise UserError(f"{where}: {len(cells)} cells instead of {columns}; the file is damaged")
+    for cell in cells:
+        try:
+            float(cell)
+        except ValueError:
+            raise UserError(f"{where}: {cell[:40]!r} is no number; the file is damaged") from None
+    if not cells[0].isdecimal():
+        raise UserError(f"{where}: {cells[0]!r} is no epoch")
+    return int(cells[0])

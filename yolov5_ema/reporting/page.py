@@ -1,0 +1,81 @@
+"""The page: its sections, one after another, and the HTML file that they make."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import yolov5_ema
+from yolov5_ema.reporting import classes, outcome, settings, training
+from yolov5_ema.reporting.parts import Material
+
+GENERATOR = "yolov5-ema report"
+"""How a page of ours is known."""
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(material: Material) -> str:
+    """The page as HTML: one file that asks for no other."""
+    import jinja2
+    from markupsafe import Markup
+
+    loader = jinja2.FileSystemLoader(_TEMPLATES)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["breakable"] = lambda words: Markup("<wbr>").join(re.split(r"(?<=[/_])", str(words)))
+    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html").render(
+        title=_title(material),
+        subtitle=_subtitle(material),
+        generator=f"{GENERATOR} {yolov5_ema.__version__}",
+        footer="Everything on this page is inside this one file; it loads nothing.",
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        sections=sections(material),
+    )
+
+
+def _title(material: Material) -> str:
+    if material.title:
+        return material.title
+    if len(material.sources) == 1:
+        return f"Report of {material.sources[0].name}"
+    models = list(dict.fromkeys([run.model for run in material.runs] or [s.name for s in material.sources]))
+    shown = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
+    return f"{shown}: {len(material.runs) or len(material.sources)} runs"
+
+
+def _subtitle(material: Material) -> str:
+    """Of what the first training was, and when and by what the page was made."""
+    made = datetime.datetime.now(datetime.timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
+    sentence = f"Made on {made} by yolov5-ema {yolov5_ema.__version__}."
+    data = {str(run.options.get("data") or "") for run in material.runs} - {""}
+    sizes = {str(run.options.get("imgsz") or "") for run in material.runs} - {""}
+    if len(data) == 1 and len(sizes) == 1:
+        sentence = f"Data: {Path(data.pop()).stem}, {sizes.pop()} pixels. {sentence}"
+    return sentence
+
+
+def sections(material: Material) -> list[dict[str, Any]]:
+    """The sections that have anything to say, in the order of the page."""
+    makers = (
+        ("verdict", "In short", outcome.verdict),
+        ("comparison", "Comparison", outcome.comparison),
+        ("cost", "Model and cost", training.cost),
+        ("curves", "Training", training.curves),
+        ("classes", "Classes", classes.classes),
+        ("pr", "Precision and recall", classes.pr_curves),
+        ("confusion", "Confusions", classes.confusion),
+        ("samples", "Sample detections", classes.samples),
+        ("evaluations", "Evaluations", settings.evaluations),
+        ("configuration", "Configuration", settings.configuration),
+        ("origin", "Software and machine", settings.origin),
+    )
+    found = [{"id": key, "title": title, "parts": maker(material)} for key, title, maker in makers]
+    return [section for section in found if section["parts"]]
