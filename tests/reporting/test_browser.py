@@ -44,7 +44,7 @@ def file(tmp_path_factory):
     cv2.imwrite(str(image), np.full((80, 120, 3), 90, np.uint8))
     comparison = read_source(write_comparison(tmp_path / "first"))
     alone = read_source(
-        write_training(tmp_path / ("a-rather-long-name-of-a-run_" * 3), project="/" + "x" * 200)
+        write_training(tmp_path / ("a-rather-long-name-of-a-run_" * 3), project="/" + "x" * 200, is_full=True)
     )
     classified = read_source(
         write_classification(tmp_path / "c", names=[f"class number {at}" for at in range(18)])

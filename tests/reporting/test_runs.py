@@ -23,6 +23,13 @@ def test_a_training(tmp_path):
     ]
 
 
+def test_hyperparameters_of_v7_stand_in_both_files(tmp_path):
+    folder = write_training(tmp_path / "exp", hyp={"lr0": 0.5})
+    assert "hyp" not in read_source(folder).options and read_source(folder).hyp["lr0"] == 0.01
+    (folder / "hyp.yaml").unlink()
+    assert read_source(folder).hyp == {"lr0": 0.5}
+
+
 def test_weights_mean_their_run(tmp_path):
     folder = write_training(tmp_path / "exp")
     (folder / "weights").mkdir()

@@ -6,11 +6,13 @@ import argparse
 import contextlib
 import copy
 import importlib
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
 
@@ -45,21 +47,21 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     _check(args)
     from yolov5_ema.reporting import page
-    from yolov5_ema.reporting.comparing import of_comparison, of_runs
+    from yolov5_ema.reporting.comparing import grouped, of_comparison, of_runs
     from yolov5_ema.reporting.cost import costs_of
     from yolov5_ema.reporting.parts import Material
-    from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Comparison, Run, name_apart, read_source
+    from yolov5_ema.reporting.runs import Comparison, name_apart, read_source
 
+    load_plugins()
     sources = [read_source(run) for run in args.runs]
     name_apart(sources)
     output = _output(args, sources)
-    single = [source for source in sources if isinstance(source, Run)]
+    _check_baseline(args.baseline, sources)
     measured, reasons = _measured(args, sources)
     compared = [of_comparison(source) for source in sources if isinstance(source, Comparison)]
-    for task in (DETECT, CLASSIFY):
-        of_task = [run for run in single if run.task == task]
-        baseline = args.baseline if task == DETECT or not any(r.task == DETECT for r in single) else None
-        found = of_runs(of_task, measured, baseline)
+    for runs in _by_task(sources):
+        baseline = args.baseline if args.baseline in grouped(runs) else None
+        found = of_runs(runs, measured, baseline)
         compared += [found] if found is not None else []
     material = Material(
         sources=sources,
@@ -70,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         **_origin(args.device),
     )
     material.costs = costs_of(material.runs)
-    write_whole(output, page.render(material))
+    write_whole(output, page.render(material), parents=True)
     print(f"{output} ({output.stat().st_size / 1024:,.0f} KiB)")
     return 0
 
@@ -120,6 +122,30 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             f"--samples must be 0 to 24, not {args.samples}: the page holds the pictures themselves"
         )
+
+
+def _by_task(sources: Sequence[Source]) -> list[list[Run]]:
+    """The trainings that were named themselves: detectors, and classifiers."""
+    from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Run
+
+    single = [source for source in sources if isinstance(source, Run)]
+    return [[run for run in single if run.task == task] for task in (DETECT, CLASSIFY)]
+
+
+def _check_baseline(baseline: str | None, sources: Sequence[Source]) -> None:
+    """Before anything is evaluated.
+
+    Raises:
+        UserError: no training is of that model.
+    """
+    from yolov5_ema.reporting.comparing import grouped
+
+    models = [model for runs in _by_task(sources) for model in grouped(runs)]
+    if baseline is not None and baseline not in models:
+        listed = (
+            ", ".join(models) or "there are none beside those of a comparison, which has its own baseline"
+        )
+        raise UserError(f"--baseline {baseline} is none of the models: {listed}")
 
 
 def _output(args: argparse.Namespace, sources: Sequence[Source]) -> Path:
@@ -201,7 +227,10 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
     if found is not None:
         return found
     found = _evaluated(run, data, settings, args.device)
-    write_whole(measuring.kept_file(run.folder, split), measuring.as_json(found))
+    try:
+        write_whole(measuring.kept_file(run.folder, split), measuring.as_json(found))
+    except UserError as error:  # somebody else's folder, say: the page is not lost for that
+        print(f"not kept for the next time: {error}", file=sys.stderr)
     return found
 
 

@@ -79,6 +79,8 @@ def line_chart(
         panel.margins(x=0.02)
         if whole_x:
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            if panel.dataLim.width < 1:  # one point alone would have ticks between whole numbers
+                panel.set_xlim(panel.dataLim.x0 - 1, panel.dataLim.x0 + 1)
         if unit_square:
             panel.set(xlim=(0, 1.005), ylim=(0, 1.01))
         stream = io.StringIO()

@@ -44,13 +44,7 @@ def classes(material: Material) -> list[Part]:
     elif measured:
         parts.append(table_part(_class_tables(measured)))
     if measured:
-        settings = next(iter(measured.values())).settings
-        rules = "v6.0 and v6.1" if settings["rules"] == "6.0" else "v6.2 and later"
-        words = (
-            f"By the rules of YOLOv5's val ({rules}), at {settings['imgsz']} pixels: AP50 at IoU 0.5, AP the mean over "
-            "IoU 0.50 to 0.95, P and R at the confidence of the best mean F1. A class without objects has no figures."
-        )
-        parts.append(paragraph(words, is_soft=True))
+        parts += _rules(list(measured.values()))
     if material.comparisons and measured:
         parts.append(
             paragraph("Of a comparison, the first seed of each model is evaluated here.", is_soft=True)
@@ -60,6 +54,25 @@ def classes(material: Material) -> list[Part]:
         parts.append(table_part(_top1_table(classified)))
     missing = [f"{name}: not measured: {reason}" for name, reason in material.not_measured.items()]
     return parts + lines_part("notes", missing)
+
+
+def _rules(measured: Sequence[Measured]) -> list[Part]:
+    """By which rules and at what size, and whether that was the same for all."""
+
+    def kinds(name: str) -> list[str]:
+        return sorted({str(found.settings.get(name)) for found in measured})
+
+    releases = ["v6.0 and v6.1" if rules == "6.0" else "v6.2 and later" for rules in kinds("rules")]
+    words = (
+        f"By the rules of YOLOv5's val ({', '.join(releases)}), at {', '.join(kinds('imgsz'))} pixels: AP50 at IoU "
+        "0.5, AP the mean over IoU 0.50 to 0.95, P and R at the confidence of the best mean F1. A class without "
+        "objects has no figures."
+    )
+    differing = [name for name in ("data", "split", "imgsz", "rules") if len(kinds(name)) > 1]
+    warning = (
+        f"These runs were not evaluated alike ({', '.join(differing)}): their figures cannot be compared."
+    )
+    return [paragraph(words, is_soft=True), *lines_part("warnings", [warning] if differing else [])]
 
 
 def _class_table(found: Measured, name: str) -> Table:
@@ -85,8 +98,8 @@ def _class_tables(measured: Mapping[str, Measured]) -> Table:
         columns += [f"{run} AP50", f"{run} AP"]
     rows = []
     for name in names:
-        labels = next((m.per_class[name]["labels"] for m in measured.values() if name in m.per_class), 0)
-        row = [text(name), count(labels)]
+        labels = {m.per_class.get(name, {}).get("labels", 0) for m in measured.values()}
+        row = [text(name), count(labels.pop() if len(labels) == 1 else None)]  # of one set, or of several
         for found in measured.values():
             row += [number(found.per_class.get(name, {}).get(key)) for key in ("AP50", "AP")]
         rows.append(row)

@@ -28,7 +28,7 @@ METRICS = {DETECT: ("mAP50", "mAP50-95"), CLASSIFY: ("top-1", "top-5")}
 _NO_RECIPE = {
     *("name", "project", "save_dir", "exist_ok", "resume", "device", "workers", "local_rank", "seed", "cfg"),
     *("entity", "upload_dataset", "bbox_interval", "artifact_alias", "cache", "bucket", "model", "block"),
-    *("block_options", "output", "devices", "nodes"),
+    *("block_options", "output", "hyp", "devices", "nodes"),
 }
 
 

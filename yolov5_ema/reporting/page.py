@@ -67,7 +67,7 @@ def sections(material: Material) -> list[dict[str, Any]]:
     makers = (
         ("verdict", "In short", outcome.verdict),
         ("comparison", "Comparison", outcome.comparison),
-        ("cost", "Model and cost", training.cost),
+        ("cost", "Model and cost", training.model_and_cost),
         ("curves", "Training", training.curves),
         ("classes", "Classes", classes.classes),
         ("pr", "Precision and recall", classes.pr_curves),

@@ -128,19 +128,22 @@ def name_apart(sources: Sequence[Source]) -> None:
     Raises:
         UserError: one folder was given twice.
     """
-    every: list[Source] = []
-    for source in sources:
-        every += source.runs if isinstance(source, Comparison) else [source]
-    folders = [source.folder.resolve() for source in every]
+    comparisons = [source for source in sources if isinstance(source, Comparison)]
+    others: list[Source] = [source for source in sources if not isinstance(source, Comparison)]
+    _name(comparisons)
+    _name([*(run for comparison in comparisons for run in comparison.runs), *others])
+
+
+def _name(sources: Sequence[Source]) -> None:
+    folders = [source.folder.resolve() for source in sources]
     for folder in folders:
         if folders.count(folder) > 1:
             raise UserError(f"{folder} was given twice")
-    longest = max((len(folder.parts) for folder in folders), default=1)
-    for length in range(1, longest + 1):
+    length, names = 0, [""] * len(folders)
+    while len(set(names)) < len(names) or length == 0:
+        length += 1
         names = ["/".join(folder.parts[-length:]) for folder in folders]
-        if len(set(names)) == len(names):
-            break
-    for source, name in zip(every, names if every else []):
+    for source, name in zip(sources, names):
         source.name = name
 
 
@@ -152,7 +155,7 @@ def _folder_of(place: Path) -> Path:
     if place.name in ("comparison.json", "evaluation.json", "results.csv", "opt.yaml", "args.yaml"):
         return place.parent
     if place.suffix in (".pt", ".ckpt") and place.parent.name == "weights":
-        return place.absolute().parent.parent
+        return place.parent.resolve().parent
     raise UserError(f"{place} is no folder of a run, and no weights in one (RUN/weights/best.pt)")
 
 
@@ -198,8 +201,11 @@ def _mapping(file: Path) -> dict[str, Any]:
 def _training(folder: Path) -> Run:
     options = without_secrets(_mapping(folder / "opt.yaml"))
     hyp = folder / "hyp.yaml"
+    held = (
+        options.pop("hyp") if isinstance(options.get("hyp"), dict) else {}
+    )  # v7.0 writes them there as well
     run = Run(folder.name, folder, DETECT, _model_of(options), _seed_of(options, folder), options)
-    run.hyp = _mapping(hyp) if hyp.is_file() else {}
+    run.hyp = _mapping(hyp) if hyp.is_file() else held
     run.pictures = _pictures(folder, _DRAWN_BY_VAL)
     _read_progress(run, options.get("epochs"))
     if run.weights is not None:
@@ -320,10 +326,12 @@ def _comparison(folder: Path) -> Comparison:
 
 
 def _check_comparison(content: Any) -> None:
-    content["models"][content["baseline"]]
+    content["models"][content["baseline"]], content["recipe"]["task"]
     float(content["level"]), list(content["seeds"]), list(content["notes"]), list(content["runs"])
     for model in content["models"].values():
         int(model["parameters"]), float(model["gflops"])
+        if model["latency_ms"] is not None:
+            [float(model["latency_ms"][key]) for key in ("median", "quartile1", "quartile3", "ratio")]
         for metric in ("map50", "map50_95"):
             found, difference = model["metrics"][metric], model["differences"].get(metric)
             for entry, keys in (

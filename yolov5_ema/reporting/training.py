@@ -24,20 +24,22 @@ from yolov5_ema.reporting.parts import (
 from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Run
 from yolov5_ema.reporting.tables import NOTHING, Cell, Table, count, number, printed, text
 
-_MOST_EPOCHS = 200
-"""Rows of the table of epochs; of more, evenly spaced ones are shown."""
+_MOST_EPOCHS, _MOST_ROWS = 200, 600
+"""Rows of a table of epochs, and of all such tables together; of more, evenly spaced ones are shown."""
 _PLOTTED = {
     DETECT: (
         ("mAP50", "mAP50-95", "precision", "recall"),
-        ("train box loss", "train objectness loss", "train class loss")
-        + ("val box loss", "val objectness loss", "val class loss"),
+        (
+            *("train box loss", "train objectness loss", "train class loss"),
+            *("val box loss", "val objectness loss", "val class loss"),
+        ),
     ),
     CLASSIFY: (("top-1", "top-5", "train loss", "val loss"),),
 }
 """Figures over the epochs: first what is to rise, then the losses."""
 
 
-def cost(material: Material) -> list[Part]:
+def model_and_cost(material: Material) -> list[Part]:
     """Rows, parameters and GFLOPs of each model."""
     if not material.runs:
         return []
@@ -128,7 +130,7 @@ def curves(material: Material) -> list[Part]:
             {
                 "kind": "details",
                 "summary": f"{run.name}: results.csv, epoch by epoch",
-                "table": _epoch_table(run),
+                "table": _epoch_table(run, most=min(_MOST_EPOCHS, max(_MOST_ROWS // len(chosen), 20))),
             }
             for run in chosen
         ]
@@ -156,12 +158,12 @@ def _curve_chart(
     return chart_part(name, f"{name} over the epochs: {'; '.join(told)}", svg)
 
 
-def _epoch_table(run: Run) -> Table:
+def _epoch_table(run: Run, most: int) -> Table:
     epochs = run.epochs
     assert epochs is not None
-    step = math.ceil(len(epochs.rows) / _MOST_EPOCHS)
+    step = math.ceil(len(epochs.rows) / most)
     shown = [at for at in range(len(epochs.rows)) if at % step == 0 or at == epochs.best]
-    caption = f"{run.name}: results.csv as it stands" + (f", every {step}th epoch" if step > 1 else "")
+    caption = f"{run.name}: results.csv as it stands" + (f", one epoch in {step}" if step > 1 else "")
     if epochs.best is not None:
         caption += f"; epoch {epochs.numbers[epochs.best]}, marked, was the best"
     rows = []
