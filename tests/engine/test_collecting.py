@@ -6,6 +6,7 @@ import importlib
 import inspect
 import itertools
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,3 +43,22 @@ def test_val_is_as_before_afterwards(engine):
         assert val.run is not before[0] and val.non_max_suppression is not before[1]
         assert "max_det" in inspect.signature(val.non_max_suppression).parameters
     assert (val.run, val.non_max_suppression) == before and not found.detections
+
+
+def test_a_second_evaluation_in_one_process_leaves_the_first_alone(engine, monkeypatch):
+    val = importlib.import_module(engine.module_name("val"))
+    sent = []
+
+    def run(data, max_det=300, callbacks=None, plots=True):
+        callbacks.run("on_val_image_end", None, torch.full((1, 6), float(data)), "image.jpg")
+        sent.append(data)
+        return ((0.1, 0.2, 0.3, 0.4),)
+
+    monkeypatch.setattr(val, "run", run)
+    both = []
+    for data in (1, 2):
+        with collected_detections(engine, 500) as found:
+            val.run(data)
+        both.append(found)
+    assert sent == [1, 2]
+    assert [found.detections[Path("image.jpg")][0, 0] for found in both] == [1, 2]

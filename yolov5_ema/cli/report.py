@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import copy
-import importlib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,27 +247,11 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str) -
         data=str(data), task=settings["split"], weights=[str(run.weights)], max_det=MAX_DET
     )
     print(f"Evaluating {run.weights} on {settings['split']}", flush=True)
-    with tempfile.TemporaryDirectory() as folder, _fresh_callbacks():
+    with tempfile.TemporaryDirectory() as folder:
         _, dataset, predictions = detect_split(asked, flags, Path(folder))
     truths = dataset_truths(dataset, settings["split"], ["yolov5"])["yolov5"]
     truths = single_class(truths) if is_single else truths
     return measure(dataset, truths, predictions, release=settings["rules"], settings=settings)
-
-
-@contextlib.contextmanager
-def _fresh_callbacks() -> Iterator[None]:
-    """YOLOv5 v6.0 has one table of callbacks a process: what one evaluation hangs in would stay for the next."""
-    from yolov5_ema.engine import shim
-    from yolov5_ema.engine.patching import Patches
-
-    module = importlib.import_module(shim.install().module_name("utils.callbacks"))
-    patches = Patches()
-    if hasattr(module.Callbacks, "_callbacks"):
-        patches.set(module.Callbacks, "_callbacks", copy.deepcopy(module.Callbacks._callbacks))
-    try:
-        yield
-    finally:
-        patches.undo()
 
 
 def _training_size(options: Mapping[str, Any]) -> int:

@@ -98,5 +98,7 @@ def _callbacks(val: Any, found: Collected) -> Any:
         found.detections[Path(path)] = native.detach().cpu().float().numpy().copy()
 
     callbacks = val.Callbacks()
+    # v6.0 keeps one table for all of a process: an earlier run's callbacks would be called too
+    callbacks._callbacks = {hook: [] for hook in callbacks._callbacks}
     callbacks.register_action("on_val_image_end", name="yolov5_ema", callback=keep)
     return callbacks
