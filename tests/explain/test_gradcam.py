@@ -62,6 +62,22 @@ def test_a_linear_head_in_closed_form(parts, batch):
     torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-7)
 
 
+def test_each_place_by_its_own_gradient(parts, batch):
+    """HiResCAM: of a mean over places and a linear layer the same as Grad-CAM, of others not."""
+    first, rest = parts
+    activations = first(batch).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(rest(activations)[:, 2].sum(), activations)
+    expected = (gradient * activations.detach()).sum(1).clamp(min=0)
+    found = grad_cam(score_of(first, rest), first, batch, local=True)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(found, grad_cam(score_of(first, rest), first, batch), rtol=0.1)
+
+    def linear(x):
+        return first(x).mean((2, 3)).sum(1)
+
+    torch.testing.assert_close(grad_cam(linear, first, batch, local=True), grad_cam(linear, first, batch))
+
+
 def test_each_image_of_a_batch_has_the_map_that_it_has_alone(parts, batch):
     together = grad_cam(score_of(*parts), parts[0], batch)
     alone = grad_cam(score_of(*parts), parts[0], batch[1:])
@@ -133,6 +149,6 @@ def test_a_layer_that_no_gradient_reaches_is_an_error(parts, batch):
 
 
 def test_without_captum_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(UserError, match=r"pip install 'yolov5-ema\[explain\]'"):
         check_captum()

@@ -104,7 +104,7 @@ class Page(HTMLParser):
 
 def test_the_page_shows_names_as_they_are_and_loads_nothing_from_elsewhere():
     name = 'a <script>alert(1)</script> & "b" 100%#1?.jpg'
-    entry = Entry(name, "a #1?.png", (560, 800), [column(title="<i>.pt")])
+    entry = Entry.of(name, "a #1?.png", (560, 800), [column(title="<i>.pt")])
     text = page(
         {"checkpoints": "<i>.pt"}, [entry], [("<u>.jpg", "is <empty>")], [("model", "layer"), ("<i>.pt", "7")]
     )
@@ -121,5 +121,5 @@ def test_the_page_shows_names_as_they_are_and_loads_nothing_from_elsewhere():
 
 def test_a_page_without_gates_and_problems_has_no_empty_tables():
     plain = column()
-    entry = Entry("a.jpg", "a.png", (5, 6), [Column("a.pt", plain.look, {"q": plain.maps["q"]})])
+    entry = Entry.of("a.jpg", "a.png", (5, 6), [Column("a.pt", plain.look, {"q": plain.maps["q"]})])
     assert not {"table", "ul"} & {tag for tag, _ in Page(page({}, [entry], [])).tags}

@@ -97,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         "a classifier's prediction)",
     )
     what.add_argument(
+        "--local",
+        action="store_true",
+        help="HiResCAM instead of Grad-CAM: each place is weighted by its own gradient, not by its channel's mean; "
+        "tells the objects of a detector apart",
+    )
+    what.add_argument(
         "--labels",
         action="store_true",
         help="also say how much of each map lies in the labelled boxes (YOLO labels in labels/ beside images/)",
@@ -257,7 +263,7 @@ class _Run:
         columns = []
         for subject, layers in zip(self._subjects, self._layers):
             look = subject.look(pixels)
-            maps = {maps.layer.place: maps for maps in maps_of(subject, look, layers)}
+            maps = {maps.layer.place: maps for maps in maps_of(subject, look, layers, local=self._args.local)}
             columns.append(Column(str(subject.file), look, maps))
         return columns
 
@@ -269,7 +275,8 @@ class _Run:
 
         file = label_path(Path(image))
         rows = read_labels(file, len(self._subjects[0].names))
-        self._problems += [(str(file), f"line {bad.line}: {bad.reason}") for bad in rows.bad]
+        if rows.bad:
+            self._problems.append((image, f"{len(rows.bad)} lines are no labels, the first: {rows.bad[0]}"))
         for subject, column in zip(self._subjects, columns):
             wanted = class_numbers(self._args.classes, subject.names, subject.file)
             boxes = [row[1:] for row in rows.values if not wanted or row[0] in wanted]
@@ -286,7 +293,7 @@ class _Run:
         name = self._free_name(Path(image).stem)
         with replacement(folder / name) as draft:
             draft.write_bytes(picture.png)
-        return Entry(image, name, picture.size, columns)
+        return Entry.of(image, name, picture.size, columns)
 
     def _free_name(self, stem: str) -> str:
         """``a.png``; ``a-2.png`` for another picture of that name."""
@@ -314,6 +321,8 @@ class _Run:
             settings["size, thresholds"] = (
                 f"{args.imgsz} pixels, scores above {args.conf_thres:g}, overlap up to {args.iou_thres:g}"
             )
+        if args.local:
+            settings["Grad-CAM"] = "HiResCAM (--local)"
         if args.classes:
             settings["classes"] = ", ".join(args.classes)
         write_whole(folder / "index.html", page(settings, self._entries, self._problems, self._tally.rows()))
@@ -322,10 +331,12 @@ class _Run:
         if self._args.labels and self._entries:
             self._print_tally()
         if self._folder is not None:
-            print(f"{len(self._entries):,} pictures; open {self._folder / 'index.html'}")
+            count = len(self._entries)
+            print(f"{count:,} picture{'s' * (count != 1)}; open {self._folder / 'index.html'}")
         if self._problems:
-            count = f"{len(self._problems):,} of {len(self._images):,} images could not be used in full"
-            print(f"visualize: {count}:\n{_lines(self._problems)}", file=sys.stderr)
+            count = len({image for image, _ in self._problems})
+            what = f"{count:,} of {len(self._images):,} images could not be used in full"
+            print(f"visualize: {what}:\n{_lines(self._problems)}", file=sys.stderr)
         if interrupted:
             print("yolov5-ema: interrupted", file=sys.stderr)
             return 130

@@ -28,6 +28,8 @@ def grad_cam(
     layer: nn.Module,
     batch: torch.Tensor,
     name: str = "the layer",
+    *,
+    local: bool = False,
 ) -> torch.Tensor:
     """Where a layer's output speaks for a score: ``relu(sum_c alpha_c A_c)``, alpha_c the mean of dscore / dA_c.
 
@@ -36,6 +38,8 @@ def grad_cam(
         layer: its output A has the shape (N, C, H, W). That of a layer which is called several times is the last.
         batch: the model's input, of shape (N, …), floating point.
         name: of the layer, for messages.
+        local: ``relu(sum_c dscore / dA_c * A_c)``, each place weighted by its own gradient, not its channel's
+            mean (HiResCAM, Draelos and Carin 2020, arXiv 2011.08891).
 
     Returns:
         Of shape (N, H, W), float32, not negative, in no unit.
@@ -43,34 +47,32 @@ def grad_cam(
     Raises:
         UserError: captum is not installed, or no gradient of the score reaches the layer.
     """
-    gradients = _layer_grad_cam()
+    method = _captum("LayerGradientXActivation" if local else "LayerGradCam")
     # autograd of the caller's may be off, and parameters of a fused model take no gradients: so the input does
     with _tapped(layer) as tap, torch.inference_mode(False), torch.enable_grad():
         inputs = batch.detach().clone().requires_grad_()
         try:
-            found: torch.Tensor = gradients(lambda x: score(x.clone()), tap).attribute(
-                inputs, relu_attributions=True
-            )
+            found: torch.Tensor = method(lambda x: score(x.clone()), tap).attribute(inputs)
         except (RuntimeError, AssertionError) as error:
             if not any(words in str(error) for words in _NO_WAY):
                 raise
             raise UserError(
                 f"{name}: no gradient of the score reaches it, so it has no Grad-CAM; leave it out with --blocks"
             ) from error
-    return found.detach()[:, 0].float()  # (N, H, W)
+    return found.detach().sum(dim=1).clamp(min=0).float()  # (N, 1 or C, H, W) to (N, H, W)
 
 
 def check_captum() -> None:
     """Raise a UserError where captum is not installed."""
-    _layer_grad_cam()
+    _captum("LayerGradCam")
 
 
-def _layer_grad_cam() -> Any:
+def _captum(name: str) -> Any:
     try:
-        from captum.attr import LayerGradCam
+        from captum import attr
     except ImportError as error:
         raise UserError("Grad-CAM needs captum: pip install 'yolov5-ema[explain]'") from error
-    return LayerGradCam
+    return getattr(attr, name)
 
 
 @contextmanager

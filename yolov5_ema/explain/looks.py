@@ -89,16 +89,18 @@ class Maps:
         gate: the gate map in the picture's size, float32 of shape (H, W), each cell a flat rectangle; None if the
             layer is no block.
         gate_range: least, mean and greatest value of the cells that lie in the picture; None as ``gate``.
+        method: what ``cam`` is: Grad-CAM or HiResCAM.
     """
 
     layer: Layer
     cam: np.ndarray
     gate: np.ndarray | None
     gate_range: tuple[float, float, float] | None
+    method: str = "Grad-CAM"
 
 
-def maps_of(subject: Subject, look: Look, layers: Sequence[Layer]) -> list[Maps]:
-    """The gate maps of layers that are blocks, and Grad-CAM of all.
+def maps_of(subject: Subject, look: Look, layers: Sequence[Layer], *, local: bool = False) -> list[Maps]:
+    """The gate maps of layers that are blocks, and Grad-CAM of all; ``local`` as in `grad_cam`.
 
     Raises:
         UserError: no gradient reaches a layer, or the model's values are not finite.
@@ -111,7 +113,7 @@ def maps_of(subject: Subject, look: Look, layers: Sequence[Layer]) -> list[Maps]
     maps = []
     for layer in layers:
         name = f"{subject.file}: {layer.name} ({layer.kind})"
-        cam = grad_cam(look.score, layer.module, look.batch, name)[0]  # (h, w)
+        cam = grad_cam(look.score, layer.module, look.batch, name, local=local)[0]  # (h, w)
         if not torch.isfinite(cam).all():
             raise UserError(
                 f"{name}: Grad-CAM is not finite; the weights, or what comes of them, hold NaN or infinity"
@@ -123,6 +125,7 @@ def maps_of(subject: Subject, look: Look, layers: Sequence[Layer]) -> list[Maps]
                 _on_picture(cam, look, "bilinear"),
                 None if gate is None else _on_picture(gate[0], look, "nearest-exact"),
                 None if gate is None else _range(_cells(gate[0], look)),
+                "HiResCAM" if local else "Grad-CAM",
             )
         )
     return maps

@@ -36,13 +36,30 @@ class Entry:
         image: its path as the user named it.
         file: the PNG's name in the page's folder.
         size: the PNG's width and height in pixels.
-        columns: what the models show of it.
+        words: title of each model, and what it found.
+        gates: rows of a table: title, block, least, mean and greatest gate.
     """
 
     image: str
     file: str
     size: tuple[int, int]
-    columns: Sequence[Column]
+    words: Sequence[tuple[str, str]]
+    gates: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, image: str, file: str, size: tuple[int, int], columns: Sequence[Column]) -> Entry:
+        """What the page says of a picture; the maps themselves are let go."""
+        gates = [
+            (
+                column.title,
+                f"{maps.layer.name}: {maps.layer.kind}",
+                *(f"{value:.4f}" for value in maps.gate_range),
+            )
+            for column in columns
+            for maps in column.maps.values()
+            if maps.gate_range is not None
+        ]
+        return cls(image, file, size, [(column.title, column.look.words) for column in columns], gates)
 
 
 def page(
@@ -90,25 +107,14 @@ def _summary(rows: Sequence[Sequence[str]]) -> list[str]:
 def _section(entry: Entry) -> str:
     link = quote(entry.file)
     width, height = entry.size
-    words = "".join(
-        f"<dt>{escape(column.title)}</dt><dd>{escape(column.look.words)}</dd>" for column in entry.columns
-    )
+    words = "".join(f"<dt>{escape(title)}</dt><dd>{escape(found)}</dd>" for title, found in entry.words)
     size = f'width="{width}" height="{height}"'
     picture = f'<img src="{link}" {size} alt="{escape(f"Maps of {entry.image}")}" loading="lazy">'
-    return f'<h2>{escape(entry.image)}</h2>\n<dl>{words}</dl>\n<p><a href="{link}">{picture}</a></p>\n{_table(entry)}'
+    head = f"<h2>{escape(entry.image)}</h2>\n<dl>{words}</dl>"
+    return f'{head}\n<p><a href="{link}">{picture}</a></p>\n{_gates(entry.gates)}'
 
 
-def _table(entry: Entry) -> str:
-    rows = [
-        (
-            column.title,
-            f"{maps.layer.name}: {maps.layer.kind}",
-            *(f"{value:.4f}" for value in maps.gate_range),
-        )
-        for column in entry.columns
-        for maps in column.maps.values()
-        if maps.gate_range is not None
-    ]
+def _gates(rows: Sequence[Sequence[str]]) -> str:
     return _rows([("model", "block", "gate: least", "mean", "greatest"), *rows]) if rows else ""
 
 

@@ -89,7 +89,7 @@ def _draw_maps(layout: _Layout, number: int, row: int, maps: Maps, look: Look, s
     else:
         layout.words(number, row, "no block, no gate")
     peak = float(maps.cam.max())
-    axes = layout.cell(number, row, 1, "Grad-CAM" if peak > 0 else "Grad-CAM: 0 everywhere")
+    axes = layout.cell(number, row, 1, maps.method if peak > 0 else f"{maps.method}: 0 everywhere")
     axes.imshow(blended(look.picture, maps.cam), interpolation="nearest")
     _draw_boxes(axes, look.found, _BOX, 0.6)
 
@@ -175,7 +175,7 @@ class _Layout:
         top = self._size[1] - 0.55
         if self._has_gates:
             self._bar(0, top, scale, _GATES, "gate (above the maps: least · mean · greatest)")
-        self._bar(1, top, Normalize(0, 1), _CAMS, "Grad-CAM, as a share of each map's greatest value")
+        self._bar(1, top, Normalize(0, 1), _CAMS, "Grad-CAM or HiResCAM, share of each map's greatest")
 
     def _bar(self, place: int, top: float, scale: Normalize, colours: Any, text: str) -> None:
         left = self._left(0) + place * (_CELL + _GAP) + _GAP
