@@ -277,7 +277,8 @@ def test_machines_are_found(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert training.find_machine("", None, 1, 0) == Machine("gpu", [0], 1, 0)
-    assert training.find_machine("1,0", None, 2, 0).world == 4
+    found = training.find_machine("1,0", None, 2, 0)
+    assert (found.here, found.world, found.device, CPU.device) == (2, 4, "cuda:1", "cpu")
     with pytest.raises(UserError, match="2 GPUs"):
         training.find_machine("0,2", None, 1, 0)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
@@ -287,7 +288,7 @@ def test_machines_are_found(monkeypatch):
 
 
 def test_who_writes_the_files(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     assert training.is_first_process()
     monkeypatch.setenv("LOCAL_RANK", "1")  # as Lightning starts its own
@@ -295,6 +296,11 @@ def test_who_writes_the_files(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("NODE_RANK", "1")
     assert not training.is_first_process()
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert not training.is_first_process()
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert training.is_first_process()
+    monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("RANK", "0")
     assert training.is_first_process()

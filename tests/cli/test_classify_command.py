@@ -272,6 +272,14 @@ def test_folders_are_numbered_as_yolov5_numbers_them(own_folder, capsys, monkeyp
     with pytest.raises(pytest.skip.Exception):
         classify("train", *TINY, *HERE)
     assert (own_folder / "runs" / "classify" / "exp2" / "args.yaml").is_file()
+    taken = own_folder / "runs" / "classify" / "exp2"
+    (taken / "weights").mkdir()
+    for name in ("metrics.json", "results.csv", "weights/last.ckpt"):
+        (taken / name).write_text("of another run")
+    with pytest.raises(pytest.skip.Exception):
+        classify("train", *TINY, *HERE, "--name", "exp2", "--exist-ok", "--seed", 5)
+    assert {path.name for path in taken.rglob("*")} == {"args.yaml", "weights"}
+    assert yaml.safe_load((taken / "args.yaml").read_text())["seed"] == 5
 
 
 def _environment() -> dict[str, str]:

@@ -18,6 +18,8 @@ from yolov5_ema.files import replacement
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from yolov5_ema.weights.checkpoint_files import PickleFile
+
 FORMAT = "yolov5-ema classifier"
 VERSION = 1
 _MOST_PIXELS = 8192
@@ -91,12 +93,10 @@ def save_plainly(content: Any, file: Path) -> None:
 
 def is_classifier(path: str | Path) -> bool:
     """Whether a file is a checkpoint of ``yolov5-ema classify``; told without unpickling anything."""
-    from yolov5_ema.weights.checkpoint_files import check_readable, open_pickles
     from yolov5_ema.weights.inert_pickle import lookup
 
     try:
-        check_readable(Path(path))
-        return bool(lookup(open_pickles(Path(path)).root.value, "format") == FORMAT)
+        return bool(lookup(_followed(Path(path)).root.value, "format") == FORMAT)
     except CheckpointError:
         return False
 
@@ -128,7 +128,7 @@ def load_classifier(path: str | Path, device: str | torch.device = "cpu") -> Cla
             stem=record["stem"],
             block_options=record["block_options"],
         )
-    except UserError as error:
+    except (UserError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{file}: its model cannot be built here: {error}") from error
     try:
         model.load_state_dict(state)
@@ -157,12 +157,10 @@ def load_plainly(file: Path) -> Any:
     The pickle is followed first, without running it: a file that names more than tensors need is refused before
     torch reads it.
     """
-    from yolov5_ema.weights.checkpoint_files import check_readable, open_pickles
     from yolov5_ema.weights.names import taken_by_torch
     from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
-    check_readable(file)
-    opened = open_pickles(file)
+    opened = _followed(file)
     pickles = (opened.root, *opened.others)
     foreign = sorted({name for one in pickles for name in one.names if not taken_by_torch(name)})
     odd = foreign or odd_calls(pickles)[:5]
@@ -186,6 +184,19 @@ def load_plainly(file: Path) -> Any:
     ) as error:
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} cannot be read: {reason}") from error
+
+
+def _followed(file: Path) -> PickleFile:
+    """The pickles of a file, followed without running them."""
+    from yolov5_ema.weights.checkpoint_files import check_readable, open_pickles
+
+    check_readable(file)
+    try:
+        return open_pickles(file)
+    except CheckpointError:
+        raise
+    except Exception as error:  # what zipfile and pickletools raise over a file that is odd
+        raise CheckpointError(f"{file} is no PyTorch checkpoint, or cut off: {error}") from error
 
 
 def _what_else(file: Path) -> str:

@@ -119,17 +119,21 @@ def download(folder: Path, *, url: str = URL, md5: str = MD5, timeout: float = 2
     place = folder / ARCHIVE
     if place.is_file() and _md5_of(place) == md5:
         return place
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with replacement(place) as draft:
+            _fetch(url, draft, timeout)
+            found = _md5_of(draft)
+            if found != md5:
+                raise UserError(
+                    f"{url}: what came has the MD5 {found}, not the published {md5}; it was thrown away"
+                )
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror or error}") from error
-    with replacement(place) as draft:
-        _fetch(url, draft, timeout)
-        found = _md5_of(draft)
-        if found != md5:
-            raise UserError(
-                f"{url}: what came has the MD5 {found}, not the published {md5}; it was thrown away"
-            )
+    finally:
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     return place
 
 

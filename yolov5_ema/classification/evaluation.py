@@ -194,4 +194,4 @@ def write_evaluation(
 
     draw_confusion(found.confusion.numpy(), names, folder / "confusion.png")
     content = found.as_dict(names, record, parameters)
-    write_whole(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_whole(folder / "metrics.json", json.dumps(content, allow_nan=False) + "\n")

@@ -14,6 +14,8 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 )
 
+_MOST_THIN = 200  # times as long as wide: resized to the model's input, longer ones take gigabytes
+
 
 class UnreadableImage(Exception):
     """A file that is no picture, or not a whole one; the message says why, without the name of the file."""
@@ -37,6 +39,9 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
+                if max(image.size) > _MOST_THIN * min(image.size):
+                    width, height = image.size
+                    raise UnreadableImage(f"is {width} x {height} pixels: too thin for a square of it")
                 return _as_rgb(ImageOps.exif_transpose(image))
     except Image.UnidentifiedImageError:
         raise UnreadableImage("is no picture that Pillow reads") from None

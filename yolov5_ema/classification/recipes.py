@@ -31,7 +31,7 @@ class Settings:
         block: an attention block, or None.
         block_options: its options.
         stem: ``imagenet`` or ``cifar``.
-        pretrained: start from timm's published weights.
+        pretrained: start from timm's published weights, or from those in a file.
         epochs: passes over the training images.
         batch: images a step, of all processes together.
         imgsz: side of the input in pixels.
@@ -68,7 +68,7 @@ class Settings:
     block: str | None = None
     block_options: dict[str, Any] = field(default_factory=dict)
     stem: str = "imagenet"
-    pretrained: bool = False
+    pretrained: bool | str = False
     epochs: int = 100
     batch: int = 128
     imgsz: int = 224
@@ -241,6 +241,10 @@ def _switch(value: Any) -> bool:
     return value
 
 
+def _switch_or_file(value: Any) -> bool | str:
+    return value if isinstance(value, str) and value else _switch(value)
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("must be a text")
@@ -273,7 +277,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "block": _block,
     "block_options": _options,
     "stem": _one_of(*_STEMS),
-    "pretrained": _switch,
+    "pretrained": _switch_or_file,
     "epochs": _whole(1),
     "batch": _whole(1),
     "imgsz": _whole(8, 4096),

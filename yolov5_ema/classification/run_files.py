@@ -92,7 +92,9 @@ class RunFiles(Checkpoint):
             for column in COLUMNS[1:]:
                 self._writer.add_scalar(column, row[column], int(row["epoch"]))
             self._writer.flush()
-            print(as_line(row, self.record["settings"]["epochs"]), flush=True)
+            bar = trainer.progress_bar_callback
+            line = as_line(row, self.record["settings"]["epochs"])
+            print(line, flush=True) if bar is None else bar.print(line)
         trainer.save_checkpoint((self.folder or Path()) / "weights" / "last.ckpt")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -157,7 +159,5 @@ def loss_message(loss: float, epoch: int, precision: str) -> str:
     cause = "a lower --lr or a longer warm-up"
     if precision == "16-mixed":
         cause = f"--precision bf16-mixed or 32-true, or {cause}"
-    return (
-        f"the loss became {loss} in epoch {epoch + 1}, and would not recover; try {cause}. "
-        "best.pt and last.ckpt are those of the epochs before"
-    )
+    kept = ". best.pt and last.ckpt are those of the epochs before" if epoch else ""
+    return f"the loss became {loss} in epoch {epoch + 1}, and would not recover; try {cause}{kept}"

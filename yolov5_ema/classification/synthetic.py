@@ -13,7 +13,6 @@ import numpy as np
 
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-_HALF = 0.8  # how far shapes reach from their middle, in units of their radius
 _COLOURS_APART = 110.0  # least distance of two colours of one picture, of 255 * sqrt(3)
 
 # Each takes coordinates (H, W) in units of the shape's radius and says where the shape is. None of them becomes another
@@ -23,7 +22,7 @@ _SHAPES: dict[str, Shape] = {
     "square": lambda x, y: np.maximum(abs(x), abs(y)) < 0.75,
     "triangle": lambda x, y: (y < 0.7) & (abs(x) < (y + 0.95) * 0.6),
     "plus": lambda x, y: (np.minimum(abs(x), abs(y)) < 0.3) & (np.maximum(abs(x), abs(y)) < 1.0),
-    "cross": lambda x, y: (np.minimum(abs(x + y), abs(x - y)) < 0.42) & (np.maximum(abs(x), abs(y)) < _HALF),
+    "cross": lambda x, y: (np.minimum(abs(x + y), abs(x - y)) < 0.42) & (np.maximum(abs(x), abs(y)) < 0.8),
     "ring": lambda x, y: (x**2 + y**2 < 1.0) & (x**2 + y**2 > 0.3),
     "diamond": lambda x, y: abs(x) + abs(y) < 1.05,
     "bars": lambda x, y: (abs(abs(y) - 0.6) < 0.27) & (abs(x) < 1.0),

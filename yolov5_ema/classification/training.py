@@ -41,10 +41,19 @@ class Machine:
     workers: int = 0
 
     @property
+    def here(self) -> int:
+        """Processes on this machine."""
+        return len(self.devices) if isinstance(self.devices, list) else self.devices
+
+    @property
     def world(self) -> int:
         """Processes in all."""
-        here = len(self.devices) if isinstance(self.devices, list) else self.devices
-        return here * self.nodes
+        return self.here * self.nodes
+
+    @property
+    def device(self) -> str:
+        """The first device, as torch calls it."""
+        return f"cuda:{self.devices[0]}" if isinstance(self.devices, list) else "cpu"
 
 
 def find_machine(device: str, devices: int | None, nodes: int, workers: int) -> Machine:
@@ -81,14 +90,15 @@ def find_machine(device: str, devices: int | None, nodes: int, workers: int) -> 
 
 def is_first_process() -> bool:
     """Whether this is the process that writes the files."""
-    ranks = ("RANK", "SLURM_PROCID") if "SLURM_NTASKS" in os.environ else ("RANK",)
-    if "TORCHELASTIC_RUN_ID" in os.environ or ranks[-1] in os.environ:
-        return int(next(os.environ[name] for name in ranks if name in os.environ)) == 0
-    return all(int(os.environ.get(name, "0")) == 0 for name in ("NODE_RANK", "LOCAL_RANK"))
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun
+        return os.environ["RANK"] == "0"
+    if "SLURM_NTASKS" in os.environ and "SLURM_PROCID" in os.environ:  # srun
+        return os.environ["SLURM_PROCID"] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("NODE_RANK", "LOCAL_RANK"))  # Lightning's own
 
 
-def build_model(settings: Settings, classes: int) -> nn.Module:
-    """The model with its first weights, which the seed decides."""
+def build_model(settings: Settings, classes: int, *, resumed: bool = False) -> nn.Module:
+    """The model with its first weights, which the seed decides; ``resumed``: others will take their place."""
     from yolov5_ema.classification.models import create_classifier
 
     torch.manual_seed(settings.seed)
@@ -98,7 +108,7 @@ def build_model(settings: Settings, classes: int) -> nn.Module:
         num_classes=classes,
         stem=settings.stem,
         block_options=dict(settings.block_options),
-        pretrained=settings.pretrained,
+        pretrained=False if resumed else settings.pretrained,
     )
 
 
@@ -292,6 +302,8 @@ def _fit(trainer: Any, module: Any, loaders: tuple[Any, Any], last: Path | None)
         raise
     finally:
         signal.signal(signal.SIGINT, before)
+    if trainer.interrupted:  # Lightning before 2.3 returns
+        raise KeyboardInterrupt
 
 
 def _quieten() -> None:

@@ -45,14 +45,14 @@ def prepare() -> None:
     load_plugins()
 
 
-def worker_count(asked: int | None, world: int = 1) -> int:
-    """How many processes read for each process that computes.
+def worker_count(asked: int | None, processes: int = 1) -> int:
+    """How many processes read for each process that computes on this machine.
 
     Raises:
         UserError: fewer than none.
     """
     if asked is None:
-        return min(8, (os.cpu_count() or 1) // world)
+        return min(8, (os.cpu_count() or 1) // processes)
     if asked < 0:
         raise UserError(f"--workers {asked}: must be 0 or more")
     return asked
@@ -63,9 +63,7 @@ def load_weights(weights: Path, device: str) -> Classifier:
     from yolov5_ema.classification.checkpoints import load_classifier
     from yolov5_ema.classification.training import find_machine
 
-    machine = find_machine(device, None, 1, 0)
-    gpus = machine.devices if isinstance(machine.devices, list) else []
-    return load_classifier(weights, f"cuda:{gpus[0]}" if gpus else "cpu")
+    return load_classifier(weights, find_machine(device, None, 1, 0).device)
 
 
 def check_same_names(found: Sequence[str], wanted: Sequence[str], data: str, weights: Path) -> None:

@@ -14,6 +14,7 @@ from yolov5_ema.errors import UserError
 if TYPE_CHECKING:
     from yolov5_ema.classification.datasets import DataSet
     from yolov5_ema.classification.recipes import Settings
+    from yolov5_ema.classification.training import Machine
 
 SUMMARY = "train a classifier by a recipe; resumable, on several processes and machines"
 
@@ -80,20 +81,21 @@ def _run(args: argparse.Namespace, settings: Settings, folder: Path | None) -> i
     from yolov5_ema.cli._runs import fresh_folder
 
     machine = training.find_machine(args.device, args.devices, args.nodes, 0)
-    machine.workers = worker_count(args.workers, machine.world)
+    machine.workers = worker_count(args.workers, machine.here)
     first = training.is_first_process()
     data = open_data(settings.data, settings.imgsz, download=args.download and first)
-    model = training.build_model(settings, len(data.names))
+    last = None if folder is None else _last_of(folder)
+    model = training.build_model(settings, len(data.names), resumed=last is not None)
     training.check(settings, model, len(data.splits["train"]), machine)
-    last = None
     if folder is not None:
-        last = _last_of(folder)
         if last is None and first:
             print(f"{folder}: no epoch was finished; it begins anew", flush=True)
         elif last is not None and _is_finished(last, settings):
-            return _finish(args, settings, data, folder, machine)
+            return _finish(settings, data, folder, machine) if first else 0
     elif first:
         folder = fresh_folder(args.project, args.name, args.exist_ok)
+        for stale in ("metrics.json", "results.csv", "weights/last.ckpt"):  # of another run, with --exist-ok
+            (folder / stale).unlink(missing_ok=True)
         _write_args(folder, settings, args, machine.workers)
     if first and folder is not None:
         print(f"run folder: {folder}", flush=True)
@@ -105,18 +107,18 @@ def _run(args: argparse.Namespace, settings: Settings, folder: Path | None) -> i
         raise
     if not first or folder is None:
         return 0
-    return _finish(args, settings, data, folder, machine)
+    return _finish(settings, data, folder, machine)
 
 
-def _finish(args: argparse.Namespace, settings: Settings, data: DataSet, folder: Path, machine: Any) -> int:
+def _finish(settings: Settings, data: DataSet, folder: Path, machine: Machine) -> int:
     """Evaluate best.pt, and say where all is."""
     from yolov5_ema.classification.checkpoints import load_classifier
     from yolov5_ema.classification.evaluation import evaluate, write_evaluation
 
-    gpus = machine.devices if isinstance(machine.devices, list) else []
     best = folder / "weights" / "best.pt"
-    classifier = load_classifier(best, f"cuda:{gpus[0]}" if gpus else "cpu")
-    found = evaluate(classifier, data.splits["val"], batch=settings.batch, workers=machine.workers)
+    classifier = load_classifier(best, machine.device)
+    batch = min(settings.batch, 256)  # one device takes it alone
+    found = evaluate(classifier, data.splits["val"], batch=batch, workers=machine.workers)
     parameters = sum(parameter.numel() for parameter in classifier.model.parameters())
     write_evaluation(found, data.names, classifier.record, parameters, folder)
     print(
@@ -139,8 +141,8 @@ def _settings(args: argparse.Namespace) -> Settings:
     given = {key: getattr(args, key) for key in _FLAGS if getattr(args, key) is not None}
     if "block_options" in given:
         given["block_options"] = _parsed("--block-options", given["block_options"])
-    if args.pretrained:
-        given["pretrained"] = True
+    if args.pretrained is not None:
+        given["pretrained"] = args.pretrained
     if args.amp:
         given.setdefault("precision", _amp_precision(args.device))
     for item in args.set:
@@ -266,7 +268,13 @@ def _parser() -> argparse.ArgumentParser:
         help="cifar100, imagenet, synthetic or a YAML file (default: the one for the data)",
     )
     what.add_argument("--download", action="store_true", help="fetch CIFAR-100 if it is not there")
-    what.add_argument("--pretrained", action="store_true", help="start from timm's published weights")
+    what.add_argument(
+        "--pretrained",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="start from timm's published weights, or from those in a file",
+    )
     values = parser.add_argument_group("values in the place of the recipe's")
     for key, (flags, options) in _FLAGS.items():
         values.add_argument(*flags, dest=key, **options)
