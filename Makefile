@@ -14,7 +14,7 @@ SETUP := $(ENGINE)$(TORCH:%=-torch-%)
 # The releases whose files the tests drive beside the installed one; v4 and v5 only write checkpoints.
 ENGINES := 4.0.14 5.0.5 6.0.7 6.1.9 6.2.3 7.0.14
 
-.PHONY: help demo test engines test-slow test-matrix lint bench models clean
+.PHONY: help demo test engines test-slow test-matrix lint docs bench models clean
 
 help:
 	@echo "make demo       install, then train, validate, detect and export a small detector with EMA"
@@ -24,6 +24,7 @@ help:
 	@echo "                and all tests with each Python that is here (gigabytes each); MATRIX='-s ...' chooses"
 	@echo "                ENGINE=v7: with YOLOv5 7.0.14 installed instead of 6.0.7; TORCH=2.6.0: with that torch"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       the documentation into site/, strictly: a broken link or reference is an error"
 	@echo "make bench      what the blocks cost on this CPU, and how fast the protocols are"
 	@echo "make models     write models/*.yaml anew with the generator"
 
@@ -65,6 +66,9 @@ lint: $(VENV)/.dev-$(SETUP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.dev-$(SETUP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(VENV)/.demo-$(SETUP)
 	$(BIN)/python benchmarks/block_cost.py
 	$(BIN)/python benchmarks/kernels.py --rounds 5
@@ -74,4 +78,4 @@ models: $(VENV)/.demo-$(SETUP)
 	$(BIN)/python -m yolov5_ema cfg --shipped models --force
 
 clean:
-	rm -rf $(VENV) .nox build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) .nox build dist site *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

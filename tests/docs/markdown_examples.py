@@ -37,7 +37,6 @@ STAND_INS = (
     *("my.yaml", "data.yaml", "DATA.yaml"),
     *("big.jpg", "images"),
 )
-_COMMENTS = ("quick", "with", "needs", "yaml")
 
 
 @dataclass

@@ -84,11 +84,11 @@ def test_the_check_sees_what_is_loaded_from_elsewhere():
 
 def test_everything_public_is_in_the_reference(site):
     import yolov5_ema
-    from yolov5_ema import blocks, classification, evaluation
+    from yolov5_ema import blocks, classification, evaluation, explain
 
     listed = objects(site / "objects.inv")
     names = {f"yolov5_ema.{name}" for name in yolov5_ema.__all__ if name != "__version__"}
-    for room in (blocks, classification, evaluation):
+    for room in (blocks, classification, evaluation, explain):
         names |= {f"{room.__name__}.{name}" for name in room.__all__}
     assert not names - listed
 
@@ -154,11 +154,9 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("way", ["server", "folder"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_pages_and_search_in_a_browser(site, address, way, width):
+def test_pages_and_search_in_a_browser(address, width):
     sync_api = pytest.importorskip("playwright.sync_api")
-    start = address if way == "server" else site.as_uri()
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": width, "height": 900})
@@ -167,13 +165,13 @@ def test_pages_and_search_in_a_browser(site, address, way, width):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         for name in ("index.html", "exact-ema.html", "quirks.html", "api/blocks.html"):
-            page.goto(f"{start}/{name}")
+            page.goto(f"{address}/{name}")
             assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)"), name
             wide = page.evaluate(
                 "document.documentElement.scrollWidth - document.documentElement.clientWidth"
             )
             assert wide <= 1, f"{name} is wider than the screen by {wide} pixels"
-        page.goto(f"{start}/index.html")
+        page.goto(f"{address}/index.html")
         if width < 1000:
             page.click("label.md-header__button[for=__search]")
         page.locator("input.md-search__input").press_sequentially("parse_model", delay=50)
@@ -181,4 +179,4 @@ def test_pages_and_search_in_a_browser(site, address, way, width):
         assert "shim" in page.inner_text(".md-search-result__list").lower()
         browser.close()
     assert not errors
-    assert not [url for url in asked if not url.startswith((start, "data:", "blob:", "about:"))]
+    assert not [url for url in asked if not url.startswith((address, "data:", "blob:", "about:"))]

@@ -253,3 +253,10 @@ def test_class_names_do_not_lead_out_of_the_folder_of_crops(engine, tmp_path, na
         return
     with pytest.raises(CheckpointError, match="would lead out of the folder of crops"):
         checkpoints.load_checkpoint(tmp_path / "m.pt", engine=engine)
+
+
+def test_a_classifier_is_no_detector(engine, tmp_path):
+    file = tmp_path / "best.pt"
+    torch.save({"format": "yolov5-ema classifier", "model": "resnet50", "state_dict": {}}, file)
+    with pytest.raises(CheckpointError, match=r"weights of 'resnet50'.*classify predict"):
+        load_checkpoint(file, engine=engine)

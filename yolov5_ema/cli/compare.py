@@ -317,5 +317,5 @@ def _transfer_notes(records: Mapping[Run, Record]) -> list[str]:
     listed = ", ".join(f"{name} {done} of {of}" for name, (done, of) in shares.items())
     return [
         f"--weights gave the models different starts (weights taken over: {listed}): "
-        "YOLOv5 matches them by row number, and inserted rows shift it."
+        "what a checkpoint lacks, such as an inserted block, starts fresh."
     ]

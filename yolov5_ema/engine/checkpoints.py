@@ -85,11 +85,21 @@ def load_checkpoint(
     ) as error:  # torch and the file's own classes raise what they like over a file that is odd
         reason = str(error).splitlines()[0][:500] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
+    _refuse_classifier(checkpoint, path)
     check_modules(checkpoint, path)
     _check_class_names(checkpoint, path)
     _mend_layers_of_old_torch(checkpoint)
     _mend_detect(checkpoint)
     return checkpoint
+
+
+def _refuse_classifier(checkpoint: Any, path: pathlib.Path) -> None:
+    """YOLOv5 would take the name that is kept as ``model`` for the model itself."""
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("model"), str):
+        raise CheckpointError(
+            f"{path} holds weights of {checkpoint['model']!r}, and no model of YOLOv5's; classifiers are for "
+            "'yolov5-ema classify val' and 'classify predict'"
+        )
 
 
 def check_file(path: pathlib.Path, *, engine: Engine, trust: bool | None = None) -> None:
