@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -84,15 +85,26 @@ def run_cli(*args: object, cwd: Path, env: dict[str, str] | None = None) -> subp
 
 @pytest.fixture(scope="session")
 def trained(tiny_set, tmp_path_factory) -> Path:
-    """best.pt of a two-epoch training of yolov5n with EMA through the command line."""
-    cwd = tmp_path_factory.mktemp("trained")
+    """best.pt of a two-epoch training of yolov5n with EMA through the command line; one for all workers of xdist."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    best = shared / "trained" / "runs" / "train" / "tiny" / "weights" / "best.pt"
+    with open(shared / "trained.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "trained" / "done").is_file():
+            _train_tiny(tiny_set, shared / "trained")
+    return best
+
+
+def _train_tiny(tiny_set: Path, cwd: Path) -> None:
+    cwd.mkdir(exist_ok=True)
     done = run_cli(
         *("train", "--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--weights", ""),
         *("--img", 64, "--batch", 4, "--epochs", 2, "--workers", 2, "--name", "tiny"),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return cwd / "runs" / "train" / "tiny" / "weights" / "best.pt"
+    (cwd / "done").touch()
 
 
 @pytest.fixture(scope="session")

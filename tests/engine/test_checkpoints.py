@@ -259,4 +259,4 @@ def test_a_classifier_is_no_detector(engine, tmp_path):
     file = tmp_path / "best.pt"
     torch.save({"format": "yolov5-ema classifier", "model": "resnet50", "state_dict": {}}, file)
     with pytest.raises(CheckpointError, match=r"weights of 'resnet50'.*classify predict"):
-        load_checkpoint(file, engine=engine)
+        checkpoints.load_checkpoint(file, engine=engine)
