@@ -177,7 +177,10 @@ def _try(name: str, block: str, channels: int, options: dict[str, Any]) -> None:
             and "groups" in str(error)
             and "no option" not in str(error)
         ):
-            hint = '; block_options={"groups": "nearest"} takes the number that fits at each place'
+            hint = (
+                '; block_options={"groups": "nearest"} (--block-options \'{groups: nearest}\') takes the number that fits '
+                "at each place"
+            )
         raise ConfigError(f"{name}: {error}{hint}") from error
 
 

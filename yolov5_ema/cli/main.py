@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _which_process() -> str:
     """Of several that torchrun started; nothing where there is one."""
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "?"))  # Lightning's launcher sets only the second
+    rank = os.environ.get(
+        "RANK", os.environ.get("LOCAL_RANK", "?")
+    )  # Lightning's launcher sets only the second
     return f"rank {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
