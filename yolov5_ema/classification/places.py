@@ -26,6 +26,7 @@ FAMILIES = (
     "efficientnet*, mnasnet*, regnet*, darknet*, cspresnet*, gernet*, ese_vovnet*"
 )
 _NEAREST = "nearest"
+_HINT = """block_options={"groups": "nearest"} (--block-options '{groups: nearest}')"""
 
 
 class Place(NamedTuple):
@@ -177,10 +178,7 @@ def _try(name: str, block: str, channels: int, options: dict[str, Any]) -> None:
             and "groups" in str(error)
             and "no option" not in str(error)
         ):
-            hint = (
-                '; block_options={"groups": "nearest"} (--block-options \'{groups: nearest}\') takes the number that fits '
-                "at each place"
-            )
+            hint = f"; {_HINT} takes the number that fits at each place"
         raise ConfigError(f"{name}: {error}{hint}") from error
 
 
