@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from synthetic_runs import COLUMNS, row, yolov5_csv
 
@@ -51,6 +53,25 @@ def test_the_best_epoch_is_the_one_of_best_pt(read):
         "epoch,train/loss,val/loss,val/top1,val/top5,lr\n1,2,2,0.3,0.9,1\n2,1,1,0.5,0.8,1\n3,1,1,0.4,1,1\n"
     )
     assert read(classified).best == 1
+
+
+def test_epochs_that_were_not_validated_have_no_figures(read):
+    """With --noval YOLOv5 writes zeros; a mAP of 0 after a validation stays one."""
+    names = (
+        "epoch",
+        "train/box_loss",
+        "metrics/mAP_0.5",
+        "metrics/mAP_0.5:0.95",
+        "val/box_loss",
+        "val/obj_loss",
+    )
+    epochs = read(
+        yolov5_csv([(0, 0.5, 0, 0, 0, 0), (1, 0.4, 0, 0, 0.2, 0), (2, 0.3, 0.7, 0.4, 0.1, 0.1)], names)
+    )
+    assert epochs.is_validated == [False, True, True] and epochs.best == 2
+    assert math.isnan(epochs.values("mAP50")[0]) and epochs.values("mAP50")[1:] == [0, 0.7]
+    assert epochs.values("train box loss") == [0.5, 0.4, 0.3]
+    assert read(yolov5_csv([(0, 0.5, 0, 0, 0, 0)], names)).best is None
 
 
 def test_class_names_with_commas_do_not_shift_anything(read):

@@ -90,7 +90,7 @@ def line_chart(
 
 def _draw(panel: Any, line: Line) -> None:
     y = [value if math.isfinite(value) else math.nan for value in line.y]
-    few = len(y) <= 2  # a line of one point cannot be seen
+    few = sum(map(math.isfinite, y)) <= 2  # a line of one point cannot be seen
     panel.plot(
         line.x,
         y,

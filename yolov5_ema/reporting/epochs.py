@@ -29,6 +29,8 @@ NAMES = {
     "val loss": ("val/loss",),
 }
 _DETECTION = ("mAP50", "mAP50-95")
+_VAL_LOSSES = ("val box loss", "val objectness loss", "val class loss")
+_OF_VAL = (*_DETECTION, "precision", "recall", *_VAL_LOSSES)
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,18 @@ class Epochs:
         return None if at is None else [row[at] for row in self.rows]
 
     def values(self, name: str) -> list[float] | None:
-        """The same as numbers, NaN and infinities as they are."""
+        """The same as numbers, NaN and infinities as they are; NaN where the epoch was not validated."""
         texts = self.texts(name)
-        return None if texts is None else [float(text) for text in texts]
+        if texts is None:
+            return None
+        is_known = self.is_validated if name in _OF_VAL else [True] * len(texts)
+        return [float(text) if known else math.nan for text, known in zip(texts, is_known)]
+
+    @property
+    def is_validated(self) -> list[bool]:
+        """For each epoch whether it was validated: with ``--noval`` YOLOv5 writes 0 for all but the last."""
+        losses = [texts for name in _VAL_LOSSES if (texts := self.texts(name)) is not None]
+        return [not losses or any(float(texts[at]) for texts in losses) for at in range(len(self.rows))]
 
     @property
     def best(self) -> int | None:

@@ -283,6 +283,11 @@ def _read_progress(run: Run, planned: Any) -> None:
         run.notes.append(
             f"results.csv has {done} of {planned} epochs: the training was ended early, or is still going on."
         )
+    if not all(epochs.is_validated):
+        run.notes.append(
+            f"{epochs.is_validated.count(False)} epochs were not validated (--noval): results.csv has zeros for them, "
+            "the charts have nothing."
+        )
     if epochs.is_cut_off:
         run.notes.append("The last line of results.csv is cut off; it was left out.")
     if epochs.again:
