@@ -191,7 +191,7 @@ def data_of(options: Mapping[str, Any], folder: Path) -> Path:
     if not given:
         raise UserError("opt.yaml names no data set")
     # a relative path is from where the training was started: often three folders above runs/train/exp
-    for place in (Path(given), *(above / given for above in folder.resolve().parents[:3])):
+    for place in (Path(given), *(above / given for above in list(folder.resolve().parents)[:3])):
         if is_there(place) and place.is_file():
             return place
     shipped = find_shipped(given)
