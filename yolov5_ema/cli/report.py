@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -233,6 +235,7 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
 
 def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str) -> Measured:
     from yolov5_ema.cli._detections import detect_split
+    from yolov5_ema.engine.dry_run import quiet
     from yolov5_ema.evaluation.sources import dataset_truths, single_class
     from yolov5_ema.evaluation.yolov5 import MAX_DET
     from yolov5_ema.reporting.measuring import measure
@@ -247,7 +250,8 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str) -
         data=str(data), task=settings["split"], weights=[str(run.weights)], max_det=MAX_DET
     )
     print(f"Evaluating {run.weights} on {settings['split']}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    # val's own table, and where it saved to, are of a folder that is gone afterwards; its progress goes to stderr
+    with tempfile.TemporaryDirectory() as folder, quiet(), contextlib.redirect_stdout(io.StringIO()):
         _, dataset, predictions = detect_split(asked, flags, Path(folder))
     truths = dataset_truths(dataset, settings["split"], ["yolov5"])["yolov5"]
     truths = single_class(truths) if is_single else truths
