@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from filelock import FileLock  # comes with torch
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -89,8 +89,7 @@ def trained(tiny_set, tmp_path_factory) -> Path:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     best = shared / "trained" / "runs" / "train" / "tiny" / "weights" / "best.pt"
-    with open(shared / "trained.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(shared / "trained.lock"):
         if not (shared / "trained" / "done").is_file():
             _train_tiny(tiny_set, shared / "trained")
     return best
