@@ -3,9 +3,10 @@
     python benchmarks/classify_blocks.py --data cifar100 --seeds 3
     python benchmarks/classify_blocks.py --model test_resnet --stem imagenet --epochs 2 --seeds 2 --device cpu
 
-The same command again goes on where it was interrupted. Writes OUT/blocks.csv (a row a run) and OUT/blocks.md (means
-over seeds, and differences to no block, paired by seed, with t intervals that hold together with 95 %). The main figure
-is the top-1 of the last epoch, which nothing was chosen on; that of the best epoch, as papers report it, is optimistic.
+The same command again goes on where it was interrupted; two at once in one OUT disturb each other. Writes
+OUT/blocks.csv (the machine, then a row a run) and OUT/blocks.md (means over seeds, and differences to no block, paired
+by seed, with t intervals that hold together with 95 %). The main figure is the top-1 of the last epoch, which nothing
+was chosen on; that of the best epoch, as papers report it, is optimistic.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import argparse
 import csv
 import io
 import json
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,8 +24,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 import yaml
 
+from yolov5_ema.engine.machine import cpu_name, torch_device
 from yolov5_ema.evaluation.statistics import bonferroni_confidence, paired_difference, summarize
 from yolov5_ema.files import write_whole
 
@@ -70,7 +76,7 @@ def main() -> int:
     if not rows:
         print("no run is finished", file=sys.stderr)
         return 1
-    write_whole(args.out / "blocks.csv", _as_csv(rows))
+    write_whole(args.out / "blocks.csv", f"# {_machine(args.device)}\n{_as_csv(rows)}")
     table = _as_markdown(rows, args)
     write_whole(args.out / "blocks.md", table)
     print(f"\n{table}\n{args.out / 'blocks.csv'} and .md")
@@ -140,6 +146,17 @@ def _read(args: argparse.Namespace, variant: str, seed: int) -> Row | None:
         top1_best=best["val/top1"],
         best_epoch=int(best["epoch"]),
     )
+
+
+def _machine(device: str) -> str:
+    """That of this call; earlier ones may have trained on others."""
+    chosen = torch_device(device)
+    name = (
+        torch.cuda.get_device_name(chosen)
+        if chosen.type == "cuda"
+        else f"{cpu_name()}, {os.cpu_count()} cores"
+    )
+    return f"{name}, torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}"
 
 
 def _as_csv(rows: Sequence[Row]) -> str:
