@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
+from yolov5_ema.classification.stems import STEMS
+from yolov5_ema.classification.transforms import AUGMENTATIONS
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import data_dir, find_shipped
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 SCHEDULES = ("step", "cosine", "constant")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-_AUGMENTATIONS = ("crop", "resized-crop", "none")
-_STEMS = ("imagenet", "cifar")
 _SCALED = ("milestones", "warmup_epochs")
 
 
@@ -276,7 +276,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "model": _text,
     "block": _block,
     "block_options": _options,
-    "stem": _one_of(*_STEMS),
+    "stem": _one_of(*STEMS),
     "pretrained": _switch_or_file,
     "epochs": _whole(1),
     "batch": _whole(1),
@@ -295,7 +295,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "warmup_lr": _number(0),
     "label_smoothing": _number(0, 1),
     "average": _number(0, 1),
-    "augment": _one_of(*_AUGMENTATIONS),
+    "augment": _one_of(*AUGMENTATIONS),
     "padding": _whole(0, 512),
     "scale": _list_of(_number(0, 1, above=True), 2),
     "flip": _number(0, 1),
