@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from yolov5_ema.errors import UserError
+
+
+def open_regular(file: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading, if it is one: a named pipe or a device would be waited for, or never end.
+
+    Raises:
+        OSError: as ``open`` does.
+        UserError: it is a folder, a pipe, a socket or a device.
+    """
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{file} is no file that can be read, but a folder, a pipe, a socket or a device")
+    return os.fdopen(descriptor, "rb")
 
 
 def write_whole(file: Path, text: str, *, parents: bool = False) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.guards import GUARDS
 from yolov5_ema.engine.quirks import QUIRKS, SourceModule
 from yolov5_ema.engine.quirks.fonts import CONFIG_ENV
 from yolov5_ema.errors import UserError
@@ -87,7 +88,7 @@ class Activation:
             return
         self._patched.add(name)
         subject = self.source_module(name, path, module)
-        for quirk in QUIRKS:
+        for quirk in (*QUIRKS, *GUARDS):  # guards last: around what quirks have put there
             if quirk.needed(subject):
                 quirk.apply(subject, self.patches)
 
