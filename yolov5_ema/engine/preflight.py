@@ -11,13 +11,13 @@ from typing import Any
 
 from yolov5_ema.data.dataset import class_names, entries_of, is_there
 from yolov5_ema.engine import checkpoints, exports
-from yolov5_ema.engine.data_yaml import image_root
+from yolov5_ema.engine.data_yaml import image_root, may_download
 from yolov5_ema.engine.dry_run import check_model
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
-from yolov5_ema.resources import data_dir, find_shipped
+from yolov5_ema.resources import find_shipped
 
 _SPLITS = {
     "train": ("train", "val"),
@@ -190,36 +190,22 @@ def _check_classes(content: dict[str, Any], file: Path) -> None:
 
 def _check_split(place: Path, split: str, file: Path, download: Any, engine: Engine) -> None:
     if not is_there(place):
-        if download and _is_fetched(download, file, engine):
+        if isinstance(download, str) and may_download(file, engine):
             return
-        code = (
-            " Its 'download' is code, which is not run out of a YAML: run it yourself, if you know where it comes from."
+        fetch = (
+            " What it says under 'download' is not done out of a YAML that is not YOLOv5's own: fetch the images yourself, "
+            "if you know where they come from."
             if download
             else ""
         )
         raise ConfigError(
             f"{file}: {split} images not found at {_shown(place)} (looked from {Path.cwd()}); "
-            f"mend 'path' or run the command from the folder that it is relative to.{code}"
+            f"mend 'path' or run the command from the folder that it is relative to.{fetch}"
         )
     if place.resolve() == Path(place.resolve().anchor):
         raise ConfigError(f"{file}: {split} is the whole file system")
     if place.is_dir() and not _has_file(place, _IMAGES):
         raise ConfigError(f"{file}: no images for {split} in {place}; known are {', '.join(sorted(_IMAGES))}")
-
-
-def _is_fetched(download: Any, file: Path, engine: Engine) -> bool:
-    """Whether YOLOv5 fetches what is missing: an archive from an address, or by code in a YAML of its own or of ours.
-
-    It would run any other text as Python or in a shell, also that of a YAML from a stranger.
-    """
-    if (
-        isinstance(download, str)
-        and download.startswith(("http://", "https://"))
-        and download.endswith(".zip")
-    ):
-        return True
-    own = engine.owns(str(file.resolve())) or file.resolve().parent == data_dir().resolve()
-    return own and isinstance(download, str)
 
 
 def _shown(place: Path, most: int = 1000) -> str:

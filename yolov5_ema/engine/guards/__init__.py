@@ -7,8 +7,17 @@ and every kind of file passes it.
 
 from __future__ import annotations
 
+from yolov5_ema.engine.guards.arrays import ARRAYS
+from yolov5_ema.engine.guards.commands import COMMANDS
+from yolov5_ema.engine.guards.datasets import DATASETS
+from yolov5_ema.engine.guards.evaluating import EVALUATING
 from yolov5_ema.engine.quirks.base import Quirk
 
-GUARDS: tuple[Quirk, ...] = ()
+GUARDS: tuple[Quirk, ...] = (
+    ARRAYS,
+    COMMANDS,
+    DATASETS,
+    EVALUATING,
+)
 
 __all__ = ["GUARDS"]
