@@ -19,11 +19,22 @@ from yolov5_ema.files import open_regular
 _MOST_BYTES = 2**30
 _MOST_CLASSES = 100_000
 _MAGIC = b"\x93NUMPY"
-_NUMBERS = {f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u", "1248")) for size in sizes} | {"b1"}
+_NUMBERS = {
+    f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u", "1248")) for size in sizes
+} | {"b1"}
 _ARRAY = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
 _SCALAR = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
 _KNOWN = {*_ARRAY, *_SCALAR, "numpy ndarray", "numpy dtype"}
-_TORN = (IndexError, KeyError, ValueError, TypeError, OverflowError, struct.error, UnicodeDecodeError, MemoryError)
+_TORN = (
+    IndexError,
+    KeyError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    UnicodeDecodeError,
+    MemoryError,
+)
 
 
 class UnusableCache(ValueError):
@@ -54,7 +65,9 @@ def read_label_cache(file: str | Path) -> dict[str, Any]:
     except UnusableCache:
         raise
     except _TORN as error:
-        raise UnusableCache(f"it is cut off or changed ({type(error).__name__}: {str(error)[:200]})") from None
+        raise UnusableCache(
+            f"it is cut off or changed ({type(error).__name__}: {str(error)[:200]})"
+        ) from None
     _check(content)
     return content
 
@@ -285,7 +298,9 @@ class _Machine:
     def _name(self, module: Any, name: Any) -> None:
         full = f"{module} {name}"
         if full not in _KNOWN:
-            raise UnusableCache(f"it names {full.replace(' ', '.')[:200]}, which no label cache needs; nothing was run")
+            raise UnusableCache(
+                f"it names {full.replace(' ', '.')[:200]}, which no label cache needs; nothing was run"
+            )
         self.stack.append(_Name(full))
 
     def call(self, at: int) -> int:
@@ -341,12 +356,23 @@ def _filled(state: tuple[Any, ...]) -> Any:
 
 _STEPS: list[Callable[[_Machine, int], int] | None] = [None] * 256
 for _code, _step in {
-    **{"K": _Machine.uint1, "M": _Machine.uint2, "J": _Machine.int4, "\x8a": _Machine.long1, "G": _Machine.float8},
+    **{
+        "K": _Machine.uint1,
+        "M": _Machine.uint2,
+        "J": _Machine.int4,
+        "\x8a": _Machine.long1,
+        "G": _Machine.float8,
+    },
     **{"\x8c": _Machine.text1, "X": _Machine.text4, "C": _Machine.bytes1, "B": _Machine.bytes4},
     **{"N": _Machine.none, "\x88": _Machine.true, "\x89": _Machine.false},
     **{"q": _Machine.put1, "r": _Machine.put4, "j": _Machine.get4},
     **{"\x80": _Machine.protocol, "\x95": _Machine.frame, "(": _Machine.mark, ")": _Machine.empty_tuple},
-    **{"\x85": _Machine.tuple1, "\x86": _Machine.tuple2, "\x87": _Machine.tuple3, "t": _Machine.tuple_since_mark},
+    **{
+        "\x85": _Machine.tuple1,
+        "\x86": _Machine.tuple2,
+        "\x87": _Machine.tuple3,
+        "t": _Machine.tuple_since_mark,
+    },
     **{"]": _Machine.empty_list, "a": _Machine.append, "e": _Machine.appends},
     **{"}": _Machine.empty_dict, "s": _Machine.set_item, "u": _Machine.set_items},
     **{"c": _Machine.name_in_text, "\x93": _Machine.name_on_stack, "R": _Machine.call, "b": _Machine.build},
@@ -361,28 +387,44 @@ def _check(content: Any) -> None:
     if type(content) is not dict:
         raise UnusableCache("it holds no dict")
     for key, value in content.items():
-        fine = _is_entry(value) if type(value) is list and key != "msgs" else _is_note(value)
-        if not fine:
+        if not _NOTES.get(key, _is_entry)(value):
             raise UnusableCache(f"what it holds for {key[:200]!r} is not what YOLOv5 keeps")
 
 
-def _is_entry(value: list[Any]) -> bool:
+def _is_entry(value: Any) -> bool:
     """Labels, size and segments of an image."""
-    if len(value) != 3 or type(value[0]) is not np.ndarray or type(value[2]) is not list:
+    if (
+        type(value) is not list
+        or len(value) != 3
+        or type(value[0]) is not np.ndarray
+        or type(value[2]) is not list
+    ):
         return False
     labels, size, segments = value
     if labels.dtype.kind != "f" or labels.ndim != 2 or (len(labels) and labels.shape[1] < 5):
         return False
-    if not (type(size) in (tuple, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+    if type(size) not in (tuple, list) or [type(side) for side in size] != [int, int] or min(size) < 1:
         return False
-    is_inside = not len(labels) or (labels.min() >= 0 and labels[:, 1:].max() <= 1 and labels[:, 0].max() < _MOST_CLASSES)
-    return bool(is_inside) and all(
+    return _is_inside(labels) and all(
         type(points) is np.ndarray and points.dtype.kind == "f" and points.ndim == 2 and points.shape[1] == 2
         for points in segments
     )
 
 
-def _is_note(value: Any) -> bool:
-    """A hash, a version, counts, or warnings."""
-    parts = value if type(value) in (tuple, list) else [value]
-    return all(type(part) in (str, int, float, type(None)) for part in parts)
+def _is_inside(labels: np.ndarray[Any, Any]) -> bool:
+    """Whether classes and boxes are such as YOLOv5 takes out of a label file; NaN is none."""
+    if not len(labels):
+        return True
+    return bool(labels.min() >= 0 and labels[:, 1:].max() <= 1 and labels[:, 0].max() < _MOST_CLASSES)
+
+
+def _are(kind: type, values: Any) -> bool:
+    return type(values) in (tuple, list) and all(type(value) is kind for value in values)
+
+
+_NOTES: dict[str, Callable[[Any], bool]] = {
+    "hash": lambda value: type(value) is str,
+    "version": lambda value: type(value) in (int, float, str),
+    "results": lambda value: _are(int, value) and len(value) == 5,
+    "msgs": lambda value: _are(str, value),
+}

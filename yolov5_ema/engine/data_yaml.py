@@ -14,8 +14,17 @@ from yolov5_ema.resources import data_dir
 
 # the data YAMLs of YOLOv5 v6.0 and later; others in its folder are what a user has put there
 _OF_YOLOV5 = frozenset(
-    "argoverse globalwheat2020 imagenet imagenet10 imagenet100 imagenet1000 objects365 sku-110k voc visdrone "
-    "coco coco128 coco128-seg xview".split()
+    (
+        "argoverse",
+        "coco",
+        "coco128",
+        "coco128-seg",
+        "globalwheat2020",
+        "imagenet",
+        "imagenet10",
+        "imagenet100",
+    )
+    + ("imagenet1000", "objects365", "sku-110k", "visdrone", "voc", "xview")
 )
 _approved: ContextVar[str | None] = ContextVar("approved download", default=None)
 

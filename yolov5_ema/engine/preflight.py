@@ -193,8 +193,8 @@ def _check_split(place: Path, split: str, file: Path, download: Any, engine: Eng
         if isinstance(download, str) and may_download(file, engine):
             return
         fetch = (
-            " What it says under 'download' is not done out of a YAML that is not YOLOv5's own: fetch the images yourself, "
-            "if you know where they come from."
+            " What it says under 'download' is done only out of YOLOv5's own YAMLs: fetch the images yourself, if you "
+            "know where they come from."
             if download
             else ""
         )

@@ -18,17 +18,16 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import whole_files
 
 
-def load(file: Any, *args: Any, **kwargs: Any) -> Any:
+def load(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **options: Any) -> Any:
     """`np.load`, without pickles; a label cache is read without unpickling it.
 
     Raises:
         FileNotFoundError: there is none.
-        pickle.UnpicklingError: it is no label cache as YOLOv5 writes them, which YOLOv5 answers by looking at the labels
-            anew. Why is printed.
+        pickle.UnpicklingError: it is no label cache as YOLOv5 writes them. Why is printed, and YOLOv5 looks at the
+            labels anew.
     """
-    allow_pickle = kwargs.pop("allow_pickle", args[1] if len(args) > 1 else False)
     if not allow_pickle:
-        return np.load(file, *args[:1], allow_pickle=False, **kwargs)
+        return np.load(file, mmap_mode, allow_pickle=False, **options)
     held = np.empty((), dtype=object)
     try:
         held[()] = read_label_cache(file)

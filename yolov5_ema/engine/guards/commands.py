@@ -60,14 +60,16 @@ class Commands:
             UserError: it is none that the module spells out.
             CalledProcessError: likewise, but of git, which YOLOv5 only asks what it is.
         """
-        if approved_download(command) or (self._allows_text(command) if shell else self._allows_list(command)):
+        if approved_download(command) or (
+            self._allows_text(command) if shell else self._allows_list(command)
+        ):
             return
         shown = reprlib.repr(command)
         if str(command).startswith("git "):
             raise subprocess.CalledProcessError(126, "git", output=b"")
         raise UserError(
-            f"YOLOv5's {self._name} would run a command with more in it than a plain name: {shown}. It was not run. Give "
-            "the file, the bucket or the address that it is made of another name, without spaces and signs that a shell reads."
+            f"YOLOv5's {self._name} would run a command with more in it than plain names: {shown}. It was not run. "
+            "Give the file, bucket or address in it a name without spaces and without signs that a shell reads."
         )
 
     def _allows_text(self, command: Any) -> bool:
@@ -79,7 +81,9 @@ class Commands:
 
     def _allows_list(self, command: Any) -> bool:
         words = [command] if isinstance(command, (str, bytes, os.PathLike)) else list(command)
-        return bool(words) and (os.fspath(words[0]) in self._templates[1] or os.fspath(words[0]) == sys.executable)
+        return bool(words) and (
+            os.fspath(words[0]) in self._templates[1] or os.fspath(words[0]) == sys.executable
+        )
 
     def wrapped(self, run: Callable[..., Any], *, shell: bool) -> Callable[..., Any]:
         """``run``, which is handed only what `check` lets pass; ``shell``: whether it always has a shell run it."""

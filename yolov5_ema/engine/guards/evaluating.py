@@ -45,8 +45,8 @@ def evaluate(source: Any, *scopes: Any) -> Any:
         if _is_unknown_word(text, frame):  # parse_model goes on with the text itself: "nearest"
             raise NameError(f"name {text!r} is not defined")
     raise ConfigError(
-        f"{reprlib.repr(source)} would be run as code by {_place(frame)}; only texts, numbers and lists of them are taken "
-        "out of a file. Nothing was run."
+        f"{reprlib.repr(source)} would be run as code by {_place(frame)}; only texts, numbers and lists of them are "
+        "taken out of a file. Nothing was run."
     )
 
 
@@ -80,8 +80,8 @@ def execute(source: Any, *scopes: Any) -> None:
         exec(source, *scopes)
         return
     raise ConfigError(
-        f"{_place(sys._getframe(1))} would run code out of a file: {reprlib.repr(source)}. Nothing was run. If you know "
-        "where the file comes from, run it yourself."
+        f"{_place(sys._getframe(1))} would run code out of a file: {reprlib.repr(source)}. Nothing was run. "
+        "If you know where the file comes from, run it yourself."
     )
 
 
