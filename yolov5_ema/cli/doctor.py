@@ -67,6 +67,7 @@ def _print_engine() -> int:
     from yolov5_ema.blocks import list_blocks
     from yolov5_ema.engine import activation, shim
     from yolov5_ema.engine.locate import clone_here, locate
+    from yolov5_ema.engine.guards import GUARDS
     from yolov5_ema.engine.quirks import QUIRKS
 
     here = clone_here()
@@ -84,6 +85,7 @@ def _print_engine() -> int:
         print(f"  {known.name:<24}{'on: ' + found[0][1] if found else 'off: not needed'}")
         if found:
             print(f"  {'':<24}in {', '.join(module for module, _ in found)}; without it: {known.symptom}")
+    print(f"\nguards       {', '.join(guard.name for guard in GUARDS)}")
     try:
         shim.install()
     except UserError:
