@@ -7,8 +7,9 @@ and every kind of file passes it.
 
 from __future__ import annotations
 
+from yolov5_ema.engine.guards.resumed_training import RESUMED_OPTIONS
 from yolov5_ema.engine.quirks.base import Quirk
 
-GUARDS: tuple[Quirk, ...] = ()
+GUARDS: tuple[Quirk, ...] = (RESUMED_OPTIONS,)
 
 __all__ = ["GUARDS"]
