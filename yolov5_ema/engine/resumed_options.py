@@ -35,7 +35,7 @@ _TEXTS = ("cache", "device")
 _OF_THE_PLACE = ("weights", "cfg", "resume", "save_dir", "project", "name", "local_rank")
 _LEAVES_THE_MACHINE = re.compile(
     r"upload|bucket|token|entity|artifact|bbox_interval|evolve|s3|^hf_|hub|roboflow|neptune|wandb|comet|clearml|mlflow"
-    r"|download|url|tags?_",
+    r"|download|url",
     re.IGNORECASE,
 )
 _RANGES = {
@@ -51,7 +51,7 @@ _RANGES = {
     "label_smoothing": (0, 1),
 }
 _DEVICE = re.compile(r"|cpu|mps|(cuda:)?\d{1,2}(,\d{1,2}){0,63}", re.IGNORECASE)
-_MOST_BYTES_OF_TEXT = 1000
+_LONGEST = 1000
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _is_of_type(action: argparse.Action, value: Any) -> bool:
         kinds = (int,) if action.type is int else (int, float)
         fits = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
         return fits and not (action.dest == "batch_size" and value == 0)
-    if not isinstance(value, str) or len(value) > _MOST_BYTES_OF_TEXT or not value.isprintable():
+    if not isinstance(value, str) or len(value) > _LONGEST or not value.isprintable():
         return False
     return action.dest != "device" or bool(_DEVICE.fullmatch(value.replace(" ", "")))
 
@@ -253,7 +253,7 @@ def _data(value: Any, typed: argparse.Namespace, where: str, run: Path, script: 
         value = _typed_instead(value, typed, where)
         if value.startswith(_URL):
             return value
-    file = _found(value, run, script.engine)
+    file = _found(value, run, script.engine) if len(value) <= _LONGEST and value.isprintable() else None
     if file is None:
         raise ConfigError(
             f"{where}: the data set {value[:300]!r} is not there (looked from {Path.cwd()} and the folders above {run}); "

@@ -14,11 +14,12 @@ from types import ModuleType
 from typing import Any, Callable
 
 import yaml
+from torch import nn
 
 from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.engine.resumed_options import Script, options_to_resume
-from yolov5_ema.errors import UserError
+from yolov5_ema.errors import CheckpointError, UserError
 
 _REMOTE = ("wandb-artifact://", "comet://")
 _SET_BY_MAIN = {"cfg", "weights", "resume", "data", "neptune_resume_id"}
@@ -130,9 +131,32 @@ def _opening(inner: Callable[..., Any], place: Path, text: str) -> Callable[...,
 def _loading(inner: Callable[..., Any], last: Path, checked: dict[str, Any]) -> Callable[..., Any]:
     def loaded(file: Any, *args: Any, **kwargs: Any) -> Any:
         checkpoint = inner(file, *args, **kwargs)
-        return {**checkpoint, "opt": dict(checked)} if Path(str(file)) == last else checkpoint
+        if Path(str(file)) != last:
+            return checkpoint
+        _check_state(checkpoint, last)
+        return {**checkpoint, "opt": dict(checked)}
 
     return loaded
+
+
+def _check_state(checkpoint: Any, last: Path) -> None:
+    """What YOLOv5 takes from a checkpoint that it goes on with, each of its kind."""
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{last} is no checkpoint of a training")
+    is_model = isinstance(checkpoint.get("model"), nn.Module)
+    optimizer = checkpoint.get("optimizer")
+    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
+    fits = {
+        "model": is_model and isinstance(getattr(checkpoint["model"], "yaml", None), dict),
+        "epoch": type(checkpoint.get("epoch")) is int,
+        "ema": checkpoint.get("ema") is None or isinstance(checkpoint["ema"], nn.Module),
+        "updates": checkpoint.get("ema") is None or type(checkpoint.get("updates")) is int,
+        "optimizer": optimizer is None
+        or (isinstance(groups, list) and isinstance(optimizer.get("state"), dict) and all(isinstance(g, dict) for g in groups)),
+    }
+    wrong = [name for name, is_fine in fits.items() if not is_fine]
+    if wrong:
+        raise CheckpointError(f"{last}: its {', '.join(wrong)} is not what a training leaves; it cannot be resumed from")
 
 
 def _only_with(train: Callable[..., Any], checked: dict[str, Any]) -> Callable[..., Any]:
