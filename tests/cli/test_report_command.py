@@ -44,7 +44,9 @@ def test_an_evaluation_is_made_once(own_folder, tiny_set, capsys):
     plain = ["report", str(run), "--device", "cpu"]
     flags = [*plain, "--samples", "2"]
     assert main(flags) == 0 and "Evaluating" not in capsys.readouterr().out
-    assert "with --evaluate the report evaluates best.pt on the data set" in page_of(run / "report.html").words
+    assert (
+        "with --evaluate the report evaluates best.pt on the data set" in page_of(run / "report.html").words
+    )
     assert not (run / "report-val.json").exists()
     assert main([*flags, "--evaluate"]) == 0
     printed = capsys.readouterr().out

@@ -105,7 +105,12 @@ def test_an_honest_run_goes_on_as_it_says(last, script, tiny_set, hyp, capsys):
 
 def test_what_leaves_the_machine_is_for_the_command_line(last, script, capsys):
     says = {
-        **{"evolve": 3, "bucket": "x; touch canary #", "upload_dataset": True, "s3_upload_dir": "s3://theirs"},
+        **{
+            "evolve": 3,
+            "bucket": "x; touch canary #",
+            "upload_dataset": True,
+            "s3_upload_dir": "s3://theirs",
+        },
         **{"neptune_token": "secret", "neptune_project": "theirs", "entity": "theirs", "bbox_interval": 1},
         **{"artifact_alias": "x", "wandb_id": "x", "unheard_of": "rm -rf"},
     }
@@ -168,7 +173,9 @@ def test_what_is_not_of_its_type_is_refused(last, script, says, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "1", "a: [", "? [1]\n: 2\n", "\x00", "a: &a [*a]\n", "- " * 3000])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "1", "a: [", "? [1]\n: 2\n", "\x00", "a: &a [*a]\n", "- " * 3000]
+)
 def test_an_opt_yaml_that_is_none_is_refused(last, script, content):
     (last.parent.parent / "opt.yaml").write_text(content)
     with pytest.raises(UserError, match="opt.yaml"):
@@ -312,7 +319,19 @@ def stopped(request, tiny_set, tmp_path_factory) -> tuple[Path, Path]:
     root = lay_out_as_clone(root, folder / "yolov5") if layout else root
     (folder / "stops.py").write_text(STOPS)
     done = run_cli(
-        *("train", "--yolov5", root, "--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--weights", "", "--img", 64),
+        *(
+            "train",
+            "--yolov5",
+            root,
+            "--data",
+            tiny_set,
+            "--cfg",
+            "yolov5n-ema.yaml",
+            "--weights",
+            "",
+            "--img",
+            64,
+        ),
         *("--batch", 4, "--epochs", 3, "--workers", 0, "--plugin", "stops"),
         cwd=folder,
     )
@@ -346,7 +365,12 @@ def test_nothing_that_a_run_says_is_run_and_it_goes_on(stopped, where, tmp_path)
     root, honest = stopped
     canary = tmp_path / "canary"
     run = shutil.copytree(honest, tmp_path / "a" / "b" / "run")
-    says = {"evolve": -1, "bucket": f"x; touch {canary} #", "save_dir": str(tmp_path / "other"), "project": "../../.."}
+    says = {
+        "evolve": -1,
+        "bucket": f"x; touch {canary} #",
+        "save_dir": str(tmp_path / "other"),
+        "project": "../../..",
+    }
     if not put(says, run, where, root):
         pytest.skip("this YOLOv5 keeps no options in its checkpoints")
     control = shutil.copytree(tmp_path / "a", tmp_path / "control") / "b" / "run"
@@ -386,7 +410,13 @@ def put(says: dict[str, Any], run: Path, where: str, root: Path) -> bool:
 def test_code_in_a_data_set_in_the_options_is_not_run(stopped, tmp_path):
     root, honest = stopped
     canary = tmp_path / "canary"
-    data = {"train": "gone", "val": "gone", "nc": 1, "names": ["a"], "download": f"open({str(canary)!r}, 'w')"}
+    data = {
+        "train": "gone",
+        "val": "gone",
+        "nc": 1,
+        "names": ["a"],
+        "download": f"open({str(canary)!r}, 'w')",
+    }
     for folder in ("run", "control"):
         run = shutil.copytree(honest, tmp_path / folder)
         put({"data": data}, run, "opt.yaml", root)

@@ -25,8 +25,35 @@ from synthetic_runs import Page, measured_of, write_classification, write_compar
 CANARY = "canary-that-lies-outside"
 SCRIPT = "</style><script>alert(1)</script><svg onload=alert(2)>\"'"
 ODD: tuple[Any, ...] = (
-    *(None, True, -1, 0, 10**18, 10**40, 1e308, float("nan"), float("inf"), "", "x", "1e-3", "\0", "\ud800", "a" * 50_000),
-    *(SCRIPT, "../../outside/opt.yaml", "/dev/zero", "=1+1", [], {}, [[]], [None] * 3, {"a": {"b": 1}}, "1;background:red"),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        10**18,
+        10**40,
+        1e308,
+        float("nan"),
+        float("inf"),
+        "",
+        "x",
+        "1e-3",
+        "\0",
+        "\ud800",
+        "a" * 50_000,
+    ),
+    *(
+        SCRIPT,
+        "../../outside/opt.yaml",
+        "/dev/zero",
+        "=1+1",
+        [],
+        {},
+        [[]],
+        [None] * 3,
+        {"a": {"b": 1}},
+        "1;background:red",
+    ),
 )
 
 
@@ -115,7 +142,21 @@ def something_else(file: Path, draw: random.Random) -> None:
         f"{chr(98 + at)}: &{chr(98 + at)} [{','.join([f'*{chr(97 + at)}'] * 9)}]\n" for at in range(9)
     )
     nested = "[" * 5000 + "]" * 5000
-    choices = ("", "\n\n", "[]", "{}", "null", "1", '"x"', bomb, nested, "{" * 3000, "a: b: c", "\x00" * 100, f"epoch\n{SCRIPT}\n")
+    choices = (
+        "",
+        "\n\n",
+        "[]",
+        "{}",
+        "null",
+        "1",
+        '"x"',
+        bomb,
+        nested,
+        "{" * 3000,
+        "a: b: c",
+        "\x00" * 100,
+        f"epoch\n{SCRIPT}\n",
+    )
     file.write_text(draw.choice(choices))
 
 
@@ -150,7 +191,9 @@ def change_somewhere(content: Any, draw: random.Random) -> None:
 def a_cell(file: Path, draw: random.Random) -> None:
     lines = [line.split(",") for line in file.read_text().splitlines()]
     line = draw.choice(lines)
-    line[draw.randrange(len(line))] = str(draw.choice((*ODD, "1" * 400, "-0", "1_0", "٣", '"', "nan", "-inf", "1e500")))
+    line[draw.randrange(len(line))] = str(
+        draw.choice((*ODD, "1" * 400, "-0", "1_0", "٣", '"', "nan", "-inf", "1e500"))
+    )
     file.write_text("\n".join(map(",".join, lines)) + "\n", encoding="utf-8", errors="surrogatepass")
 
 
@@ -159,7 +202,15 @@ def a_link(file: Path, draw: random.Random) -> None:
     while not (outside / "outside").is_dir():
         outside = outside.parent
     file.unlink()
-    places = (outside / "outside/opt.yaml", outside / "outside/word.json", "/dev/zero", "/etc/hostname", outside, "loop", "gone")
+    places = (
+        outside / "outside/opt.yaml",
+        outside / "outside/word.json",
+        "/dev/zero",
+        "/etc/hostname",
+        outside,
+        "loop",
+        "gone",
+    )
     file.symlink_to(draw.choice(places))
     if draw.random() < 0.1:
         file.unlink()

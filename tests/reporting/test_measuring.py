@@ -56,7 +56,11 @@ def test_figures_by_class(evaluated):
 def test_samples_are_evenly_spaced(evaluated):
     names = [Path(sample.image).stem for sample in evaluated.samples]
     assert names == ["val0", "val2", "val3"]  # the middles of three thirds of four
-    assert [sample.objects for sample in evaluated.samples] == [3, 3, 3] == [s.detections for s in evaluated.samples]
+    assert (
+        [sample.objects for sample in evaluated.samples]
+        == [3, 3, 3]
+        == [s.detections for s in evaluated.samples]
+    )
     assert evaluated.samples[0].image == "images/val/val0.jpg"
     assert max(opened(pictures.uri_of(evaluated.samples[0].picture))[0].size) == 480
 
@@ -134,7 +138,9 @@ def test_pictures_are_bounded(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), noise)
     image, size = opened(drawn(tmp_path / "a.png", [], [], []))
     assert size <= pictures.MOST_BYTES and max(image.size) <= 640
-    assert opened(pictures.uri_of(pictures.embedded_picture(tmp_path / "a.png")))[1] <= 4 * pictures.MOST_BYTES
+    assert (
+        opened(pictures.uri_of(pictures.embedded_picture(tmp_path / "a.png")))[1] <= 4 * pictures.MOST_BYTES
+    )
 
 
 def test_many_detections_odd_names_and_lost_images(tmp_path):

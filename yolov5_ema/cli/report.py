@@ -98,11 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     how = parser.add_argument_group("evaluating best.pt of detectors")
     how.add_argument(
-        "--evaluate", action="store_true", help="evaluate anew, on the data set of the training if there is no --data"
+        "--evaluate",
+        action="store_true",
+        help="evaluate anew, on the data set of the training if there is no --data",
     )
-    how.add_argument(
-        "--no-evaluate", action="store_true", help="run nothing, as without a flag"
-    )
+    how.add_argument("--no-evaluate", action="store_true", help="run nothing, as without a flag")
     how.add_argument("--data", metavar="YAML", help="evaluate on this data set, if that is not kept already")
     how.add_argument("--task", choices=("val", "test"), default="val", help="split (default: val)")
     how.add_argument("--imgsz", "--img", type=int, metavar="N", help="pixels (default: the training's)")

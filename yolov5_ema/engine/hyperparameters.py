@@ -69,4 +69,4 @@ def names_read(engine: Engine, script: Path) -> frozenset[str]:
     text = ""
     for file in (script, engine.root / "utils" / "loss.py"):
         text += file.read_text(encoding="utf-8", errors="ignore") if file.is_file() else ""
-    return frozenset(_READ.findall(text)) - _OPTIONAL
+    return frozenset(_READ.findall(re.sub(r"#.*", "", text))) - _OPTIONAL

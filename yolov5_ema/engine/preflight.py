@@ -15,6 +15,7 @@ from yolov5_ema.engine import checkpoints, exports
 from yolov5_ema.engine.data_yaml import image_root
 from yolov5_ema.engine.dry_run import check_model
 from yolov5_ema.engine.guards import resumed_training
+from yolov5_ema.engine.hyperparameters import names_read, read_hyp
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
@@ -83,6 +84,7 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
         return resumed_training.refuse_unguarded(importlib.import_module(engine.module_name(name)))
     if getattr(opt, "cfg", ""):
         check_model(opt.cfg, engine)
+    _check_hyp(getattr(opt, "hyp", ""), name, engine)
     if not has_folder:
         _check_data(opt, script, engine)
     for weights in _weights_of(opt):
@@ -120,6 +122,11 @@ def _check_weights(weights: str, engine: Engine) -> None:
         raise CheckpointError(downloads.missing_weights_message(weights))
     if path.suffix == ".pt" and "torchscript" not in path.name:
         checkpoints.check_file(path, engine=engine)
+
+
+def _check_hyp(hyp: Any, script: str, engine: Engine) -> None:
+    if isinstance(hyp, str) and hyp and not hyp.startswith(_URL):
+        read_hyp(Path(hyp), names_read(engine, engine.root / f"{script.replace('.', '/')}.py"))
 
 
 def _check_runnable(opt: argparse.Namespace, engine: Engine) -> None:

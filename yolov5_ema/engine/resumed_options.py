@@ -95,7 +95,9 @@ def options_to_resume(last: Path, typed: argparse.Namespace, script: Script) -> 
     actions = script.actions
     missing = [name for name in _NEEDED if held.get(name) is None]
     if missing:
-        raise ConfigError(f"{where}: missing options: {', '.join(missing)}; it is damaged, or of another training")
+        raise ConfigError(
+            f"{where}: missing options: {', '.join(missing)}; it is damaged, or of another training"
+        )
     options = {name: _of_file(action, held, typed, where) for name, action in actions.items()}
     options["data"] = _data(held["data"], typed, where, run, script)
     options["hyp"] = _hyp(held.get("hyp"), where, run, script)
@@ -151,7 +153,9 @@ def _held(last: Path, engine: Engine) -> tuple[dict[str, Any], str]:
             )
         held = vars(held) if isinstance(held, argparse.Namespace) else held
     if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
-        raise ConfigError(f"{where} must hold the options of a training by their names; it is damaged, or another file")
+        raise ConfigError(
+            f"{where} must hold the options of a training by their names; it is damaged, or another file"
+        )
     return held, where
 
 
@@ -181,8 +185,10 @@ def _check_type(action: argparse.Action, value: Any, where: str) -> None:
     is_several = action.nargs in ("+", "*") and isinstance(value, list)
     several = value if is_several else [value]
     wanted = _wanted(action)
-    if len(several) > 1000 or is_several is not (action.nargs in ("+", "*")) or not all(
-        _is_of_type(action, one) for one in several
+    if (
+        len(several) > 1000
+        or is_several is not (action.nargs in ("+", "*"))
+        or not all(_is_of_type(action, one) for one in several)
     ):
         raise ConfigError(f"{where}: {action.dest} must be {wanted}, not {reprlib.repr(value)}")
 
@@ -325,4 +331,6 @@ def _hyp(value: Any, where: str, run: Path, script: Script) -> dict[str, Any]:
     for file in (Path(value or ""), run / "hyp.yaml"):
         if _is_file(file):
             return read_hyp(file, needed)
-    raise ConfigError(f"{where}: the hyperparameters {str(value)[:300]!r} are not there, nor is {run / 'hyp.yaml'}")
+    raise ConfigError(
+        f"{where}: the hyperparameters {str(value)[:300]!r} are not there, nor is {run / 'hyp.yaml'}"
+    )

@@ -121,7 +121,9 @@ def read_epochs(file: Path) -> Epochs:
     unfinished = lines.pop()  # "" where the last line has its end
     header = list(_cells(lines[0], f"{file}, line 1")) if lines else []
     if len(header) > _MOST_COLUMNS or len(lines) > _MOST_ROWS:
-        raise UserError(f"{file} has {len(lines):,} lines of {len(header):,} columns: no results.csv of a training")
+        raise UserError(
+            f"{file} has {len(lines):,} lines of {len(header):,} columns: no results.csv of a training"
+        )
     if header[:1] != ["epoch"]:
         raise UserError(f"{file} is no results.csv of a training: its first line does not begin with 'epoch'")
     # behind them the PyPI package writes a column a class, its name as it is: with a comma in it, two

@@ -165,7 +165,11 @@ def _checked(content: Any, split: str, where: Path) -> Measured:
     names, size = held["names"], len(held["names"]) + 1
     if [len(row) for row in held["confusion"]] != [size] * size:
         raise UserError(f"{where}: its confusion matrix does not have the {size - 1} classes that it names")
-    if len(set(names)) < len(names) or not {*held["per_class"], *held["curves"]} <= set(names) or not held["curves"]:
+    if (
+        len(set(names)) < len(names)
+        or not {*held["per_class"], *held["curves"]} <= set(names)
+        or not held["curves"]
+    ):
         raise UserError(f"{where}: its figures by class are not of the classes that it names")
     if held["split"] != split:
         raise UserError(f"{where} is of the split {held['split'][:40]!r}")

@@ -13,7 +13,18 @@ from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.epochs import Epochs, read_epochs
 from yolov5_ema.reporting.reading import file_of, json_of, settings_of_yaml
-from yolov5_ema.reporting.shapes import by_name, checked, maybe, number, one_of, record, scalar, several, whole, words
+from yolov5_ema.reporting.shapes import (
+    by_name,
+    checked,
+    maybe,
+    number,
+    one_of,
+    record,
+    scalar,
+    several,
+    whole,
+    words,
+)
 from yolov5_ema.weights.inspection import Inspection, inspect_file
 
 DETECT, CLASSIFY = "detect", "classify"
@@ -74,7 +85,9 @@ class Run:
 
 def _as_cfg(content: Any) -> Mapping[str, Any] | None:
     """A model YAML; None for any other: whatever else a file holds has no place on the page."""
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("backbone", "head")):
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in ("backbone", "head")
+    ):
         return None
     return content
 
@@ -202,7 +215,9 @@ def _pictures(folder: Path, names: Sequence[str]) -> list[Path]:
 def _training(folder: Path, file: Path) -> Run:
     options = settings_of_yaml(file)
     hyp = file_of(folder, "hyp.yaml")
-    held = options.pop("hyp") if isinstance(options.get("hyp"), dict) else {}  # v6.2 and later have them there too
+    held = (
+        options.pop("hyp") if isinstance(options.get("hyp"), dict) else {}
+    )  # v6.2 and later have them there too
     run = Run(folder.name, folder, DETECT, _model_of(options), _seed_of(options, folder), options)
     run.hyp = settings_of_yaml(hyp) if hyp is not None else held
     run.pictures = _pictures(folder, _DRAWN_BY_VAL)
@@ -261,9 +276,7 @@ _METRICS = record(
 
 def _checked_metrics(content: Any, file: Path) -> dict[str, Any]:
     """What every page takes from it, with the types that it needs."""
-    found: dict[str, Any] = checked(
-        _METRICS, content, file, "metrics.json of 'yolov5-ema classify'"
-    )
+    found: dict[str, Any] = checked(_METRICS, content, file, "metrics.json of 'yolov5-ema classify'")
     size = len(found["classes"])
     if [len(row) for row in found["confusion"]] != [size] * size:
         raise UserError(f"{file}: its confusion matrix does not have the {size} classes that it names")
@@ -313,7 +326,11 @@ def _evaluated(folder: Path, file: Path) -> Evaluated:
     content = json_of(file)
     found = checked(_PROTOCOLS, content, file, "evaluation.json of 'yolov5-ema evaluate'")
     figures = {
-        name: {key: scalar(value, f"{file}, {name}, {key}") for key, value in held.items() if not _is_nested(value)}
+        name: {
+            key: scalar(value, f"{file}, {name}, {key}")
+            for key, value in held.items()
+            if not _is_nested(value)
+        }
         for name, held in content.items()
     }
     protocols = {name: {**figures[name], **found[name]} for name in found}

@@ -48,7 +48,9 @@ def _drawn(files: Sequence[Path], name: str) -> list[Part]:
     for file in files:
         picture = pictures.embedded_picture(file)
         if picture is not None:
-            shown.append({"uri": pictures.uri_of(picture), "alt": f"{file.name} of {name}", "caption": file.name})
+            shown.append(
+                {"uri": pictures.uri_of(picture), "alt": f"{file.name} of {name}", "caption": file.name}
+            )
     return [{"kind": "pictures", "layout": "pictures", "pictures": shown}] if shown else []
 
 

@@ -29,7 +29,9 @@ _GUARDED = "options_are_checked"
 def resumes(opt: Any) -> bool:
     """Whether a training is to go on with the options of its run, which stand in a file."""
     resume = getattr(opt, "resume", False)
-    is_remote = isinstance(resume, str) and resume.startswith(_REMOTE)  # asked of a service, not read from a file
+    is_remote = isinstance(resume, str) and resume.startswith(
+        _REMOTE
+    )  # asked of a service, not read from a file
     return bool(resume) and not getattr(opt, "evolve", None) and not is_remote
 
 
@@ -74,11 +76,15 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 def _last(opt: Any, module: Any) -> Path:
     """The checkpoint that is meant; seen from where its run can be told."""
     if isinstance(opt.resume, str):
-        last = Path(module.check_file(opt.resume) if opt.resume.startswith(("http:/", "https:/")) else opt.resume)
+        last = Path(
+            module.check_file(opt.resume) if opt.resume.startswith(("http:/", "https:/")) else opt.resume
+        )
     else:
         newest = module.get_latest_run()
         if not newest:
-            raise UserError(f"--resume: there is no last.pt below {Path.cwd()}; name it: --resume RUN/weights/last.pt")
+            raise UserError(
+                f"--resume: there is no last.pt below {Path.cwd()}; name it: --resume RUN/weights/last.pt"
+            )
         last = Path(newest)
     return last if len(last.parts) > 2 and ".." not in last.parts[-3:] else last.absolute()
 
@@ -152,11 +158,17 @@ def _check_state(checkpoint: Any, last: Path) -> None:
         "ema": checkpoint.get("ema") is None or isinstance(checkpoint["ema"], nn.Module),
         "updates": checkpoint.get("ema") is None or type(checkpoint.get("updates")) is int,
         "optimizer": optimizer is None
-        or (isinstance(groups, list) and isinstance(optimizer.get("state"), dict) and all(isinstance(g, dict) for g in groups)),
+        or (
+            isinstance(groups, list)
+            and isinstance(optimizer.get("state"), dict)
+            and all(isinstance(g, dict) for g in groups)
+        ),
     }
     wrong = [name for name, is_fine in fits.items() if not is_fine]
     if wrong:
-        raise CheckpointError(f"{last}: its {', '.join(wrong)} is not what a training leaves; it cannot be resumed from")
+        raise CheckpointError(
+            f"{last}: its {', '.join(wrong)} is not what a training leaves; it cannot be resumed from"
+        )
 
 
 def _only_with(train: Callable[..., Any], checked: dict[str, Any]) -> Callable[..., Any]:

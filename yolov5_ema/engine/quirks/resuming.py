@@ -95,7 +95,9 @@ def even_out(run: Path, last: Path, engine: Engine) -> None:
         return  # finished: nothing is resumed
     epoch = checkpoint.get("epoch")
     if type(epoch) is not int:
-        raise CheckpointError(f"{last}: its epoch is {reprlib.repr(epoch)}, no number: it cannot be resumed from")
+        raise CheckpointError(
+            f"{last}: its epoch is {reprlib.repr(epoch)}, no number: it cannot be resumed from"
+        )
     results = run / "results.csv"
     if results.is_file():
         _drop_rows_after(epoch, results)
@@ -133,7 +135,9 @@ def _fitness_in(best: Path, engine: Engine) -> float:
 def _fitness(checkpoint: Any, file: Path) -> float:
     fitness = checkpoint.get("best_fitness") if isinstance(checkpoint, dict) else None
     try:
-        return 0.0 if fitness is None else float(np.asarray(fitness).item())  # v6.0 keeps an array of one number
+        return (
+            0.0 if fitness is None else float(np.asarray(fitness).item())
+        )  # v6.0 keeps an array of one number
     except (TypeError, ValueError):
         raise CheckpointError(f"{file}: its best_fitness is {reprlib.repr(fitness)}, no number") from None
 
