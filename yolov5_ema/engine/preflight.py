@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import importlib
 import reprlib
 import tempfile
 from pathlib import Path
@@ -13,6 +14,8 @@ from yolov5_ema.data.dataset import class_names, entries_of, is_there
 from yolov5_ema.engine import checkpoints, exports
 from yolov5_ema.engine.data_yaml import image_root, may_download
 from yolov5_ema.engine.dry_run import check_model
+from yolov5_ema.engine.guards import resumed_training
+from yolov5_ema.engine.hyperparameters import names_read, read_hyp
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
@@ -75,14 +78,13 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     Raises:
         UserError: names the flag, the file, and what to do.
     """
-    has_folder = _classifies(script)
+    has_folder, name = _classifies(script), script
     script = script.split(".")[-1]
-    if getattr(opt, "resume", False):  # YOLOv5 takes everything else from the run that is resumed
-        if isinstance(opt.resume, str):
-            _check_weights(opt.resume, engine)
-        return
+    if resumed_training.resumes(opt):  # the run says the rest, and is checked where that is read
+        return resumed_training.refuse_unguarded(importlib.import_module(engine.module_name(name)))
     if getattr(opt, "cfg", ""):
         check_model(opt.cfg, engine)
+    _check_hyp(getattr(opt, "hyp", ""), name, engine)
     if not has_folder:
         _check_data(opt, script, engine)
     for weights in _weights_of(opt):
@@ -120,6 +122,11 @@ def _check_weights(weights: str, engine: Engine) -> None:
         raise CheckpointError(downloads.missing_weights_message(weights))
     if path.suffix == ".pt" and "torchscript" not in path.name:
         checkpoints.check_file(path, engine=engine)
+
+
+def _check_hyp(hyp: Any, script: str, engine: Engine) -> None:
+    if isinstance(hyp, str) and hyp and not hyp.startswith(_URL):
+        read_hyp(Path(hyp), names_read(engine, engine.root / f"{script.replace('.', '/')}.py"))
 
 
 def _check_runnable(opt: argparse.Namespace, engine: Engine) -> None:

@@ -11,6 +11,7 @@ from yolov5_ema.engine.guards.arrays import ARRAYS
 from yolov5_ema.engine.guards.commands import COMMANDS
 from yolov5_ema.engine.guards.datasets import DATASETS
 from yolov5_ema.engine.guards.evaluating import EVALUATING
+from yolov5_ema.engine.guards.resumed_training import RESUMED_OPTIONS
 from yolov5_ema.engine.quirks.base import Quirk
 
 GUARDS: tuple[Quirk, ...] = (
@@ -18,6 +19,7 @@ GUARDS: tuple[Quirk, ...] = (
     COMMANDS,
     DATASETS,
     EVALUATING,
+    RESUMED_OPTIONS,
 )
 
 __all__ = ["GUARDS"]
