@@ -7,8 +7,9 @@ and every kind of file passes it.
 
 from __future__ import annotations
 
+from yolov5_ema.engine.guards.crops import CROPS_STAY
 from yolov5_ema.engine.quirks.base import Quirk
 
-GUARDS: tuple[Quirk, ...] = ()
+GUARDS: tuple[Quirk, ...] = (CROPS_STAY,)
 
 __all__ = ["GUARDS"]

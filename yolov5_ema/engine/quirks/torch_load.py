@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 from typing import Any
 
+from yolov5_ema.engine.checkpoint_state import for_yolov5
 from yolov5_ema.engine.checkpoints import load_checkpoint, module_aliases, save_checkpoint
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
@@ -30,7 +32,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
     engine = module.engine
 
     def load(file: Any, map_location: Any = None, **ignored: Any) -> Any:
-        return load_checkpoint(file, map_location, engine=engine)
+        return for_yolov5(load_checkpoint(file, map_location, engine=engine), Path(str(file)))
 
     def save(checkpoint: Any, file: Any, **options: Any) -> None:
         save_checkpoint(checkpoint, file, engine=engine, **options)
