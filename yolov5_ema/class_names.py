@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import reprlib
 import unicodedata
@@ -13,6 +14,7 @@ Names = Union["list[str]", "dict[int, str]"]
 
 _LONGEST = 1000
 _MOST = 100_000
+_NOT_IN_FOLDERS = r'[/\\:*?"<>|]' if os.name == "nt" else r"[/\\]"
 _NOT_PRINTED = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's categories of control characters, halves of characters, and ends of lines."""
 
@@ -56,14 +58,14 @@ def as_folder_name(name: str) -> str:
     """A name of a class as the name of one folder, whatever it holds.
 
     Example:
-        >>> as_folder_name("car/van"), as_folder_name(".."), as_folder_name("a:b")
-        ('car_van', '_', 'a_b')
+        >>> as_folder_name("car/van"), as_folder_name("..")
+        ('car_van', '_')
     """
     safe = "".join("_" if unicodedata.category(char) in _NOT_PRINTED else char for char in name)
-    safe = re.sub(r'[/\\:*?"<>|]', "_", safe).strip(" .")
+    safe = re.sub(_NOT_IN_FOLDERS, "_", safe)
     while len(safe.encode("utf-8")) > 200:  # most file systems take 255 bytes
         safe = safe[:-1]
-    return safe or "_"
+    return safe if safe.strip(". ") else "_"
 
 
 def _missing(names: Any, count: int | None) -> str | None:

@@ -157,7 +157,7 @@ def load_plainly(file: Path) -> Any:
     The pickle is followed first, without running it: a file that names more than tensors need is refused before
     torch reads it.
     """
-    from yolov5_ema.weights.checkpoint_files import read_once
+    from yolov5_ema.weights.checkpoint_files import read_once, refuse_another_reading
     from yolov5_ema.weights.names import taken_by_torch
     from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
@@ -173,6 +173,7 @@ def load_plainly(file: Path) -> Any:
         )
     if short_storages(opened.root, opened.sizes):
         raise CheckpointError(f"{file} is cut off or was changed: a tensor is shorter than the file says")
+    refuse_another_reading(file, opened, content)
     content.seek(0)
     try:
         return torch.load(content, map_location="cpu", weights_only=True)

@@ -30,7 +30,14 @@ from yolov5_ema.engine.checkpoint_state import check_models, check_modules, chec
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import replacement
-from yolov5_ema.weights.checkpoint_files import PickleFile, is_archive, open_pickles, read_once, reading
+from yolov5_ema.weights.checkpoint_files import (
+    PickleFile,
+    is_archive,
+    open_pickles,
+    read_once,
+    reading,
+    refuse_another_reading,
+)
 from yolov5_ema.weights.names import taken_by_torch
 from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
@@ -131,6 +138,7 @@ def _judge(path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool) -
             _refusal(path, ", ".join(sorted(unsafe)), _of_a_newer_yolov5(sorted(unsafe), engine))
         )
     _check_calls(path, opened)
+    refuse_another_reading(path, opened, content)
 
 
 def _followed(path: pathlib.Path, content: BinaryIO) -> PickleFile:

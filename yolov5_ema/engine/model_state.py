@@ -31,6 +31,8 @@ _MOST_ELEMENTS = 2**26  # of a tensor between two layers, for an image of two ce
 _MOST_CLASSES = 100_000
 _MOST_ROWS = 10_000
 _LARGEST_STRIDE = 1024
+_LACKS_NORM = "no attribute 'bn'"
+_FUSED = ". A fused model has no BatchNorms: take the checkpoint that it came from"
 _OF_ANY_SHAPE = (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.Hardswish, nn.Identity)
 _CLASS_NAME = re.compile(r"[\w.]{1,300}")
 
@@ -202,7 +204,7 @@ def _run_without_memory(model: Any, path: Path) -> None:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"{path}: its model is not as YOLOv5 builds one: it cannot run{_row_in(error.__traceback__)} "
-            f"({type(error).__name__}: {reason[0][:300]})"
+            f"({type(error).__name__}: {reason[0][:300]}){_FUSED if _LACKS_NORM in reason[0] else ''}"
         ) from error
 
 

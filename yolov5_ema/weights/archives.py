@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -71,6 +72,22 @@ def entries_of(stream: BinaryIO) -> list[Entry]:
     _check_names(entries)
     _check_places(stream, entries, start)
     return entries
+
+
+def content_of(stream: BinaryIO, entry: Entry) -> bytes:
+    """The bytes of an entry, unpacked. They are all in memory: look at its size first."""
+    head = _LOCAL.unpack(_read(stream, entry.start, _LOCAL.size))
+    packed = _read(stream, entry.start + _LOCAL.size + head[9] + head[10], entry.packed)
+    if entry.method == _STORED:
+        return packed
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        found = unpacker.decompress(packed, entry.size + 1)
+    except zlib.error as error:
+        raise Ambiguous(f"{entry.name[:80]!r} in it is torn: {error}") from None
+    if len(found) != entry.size or not unpacker.eof:
+        raise Ambiguous(f"{entry.name[:80]!r} in it has not the size that the directory says")
+    return found
 
 
 def _read(stream: BinaryIO, place: int, count: int) -> bytes:

@@ -62,6 +62,7 @@ class PickleFile:
         storage: the first bytes of a tensor's storage by its key, or None.
         little_endian: the byte order of the storages.
         sizes: bytes of the storages by their keys, where the container says.
+        program: the bytes of the pickle that holds what was saved; empty where it lies in no archive.
     """
 
     container: str
@@ -73,6 +74,7 @@ class PickleFile:
     storage: Callable[[str, int], bytes | None] = lambda key, count: None
     little_endian: bool = True
     sizes: dict[str, int] = field(default_factory=dict)
+    program: bytes = b""
 
 
 def is_safetensors(path: Path) -> bool:
@@ -192,6 +194,25 @@ def open_pickles(path: Path, stream: BinaryIO | None = None) -> PickleFile:
         ) from None
 
 
+def refuse_another_reading(path: Path, opened: PickleFile, stream: BinaryIO) -> None:
+    """Raise a `CheckpointError` where torch's own reader finds another pickle in an archive than was followed.
+
+    None is known for which it does: `archives` takes only what every reader reads alike.
+    """
+    import torch
+
+    if not is_archive(stream):
+        return
+    stream.seek(0)
+    try:
+        found = torch._C.PyTorchFileReader(stream).get_record("data.pkl")
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {reason}") from None
+    if found != opened.program:
+        raise CheckpointError(f"{path} is an archive in which two programs find different things; it is not loaded")
+
+
 def is_archive(stream: BinaryIO) -> bool:
     """Whether a file is a zip archive, told as torch itself tells today's format from the older one."""
     stream.seek(0)
@@ -227,43 +248,39 @@ def _open_zip(path: Path, stream: BinaryIO) -> PickleFile:
         return _of_archive(path, stream)
     except ValueError as error:
         raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from None
-    except RuntimeError as error:  # of torch's reader
-        reason = str(error).splitlines()[0][:200]
-        raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {reason}") from None
 
 
 def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
-    """The pickles in an archive, as torch's own reader finds them."""
-    import torch
-
-    entries = archives.entries_of(stream)
-    refuse_bomb(path, stream.seek(0, os.SEEK_END), entries)
-    folder = entries[0].name.split("/")[0] if entries else ""
-    sizes = {entry.name[len(folder) + 1 :]: entry.size for entry in entries if _is_in(folder, entry)}
-    script = "constants.pkl" in sizes  # so torch tells them
-    _refuse_large(sizes, script)
-    if "data.pkl" not in sizes:
-        raise CheckpointError(f"{path} is a zip archive without a data.pkl: no PyTorch checkpoint")
-    stream.seek(0)
-    reader = torch._C.PyTorchFileReader(stream)
-    pickles = [name for name in sizes if name.lower().endswith(".pkl") and name != "data.pkl"]
+    listed = archives.entries_of(stream)
+    refuse_bomb(path, stream.seek(0, os.SEEK_END), listed)
+    entries = _in_one_folder(path, listed)
+    script = "constants.pkl" in entries  # so torch tells them
+    _refuse_large(entries, script)
+    program = archives.content_of(stream, entries["data.pkl"])
+    pickles = [entry for name, entry in entries.items() if name.lower().endswith(".pkl") and name != "data.pkl"]
     found = PickleFile(
         container="TorchScript archive" if script else "zip archive of torch >= 1.6",
-        root=follow(reader.get_record("data.pkl")),
-        others=[follow(reader.get_record(name)) for name in pickles],
+        root=follow(program),
+        others=[follow(archives.content_of(stream, entry)) for entry in pickles],
         script=script,
-        recorded=_recorded(reader, sizes),
-        storage=_storage_in(path, sizes),
-        sizes={name[len("data/") :]: size for name, size in sizes.items() if name.startswith("data/")},
+        recorded=_recorded(stream, entries),
+        storage=_storage_in(path, entries),
+        sizes={name[len("data/") :]: entry.size for name, entry in entries.items() if name.startswith("data/")},
+        program=program,
     )
     found.little_endian = found.recorded.get("byteorder") != "big"
     return found
 
 
-def _is_in(folder: str, entry: Entry) -> bool:
-    if not entry.name.startswith(f"{folder}/"):
-        raise archives.Ambiguous(f"{entry.name[:80]!r} lies beside its folder {folder[:80]!r}")
-    return True
+def _in_one_folder(path: Path, listed: Sequence[Entry]) -> dict[str, Entry]:
+    """The entries by their names within the folder that torch gives an archive."""
+    folder = listed[0].name.split("/")[0] if listed else ""
+    entries = {entry.name[len(folder) + 1 :]: entry for entry in listed if entry.name.startswith(f"{folder}/")}
+    if "data.pkl" not in entries:
+        raise CheckpointError(f"{path} is a zip archive without a data.pkl: no PyTorch checkpoint")
+    if len(entries) < len(listed):
+        raise archives.Ambiguous(f"it holds more than its folder {folder[:80]!r}")
+    return entries
 
 
 def refuse_bomb(path: Path, size: int, entries: Sequence[Entry]) -> None:
@@ -275,42 +292,37 @@ def refuse_bomb(path: Path, size: int, entries: Sequence[Entry]) -> None:
         )
 
 
-def _refuse_large(sizes: dict[str, int], script: bool) -> None:
+def _refuse_large(entries: dict[str, Entry], script: bool) -> None:
     """Entries that are read whole are as small as torch writes them."""
-    pickles = sum(size for name, size in sizes.items() if name.lower().endswith(".pkl"))
+    pickles = sum(entry.size for name, entry in entries.items() if name.lower().endswith(".pkl"))
     if pickles > MAX_PICKLE:
         raise ValueError(f"the pickles in it are larger than {MAX_PICKLE // 2**20} MiB")
     of_any_size = ("data/", "constants/", "code/", "extra/") if script else ("data/",)
-    for name, size in sizes.items():
-        if size > _MOST_TEXT and not name.lower().endswith(".pkl") and not name.startswith(of_any_size):
+    for name, entry in entries.items():
+        is_small = entry.size <= _MOST_TEXT or name.lower().endswith(".pkl") or name.startswith(of_any_size)
+        if not is_small:
             raise ValueError(f"{name[:80]!r} in it is larger than {_MOST_TEXT // 2**20} MiB")
 
 
-def _recorded(reader: Any, sizes: dict[str, int]) -> dict[str, Any]:
+def _recorded(stream: BinaryIO, entries: dict[str, Entry]) -> dict[str, Any]:
     """The small text entries: versions of the format, byte order, what an exporter left beside the code."""
     found: dict[str, Any] = {}
-    for name, size in sizes.items():
+    for name, entry in entries.items():
         is_version = name in ("version", ".format_version", "byteorder")
-        if (is_version or name.startswith("extra/")) and size <= 65536 and len(found) < 12:
-            found[name.strip(".")] = reader.get_record(name).decode("utf-8", "replace").strip()
+        if (is_version or name.startswith("extra/")) and entry.size <= 65536 and len(found) < 12:
+            found[name.strip(".")] = archives.content_of(stream, entry).decode("utf-8", "replace").strip()
     return found
 
 
-def _storage_in(path: Path, sizes: dict[str, int]) -> Callable[[str, int], bytes | None]:
+def _storage_in(path: Path, entries: dict[str, Entry]) -> Callable[[str, int], bytes | None]:
     def read(key: str, count: int) -> bytes | None:
-        import torch
-
-        name = f"data/{key}"
-        if not count <= sizes.get(name, -1) <= _MOST_TEXT:
+        entry = entries.get(f"data/{key}")
+        if entry is None or not count <= entry.size <= _MOST_TEXT:
             return None
         try:
             with reading(path) as stream:
-                archives.entries_of(stream)
-                stream.seek(0)
-                reader = torch._C.PyTorchFileReader(stream)
-                content: bytes = reader.get_record(name)[:count]
-                return content
-        except (archives.Ambiguous, CheckpointError, RuntimeError, OSError):
+                return archives.content_of(stream, entry)[:count]
+        except (archives.Ambiguous, CheckpointError, OSError):
             return None
 
     return read
