@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickle
 import struct
@@ -165,23 +164,18 @@ def test_safetensors_that_are_a_pickle_too(engine):
 
 
 def safetensors_and_pickle() -> bytes:
-    """Bytes, then texts of 126 letters within the header, which end in the tensor's bytes: the program goes on there."""
-    length = 0x1042  # 'B', then 16 as the number of bytes: the pickle takes the header's beginning for a constant
-    tensor = b"~" * 300 + SYSTEM + b"."
-    first, last = '{"__metadata__":{"a":"', f'"}},"t":{{"dtype":"U8","shape":[{len(tensor)}],"data_offsets":[0,{len(tensor)}]}}}}'
-    fill = length - len(first) - len(last)
-    text = list(first + "~" * fill + last)
-    place = 5 + 16 - 8  # where the pickle goes on, in the header
-    while place < length:
-        text[place : place + 1] = ["U"]
-        text[place + 1] = "~"
-        place += 2 + 126
-    content = bytearray(struct.pack("<Q", length) + "".join(text).encode() + tensor)
-    content[8 + place : 8 + length + 300] = content[8 + place : 8 + length + 300]
-    at = 8 + place  # the first step behind the header
-    end = 8 + length + 300 - at
-    content[at : at + end] = b"N" * end
-    return bytes(content)
+    """The header's length is a pickle's step too: bytes, up to a text in the header; then texts, to behind the header."""
+    tensor = b"N" * 300 + SYSTEM + b"."
+    first = '{"__metadata__":{"a":"'
+    last = f'"}},"t":{{"dtype":"U8","shape":[{len(tensor)}],"data_offsets":[0,{len(tensor)}]}}}}'
+    start = len(first)  # where the first text begins, so that the last one takes in what follows it in the header
+    while ((0x42 | (start + 3) << 8) - len(last) - 2 - start) % 128 > 126 - len(last):
+        start += 1
+    length = 0x42 | (start + 3) << 8
+    text = list(first + "~" * (length - len(first) - len(last)) + last)
+    for place in range(start, length - len(last), 128):  # each is 'U', a length of 126, and so many letters
+        text[place] = "U"
+    return struct.pack("<Q", length) + "".join(text).encode() + tensor
 
 
 def test_a_file_that_is_swapped_after_it_was_judged(engine, monkeypatch):
@@ -245,16 +239,16 @@ def test_pipes_and_devices_are_refused_at_once(engine, name):
 def test_entries_of_gigabytes_are_not_read(engine):
     """Whichever entry it is: those that are read whole must be small."""
     good, _ = whole_archives()
-    for entry in ("version", "byteorder", ".data/serialization_id", "data.pkl", "other.pkl", "data/9"):
+    for entry in ("version", "data.pkl", "other.pkl", "data/9"):
         with own_place() as folder:
             with zipfile.ZipFile(io.BytesIO(good)) as source, zipfile.ZipFile(
-                folder / "a.pt", "w", zipfile.ZIP_DEFLATED
+                folder / "a.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1
             ) as target:
                 for name in source.namelist():
                     if name != f"a/{entry}":
                         target.writestr(name, source.read(name))
                 with target.open(f"a/{entry}", "w") as stream:
-                    for _ in range(600):
+                    for _ in range(300):
                         stream.write(bytes(2**20))
             before = peak_memory()
             refused(folder / "a.pt", engine)
@@ -287,7 +281,7 @@ def test_six_bytes_that_claim_terabytes(engine, where):
         assert torch.load("a.pt", weights_only=False)  # torch alone takes it
         with pytest.raises(CheckpointError, match="more memory than the file holds"):
             checkpoints.load_checkpoint("a.pt", engine=engine)
-        with pytest.raises(CheckpointError, match="more memory than the file holds"):
+        with pytest.raises(CheckpointError, match="holds what no classifier needs"):
             load_plainly(folder / "a.pt")
         code, said = command("inspect", "a.pt", folder=folder)
         assert code in (1, 2) and "more memory than the file holds" in said
@@ -309,9 +303,3 @@ def test_a_storage_of_an_old_file_that_says_more_than_the_file_has(engine):
         assert Path("a.pt").read_bytes() != content
         with pytest.raises(CheckpointError, match="shorter than the file says"):
             checkpoints.load_checkpoint("a.pt", engine=engine)
-
-
-def test_the_metadata_of_the_examples_is_what_it_should_be():
-    content = safetensors_and_pickle()
-    size = int.from_bytes(content[:8], "little")
-    assert json.loads(content[8 : 8 + size])["t"]["dtype"] == "U8"

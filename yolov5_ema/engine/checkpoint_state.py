@@ -74,7 +74,12 @@ def for_yolov5(checkpoint: Any, path: Path) -> dict[str, Any]:
         checkpoint["model"] = checkpoint["ema"]
     for key in ("best_fitness", "ema", "updates", "optimizer"):
         checkpoint.setdefault(key, None)
-    checkpoint.setdefault("epoch", -1)
+    if checkpoint.get("epoch") is None or checkpoint["optimizer"] is None:
+        checkpoint["epoch"] = -1  # no training to go on with, as in a file that is stripped
+    for model in models:
+        head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
+        if hasattr(head, "nc") and not hasattr(model, "nc"):  # which a training sets, and export reads
+            vars(model)["nc"] = head.nc
     return checkpoint
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from yolov5_ema.engine.guards.crops import CROPS_STAY
 from yolov5_ema.engine.quirks.base import Quirk
+from yolov5_ema.engine.quirks.torch_load import FAULTS_OF_MODELS
 
-GUARDS: tuple[Quirk, ...] = (CROPS_STAY,)
+GUARDS: tuple[Quirk, ...] = (CROPS_STAY, FAULTS_OF_MODELS)
 
 __all__ = ["GUARDS"]

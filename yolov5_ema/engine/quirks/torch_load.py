@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from yolov5_ema.engine.checkpoint_models import as_yolov5_builds
 from yolov5_ema.engine.checkpoint_state import for_yolov5
 from yolov5_ema.engine.checkpoints import load_checkpoint, module_aliases, save_checkpoint
 from yolov5_ema.engine.patching import Patches
@@ -77,4 +78,31 @@ ONE_COPY_OF_CLASSES = Quirk(
     versions="PyPI, all",
     needed=_second_copy,
     apply=_one_copy,
+)
+
+
+def _loads_models(module: SourceModule) -> str | None:
+    if module.name == "models.experimental" and "def attempt_load(" in module.source:
+        return "a model out of a file may fail at anything that YOLOv5 does with it after it is read"
+    return None
+
+
+def _say_which_file(module: SourceModule, patches: Patches) -> None:
+    attempt_load = module.module.attempt_load
+
+    @functools.wraps(attempt_load)
+    def wrapper(weights: Any, *args: Any, **kwargs: Any) -> Any:
+        files = weights if isinstance(weights, (list, tuple)) else [weights]
+        with as_yolov5_builds(Path(", ".join(map(str, files)))):
+            return attempt_load(weights, *args, **kwargs)
+
+    patches.set(module.module, "attempt_load", wrapper)
+
+
+FAULTS_OF_MODELS = Quirk(
+    name="faults-of-models",
+    symptom="a traceback from within YOLOv5 over a checkpoint whose model was changed",
+    versions="all",
+    needed=_loads_models,
+    apply=_say_which_file,
 )
