@@ -90,7 +90,12 @@ def test_archives_in_which_two_programs_read_different_pickles(engine):
                     if as_python_reads(file) and b"system" not in as_python_reads(file):
                         differ.add(name)
     # the attacks are attacks: plain torch runs these, and to Python's reader three of them look harmless
-    assert ran == DOUBLES.keys() - {"evil_behind_good", "good_in_the_comment_of_evil", "good_in_another_folder", "bytes_before"}
+    assert ran == DOUBLES.keys() - {
+        "evil_behind_good",
+        "good_in_the_comment_of_evil",
+        "good_in_another_folder",
+        "bytes_before",
+    }
     assert differ == {"zip64_end_far_from_its_place", "name_twice", "name_with_a_null"}
 
 
@@ -110,7 +115,9 @@ def test_every_pickle_of_an_old_file_is_judged(engine):
     parts = [MAGIC, *(pickle.dumps(part, 2)[2:] for part in (1001, {}, {"a": 1}, []))]
     for index in range(5):
         with own_place() as folder:
-            evil = [b"\x80\x02" + (SYSTEM + b"0" if at == index else b"") + part for at, part in enumerate(parts)]
+            evil = [
+                b"\x80\x02" + (SYSTEM + b"0" if at == index else b"") + part for at, part in enumerate(parts)
+            ]
             (folder / "a.pt").write_bytes(b"".join(evil) + b"\x00" * 64)
             assert inspect_file(folder / "a.pt").outside == ["posix.system"], index
             with pytest.raises(CheckpointError, match=r"posix\.system"):
@@ -156,7 +163,9 @@ def test_safetensors_that_are_a_pickle_too(engine):
         from safetensors.torch import load_file
 
         assert load_file(file)["t"].dtype == torch.uint8
-        with pytest.raises(CheckpointError, match=r"safetensors and a pickle in one, which names posix\.system"):
+        with pytest.raises(
+            CheckpointError, match=r"safetensors and a pickle in one, which names posix\.system"
+        ):
             inspect_file(file)
         with pytest.raises(CheckpointError):
             checkpoints.load_checkpoint(file, engine=engine)
@@ -164,11 +173,14 @@ def test_safetensors_that_are_a_pickle_too(engine):
 
 
 def safetensors_and_pickle() -> bytes:
-    """The header's length is a pickle's step too: bytes, up to a text in the header; then texts, to behind the header."""
+    """The header's length is a step of a pickle too: bytes, up to a text in the header; texts, to behind it."""
     tensor = b"N" * 300 + SYSTEM + b"."
     first = '{"__metadata__":{"a":"'
-    last = f'"}},"t":{{"dtype":"U8","shape":[{len(tensor)}],"data_offsets":[0,{len(tensor)}]}}}}'
-    start = len(first)  # where the first text begins, so that the last one takes in what follows it in the header
+    size = len(tensor)
+    last = f'"}},"t":{{"dtype":"U8","shape":[{size}],"data_offsets":[0,{size}]}}}}'
+    start = len(
+        first
+    )  # where the first text begins, so that the last one takes in what follows it in the header
     while ((0x42 | (start + 3) << 8) - len(last) - 2 - start) % 128 > 126 - len(last):
         start += 1
     length = 0x42 | (start + 3) << 8
@@ -187,13 +199,13 @@ def test_a_file_that_is_swapped_after_it_was_judged(engine, monkeypatch):
 
         def swapped(path, *args):
             judge(path, *args)
-            if swap_in_place:
+            if how == "in place":
                 path.write_bytes((folder / "other.pt").read_bytes())
             else:
                 os.replace(folder / "other.pt", path)
 
         monkeypatch.setattr(checkpoints, "_judge", swapped)
-        for swap_in_place in (True, False):
+        for how in ("in place", "moved there"):  # noqa: B007
             (folder / "a.pt").write_bytes((folder / "good.pt").read_bytes())
             assert checkpoints.load_checkpoint(folder / "a.pt", engine=engine) == {"epoch": 1}
             assert torch.load(folder / "a.pt") == {"epoch": 2}  # it was swapped
@@ -241,9 +253,10 @@ def test_entries_of_gigabytes_are_not_read(engine):
     good, _ = whole_archives()
     for entry in ("version", "data.pkl", "other.pkl", "data/9"):
         with own_place() as folder:
-            with zipfile.ZipFile(io.BytesIO(good)) as source, zipfile.ZipFile(
-                folder / "a.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1
-            ) as target:
+            with (
+                zipfile.ZipFile(io.BytesIO(good)) as source,
+                zipfile.ZipFile(folder / "a.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
+            ):
                 for name in source.namelist():
                     if name != f"a/{entry}":
                         target.writestr(name, source.read(name))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.data.text_rows import read_lines
 from yolov5_ema.data.yaml_files import read_yaml
-from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.errors import ConfigError
 
 SPLITS = ("train", "val", "test")

@@ -65,7 +65,7 @@ def for_yolov5(checkpoint: Any, path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it holds no model.
     """
-    models = [checkpoint.get(key) for key in _MODELS] if isinstance(checkpoint, dict) else []
+    models: list[Any] = [checkpoint.get(key) for key in _MODELS] if isinstance(checkpoint, dict) else []
     if not any(is_of_yolov5(model) for model in models):
         raise CheckpointError(f"{path} holds no model of YOLOv5's ('yolov5-ema inspect' says what it holds)")
     if not all(model is None or is_of_yolov5(model) for model in models):
@@ -77,7 +77,7 @@ def for_yolov5(checkpoint: Any, path: Path) -> dict[str, Any]:
     if checkpoint.get("epoch") is None or checkpoint["optimizer"] is None:
         checkpoint["epoch"] = -1  # no training to go on with, as in a file that is stripped
     for model in models:
-        head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
+        head: Any = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
         if hasattr(head, "nc") and not hasattr(model, "nc"):  # which a training sets, and export reads
             vars(model)["nc"] = head.nc
     return checkpoint
@@ -119,7 +119,8 @@ def _faults_of_optimizer(optimizer: Any, model: Any) -> Iterator[str]:
     if not isinstance(optimizer, dict):
         yield "optimizer is no table"
         return
-    state, groups = optimizer.get("state"), optimizer.get("param_groups")
+    state: Any = optimizer.get("state")
+    groups: Any = optimizer.get("param_groups")
     fine = isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
     if not isinstance(state, dict) or not fine or not all(map(_is_group, groups)):
         yield "optimizer is not as torch saves one"
@@ -128,7 +129,9 @@ def _faults_of_optimizer(optimizer: Any, model: Any) -> Iterator[str]:
     if any(count > 1 for count in numbers.values()) or not all(number in numbers for number in state):
         yield "optimizer has parameters that are not its own"
     shapes = {tuple(one.shape) for one in model.parameters()} if isinstance(model, nn.Module) else None
-    if not all(isinstance(held, dict) and all(_is_of(held[key], shapes) for key in held) for held in state.values()):
+    if not all(
+        isinstance(held, dict) and all(_is_of(held[key], shapes) for key in held) for held in state.values()
+    ):
         yield "optimizer holds what is no state of a parameter of the model"
 
 
@@ -139,7 +142,8 @@ def _is_group(group: dict[Any, Any]) -> bool:
     others = [value for key, value in group.items() if key != "params"]
     kinds = (bool, int, float, np.number, str, type(None), torch.Tensor)
     return all(
-        isinstance(value, kinds) or (isinstance(value, (tuple, list)) and all(isinstance(v, kinds) for v in value))
+        isinstance(value, kinds)
+        or (isinstance(value, (tuple, list)) and all(isinstance(v, kinds) for v in value))
         for value in others
     )
 
@@ -241,5 +245,3 @@ def _mend_detect(checkpoint: Any) -> None:
             vars(module)["anchor_grid"] = [torch.zeros(1) for _ in grids]
         if not hasattr(module, "inplace"):  # v4 computed without
             vars(module)["inplace"] = True
-
-

@@ -23,7 +23,14 @@ _MOST_SCALE = 64
 _DTYPES = {torch.float16, torch.float32, torch.float64, torch.bfloat16}
 _BUFFER_DTYPES = _DTYPES | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_NO_HOOKS = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
+_NO_HOOKS = {
+    "training",
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_is_full_backward_hook",
+}
 _ADDED_LATER = {"recompute_scale_factor", "batch_first"}
 """Constants of layers that today's torch has and that of some checkpoints had not."""
 
@@ -68,8 +75,9 @@ def _of_names(layer: nn.Module) -> Iterator[str]:
         yield "two of its parts have the same name"
     if not all(name and "." not in name for name in held):
         yield "a part of it has no name"
+    cls: Any = type(layer)
     for name in state:
-        if name not in _OF_EVERY_MODULE and _is_method(type(layer), name) and name != "type":
+        if name not in _OF_EVERY_MODULE and _is_method(cls, name) and name != "type":
             yield f"its {name} is replaced"
     if not isinstance(state.get("type", ""), str):  # YOLOv5 notes the class of a row in it
         yield "its type is no text"

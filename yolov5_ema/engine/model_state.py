@@ -42,7 +42,9 @@ def check_model(model: nn.Module, path: Path) -> None:
     for name, layer in model.named_modules():
         fault = fault_of_layer(layer)
         if fault:
-            raise CheckpointError(f"{path}: the layer {name or '(the model)'} ({type(layer).__name__}): {fault}")
+            raise CheckpointError(
+                f"{path}: the layer {name or '(the model)'} ({type(layer).__name__}): {fault}"
+            )
     if not is_of_yolov5(model):
         return
     fault = next(_faults(model), None)
@@ -64,7 +66,7 @@ def _faults(model: Any) -> Iterator[str]:
         yield "it has no rows"
         return
     yield from _of_rows(model, rows)
-    head = rows[-1]
+    head: Any = rows[-1]
     count = None
     if type(head).__name__ in HEADS:
         yield from _of_head(head, model)
@@ -104,7 +106,7 @@ def _of_head(head: Any, model: Any) -> Iterator[str]:
         yield f"the head has {no} outputs for {nc} classes"
     if not _is_of_shape(state.get("anchors"), (nl, na, 2)):
         yield f"the anchors must be {nl} x {na} sizes"
-    stride = state.get("stride")
+    stride: Any = state.get("stride")
     if not _is_of_shape(stride, (nl,)) or not bool(((stride > 0) & (stride <= _LARGEST_STRIDE)).all()):
         yield f"the strides must be {nl} numbers from 1 to {_LARGEST_STRIDE}"
         return
@@ -125,7 +127,10 @@ def _of_outputs(head: Any, channels: int) -> Iterator[str]:
         kept = vars(head).get(name)
         if not isinstance(kept, list) or len(kept) != head.nl:
             yield f"{name} of the head must be {head.nl} tensors"
-    if not all(isinstance(vars(head).get(name, False), bool) for name in ("inplace", "export", "dynamic", "onnx_dynamic")):
+    if not all(
+        isinstance(vars(head).get(name, False), bool)
+        for name in ("inplace", "export", "dynamic", "onnx_dynamic")
+    ):
         yield "a switch of the head is neither on nor off"
 
 
@@ -165,7 +170,7 @@ def _of_cfg(cfg: Any) -> Iterator[str]:
     if type(channels) is not int or not 0 < channels <= _MOST_CLASSES:
         yield f"ch of its yaml cannot be {repr(channels)[:60]}"
     for name in ("depth_multiple", "width_multiple"):
-        number = cfg.get(name)
+        number: Any = cfg.get(name)
         if type(number) not in (int, float) or not math.isfinite(number) or not 0 < number <= 100:
             yield f"{name} of its yaml cannot be {repr(number)[:60]}"
     for name in ("backbone", "head"):
@@ -189,7 +194,11 @@ class _Bounded(TorchDispatchMode):
 
 def _run_without_memory(model: Any, path: Path) -> None:
     """Run a copy on one tiny image, without memory. A model with layers of the user's own may fail at that."""
-    side = 2 * max(32, int(model.stride.max())) if isinstance(getattr(model, "stride", None), torch.Tensor) else 64
+    side = (
+        2 * max(32, int(model.stride.max()))
+        if isinstance(getattr(model, "stride", None), torch.Tensor)
+        else 64
+    )
     cfg = vars(model).get("yaml")
     channels = cfg.get("ch", 3) if isinstance(cfg, Mapping) else 3
     try:

@@ -93,7 +93,9 @@ def refuse_two_kinds(path: Path) -> None:
     except MalformedPickle as error:
         names = error.names
     if names:
-        raise CheckpointError(f"{path} is safetensors and a pickle in one, which names {', '.join(sorted(names)[:12])}")
+        raise CheckpointError(
+            f"{path} is safetensors and a pickle in one, which names {', '.join(sorted(names)[:12])}"
+        )
 
 
 def header_of(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
@@ -210,7 +212,9 @@ def refuse_another_reading(path: Path, opened: PickleFile, stream: BinaryIO) -> 
         reason = str(error).splitlines()[0][:200]
         raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {reason}") from None
     if found != opened.program:
-        raise CheckpointError(f"{path} is an archive in which two programs find different things; it is not loaded")
+        raise CheckpointError(
+            f"{path} is an archive in which two programs find different things; it is not loaded"
+        )
 
 
 def is_archive(stream: BinaryIO) -> bool:
@@ -257,7 +261,9 @@ def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
     script = "constants.pkl" in entries  # so torch tells them
     _refuse_large(entries, script)
     program = archives.content_of(stream, entries["data.pkl"])
-    pickles = [entry for name, entry in entries.items() if name.lower().endswith(".pkl") and name != "data.pkl"]
+    pickles = [
+        entry for name, entry in entries.items() if name.lower().endswith(".pkl") and name != "data.pkl"
+    ]
     found = PickleFile(
         container="TorchScript archive" if script else "zip archive of torch >= 1.6",
         root=follow(program),
@@ -265,7 +271,9 @@ def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
         script=script,
         recorded=_recorded(stream, entries),
         storage=_storage_in(path, entries),
-        sizes={name[len("data/") :]: entry.size for name, entry in entries.items() if name.startswith("data/")},
+        sizes={
+            name[len("data/") :]: entry.size for name, entry in entries.items() if name.startswith("data/")
+        },
         program=program,
     )
     found.little_endian = found.recorded.get("byteorder") != "big"
@@ -275,7 +283,9 @@ def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
 def _in_one_folder(path: Path, listed: Sequence[Entry]) -> dict[str, Entry]:
     """The entries by their names within the folder that torch gives an archive."""
     folder = listed[0].name.split("/")[0] if listed else ""
-    entries = {entry.name[len(folder) + 1 :]: entry for entry in listed if entry.name.startswith(f"{folder}/")}
+    entries = {
+        entry.name[len(folder) + 1 :]: entry for entry in listed if entry.name.startswith(f"{folder}/")
+    }
     if "data.pkl" not in entries:
         raise CheckpointError(f"{path} is a zip archive without a data.pkl: no PyTorch checkpoint")
     if len(entries) < len(listed):
@@ -287,9 +297,7 @@ def refuse_bomb(path: Path, size: int, entries: Sequence[Entry]) -> None:
     """Raise a `CheckpointError` for an archive that unpacks to many times its size, as none of weights does."""
     unpacked = sum(entry.size for entry in entries)
     if unpacked > 8 * size + 4 * MAX_PICKLE:
-        raise CheckpointError(
-            f"{path} is no PyTorch checkpoint: {size:,} bytes that unpack to {unpacked:,}"
-        )
+        raise CheckpointError(f"{path} is no PyTorch checkpoint: {size:,} bytes that unpack to {unpacked:,}")
 
 
 def _refuse_large(entries: dict[str, Entry], script: bool) -> None:

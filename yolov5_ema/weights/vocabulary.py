@@ -237,7 +237,7 @@ def _whole_numbers(value: Any) -> list[int] | None:
     """The items of a tuple, or a ``torch.Size``, of sizes or strides."""
     if class_name(value) == "torch.Size" and len(_args(value)) == 1:
         value = _args(value)[0]
-    parts = value.items if isinstance(value, Items) else [None]
+    parts: list[Any] = value.items if isinstance(value, Items) else [None]
     return parts if _is_size(parts) else None
 
 
@@ -272,7 +272,8 @@ _JUDGES: dict[str, Callable[[list[Any]], bool]] = {
         ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"), _is_parameter
     ),
     **dict.fromkeys(
-        (f"torch._utils._rebuild_{name}" for name in ("tensor", "qtensor", "tensor_v2", "tensor_v3")), _is_tensor
+        (f"torch._utils._rebuild_{name}" for name in ("tensor", "qtensor", "tensor_v2", "tensor_v3")),
+        _is_tensor,
     ),
     **dict.fromkeys(
         (
