@@ -22,7 +22,6 @@ from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.engine.checkpoint_models import MODEL_CLASSES
 from yolov5_ema.engine.layer_state import fault_of_layer
 from yolov5_ema.errors import CheckpointError
-from yolov5_ema.weights.names import known_by_module
 from yolov5_ema.weights.structure import on_meta
 
 HEADS = ("Detect", "Segment")
@@ -34,6 +33,8 @@ _LARGEST_STRIDE = 1024
 _LACKS_NORM = "no attribute 'bn'"
 _FUSED = ". A fused model has no BatchNorms: take the checkpoint that it came from"
 _OF_ANY_SHAPE = (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.Hardswish, nn.Identity)
+_KNOWN = ("torch.nn.", "yolov5_ema.blocks.", "models.", "yolov5.models.")
+_MEMORY_WANTED = re.compile(r"meta tensor|same device|device meta")
 _CLASS_NAME = re.compile(r"[\w.]{1,300}")
 
 
@@ -85,7 +86,7 @@ def _of_rows(model: Any, rows: nn.Sequential) -> Iterator[str]:
             yield f"row {index}: {state['type'][:60]!r} is no name of a class"
         if not isinstance(state.get("np", 0), (int, float)):
             yield f"row {index}: np is no number of parameters"
-    saved = getattr(model, "save", [])
+    saved = vars(model).get("save", None if type(model).__name__ in MODEL_CLASSES else [])
     if not isinstance(saved, list) or not all(type(index) is int for index in saved):
         yield "save is no list of rows"
 
@@ -152,8 +153,8 @@ def _of_model(model: Any, count: int | None) -> Iterator[str]:
         yield "yaml_file is no text"
     if not isinstance(state.get("hyp", {}), (dict, type(None))):
         yield "hyp is no table of numbers"
-    if "yaml" in state and type(model).__name__ in MODEL_CLASSES:
-        yield from _of_cfg(state["yaml"])
+    if type(model).__name__ in MODEL_CLASSES:
+        yield from _of_cfg(state.get("yaml"))
     stride = state.get("stride")
     if stride is not None and not isinstance(stride, torch.Tensor):
         yield "stride is no tensor"
@@ -208,7 +209,7 @@ def _run_without_memory(model: Any, path: Path) -> None:
     except NotImplementedError:
         return
     except Exception as error:
-        if not all(known_by_module(_name_of(type(layer))) for layer in model.modules()):
+        if _MEMORY_WANTED.search(str(error)) or not all(map(_is_known, model.modules())):
             return
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
@@ -233,8 +234,8 @@ def _with_channels(count: int, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _name_of(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _is_known(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith(_KNOWN)
 
 
 def _row_in(traceback: TracebackType | None) -> str:
