@@ -17,7 +17,7 @@ from yolov5_ema.resources import find_shipped, models_dir
 
 PACKAGE = Path(yolov5_ema.__file__).parent
 REPOSITORY = PACKAGE.parent
-BASE = {"errors", "files", "resources", "__init__"}
+BASE = {"class_names", "errors", "files", "resources", "__init__"}
 CLASSIFICATION = {"classification", "engine", "weights", "blocks", "kernels"}
 # a room and the rooms that it may import from
 MAY_IMPORT = {

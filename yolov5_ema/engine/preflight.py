@@ -20,6 +20,7 @@ from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
+from yolov5_ema.files import open_regular
 from yolov5_ema.resources import find_shipped
 
 _SPLITS = {
@@ -120,6 +121,9 @@ def _check_weights(weights: str, engine: Engine) -> None:
         if downloadable and downloads.is_online():
             return
         raise CheckpointError(downloads.missing_weights_message(weights))
+    if not path.is_dir():
+        with open_regular(path):  # a pipe or a device, whatever its name, would be waited for
+            pass
     if path.suffix == ".pt" and "torchscript" not in path.name:
         checkpoints.check_file(path, engine=engine)
 
