@@ -102,6 +102,7 @@ class Followed:
         calls: every call, also of what it throws away again.
         instances: every instance made without a constructor, likewise.
         odd_keys: how many keys of dicts and members of sets are no text, number or short tuple of these.
+        left: what it makes and leaves behind beside its value; a pickle that was written by a program leaves nothing.
     """
 
     def __init__(self, value: Any, end: int, machine: _Machine) -> None:
@@ -113,6 +114,7 @@ class Followed:
         self.calls = machine.calls
         self.instances = machine.instances
         self.odd_keys = machine.odd_keys
+        self.left = [item for stack in (*machine.marked, machine.stack) for item in stack]
 
 
 def follow(data: bytes, start: int = 0) -> Followed:

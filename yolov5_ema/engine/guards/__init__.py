@@ -7,8 +7,14 @@ and every kind of file passes it.
 
 from __future__ import annotations
 
+from yolov5_ema.engine.guards.exported import EXPORTED_MODELS, TORCHSCRIPT
+from yolov5_ema.engine.guards.tensorflow import TENSORFLOW
 from yolov5_ema.engine.quirks.base import Quirk
 
-GUARDS: tuple[Quirk, ...] = ()
+GUARDS: tuple[Quirk, ...] = (
+    TORCHSCRIPT,
+    EXPORTED_MODELS,
+    TENSORFLOW,
+)
 
 __all__ = ["GUARDS"]
