@@ -162,7 +162,8 @@ def _literal(text: str, key: str, path: Path) -> Any:
     except _NO_VALUE:
         shown = text[:80] + "…" * (len(text) > 80)
         raise CheckpointError(
-            f"{path}: the metadata under {key!r} is no list of names and no number, but {shown!r}. Nothing of it was run."
+            f"{path}: the metadata under {key!r} is no list of names and no number, but {shown!r}. "
+            "Nothing of it was run."
         ) from None
 
 
@@ -216,8 +217,8 @@ def _check_tflite(path: Path) -> None:
 
 def _refuse_program(path: Path, what: str) -> None:
     raise CheckpointError(
-        f"{path}: a {what} is a program that runs when it is loaded, and cannot be looked at before. If you know where it "
-        "comes from and trust it with your machine, pass --trust-checkpoint; a .onnx file of the same model needs none."
+        f"{path}: a {what} is a program that runs when it is loaded, and cannot be looked at before. If you know "
+        "where it comes from and trust it with your machine, pass --trust-checkpoint; a .onnx file of the same model needs none."
     )
 
 

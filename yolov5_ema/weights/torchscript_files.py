@@ -75,8 +75,8 @@ def check_torchscript(content: bytes, path: Path) -> None:
         raise CheckpointError(f"{path} is no TorchScript file, or cut off: {reason}") from None
     if odd is not None:
         raise CheckpointError(
-            f"{path}: TorchScript is a program, and this one does what no exported detector needs: {odd}. Nothing of it "
-            "was run. If you know where the file comes from and trust it with your machine, pass --trust-checkpoint."
+            f"{path}: TorchScript is a program, and this one does what no exported detector needs: {odd}. Nothing of "
+            "it was run. If you know where the file comes from and trust it with your machine, pass --trust-checkpoint."
         )
 
 

@@ -24,19 +24,8 @@ from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 
 FORMS = (
-    "pt",
-    "jit",
-    "onnx",
-    "xml",
-    "engine",
-    "coreml",
-    "saved_model",
-    "pb",
-    "tflite",
-    "edgetpu",
-    "tfjs",
-    "paddle",
-    "triton",
+    *("pt", "jit", "onnx", "xml", "engine", "coreml", "saved_model"),
+    *("pb", "tflite", "edgetpu", "tfjs", "paddle", "triton"),
 )
 """In the order in which YOLOv5 asks for them."""
 

@@ -1,4 +1,4 @@
-"""``models/tf.py`` builds a model anew in TensorFlow, from the rows that a checkpoint keeps: they are checked as a YAML's.
+"""``models/tf.py`` builds a model anew in TensorFlow, from the rows that a checkpoint keeps: these are checked as well.
 
 Its `parse_model` evaluates names of modules and arguments, as the one of ``models/yolo.py`` does, and needs the modules
 by their names: it goes on to ``TF`` and the same name.
