@@ -218,7 +218,7 @@ def _check_tflite(path: Path) -> None:
 def _refuse_program(path: Path, what: str) -> None:
     raise CheckpointError(
         f"{path}: a {what} is a program that runs when it is loaded, and cannot be looked at before. If you know "
-        "where it comes from and trust it with your machine, pass --trust-checkpoint; a .onnx file of the same model needs none."
+        "where it comes from and trust it with your machine, pass --trust-checkpoint; a .onnx file of it needs none."
     )
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import reprlib
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable
@@ -141,10 +142,10 @@ def load_own_state(file: Any, **options: Any) -> Any:
     """What ultralytics has just written for its processes of a training on several GPUs: a trainer, and what it needs.
 
     Raises:
-        CheckpointError: it is not in the folder that ultralytics keeps such files in.
+        CheckpointError: it does not lie beside the script that ultralytics wrote for these processes.
     """
-    place, folder = Path(str(file)).resolve(), Path(str(_module("utils").USER_CONFIG_DIR)).resolve()
-    if folder / "DDP" != place.parent:
+    place, script = Path(str(file)).resolve(), Path(str(getattr(sys.modules["__main__"], "__file__", "")))
+    if script.resolve().with_suffix(".pt") != place:
         raise CheckpointError(f"{file} is no state of a training on several GPUs")
     options["weights_only"] = False
     try:
