@@ -100,7 +100,7 @@ def test_code_that_writes_a_file_is_not_run(honest, line, tmp_path):
     canary = tmp_path / "written"
     file = tmp_path / "evil.torchscript"
     file.write_bytes(with_code(honest, line.format(canary)))
-    with pytest.raises(CheckpointError, match=r"evil\.torchscript.*'save'.*--trust-checkpoint"):
+    with pytest.raises(CheckpointError, match=r"/evil\.torchscript.*'save'.*--trust-checkpoint"):
         load_torchscript(file)
     assert not canary.exists()
     torch.jit.load(str(file))(torch.rand(1, 3, 8, 8))  # without the guard
@@ -157,7 +157,7 @@ class Stateful(torch.nn.Module):
         ('getattr(x, "sa" "ve")', "hidden"),
         ('getattr(x, "sa\\x76e")', "hidden"),
         ("y = torch.  # x\n    save(x)", "hidden"),
-        ("y = ops.image.read_file(x)", r"ops\.image\.read_file"),
+        ("y = ops.image.read_file(x)", "read_file"),
         ("y = ops", "'ops"),
         ("y = __torch__.torch.classes.c10d.FileStore(x)", "'classes'"),
         ("y = torch.as_strided(x, [9], [1])", "'as_strided'"),
@@ -174,7 +174,7 @@ def test_tensors_lie_within_the_file(honest):
     def larger(name: str, content: bytes) -> bytes:
         return content.replace(b"K\x0c", b"K\xff") if name == "data.pkl" else content  # of 4 * 3 weights
 
-    with pytest.raises(CheckpointError, match="larger than what the file holds|beyond its memory"):
+    with pytest.raises(CheckpointError, match=r"larger than what the file holds|beyond its memory"):
         check_torchscript(rewritten(honest, larger), Path("m.torchscript"))
 
 

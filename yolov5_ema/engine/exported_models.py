@@ -46,8 +46,9 @@ def load_torchscript(
     """
     if is_trusted():
         return _jit_load(file, map_location=map_location, _extra_files=_extra_files)
-    content = file.read() if hasattr(file, "read") else _read(Path(file))
-    path = Path(str(getattr(file, "name", file)))
+    is_open = hasattr(file, "read")
+    path = Path(str(getattr(file, "name", "an open file") if is_open else file))
+    content = file.read() if is_open else _read(path)
     check_torchscript(content, path)
     _check_config(extra_file(content, CONFIG), path)
     try:

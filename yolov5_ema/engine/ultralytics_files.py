@@ -48,7 +48,7 @@ def load(file: Any, map_location: Any = None, **options: Any) -> Any:
     """
     if is_trusted():
         return _torch_load(file, map_location=map_location, **options)
-    path = pathlib.Path(str(getattr(file, "name", file)))
+    path = pathlib.Path(str(getattr(file, "name", "an open file") if hasattr(file, "read") else file))
     content = io.BytesIO(file.read() if hasattr(file, "read") else _bytes_of(path))
     allowed = _judged(path, content)
     content.seek(0)
