@@ -236,4 +236,5 @@ _CHECKS: dict[str, Callable[[Path], None]] = {
     "saved_model": _program("SavedModel of TensorFlow"),
     "pb": _program("graph of TensorFlow"),
     "paddle": _program("model of PaddlePaddle"),
+    "program": _program("model compiled for a device"),
 }

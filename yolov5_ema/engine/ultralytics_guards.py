@@ -40,9 +40,12 @@ _FORMS = {
     ".pb": "pb",
     ".tflite": "tflite",
     "_paddle_model": "paddle",
-    "_executorch_model": "paddle",
-    "_axelera_model": "paddle",
     "_imx_model": "onnx",
+    "_xilinx_model": "onnx",
+    **dict.fromkeys(
+        ("_executorch_model", "_axelera_model", "_deepx_model", "_hailo_model", "_ascend_model"), "program"
+    ),
+    **dict.fromkeys((".rknn", ".aimodel", "_qnn.onnx"), "program"),
 }
 
 
