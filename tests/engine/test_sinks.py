@@ -37,7 +37,7 @@ WRAPPED = {
     r"np\.load\(.*": "arrays",
     r"(torch\.load|torch_load)\(.*": "safe-checkpoints",
     r"torch\.jit\.load\(.*": "torchscript",
-    r"tf\.saved_model\.load\(.*": "tensorflow",
+    r"tf\.saved_model\.load\(.*": "exported-models",
 }
 # a file and a call: why it needs no guard
 HARMLESS = {

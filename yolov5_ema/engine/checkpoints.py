@@ -197,6 +197,12 @@ def allow_list(engine: Engine) -> list[Any]:
     for later, cls in _later_names(engine):
         allowed[f"models.yolo.{later}"] = cls
         allowed[f"yolov5.models.yolo.{later}"] = cls
+    return [*((value, name) for name, value in allowed.items()), *plain_names()]
+
+
+def plain_names() -> list[Any]:
+    """What checkpoints of any YOLO may name, in the same form: torch's layers, our blocks, numbers, sets and paths."""
+    allowed: dict[str, Any] = {}
     for cls in [*_torch_layers(), *_block_classes()]:
         allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
     allowed.update(_numpy_globals())

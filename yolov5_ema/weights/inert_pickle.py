@@ -103,6 +103,7 @@ class Followed:
         instances: every instance made without a constructor, likewise.
         stored: everything outside the pickle that it asks for, likewise.
         odd_keys: how many keys of dicts and members of sets are no text, number or short tuple of these.
+        left: what it makes and leaves behind beside its value; a pickle that was written by a program leaves nothing.
     """
 
     def __init__(self, value: Any, end: int, machine: _Machine) -> None:
@@ -115,6 +116,7 @@ class Followed:
         self.instances = machine.instances
         self.stored = machine.stored
         self.odd_keys = machine.odd_keys
+        self.left = [item for stack in (*machine.marked, machine.stack) for item in stack]
 
 
 def follow(data: bytes, start: int = 0) -> Followed:

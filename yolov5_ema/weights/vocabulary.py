@@ -20,6 +20,7 @@ from yolov5_ema.weights.names import GETATTR, LAYER, taken_by_torch
 
 _REBUILT = re.compile(r"torch\._utils\._rebuild_parameter(_with_state)?")
 _NUMPY_DTYPE = re.compile(r"[?bhilqBHILQefd]|[biuf][1248]|f16")
+_OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.modules\.\w+\.[A-Z]\w*")
 _MOST_ELEMENTS = 2**40
 _MOST_PARTS = 64
 _MOST_REPEATED = 2**26
@@ -139,7 +140,7 @@ def _is_forward(args: list[Any]) -> bool:
     return (
         len(args) == 2
         and isinstance(args[0], Named)
-        and LAYER.fullmatch(args[0].name) is not None
+        and (LAYER.fullmatch(args[0].name) or _OF_ULTRALYTICS.fullmatch(args[0].name)) is not None
         and args[1] == "forward"
     )
 
