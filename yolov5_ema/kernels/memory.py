@@ -42,7 +42,7 @@ def check_memory(
         and tensor.is_contiguous()
         and has_memory(type(tensor))
         and not (tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor())
-        and _is_inside_its_storage(tensor)
+        and is_inside_its_storage(tensor)
     ):
         return
     raise RuntimeError(
@@ -51,10 +51,23 @@ def check_memory(
     )
 
 
-def _is_inside_its_storage(tensor: torch.Tensor) -> bool:
-    """Storages can be made smaller, to nothing even, without their tensors knowing of it."""
-    end = (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
-    return end <= tensor.untyped_storage().nbytes()
+def is_inside_its_storage(tensor: torch.Tensor) -> bool:
+    """Storages can be made smaller, to nothing even, without their tensors knowing of it; torch reads on beyond."""
+    if tensor.numel() == 0:
+        return True
+    last = tensor.storage_offset()
+    if tensor.is_contiguous():
+        last += tensor.numel() - 1
+    else:
+        last += sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return (last + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def laid_out(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The tensor, contiguous and in a dtype; a ``RuntimeError`` rather than a copy of what is not its own."""
+    if not is_inside_its_storage(tensor):
+        raise RuntimeError(f"the storage of {_described(tensor)} is too small for it")
+    return (tensor if dtype is None else tensor.to(dtype)).contiguous()
 
 
 def _described(tensor: torch.Tensor) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from yolov5_ema.kernels.memory import NAMES, Array, call
+from yolov5_ema.kernels.memory import NAMES, Array, call, laid_out
 
 __all__ = ["NAMES"]
 
@@ -26,7 +26,7 @@ def maps(x: torch.Tensor, gate_c: torch.Tensor, count_ties: bool) -> tuple[torch
     """Maps of x * gate_c (N, 2, H, W) and, if asked for, the ties over its channels (N, 1, H, W)."""
     n, c, h, w = sizes_of(x)
     out, ties = x.new_empty(n, 2, h, w), x.new_empty((n, 1, h, w) if count_ties else 0)
-    arrays = (Array(gate_c.contiguous(), (n, c)), Array(out, (n, 2, h, w)))
+    arrays = (Array(laid_out(gate_c), (n, c)), Array(out, (n, 2, h, w)))
     _call("maps", x, *arrays, Array(ties, (n, 1, h, w)) if count_ties else None)
     return out, ties
 
@@ -35,7 +35,7 @@ def apply(x: torch.Tensor, gate_c: torch.Tensor, gate_s: torch.Tensor) -> torch.
     """x * gate_c * gate_s."""
     n, c, h, w = sizes_of(x)
     out = x.new_empty(x.shape)
-    gates = (Array(gate_c.contiguous(), (n, c)), Array(gate_s.contiguous(), (n, 1, h, w)))
+    gates = (Array(laid_out(gate_c), (n, c)), Array(laid_out(gate_s), (n, 1, h, w)))
     _call("apply", x, *gates, Array(out, x.shape))
     return out
 
@@ -49,9 +49,9 @@ def apply_backward(
     _call(
         "apply_backward",
         x,
-        Array(grad.contiguous(), x.shape),
-        Array(gate_c.contiguous(), (n, c)),
-        Array(gate_s.contiguous(), (n, 1, h, w)),
+        Array(laid_out(grad), x.shape),
+        Array(laid_out(gate_c), (n, c)),
+        Array(laid_out(gate_s), (n, 1, h, w)),
         Array(d_gate_c, (n, c)),
         Array(d_gate_s, (n, 1, h, w)),
     )
@@ -67,10 +67,10 @@ def maps_backward(
     _call(
         "maps_backward",
         x,
-        Array(d_maps.contiguous(), (n, 2, h, w)),
-        Array(gate_c.contiguous(), (n, c)),
-        Array(maps.contiguous(), (n, 2, h, w)),
-        Array(map_ties.contiguous(), (n, 1, h, w)),
+        Array(laid_out(d_maps), (n, 2, h, w)),
+        Array(laid_out(gate_c), (n, c)),
+        Array(laid_out(maps), (n, 2, h, w)),
+        Array(laid_out(map_ties), (n, 1, h, w)),
         Array(d_gate_c, (n, c)),
     )
     return d_gate_c
@@ -98,7 +98,7 @@ def input_backward(
     dx = x.new_empty(x.shape)
     tensors = (gate_c, gate_s, maps, map_ties, peak, ties, grad, *d_pooled, d_maps)
     shapes = (channels, pixels, pair, pixels, channels, channels, x.shape, channels, channels, pair)
-    arrays = [Array(tensor.contiguous(), shape) for tensor, shape in zip(tensors, shapes)]
+    arrays = [Array(laid_out(tensor), shape) for tensor, shape in zip(tensors, shapes)]
     _call("input_backward", x, *arrays, Array(dx, x.shape))
     return dx
 
@@ -109,8 +109,8 @@ def convolve(maps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     k = window_of(weight)
     out = maps.new_empty(n, 1, h, w)
     arrays = (
-        Array(maps.contiguous(), (n, 2, h, w)),
-        Array(weight.contiguous(), (1, 2, k, k)),
+        Array(laid_out(maps), (n, 2, h, w)),
+        Array(laid_out(weight), (1, 2, k, k)),
         Array(out, (n, 1, h, w)),
     )
     call("cbam_convolve", maps.dtype, arrays, (n, h, w, k))
@@ -125,9 +125,9 @@ def convolve_backward(
     k = window_of(weight)
     d_maps, d_weight = maps.new_empty(n, 2, h, w), maps.new_empty(1, 2, k, k)
     arrays = (
-        Array(maps.contiguous(), (n, 2, h, w)),
-        Array(grad.contiguous(), (n, 1, h, w)),
-        Array(weight.contiguous(), (1, 2, k, k)),
+        Array(laid_out(maps), (n, 2, h, w)),
+        Array(laid_out(grad), (n, 1, h, w)),
+        Array(laid_out(weight), (1, 2, k, k)),
         Array(d_maps, (n, 2, h, w)),
         Array(d_weight, (1, 2, k, k)),
     )
@@ -138,7 +138,9 @@ def convolve_backward(
 def sizes_of(x: torch.Tensor) -> torch.Size:
     """N, C, H and W; a ``RuntimeError`` if these are not what a tensor has."""
     if x.dim() != 4:
-        raise RuntimeError(f"CBAM: expected a feature map (N, C, H, W), got a tensor of shape {list(x.shape)}")
+        raise RuntimeError(
+            f"CBAM: expected a feature map (N, C, H, W), got a tensor of shape {list(x.shape)}"
+        )
     return x.shape
 
 
@@ -152,4 +154,4 @@ def window_of(weight: torch.Tensor) -> int:
 
 def _call(name: str, x: torch.Tensor, *others: Array | None) -> None:
     n, c, h, w = x.shape
-    call(f"cbam_{name}", x.dtype, (Array(x.contiguous(), x.shape), *others), (n, c, h * w))
+    call(f"cbam_{name}", x.dtype, (Array(laid_out(x), x.shape), *others), (n, c, h * w))

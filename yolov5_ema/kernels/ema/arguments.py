@@ -14,7 +14,7 @@ def check_arguments(x: torch.Tensor, parameters: Sequence[torch.Tensor], groups:
     """Channels of a group; a ``RuntimeError``, as a layer of torch raises, if shapes or devices do not fit together."""
     k = parameters[0].shape[0] if parameters[0].dim() else 0
     sizes = ((k, k, 1, 1), (k,), (k,), (k,), (k, k, 3, 3), (k,))
-    if x.dim() != 4 or x.shape[1] != groups * k or x.shape[2] < 1 or x.shape[3] < 1:
+    if groups < 1 or k < 1 or x.dim() != 4 or x.shape[1] != groups * k or x.shape[2] < 1 or x.shape[3] < 1:
         raise RuntimeError(
             f"EMA: expected a feature map (N, {k} * {groups} groups, H, W), got a tensor of shape {list(x.shape)}"
         )

@@ -6,7 +6,7 @@ import torch
 
 from yolov5_ema.kernels.ema import exact
 from yolov5_ema.kernels.ema.arguments import check_arguments, check_backward
-from yolov5_ema.kernels.memory import Array, call
+from yolov5_ema.kernels.memory import Array, call, laid_out
 
 
 def forward(
@@ -16,7 +16,7 @@ def forward(
     k = check_arguments(x, parameters, groups)
     if x.numel() == 0:
         return exact.forward(x, *parameters, groups=groups, eps=eps)
-    work = x.to(parameters[0].dtype).contiguous()
+    work = laid_out(x, parameters[0].dtype)
     n, _, h, w = shape = x.shape
     out = work.new_empty(shape)
     stats = work.new_empty(n * groups, 3, k)
@@ -42,15 +42,15 @@ def backward(
     k = check_backward(grad, x, stats, parameters, groups)
     if x.numel() == 0:
         return exact.backward(grad, x, stats, *parameters, groups=groups, eps=eps)
-    work = x.to(parameters[0].dtype).contiguous()
-    grad = grad.to(work.dtype).contiguous()
+    work = laid_out(x, parameters[0].dtype)
+    grad = laid_out(grad, work.dtype)
     n, _, h, w = shape = x.shape
     dx = work.new_empty(shape)
     sums = torch.zeros(10 * k * k + 4 * k, dtype=torch.float64)
     arrays = (
         Array(grad, shape),
         Array(work, shape),
-        Array(stats.contiguous(), (n * groups, 3, k)),
+        Array(laid_out(stats), (n * groups, 3, k)),
         Array(_flatten(parameters), (10 * k * k + 4 * k,)),
         Array(dx, shape),
         Array(sums, sums.shape, torch.float64),
@@ -62,4 +62,4 @@ def backward(
 
 
 def _flatten(parameters: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in parameters])
+    return torch.cat([laid_out(p.detach()).reshape(-1) for p in parameters])

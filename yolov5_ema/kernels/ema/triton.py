@@ -47,7 +47,7 @@ import triton.language as tl
 from torch import Tensor
 
 from yolov5_ema.kernels.ema.arguments import check_arguments, check_backward, is_in_reach_of_32_bits
-from yolov5_ema.kernels.memory import check_memory
+from yolov5_ema.kernels.memory import check_memory, laid_out
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # a group's values up to which one program takes the whole group: 128 KiB of float32, half of a first-level cache
@@ -820,7 +820,9 @@ def _check(x: Tensor, k: int, *others: Tensor) -> None:
     if x.dtype not in _DTYPES or x.device.type == "meta":
         raise RuntimeError(f"EMA: no Triton kernel for {x.dtype} on {x.device}")
     if not is_in_reach_of_32_bits(k, x.shape[2], x.shape[3]):
-        raise RuntimeError(f"EMA: groups of {k} x {x.shape[2]} x {x.shape[3]} are too large for the Triton kernels")
+        raise RuntimeError(
+            f"EMA: groups of {k} x {x.shape[2]} x {x.shape[3]} are too large for the Triton kernels"
+        )
     for tensor in (x, *others):
         if tensor.dtype not in _DTYPES:
             raise RuntimeError(f"EMA: no Triton kernel for a parameter in {tensor.dtype}")
@@ -851,7 +853,7 @@ def forward(
         and 1 / sqrt(variance + eps) of the 1x1 branch before its norm, and the softmax of the pooled 3x3 branch.
     """
     k = check_arguments(x, (w1, b1, gamma, beta, w3, b3), groups)
-    x, w1, b1, gamma, beta, w3, b3 = (t.contiguous() for t in (x, w1, b1, gamma, beta, w3, b3))
+    x, w1, b1, gamma, beta, w3, b3 = (laid_out(t) for t in (x, w1, b1, gamma, beta, w3, b3))
     n, channels, h, w = x.shape
     out = x.new_empty(x.shape)
     stats = x.new_empty((n * groups, 3, k), dtype=torch.float32)
@@ -908,7 +910,7 @@ def backward(
     """
     k = check_backward(grad_out, x, stats, (w1, b1, gamma, beta, w3, b3), groups)
     grad_out, x, stats, w1, b1, gamma, beta, w3, b3 = (
-        t.contiguous() for t in (grad_out, x, stats, w1, b1, gamma, beta, w3, b3)
+        laid_out(t) for t in (grad_out, x, stats, w1, b1, gamma, beta, w3, b3)
     )
     n, channels, h, w = x.shape
     x_grad = x.new_empty(x.shape)
