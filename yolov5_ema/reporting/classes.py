@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from yolov5_ema.reporting import pictures
 from yolov5_ema.reporting.charts import COLOURS, Line, line_chart

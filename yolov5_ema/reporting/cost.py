@@ -14,7 +14,6 @@ from yolov5_ema.blocks.registry import list_blocks
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.runs import CLASSIFY, Run
 
-
 _LARGEST_SIDE = 10_000
 """Pixels; a file that says more is not followed."""
 
