@@ -1,4 +1,4 @@
-"""``train --resume`` of somebody's run: what its files may say, what they may not, and what an attack does without that.
+"""``train --resume`` of somebody's run: what its files may say, what not, and what an attack does without the guard.
 
 In the control each attack is made on YOLOv5 with the quirks and without the guards.
 """
@@ -178,7 +178,7 @@ def test_what_is_not_of_its_type_is_refused(last, script, says, message):
 )
 def test_an_opt_yaml_that_is_none_is_refused(last, script, content):
     (last.parent.parent / "opt.yaml").write_text(content)
-    with pytest.raises(UserError, match="opt.yaml"):
+    with pytest.raises(UserError, match=r"opt\.yaml"):
         options_of(last, script)
 
 
@@ -211,14 +211,16 @@ def test_options_out_of_the_checkpoint_are_checked_too(last, script, tiny_set, h
     import torch
 
     (last.parent.parent / "opt.yaml").unlink()
-    with pytest.raises(UserError, match="opt.yaml is missing, and this checkpoint does not hold the options"):
+    with pytest.raises(
+        UserError, match=r"opt\.yaml is missing, and this checkpoint does not hold the options"
+    ):
         options_of(last, script)
     says = {**OF_HONEST_RUNS, "data": str(tiny_set), "hyp": hyp, "bucket": "x; y", "save_dir": "/"}
     torch.save({"epoch": 0, "optimizer": {}, "opt": says}, last)
     found = options_of(last, script)
     assert (found["bucket"], found["save_dir"], found["epochs"]) == ("", str(last.parent.parent), 7)
     torch.save({"epoch": 0, "optimizer": {}, "opt": {**says, "epochs": "x"}}, last)
-    with pytest.raises(UserError, match="opt in .*last.pt: epochs must be"):
+    with pytest.raises(UserError, match=r"opt in .*last\.pt: epochs must be"):
         options_of(last, script)
 
 
@@ -361,7 +363,7 @@ def epochs_of(run: Path) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["opt.yaml", "the checkpoint"])
 def test_nothing_that_a_run_says_is_run_and_it_goes_on(stopped, where, tmp_path):
-    """Evolution with a bucket, a data set with code, other places to write: refused or left out; the control does it."""
+    """Evolution with a bucket, a data set with code, other places to write: not done; the control does it."""
     root, honest = stopped
     canary = tmp_path / "canary"
     run = shutil.copytree(honest, tmp_path / "a" / "b" / "run")

@@ -1,4 +1,4 @@
-"""``report`` of damaged and hostile runs: a page, or a message and exit code 2; never a traceback, nothing from outside."""
+"""``report`` of damaged and hostile runs: a page, or a message and exit code 2, and nothing from outside."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_kept_until_something_changes(evaluated, tmp_path):
     os.utime(tmp_path / "weights/best.pt", (1, 1))
     assert kept(tmp_path, "val") is None
     kept_file(tmp_path, "val").write_text("{")
-    with pytest.raises(UserError, match="report-val.json is no JSON, or cut off"):
+    with pytest.raises(UserError, match=r"report-val\.json is no JSON, or cut off"):
         kept(tmp_path, "val", evaluated.settings)
 
 

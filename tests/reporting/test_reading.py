@@ -1,4 +1,4 @@
-"""What a run's files may bring onto a page: what lies in the run, of its type and size; no secrets, nothing from outside."""
+"""What a run's files may bring onto a page: what lies in the run, of its type and size; nothing from outside."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The options of a training that is resumed: read from its run, and reduced to what a run may say of itself.
 
-YOLOv5 takes them from ``opt.yaml`` beside the weights, or out of the checkpoint, and does what they say: where to write, what to
-upload and where to, what to put into a command line. But whoever made the run wrote them, which need not be who
-resumes it. So a run says how it is trained, and on what; where it is written is where it lies; and what leaves the
-machine is for the command line to say.
+YOLOv5 takes them from ``opt.yaml`` beside the weights, or out of the checkpoint, and does what they say: where to
+write, what to upload and where to, what to put into a command line. But whoever made the run wrote them, which need not
+be who resumes it. So a run says how it is trained, and on what; where it is written is where it lies; and what leaves
+the machine is for the command line to say.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def _check_place(last: Path, run: Path) -> None:
         raise CheckpointError(f"--resume {last}: it is no file of weights")
     if last.parent.name != "weights":
         raise CheckpointError(
-            f"--resume {last}: a training goes on in the folder that its checkpoint lies in, RUN/weights/last.pt, and "
-            "this one lies in no folder called weights. Make one for it: mkdir -p RUN/weights, move the file there, and "
-            "its opt.yaml, if you have it, to RUN/opt.yaml"
+            f"--resume {last}: a training goes on in the folder that its checkpoint lies in, RUN/weights/last.pt, "
+            "and this one lies in no folder called weights. Make one for it: mkdir -p RUN/weights, move the file "
+            "there, and its opt.yaml, if you have it, to RUN/opt.yaml"
         )
 
 
@@ -262,8 +262,8 @@ def _data(value: Any, typed: argparse.Namespace, where: str, run: Path, script: 
     file = _found(value, run, script.engine) if len(value) <= _LONGEST and value.isprintable() else None
     if file is None:
         raise ConfigError(
-            f"{where}: the data set {value[:300]!r} is not there (looked from {Path.cwd()} and the folders above {run}); "
-            "run the command from the folder that it is relative to, or correct 'data' in it"
+            f"{where}: the data set {value[:300]!r} is not there (looked from {Path.cwd()} and the folders above "
+            f"{run}); run the command from the folder that it is relative to, or correct 'data' in it"
         )
     _check_data(file, script.engine)
     return str(file)
@@ -274,8 +274,8 @@ def _typed_instead(value: str, typed: argparse.Namespace, where: str) -> str:
     if isinstance(given, str) and given and not given.lower().endswith(".zip"):
         return given
     raise ConfigError(
-        f"{where}: data is {value[:300]!r}, and nothing is fetched because a file says so. Fetch it yourself, and write the "
-        "path of its YAML there"
+        f"{where}: data is {value[:300]!r}, and nothing is fetched because a file says so. Fetch it yourself, and "
+        "write the path of its YAML there"
     )
 
 

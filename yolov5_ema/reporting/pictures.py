@@ -96,7 +96,7 @@ def colour_of(index: int) -> str:
 
 
 def embedded_picture(file: Path) -> str | None:
-    """A picture that lies in a run's folder, as JPEG in base64; None if it cannot be read, or is too large to be one."""
+    """A picture of a run's folder, as JPEG in base64; None if it cannot be read, or is too large to be one."""
     if not _is_drawn(file):
         return None
     pixels = read_image(file).pixels

@@ -1,4 +1,4 @@
-"""``train --resume``: what YOLOv5 takes from a run's ``opt.yaml``, or out of its checkpoint, is what was checked here."""
+"""``train --resume``: what YOLOv5 takes from ``opt.yaml``, or out of a checkpoint, is what was checked here."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def refuse_unguarded(module: ModuleType) -> None:
     """
     if not hasattr(module.main, _GUARDED):
         raise UserError(
-            f"--resume: {module.__file__} is no train.py of YOLOv5 v6.0 or later, and how it reads the options of a run is "
-            "not known; they would not be checked"
+            f"--resume: {module.__file__} is no train.py of YOLOv5 v6.0 or later, and how it reads the options of a "
+            "run is not known; they would not be checked"
         )
 
 
