@@ -18,7 +18,7 @@ import warnings
 
 import torch
 from torch import nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from yolov5_ema.blocks import CBAM, EMA
 from yolov5_ema.kernels import dispatch, memory, native
@@ -105,17 +105,29 @@ SAFE_SPOILERS = tuple(not_here if spoil is without_memory else spoil for spoil i
 
 
 def spoiled(arguments, rng, spoilers=SPOILERS):
-    arguments = list(arguments)
+    given, arguments = tuple(arguments), list(arguments)
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
         i = rng.randrange(len(arguments))
         value = arguments[i]
         if isinstance(value, torch.Tensor):
+            if value.layout is torch.strided and not memory.is_inside_its_storage(value):
+                continue  # torch would read beyond it
             arguments[i] = rng.choice(spoilers)(value, rng)
         elif isinstance(value, bool):
             arguments[i] = not value
         elif isinstance(value, int):
             arguments[i] = rng.choice((0, -1, 1, 2, 3, 7, 2**31, 2**62))
-    return arguments
+    # torch fails to print a fake tensor's neighbours without storage, and forgets after that how to negate views
+    kinds = {is_fake(value) for value in arguments if isinstance(value, torch.Tensor) and is_odd(value)}
+    return given if len(kinds) == 2 else arguments
+
+
+def is_fake(value):
+    return isinstance(value, FakeTensor)
+
+
+def is_odd(value):
+    return is_fake(value) or (value.layout is torch.strided and not memory.is_inside_its_storage(value))
 
 
 # --------------------------------------------------------------------------------------------------- calls that fit
@@ -296,6 +308,8 @@ def run(case, seed):
 def no_checks():
     """The kernels as they would be without what this is a test of."""
     memory.check_memory = lambda *_: None
+    global MAY_BE_RAISED
+    MAY_BE_RAISED = Exception
     ema_cpp.check_arguments = lambda x, parameters, groups: x.shape[1] // groups
     ema_cpp.check_backward = lambda grad, x, stats, parameters, groups: x.shape[1] // groups
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, randomise
 
 from yolov5_ema.blocks import EMA
-from yolov5_ema.kernels import dispatch, native
+from yolov5_ema.kernels import dispatch, native, ownership
 
 needs_compiler = pytest.mark.skipif(native.library().handle is None, reason=native.library().reason)
 
@@ -122,6 +124,125 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(cache):
 def test_a_folder_that_cannot_be_made(cache):
     cache.write_text("a file")
     assert native._cache_folder() is None
+
+
+# ------------------------------------------------------------------------------ libraries that others can have put there
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes of POSIX")
+needs_root = pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away"
+)
+
+
+def writable_file(folder, file):
+    file.chmod(0o666)
+
+
+def writable_by_the_group(folder, file):
+    file.chmod(0o760)
+    if os.getuid() == 0:
+        os.chown(file, 0, 12345)
+
+
+def of_another_user(folder, file):
+    os.chown(file, 12345, -1)
+
+
+def a_link(folder, file):
+    elsewhere = folder.parent / "elsewhere.so"
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+
+
+def below_a_folder_for_all(folder, file):
+    folder.parent.chmod(0o777)
+
+
+def folder_of_another_user(folder, file):
+    os.chown(folder, 12345, -1)
+
+
+def behind_anothers_link(folder, file):
+    real = folder.parent / "real"
+    folder.rename(real)
+    folder.symlink_to(real)
+    os.chown(folder, 12345, -1, follow_symlinks=False)
+
+
+@pytest.fixture
+def planted(tmp_path, cache, monkeypatch):
+    """A library under the right name that leaves a file behind when it is loaded, and the file."""
+    compiler, canary = native._compiler(), tmp_path / "canary"
+    source = tmp_path / "planted.c"
+    source.write_text(
+        "#include <stdio.h>\n#include <stdlib.h>\n"
+        '__attribute__((constructor)) static void run(void) { fclose(fopen(getenv("CANARY"), "w")); }\n'
+    )
+    monkeypatch.setenv("CANARY", str(canary))
+    folder = tmp_path / "parent" / "cache"
+    folder.mkdir(parents=True, mode=0o700)
+    monkeypatch.setenv(native.CACHE_ENV, str(folder))
+    file = folder / f"kernels-{native._fingerprint(compiler, *native._VARIANTS[0])}.so"
+    flags = ["-x", "c", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, str(source), "-o", str(file)], check=True)
+    file.chmod(0o700)
+    real = Path(native.library().reason.split(", by ")[0])
+    monkeypatch.setattr(native, "_build", lambda *arguments: shutil.copy(real, arguments[-1]))  # seconds less
+    return file, canary
+
+
+@posix
+@needs_compiler
+def test_a_private_library_is_loaded(planted):
+    """The control: what follows is refused for who could have written it, not for what it is."""
+    file, canary = planted
+    assert str(file) in native._find_or_build().reason
+    assert canary.exists()
+
+
+@posix
+@needs_compiler
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        writable_file,
+        pytest.param(writable_by_the_group, marks=needs_root),
+        pytest.param(of_another_user, marks=needs_root),
+        a_link,
+        below_a_folder_for_all,
+        pytest.param(folder_of_another_user, marks=needs_root),
+        pytest.param(behind_anothers_link, marks=needs_root),
+    ],
+)
+def test_a_library_that_others_can_have_written_is_not_loaded(planted, spoil):
+    file, canary = planted
+    spoil(file.parent, file)
+    found = native._find_or_build()
+    assert not canary.exists()
+    assert found.handle is not None and str(file) not in found.reason
+
+
+@posix
+def test_a_folder_for_all_with_the_sticky_bit_is_as_private_as_tmp(tmp_path):
+    folder = tmp_path / "for all" / "own"
+    folder.mkdir(parents=True, mode=0o700)
+    folder.parent.chmod(0o777)
+    assert not ownership.is_private_folder(folder)
+    folder.parent.chmod(0o1777)
+    assert ownership.is_private_folder(folder)
+    own = tmp_path / "own link"
+    own.symlink_to(folder)
+    assert ownership.is_private_folder(own)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert not ownership.is_private_folder(loop)
+
+
+@posix
+def test_devices_and_pipes_are_no_libraries(tmp_path):
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    assert not ownership.is_private_file(tmp_path / "pipe")
+    assert not ownership.is_private_file(tmp_path)
 
 
 @needs_compiler

@@ -65,8 +65,10 @@ def is_inside_its_storage(tensor: torch.Tensor) -> bool:
 
 def laid_out(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The tensor, contiguous and in a dtype; a ``RuntimeError`` rather than a copy of what is not its own."""
-    if not is_inside_its_storage(tensor):
-        raise RuntimeError(f"the storage of {_described(tensor)} is too small for it")
+    if tensor._is_zerotensor():
+        tensor = tensor.clone()  # gets it the memory that it does without
+    if not (has_memory(type(tensor)) and is_inside_its_storage(tensor)):
+        raise RuntimeError(f"a kernel got {_described(tensor)}, which has no memory, or too little of it")
     return (tensor if dtype is None else tensor.to(dtype)).contiguous()
 
 
