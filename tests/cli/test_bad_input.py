@@ -147,7 +147,7 @@ def test_a_data_set_that_would_be_downloaded(refused, tiny_set, own_folder, monk
     }
     open("data.yaml", "w").write(yaml.safe_dump(content))
     message = refused("train", "--data", "data.yaml", "--cfg", "yolov5n-ema.yaml", "--weights", "")
-    assert "nowhere/images/val" in message and "no network" in message
+    assert "nowhere/images/train" in message and "fetch the images yourself" in message
     by_default = refused("train", "--cfg", "yolov5n-ema.yaml", "--weights", "", "--img", 64)  # coco128
     assert "coco128" in by_default and "no network" in by_default
 

@@ -41,10 +41,16 @@ def page_of(file: Path | str) -> Page:
 def test_an_evaluation_is_made_once(own_folder, tiny_set, capsys):
     run = write_training(own_folder / "runs/train/exp", data=str(tiny_set), seed=1)
     save_untrained(run / "weights/best.pt")
-    flags = ["report", str(run), "--device", "cpu", "--samples", "2"]
-    assert main(flags) == 0
+    plain = ["report", str(run), "--device", "cpu"]
+    flags = [*plain, "--samples", "2"]
+    assert main(flags) == 0 and "Evaluating" not in capsys.readouterr().out
+    assert (
+        "with --evaluate the report evaluates best.pt on the data set" in page_of(run / "report.html").words
+    )
+    assert not (run / "report-val.json").exists()
+    assert main([*flags, "--evaluate"]) == 0
     printed = capsys.readouterr().out
-    assert "Evaluating " in printed and "report.html (" in printed
+    assert f"best.pt on val of {tiny_set}" in printed and "report.html (" in printed
     found = page_of(run / "report.html")
     assert not found.unclosed
     kept = json.loads((run / "report-val.json").read_text())
@@ -62,12 +68,13 @@ def test_an_evaluation_is_made_once(own_folder, tiny_set, capsys):
     assert [line[1] for line in rows[1:] if "(block)" in line[1]] == ["EMA (block)"] * 2
     assert sum(int(line[7].replace(",", "")) for line in rows[1:]) == 1_768_824
 
-    assert main(flags) == 0 and "Evaluating" not in capsys.readouterr().out
-    assert main([*flags[:2], "--no-evaluate", "-o", "again.html"]) == 0
+    data = ["--data", str(tiny_set)]
+    assert main([*flags, *data]) == 0 and "Evaluating" not in capsys.readouterr().out
+    assert main([*plain, "-o", "again.html"]) == 0
     assert page_of("again.html").tables["exp, best.pt on val: 4 images, 12 objects"] == table
-    assert (
-        main([*flags, "--imgsz", "96"]) == 0 and "Evaluating" in capsys.readouterr().out
-    )  # a second one works too
+    assert page_of("again.html").images == found.images
+    # a second one works too
+    assert main([*flags, *data, "--imgsz", "96"]) == 0 and "Evaluating" in capsys.readouterr().out
 
 
 def test_without_the_data_set_the_page_says_so(own_folder, capsys):
@@ -120,7 +127,8 @@ def test_only_a_report_is_written_over(own_folder, capsys):
         ((".", "--samples", "99"), "--samples must be 0 to 24, not 99"),
         ((".", "--imgsz", "1"), "--imgsz 1: the side of an image in pixels"),
         ((".", "--evaluate", "--no-evaluate"), "cannot both be"),
-        ((".", "--data", "a.yaml", "--no-evaluate"), "do not go with --no-evaluate"),
+        ((".", "--data", "a.yaml", "--no-evaluate"), "does not go with --no-evaluate"),
+        ((".", "--imgsz", "64"), "it goes with --evaluate or --data"),
     ],
 )
 def test_what_is_refused(refused, flags, message):
@@ -144,7 +152,7 @@ def test_what_was_asked_for_and_cannot_be_is_refused(refused, own_folder):
 def test_a_real_training(trained, tmp_path):
     """The page's figures are those of results.csv and those that evaluate prints for the same best.pt."""
     run = trained.parent.parent
-    done = run_cli("report", run, "-o", tmp_path / "page.html", cwd=tmp_path)
+    done = run_cli("report", run, "--evaluate", "-o", tmp_path / "page.html", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = page_of(tmp_path / "page.html")
     with (run / "results.csv").open() as stream:

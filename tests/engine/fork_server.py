@@ -34,7 +34,9 @@ def _in_child(connection: Connection, code: str, without: str | None, namespace:
     try:
         from yolov5_ema.engine import activation, shim
 
-        activation.QUIRKS = tuple(quirk for quirk in activation.QUIRKS if quirk.name != without)
+        left_out = (without or "").split()
+        activation.QUIRKS = tuple(quirk for quirk in activation.QUIRKS if quirk.name not in left_out)
+        activation.GUARDS = tuple(guard for guard in activation.GUARDS if guard.name not in left_out)
         engine = shim.install(namespace["ROOT"])
         exec(code, {"ENGINE": engine, **namespace})
         connection.send("")
@@ -48,7 +50,7 @@ def run_in_child(code: str, namespace: dict[str, str], without: str | None = Non
     Args:
         code: Python source; what it raises is the result.
         namespace: ``ROOT``, the YOLOv5 to install the shim for, ``TMP``, a folder, and what else the code wants.
-        without: a quirk to leave out.
+        without: quirks and guards to leave out, by their names.
 
     Returns:
         Nothing, or the traceback.

@@ -185,16 +185,6 @@ check_anchors(dataset, SimpleNamespace(model=[detect]), imgsz=200)
 pixels = (detect.anchors * detect.stride.view(-1, 1, 1)).view(-1, 2)
 assert {tuple(map(round, size)) for size in pixels.tolist()} == {(20, 10), (100, 50)}, pixels
 """,
-    "data-paths": """
-import os
-from pathlib import Path
-from yolov5.utils.general import check_dataset
-home = Path(TMP) / "home"
-(home / "set/images/val").mkdir(parents=True)
-(home / "d.yaml").write_text("path: set\\ntrain: images/val\\nval: images/val\\nnc: 1\\nnames: [a]\\n")
-os.chdir(TMP)
-assert check_dataset(str(home / "d.yaml"))["val"] == str(home / "set/images/val")
-""",
     "stale-label-cache": """
 import shutil
 from pathlib import Path
@@ -513,7 +503,6 @@ _SYMPTOMS = {
     "safe-checkpoints": "Weights only load failed",
     "one-copy-of-classes": "AssertionError",
     "autoanchor-few-boxes": "must match the size",
-    "data-paths": "not found",
     "stale-label-cache": "AssertionError",
     "save-json": "'list' object has no attribute 'get'",
     "onnx-exporter": "Error",
@@ -589,5 +578,5 @@ def test_survey_reports_what_doctor_prints(package_root):
     from yolov5_ema.engine.activation import survey
 
     rows = survey(engine_at(package_root))
-    assert ("data-paths", "utils.general") in {(quirk, module) for quirk, module, _ in rows}
+    assert ("numpy-names", "utils.general") in {(quirk, module) for quirk, module, _ in rows}
     assert all(reason for _, _, reason in rows)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import importlib
+import os
 import pickle
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from torch import nn
 
 import yolov5_ema
 from yolov5_ema.engine.ultralytics_rows import block_rows
-from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
+from yolov5_ema.errors import CheckpointError, ConfigError, EngineNotFoundError, UserError
 from yolov5_ema.resources import models_dir
 
 SMALL = {
@@ -430,3 +432,110 @@ def test_a_whole_round(ultralytics, tiny_set, own_folder, name):
     assert sum(map(len, of_torch)) > 0
     for one, other in zip(of_torch, of_onnx):
         torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-3)
+
+
+# --- files of strangers --------------------------------------------------------------------------
+
+
+class Code:
+    """A pickle of it makes a folder."""
+
+    def __init__(self, place):
+        self.place = str(place)
+
+    def __reduce__(self):
+        return os.mkdir, (self.place,)
+
+
+HOSTILE = {
+    "a model": lambda code, model: {"model": code},
+    "an argument of the training": lambda code, model: {"model": model, "train_args": {"data": code}},
+    "in the model": lambda code, model: {"model": _with_attribute(model, code)},
+    "beside the model": lambda code, model: {"model": model, "x": [code]},
+}
+
+
+def _with_attribute(model, code):
+    model.args = {"a": code}
+    return model
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_checkpoint_runs_nothing(ultralytics, build, tmp_path, content, monkeypatch):
+    canary, file = tmp_path / "ran", tmp_path / "evil.pt"
+    torch.save(content(Code(canary), build(with_row([-1, 1, "EMA", []]))), file)
+    with pytest.raises(
+        CheckpointError, match=r"evil\.pt holds what no checkpoint of ultralytics needs: \w+\.mkdir"
+    ):
+        ultralytics.YOLO(file)
+    assert not canary.exists()
+    yolov5_ema.uninstall("ultralytics")
+    with contextlib.suppress(Exception):  # it is no model, after all
+        ultralytics.YOLO(file)
+    assert canary.exists()  # without the adapter
+    canary.rmdir()
+    yolov5_ema.install("ultralytics")
+    monkeypatch.setenv("YOLOV5_EMA_TRUST_CHECKPOINT", "1")
+    with contextlib.suppress(Exception):
+        ultralytics.YOLO(file)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_download_of_a_strangers_data_yaml_is_not_run(build, tmp_path, script):
+    utils = importlib.import_module("ultralytics.data.utils")
+    canary = tmp_path / "ran"
+    (tmp_path / "x.sh").write_text(f"mkdir {canary}\n")
+    download = f"bash {tmp_path}/x.sh" if script else f"import os; os.mkdir({str(canary)!r})"
+    data = {"path": str(tmp_path / "set"), "train": "a", "val": "b", "names": ["a"], "download": download}
+    file = tmp_path / "data.yaml"
+    file.write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError, match="Nothing was run"):
+        utils.check_det_dataset(str(file))
+    assert not canary.exists()
+    yolov5_ema.uninstall("ultralytics")
+    with contextlib.suppress(Exception):
+        utils.check_det_dataset(str(file))
+    assert canary.exists()
+
+
+def test_a_label_cache_is_not_run_and_an_honest_one_is_used(build, tmp_path):
+    utils = importlib.import_module("ultralytics.data.utils")
+    canary, file = tmp_path / "ran", tmp_path / "labels.cache"
+    label = {
+        "im_file": "a.jpg",
+        "shape": (64, 64),
+        "cls": np.zeros((1, 1), np.float32),
+        "segments": [],
+        "normalized": True,
+    }
+    honest = {"labels": [label], "hash": "x", "results": (1, 0, 0, 0, 1), "msgs": []}
+    utils.save_dataset_cache_file("", file, dict(honest), "1.0")
+    kept = utils.load_dataset_cache_file(file)
+    assert kept["labels"][0]["cls"].tolist() == [[0.0]] and kept["version"] == "1.0"
+    utils.save_dataset_cache_file("", file, {**honest, "msgs": [Code(canary)]}, "1.0")
+    with pytest.raises(FileNotFoundError):  # by which ultralytics looks at the labels anew
+        utils.load_dataset_cache_file(file)
+    assert not canary.exists()
+    yolov5_ema.uninstall("ultralytics")
+    utils.load_dataset_cache_file(file)
+    assert canary.exists()
+
+
+def test_a_torchscript_model_that_writes_a_file_is_refused(ultralytics, build, tmp_path):
+    class Writing(nn.Module):
+        def __init__(self, place: str):
+            super().__init__()
+            self.place = place
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch.ops.aten.save(x, self.place)
+            return x
+
+    file = tmp_path / "evil.torchscript"
+    torch.jit.script(Writing(str(tmp_path / "written"))).save(str(file))
+    with pytest.raises(CheckpointError, match=r"evil\.torchscript.*'save'"):
+        ultralytics.YOLO(file, task="detect").predict(np.zeros((64, 64, 3), np.uint8), imgsz=64)
+    assert not (tmp_path / "written").exists()
+    torch.jit.load(str(file))(torch.zeros(1))
+    assert (tmp_path / "written").exists()

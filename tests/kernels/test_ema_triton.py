@@ -148,6 +148,7 @@ def _launches(monkeypatch, shape, groups, dtype=torch.float32):
     """What forward and backward launch for a shape, from tensors without storage."""
     launches: list = []
     with monkeypatch.context() as patch:
+        patch.setattr(kernels, "_check", lambda *_: None)  # it refuses tensors without storage
         for name, kernel in vars(kernels).items():
             if isinstance(kernel, triton.JITFunction) and name.startswith(("_fused", "_split")):
                 patch.setattr(kernels, name, _Recorder(kernel, launches))

@@ -205,6 +205,9 @@ def write_comparison(folder: Path, figures: dict[str, Sequence[float]] | None = 
 def measured_of(names: Sequence[str], images: Sequence[Path] = ()) -> Any:
     """An evaluation with figures of its own for each class: AP50 0.5, 0.55, 0.6 …"""
     from yolov5_ema.reporting.measuring import Measured, Sample
+    from yolov5_ema.reporting.pictures import draw_sample
+
+    boxes = [[0, 5, 5, 20, 20]], [[0, 6, 6, 20, 20, 0.8]]
 
     per_class = {
         name: {"P": 0.7, "R": 0.6, "AP50": 0.5 + 0.05 * at, "AP": 0.25, "labels": 10 * (at + 1)}
@@ -220,6 +223,6 @@ def measured_of(names: Sequence[str], images: Sequence[Path] = ()) -> Any:
         per_class=per_class,
         curves={name: [1 - at / 100 for at in range(101)] for name in names},
         confusion=[[10 * (row == column) + column for column in range(size)] for row in range(size)],
-        samples=[Sample(str(file), [[0, 5, 5, 20, 20]], [[0, 6, 6, 20, 20, 0.8]]) for file in images],
+        samples=[Sample(file.name, 1, 1, draw_sample(file, *boxes, names)) for file in images],
         settings={"imgsz": 64, "rules": "6.0"},
     )

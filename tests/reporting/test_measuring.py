@@ -18,7 +18,7 @@ from yolov5_ema.evaluation.records import Predictions
 from yolov5_ema.evaluation.sources import dataset_truths
 from yolov5_ema.files import write_whole
 from yolov5_ema.reporting import pictures
-from yolov5_ema.reporting.measuring import Sample, as_json, data_of, kept, kept_file, measure, settings_of
+from yolov5_ema.reporting.measuring import as_json, data_of, kept, kept_file, measure, settings_of
 
 
 @pytest.fixture
@@ -56,8 +56,13 @@ def test_figures_by_class(evaluated):
 def test_samples_are_evenly_spaced(evaluated):
     names = [Path(sample.image).stem for sample in evaluated.samples]
     assert names == ["val0", "val2", "val3"]  # the middles of three thirds of four
-    assert [len(sample.truth) for sample in evaluated.samples] == [3, 3, 3]
-    assert evaluated.samples[0].found[0][5] == 0.9 and evaluated.samples[0].found[0][0] == 0
+    assert (
+        [sample.objects for sample in evaluated.samples]
+        == [3, 3, 3]
+        == [s.detections for s in evaluated.samples]
+    )
+    assert evaluated.samples[0].image == "images/val/val0.jpg"
+    assert max(opened(pictures.uri_of(evaluated.samples[0].picture))[0].size) == 480
 
 
 def test_kept_until_something_changes(evaluated, tmp_path):
@@ -68,7 +73,8 @@ def test_kept_until_something_changes(evaluated, tmp_path):
     os.utime(tmp_path / "weights/best.pt", (1, 1))
     assert kept(tmp_path, "val") is None
     kept_file(tmp_path, "val").write_text("{")
-    assert kept(tmp_path, "val", evaluated.settings) is None
+    with pytest.raises(UserError, match=r"report-val\.json is no JSON, or cut off"):
+        kept(tmp_path, "val", evaluated.settings)
 
 
 def test_settings_follow_the_data(tiny_set, tmp_path):
@@ -89,11 +95,15 @@ def test_a_relative_data_set_is_looked_for_above_the_run(tmp_path, monkeypatch):
     assert data_of({"data": "my.yaml"}, folder) == tmp_path / "my.yaml"
     with pytest.raises(UserError, match=r"the data set gone\.yaml is not there"):
         data_of({"data": "gone.yaml"}, folder)
-    with pytest.raises(UserError, match="names no data set"):
+    with pytest.raises(UserError, match="names no data YAML"):
         data_of({}, folder)
 
 
 # --- pictures -------------------------------------------------------------------------------
+
+
+def drawn(file: Path, truth: list, found: list, names: list) -> str:
+    return pictures.uri_of(pictures.draw_sample(file, truth, found, names))
 
 
 def opened(uri: str) -> tuple[Image.Image, int]:
@@ -106,9 +116,7 @@ def opened(uri: str) -> tuple[Image.Image, int]:
 def test_boxes_are_where_they_belong(tmp_path):
     file = tmp_path / "a.png"
     cv2.imwrite(str(file), np.full((100, 200, 3), 128, np.uint8))
-    uri = pictures.draw_sample(
-        Sample(str(file), [[0, 20, 40, 30, 40]], [[1, 120, 40, 40, 40, 0.9]]), ["a", "b"]
-    )
+    uri = drawn(file, [[0, 20, 40, 30, 40]], [[1, 120, 40, 40, 40, 0.9]], ["a", "b"])
     image = np.asarray(opened(uri)[0].convert("RGB")).astype(int)
     assert image.shape == (240, 480, 3)  # enlarged 2.4 times, to be seen
     colour = np.array([int(pictures.colour_of(1)[at : at + 2], 16) for at in (1, 3, 5)])
@@ -128,16 +136,18 @@ def test_pictures_are_bounded(tmp_path):
     """Noise does not compress."""
     noise = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), noise)
-    image, size = opened(pictures.draw_sample(Sample(str(tmp_path / "a.png"), [], []), []))
+    image, size = opened(drawn(tmp_path / "a.png", [], [], []))
     assert size <= pictures.MOST_BYTES and max(image.size) <= 640
-    assert opened(pictures.embedded_picture(tmp_path / "a.png"))[1] <= 4 * pictures.MOST_BYTES
+    assert (
+        opened(pictures.uri_of(pictures.embedded_picture(tmp_path / "a.png")))[1] <= 4 * pictures.MOST_BYTES
+    )
 
 
 def test_many_detections_odd_names_and_lost_images(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     found = [[0, at, at, 0, 0, 0.5] for at in range(40)]
-    assert pictures.draw_sample(Sample(str(tmp_path / "a.png"), [], found), ["x"]) is not None
-    named = Sample(str(tmp_path / "a.png"), [], [[0, -5, -5, 90, 90, 0.5], [7, 1, 1, 3, 3, 0.4]])
-    assert pictures.draw_sample(named, ["名前 $x$ <b>" * 9]) is not None
-    assert pictures.draw_sample(Sample(str(tmp_path / "gone.png"), [], []), []) is None
+    assert opened(drawn(tmp_path / "a.png", [], found, ["x"]))[1] > 0
+    named = [[0, -5, -5, 90, 90, 0.5], [7, 1, 1, 3, 3, 0.4]]
+    assert opened(drawn(tmp_path / "a.png", [], named, ["名前 $x$ <b>" * 9]))[1] > 0
+    assert pictures.draw_sample(tmp_path / "gone.png", [], [], []) == ""
     assert pictures.embedded_picture(tmp_path / "gone.png") is None

@@ -147,7 +147,13 @@ class CBAM(AttentionBlock):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
             return self.spatial_gate(self.channel_gate(x))  # (N, C, H, W)
+        if not self._gates_are_its_own():
+            return self.spatial_gate(self.channel_gate(x))  # (N, C, H, W)
         return cbam(x, self.channel_gate, self.spatial_gate, self.implementation)  # (N, C, H, W)
+
+    def _gates_are_its_own(self) -> bool:
+        """Whether they have the parts that are asked for below; wrapped or replaced ones need not."""
+        return type(self.channel_gate) is _ChannelGate and type(self.spatial_gate) is _SpatialGate
 
     def zero_gate_(self) -> None:
         """Zero the last parameters: the gate is 1/2 * 1/2 everywhere, and learns from there."""

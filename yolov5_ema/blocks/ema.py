@@ -4,8 +4,9 @@ Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouy
 arXiv 2305.13563.
 Reference implementation: https://github.com/YOLOonMe/EMA-attention-module
 
-How it is computed is the business of `yolov5_ema.kernels.ema`, which reads the parameters of
-``conv1x1``, ``conv3x3`` and ``gn``: hooks on these are not called.
+How it is computed is the business of `yolov5_ema.kernels.ema`, which reads the parameters of ``conv1x1``, ``conv3x3`` and
+``gn`` where these are the plain layers that the block built. Where one has a hook, another geometry or class, a
+parametrisation or a forward of its own, all three are called instead, in the paper's form.
 
 Deviations, none of which changes a value the reference gives:
 - the groups must divide the channels, checked when the block is built (the reference fails in forward);
@@ -16,13 +17,16 @@ Deviations, none of which changes a value the reference gives:
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
 from yolov5_ema.blocks.common import AttentionBlock, check_bool, check_positive_int, nearest_divisors, zero_
 from yolov5_ema.blocks.registry import register_block
 from yolov5_ema.kernels.dispatch import check_implementation
-from yolov5_ema.kernels.ema import ema, ema_exact, ema_reference
+from yolov5_ema.kernels.ema import attended, ema, ema_exact, ema_reference, gated, means_of_sides
+from yolov5_ema.kernels.layers import is_norm_of_each_channel, is_same_size_convolution
 
 
 class _Default(int):
@@ -117,6 +121,9 @@ class EMA(AttentionBlock):
         self.conv3x3 = nn.Conv2d(k, k, kernel_size=3, padding=1, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.jit.is_scripting():
+            if not self._layers_are_plain():
+                return self._by_layers(x)  # (N, C, H, W)
         w1, b1, w3, b3 = self.conv1x1.weight, self.conv1x1.bias, self.conv3x3.weight, self.conv3x3.bias
         gamma, beta, eps = self.gn.weight, self.gn.bias, self.gn.eps
         assert b1 is not None and b3 is not None  # TorchScript takes a convolution's bias for optional
@@ -125,6 +132,31 @@ class EMA(AttentionBlock):
         if torch.jit.is_scripting():
             return ema_exact(x, w1, b1, gamma, beta, w3, b3, self.groups, eps)  # (N, C, H, W)
         return ema(x, w1, b1, gamma, beta, w3, b3, self.groups, eps, self.implementation)  # (N, C, H, W)
+
+    def _layers_are_plain(self) -> bool:
+        """Whether their parameters say all that there is to know about them."""
+        k = self.gn.num_channels if isinstance(self.gn, nn.GroupNorm) else 0
+        return (
+            is_norm_of_each_channel(self.gn, k)
+            and is_same_size_convolution(self.conv1x1, k, 1)
+            and is_same_size_convolution(self.conv3x3, k, 3)
+        )
+
+    def _by_layers(self, x: torch.Tensor) -> torch.Tensor:
+        """The paper's form by whatever the layers are."""
+        n, c, h, w = x.shape
+        gx = x.reshape(n * self.groups, c // self.groups, h, w)  # (NG, k, H, W)
+        x1 = self.gn(gated(gx, self.conv1x1(means_of_sides(gx))))  # (NG, k, H, W)
+        x2 = self.conv3x3(gx)  # (NG, k, H, W)
+        return attended(gx, x1, x2, self.cross_spatial).reshape(x.shape)  # (N, C, H, W)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """TorchScript compiles all of `forward` at once: where the layers are to be called, a block that does only that."""
+        if self._layers_are_plain():
+            return self
+        twin = copy.copy(self)
+        twin.__class__ = _EMAByLayers
+        return twin
 
     def zero_gate_(self) -> None:
         """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""
@@ -135,3 +167,13 @@ class EMA(AttentionBlock):
             f"{self.channels}, groups={self.groups}, cross_spatial={self.cross_spatial}, "
             f"implementation={self.implementation}"
         )
+
+
+class _EMAByLayers(EMA):
+    """What TorchScript is given of a block with other layers than the plain ones."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._by_layers(x)  # (N, C, H, W)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return self

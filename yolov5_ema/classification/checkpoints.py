@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import nn
@@ -157,10 +157,12 @@ def load_plainly(file: Path) -> Any:
     The pickle is followed first, without running it: a file that names more than tensors need is refused before
     torch reads it.
     """
+    from yolov5_ema.weights.checkpoint_files import read_once, refuse_another_reading
     from yolov5_ema.weights.names import taken_by_torch
     from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
-    opened = _followed(file)
+    content = read_once(file)
+    opened = _followed(file, content)
     pickles = (opened.root, *opened.others)
     foreign = sorted({name for one in pickles for name in one.names if not taken_by_torch(name)})
     odd = foreign or odd_calls(pickles)[:5]
@@ -171,8 +173,10 @@ def load_plainly(file: Path) -> Any:
         )
     if short_storages(opened.root, opened.sizes):
         raise CheckpointError(f"{file} is cut off or was changed: a tensor is shorter than the file says")
+    refuse_another_reading(file, opened, content)
+    content.seek(0)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(content, map_location="cpu", weights_only=True)
     except (
         pickle.UnpicklingError,
         RuntimeError,
@@ -186,16 +190,16 @@ def load_plainly(file: Path) -> Any:
         raise CheckpointError(f"{file} cannot be read: {reason}") from error
 
 
-def _followed(file: Path) -> PickleFile:
+def _followed(file: Path, content: BinaryIO | None = None) -> PickleFile:
     """The pickles of a file, followed without running them."""
     from yolov5_ema.weights.checkpoint_files import check_readable, open_pickles
 
     check_readable(file)
     try:
-        return open_pickles(file)
+        return open_pickles(file, content)
     except CheckpointError:
         raise
-    except Exception as error:  # what zipfile and pickletools raise over a file that is odd
+    except Exception as error:  # what pickletools raises over a file that is odd
         raise CheckpointError(f"{file} is no PyTorch checkpoint, or cut off: {error}") from error
 
 

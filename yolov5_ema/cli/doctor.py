@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 
 from yolov5_ema import __version__
 from yolov5_ema.cli._yolov5 import load_plugins
@@ -65,11 +66,16 @@ def _print_implementations() -> None:
 def _print_engine() -> int:
     from yolov5_ema.blocks import list_blocks
     from yolov5_ema.engine import activation, shim
-    from yolov5_ema.engine.locate import locate
+    from yolov5_ema.engine.guards import GUARDS
+    from yolov5_ema.engine.locate import clone_here, locate
     from yolov5_ema.engine.quirks import QUIRKS
 
+    here = clone_here()
     engine = locate()
     print(f"YOLOv5       {engine}")
+    if here is not None and here.root == Path.cwd().resolve() != engine.root:
+        print(f"             {here}: train, val, detect and others that run YOLOv5 take this one,")
+        print("             for you stand in it; its code is not run here unless you name it: --yolov5 PATH")
     print(f"blocks       {', '.join(list_blocks())}\n\nquirks")
     needed: dict[str, list[tuple[str, str]]] = {}
     for quirk, module, reason in activation.survey(engine):
@@ -79,6 +85,7 @@ def _print_engine() -> int:
         print(f"  {known.name:<24}{'on: ' + found[0][1] if found else 'off: not needed'}")
         if found:
             print(f"  {'':<24}in {', '.join(module for module, _ in found)}; without it: {known.symptom}")
+    print(f"\nguards       {', '.join(guard.name for guard in GUARDS)}")
     try:
         shim.install()
     except UserError:

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from yolov5_ema import __version__
 from yolov5_ema.errors import UserError
@@ -35,6 +36,10 @@ COMMANDS = {
     "doctor": "yolov5_ema.cli.doctor",
     "demo": "yolov5_ema.cli.demo",
 }
+
+
+# These look at files: standing in a folder that looks like a clone does not make its code run.
+_LOOKING = frozenset({"cfg", "convert", "doctor", "info", "inspect", "transfer"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +82,17 @@ def _dispatch(arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(_unknown(command))
     _apply_common(common)
-    return int(importlib.import_module(COMMANDS[command]).main(argv) or 0)
+    module = importlib.import_module(COMMANDS[command])
+    with _surroundings(command):
+        return int(module.main(argv) or 0)
+
+
+def _surroundings(command: str) -> AbstractContextManager[None]:
+    if command not in _LOOKING:
+        return nullcontext()
+    from yolov5_ema.engine.locate import leaving_working_folder_alone
+
+    return leaving_working_folder_alone()
 
 
 def _common_parser() -> argparse.ArgumentParser:

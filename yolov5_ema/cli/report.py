@@ -19,21 +19,24 @@ if TYPE_CHECKING:
     from yolov5_ema.reporting.measuring import Measured
     from yolov5_ema.reporting.runs import Run, Source
 
+_LARGEST_SIDE = 10_000
+"""Pixels; a run's file that says more is not followed."""
+
 SUMMARY = "one self-contained HTML page of one or more runs, trainings or evaluations"
 
 _EPILOG = """\
 RUN is the folder of a training (or its weights/best.pt), of 'yolov5-ema classify train', 'evaluate' or 'compare', or
 of YOLOv5's val. Trainings of one model with several seeds are grouped, and compared in pairs of seeds.
 
-Tables by class, curves and sample detections come from evaluating best.pt, if the data set that the training
-was given is still there; the outcome is kept in RUN/report-val.json, and made anew when weights, data
-YAML or flags change.
-Of a comparison, the first seed of each model is evaluated. More: docs/report.md
+Without a flag nothing is run: the page shows what stands in the run's own files, and what an earlier report has kept.
+Tables by class, curves and sample detections come from evaluating best.pt: with --evaluate on the data set that the
+run's opt.yaml names, with --data on the one that you name. Some of its images get into the page. The outcome is kept
+in RUN/report-val.json. Of a comparison, the first seed of each model is evaluated. More: docs/report.md
 
 examples:
   yolov5-ema report runs/train/exp
-  yolov5-ema report runs/train/exp runs/train/exp2 -o both.html
-  yolov5-ema report runs/compare/ema --no-evaluate
+  yolov5-ema report runs/train/exp --evaluate
+  yolov5-ema report runs/train/exp runs/train/exp2 -o both.html --data data.yaml
 """
 
 
@@ -95,12 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     how = parser.add_argument_group("evaluating best.pt of detectors")
     how.add_argument(
-        "--evaluate", action="store_true", help="do it anew; it is an error where it cannot be done"
+        "--evaluate",
+        action="store_true",
+        help="evaluate anew, on the data set of the training if there is no --data",
     )
-    how.add_argument(
-        "--no-evaluate", action="store_true", help="run nothing; show what an earlier report has kept"
-    )
-    how.add_argument("--data", metavar="YAML", help="data set (default: the training's)")
+    how.add_argument("--no-evaluate", action="store_true", help="run nothing, as without a flag")
+    how.add_argument("--data", metavar="YAML", help="evaluate on this data set, if that is not kept already")
     how.add_argument("--task", choices=("val", "test"), default="val", help="split (default: val)")
     how.add_argument("--imgsz", "--img", type=int, metavar="N", help="pixels (default: the training's)")
     how.add_argument(
@@ -113,10 +116,12 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace) -> None:
     if args.evaluate and args.no_evaluate:
         raise UserError("--evaluate and --no-evaluate cannot both be")
-    if args.no_evaluate and (args.data or args.imgsz):
-        raise UserError("--data and --imgsz say how to evaluate; they do not go with --no-evaluate")
+    if args.no_evaluate and args.data:
+        raise UserError("--data asks for an evaluation; it does not go with --no-evaluate")
     if args.imgsz is not None and not 32 <= args.imgsz <= 100_000:
         raise UserError(f"--imgsz {args.imgsz}: the side of an image in pixels, such as 640")
+    if args.imgsz is not None and not _is_asked(args):
+        raise UserError("--imgsz says how to evaluate; it goes with --evaluate or --data")
     if not 0 <= args.samples <= 24:
         raise UserError(
             f"--samples must be 0 to 24, not {args.samples}: the page holds the pictures themselves"
@@ -191,14 +196,18 @@ def _measured(
         try:
             measured[run.name] = _one(args, run, split)
         except UserError as error:
-            if args.evaluate or args.data:
+            if _is_asked(args):
                 raise
             reasons[run.name] = str(error).splitlines()[0]
     return measured, reasons
 
 
+def _is_asked(args: argparse.Namespace) -> bool:
+    return bool(args.evaluate or args.data)
+
+
 def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
-    """Evaluate best.pt of one run, or take what an earlier report has kept of that.
+    """Evaluate best.pt of one run, if that was asked for, or take what an earlier report has kept of that.
 
     Raises:
         UserError: it cannot be evaluated, or was not to be.
@@ -209,23 +218,19 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
 
     if run.weights is None:
         raise UserError("there is no weights/best.pt")
-    if args.no_evaluate:
-        found = measuring.kept(run.folder, split)
-        if found is None:
-            raise UserError(
-                "--no-evaluate was given, and no earlier report has kept an evaluation of this best.pt"
-            )
-        return found
+    if not _is_asked(args):
+        return _kept(run, split)
     data = find_data_yaml(args.data) if args.data else measuring.data_of(run.options, run.folder)
     imgsz = args.imgsz or _training_size(run.options)
     release = _release(shim.install().version)
     settings = measuring.settings_of(
         run.weights, data, split=split, imgsz=imgsz, samples=args.samples, release=release
     )
-    found = None if args.evaluate else measuring.kept(run.folder, split, settings)
-    if found is not None:
-        return found
-    found = _evaluated(run, data, settings, args.device)
+    with contextlib.suppress(UserError):  # one that cannot be read is made anew
+        kept = None if args.evaluate else measuring.kept(run.folder, split, settings)
+        if kept is not None:
+            return kept
+    found = _evaluated(run, data, settings, args.device, is_typed=bool(args.data))
     try:
         write_whole(measuring.kept_file(run.folder, split), measuring.as_json(found))
     except UserError as error:  # somebody else's folder, say: the page is not lost for that
@@ -233,12 +238,26 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
     return found
 
 
-def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str) -> Measured:
+def _kept(run: Run, split: str) -> Measured:
+    from yolov5_ema.reporting import measuring
+
+    found = measuring.kept(run.folder, split)
+    if found is not None:
+        return found
+    named = run.options.get("data")
+    data = f" ({named[:200]})" if isinstance(named, str) and named else ""
+    raise UserError(
+        f"that was not asked for; with --evaluate the report evaluates best.pt on the data set of its training{data}, "
+        "with --data on another, and shows figures by class, curves and sample images"
+    )
+
+
+def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, is_typed: bool) -> Measured:
     from yolov5_ema.cli._detections import detect_split
     from yolov5_ema.engine.dry_run import quiet
     from yolov5_ema.evaluation.sources import dataset_truths, single_class
     from yolov5_ema.evaluation.yolov5 import MAX_DET
-    from yolov5_ema.reporting.measuring import measure
+    from yolov5_ema.reporting.measuring import folders_of, measure
 
     batch_size = run.options.get("batch_size")
     batch_size = min(batch_size, 32) if type(batch_size) is int and batch_size > 0 else 16
@@ -249,18 +268,22 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str) -
     asked = argparse.Namespace(
         data=str(data), task=settings["split"], weights=[str(run.weights)], max_det=MAX_DET
     )
-    print(f"Evaluating {run.weights} on {settings['split']}", flush=True)
+    print(f"Evaluating {run.weights} on {settings['split']} of {data}", flush=True)
     # val's own table, and where it saved to, are of a folder that is gone afterwards; its progress goes to stderr
     with tempfile.TemporaryDirectory() as folder, quiet(), contextlib.redirect_stdout(io.StringIO()):
         _, dataset, predictions = detect_split(asked, flags, Path(folder))
     truths = dataset_truths(dataset, settings["split"], ["yolov5"])["yolov5"]
     truths = single_class(truths) if is_single else truths
-    return measure(dataset, truths, predictions, release=settings["rules"], settings=settings)
+    # a data set that only a file has named shows no picture from elsewhere
+    places = None if is_typed else folders_of(dataset, settings["split"])
+    return measure(
+        dataset, truths, predictions, release=settings["rules"], settings=settings, pictures_from=places
+    )
 
 
 def _training_size(options: Mapping[str, Any]) -> int:
     size = options.get("imgsz")
-    return size if type(size) is int and size > 0 else 640
+    return size if type(size) is int and 32 <= size <= _LARGEST_SIDE else 640
 
 
 def _release(version: str) -> str:

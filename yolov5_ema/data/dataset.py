@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import reprlib
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.data.text_rows import read_lines
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = {".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
-_NOT_IN_NAMES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, ends of lines
 _MOST_CLASSES = 100_000
 
 
@@ -161,13 +160,9 @@ def class_names(content: Mapping[str, Any], file: Path) -> list[str] | None:
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list):
         raise ConfigError(f"{file}: names must be a list of class names, not {reprlib.repr(names)}")
-    for name in names:
-        if not isinstance(name, (str, int, float)) or any(
-            unicodedata.category(char) in _NOT_IN_NAMES for char in str(name)
-        ):
-            raise ConfigError(
-                f"{file}: {reprlib.repr(name)} in names is no name of a class: it must be text, on one line"
-            )
+    fault = fault_of_names(names)
+    if fault:
+        raise ConfigError(f"{file}: {fault}")
     return [str(name) for name in names]
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from yolov5_ema.engine.guards import GUARDS
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.guards import GUARDS
 from yolov5_ema.engine.quirks import QUIRKS, SourceModule
 from yolov5_ema.engine.quirks.fonts import CONFIG_ENV
 from yolov5_ema.errors import UserError

@@ -18,18 +18,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import safe_globals
 
 from yolov5_ema.blocks import registry
+from yolov5_ema.engine.checkpoint_state import check_models, check_modules, check_names, mend
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import replacement
-from yolov5_ema.weights.checkpoint_files import PickleFile, open_pickles
+from yolov5_ema.weights.checkpoint_files import (
+    PickleFile,
+    is_archive,
+    open_pickles,
+    read_once,
+    reading,
+    refuse_another_reading,
+)
 from yolov5_ema.weights.names import taken_by_torch
 from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
@@ -37,10 +45,6 @@ TRUST_ENV = "YOLOV5_EMA_TRUST_CHECKPOINT"
 
 _CLASS_MODULES = ("models.common", "models.experimental", "models.yolo")
 _NEVER_IN_A_CHECKPOINT = {"AutoShape", "DetectMultiBackend"}  # wrappers that open files when built
-# what may be gone through in a checkpoint: far more than any has, few enough to come to an end
-_MOST_MODULES = 200_000
-_MOST_VALUES = 1_000_000
-_DEEPEST = 50
 
 
 def is_trusted() -> bool:
@@ -67,15 +71,29 @@ def load_checkpoint(
             is not on the allow-list; the message names it.
     """
     path = pathlib.Path(str(file))
-    check_file(path, engine=engine, trust=trust)
     trust = is_trusted() if trust is None else trust
+    content = read_once(path)
+    _judge(path, content, engine, trust)
+    content.seek(0)
+    checkpoint = _unpickled(path, content, map_location, engine, trust)
+    _refuse_classifier(checkpoint, path)
+    check_modules(checkpoint, path)
+    mend(checkpoint)
+    check_names(checkpoint, path)
+    if not trust:
+        check_models(checkpoint, path)
+    return checkpoint
+
+
+def _unpickled(
+    path: pathlib.Path, content: BinaryIO, map_location: Any, engine: Engine, trust: bool
+) -> dict[str, Any]:
     try:
         if trust:
             with module_aliases(engine):
-                checkpoint = torch.load(path, map_location=map_location, weights_only=False)
-        else:
-            with safe_globals(allow_list(engine)):
-                checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+                return torch.load(content, map_location=map_location, weights_only=False)
+        with safe_globals(allow_list(engine)):
+            return torch.load(content, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, str(error).splitlines()[0])) from error
     except UserError:  # a model that is built while a trusted file is read goes through the shim
@@ -85,12 +103,6 @@ def load_checkpoint(
     ) as error:  # torch and the file's own classes raise what they like over a file that is odd
         reason = str(error).splitlines()[0][:500] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
-    _refuse_classifier(checkpoint, path)
-    check_modules(checkpoint, path)
-    _check_class_names(checkpoint, path)
-    _mend_layers_of_old_torch(checkpoint)
-    _mend_detect(checkpoint)
-    return checkpoint
 
 
 def _refuse_classifier(checkpoint: Any, path: pathlib.Path) -> None:
@@ -108,42 +120,30 @@ def check_file(path: pathlib.Path, *, engine: Engine, trust: bool | None = None)
     Raises:
         CheckpointError: as `load_checkpoint`, before anything of the file runs.
     """
-    if not path.exists():
-        raise CheckpointError(f"weights not found: {path}")
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, not a weights file")
-    is_archive = _is_archive(path)
-    if not is_archive:
-        _check_legacy_file(path)
-    if is_trusted() if trust is None else trust:
+    with reading(path) as stream:
+        _judge(path, stream, engine, is_trusted() if trust is None else trust)
+
+
+def _judge(path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool) -> None:
+    if not is_archive(content):
+        _check_legacy_file(path, content)
+    if trust:
         return
-    allowed = allow_list(engine)
-    known = {name for _, name in allowed}
-    opened = _followed(path)
+    known = {name for _, name in allow_list(engine)}
+    opened = _followed(path, content)
     pickles = (opened.root, *opened.others)
     unsafe = {name for one in pickles for name in one.names if name not in known and not taken_by_torch(name)}
-    if is_archive and not unsafe:
-        with safe_globals(allowed):
-            try:
-                unsafe.update(get_unsafe_globals_in_checkpoint(path))
-            except Exception as error:  # pickletools' own, beside torch's and zipfile's
-                raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from error
     if unsafe:
         raise CheckpointError(
             _refusal(path, ", ".join(sorted(unsafe)), _of_a_newer_yolov5(sorted(unsafe), engine))
         )
     _check_calls(path, opened)
+    refuse_another_reading(path, opened, content)
 
 
-def _is_archive(path: pathlib.Path) -> bool:
-    """As torch itself tells today's format from the older one."""
-    with path.open("rb") as stream:
-        return stream.read(4) == b"PK\x03\x04"
-
-
-def _followed(path: pathlib.Path) -> PickleFile:
+def _followed(path: pathlib.Path, content: BinaryIO) -> PickleFile:
     try:
-        return open_pickles(path)
+        return open_pickles(path, content)
     except CheckpointError:
         raise
     except Exception as error:
@@ -162,13 +162,12 @@ def _check_calls(path: pathlib.Path, opened: PickleFile) -> None:
         )
 
 
-def _check_legacy_file(path: pathlib.Path) -> None:
-    with path.open("rb") as stream:
-        head = stream.read(64)
-    if not head.startswith(b"\x80") or path.stat().st_size < 64:
+def _check_legacy_file(path: pathlib.Path, content: BinaryIO) -> None:
+    size = content.seek(0, os.SEEK_END)
+    content.seek(0)
+    if not content.read(1) == b"\x80" or size < 64:
         raise CheckpointError(
-            f"{path} is no PyTorch checkpoint, or cut off ({path.stat().st_size} bytes). "
-            "Copy or download it again."
+            f"{path} is no PyTorch checkpoint, or cut off ({size} bytes). Copy or download it again."
         )
 
 
@@ -198,6 +197,12 @@ def allow_list(engine: Engine) -> list[Any]:
     for later, cls in _later_names(engine):
         allowed[f"models.yolo.{later}"] = cls
         allowed[f"yolov5.models.yolo.{later}"] = cls
+    return [*((value, name) for name, value in allowed.items()), *plain_names()]
+
+
+def plain_names() -> list[Any]:
+    """What checkpoints of any YOLO may name, in the same form: torch's layers, our blocks, numbers, sets and paths."""
+    allowed: dict[str, Any] = {}
     for cls in [*_torch_layers(), *_block_classes()]:
         allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
     allowed.update(_numpy_globals())
@@ -264,113 +269,6 @@ def _numpy_globals() -> dict[str, Any]:
 
 def _has_numpy_core() -> bool:
     return int(np.__version__.split(".")[0]) >= 2
-
-
-def _modules_of(checkpoint: Any) -> Iterator[nn.Module]:
-    """All layers of all models in a checkpoint."""
-    values = checkpoint.values() if isinstance(checkpoint, dict) else ()
-    for value in values:
-        if isinstance(value, nn.Module):
-            yield from value.modules()
-
-
-def _check_class_names(checkpoint: Any, path: pathlib.Path) -> None:
-    """Refuse names of classes by which ``detect --save-crop``, which makes a folder for each, would leave its own."""
-    for value in checkpoint.values() if isinstance(checkpoint, dict) else [checkpoint]:
-        names = vars(value).get("names") if isinstance(value, nn.Module) else None
-        listed = (
-            names.values() if isinstance(names, dict) else names if isinstance(names, (list, tuple)) else ()
-        )
-        for name in filter(lambda name: isinstance(name, str), listed):
-            if ".." in pathlib.PurePath(name).parts or pathlib.PurePath(name).is_absolute():
-                raise CheckpointError(
-                    f"{path}: the class name {name!r} would lead out of the folder of crops that detect makes; "
-                    "if it is meant so, give the class another name"
-                )
-
-
-def check_modules(checkpoint: Any, path: pathlib.Path) -> None:
-    """Refuse, with a CheckpointError, what is read but cannot be gone through.
-
-    Modules that lack what every module has; and modules, lists and dicts that hold each other in a circle, or stand for
-    an exponential number of one another.
-    """
-    _check_extent(checkpoint, path)
-    for model in checkpoint.values() if isinstance(checkpoint, dict) else [checkpoint]:
-        if isinstance(model, nn.Module):
-            _check_module_tree(model, path)
-
-
-def _check_module_tree(model: nn.Module, path: pathlib.Path) -> None:
-    waiting = [(model, 0)]
-    seen: set[int] = set()
-    count = 0
-    while waiting:
-        module, depth = waiting.pop()
-        count += 1
-        if count > _MOST_MODULES or depth > _DEEPEST:
-            raise CheckpointError(
-                f"{path}: its layers hold each other more often than any model's, or in a circle"
-            )
-        modules = vars(module).get("_modules")
-        if id(module) not in seen:
-            seen.add(id(module))
-            _check_module(module, path)
-        waiting += [(child, depth + 1) for child in (modules or {}).values() if child is not None]
-
-
-def _check_module(module: nn.Module, path: pathlib.Path) -> None:
-    held: list[Any] = [vars(module).get(name) for name in ("_modules", "_parameters", "_buffers")]
-    if not all(isinstance(part, dict) and all(isinstance(name, str) for name in part) for part in held):
-        raise CheckpointError(f"{path}: a {type(module).__name__} in it lacks what every module has")
-    modules, *tensors = held
-    fine = all(
-        value is None or isinstance(value, torch.Tensor) for part in tensors for value in part.values()
-    )
-    if not fine or not all(isinstance(child, (nn.Module, type(None))) for child in modules.values()):
-        raise CheckpointError(f"{path}: a {type(module).__name__} in it holds what is no layer and no tensor")
-    _check_extent({name: value for name, value in vars(module).items() if name != "_modules"}, path)
-
-
-def _check_extent(value: Any, path: pathlib.Path) -> None:
-    waiting = [(value, 0)]
-    count = 0
-    while waiting:
-        held, depth = waiting.pop()
-        count += 1
-        if count > _MOST_VALUES or depth > _DEEPEST:
-            raise CheckpointError(
-                f"{path}: its values hold each other without end, or more than any checkpoint's do"
-            )
-        if isinstance(held, dict):
-            waiting += [(item, depth + 1) for item in held.values()]
-        elif isinstance(held, (list, tuple, set, frozenset)):
-            waiting += [(item, depth + 1) for item in held]
-
-
-def _mend_layers_of_old_torch(checkpoint: Any) -> None:
-    """Give layers saved by torch < 1.11 the attributes that today's forward reads."""
-    for module in _modules_of(checkpoint):
-        if isinstance(module, nn.Upsample) and not hasattr(module, "recompute_scale_factor"):
-            module.recompute_scale_factor = None
-
-
-def _mend_detect(checkpoint: Any) -> None:
-    """Let Detect compute its grids anew, and give those of v4 and v5 what later forwards read.
-
-    One kept from v6.0's last image is half a cell off in v6.2 and later; up to v5.0 the grid of anchors was a buffer,
-    where later releases keep a list.
-    """
-    for module in _modules_of(checkpoint):
-        grids = getattr(module, "grid", None)
-        if not isinstance(grids, list) or not hasattr(module, "anchor_grid"):
-            continue
-        vars(module)["grid"] = [torch.zeros(1) for _ in grids]
-        if isinstance(module.anchor_grid, torch.Tensor):
-            del module.anchor_grid
-            vars(module)["anchor_grid"] = [torch.zeros(1) for _ in grids]
-        if not hasattr(module, "inplace"):  # v4 computed without
-            vars(module)["inplace"] = True
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.rows import OUR_PREFIX, is_block
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import refuse_present, whole_files
-from yolov5_ema.weights.checkpoint_files import HEADER, header_of
+from yolov5_ema.weights.checkpoint_files import HEADER, check_readable, header_of
 from yolov5_ema.weights.inspection import without_secrets
 
 _FORMAT = 1
@@ -358,6 +358,7 @@ def _check_same(model: Any, built: Any, source: Path) -> None:
 def _read_safetensors(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
     from safetensors import SafetensorError, safe_open
 
+    check_readable(source)
     try:
         with safe_open(str(source), framework="pt") as opened:
             metadata = opened.metadata() or {}

@@ -1,13 +1,32 @@
-"""Where a data YAML's images are, as the YOLOv5 at hand sees it."""
+"""Where a data YAML's images are, as the YOLOv5 at hand sees it, and whether what it says to fetch is fetched."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from yolov5_ema.data.dataset import dataset_root
 from yolov5_ema.engine.locate import Engine
+from yolov5_ema.resources import data_dir
+
+# the data YAMLs of YOLOv5 v6.0 and later; others in its folder are what a user has put there
+_OF_YOLOV5 = frozenset(
+    (
+        "argoverse",
+        "coco",
+        "coco128",
+        "coco128-seg",
+        "globalwheat2020",
+        "imagenet",
+        "imagenet10",
+        "imagenet100",
+    )
+    + ("imagenet1000", "objects365", "sku-110k", "visdrone", "voc", "xview")
+)
+_approved: ContextVar[str | None] = ContextVar("approved download", default=None)
 
 
 def image_root(content: Mapping[str, Any], file: Path, engine: Engine) -> Path:
@@ -22,3 +41,30 @@ def image_root(content: Mapping[str, Any], file: Path, engine: Engine) -> Path:
 def relative_bases(engine: Engine) -> list[Path]:
     """Folders that a relative ``path`` may start from, beside the working directory and the YAML's own."""
     return [] if engine.version.startswith("6.0") else [engine.root]
+
+
+def may_download(file: Path, engine: Engine) -> bool:
+    """Whether what a data YAML says under ``download`` is done: in YOLOv5's own and in ours.
+
+    It is code, a command of a shell, or an archive that is unpacked where the YAML says: out of a stranger's file each
+    of them could change anything on the machine.
+    """
+    place = file.resolve()
+    if place.parent == data_dir().resolve():
+        return True
+    return place.parent == (engine.root / "data").resolve() and place.stem.lower() in _OF_YOLOV5
+
+
+@contextmanager
+def approving(download: Any) -> Iterator[None]:
+    """Within: `approved_download` says yes to this text, and to no other."""
+    token = _approved.set(download if isinstance(download, str) else None)
+    try:
+        yield
+    finally:
+        _approved.reset(token)
+
+
+def approved_download(text: Any) -> bool:
+    """Whether a text is the ``download`` of the data YAML that is being looked at, and may be run."""
+    return isinstance(text, str) and text == _approved.get()

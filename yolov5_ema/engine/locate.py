@@ -6,6 +6,9 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,8 @@ _HOW_TO_GET_ONE = (
     "Install one (pip install 'yolov5-ema[v6]', or [v7]), point to a clone with --yolov5 PATH "
     f"or the environment variable {YOLOV5_ENV}, or run the command inside a clone."
 )
+
+_working_folder_counts: ContextVar[bool] = ContextVar("working folder counts", default=True)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,15 @@ class Engine:
 
     def has_script(self, relative: str) -> bool:
         """Whether there is a script such as ``train`` or ``segment.train``."""
-        return (self.root / Path(*relative.split("."))).with_suffix(".py").is_file()
+        return self._script(relative).is_file()
+
+    def has_flags(self, relative: str) -> bool:
+        """Whether a script takes flags, as its text says: others do their work when they are imported."""
+        source = self._script(relative).read_text(encoding="utf-8", errors="ignore")
+        return all(re.search(rf"^def {name}\(", source, re.MULTILINE) for name in ("parse_opt", "main"))
+
+    def _script(self, relative: str) -> Path:
+        return (self.root / Path(*relative.split("."))).with_suffix(".py")
 
     def __str__(self) -> str:
         what = "PyPI package" if self.kind == "package" else "clone"
@@ -87,11 +100,22 @@ def engine_at(path: Path) -> Engine:
     return Engine(root, "clone", _clone_version(root))
 
 
+@contextmanager
+def leaving_working_folder_alone() -> Iterator[None]:
+    """Within: `locate` takes no clone for standing in it. For what only looks at files, which may be a stranger's."""
+    token = _working_folder_counts.set(False)
+    try:
+        yield
+    finally:
+        _working_folder_counts.reset(token)
+
+
 def locate(path: str | os.PathLike[str] | None = None) -> Engine:
     """Find the YOLOv5 to use.
 
     In this order: ``path``; the environment variable ``YOLOV5_EMA_YOLOV5``; the working directory,
-    if it is a clone; the installed package ``yolov5``; a clone in ``./yolov5``.
+    if it is a clone; the installed package ``yolov5``; a clone in ``./yolov5``. Within
+    `leaving_working_folder_alone`, without the working directory and what is in it.
 
     Raises:
         EngineNotFoundError: there is none; the message says how to get or name one.
@@ -99,15 +123,27 @@ def locate(path: str | os.PathLike[str] | None = None) -> Engine:
     named = path or os.environ.get(YOLOV5_ENV)
     if named:
         return engine_at(Path(named))
-    here = Path.cwd()
-    if is_yolov5_root(here):
-        return engine_at(here)
+    here = clone_here()
+    if here is not None and here.root == Path.cwd().resolve() and _working_folder_counts.get():
+        return here
     package = _installed_package()
     if package is not None:
         return engine_at(package)
-    if is_yolov5_root(here / "yolov5"):
-        return engine_at(here / "yolov5")
-    raise EngineNotFoundError(f"no YOLOv5 found. {_HOW_TO_GET_ONE}")
+    if here is not None and _working_folder_counts.get():
+        return here
+    hint = (
+        f"{here} is not used by commands that only look at files: if you trust its code, name it with --yolov5. "
+        if here is not None
+        else ""
+    )
+    raise EngineNotFoundError(f"no YOLOv5 found. {hint}{_HOW_TO_GET_ONE}")
+
+
+def clone_here() -> Engine | None:
+    """A clone that is the working directory, or lies in it as ``./yolov5``."""
+    here = Path.cwd()
+    places = [place for place in (here, here / "yolov5") if is_yolov5_root(place)]
+    return engine_at(places[0]) if places else None
 
 
 def _installed_package() -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import importlib
 import reprlib
 import tempfile
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 
 from yolov5_ema.data.dataset import class_names, entries_of, is_there
 from yolov5_ema.engine import checkpoints, exports
-from yolov5_ema.engine.data_yaml import image_root
+from yolov5_ema.engine.data_yaml import image_root, may_download
 from yolov5_ema.engine.dry_run import check_model
+from yolov5_ema.engine.guards import resumed_training
+from yolov5_ema.engine.hyperparameters import names_read, read_hyp
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
-from yolov5_ema.resources import data_dir, find_shipped
+from yolov5_ema.files import open_regular
+from yolov5_ema.resources import find_shipped
 
 _SPLITS = {
     "train": ("train", "val"),
@@ -75,14 +79,13 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     Raises:
         UserError: names the flag, the file, and what to do.
     """
-    has_folder = _classifies(script)
+    has_folder, name = _classifies(script), script
     script = script.split(".")[-1]
-    if getattr(opt, "resume", False):  # YOLOv5 takes everything else from the run that is resumed
-        if isinstance(opt.resume, str):
-            _check_weights(opt.resume, engine)
-        return
+    if resumed_training.resumes(opt):  # the run says the rest, and is checked where that is read
+        return resumed_training.refuse_unguarded(importlib.import_module(engine.module_name(name)))
     if getattr(opt, "cfg", ""):
         check_model(opt.cfg, engine)
+    _check_hyp(getattr(opt, "hyp", ""), name, engine)
     if not has_folder:
         _check_data(opt, script, engine)
     for weights in _weights_of(opt):
@@ -118,8 +121,16 @@ def _check_weights(weights: str, engine: Engine) -> None:
         if downloadable and downloads.is_online():
             return
         raise CheckpointError(downloads.missing_weights_message(weights))
+    if not path.is_dir():
+        with open_regular(path):  # a pipe or a device, whatever its name, would be waited for
+            pass
     if path.suffix == ".pt" and "torchscript" not in path.name:
         checkpoints.check_file(path, engine=engine)
+
+
+def _check_hyp(hyp: Any, script: str, engine: Engine) -> None:
+    if isinstance(hyp, str) and hyp and not hyp.startswith(_URL):
+        read_hyp(Path(hyp), names_read(engine, engine.root / f"{script.replace('.', '/')}.py"))
 
 
 def _check_runnable(opt: argparse.Namespace, engine: Engine) -> None:
@@ -190,36 +201,22 @@ def _check_classes(content: dict[str, Any], file: Path) -> None:
 
 def _check_split(place: Path, split: str, file: Path, download: Any, engine: Engine) -> None:
     if not is_there(place):
-        if download and _is_fetched(download, file, engine):
+        if isinstance(download, str) and may_download(file, engine):
             return
-        code = (
-            " Its 'download' is code, which is not run out of a YAML: run it yourself, if you know where it comes from."
+        fetch = (
+            " What it says under 'download' is done only out of YOLOv5's own YAMLs: fetch the images yourself, if you "
+            "know where they come from."
             if download
             else ""
         )
         raise ConfigError(
             f"{file}: {split} images not found at {_shown(place)} (looked from {Path.cwd()}); "
-            f"mend 'path' or run the command from the folder that it is relative to.{code}"
+            f"mend 'path' or run the command from the folder that it is relative to.{fetch}"
         )
     if place.resolve() == Path(place.resolve().anchor):
         raise ConfigError(f"{file}: {split} is the whole file system")
     if place.is_dir() and not _has_file(place, _IMAGES):
         raise ConfigError(f"{file}: no images for {split} in {place}; known are {', '.join(sorted(_IMAGES))}")
-
-
-def _is_fetched(download: Any, file: Path, engine: Engine) -> bool:
-    """Whether YOLOv5 fetches what is missing: an archive from an address, or by code in a YAML of its own or of ours.
-
-    It would run any other text as Python or in a shell, also that of a YAML from a stranger.
-    """
-    if (
-        isinstance(download, str)
-        and download.startswith(("http://", "https://"))
-        and download.endswith(".zip")
-    ):
-        return True
-    own = engine.owns(str(file.resolve())) or file.resolve().parent == data_dir().resolve()
-    return own and isinstance(download, str)
 
 
 def _shown(place: Path, most: int = 1000) -> str:

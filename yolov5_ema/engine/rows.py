@@ -93,13 +93,13 @@ def check_activation(cfg: Mapping[str, Any], where: str) -> None:
     activation = cfg.get("activation")
     if activation is None:
         return
-    if not isinstance(activation, str) or not _is_layer_of_literals(activation):
+    if not isinstance(activation, str) or not is_layer_of_literals(activation):
         raise ConfigError(
             f"{where}: activation must read like nn.SiLU() or nn.LeakyReLU(0.1), not {reprlib.repr(activation)}"
         )
 
 
-def _is_layer_of_literals(text: str) -> bool:
+def is_layer_of_literals(text: str) -> bool:
     """Whether a text is ``nn.Name(…)`` or ``torch.nn.Name(…)``, that call alone, and its arguments are literals."""
     if len(text) > _LONGEST_TEXT:
         return False

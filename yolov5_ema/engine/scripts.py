@@ -53,9 +53,9 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
     """
     if not engine.has_script(name):
         raise UserError(f"{engine} has no {name.replace('.', '/')}.py")
-    module = importlib.import_module(engine.module_name(name))
-    if not hasattr(module, "parse_opt") or not hasattr(module, "main"):
+    if not engine.has_flags(name):
         raise UserError(f"{name} of {engine} is no script with flags; to look at a cfg: yolov5-ema info CFG")
+    module = importlib.import_module(engine.module_name(name))
     with _command_line(name, argv), _watched_parser(module, engine, name, more_help) as patches:
         opt = module.parse_opt()
         preflight.check(opt, name, engine)

@@ -8,6 +8,8 @@ whose arguments are the strings ``ch`` and ``f``: the class picks the true, scal
 Pretrained weights are taken over by name there too, and names hold row numbers: rows are paired by structure
 before (`yolov5_ema.weights.alignment`).
 
+What ultralytics unpickles, executes or loads is guarded meanwhile (`yolov5_ema.engine.ultralytics_guards`).
+
 Training on several GPUs starts new processes on a file that ultralytics writes; that file gets the lines
 that install the adapter there too.
 """
@@ -27,6 +29,7 @@ from typing import Any, Callable
 
 from torch import nn
 
+from yolov5_ema.engine import ultralytics_guards
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.rows import CHOICES
@@ -48,6 +51,12 @@ import yolov5_ema
 yolov5_ema.install("ultralytics", conflicts={conflicts!r})
 
 """
+
+# what ultralytics has pickled itself, for these processes alone
+_OWN_STATE = (
+    "from ultralytics.utils.patches import torch_load",
+    "from yolov5_ema.engine.ultralytics_guards import load_own_state as torch_load",
+)
 
 _lock = threading.RLock()
 _installed: Patches | None = None
@@ -132,6 +141,7 @@ def _patched(conflicts: str) -> Patches:
     patches.set(tasks, "check_yaml", _with_shipped(tasks.check_yaml))
     patches.set(tasks.BaseModel, "load", _by_structure(tasks.BaseModel.load))
     patches.set(dist, "generate_ddp_file", _in_every_rank(dist.generate_ddp_file, conflicts))
+    ultralytics_guards.apply(patches)
     return patches
 
 
@@ -253,7 +263,8 @@ def _in_every_rank(generate_ddp_file: Callable[..., str], conflicts: str) -> Cal
     def wrapper(*args: Any, **kwargs: Any) -> str:
         file = generate_ddp_file(*args, **kwargs)
         lines = _IN_EVERY_RANK.format(path=sys.path, conflicts=conflicts)
-        Path(file).write_text(lines + Path(file).read_text(encoding="utf-8"), encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8").replace(*_OWN_STATE)
+        Path(file).write_text(lines + text, encoding="utf-8")
         return file
 
     return wrapper

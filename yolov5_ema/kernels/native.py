@@ -3,6 +3,9 @@
 The sources (``cpp/``) include nothing of torch or Python, so that compiling takes two seconds and the
 library fits any version of either. It is built for this processor and kept under a name that holds a hash of sources,
 compiler, flags and processor: another machine that shares the folder builds its own.
+
+Loading a library runs it. So one is taken from the cache only if nobody else can have put it there
+(`yolov5_ema.kernels.ownership`); otherwise it is built again, in a folder that only this process knows.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+
+from yolov5_ema.kernels.ownership import is_private_file, is_private_folder
 
 CACHE_ENV = "YOLOV5_EMA_CACHE"
 
@@ -65,21 +70,35 @@ def _find_or_build() -> Library:
     if compiler is None:
         return Library(None, f"no C++ compiler found ({', '.join(_COMPILERS)}, or CXX)")
     reason = "no variant was tried"
-    for compile_flags, link_flags in _VARIANTS:
-        with tempfile.TemporaryDirectory(prefix="yolov5-ema-") as scratch:
-            folder = _cache_folder() or Path(scratch)
-            file = folder / f"kernels-{_fingerprint(compiler, compile_flags, link_flags)}.so"
-            try:
-                if not file.exists():
-                    _build(compiler, compile_flags, link_flags, file)
-                return Library(ctypes.CDLL(str(file)), f"{file}, by {compiler} {' '.join(compile_flags)}")
-            except subprocess.CalledProcessError as error:
-                reason = f"{compiler} fails: {(error.stderr or 'without a word').strip().splitlines()[-1]}"
-            except FileNotFoundError:
-                reason = f"{compiler} fails: it wrote no library"
-            except OSError as error:
-                reason = f"the compiled library does not load: {error}"
+    for variant in _VARIANTS:
+        try:
+            file, handle = _load(compiler, *variant)
+            return Library(handle, f"{file}, by {compiler} {' '.join(variant[0])}")
+        except subprocess.CalledProcessError as error:
+            reason = f"{compiler} fails: {(error.stderr or 'without a word').strip().splitlines()[-1]}"
+        except FileNotFoundError:
+            reason = f"{compiler} fails: it wrote no library"
+        except OSError as error:
+            reason = f"the compiled library does not load: {error}"
     return Library(None, reason)
+
+
+def _load(
+    compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...]
+) -> tuple[Path, ctypes.CDLL]:
+    """A library that can only be this user's: kept, built to be kept, or built for this process."""
+    name = f"kernels-{_fingerprint(compiler, compile_flags, link_flags)}.so"
+    folder = _cache_folder()
+    if folder is not None and not os.path.lexists(folder / name):
+        _build(compiler, compile_flags, link_flags, folder / name)
+    if folder is not None and is_private_file(folder / name):
+        return folder / name, ctypes.CDLL(str(folder / name))
+    with tempfile.TemporaryDirectory(prefix="yolov5-ema-") as scratch:
+        file = Path(scratch).resolve() / name
+        if not is_private_folder(file.parent):
+            raise PermissionError(f"others can replace {file.parent}, where the kernels would be built")
+        _build(compiler, compile_flags, link_flags, file)
+        return file, ctypes.CDLL(str(file))
 
 
 def _compiler() -> str | None:
@@ -91,15 +110,13 @@ def _compiler() -> str | None:
 
 def _cache_folder() -> Path | None:
     """Where libraries are kept; None if others could put one there, or nothing can be written."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get(CACHE_ENV) or Path(base) / "yolov5-ema")
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(os.environ.get(CACHE_ENV) or Path(base) / "yolov5-ema").absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError:
+    except (OSError, RuntimeError):  # of Path.home(), for a user without one
         return None
-    is_private = status.st_uid == os.getuid() and not status.st_mode & 0o022
-    return folder if is_private and os.access(folder, os.W_OK) else None
+    return folder if is_private_folder(folder) and os.access(folder, os.W_OK) else None
 
 
 def _fingerprint(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...]) -> str:
@@ -129,6 +146,7 @@ def _build(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str,
             _run([compiler, *_FLAGS, *compile_flags, "-c", str(source), "-o", objects[-1]])
         draft = Path(folder) / file.name
         _run([compiler, "-shared", *link_flags, *objects, "-o", str(draft)])
+        draft.chmod(0o700)  # whatever the umask is
         os.replace(draft, file)
 
 

@@ -32,6 +32,7 @@ DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 # stand for the page's own colours, which change in the dark and in print
 _INK, _GRID = "#010203", "#040506"
+_MOST_DRAWN = 1e30  # an axis of more has no ticks
 _INCHES, _SMALL_INCHES = (4.1, 2.6), (3.1, 2.2)
 
 
@@ -89,7 +90,7 @@ def line_chart(
 
 
 def _draw(panel: Any, line: Line) -> None:
-    y = [value if math.isfinite(value) else math.nan for value in line.y]
+    y = [value if abs(value) < _MOST_DRAWN else math.nan for value in line.y]
     few = sum(map(math.isfinite, y)) <= 2  # a line of one point cannot be seen
     panel.plot(
         line.x,

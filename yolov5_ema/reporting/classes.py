@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from yolov5_ema.reporting import pictures
 from yolov5_ema.reporting.charts import COLOURS, Line, line_chart
-from yolov5_ema.reporting.measuring import CONFIDENCE, Measured
+from yolov5_ema.reporting.measuring import CONFIDENCE, Measured, Sample
 from yolov5_ema.reporting.parts import (
     Material,
     Part,
@@ -240,7 +239,7 @@ def samples(material: Material) -> list[Part]:
         for name, found in material.measured.items():
             for sample in found.samples:
                 if sample.image == image and len(shown) < MOST_PICTURES:
-                    shown.append(_sample_picture(sample, found, runs[name].name, len(material.measured) > 1))
+                    shown.append(_sample_picture(sample, runs[name].name, len(material.measured) > 1))
                     classes = classes or list(found.names)
     if not shown:
         return []
@@ -263,11 +262,10 @@ def samples(material: Material) -> list[Part]:
     ]
 
 
-def _sample_picture(sample: Any, found: Measured, run: str, is_named: bool) -> Mapping[str, str]:
+def _sample_picture(sample: Sample, run: str, is_named: bool) -> Mapping[str, str]:
     file = Path(sample.image).name
-    objects, detections = len(sample.truth), len(sample.found)
-    words = f"{file}: {objects} objects, {detections} detections" + (f" by {run}" if is_named else "")
-    uri = pictures.draw_sample(sample, found.names)
-    if uri is None:
-        return {"uri": "", "alt": "", "caption": f"{file} can no longer be read."}
-    return {"uri": uri, "alt": f"{words}, drawn as boxes", "caption": words}
+    counted = f"{file}: {sample.objects} objects, {sample.detections} detections"
+    words = counted + (f" by {run}" if is_named else "")
+    if not sample.picture:
+        return {"uri": "", "alt": "", "caption": f"{file} could not be read."}
+    return {"uri": pictures.uri_of(sample.picture), "alt": f"{words}, drawn as boxes", "caption": words}

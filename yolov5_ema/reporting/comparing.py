@@ -124,10 +124,7 @@ def of_comparison(comparison: Comparison) -> Compared:
 
 def _taken(kind: Any, entry: Mapping[str, Any]) -> Any:
     """A dataclass from its own fields in a JSON object."""
-    try:
-        return kind(**{name: entry[name] for name in kind.__dataclass_fields__})
-    except KeyError as error:
-        raise UserError(f"comparison.json lacks {error} of a {kind.__name__.lower()}") from None
+    return kind(**{name: entry[name] for name in kind.__dataclass_fields__})
 
 
 # --- of single runs -------------------------------------------------------------------------
@@ -192,8 +189,8 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     known: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         cfg = run.cfg or {}
-        rows = json.dumps([cfg.get("backbone"), cfg.get("head")], default=str) if run.task == DETECT else ""
-        rows = rows or json.dumps(run.options.get("block_options"), default=str)
+        rows = repr([cfg.get("backbone"), cfg.get("head")]) if run.task == DETECT else ""
+        rows = rows or repr(run.options.get("block_options"))
         known.setdefault((run.model, rows), []).append(run)
     names = [name for name, _ in known]
     return {

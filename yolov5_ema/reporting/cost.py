@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,9 @@ import yaml
 from yolov5_ema.blocks.registry import list_blocks
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.runs import CLASSIFY, Run
+
+_LARGEST_SIDE = 10_000
+"""Pixels; a file that says more is not followed."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def costs_of(runs: Sequence[Run]) -> dict[str, Cost]:
     known: dict[str, Cost] = {}
     found = {}
     for run in runs:
-        key = json.dumps([run.task, run.cfg, _imgsz(run), _classifier_key(run)], default=str, sort_keys=True)
+        key = repr([run.task, run.cfg, _imgsz(run), _classifier_key(run)])
         if key not in known:
             known[key] = _classifier_cost(run) if run.task == CLASSIFY else _detector_cost(run)
         found[run.name] = known[key]
@@ -71,7 +73,7 @@ def costs_of(runs: Sequence[Run]) -> dict[str, Cost]:
 def _imgsz(run: Run) -> int:
     for name in ("imgsz", "img_size", "img"):
         value = run.options.get(name)
-        if type(value) is int and value > 0:
+        if type(value) is int and 0 < value <= _LARGEST_SIDE:
             return value
     return 640
 
@@ -118,12 +120,12 @@ def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.yaml"
-        file.write_text(yaml.safe_dump(dict(cfg), sort_keys=False), encoding="utf-8")
         try:
+            file.write_text(yaml.safe_dump(dict(cfg), sort_keys=False), encoding="utf-8")
             return model_info(file, imgsz=imgsz)
         except UserError as error:
             raise UserError(str(error).replace(str(file), "its model YAML")) from error
-        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+        except Exception as error:  # whatever a model of somebody's raises while it is built
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"its model cannot be built here: {reason}") from error
 
@@ -158,8 +160,8 @@ def _classifier_cost(run: Run) -> Cost:
         return Cost(known, reason="there is no best.pt to build the model from")
     try:
         parameters, gflops, imgsz = _counted_classifier(run.weights)
-    except (UserError, ImportError) as error:
-        return Cost(known, reason=str(error).splitlines()[0])
+    except Exception as error:  # as above
+        return Cost(known, reason=(str(error) or type(error).__name__).splitlines()[0])
     return Cost(known or parameters, gflops, imgsz)
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.reporting.reading import bytes_of
 
 _MOST_BYTES = 64 * 2**20
+_MOST_ROWS, _MOST_COLUMNS, _MOST_DIGITS = 100_000, 20_000, 9
 _LAST = "x/lr2"
 # what YOLOv5 calls a column (v6.0 with --mmdet_tags, and segment/train.py, have names of their own), and its short name
 NAMES = {
@@ -117,7 +119,11 @@ def read_epochs(file: Path) -> Epochs:
     """
     lines = _text(file).split("\n")
     unfinished = lines.pop()  # "" where the last line has its end
-    header = [cell.strip() for cell in next(csv.reader(lines[:1]), [])]
+    header = list(_cells(lines[0], f"{file}, line 1")) if lines else []
+    if len(header) > _MOST_COLUMNS or len(lines) > _MOST_ROWS:
+        raise UserError(
+            f"{file} has {len(lines):,} lines of {len(header):,} columns: no results.csv of a training"
+        )
     if header[:1] != ["epoch"]:
         raise UserError(f"{file} is no results.csv of a training: its first line does not begin with 'epoch'")
     # behind them the PyPI package writes a column a class, its name as it is: with a comma in it, two
@@ -128,7 +134,7 @@ def read_epochs(file: Path) -> Epochs:
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        cells = tuple(cell.strip() for cell in next(csv.reader([line])))
+        cells = _cells(line, f"{file}, line {number}")
         width = width or max(len(cells), len(columns))
         epoch = _checked(cells, width, f"{file}, line {number}")
         if epoch in rows:
@@ -140,16 +146,17 @@ def read_epochs(file: Path) -> Epochs:
 
 def _text(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            raw = stream.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
-    if len(raw) > _MOST_BYTES:
-        raise UserError(f"{file} is larger than {_MOST_BYTES // 2**20} MiB: no results.csv of a training")
-    try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+        return bytes_of(file, _MOST_BYTES).decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no text in UTF-8 (byte {error.start}): it is damaged") from None
+
+
+def _cells(line: str, where: str) -> tuple[str, ...]:
+    try:
+        cells = next(csv.reader([line]), [])
+    except csv.Error as error:
+        raise UserError(f"{where}: {error}; the file is damaged") from None
+    return tuple(cell.strip() for cell in cells)
 
 
 def _checked(cells: tuple[str, ...], columns: int, where: str) -> int:
@@ -161,6 +168,6 @@ def _checked(cells: tuple[str, ...], columns: int, where: str) -> int:
             float(cell)
         except ValueError:
             raise UserError(f"{where}: {cell[:40]!r} is no number; the file is damaged") from None
-    if not cells[0].isdecimal():
-        raise UserError(f"{where}: {cells[0]!r} is no epoch")
+    if not cells[0].isdecimal() or len(cells[0]) > _MOST_DIGITS:
+        raise UserError(f"{where}: {cells[0][:40]!r} is no epoch")
     return int(cells[0])

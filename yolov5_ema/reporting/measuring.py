@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,33 +13,41 @@ from typing import Any
 
 import numpy as np
 
-from yolov5_ema.data.dataset import Dataset, is_there
+from yolov5_ema.data.dataset import Dataset, entries_of, is_there
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.confusion import ConfusionMatrix
 from yolov5_ema.evaluation.records import NO_CLASS, Predictions
 from yolov5_ema.evaluation.truths import TruthSet
 from yolov5_ema.evaluation.yolov5 import Yolov5Protocol
+from yolov5_ema.reporting import pictures
+from yolov5_ema.reporting.reading import bytes_of, file_of, json_of
+from yolov5_ema.reporting.shapes import by_name, checked, maybe, number, one_of, record, several, whole, words
 
 CONFIDENCE = 0.25
 """Detections below it are not drawn, as YOLOv5's ``detect`` does not show them."""
 
-_VERSION = 1
+_VERSION = 2
 _RECALLS = np.linspace(0, 1, 101)
+_MOST_DATA_YAML = 2**20
+_MOST_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its boxes.
+    """One image with its boxes, drawn.
 
     Attributes:
-        image: its file.
-        truth: a list (class, left, top, width, height) an object, pixels.
-        found: a list (class, left, top, width, height, confidence) a detection, the best first.
+        image: its name in the data set.
+        objects: how many it holds.
+        detections: how many were drawn.
+        picture: a small JPEG with the boxes in it, in base64; "" if the image could not be read. The pixels
+            themselves, not where they are: a page made later holds no other picture than the evaluation saw.
     """
 
     image: str
-    truth: list[list[float]]
-    found: list[list[float]]
+    objects: int
+    detections: int
+    picture: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def settings_of(
     return {
         "version": _VERSION,
         "weights": [status.st_size, status.st_mtime_ns],
-        "data": [str(data.resolve()), hashlib.sha256(data.read_bytes()).hexdigest()],
+        "data": [str(data.resolve()), hashlib.sha256(bytes_of(data, _MOST_DATA_YAML)).hexdigest()],
         "split": split,
         "imgsz": imgsz,
         "samples": samples,
@@ -100,18 +109,71 @@ def kept(folder: Path, split: str, settings: Mapping[str, Any] | None = None) ->
         settings: that it must have been made with; None: whichever they were, if best.pt is still the same.
 
     Returns:
-        None if there is none that fits; one that cannot be read is made anew.
+        None if there is none that fits.
+
+    Raises:
+        UserError: the file is damaged, or no such evaluation; names what is wrong in it.
     """
-    try:
-        content = json.loads(kept_file(folder, split).read_text(encoding="utf-8"))
-        found = Measured(**{**content, "samples": [Sample(**entry) for entry in content["samples"]]})
-        given = found.settings
-        if settings is None:
-            status = (folder / "weights" / "best.pt").stat()
-            settings = {**given, "version": _VERSION, "weights": [status.st_size, status.st_mtime_ns]}
-    except (OSError, ValueError, TypeError, KeyError):
+    file = file_of(folder, kept_file(folder, split).name)
+    if file is None:
         return None
-    return found if given == settings else None
+    content = json_of(file)
+    if isinstance(content, dict) and _version(content) < _VERSION:
+        return None  # of an earlier version, which kept where the pictures are
+    found = _checked(content, split, file)
+    if settings is None:
+        status = (folder / "weights" / "best.pt").stat()
+        settings = {**found.settings, "version": _VERSION, "weights": [status.st_size, status.st_mtime_ns]}
+    return found if found.settings == settings else None
+
+
+def _version(content: Mapping[str, Any]) -> int:
+    settings = content.get("settings")
+    version = settings.get("version") if isinstance(settings, dict) else None
+    return version if type(version) is int else _VERSION
+
+
+_FIGURES = ("P", "R", "mAP50", "mAP50-95")
+_OR_NONE = maybe(number(0, 1))
+_OF_A_CLASS = {"P": _OR_NONE, "R": _OR_NONE, "AP50": _OR_NONE, "AP": _OR_NONE, "labels": whole()}
+_SAMPLE = record(image=words, objects=whole(), detections=whole(), picture=pictures.checked_picture)
+_MEASURED = record(
+    names=several(words, most=_MOST_CLASSES, least=1),
+    split=words,
+    images=whole(),
+    objects=whole(),
+    metrics=record((), **{name: number(0, 1) for name in _FIGURES}),
+    per_class=by_name(record(tuple(_OF_A_CLASS), **_OF_A_CLASS)),
+    curves=by_name(several(number(0, 1), most=len(_RECALLS), least=len(_RECALLS))),
+    confusion=several(several(whole())),
+    samples=several(_SAMPLE, most=24),
+    settings=record(
+        version=whole(),
+        weights=several(whole(-(10**18), 10**19), most=2),
+        data=several(words, most=2, least=2),
+        split=words,
+        imgsz=whole(1),
+        samples=whole(),
+        rules=one_of("6.0", "6.2"),
+    ),
+)
+
+
+def _checked(content: Any, split: str, where: Path) -> Measured:
+    """What a kept file holds, each value of its type, and all for the same classes."""
+    held = checked(_MEASURED, content, where, "evaluation that a report has kept")
+    names, size = held["names"], len(held["names"]) + 1
+    if [len(row) for row in held["confusion"]] != [size] * size:
+        raise UserError(f"{where}: its confusion matrix does not have the {size - 1} classes that it names")
+    if (
+        len(set(names)) < len(names)
+        or not {*held["per_class"], *held["curves"]} <= set(names)
+        or not held["curves"]
+    ):
+        raise UserError(f"{where}: its figures by class are not of the classes that it names")
+    if held["split"] != split:
+        raise UserError(f"{where} is of the split {held['split'][:40]!r}")
+    return Measured(**{**held, "samples": [Sample(**entry) for entry in held["samples"]]})
 
 
 def as_json(measured: Measured) -> str:
@@ -126,6 +188,7 @@ def measure(
     *,
     release: str,
     settings: Mapping[str, Any],
+    pictures_from: Sequence[Path] | None = None,
 ) -> Measured:
     """Turn detections of a split into what a page shows.
 
@@ -135,6 +198,7 @@ def measure(
         predictions: by the images' names.
         release: whose rules hold, see `Yolov5Protocol`.
         settings: see `settings_of`; ``samples`` is how many images to keep.
+        pictures_from: folders that an image must lie in to be shown, see `folders_of`; None: wherever it lies.
 
     Raises:
         UserError: the split holds no object.
@@ -146,9 +210,12 @@ def measure(
         matrix.update(truth, predictions[name])
     result = protocol.compute()
     files = {image.stem: image for image in dataset.images(settings["split"])}
-    chosen = _evenly(
-        [name for name, truth in truths.truths.items() if len(truth.classes)], settings["samples"]
-    )
+    shown = [
+        name
+        for name, truth in truths.truths.items()
+        if len(truth.classes) and (pictures_from is None or _lies_in(files[name], pictures_from))
+    ]
+    chosen = _evenly(shown, settings["samples"])
     return Measured(
         names=list(truths.names),
         split=settings["split"],
@@ -158,7 +225,7 @@ def measure(
         per_class={name: dict(figures) for name, figures in result.per_class.items()},
         curves={name: curve.at(_RECALLS).round(5).tolist() for name, curve in result.curves.items()},
         confusion=matrix.counts.T.tolist(),
-        samples=[_sample(files[name], truths.truths[name], predictions[name]) for name in chosen],
+        samples=[_sample(dataset, files[name], truths.truths[name], predictions[name]) for name in chosen],
         settings=dict(settings),
     )
 
@@ -170,13 +237,32 @@ def _evenly(names: Sequence[str], count: int) -> list[str]:
     return [names[math.floor((at + 0.5) * len(names) / count)] for at in range(count)]
 
 
-def _sample(image: Path, truth: Any, found: Predictions) -> Sample:
+def folders_of(dataset: Dataset, split: str) -> list[Path]:
+    """Where the images of a split lie by what its data YAML says: its root, the split's folders, those of its lists."""
+    found = [dataset.root]
+    for entry in entries_of(dataset.content, split, dataset.file):
+        place = dataset.root / entry
+        found.append(place if place.is_dir() else place.parent)
+    return [Path(os.path.realpath(folder)) for folder in found]
+
+
+def _lies_in(image: Path, folders: Sequence[Path]) -> bool:
+    """Whether an image lies in one of them itself: a link in it, or a line of a list, may lead to any picture."""
+    parents = Path(os.path.realpath(image)).parents
+    return any(folder in parents and folder != Path(folder.anchor) for folder in folders)
+
+
+def _sample(dataset: Dataset, image: Path, truth: Any, found: Predictions) -> Sample:
     best = found.by_score()
     shown = (best.scores >= CONFIDENCE) & (best.classes != NO_CLASS)
     rows = np.column_stack([best.classes[shown], best.boxes[shown], best.scores[shown]])
     real = truth.classes != NO_CLASS
     objects = np.column_stack([truth.classes[real], truth.boxes[real]])
-    return Sample(str(image.resolve()), objects.round(2).tolist(), rows.round(4).tolist())
+    root = Path(os.path.realpath(dataset.root))
+    place = Path(os.path.realpath(image))
+    name = place.relative_to(root).as_posix() if root in place.parents else image.name
+    picture = pictures.draw_sample(place, objects.tolist(), rows.tolist(), dataset.names)
+    return Sample(name, len(objects), len(rows), picture)
 
 
 def data_of(options: Mapping[str, Any], folder: Path) -> Path:
@@ -187,9 +273,9 @@ def data_of(options: Mapping[str, Any], folder: Path) -> Path:
     """
     from yolov5_ema.resources import find_shipped
 
-    given = str(options.get("data") or "")
-    if not given:
-        raise UserError("opt.yaml names no data set")
+    given = options.get("data")
+    if not isinstance(given, str) or not given:
+        raise UserError("opt.yaml names no data YAML; name one with --data")
     # a relative path is from where the training was started: often three folders above runs/train/exp
     for place in (Path(given), *(above / given for above in list(folder.resolve().parents)[:3])):
         if is_there(place) and place.is_file():
@@ -197,4 +283,4 @@ def data_of(options: Mapping[str, Any], folder: Path) -> Path:
     shipped = find_shipped(given)
     if shipped is not None:
         return shipped
-    raise UserError(f"the data set {given} is not there")
+    raise UserError(f"the data set {given[:300]} is not there")

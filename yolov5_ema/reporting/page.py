@@ -11,7 +11,7 @@ from typing import Any
 
 import yolov5_ema
 from yolov5_ema.reporting import classes, outcome, settings, training
-from yolov5_ema.reporting.parts import Material
+from yolov5_ema.reporting.parts import Material, shown
 
 GENERATOR = "yolov5-ema report"
 """How a page of ours is known."""
@@ -29,7 +29,7 @@ def render(material: Material) -> str:
     environment.filters["breakable"] = lambda words: Markup("<wbr>").join(re.split(r"(?<=[/_])", str(words)))
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html").render(
+    html = environment.get_template("report.html").render(
         title=_title(material),
         subtitle=_subtitle(material),
         generator=f"{GENERATOR} {yolov5_ema.__version__}",
@@ -39,6 +39,7 @@ def render(material: Material) -> str:
         css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         sections=sections(material),
     )
+    return html.encode("utf-8", "replace").decode()  # names may hold halves of characters, which no file can
 
 
 def _title(material: Material) -> str:
@@ -47,8 +48,8 @@ def _title(material: Material) -> str:
     if len(material.sources) == 1:
         return f"Report of {material.sources[0].name}"
     models = list(dict.fromkeys([run.model for run in material.runs] or [s.name for s in material.sources]))
-    shown = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
-    return f"{shown}: {len(material.runs) or len(material.sources)} runs"
+    listed = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
+    return f"{listed}: {len(material.runs) or len(material.sources)} runs"
 
 
 def _subtitle(material: Material) -> str:
@@ -58,7 +59,7 @@ def _subtitle(material: Material) -> str:
     data = {str(run.options.get("data") or "") for run in material.runs} - {""}
     sizes = {str(run.options.get("imgsz") or "") for run in material.runs} - {""}
     if len(data) == 1 and len(sizes) == 1:
-        sentence = f"Data: {Path(data.pop()).stem}, {sizes.pop()} pixels. {sentence}"
+        sentence = f"Data: {shown(Path(data.pop()).stem)}, {shown(sizes.pop())} pixels. {sentence}"
     return sentence
 
 

@@ -6,15 +6,30 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Callable, Union
 
+from yolov5_ema.data.dataset import is_there
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import UserError
-from yolov5_ema.evaluation.truths import read_json
 from yolov5_ema.reporting.epochs import Epochs, read_epochs
-from yolov5_ema.weights.inspection import Inspection, inspect_file, without_secrets
+from yolov5_ema.reporting.reading import file_of, json_of, settings_of_yaml
+from yolov5_ema.reporting.shapes import (
+    by_name,
+    checked,
+    maybe,
+    number,
+    one_of,
+    record,
+    scalar,
+    several,
+    whole,
+    words,
+)
+from yolov5_ema.weights.inspection import Inspection, inspect_file
 
 DETECT, CLASSIFY = "detect", "classify"
+
+_LONGEST_NAME = 200
 
 _DRAWN_BY_VAL = ("PR_curve.png", "confusion_matrix.png", "val_batch0_labels.jpg", "val_batch0_pred.jpg")
 _DRAWN_BY_EVALUATE = ("PR_curves.png", "confusion_matrix.png")
@@ -62,10 +77,19 @@ class Run:
     def cfg(self) -> Mapping[str, Any] | None:
         """The model YAML as best.pt keeps it; else as the file says that the training was given, if it is there."""
         if self.inspection is not None and self.inspection.models and self.inspection.models[0].cfg:
-            return self.inspection.models[0].cfg
+            return _as_cfg(self.inspection.models[0].cfg)
         file = Path(str(self.options.get("cfg") or ""))
-        content = read_yaml(file) if self.task == DETECT and file.is_file() else None
-        return content if isinstance(content, dict) else None
+        is_file = self.task == DETECT and is_there(file) and file.is_file()
+        return _as_cfg(read_yaml(file)) if is_file else None
+
+
+def _as_cfg(content: Any) -> Mapping[str, Any] | None:
+    """A model YAML; None for any other: whatever else a file holds has no place on the page."""
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in ("backbone", "head")
+    ):
+        return None
+    return content
 
 
 @dataclass
@@ -108,14 +132,10 @@ def read_source(place: Path) -> Source:
         UserError: it is nothing that a report can be made of, or a file in it is damaged; names it.
     """
     folder = _folder_of(place)
-    if (folder / "comparison.json").is_file():
-        return _comparison(folder)
-    if (folder / "evaluation.json").is_file():
-        return _evaluated(folder)
-    if _is_training(folder):
-        return _training(folder)
-    if _is_classification(folder):
-        return _classification(folder)
+    for name, reader in _READERS.items():
+        file = file_of(folder, name)
+        if file is not None:
+            return reader(folder, file)
     pictures = _pictures(folder, _DRAWN_BY_VAL)
     if pictures or list(folder.glob("*_predictions.json")):
         return Evaluated(folder.name, folder, {}, pictures)
@@ -185,27 +205,21 @@ def _is_outcome(folder: Path) -> bool:
 
 
 def _pictures(folder: Path, names: Sequence[str]) -> list[Path]:
-    return [folder / name for name in names if (folder / name).is_file()]
-
-
-def _mapping(file: Path) -> dict[str, Any]:
-    content = read_yaml(file, errors="strict")
-    if not isinstance(content, dict):
-        raise UserError(f"{file} must hold settings by their names; it is damaged, or another file")
-    return {str(key): value for key, value in content.items()}
+    found = (file_of(folder, name) for name in names)
+    return [file for file in found if file is not None]
 
 
 # --- trainings ------------------------------------------------------------------------------
 
 
-def _training(folder: Path) -> Run:
-    options = without_secrets(_mapping(folder / "opt.yaml"))
-    hyp = folder / "hyp.yaml"
+def _training(folder: Path, file: Path) -> Run:
+    options = settings_of_yaml(file)
+    hyp = file_of(folder, "hyp.yaml")
     held = (
         options.pop("hyp") if isinstance(options.get("hyp"), dict) else {}
-    )  # v7.0 writes them there as well
+    )  # v6.2 and later have them there too
     run = Run(folder.name, folder, DETECT, _model_of(options), _seed_of(options, folder), options)
-    run.hyp = _mapping(hyp) if hyp.is_file() else held
+    run.hyp = settings_of_yaml(hyp) if hyp is not None else held
     run.pictures = _pictures(folder, _DRAWN_BY_VAL)
     _read_progress(run, options.get("epochs"))
     if run.weights is not None:
@@ -216,65 +230,68 @@ def _training(folder: Path) -> Run:
 def _model_of(options: Mapping[str, Any]) -> str:
     """A model goes by its YAML's name, as in a comparison; trained from weights alone, by theirs."""
     given = options.get("cfg") or options.get("weights") or ""
-    return Path(str(given)).stem or "model without a name"
+    return Path(str(given)[:_LONGEST_NAME]).stem or "model without a name"
 
 
 def _seed_of(options: Mapping[str, Any], folder: Path) -> int | None:
     seed = options.get("seed")
     if type(seed) is int:
         return seed
-    named = re.fullmatch(
-        r"seed(\d+)", folder.name
-    )  # v6.0 and v6.1 have no such option; compare names folders so
+    # v6.0 and v6.1 have no such option; compare names folders so
+    named = re.fullmatch(r"seed(\d{1,18})", folder.name)
     return int(named[1]) if named else None
 
 
-def _classification(folder: Path) -> Run:
-    options = _mapping(folder / "args.yaml")
+def _classification(folder: Path, file: Path) -> Run:
+    options = settings_of_yaml(file)
     if not {"model", "block"} & options.keys() or str(options.get("model", "")).endswith((".pt", ".yaml")):
         raise UserError(
-            f"{folder / 'args.yaml'} is not of 'yolov5-ema classify train'; reports of the package ultralytics's "
-            "runs are not made here"
+            f"{file} is not of 'yolov5-ema classify train'; reports of the package ultralytics's runs are not made here"
         )
     run = Run(folder.name, folder, CLASSIFY, "", _seed_of(options, folder), options)
-    metrics = folder / "metrics.json"
-    if metrics.is_file():
-        run.metrics = _checked_metrics(read_json(metrics), metrics)
+    metrics = file_of(folder, "metrics.json")
+    if metrics is not None:
+        run.metrics = _checked_metrics(json_of(metrics), metrics)
     block = run.metrics.get("block", options.get("block"))
-    run.model = (
-        f"{options.get('model', run.metrics.get('model', 'classifier'))}{f' + {block}' if block else ''}"
-    )
+    model = options.get("model", run.metrics.get("model", "classifier"))
+    run.model = f"{model}{f' + {block}' if block else ''}"[:_LONGEST_NAME]
     _read_progress(run, options.get("epochs"))
     if not run.metrics:
         run.notes.append("There is no metrics.json: the training has not come to its end.")
     return run
 
 
+_METRICS = record(
+    optional=("model", "block", "parameters"),
+    classes=several(record(name=scalar, images=whole(), top1=maybe(number(0, 1)))),
+    confusion=several(several(whole())),
+    top1=number(0, 1),
+    top5=number(0, 1),
+    images=whole(),
+    parameters=maybe(whole()),
+    model=maybe(words),
+    block=maybe(words),
+)
+
+
 def _checked_metrics(content: Any, file: Path) -> dict[str, Any]:
     """What every page takes from it, with the types that it needs."""
-    try:
-        names = [str(entry["name"]) for entry in content["classes"]]
-        for entry in content["classes"]:
-            int(entry["images"])
-            float(entry["top1"] if entry["top1"] is not None else 0)
-        square = [len(row) for row in content["confusion"]] == [len(names)] * len(names)
-        float(content["top1"]), float(content["top5"]), int(content["images"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is no metrics.json of 'yolov5-ema classify': {error!r}") from None
-    if not square:
-        raise UserError(f"{file}: its confusion matrix does not have the {len(names)} classes that it names")
-    return dict(content)
+    found: dict[str, Any] = checked(_METRICS, content, file, "metrics.json of 'yolov5-ema classify'")
+    size = len(found["classes"])
+    if [len(row) for row in found["confusion"]] != [size] * size:
+        raise UserError(f"{file}: its confusion matrix does not have the {size} classes that it names")
+    return found
 
 
 def _read_progress(run: Run, planned: Any) -> None:
     """Epochs and weights of a training, and what is to be said of them."""
-    table, best = run.folder / "results.csv", run.folder / "weights" / "best.pt"
+    table, best = file_of(run.folder, "results.csv"), run.folder / "weights" / "best.pt"
     run.weights = best if best.is_file() else None
     if run.weights is None:
         run.notes.append(
             "There is no weights/best.pt: the training was ended before it, or the file was moved."
         )
-    if not table.is_file():
+    if table is None:
         run.notes.append("There is no results.csv: no epoch was finished.")
         return
     run.epochs = epochs = read_epochs(table)
@@ -302,46 +319,118 @@ def _read_progress(run: Run, planned: Any) -> None:
 # --- outcomes -------------------------------------------------------------------------------
 
 
-def _evaluated(folder: Path) -> Evaluated:
-    file = folder / "evaluation.json"
-    content = read_json(file)
-    if not isinstance(content, dict) or not all(
-        isinstance(found, dict) and isinstance(found.get("per_class"), dict) and "unit" in found
-        for found in content.values()
-    ):
-        raise UserError(f"{file} is no evaluation.json of 'yolov5-ema evaluate'")
-    return Evaluated(folder.name, folder, content, _pictures(folder, _DRAWN_BY_EVALUATE))
+_PROTOCOLS = by_name(record(unit=one_of("percent", "fraction"), per_class=by_name(by_name(scalar))), most=20)
 
 
-def _comparison(folder: Path) -> Comparison:
-    file = folder / "comparison.json"
-    content = read_json(file)
-    try:
-        _check_comparison(content)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{file} is no comparison.json of this version of yolov5-ema: {error!r}") from None
+def _evaluated(folder: Path, file: Path) -> Evaluated:
+    content = json_of(file)
+    found = checked(_PROTOCOLS, content, file, "evaluation.json of 'yolov5-ema evaluate'")
+    figures = {
+        name: {
+            key: scalar(value, f"{file}, {name}, {key}")
+            for key, value in held.items()
+            if not _is_nested(value)
+        }
+        for name, held in content.items()
+    }
+    protocols = {name: {**figures[name], **found[name]} for name in found}
+    return Evaluated(folder.name, folder, protocols, _pictures(folder, _DRAWN_BY_EVALUATE))
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (dict, list))
+
+
+def _comparison(folder: Path, file: Path) -> Comparison:
+    content = _checked_comparison(json_of(file), file)
     runs = []
     for entry in content["runs"]:
-        place = folder / str(entry["cfg"]) / f"seed{entry['seed']}"
-        if _is_training(place):
-            run = _training(place)
-            run.model, run.seed = str(entry["cfg"]), int(entry["seed"])
+        place = _place_in(folder, entry["cfg"], f"seed{entry['seed']}")
+        options = file_of(place, "opt.yaml") if place is not None else None
+        if place is not None and options is not None:
+            run = _training(place, options)
+            run.model, run.seed = entry["cfg"], entry["seed"]
             runs.append(run)
     return Comparison(folder.name, folder, content, runs)
 
 
-def _check_comparison(content: Any) -> None:
-    content["models"][content["baseline"]], content["recipe"]["task"]
-    float(content["level"]), list(content["seeds"]), list(content["notes"]), list(content["runs"])
-    for model in content["models"].values():
-        int(model["parameters"]), float(model["gflops"])
-        if model["latency_ms"] is not None:
-            [float(model["latency_ms"][key]) for key in ("median", "quartile1", "quartile3", "ratio")]
+def _place_in(folder: Path, *names: str) -> Path | None:
+    """A folder inside another by the names of the steps; None where they lead out of it."""
+    place = folder.joinpath(*names)
+    if not is_there(place) or not place.is_dir() or any(Path(name).name != name for name in names):
+        return None
+    return place if folder.resolve() in place.resolve().parents else None
+
+
+_FIGURE = maybe(number())
+_COMPARISON = record(
+    optional=("software", "machine", "created"),
+    baseline=words,
+    models=by_name(
+        record(
+            parameters=whole(),
+            gflops=number(),
+            latency_ms=maybe(record(median=number(), quartile1=number(), quartile3=number(), ratio=number())),
+            metrics=by_name(
+                maybe(
+                    record(
+                        n=whole(),
+                        mean=number(),
+                        sd=_FIGURE,
+                        smallest=number(),
+                        largest=number(),
+                        low=_FIGURE,
+                        high=_FIGURE,
+                        values=by_name(_FIGURE),
+                    )
+                )
+            ),
+            differences=by_name(
+                maybe(
+                    record(
+                        optional=("verdict",),
+                        n=whole(),
+                        mean=number(),
+                        sd=_FIGURE,
+                        low=_FIGURE,
+                        high=_FIGURE,
+                        confidence=number(0, 1),
+                        p=_FIGURE,
+                        verdict=words,
+                    )
+                )
+            ),
+        )
+    ),
+    level=number(0, 1),
+    notes=several(words),
+    runs=several(record(cfg=words, seed=whole())),
+    recipe=record(task=one_of("val", "test")),
+    software=by_name(scalar),
+    machine=by_name(scalar),
+    created=words,
+)
+
+
+def _checked_comparison(content: Any, file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = checked(
+        _COMPARISON, content, file, "comparison.json of this version of yolov5-ema"
+    )
+    if found["baseline"] not in found["models"]:
+        raise UserError(f"{file}: its baseline {found['baseline'][:100]!r} is none of its models")
+    for name, model in found["models"].items():
         for metric in ("map50", "map50_95"):
-            found, difference = model["metrics"][metric], model["differences"].get(metric)
-            for entry, keys in (
-                (found, ("n", "mean", "sd")),
-                (difference, ("mean", "low", "high", "verdict")),
-            ):
-                if entry is not None:
-                    [entry[key] for key in keys]
+            if metric not in model["metrics"]:
+                raise UserError(f"{file}, {name[:60]}: {metric} is missing")
+            values = (model["metrics"][metric] or {}).get("values", {})
+            if not all(seed.isdecimal() and len(seed) < 10 for seed in values):
+                raise UserError(f"{file}, {name[:60]}: {metric} must have its values by their seeds")
+    return found
+
+
+_READERS: Mapping[str, Callable[[Path, Path], Source]] = {
+    "comparison.json": _comparison,
+    "evaluation.json": _evaluated,
+    "opt.yaml": _training,
+    "args.yaml": _classification,
+}

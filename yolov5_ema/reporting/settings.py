@@ -19,6 +19,7 @@ from yolov5_ema.reporting.parts import (
     shown,
     table_part,
 )
+from yolov5_ema.reporting.reading import without_secrets
 from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Evaluated, Run
 from yolov5_ema.reporting.tables import NOTHING, Table, number, text
 
@@ -45,9 +46,11 @@ def evaluations(material: Material) -> list[Part]:
 def _drawn(files: Sequence[Path], name: str) -> list[Part]:
     shown = []
     for file in files:
-        uri = pictures.embedded_picture(file)
-        if uri is not None:
-            shown.append({"uri": uri, "alt": f"{file.name} of {name}", "caption": file.name})
+        picture = pictures.embedded_picture(file)
+        if picture is not None:
+            shown.append(
+                {"uri": pictures.uri_of(picture), "alt": f"{file.name} of {name}", "caption": file.name}
+            )
     return [{"kind": "pictures", "layout": "pictures", "pictures": shown}] if shown else []
 
 
@@ -122,7 +125,7 @@ def origin(material: Material) -> list[Part]:
             **content.get("machine", {}),
             "created": content.get("created", NOTHING),
         }
-        tables.append(settings_table(f"What trained and measured {comparison.name}", held))
+        tables.append(settings_table(f"What trained and measured {comparison.name}", without_secrets(held)))
     parts: list[Part] = [{"kind": "tables", "layout": "beside", "tables": tables}]
     rows = [
         [text(run.name), text(_when(run), "text"), text(run.folder.resolve(), "text")]
@@ -135,7 +138,10 @@ def origin(material: Material) -> list[Part]:
 
 def _when(run: Run) -> str:
     file = run.folder / "results.csv"
-    if not file.is_file():
+    if run.epochs is None:
         return NOTHING
-    written = datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.timezone.utc)
+    try:
+        written = datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.timezone.utc)
+    except (OSError, OverflowError, ValueError):  # gone meanwhile, or of a time that no calendar has
+        return NOTHING
     return written.strftime("%Y-%m-%d %H:%M UTC")

@@ -44,9 +44,9 @@ def text(value: Any, kind: str = "") -> Cell:
     return Cell(str(value), None, kind)
 
 
-def number(value: float | None, pattern: str = "{:.4f}", kind: str = "") -> Cell:
+def number(value: Any, pattern: str = "{:.4f}", kind: str = "") -> Cell:
     """A cell of a number; `NOTHING` for None and for what is no number."""
-    if value is None or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
         return Cell(NOTHING, None, kind)
     return Cell(pattern.format(value), value, kind)
 

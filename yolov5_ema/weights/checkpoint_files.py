@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
-import lzma
 import os
 import struct
-import zipfile
-import zlib
+import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, BinaryIO, Callable
 
-from yolov5_ema.errors import CheckpointError
-from yolov5_ema.weights.inert_pickle import Followed, Items, MalformedPickle, Named, Stored, follow, walk
+from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.files import open_regular
+from yolov5_ema.weights import archives
+from yolov5_ema.weights.archives import Entry
+from yolov5_ema.weights.inert_pickle import Followed, Items, MalformedPickle, Named, follow
 
 MAX_PICKLE = 64 * 2**20
 """Bytes of a pickle that are read: tensors lie outside it, and a detector's is about a megabyte."""
@@ -22,15 +25,15 @@ MAX_PICKLE = 64 * 2**20
 HEADER = "yolov5-ema"
 """Key of the safetensors metadata under which 'yolov5-ema convert' puts all but the tensors, as JSON."""
 
-_ZIP = b"PK\x03\x04"
-# What `zipfile` raises for archives that are torn, encrypted, or packed in some other way.
-_TORN = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(RuntimeError, EOFError, ValueError, OverflowError, IndexError),
-)
+MAX_FILE = 8 * 2**30
+"""Bytes of a file that is loaded: a large detector with the state of its training has about two GiB."""
+
+_MOST_TEXT = 2**20
+"""Bytes of an entry that is no pickle and no tensor, or of a tensor that is shown."""
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file before torch 1.6 (torch.serialization)
 _ITEM_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
-_ITEM_SIZES |= {"Char": 1, "Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16}
+_ITEM_SIZES |= {"Char": 1, "Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16, "Untyped": 1}
+_ITEM_SIZES |= {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1}
 
 # How files begin that people hand in by mistake.
 _MISTAKEN = (
@@ -59,6 +62,7 @@ class PickleFile:
         storage: the first bytes of a tensor's storage by its key, or None.
         little_endian: the byte order of the storages.
         sizes: bytes of the storages by their keys, where the container says.
+        program: the bytes of the pickle that holds what was saved; empty where it lies in no archive.
     """
 
     container: str
@@ -70,13 +74,28 @@ class PickleFile:
     storage: Callable[[str, int], bytes | None] = lambda key, count: None
     little_endian: bool = True
     sizes: dict[str, int] = field(default_factory=dict)
+    program: bytes = b""
 
 
 def is_safetensors(path: Path) -> bool:
     """Whether a file begins as one of safetensors: a length, then a JSON object."""
-    with path.open("rb") as stream:
+    with reading(path) as stream:
         head = stream.read(16)
     return len(head) >= 10 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 2**32
+
+
+def refuse_two_kinds(path: Path) -> None:
+    """Raise a `CheckpointError` for safetensors that begin as a pickle, which torch would read as one, and run."""
+    with reading(path) as stream:
+        head = stream.read(MAX_PICKLE)
+    try:
+        names = follow(head).names
+    except MalformedPickle as error:
+        names = error.names
+    if names:
+        raise CheckpointError(
+            f"{path} is safetensors and a pickle in one, which names {', '.join(sorted(names)[:12])}"
+        )
 
 
 def header_of(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
@@ -104,34 +123,70 @@ def _depth_is_sane(value: Any, most: int = 16) -> bool:
     return True
 
 
-def check_readable(path: Path) -> None:
-    """Raise a `CheckpointError` if there is no such file, it is a folder, is empty or cannot be opened."""
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """A weights file, open for reading.
+
+    Raises:
+        CheckpointError: there is no such file, it is a folder, a pipe or a device, or cannot be opened.
+    """
     try:
         if path.is_dir():
             raise CheckpointError(f"{path} is a folder, not a weights file")
-        with path.open("rb") as stream:
-            if not stream.read(1):
-                raise CheckpointError(
-                    f"{path} is empty: no checkpoint, or cut off. Copy or download it again."
-                )
+        stream = open_regular(path)
     except FileNotFoundError:
         raise CheckpointError(f"weights not found: {path}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except UserError as error:
+        raise CheckpointError(str(error)) from None
+    with stream:
+        yield stream
 
 
-def open_pickles(path: Path) -> PickleFile:
+def check_readable(path: Path) -> None:
+    """Raise a `CheckpointError` if there is no such file, it is a folder, is empty or cannot be opened."""
+    with reading(path) as stream:
+        if not stream.read(1):
+            raise CheckpointError(f"{path} is empty: no checkpoint, or cut off. Copy or download it again.")
+
+
+def read_once(path: Path) -> io.BytesIO:
+    """The bytes of a weights file in memory: what is judged is what is loaded, whoever writes to the file meanwhile.
+
+    Raises:
+        CheckpointError: it cannot be read, or is larger than `MAX_FILE`.
+    """
+    with reading(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > MAX_FILE:
+            raise CheckpointError(f"{path} is no checkpoint: {size:,} bytes are more than any has")
+        try:
+            return io.BytesIO(stream.read(size))
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or f"there is no memory for its {size:,} bytes"
+            raise CheckpointError(f"{path} cannot be read: {reason}") from None
+
+
+def open_pickles(path: Path, stream: BinaryIO | None = None) -> PickleFile:
     """Follow the pickles of a checkpoint: a zip archive of torch >= 1.6, an older file, or a bare pickle.
+
+    Args:
+        path: the file.
+        stream: its content, where that has been read already. None: it is opened.
 
     Raises:
         CheckpointError: it is none of these, or torn. The message says what it is instead, where that can be told,
-            and what a torn pickle has named.
+            and what a torn pickle has named. Or two programs could read different things in it.
     """
+    if stream is None:
+        with reading(path) as opened:
+            return open_pickles(path, opened)
     try:
-        with path.open("rb") as stream:
-            head = stream.read(4096)
+        stream.seek(0)
+        head = stream.read(4096)
         _refuse_mistaken(path, head)
-        return _open_zip(path) if head.startswith(_ZIP) else _open_sequence(path)
+        return _open_zip(path, stream) if head.startswith(archives.START) else _open_sequence(path, stream)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except MalformedPickle as error:
@@ -141,91 +196,141 @@ def open_pickles(path: Path) -> PickleFile:
         ) from None
 
 
+def refuse_another_reading(path: Path, opened: PickleFile, stream: BinaryIO) -> None:
+    """Raise a `CheckpointError` where torch's own reader finds another pickle in an archive than was followed.
+
+    None is known for which it does: `archives` takes only what every reader reads alike.
+    """
+    import torch
+
+    if not is_archive(stream):
+        return
+    stream.seek(0)
+    try:
+        found = torch._C.PyTorchFileReader(stream).get_record("data.pkl")
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {reason}") from None
+    if found != opened.program:
+        raise CheckpointError(
+            f"{path} is an archive in which two programs find different things; it is not loaded"
+        )
+
+
+def is_archive(stream: BinaryIO) -> bool:
+    """Whether a file is a zip archive, told as torch itself tells today's format from the older one."""
+    stream.seek(0)
+    return stream.read(4) == archives.START
+
+
 def _refuse_mistaken(path: Path, head: bytes) -> None:
     for start, what in _MISTAKEN:
         if head.lstrip()[: len(start)].lower() == start.lower():
             raise CheckpointError(f"{path} is no PyTorch checkpoint but {what}")
-    if head[257:262] == b"ustar":
+    if _is_tar(head):
         raise CheckpointError(f"{path} is a tar archive, as torch before 0.1.10 wrote; nothing reads it here")
     if head[:1] == b"\x08" and (path.suffix == ".onnx" or b"pytorch" in head[:64] or b"onnx" in head[:64]):
         raise CheckpointError(f"{path} is an ONNX graph: exported, no checkpoint")
 
 
+def _is_tar(head: bytes) -> bool:
+    """Whether torch could take it for a tar archive, which it tries before it reads pickles one after another."""
+    if head[257:262] == b"ustar":
+        return True
+    try:
+        tarfile.TarInfo.frombuf(head[:512], "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True
+
+
 # --- zip archives --------------------------------------------------------------------------------
 
 
-def _open_zip(path: Path) -> PickleFile:
+def _open_zip(path: Path, stream: BinaryIO) -> PickleFile:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return _of_archive(path, archive)
-    except _TORN as error:
+        return _of_archive(path, stream)
+    except ValueError as error:
         raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from None
 
 
-def _of_archive(path: Path, archive: zipfile.ZipFile) -> PickleFile:
-    entries = archive.infolist()
-    refuse_bomb(path, entries)
-    folder = entries[0].filename.split("/")[0] if entries else ""
-    main = [entry for entry in entries if entry.filename.lower() == f"{folder}/data.pkl".lower()]
-    if not main:
-        raise CheckpointError(f"{path} is a zip archive without a data.pkl: no PyTorch checkpoint")
-    pickles = [entry for entry in entries if entry.filename.lower().endswith(".pkl") and entry is not main[0]]
-    script = any(entry.filename.startswith(f"{folder}/code/") for entry in entries)
+def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
+    listed = archives.entries_of(stream)
+    refuse_bomb(path, stream.seek(0, os.SEEK_END), listed)
+    entries = _in_one_folder(path, listed)
+    script = "constants.pkl" in entries  # so torch tells them
+    _refuse_large(entries, script)
+    program = archives.content_of(stream, entries["data.pkl"])
+    pickles = [
+        entry for name, entry in entries.items() if name.lower().endswith(".pkl") and name != "data.pkl"
+    ]
     found = PickleFile(
         container="TorchScript archive" if script else "zip archive of torch >= 1.6",
-        root=follow(_read(archive, main[0], MAX_PICKLE)),
-        others=[follow(_read(archive, entry, MAX_PICKLE)) for entry in pickles],
+        root=follow(program),
+        others=[follow(archives.content_of(stream, entry)) for entry in pickles],
         script=script,
-        recorded=_recorded(archive, folder),
-        storage=_storage_in(path, folder),
+        recorded=_recorded(stream, entries),
+        storage=_storage_in(path, entries),
         sizes={
-            entry.filename[len(folder) + 6 :]: entry.file_size
-            for entry in entries
-            if entry.filename.startswith(f"{folder}/data/")
+            name[len("data/") :]: entry.size for name, entry in entries.items() if name.startswith("data/")
         },
+        program=program,
     )
     found.little_endian = found.recorded.get("byteorder") != "big"
-    if len(main) > 1:
-        found.notes.append(
-            f"the archive holds {len(main)} entries called data.pkl; which one is read is chance"
-        )
     return found
 
 
-def refuse_bomb(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+def _in_one_folder(path: Path, listed: Sequence[Entry]) -> dict[str, Entry]:
+    """The entries by their names within the folder that torch gives an archive."""
+    folder = listed[0].name.split("/")[0] if listed else ""
+    entries = {
+        entry.name[len(folder) + 1 :]: entry for entry in listed if entry.name.startswith(f"{folder}/")
+    }
+    if "data.pkl" not in entries:
+        raise CheckpointError(f"{path} is a zip archive without a data.pkl: no PyTorch checkpoint")
+    if len(entries) < len(listed):
+        raise archives.Ambiguous(f"it holds more than its folder {folder[:80]!r}")
+    return entries
+
+
+def refuse_bomb(path: Path, size: int, entries: Sequence[Entry]) -> None:
     """Raise a `CheckpointError` for an archive that unpacks to many times its size, as none of weights does."""
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > 8 * path.stat().st_size + 4 * MAX_PICKLE:
-        raise CheckpointError(
-            f"{path} is no PyTorch checkpoint: {path.stat().st_size:,} bytes that unpack to {unpacked:,}"
-        )
+    unpacked = sum(entry.size for entry in entries)
+    if unpacked > 8 * size + 4 * MAX_PICKLE:
+        raise CheckpointError(f"{path} is no PyTorch checkpoint: {size:,} bytes that unpack to {unpacked:,}")
 
 
-def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
-    with archive.open(entry) as stream:
-        content = stream.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"{entry.filename[:80]!r} in it is larger than {most // 2**20} MiB")
-    return content
+def _refuse_large(entries: dict[str, Entry], script: bool) -> None:
+    """Entries that are read whole are as small as torch writes them."""
+    pickles = sum(entry.size for name, entry in entries.items() if name.lower().endswith(".pkl"))
+    if pickles > MAX_PICKLE:
+        raise ValueError(f"the pickles in it are larger than {MAX_PICKLE // 2**20} MiB")
+    of_any_size = ("data/", "constants/", "code/", "extra/") if script else ("data/",)
+    for name, entry in entries.items():
+        is_small = entry.size <= _MOST_TEXT or name.lower().endswith(".pkl") or name.startswith(of_any_size)
+        if not is_small:
+            raise ValueError(f"{name[:80]!r} in it is larger than {_MOST_TEXT // 2**20} MiB")
 
 
-def _recorded(archive: zipfile.ZipFile, folder: str) -> dict[str, Any]:
+def _recorded(stream: BinaryIO, entries: dict[str, Entry]) -> dict[str, Any]:
     """The small text entries: versions of the format, byte order, what an exporter left beside the code."""
     found: dict[str, Any] = {}
-    for entry in archive.infolist():
-        name = entry.filename[len(folder) + 1 :]
+    for name, entry in entries.items():
         is_version = name in ("version", ".format_version", "byteorder")
-        if (is_version or name.startswith("extra/")) and entry.file_size <= 65536 and len(found) < 12:
-            found[name.strip(".")] = _read(archive, entry, 65536).decode("utf-8", "replace").strip()
+        if (is_version or name.startswith("extra/")) and entry.size <= 65536 and len(found) < 12:
+            found[name.strip(".")] = archives.content_of(stream, entry).decode("utf-8", "replace").strip()
     return found
 
 
-def _storage_in(path: Path, folder: str) -> Callable[[str, int], bytes | None]:
+def _storage_in(path: Path, entries: dict[str, Entry]) -> Callable[[str, int], bytes | None]:
     def read(key: str, count: int) -> bytes | None:
+        entry = entries.get(f"data/{key}")
+        if entry is None or not count <= entry.size <= _MOST_TEXT:
+            return None
         try:
-            with zipfile.ZipFile(path) as archive, archive.open(f"{folder}/data/{key}") as stream:
-                return stream.read(count)
-        except (*_TORN, KeyError, OSError):
+            with reading(path) as stream:
+                return archives.content_of(stream, entry)[:count]
+        except (archives.Ambiguous, CheckpointError, OSError):
             return None
 
     return read
@@ -234,9 +339,9 @@ def _storage_in(path: Path, folder: str) -> Callable[[str, int], bytes | None]:
 # --- pickles one after another -------------------------------------------------------------------
 
 
-def _open_sequence(path: Path) -> PickleFile:
-    with path.open("rb") as stream:
-        data = stream.read(MAX_PICKLE)
+def _open_sequence(path: Path, stream: BinaryIO) -> PickleFile:
+    stream.seek(0)
+    data = stream.read(MAX_PICKLE)
     first = follow(data)
     if first.value != _MAGIC:
         return PickleFile("pickle", first)
@@ -245,27 +350,24 @@ def _open_sequence(path: Path) -> PickleFile:
     root = follow(data, machine.end)
     keys = follow(data, root.end)
     recorded = {"version": str(version.value)} if isinstance(version.value, int) else {}
+    names = keys.value.items if isinstance(keys.value, Items) else []
+    each = dict(_item_sizes(root))
+    places = dict(_places(stream, keys.end, names, each))
     return PickleFile(
         container="file of torch < 1.6, or saved as such",
         root=root,
-        others=[version, machine, keys],
+        others=[first, version, machine, keys],
         recorded=recorded,
-        storage=_storage_behind(path, keys, root),
+        storage=_storage_behind(path, {name: place for name, (place, _) in places.items()}),
+        sizes={**dict.fromkeys(each, 0), **{name: size for name, (_, size) in places.items()}},
     )
 
 
-def _storage_behind(path: Path, keys: Followed, root: Followed) -> Callable[[str, int], bytes | None]:
-    """Storages lie behind the pickles in the order of the keys: each a number of elements, then the elements."""
-    sizes = dict(_item_sizes(root))
-    places: dict[str, int] = {}
-    names = keys.value.items if isinstance(keys.value, Items) else []
-
+def _storage_behind(path: Path, places: dict[str, int]) -> Callable[[str, int], bytes | None]:
     def read(key: str, count: int) -> bytes | None:
-        with path.open("rb") as stream:
-            if not places:
-                places.update(_places(stream, keys.end, names, sizes))
-            if key not in places:
-                return None
+        if key not in places:
+            return None
+        with reading(path) as stream:
             stream.seek(places[key])
             return stream.read(count)
 
@@ -273,8 +375,8 @@ def _storage_behind(path: Path, keys: Followed, root: Followed) -> Callable[[str
 
 
 def _item_sizes(root: Followed) -> Iterator[tuple[str, int]]:
-    for value in walk(root.value):
-        if isinstance(value, Stored) and isinstance(value.description, Items):
+    for value in root.stored:
+        if isinstance(value.description, Items):
             parts = value.description.items
             if len(parts) >= 3 and isinstance(parts[1], Named) and isinstance(parts[2], str):
                 yield parts[2], item_size(parts[1].name)
@@ -285,14 +387,19 @@ def item_size(storage: str) -> int:
     return _ITEM_SIZES.get(storage.rsplit(".", 1)[-1].removesuffix("Storage"), 0)
 
 
-def _places(stream: Any, start: int, names: list[Any], sizes: dict[str, int]) -> Iterator[tuple[str, int]]:
+def _places(
+    stream: BinaryIO, start: int, names: list[Any], sizes: dict[str, int]
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Where each storage lies behind the pickles, in the order of the keys, and its bytes: its count comes first."""
     place, end = start, stream.seek(0, os.SEEK_END)
     for name in names:
         stream.seek(place)
         head = stream.read(8)
         if len(head) < 8 or not isinstance(name, str) or not sizes.get(name):
             return
-        yield name, place + 8
-        place += 8 + struct.unpack("<q", head)[0] * sizes[name]
-        if not 0 <= place < end:
+        size = struct.unpack("<q", head)[0] * sizes[name]
+        place += 8
+        if not 0 <= size <= end - place:
             return
+        yield name, (place, size)
+        place += size

@@ -101,7 +101,9 @@ class Followed:
         steps: the opcodes that it uses.
         calls: every call, also of what it throws away again.
         instances: every instance made without a constructor, likewise.
+        stored: everything outside the pickle that it asks for, likewise.
         odd_keys: how many keys of dicts and members of sets are no text, number or short tuple of these.
+        left: what it makes and leaves behind beside its value; a pickle that was written by a program leaves nothing.
     """
 
     def __init__(self, value: Any, end: int, machine: _Machine) -> None:
@@ -112,7 +114,9 @@ class Followed:
         self.steps = machine.steps
         self.calls = machine.calls
         self.instances = machine.instances
+        self.stored = machine.stored
         self.odd_keys = machine.odd_keys
+        self.left = [item for stack in (*machine.marked, machine.stack) for item in stack]
 
 
 def follow(data: bytes, start: int = 0) -> Followed:
@@ -154,6 +158,7 @@ class _Machine:
         self.steps: set[str] = set()
         self.calls: list[Made] = []
         self.instances: list[Made] = []
+        self.stored: list[Stored] = []
         self.odd_keys = 0
         self.protocol = 0
 
@@ -315,8 +320,12 @@ class _Machine:
         else:
             self.stack[-1] = Made(target, Items("tuple", [state]), plain=False)
 
+    def _outside(self, description: Any) -> None:
+        self.stored.append(Stored(description))
+        self.stack.append(self.stored[-1])
+
     def _stored(self) -> None:
-        self.stack.append(Stored(self.stack.pop()))
+        self._outside(self.stack.pop())
 
 
 def is_key(value: Any) -> bool:
@@ -358,7 +367,7 @@ _WITH_ARGUMENT: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _Machine._extension),
     "PROTO": _Machine._declare,
     "FRAME": _Machine._pass,
-    "PERSID": lambda machine, name: machine.stack.append(Stored(name)),
+    "PERSID": _Machine._outside,
 }
 _BARE: dict[str, Callable[[_Machine], None]] = {
     "MARK": _Machine._mark,
@@ -389,7 +398,7 @@ _BARE: dict[str, Callable[[_Machine], None]] = {
     "OBJ": _Machine._object,
     "BUILD": _Machine._build,
     "BINPERSID": _Machine._stored,
-    "NEXT_BUFFER": lambda machine: machine.stack.append(Stored("a buffer outside the pickle")),
+    "NEXT_BUFFER": lambda machine: machine._outside("a buffer outside the pickle"),
     "READONLY_BUFFER": _Machine._pass,
     "STOP": _Machine._pass,
 }

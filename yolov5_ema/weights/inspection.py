@@ -291,6 +291,7 @@ def _describe_script(opened: PickleFile) -> ModelReport:
 def _of_safetensors(path: Path) -> Inspection:
     from safetensors import SafetensorError, safe_open
 
+    checkpoint_files.refuse_two_kinds(path)
     report = ModelReport("", "state dict")
     try:
         with safe_open(str(path), framework="numpy") as opened:

@@ -93,12 +93,12 @@ def _find_places(layers: list[Layer], channels: int) -> None:
 
 def _run(module: nn.Module, inputs: Any) -> Any:
     try:
-        return _on_meta(module)(inputs)
+        return on_meta(module)(inputs)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
         return None  # a module of another YOLOv5, or one that needs values: its place stays unknown
 
 
-def _on_meta(module: nn.Module) -> nn.Module:
+def on_meta(module: nn.Module) -> nn.Module:
     """A float32 copy in evaluation mode whose tensors have no memory."""
     memo: dict[int, Any] = {}
     for tensor in [*module.parameters(), *module.buffers()]:

@@ -9,18 +9,23 @@ writes of a detector, and no others.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable
 
 from yolov5_ema.weights.checkpoint_files import item_size
-from yolov5_ema.weights.inert_pickle import Followed, Items, Made, Named, Stored, class_name, is_key, walk
+from yolov5_ema.weights.inert_pickle import Followed, Items, Made, Named, Stored, Table, class_name, is_key
 from yolov5_ema.weights.names import GETATTR, LAYER, taken_by_torch
 
-_REBUILT = re.compile(r"torch\._utils\._rebuild_(parameter(_with_state)?|q?tensor|tensor_v[23])")
+_REBUILT = re.compile(r"torch\._utils\._rebuild_parameter(_with_state)?")
 _NUMPY_DTYPE = re.compile(r"[?bhilqBHILQefd]|[biuf][1248]|f16")
+_OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.modules\.\w+\.[A-Z]\w*")
 _MOST_ELEMENTS = 2**40
 _MOST_PARTS = 64
+_MOST_REPEATED = 2**26
+"""Elements of tensors beyond what storages hold: views of the same storage, and grids of anchors."""
+_REBUILT_TENSOR = re.compile(r"torch\._utils\._rebuild_(q?tensor|tensor_v[23])")
 
 
 def odd_calls(pickles: Iterable[Followed]) -> list[str]:
@@ -55,9 +60,35 @@ def _of_instances(pickle: Followed) -> Iterator[str]:
 def _of_values(pickle: Followed) -> Iterator[str]:
     if pickle.odd_keys:
         yield "a key of a dict, or a member of a set, that is no text or number"
-    for value in walk(pickle.value):
-        if isinstance(value, Stored) and not (_is_storage(value.description) or _class_of_old_file(value)):
+    if not _tensors_have_memory(pickle):
+        yield "tensors that claim more memory than the file holds"
+    for value in pickle.stored:
+        if not (_is_storage(value.description) or _class_of_old_file(value)):
             yield "a reference to something outside the pickle that is no tensor's storage"
+
+
+def _tensors_have_memory(pickle: Followed) -> bool:
+    """Whether the tensors are about as large as the storages behind them.
+
+    A tensor may stand for its storage many times over (stride 0): six bytes would become terabytes when it is copied.
+    The grids of anchors that v6.0 and later keep are such tensors; they are small.
+    """
+    claimed, stored = 0, {}
+    for args in map(_args_of_tensor, pickle.calls):
+        if not _is_tensor(args):
+            continue
+        storage, _, size = args[:3]
+        stored[storage.description.items[2]] = storage.description.items[4]
+        claimed += math.prod(_whole_numbers(size) or ())
+    return claimed <= 2 * sum(stored.values()) + _MOST_REPEATED
+
+
+def _args_of_tensor(call: Made) -> list[Any]:
+    """The arguments by which a call makes a tensor of a storage; none for other calls."""
+    name, args = class_name(call), _args(call)
+    if name == "torch._tensor._rebuild_from_type_v2" and len(args) > 2 and isinstance(args[0], Named):
+        name, args = args[0].name, args[2].items if isinstance(args[2], Items) else []
+    return args if _REBUILT_TENSOR.fullmatch(name) else []
 
 
 def short_storages(root: Followed, sizes: Mapping[str, int]) -> list[str]:
@@ -68,8 +99,8 @@ def short_storages(root: Followed, sizes: Mapping[str, int]) -> list[str]:
         sizes: bytes of the storages by their keys.
     """
     short = []
-    for value in walk(root.value):
-        if isinstance(value, Stored) and _is_storage(value.description):
+    for value in root.stored:
+        if _is_storage(value.description):
             _, kind, key, _, count = value.description.items[:5]
             each = item_size(kind.name)
             if key in sizes and each * count > sizes[key]:
@@ -109,7 +140,7 @@ def _is_forward(args: list[Any]) -> bool:
     return (
         len(args) == 2
         and isinstance(args[0], Named)
-        and LAYER.fullmatch(args[0].name) is not None
+        and (LAYER.fullmatch(args[0].name) or _OF_ULTRALYTICS.fullmatch(args[0].name)) is not None
         and args[1] == "forward"
     )
 
@@ -177,9 +208,47 @@ def _is_ordered_dict(args: list[Any]) -> bool:
     )
 
 
+def _is_tensor(args: list[Any]) -> bool:
+    """``_rebuild_tensor_v2(storage, offset, size, stride, …)``, which lies within what the storage is said to hold."""
+    if len(args) < 4 or not isinstance(args[0], Stored) or not _is_storage(args[0].description):
+        return False
+    offset, size, stride = args[1], _whole_numbers(args[2]), _whole_numbers(args[3])
+    if type(offset) is not int or offset < 0 or size is None or stride is None or len(size) != len(stride):
+        return False
+    if len(args) > 5 and not _is_empty(args[5]):  # hooks of its gradient
+        return False
+    last = offset + sum((count - 1) * step for count, step in zip(size, stride))
+    return 0 in size or last < args[0].description.items[4]
+
+
+def _is_parameter(args: list[Any]) -> bool:
+    """``_rebuild_parameter(tensor, requires_grad, hooks, …)``."""
+    return len(args) >= 3 and isinstance(args[0], Made) and isinstance(args[1], bool) and _is_empty(args[2])
+
+
+def _is_empty(value: Any) -> bool:
+    """None, or a dict or an OrderedDict of nothing."""
+    if isinstance(value, Made):
+        is_plain = class_name(value) == "collections.OrderedDict" and not _args(value)
+        return is_plain and not value.pairs and not value.items and value.state is None
+    return value is None or (isinstance(value, Table) and not value.pairs)
+
+
+def _whole_numbers(value: Any) -> list[int] | None:
+    """The items of a tuple, or a ``torch.Size``, of sizes or strides."""
+    if class_name(value) == "torch.Size" and len(_args(value)) == 1:
+        value = _args(value)[0]
+    parts: list[Any] = value.items if isinstance(value, Items) else [None]
+    return parts if _is_size(parts) else None
+
+
 def _is_of_a_subclass(args: list[Any]) -> bool:
     """``_rebuild_from_type_v2(rebuild, cls, args, state)`` calls its first argument."""
-    return bool(args) and isinstance(args[0], Named) and _REBUILT.fullmatch(args[0].name) is not None
+    if len(args) < 3 or not isinstance(args[0], Named) or not isinstance(args[2], Items):
+        return False
+    if _REBUILT_TENSOR.fullmatch(args[0].name):
+        return _is_tensor(args[2].items)
+    return _REBUILT.fullmatch(args[0].name) is not None and _is_parameter(args[2].items)
 
 
 def _never(_args: list[Any]) -> bool:
@@ -201,8 +270,16 @@ _JUDGES: dict[str, Callable[[list[Any]], bool]] = {
     **dict.fromkeys(("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath"), _is_path),
     "torch._tensor._rebuild_from_type_v2": _is_of_a_subclass,
     **dict.fromkeys(
+        ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"), _is_parameter
+    ),
+    **dict.fromkeys(
+        (f"torch._utils._rebuild_{name}" for name in ("tensor", "qtensor", "tensor_v2", "tensor_v3")),
+        _is_tensor,
+    ),
+    **dict.fromkeys(
         (
             "torch._utils._rebuild_wrapper_subclass",
+            "torch._utils._rebuild_meta_tensor_no_storage",
             "torch._utils._rebuild_nested_tensor",
             "torch._utils._rebuild_sparse_tensor",
             "torch._utils._rebuild_device_tensor_from_numpy",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from yolov5_ema.engine.quirks.amp_check import AMP_CHECK
 from yolov5_ema.engine.quirks.autoanchor import AUTOANCHOR_FEW_BOXES
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.quirks.data_paths import DATA_PATHS
 from yolov5_ema.engine.quirks.distributed import CPU_DDP, ONE_RUN_FOLDER, RESUME_IN_RANKS
 from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, FILES_BEFORE_HUB, NO_PIP_BEHIND_THE_BACK
 from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, OPENVINO_CONVERTER, TORCH_HAS_CUDA
@@ -39,7 +38,6 @@ QUIRKS: tuple[Quirk, ...] = (
     SAFE_CHECKPOINTS,
     ONE_COPY_OF_CLASSES,
     AUTOANCHOR_FEW_BOXES,
-    DATA_PATHS,
     ROOT_STAYS,
     RUNS_HERE,
     STALE_LABEL_CACHE,

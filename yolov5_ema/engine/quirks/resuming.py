@@ -9,6 +9,7 @@ import builtins
 import functools
 import os
 import re
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,10 +22,11 @@ from yolov5_ema.engine.checkpoints import load_checkpoint
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.errors import CheckpointError
-from yolov5_ema.files import replacement, write_whole
+from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.files import open_regular, replacement, write_whole
 
 _SETTINGS = ("opt.yaml", "hyp.yaml")
+_MOST_BYTES = 64 * 2**20  # of a results.csv
 
 
 def _writes_settings(module: SourceModule) -> str | None:
@@ -91,18 +93,27 @@ def even_out(run: Path, last: Path, engine: Engine) -> None:
     checkpoint = load_checkpoint(last, "cpu", engine=engine)
     if not isinstance(checkpoint, dict) or checkpoint.get("optimizer") is None:
         return  # finished: nothing is resumed
+    epoch = checkpoint.get("epoch")
+    if type(epoch) is not int:
+        raise CheckpointError(
+            f"{last}: its epoch is {reprlib.repr(epoch)}, no number: it cannot be resumed from"
+        )
     results = run / "results.csv"
     if results.is_file():
-        _drop_rows_after(int(checkpoint["epoch"]), results)
+        _drop_rows_after(epoch, results)
     best = run / "weights" / "best.pt"
-    if last.name == "last.pt" and _fitness(checkpoint) > _fitness_in(best, engine):
+    if last.name == "last.pt" and _fitness(checkpoint, last) > _fitness_in(best, engine):
         with replacement(best) as draft:
             shutil.copyfile(last, draft)
 
 
 def _drop_rows_after(epoch: int, results: Path) -> None:
-    text = results.read_text(encoding="utf-8")
-    header, *rows = text.splitlines()
+    with open_regular(results) as stream:
+        raw = stream.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise UserError(f"{results} is larger than {_MOST_BYTES // 2**20} MiB: no results.csv of a training")
+    text = raw.decode("utf-8", "replace").replace("\r\n", "\n")
+    header, *rows = text.splitlines() or [""]
     columns = header.count(",")
     kept = [row for row in rows if row.count(",") == columns and _is_until(epoch, row)]
     if len(kept) < len(rows) or not text.endswith("\n"):
@@ -116,14 +127,19 @@ def _is_until(epoch: int, row: str) -> bool:
 
 def _fitness_in(best: Path, engine: Engine) -> float:
     try:
-        return _fitness(load_checkpoint(best, "cpu", engine=engine))
+        return _fitness(load_checkpoint(best, "cpu", engine=engine), best)
     except CheckpointError:  # missing, or torn by a version that wrote it in place
         return -1.0
 
 
-def _fitness(checkpoint: dict[str, Any]) -> float:
-    fitness = checkpoint.get("best_fitness")
-    return 0.0 if fitness is None else np.asarray(fitness).item()  # v6.0 keeps an array of one number
+def _fitness(checkpoint: Any, file: Path) -> float:
+    fitness = checkpoint.get("best_fitness") if isinstance(checkpoint, dict) else None
+    try:
+        return (
+            0.0 if fitness is None else float(np.asarray(fitness).item())
+        )  # v6.0 keeps an array of one number
+    except (TypeError, ValueError):
+        raise CheckpointError(f"{file}: its best_fitness is {reprlib.repr(fitness)}, no number") from None
 
 
 RESUME_AFTER_KILL = Quirk(

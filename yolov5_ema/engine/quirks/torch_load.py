@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 from typing import Any
 
+from yolov5_ema.engine.checkpoint_models import as_yolov5_builds
+from yolov5_ema.engine.checkpoint_state import for_yolov5
 from yolov5_ema.engine.checkpoints import load_checkpoint, module_aliases, save_checkpoint
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
@@ -30,7 +33,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
     engine = module.engine
 
     def load(file: Any, map_location: Any = None, **ignored: Any) -> Any:
-        return load_checkpoint(file, map_location, engine=engine)
+        return for_yolov5(load_checkpoint(file, map_location, engine=engine), Path(str(file)))
 
     def save(checkpoint: Any, file: Any, **options: Any) -> None:
         save_checkpoint(checkpoint, file, engine=engine, **options)
@@ -75,4 +78,31 @@ ONE_COPY_OF_CLASSES = Quirk(
     versions="PyPI, all",
     needed=_second_copy,
     apply=_one_copy,
+)
+
+
+def _loads_models(module: SourceModule) -> str | None:
+    if module.name == "models.experimental" and "def attempt_load(" in module.source:
+        return "a model out of a file may fail at anything that YOLOv5 does with it after it is read"
+    return None
+
+
+def _say_which_file(module: SourceModule, patches: Patches) -> None:
+    attempt_load = module.module.attempt_load
+
+    @functools.wraps(attempt_load)
+    def wrapper(weights: Any, *args: Any, **kwargs: Any) -> Any:
+        files = weights if isinstance(weights, (list, tuple)) else [weights]
+        with as_yolov5_builds(Path(", ".join(map(str, files)))):
+            return attempt_load(weights, *args, **kwargs)
+
+    patches.set(module.module, "attempt_load", wrapper)
+
+
+FAULTS_OF_MODELS = Quirk(
+    name="faults-of-models",
+    symptom="a traceback from within YOLOv5 over a checkpoint whose model was changed",
+    versions="all",
+    needed=_loads_models,
+    apply=_say_which_file,
 )

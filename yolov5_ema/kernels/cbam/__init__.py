@@ -7,15 +7,18 @@ known to autograd.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 
-from yolov5_ema.kernels.cbam import cpp
 from yolov5_ema.kernels.cbam.exact import maps, pool, scale
 from yolov5_ema.kernels.cbam.function import Apply, Convolve, Maps, Pool, Step
 from yolov5_ema.kernels.dispatch import choose, needs_plain_operations
+from yolov5_ema.kernels.layers import is_untouched, is_watched
+from yolov5_ema.kernels.memory import NAMES, has_memory
 
 __all__ = ["cbam", "maps", "pool", "scale"]
 
@@ -53,19 +56,14 @@ def cbam(
 
 def _suits_kernels(x: torch.Tensor) -> bool:
     is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return x.dtype in cpp.NAMES and not is_channels_last and type(x) in (torch.Tensor, nn.Parameter)
+    return x.dtype in NAMES and not is_channels_last and (has_memory(type(x)) or isinstance(x, FakeTensor))
 
 
 def _wants_modules(x: torch.Tensor, *gates: nn.Module) -> bool:
     """Whether the gates must be called as a whole: operators are wanted that others know, or someone watches."""
     if torch.compiler.is_compiling() or needs_plain_operations() or x.numel() == 0:
         return True
-    return any(_is_watched(gate) for gate in gates)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for name in hooks)
+    return any(is_watched(gate) for gate in gates)
 
 
 def _requires_grad(x: torch.Tensor, *gates: nn.Module) -> bool:
@@ -77,43 +75,61 @@ def _differentiable(x: torch.Tensor, channel_gate: Any, spatial_gate: Any, kerne
     x, pooled, ticket, map_ticket = Pool.apply(x.contiguous() if kernel else x, step)
     gate_c = _gate_of_channels(pooled, channel_gate)  # (N, C)
     y, maps_of_y = Maps.apply(x, gate_c, map_ticket, step)
-    gate_s = spatial_gate.squash(_convolved(maps_of_y, spatial_gate.conv, kernel))  # (N, 1, H, W)
+    gate_s = _gate_of_pixels(maps_of_y, spatial_gate, kernel)  # (N, 1, H, W)
     return Apply.apply(y, x, gate_c, gate_s.to(x.dtype), ticket, step)
 
 
 def _by_kernels(x: torch.Tensor, channel_gate: Any, spatial_gate: Any) -> torch.Tensor:
-    pooled, _ = cpp.pool(x, count_ties=False)
-    gate_c = _gate_of_channels(pooled, channel_gate).contiguous()  # (N, C)
-    maps_of_y, _ = cpp.maps(x, gate_c, count_ties=False)
-    gate_s = spatial_gate.squash(_convolved(maps_of_y, spatial_gate.conv, kernel=True))  # (N, 1, H, W)
-    return cpp.apply(x, gate_c, gate_s.to(x.dtype).contiguous())
+    kernels: Any = torch.ops.yolov5_ema
+    pooled, _ = kernels.cbam_pool(x, False)
+    gate_c = _gate_of_channels(pooled, channel_gate)  # (N, C)
+    maps_of_y, _ = kernels.cbam_maps(x, gate_c, False)
+    gate_s = _gate_of_pixels(maps_of_y, spatial_gate, kernel=True)  # (N, 1, H, W)
+    return kernels.cbam_apply(x, gate_c, gate_s.to(x.dtype))
 
 
 def _gate_of_channels(pooled: torch.Tensor, gate: Any) -> torch.Tensor:
     """From means and maxima (2, N, C): both through the layers at once, unless those might tell the difference."""
-    if _is_untouched(gate.fc1, nn.Linear) and _is_untouched(gate.fc2, nn.Linear):
-        return gate.gate_of_both(pooled).to(pooled.dtype)
-    return gate.gate(pooled[0], pooled[1]).to(pooled.dtype)
+    if is_untouched(gate.fc1, nn.Linear) and is_untouched(gate.fc2, nn.Linear):
+        found = gate.gate_of_both(pooled)
+    else:
+        found = gate.gate(pooled[0], pooled[1])
+    return _of_shape(found, pooled.shape[1:], "channel").to(pooled.dtype)
+
+
+def _of_shape(gate: torch.Tensor, shape: Sequence[int], what: str) -> torch.Tensor:
+    if gate.shape != shape:
+        raise RuntimeError(
+            f"CBAM: expected a {what} gate of shape {list(shape)}, its layers give {list(gate.shape)}"
+        )
+    return gate
+
+
+def _gate_of_pixels(maps: torch.Tensor, gate: Any, kernel: bool) -> torch.Tensor:
+    n, _, h, w = maps.shape
+    return _of_shape(gate.squash(_convolved(maps, gate.conv, kernel)), (n, 1, h, w), "spatial")
 
 
 def _convolved(maps: torch.Tensor, conv: Any, kernel: bool) -> torch.Tensor:
     """``conv(maps)``, by the kernel where that is all that is asked."""
-    suits = kernel and _is_untouched(conv, nn.Conv2d) and _is_the_papers(conv)
-    if not suits or conv.weight.dtype != maps.dtype or torch.is_autocast_enabled("cpu"):
+    suits = kernel and is_untouched(conv, nn.Conv2d) and _is_the_papers(conv)
+    if not suits or not _are_alike(conv.weight, maps) or torch.is_autocast_enabled("cpu"):
         return conv(maps)
     return Convolve.apply(maps, conv.weight)
 
 
+def _are_alike(weight: torch.Tensor, maps: torch.Tensor) -> bool:
+    kinds = (type(weight), type(maps))
+    is_known = all(has_memory(kind) or issubclass(kind, FakeTensor) for kind in kinds)
+    return is_known and weight.dtype == maps.dtype and weight.device == maps.device
+
+
 def _is_the_papers(conv: nn.Conv2d) -> bool:
-    k = conv.weight.shape[2]
-    size, geometry = (1, 2, k, k), (conv.stride, conv.dilation, conv.padding, conv.padding_mode)
+    k = conv.weight.shape[-1]
+    geometry = (conv.stride, conv.dilation, conv.groups, conv.padding, conv.padding_mode)
     return (
-        conv.bias is None
-        and conv.weight.shape == size
-        and geometry == ((1, 1), (1, 1), (k // 2, k // 2), "zeros")
+        k % 2 == 1
+        and conv.bias is None
+        and conv.weight.shape == (1, 2, k, k)
+        and geometry == ((1, 1), (1, 1), 1, (k // 2, k // 2), "zeros")
     )
-
-
-def _is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether it is what the block was built with, and nobody watches it."""
-    return type(layer) is kind and not _is_watched(layer)

@@ -1,53 +1,42 @@
 """CBAM's passes over the feature map by the C++ kernels (``cpp/cbam.cpp``), for float32 and float64.
 
 Shapes as in `yolov5_ema.kernels.cbam.exact`; every tensor is on the CPU. Ties are the numbers of maxima, in the
-dtype of the rest.
+dtype of the rest; where they are not counted, an empty tensor stands for them.
 """
 
 from __future__ import annotations
 
-import ctypes
-from typing import NamedTuple
-
 import torch
 
-from yolov5_ema.kernels import native
+from yolov5_ema.kernels.memory import NAMES, Array, call, laid_out
 
-NAMES = {torch.float32: "float32", torch.float64: "float64"}
-
-
-class Forward(NamedTuple):
-    """What the gradient of x needs of forward, all of it small beside x."""
-
-    gate_c: torch.Tensor  # (N, C)
-    gate_s: torch.Tensor  # (N, 1, H, W)
-    maps: torch.Tensor  # (N, 2, H, W)
-    map_ties: torch.Tensor  # (N, 1, H, W)
-    peak: torch.Tensor  # (N, C)
-    ties: torch.Tensor  # (N, C)
+__all__ = ["NAMES"]
 
 
-def pool(x: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def pool(x: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and maximum of each channel (2, N, C) and, if asked for, its ties (N, C)."""
-    pooled = x.new_empty(2, *x.shape[:2])
-    ties = torch.empty_like(pooled[0]) if count_ties else None
-    _call("pool", x, pooled[0], pooled[1], ties)
+    n, c, h, w = sizes_of(x)
+    pooled, ties = x.new_empty(2, n, c), x.new_empty((n, c) if count_ties else 0)
+    arrays = [Array(tensor, (n, c)) for tensor in (pooled[0], pooled[1])]
+    _call("pool", x, *arrays, Array(ties, (n, c)) if count_ties else None)
     return pooled, ties
 
 
-def maps(x: torch.Tensor, gate_c: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def maps(x: torch.Tensor, gate_c: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps of x * gate_c (N, 2, H, W) and, if asked for, the ties over its channels (N, 1, H, W)."""
-    n, _, h, w = x.shape
-    out = x.new_empty(n, 2, h, w)
-    ties = x.new_empty(n, 1, h, w) if count_ties else None
-    _call("maps", x, gate_c, out, ties)
+    n, c, h, w = sizes_of(x)
+    out, ties = x.new_empty(n, 2, h, w), x.new_empty((n, 1, h, w) if count_ties else 0)
+    arrays = (Array(laid_out(gate_c), (n, c)), Array(out, (n, 2, h, w)))
+    _call("maps", x, *arrays, Array(ties, (n, 1, h, w)) if count_ties else None)
     return out, ties
 
 
 def apply(x: torch.Tensor, gate_c: torch.Tensor, gate_s: torch.Tensor) -> torch.Tensor:
     """x * gate_c * gate_s."""
-    out = torch.empty_like(x)
-    _call("apply", x, gate_c, gate_s, out)
+    n, c, h, w = sizes_of(x)
+    out = x.new_empty(x.shape)
+    gates = (Array(laid_out(gate_c), (n, c)), Array(laid_out(gate_s), (n, 1, h, w)))
+    _call("apply", x, *gates, Array(out, x.shape))
     return out
 
 
@@ -55,8 +44,17 @@ def apply_backward(
     grad: torch.Tensor, x: torch.Tensor, gate_c: torch.Tensor, gate_s: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of gate_c and gate_s from that of the output."""
-    d_gate_c, d_gate_s = torch.empty_like(gate_c), torch.empty_like(gate_s)
-    _call("apply_backward", x, grad.contiguous(), gate_c, gate_s, d_gate_c, d_gate_s)
+    n, c, h, w = sizes_of(x)
+    d_gate_c, d_gate_s = x.new_empty(n, c), x.new_empty(n, 1, h, w)
+    _call(
+        "apply_backward",
+        x,
+        Array(laid_out(grad), x.shape),
+        Array(laid_out(gate_c), (n, c)),
+        Array(laid_out(gate_s), (n, 1, h, w)),
+        Array(d_gate_c, (n, c)),
+        Array(d_gate_s, (n, 1, h, w)),
+    )
     return d_gate_c, d_gate_s
 
 
@@ -64,30 +62,58 @@ def maps_backward(
     d_maps: torch.Tensor, x: torch.Tensor, gate_c: torch.Tensor, maps: torch.Tensor, map_ties: torch.Tensor
 ) -> torch.Tensor:
     """Gradient of gate_c from that of the maps."""
-    d_gate_c = torch.empty_like(gate_c)
-    _call("maps_backward", x, d_maps.contiguous(), gate_c, maps, map_ties, d_gate_c)
+    n, c, h, w = sizes_of(x)
+    d_gate_c = x.new_empty(n, c)
+    _call(
+        "maps_backward",
+        x,
+        Array(laid_out(d_maps), (n, 2, h, w)),
+        Array(laid_out(gate_c), (n, c)),
+        Array(laid_out(maps), (n, 2, h, w)),
+        Array(laid_out(map_ties), (n, 1, h, w)),
+        Array(d_gate_c, (n, c)),
+    )
     return d_gate_c
 
 
 def input_backward(
     x: torch.Tensor,
-    forward: Forward,
+    gate_c: torch.Tensor,
+    gate_s: torch.Tensor,
+    maps: torch.Tensor,
+    map_ties: torch.Tensor,
+    peak: torch.Tensor,
+    ties: torch.Tensor,
     grad: torch.Tensor,
     d_pooled: torch.Tensor,
     d_maps: torch.Tensor,
 ) -> torch.Tensor:
-    """The whole gradient of x: from those of the output, the channels' means and maxima, and the maps."""
-    dx = torch.empty_like(x)
-    grads = (g.contiguous() for g in (grad, *d_pooled, d_maps))
-    _call("input_backward", x, *forward, *grads, dx)
+    """The whole gradient of x: of what forward had, and the gradients of the output, the channels' means and maxima
+    (2, N, C), and the maps.
+    """
+    n, c, h, w = sizes_of(x)
+    channels, pair, pixels = (n, c), (n, 2, h, w), (n, 1, h, w)
+    if d_pooled.shape != (2, n, c):
+        raise RuntimeError(f"CBAM: expected gradients of shape {[2, n, c]}, got {list(d_pooled.shape)}")
+    dx = x.new_empty(x.shape)
+    tensors = (gate_c, gate_s, maps, map_ties, peak, ties, grad, *d_pooled, d_maps)
+    shapes = (channels, pixels, pair, pixels, channels, channels, x.shape, channels, channels, pair)
+    arrays = [Array(laid_out(tensor), shape) for tensor, shape in zip(tensors, shapes)]
+    _call("input_backward", x, *arrays, Array(dx, x.shape))
     return dx
 
 
 def convolve(maps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Convolution of the maps with a weight (1, 2, k, k), padded by k // 2: (N, 1, H, W)."""
-    n, _, h, w = maps.shape
+    """Convolution of the maps with a weight (1, 2, k, k), k odd, padded by k // 2: (N, 1, H, W)."""
+    n, _, h, w = sizes_of(maps)
+    k = window_of(weight)
     out = maps.new_empty(n, 1, h, w)
-    _run("convolve", maps.dtype, (maps.contiguous(), weight.contiguous(), out), (n, h, w, weight.shape[2]))
+    arrays = (
+        Array(laid_out(maps), (n, 2, h, w)),
+        Array(laid_out(weight), (1, 2, k, k)),
+        Array(out, (n, 1, h, w)),
+    )
+    call("cbam_convolve", maps.dtype, arrays, (n, h, w, k))
     return out
 
 
@@ -95,28 +121,37 @@ def convolve_backward(
     grad: torch.Tensor, maps: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the maps and the weight."""
-    n, _, h, w = maps.shape
-    arrays = [tensor.contiguous() for tensor in (maps, grad, weight)]
-    d_maps, d_weight = torch.empty_like(arrays[0]), torch.empty_like(arrays[2])
-    _run("convolve_backward", maps.dtype, (*arrays, d_maps, d_weight), (n, h, w, weight.shape[2]))
+    n, _, h, w = sizes_of(maps)
+    k = window_of(weight)
+    d_maps, d_weight = maps.new_empty(n, 2, h, w), maps.new_empty(1, 2, k, k)
+    arrays = (
+        Array(laid_out(maps), (n, 2, h, w)),
+        Array(laid_out(grad), (n, 1, h, w)),
+        Array(laid_out(weight), (1, 2, k, k)),
+        Array(d_maps, (n, 2, h, w)),
+        Array(d_weight, (1, 2, k, k)),
+    )
+    call("cbam_convolve_backward", maps.dtype, arrays, (n, h, w, k))
     return d_maps, d_weight
 
 
-def _call(name: str, x: torch.Tensor, *others: torch.Tensor | None) -> None:
+def sizes_of(x: torch.Tensor) -> torch.Size:
+    """N, C, H and W; a ``RuntimeError`` if these are not what a tensor has."""
+    if x.dim() != 4:
+        raise RuntimeError(
+            f"CBAM: expected a feature map (N, C, H, W), got a tensor of shape {list(x.shape)}"
+        )
+    return x.shape
+
+
+def window_of(weight: torch.Tensor) -> int:
+    """Side of the spatial convolution's weight, which the kernel wants odd."""
+    k = weight.shape[-1] if weight.dim() == 4 else 0
+    if k % 2 == 0:
+        raise RuntimeError(f"CBAM: expected a weight (1, 2, k, k) with k odd, got shape {list(weight.shape)}")
+    return k
+
+
+def _call(name: str, x: torch.Tensor, *others: Array | None) -> None:
     n, c, h, w = x.shape
-    _run(name, x.dtype, (x, *others), (n, c, h * w))
-
-
-def _run(
-    name: str, dtype: torch.dtype, arrays: tuple[torch.Tensor | None, ...], sizes: tuple[int, ...]
-) -> None:
-    """A kernel on contiguous arrays."""
-    library = native.library().handle
-    assert library is not None  # the dispatch has looked
-    failed = getattr(library, f"cbam_{name}_{NAMES[dtype]}")(
-        *(ctypes.c_void_p(None if array is None else array.data_ptr()) for array in arrays),
-        *(ctypes.c_int64(size) for size in sizes),
-        ctypes.c_int(torch.get_num_threads()),
-    )
-    if failed:
-        raise MemoryError(f"CBAM: no memory for the kernel {name} at sizes {sizes}")
+    call(f"cbam_{name}", x.dtype, (Array(laid_out(x), x.shape), *others), (n, c, h * w))

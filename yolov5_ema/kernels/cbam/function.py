@@ -15,8 +15,12 @@ from typing import Any
 
 import torch
 
-from yolov5_ema.kernels.cbam import cpp, exact
+from yolov5_ema.kernels.cbam import exact, operators
 from yolov5_ema.kernels.dispatch import needs_plain_operations
+
+__all__ = ["Apply", "Convolve", "Maps", "Pool", "Step", "operators"]
+
+_kernels: Any = torch.ops.yolov5_ema  # as `operators` defines them
 
 
 class Step:
@@ -40,7 +44,7 @@ class Pool(torch.autograd.Function):
         ctx.step = step
         ctx.set_materialize_grads(False)
         if step.kernel:
-            pooled, ties = cpp.pool(x, count_ties=True)
+            pooled, ties = _kernels.cbam_pool(x, True)
             ctx.save_for_backward(x, pooled, ties)
         else:
             pooled = torch.stack(exact.pool(x))
@@ -54,9 +58,9 @@ class Pool(torch.autograd.Function):
         d_x, d_pooled = grads[0], _or_zeros(grads[1], pooled)
         if not (step.kernel and _kernels_may_run(*grads)):
             return exact.pool_backward(d_x, d_pooled, x, peak), None
-        forward = cpp.Forward(step.gate_c, step.gate_s, step.maps, step.map_ties, peak, *ties)
+        forward = (step.gate_c, step.gate_s, step.maps, step.map_ties, peak, *ties)
         grad, d_maps = _or_zeros(grads[2], x), _or_zeros(grads[3], step.maps)
-        found = cpp.input_backward(x, forward, grad, d_pooled, d_maps)
+        found = _kernels.cbam_input_backward(x, *forward, grad, d_pooled, d_maps)
         return found if d_x is None else found.add_(d_x), None
 
 
@@ -71,7 +75,7 @@ class Maps(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if step.kernel:
             step.gate_c = gate_c.detach().contiguous()
-            maps, step.map_ties = cpp.maps(x, step.gate_c, count_ties=True)
+            maps, step.map_ties = _kernels.cbam_maps(x, step.gate_c, True)
             step.maps = maps.detach()
         else:
             step.y = exact.scale(x, gate_c)
@@ -86,7 +90,8 @@ class Maps(torch.autograd.Function):
         d_y, d_maps = grads[0], _or_zeros(grads[1], maps)
         if not (step.kernel and _kernels_may_run(*grads)):
             return (*exact.maps_backward(d_y, d_maps, x, gate_c, maps), None, None)
-        return None, cpp.maps_backward(d_maps, x, step.gate_c, maps, step.map_ties), d_maps, None
+        d_gate_c = _kernels.cbam_maps_backward(d_maps, x, step.gate_c, maps, step.map_ties)
+        return None, d_gate_c, d_maps, None
 
 
 class Apply(torch.autograd.Function):
@@ -99,7 +104,7 @@ class Apply(torch.autograd.Function):
         ctx.step = step
         if step.kernel:
             step.gate_s = gate_s.detach().contiguous()
-            return cpp.apply(x, step.gate_c, step.gate_s)
+            return _kernels.cbam_apply(x, step.gate_c, step.gate_s)
         y, step.y = step.y, None
         return y.mul_(gate_s)
 
@@ -111,7 +116,7 @@ class Apply(torch.autograd.Function):
             d_y, d_gate_s = exact.apply_backward(grad, x, gate_c, gate_s)
             return d_y, None, None, d_gate_s, None, None
         grad = grad.contiguous()
-        d_gate_c, d_gate_s = cpp.apply_backward(grad, x, step.gate_c, step.gate_s)
+        d_gate_c, d_gate_s = _kernels.cbam_apply_backward(grad, x, step.gate_c, step.gate_s)
         return None, None, d_gate_c, d_gate_s, grad, None
 
 
@@ -121,12 +126,12 @@ class Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(maps, weight)
-        return cpp.convolve(maps, weight)
+        return _kernels.cbam_convolve(maps, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
         maps, weight = ctx.saved_tensors
-        run = cpp.convolve_backward if _kernels_may_run(grad) else exact.convolve_backward
+        run: Any = _kernels.cbam_convolve_backward if _kernels_may_run(grad) else exact.convolve_backward
         return run(grad, maps, weight)
 
 

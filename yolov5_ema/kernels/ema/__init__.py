@@ -6,14 +6,19 @@ kernels of it; ``function`` makes them known to autograd.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch._subclasses import FakeTensor
 
 from yolov5_ema.kernels.dispatch import choose, needs_plain_operations
+from yolov5_ema.kernels.ema.arguments import check_unless_traced, is_in_reach_of_32_bits
 from yolov5_ema.kernels.ema.exact import ema_exact
 from yolov5_ema.kernels.ema.function import EMAFunction
-from yolov5_ema.kernels.ema.reference import ema_reference
+from yolov5_ema.kernels.ema.reference import attended, ema_reference, gated, means_of_sides
+from yolov5_ema.kernels.memory import has_memory
 
-__all__ = ["ema", "ema_exact", "ema_reference"]
+__all__ = ["attended", "ema", "ema_exact", "ema_reference", "gated", "means_of_sides"]
 
 
 def ema(
@@ -34,14 +39,29 @@ def ema(
         implementation: one of `yolov5_ema.kernels.dispatch.CHOICES`.
 
     Raises:
+        RuntimeError: shapes, devices or dtypes that do not fit together.
         UserError: a kernel was asked for on its own device and cannot run there; or the environment variable
             ``YOLOV5_EMA_IMPLEMENTATION`` holds no implementation's name.
     """
+    parameters = (w1, b1, gamma, beta, w3, b3)
+    check_unless_traced(x, parameters, groups)
     name = choose("EMA", implementation, x.device.type, x.dtype).name
     if name == "reference":
-        return ema_reference(x, w1, b1, gamma, beta, w3, b3, groups, eps)
+        return ema_reference(x, *parameters, groups, eps)
     if name == "exact" and needs_plain_operations():
-        return ema_exact(x, w1, b1, gamma, beta, w3, b3, groups, eps)
+        return ema_exact(x, *parameters, groups, eps)
+    if not _operators_know((x, *parameters)) or (name == "triton" and not _is_small(x, groups)):
+        return ema_exact(x, *parameters, groups, eps)
     wide = torch.promote_types(x.dtype, torch.float32)
-    parameters = [p.to(wide) for p in (w1, b1, gamma, beta, w3, b3)]
-    return EMAFunction.apply(x, *parameters, groups, eps, name != "exact")
+    return EMAFunction.apply(x, *[p.to(wide) for p in parameters], groups, eps, name != "exact")
+
+
+def _operators_know(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether they are memory, or stand for it; what dispatches by itself (DTensor …) knows torch's operators only."""
+    if torch.compiler.is_compiling():
+        return True
+    return all(has_memory(kind) or issubclass(kind, FakeTensor) for kind in map(type, tensors))
+
+
+def _is_small(x: torch.Tensor, groups: int) -> bool:
+    return is_in_reach_of_32_bits(x.shape[1] // groups, x.shape[2], x.shape[3])

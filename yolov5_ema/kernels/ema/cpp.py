@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
-from yolov5_ema.kernels import native
-
-_NAMES = {torch.float32: "float32", torch.float64: "float64"}
+from yolov5_ema.kernels.ema import exact
+from yolov5_ema.kernels.ema.arguments import check_arguments, check_backward
+from yolov5_ema.kernels.memory import Array, call, laid_out
 
 
 def forward(
     x: torch.Tensor, *parameters: torch.Tensor, groups: int, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `yolov5_ema.kernels.ema.exact.forward`."""
-    work = x.to(parameters[0].dtype).contiguous()
-    out = torch.empty_like(work)
-    n, c, h, w = x.shape
-    k = c // groups
+    k = check_arguments(x, parameters, groups)
+    if x.numel() == 0:
+        return exact.forward(x, *parameters, groups=groups, eps=eps)
+    work = laid_out(x, parameters[0].dtype)
+    n, _, h, w = shape = x.shape
+    out = work.new_empty(shape)
     stats = work.new_empty(n * groups, 3, k)
-    flat = _flatten(parameters)
-    _call("ema_forward", work.dtype, (work, flat, out, stats), n * groups, k, h, w, eps)
+    arrays = (
+        Array(work, shape),
+        Array(_flatten(parameters), (10 * k * k + 4 * k,)),
+        Array(out, shape),
+        Array(stats, (n * groups, 3, k)),
+    )
+    call("ema_forward", work.dtype, arrays, (n * groups, k, h, w), eps)
     return out.to(x.dtype), stats
 
 
@@ -34,40 +39,27 @@ def backward(
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
     """As `yolov5_ema.kernels.ema.exact.backward`."""
-    work = x.to(parameters[0].dtype).contiguous()
-    grad = grad.to(work.dtype).contiguous()
-    dx = torch.empty_like(work)
-    n, c, h, w = x.shape
-    k = c // groups
-    flat = _flatten(parameters)
-    sums = torch.zeros(flat.shape, dtype=torch.float64)
-    _call("ema_backward", work.dtype, (grad, work, stats, flat, dx, sums), n * groups, k, h, w, eps)
+    k = check_backward(grad, x, stats, parameters, groups)
+    if x.numel() == 0:
+        return exact.backward(grad, x, stats, *parameters, groups=groups, eps=eps)
+    work = laid_out(x, parameters[0].dtype)
+    grad = laid_out(grad, work.dtype)
+    n, _, h, w = shape = x.shape
+    dx = work.new_empty(shape)
+    sums = torch.zeros(10 * k * k + 4 * k, dtype=torch.float64)
+    arrays = (
+        Array(grad, shape),
+        Array(work, shape),
+        Array(laid_out(stats), (n * groups, 3, k)),
+        Array(_flatten(parameters), (10 * k * k + 4 * k,)),
+        Array(dx, shape),
+        Array(sums, sums.shape, torch.float64),
+    )
+    call("ema_backward", work.dtype, arrays, (n * groups, k, h, w), eps)
     pieces = sums.split([p.numel() for p in parameters])
     grads = [piece.reshape(p.shape).to(p.dtype, copy=True) for piece, p in zip(pieces, parameters)]
     return (dx.to(x.dtype), *grads)
 
 
 def _flatten(parameters: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in parameters])
-
-
-def _call(
-    name: str,
-    dtype: torch.dtype,
-    arrays: tuple[torch.Tensor, ...],
-    groups: int,
-    k: int,
-    h: int,
-    w: int,
-    eps: float,
-) -> None:
-    library = native.library().handle
-    assert library is not None  # the dispatch has looked
-    failed = getattr(library, f"{name}_{_NAMES[dtype]}")(
-        *(ctypes.c_void_p(array.data_ptr()) for array in arrays),
-        *(ctypes.c_int64(size) for size in (groups, k, h, w)),
-        ctypes.c_double(eps),
-        ctypes.c_int(torch.get_num_threads()),
-    )
-    if failed:
-        raise MemoryError(f"EMA: no memory for {torch.get_num_threads()} groups of {k} x {h} x {w}")
+    return torch.cat([laid_out(p.detach()).reshape(-1) for p in parameters])

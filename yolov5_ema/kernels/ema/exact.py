@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from yolov5_ema.kernels.ema.arguments import check_unless_traced
+
 
 def ema_exact(
     x: torch.Tensor,
@@ -32,6 +34,8 @@ def ema_exact(
 
     Arguments and result are those of `ema_reference` (with ``cross_spatial=True``). Computed in float32 at least.
     """
+    if not torch.jit.is_scripting():
+        check_unless_traced(x, (w1, b1, gamma, beta, w3, b3), groups)
     n, _, h, w = x.shape
     k = w1.shape[0]  # of x it would be no constant in ONNX, which group_norm wants
     wide = torch.promote_types(x.dtype, torch.float32)

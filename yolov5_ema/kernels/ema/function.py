@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from yolov5_ema.kernels.ema import exact
+from yolov5_ema.kernels.ema.arguments import check_arguments, check_backward
 from yolov5_ema.kernels.ema.exact import ema_exact
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor gamma, Tensor beta, Tensor w3, Tensor b3, int groups, float eps"
@@ -61,17 +62,18 @@ def _backward_cuda(
 
 @torch.library.register_fake(_FORWARD)
 def _forward_shapes(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    w1, groups = rest[0], rest[6]
-    n, c, _, _ = x.shape
-    stats = w1.new_empty(n * groups, 3, c // groups)
-    return x.new_empty(x.shape), stats
+    *parameters, groups, _ = rest
+    k = check_arguments(x, parameters, groups)
+    return x.new_empty(x.shape), parameters[0].new_empty(x.shape[0] * groups, 3, k)
 
 
 @torch.library.register_fake(_BACKWARD)
 def _backward_shapes(
     grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    return (x.new_empty(x.shape), *(torch.empty_like(p) for p in rest[:6]))
+    *parameters, groups, _ = rest
+    check_backward(grad, x, stats, parameters, groups)
+    return (x.new_empty(x.shape), *(p.new_empty(p.shape) for p in parameters))
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:

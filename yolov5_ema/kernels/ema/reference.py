@@ -2,6 +2,9 @@
 
 Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouyang et al., ICASSP 2023,
 arXiv 2305.13563. Reference implementation: https://github.com/YOLOonMe/EMA-attention-module
+
+Its steps are functions of their own, between which the layers are: `ema_reference` computes these from their parameters,
+a block with other layers than the paper's calls them.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from yolov5_ema.kernels.ema.arguments import check_unless_traced
 from yolov5_ema.kernels.numerics import saturate, stable_mean
 
 
@@ -37,26 +41,45 @@ def ema_reference(
 
     Returns:
         (N, C, H, W) in the dtype of ``x``.
+
+    Raises:
+        RuntimeError: shapes, devices or dtypes that do not fit together.
     """
-    n, c, h, w = x.shape
+    if not torch.jit.is_scripting():
+        check_unless_traced(x, (w1, b1, gamma, beta, w3, b3), groups)
+    n, _, h, w = x.shape
     k = w1.shape[0]  # a constant also where the size of x is not
     gx = x.reshape(n * groups, k, h, w)  # (NG, k, H, W)
-
-    mean_w = stable_mean(gx, [3])  # (NG, k, H, 1)
-    mean_h = stable_mean(gx, [2]).transpose(2, 3)  # (NG, k, W, 1)
-    gates = F.conv2d(torch.cat([mean_w, mean_h], dim=2).to(gx.dtype), w1, b1).sigmoid()  # (NG, k, H+W, 1)
-    y = gx * gates[:, :, :h] * gates[:, :, h:].transpose(2, 3)  # (NG, k, H, W)
+    y = gated(gx, F.conv2d(means_of_sides(gx), w1, b1))  # (NG, k, H, W)
     wide = torch.promote_types(y.dtype, torch.float32)
     x1 = torch.group_norm(y.to(wide), k, gamma.to(wide), beta.to(wide), eps)  # (NG, k, H, W)
-    x2 = saturate(F.conv2d(gx, w3, b3, padding=1))  # (NG, k, H, W)
+    x2 = F.conv2d(gx, w3, b3, padding=1)  # (NG, k, H, W)
+    return attended(gx, x1, x2, cross_spatial).reshape(x.shape)  # (N, C, H, W)
 
+
+def means_of_sides(gx: torch.Tensor) -> torch.Tensor:
+    """Means along each side of the maps: (NG, k, H, W) -> (NG, k, H+W, 1)."""
+    mean_w = stable_mean(gx, [3])  # (NG, k, H, 1)
+    mean_h = stable_mean(gx, [2]).transpose(2, 3)  # (NG, k, W, 1)
+    return torch.cat([mean_w, mean_h], dim=2).to(gx.dtype)
+
+
+def gated(gx: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The maps times both their gates, whose scores (NG, k, H+W, 1) the 1x1 convolution gave."""
+    h = gx.shape[2]
+    gates = scores.sigmoid()
+    return gx * gates[:, :, :h] * gates[:, :, h:].transpose(2, 3)  # (NG, k, H, W)
+
+
+def attended(gx: torch.Tensor, x1: torch.Tensor, x2: torch.Tensor, cross_spatial: bool) -> torch.Tensor:
+    """The maps times the sigmoid of what both branches, (NG, k, H, W) each, make of each other."""
+    x2 = saturate(x2)
     if cross_spatial:
         p = stable_mean(x1, [2, 3]).flatten(2).transpose(1, 2).softmax(-1)  # (NG, 1, k)
         q = stable_mean(x2, [2, 3]).flatten(2).transpose(1, 2).softmax(-1)  # (NG, 1, k)
         from_3x3 = torch.matmul(p.to(x2.dtype), x2.flatten(2))  # (NG, 1, HW)
         from_1x1 = torch.matmul(q.to(x1.dtype), x1.flatten(2))  # (NG, 1, HW)
-        attention = (from_3x3 + from_1x1).reshape(n * groups, 1, h, w)  # (NG, 1, H, W)
+        attention = (from_3x3 + from_1x1).reshape(-1, 1, gx.shape[2], gx.shape[3])  # (NG, 1, H, W)
     else:
         attention = x1 + x2  # (NG, k, H, W)
-
-    return (gx * attention.sigmoid().to(x.dtype)).reshape(n, c, h, w)  # (N, C, H, W)
+    return gx * attention.sigmoid().to(gx.dtype)  # (NG, k, H, W)

@@ -46,6 +46,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from yolov5_ema.kernels.ema.arguments import check_arguments, check_backward, is_in_reach_of_32_bits
+from yolov5_ema.kernels.memory import check_memory, laid_out
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # a group's values up to which one program takes the whole group: 128 KiB of float32, half of a first-level cache
 _FUSED_LIMIT = 32 * 1024
 # above this a program of the fused path has its multiprocessor for itself, and takes more warps
@@ -811,6 +815,20 @@ def _on(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
+def _check(x: Tensor, k: int, *others: Tensor) -> None:
+    """Raise a ``RuntimeError`` unless all of them are memory that the kernels may go through."""
+    if x.dtype not in _DTYPES or x.device.type == "meta":
+        raise RuntimeError(f"EMA: no Triton kernel for {x.dtype} on {x.device}")
+    if not is_in_reach_of_32_bits(k, x.shape[2], x.shape[3]):
+        raise RuntimeError(
+            f"EMA: groups of {k} x {x.shape[2]} x {x.shape[3]} are too large for the Triton kernels"
+        )
+    for tensor in (x, *others):
+        if tensor.dtype not in _DTYPES:
+            raise RuntimeError(f"EMA: no Triton kernel for a parameter in {tensor.dtype}")
+        check_memory(tensor, tensor.shape, tensor.dtype, x.device)
+
+
 def forward(
     x: Tensor,
     w1: Tensor,
@@ -826,7 +844,7 @@ def forward(
 
     Args:
         x: feature map (N, C, H, W) in float32, float16 or bfloat16, any strides.
-        w1, b1, gamma, beta, w3, b3: parameters of a group, k = C / groups channels, any floating dtype.
+        w1, b1, gamma, beta, w3, b3: parameters of a group, k = C / groups channels, in one of these dtypes too.
         groups: groups the channels are split into.
         eps: of the GroupNorm.
 
@@ -834,13 +852,14 @@ def forward(
         The output (N, C, H, W) in the dtype of ``x``, contiguous; statistics (N * groups, 3, k) in float32: mean
         and 1 / sqrt(variance + eps) of the 1x1 branch before its norm, and the softmax of the pooled 3x3 branch.
     """
-    x, w1, b1, gamma, beta, w3, b3 = (t.contiguous() for t in (x, w1, b1, gamma, beta, w3, b3))
+    k = check_arguments(x, (w1, b1, gamma, beta, w3, b3), groups)
+    x, w1, b1, gamma, beta, w3, b3 = (laid_out(t) for t in (x, w1, b1, gamma, beta, w3, b3))
     n, channels, h, w = x.shape
-    k = channels // groups
-    out = torch.empty_like(x)
+    out = x.new_empty(x.shape)
     stats = x.new_empty((n * groups, 3, k), dtype=torch.float32)
     if x.numel() == 0:
         return out, stats
+    _check(x, k, w1, b1, gamma, beta, w3, b3)
     plan = _plan(k, h, w, _is_fused(k, h, w))
     size = _forward_scratch(k, h, w)
     scratch = x.new_empty(n * groups * size, dtype=torch.float32)
@@ -889,15 +908,16 @@ def backward(
     Returns:
         Gradients of x, w1, b1, gamma, beta, w3, b3, in the shapes of these.
     """
-    grad_out, x, w1, b1, gamma, beta, w3, b3 = (
-        t.contiguous() for t in (grad_out, x, w1, b1, gamma, beta, w3, b3)
+    k = check_backward(grad_out, x, stats, (w1, b1, gamma, beta, w3, b3), groups)
+    grad_out, x, stats, w1, b1, gamma, beta, w3, b3 = (
+        laid_out(t) for t in (grad_out, x, stats, w1, b1, gamma, beta, w3, b3)
     )
     n, channels, h, w = x.shape
-    k = channels // groups
-    x_grad = torch.empty_like(x)
+    x_grad = x.new_empty(x.shape)
     partial = x.new_empty((n * groups, (10 * k + 4) * k), dtype=torch.float32)
     if x.numel() == 0:
         return x_grad, *_unpack(partial, k)
+    _check(x, k, grad_out, stats, w1, b1, gamma, beta, w3, b3)
     plan = _plan(k, h, w, _is_fused(k, h, w))
     size = _backward_scratch(k, h, w)
     scratch = x.new_empty(n * groups * size, dtype=torch.float32)

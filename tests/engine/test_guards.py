@@ -1,0 +1,102 @@
+"""What a stranger's files say is not run, nor written through their links, in any release; without the guard it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import laid_aside
+from fork_server import run_in_child
+
+RELEASES = ("6.0.7", "6.1.9", "6.2.3", "7.0.14")
+
+_START = """
+import contextlib, os, shutil
+from pathlib import Path
+import numpy as np
+CANARY = Path(TMP) / "ran"
+try:
+    from yolov5.utils.dataloaders import LoadImagesAndLabels
+except ImportError:
+    from yolov5.utils.datasets import LoadImagesAndLabels
+from yolov5.utils import downloads, general
+folder = Path(TMP) / "set"
+shutil.copytree(Path(SET).parent, folder)
+cache = folder / "labels/val.cache"
+cache.unlink(missing_ok=True)
+def scan():
+    return LoadImagesAndLabels(str(folder / "images/val"), 64, 2)
+class Code:
+    def __init__(self, inner=None): self.inner = inner
+    def __reduce__(self): return os.mkdir, (str(CANARY),)
+def plant(content):
+    with cache.open("wb") as stream:
+        np.save(stream, content)
+def attempt(call, *args):
+    with contextlib.suppress(Exception):
+        call(*args)
+"""
+
+# name -> code that makes CANARY without the guards
+ATTACKS = {
+    "a cache that is code": "plant(Code())\nattempt(scan)",
+    "code in an honest cache": (
+        "scan()\nheld = np.load(cache, allow_pickle=True).item()\nheld['msgs'] = [Code()]\nplant(held)\nattempt(scan)"
+    ),
+    "code as the key of an array": (
+        "plant({'a.jpg': [np.zeros((1, 5), np.float32), (64, 64), [np.array([Code()], object)]]})\nattempt(scan)"
+    ),
+    "a link where the cache is written": (
+        "victim = Path(TMP) / 'victim'\nvictim.write_text('mine')\n"
+        "(folder / 'labels/val.cache.npy').symlink_to(victim)\nscan()\n"
+        "if victim.read_bytes() != b'mine': CANARY.mkdir()"
+    ),
+    **{
+        f"download in data.{suffix or 'without a suffix'}": (
+            f"file = Path(TMP) / 'data.{suffix}'\n"
+            "file.write_text('path: nowhere\\ntrain: a\\nval: a\\nnc: 1\\nnames: [a]\\ndownload: |\\n  import os\\n'"
+            "'  os.mkdir(' + repr(str(CANARY)) + ')\\n')\nattempt(general.check_dataset, str(file))"
+        )
+        for suffix in ("yaml", "YAML", "txt", "")
+    },
+    "download that is a command": (
+        "data = {'train': 'a', 'val': 'a', 'nc': 1, 'names': ['a'], 'download': f'bash -c \"mkdir {CANARY}\"'}\n"
+        "attempt(general.check_dataset, data)"
+    ),
+    "download in a dict": (
+        "data = {'train': 'a', 'val': 'a', 'nc': 1, 'names': ['a']}\n"
+        "data['download'] = f'import os; os.mkdir({str(CANARY)!r})'\nattempt(general.check_dataset, data)"
+    ),
+}
+
+
+GUARDS = "arrays commands data-sets evaluating"
+
+
+def _succeeded(
+    without: str | None, release: str, package_root: Path, tiny_set: Path, tmp_path: Path
+) -> set[str]:
+    """The attacks whose canary is there afterwards; all are tried in one process, each in a folder of its own."""
+    from yolov5_ema.engine.locate import engine_at
+
+    root = package_root if engine_at(package_root).version == release else laid_aside(release)
+    places = {name: tmp_path / f"attack{index}" for index, name in enumerate(ATTACKS)}
+    for place in places.values():
+        place.mkdir()
+    code = "\n".join(
+        f"exec({_START + ATTACKS[name]!r}, {{'TMP': {str(place)!r}, 'SET': SET}})"
+        for name, place in places.items()
+    )
+    failure = run_in_child(code, {"TMP": str(tmp_path), "SET": str(tiny_set), "ROOT": str(root)}, without)
+    assert failure == "", failure
+    return {name for name, place in places.items() if (place / "ran").exists()}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_no_attack_succeeds(release, package_root, tiny_set, tmp_path):
+    assert _succeeded(None, release, package_root, tiny_set, tmp_path) == set()
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_without_the_guards_every_attack_succeeds(release, package_root, tiny_set, tmp_path):
+    assert _succeeded(GUARDS, release, package_root, tiny_set, tmp_path) == set(ATTACKS)

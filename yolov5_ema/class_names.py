@@ -1,0 +1,89 @@
+"""Names of classes: from a checkpoint, an exported model or a data YAML, all of which a stranger may have written."""
+
+from __future__ import annotations
+
+import os
+import re
+import reprlib
+import unicodedata
+from collections.abc import Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, Union
+
+Names = Union["list[str]", "dict[int, str]"]
+
+_LONGEST = 1000
+_MOST = 100_000
+_NOT_IN_FOLDERS = r'[/\\:*?"<>|]' if os.name == "nt" else r"[/\\]"
+_NOT_PRINTED = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode's categories of control characters, halves of characters, and ends of lines."""
+
+
+def fault_of_names(names: Any, count: int | None = None) -> str | None:
+    """What is wrong with names of classes; None if nothing is.
+
+    Args:
+        names: a list or tuple of texts, or a dict of texts by whole numbers. Numbers are taken as names too: a YAML
+            without quotes makes them of digits.
+        count: how many classes the model has; each must have a name. None: not known.
+
+    Example:
+        >>> fault_of_names(["car", "N/A", 7]), fault_of_names({0: "car"}, count=2)
+        (None, 'class 1 of 2 has no name')
+        >>> fault_of_names(["../../car"])
+        "the class name '../../car' would lead out of the folder of crops that detect makes; give it another name"
+    """
+    if isinstance(names, Mapping):
+        odd = [key for key in names if type(key) is not int or key < 0]
+        if odd:
+            return f"names must be numbered by whole numbers, not by {reprlib.repr(odd[0])}"
+        listed = list(names.values())
+    elif isinstance(names, (list, tuple)):
+        listed = list(names)
+    else:
+        return f"names must be a list of class names, not {reprlib.repr(names)}"
+    if len(listed) > _MOST:
+        return f"{len(listed):,} names of classes"
+    return next(filter(None, map(_fault_of_one, listed)), None) or _missing(names, count)
+
+
+def names_as_text(names: Any) -> Names:
+    """Names that `fault_of_names` finds no fault with, numbers among them as text."""
+    if isinstance(names, Mapping):
+        return {key: str(name) for key, name in names.items()}
+    return [str(name) for name in names]
+
+
+def as_folder_name(name: str) -> str:
+    """A name of a class as the name of one folder, whatever it holds.
+
+    Example:
+        >>> as_folder_name("car/van"), as_folder_name("..")
+        ('car_van', '_')
+    """
+    safe = "".join("_" if unicodedata.category(char) in _NOT_PRINTED else char for char in name)
+    safe = re.sub(_NOT_IN_FOLDERS, "_", safe)
+    while len(safe.encode("utf-8")) > 200:  # most file systems take 255 bytes
+        safe = safe[:-1]
+    return safe if safe.strip(". ") else "_"
+
+
+def _missing(names: Any, count: int | None) -> str | None:
+    has = names.__contains__ if isinstance(names, Mapping) else lambda index: index < len(names)
+    lacking = [index for index in range(count or 0) if not has(index)]
+    return f"class {lacking[0]} of {count} has no name" if lacking else None
+
+
+def _fault_of_one(name: Any) -> str | None:
+    if isinstance(name, (int, float)):
+        return None
+    if type(name) is not str:
+        return f"{reprlib.repr(name)} in names is no name of a class: it must be text"
+    if len(name) > _LONGEST or any(unicodedata.category(char) in _NOT_PRINTED for char in name):
+        return f"{reprlib.repr(name)} in names is no name of a class: it must be text, on one line"
+    if any(".." in kind(name).parts or kind(name).root for kind in (PurePosixPath, PureWindowsPath)):
+        return (
+            f"the class name {reprlib.repr(name)} would lead out of the folder of crops that detect makes; "
+            "give it another name"
+        )
+    return None

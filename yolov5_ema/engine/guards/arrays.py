@@ -1,0 +1,68 @@
+"""``np.load(…, allow_pickle=True)`` and ``np.save``: label caches lie in the data set, which may be a stranger's."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolov5_ema.data.label_caches import UnusableCache, read_label_cache
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.errors import UserError
+from yolov5_ema.files import whole_files
+
+
+def load(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **options: Any) -> Any:
+    """`np.load`, without pickles; a label cache is read without unpickling it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        pickle.UnpicklingError: it is no label cache as YOLOv5 writes them. Why is printed, and YOLOv5 looks at the
+            labels anew.
+    """
+    if not allow_pickle:
+        return np.load(file, mmap_mode, allow_pickle=False, **options)
+    held = np.empty((), dtype=object)
+    try:
+        held[()] = read_label_cache(file)
+    except (UnusableCache, UserError) as error:
+        print(f"WARNING: {file} is not used: {error}. The labels are read anew.", file=sys.stderr)
+        raise pickle.UnpicklingError(str(error)) from None
+    return held
+
+
+def save(file: Any, array: Any, *args: Any, **kwargs: Any) -> None:
+    """`np.save`; the file is replaced whole, and a link that stands in its place is not followed."""
+    if not isinstance(file, (str, os.PathLike)):
+        np.save(file, array, *args, **kwargs)
+        return
+    place = Path(os.fspath(file))
+    if place.suffix != ".npy":
+        place = place.with_name(f"{place.name}.npy")
+    with whole_files([place]) as (draft,), draft.open("wb") as stream:
+        np.save(stream, array, *args, **kwargs)
+
+
+def _needed(module: SourceModule) -> str | None:
+    if re.search(r"\bnp\.(load|save)\(", module.source):
+        return "it loads arrays that lie in the data set, or saves them there"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    patches.view(module.module, "np", load=load, save=save)
+
+
+ARRAYS = Quirk(
+    name="arrays",
+    symptom="labels/train.cache of a data set runs the code in it; a link beside it is written through",
+    versions="all",
+    needed=_needed,
+    apply=_apply,
+)

@@ -1,0 +1,156 @@
+"""``os.system`` and ``subprocess``: the commands that YOLOv5's own files spell out, with plain words put into them.
+
+A command for a shell must be one that stands in the text of the module that runs it, as a string or an f-string; what
+the f-string puts in may hold nothing that a shell reads as more than a word. A command without a shell must begin with
+a program that the module names. So a bucket, an address or a file's name cannot become a second command, in any
+release; and a release's new commands need no list.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import re
+import reprlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from yolov5_ema.engine.data_yaml import approved_download
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.errors import UserError
+
+# what may stand outside quotes, and within them: nothing that a shell looks at
+_WORD = r"[\w./:=@+,%-]*" if os.name != "nt" else r"[\w./:=@+,\\-]*"
+_WITHIN = {"'": r"[^'\n\0]*", '"': r'[^"$`\\!\n\0]*' if os.name != "nt" else r'[^"%\n\0]*'}
+_UNHEARD = re.compile(r"\s*>\s*/dev/null(\s+2>&1)?\s*$")
+_BEGINNING = re.compile(r"[A-Za-z_][\w.-]*(?=\s|$)")
+_OF_SUBPROCESS = ("run", "call", "check_call", "check_output", "Popen")
+_SHELLS = ("getoutput", "getstatusoutput")
+
+
+class Commands:
+    """What one module of YOLOv5 may run.
+
+    Args:
+        name: of the module, for messages.
+        source: its text.
+    """
+
+    def __init__(self, name: str, source: str) -> None:
+        self._name = name
+        self._source = source
+
+    @functools.cached_property
+    def _templates(self) -> tuple[list[re.Pattern[str]], set[str]]:
+        """Patterns of whole commands, and the programs that they begin with."""
+        patterns, programs = [], set()
+        for pattern, beginning in _commands_in(self._source):
+            patterns.append(re.compile(pattern))
+            programs.add(beginning)
+        return patterns, programs
+
+    def check(self, command: Any, shell: bool) -> None:
+        """Let a command pass.
+
+        Raises:
+            UserError: it is none that the module spells out.
+            CalledProcessError: likewise, but of git, which YOLOv5 only asks what it is.
+        """
+        if approved_download(command) or (
+            self._allows_text(command) if shell else self._allows_list(command)
+        ):
+            return
+        shown = reprlib.repr(command)
+        if str(command).startswith("git "):
+            raise subprocess.CalledProcessError(126, "git", output=b"")
+        raise UserError(
+            f"YOLOv5's {self._name} would run a command with more in it than plain names: {shown}. It was not run. "
+            "Give the file, bucket or address in it a name without spaces and without signs that a shell reads."
+        )
+
+    def _allows_text(self, command: Any) -> bool:
+        if not isinstance(command, str):
+            return isinstance(command, (list, tuple)) and self._allows_list(command)
+        patterns, _ = self._templates
+        plain = _UNHEARD.sub("", command)
+        return any(pattern.fullmatch(text) for text in (command, plain) for pattern in patterns)
+
+    def _allows_list(self, command: Any) -> bool:
+        words = [command] if isinstance(command, (str, bytes, os.PathLike)) else list(command)
+        return bool(words) and (
+            os.fspath(words[0]) in self._templates[1] or os.fspath(words[0]) == sys.executable
+        )
+
+    def wrapped(self, run: Callable[..., Any], *, shell: bool) -> Callable[..., Any]:
+        """``run``, which is handed only what `check` lets pass; ``shell``: whether it always has a shell run it."""
+
+        @functools.wraps(run)
+        def guarded(command: Any, *args: Any, **kwargs: Any) -> Any:
+            self.check(command, shell or bool(kwargs.get("shell")))
+            return run(command, *args, **kwargs)
+
+        return guarded
+
+
+def _commands_in(source: str) -> Iterator[tuple[str, str]]:
+    """For each text in a module that begins as a command does: a pattern for what it can become, and the beginning."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else None for part in node.values]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            parts = [node.value]
+        else:
+            continue
+        beginning = _BEGINNING.match(parts[0]) if parts and isinstance(parts[0], str) else None
+        if beginning:
+            yield _pattern(parts), beginning[0]
+
+
+def _pattern(parts: list[Any]) -> str:
+    """Of an f-string's parts, None for what is put in."""
+    found, quote = "", ""
+    for part in parts:
+        if part is None:
+            found += _WITHIN.get(quote, _WORD)
+            continue
+        for sign in part:
+            if sign in _WITHIN and quote in ("", sign):
+                quote = "" if quote else sign
+        found += re.escape(part)
+    return found
+
+
+def _needed(module: SourceModule) -> str | None:
+    if re.search(r"\bos\.(system|popen)\(|\bsubprocess\b|\bcheck_output\(", module.source):
+        return "it runs commands, with names out of files in them"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    commands, theirs = Commands(module.name, module.source), module.module
+    if hasattr(theirs, "os"):
+        patches.view(
+            theirs,
+            "os",
+            system=commands.wrapped(os.system, shell=True),
+            popen=commands.wrapped(os.popen, shell=True),
+        )
+    if hasattr(theirs, "subprocess"):
+        always = {name: commands.wrapped(getattr(subprocess, name), shell=True) for name in _SHELLS}
+        asked = {name: commands.wrapped(getattr(subprocess, name), shell=False) for name in _OF_SUBPROCESS}
+        patches.view(theirs, "subprocess", **always, **asked)
+    if "check_output" in vars(theirs):
+        patches.set(theirs, "check_output", commands.wrapped(theirs.check_output, shell=False))
+
+
+COMMANDS = Quirk(
+    name="commands",
+    symptom="a bucket called 'x; command #' in opt.yaml or a checkpoint becomes a command of its own",
+    versions="all",
+    needed=_needed,
+    apply=_apply,
+)

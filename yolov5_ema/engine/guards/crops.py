@@ -1,0 +1,73 @@
+"""``detect --save-crop``: each crop goes into one folder of its class, below the run's.
+
+YOLOv5 joins the run's folder and the name of a class, which a checkpoint, an exported model or a data YAML brings
+along: a name with slashes makes folders within folders, one with ``..`` or a path of its own writes anywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from yolov5_ema.class_names import as_folder_name
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.errors import UserError
+
+_FUNCTION = "save_one_box"
+
+
+def _needed(module: SourceModule) -> str | None:
+    if _FUNCTION in module.source:
+        return "it writes crops into folders that are called as a file's classes"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    save = getattr(module.module, _FUNCTION, None)
+    if save is None or hasattr(save, "within_the_run"):
+        return
+
+    @functools.wraps(save)
+    def wrapper(xyxy: Any, im: Any, file: Any = "im.jpg", *args: Any, **kwargs: Any) -> Any:
+        run = sys._getframe(1).f_locals.get("save_dir")
+        if isinstance(run, (str, os.PathLike)) and isinstance(file, (str, os.PathLike)):
+            file = place_of_crop(Path(file), Path(run) / "crops")
+        return save(xyxy, im, file, *args, **kwargs)
+
+    wrapper.within_the_run = True  # type: ignore[attr-defined]
+    patches.set(module.module, _FUNCTION, wrapper)
+
+
+def place_of_crop(file: Path, crops: Path) -> Path:
+    """Where a crop goes: in a folder right below that of all crops, called as the class, without its slashes.
+
+    Args:
+        file: where YOLOv5 would write it.
+        crops: the folder of all crops.
+
+    Raises:
+        UserError: it would lie elsewhere.
+    """
+    try:
+        *folders, name = file.relative_to(crops).parts
+    except ValueError:
+        folders, name = [], ""
+    if not folders or ".." in (*folders, name):
+        raise UserError(
+            f"a crop would be written to {file}, which is not in {crops}: the model names a class so. "
+            "Give the class another name"
+        )
+    return crops / as_folder_name("/".join(folders)) / name
+
+
+CROPS_STAY = Quirk(
+    name="crops-stay",
+    symptom="detect --save-crop writes outside of its run folder, where the name of a class leads",
+    versions="all from 5.0",
+    needed=_needed,
+    apply=_apply,
+)

@@ -1,0 +1,91 @@
+"""``check_dataset``: the door that every data set of YOLOv5's scripts goes through.
+
+A data YAML may say, under ``download``, what to run or to fetch where images are missing; that is done for YOLOv5's own
+YAMLs and for ours, see `may_download`. A relative ``path`` is found where a user would look for it; each YOLOv5 by
+itself takes it from somewhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable
+
+from yolov5_ema.data.dataset import is_there
+from yolov5_ema.engine.data_yaml import approving, image_root, may_download
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks import downloads
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.rows import load_yaml
+from yolov5_ema.errors import ConfigError
+
+
+def _guarded(check_dataset: Callable[..., Any], engine: Engine) -> Callable[..., Any]:
+    @functools.wraps(check_dataset)
+    def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(data, Mapping):
+            return check_dataset(_without_download(data), *args, **kwargs)
+        file = Path(str(data))
+        if not is_there(file) or _is_archive(file):
+            return check_dataset(data, *args, **kwargs)
+        content = load_yaml(file)
+        content["path"] = str(image_root(content, file, engine).resolve())
+        if not may_download(file, engine):
+            content = _without_download(content)
+        _refuse_without_network(content, file)
+        with approving(content.get("download")):
+            return check_dataset(content, *args, **kwargs)
+
+    return wrapper
+
+
+def _is_archive(file: Path) -> bool:
+    """Of images and a YAML, in which YOLOv5 by itself ignores ``download``."""
+    return file.is_file() and (zipfile.is_zipfile(file) or tarfile.is_tarfile(file))
+
+
+def _without_download(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key != "download"}
+
+
+def _refuse_without_network(data: dict[str, Any], file: Path) -> None:
+    """Say at once that images are missing which YOLOv5 would try to download.
+
+    Raises:
+        ConfigError: there are no validation images, a ``download`` key, and no network.
+    """
+    entries = data.get("val") or []
+    missing = [
+        place
+        for entry in (entries if isinstance(entries, list) else [entries])
+        if not (place := Path(data["path"]) / str(entry)).exists()
+    ]
+    if missing and data.get("download") and not downloads.is_online():
+        raise ConfigError(
+            f"{file}: images not found at {missing[0]}, and they cannot be downloaded: no network. "
+            "Put the data set there, or name another --data."
+        )
+
+
+def _needed(module: SourceModule) -> str | None:
+    if re.search(r"^def check_dataset\(", module.source, re.MULTILINE):
+        return "it runs what a data YAML says under 'download', and looks for a relative 'path' in one place only"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    patches.set(module.module, "check_dataset", _guarded(module.module.check_dataset, module.engine))
+
+
+DATASETS = Quirk(
+    name="data-sets",
+    symptom="'download' in a data YAML runs; Dataset not found, although its path is right from here or from beside it",
+    versions="all",
+    needed=_needed,
+    apply=_apply,
+)

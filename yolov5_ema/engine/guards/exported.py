@@ -1,0 +1,119 @@
+"""Exported models: `DetectMultiBackend` of v6.1 and later, and v6.0's ``detect``, load them in a dozen forms.
+
+What is judged and why is in `yolov5_ema.engine.exported_models`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from pathlib import Path
+from typing import Any, Callable
+
+import cv2
+import torch
+
+from yolov5_ema.engine.exported_models import (
+    check_exported,
+    check_names_and_stride,
+    load_torchscript,
+    read_onnx_network,
+)
+from yolov5_ema.engine.patching import ModuleView, Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+FORMS = (
+    *("pt", "jit", "onnx", "xml", "engine", "coreml", "saved_model"),
+    *("pb", "tflite", "edgetpu", "tfjs", "paddle", "triton"),
+)
+"""In the order in which YOLOv5 asks for them."""
+
+_OF_V60 = {".onnx": "onnx", ".tflite": "tflite", ".pb": "pb", "": "saved_model"}
+
+
+def _torchscript_needed(module: SourceModule) -> str | None:
+    if re.search(r"\btorch\.jit\.load\(", module.source):
+        return "it loads TorchScript, which is a program"
+    return None
+
+
+def _torchscript_apply(module: SourceModule, patches: Patches) -> None:
+    patches.view(module.module, "torch", jit=ModuleView(torch.jit, load=load_torchscript))
+
+
+TORCHSCRIPT = Quirk(
+    name="torchscript",
+    symptom="a TorchScript file writes files, or starts threads, while it is loaded or run",
+    versions="all",
+    needed=_torchscript_needed,
+    apply=_torchscript_apply,
+)
+
+
+def _exported_needed(module: SourceModule) -> str | None:
+    if re.search(r"\bcv2\.dnn\.readNetFromONNX\(", module.source):
+        return "it loads exported models, and evaluates what they say of themselves"
+    return None
+
+
+def _exported_apply(module: SourceModule, patches: Patches) -> None:
+    theirs = module.module
+    read = read_onnx_network(cv2.dnn.readNetFromONNX)
+    patches.view(theirs, "cv2", dnn=ModuleView(cv2.dnn, readNetFromONNX=read))
+    if not hasattr(theirs, "DetectMultiBackend"):
+        patches.set(theirs, "check_suffix", _checked_suffix(theirs.check_suffix))
+        return
+    backend = theirs.DetectMultiBackend
+    downloads = importlib.import_module(module.engine.module_name("utils.downloads"))
+    name = "_model_type" if hasattr(backend, "_model_type") else "model_type"
+    patches.set(
+        backend, name, staticmethod(_checked_form(getattr(backend, name), downloads.attempt_download))
+    )
+    patches.set(backend, "__init__", _checked_result(backend.__init__))
+
+
+def _checked_form(model_type: Callable[..., Any], download: Callable[..., Any]) -> Callable[..., Any]:
+    """YOLOv5's own deciding on the form of a file, with the file looked at as that form."""
+
+    @functools.wraps(model_type)
+    def wrapper(file: Any = "path/to/model.pt", *args: Any, **kwargs: Any) -> Any:
+        found = model_type(file, *args, **kwargs)
+        form = next((name for name, is_it in zip(FORMS, found) if is_it), "")
+        if form not in ("pt", "triton", ""):
+            if not Path(str(file)).exists():
+                download(file)  # as YOLOv5 does next, but before it is looked at
+            check_exported(Path(str(file)), form)
+        return found
+
+    return wrapper
+
+
+def _checked_result(init: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(init)
+    def wrapper(self: Any, weights: Any = "yolov5s.pt", *args: Any, **kwargs: Any) -> None:
+        init(self, weights, *args, **kwargs)
+        check_names_and_stride(self, Path(str(weights[0] if isinstance(weights, list) else weights)))
+
+    return wrapper
+
+
+def _checked_suffix(check_suffix: Callable[..., Any]) -> Callable[..., Any]:
+    """v6.0's ``detect`` goes by the suffix, after a look at whether it knows that."""
+
+    @functools.wraps(check_suffix)
+    def wrapper(file: Any, *args: Any, **kwargs: Any) -> Any:
+        result = check_suffix(file, *args, **kwargs)
+        check_exported(Path(str(file)), _OF_V60.get(Path(str(file)).suffix.lower(), ""))
+        return result
+
+    return wrapper
+
+
+EXPORTED_MODELS = Quirk(
+    name="exported-models",
+    symptom="names in the metadata of an ONNX file are run as code; a TensorFlow model or a TensorRT engine runs",
+    versions="all",
+    needed=_exported_needed,
+    apply=_exported_apply,
+)

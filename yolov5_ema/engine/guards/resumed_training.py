@@ -1,0 +1,195 @@
+"""``train --resume``: what YOLOv5 takes from ``opt.yaml``, or out of a checkpoint, is what was checked here."""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import functools
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable
+
+import yaml
+from torch import nn
+
+from yolov5_ema.engine.patching import ModuleView, Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.resumed_options import Script, options_to_resume
+from yolov5_ema.errors import CheckpointError, UserError
+
+_REMOTE = ("wandb-artifact://", "comet://")
+_SET_BY_MAIN = {"cfg", "weights", "resume", "data", "neptune_resume_id"}
+_GUARDED = "options_are_checked"
+
+
+def resumes(opt: Any) -> bool:
+    """Whether a training is to go on with the options of its run, which stand in a file."""
+    resume = getattr(opt, "resume", False)
+    is_remote = isinstance(resume, str) and resume.startswith(
+        _REMOTE
+    )  # asked of a service, not read from a file
+    return bool(resume) and not getattr(opt, "evolve", None) and not is_remote
+
+
+def refuse_unguarded(module: ModuleType) -> None:
+    """Refuse a training script that reads the options of its runs in a way that is not known here.
+
+    Raises:
+        UserError: it would take them unchecked.
+    """
+    if not hasattr(module.main, _GUARDED):
+        raise UserError(
+            f"--resume: {module.__file__} is no train.py of YOLOv5 v6.0 or later, and how it reads the options of a "
+            "run is not known; they would not be checked"
+        )
+
+
+def _needed(module: SourceModule) -> str | None:
+    if re.search(r"['\"]--resume['\"]", module.source) and re.search(
+        r"^def main\(opt\b.*?argparse\.Namespace\(\*\*", module.source, re.MULTILINE | re.DOTALL
+    ):
+        return "--resume does what the options say that stand in a file: write, upload, download, run"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    main = module.module.main
+
+    @functools.wraps(main)
+    def wrapper(opt: Any, *args: Any, **kwargs: Any) -> Any:
+        if not resumes(opt):
+            return main(opt, *args, **kwargs)
+        last = _last(opt, module.module)
+        checked = options_to_resume(last, opt, _script(module))
+        opt.resume = str(last)
+        with _handed_over(checked, last, module.module):
+            return main(opt, *args, **kwargs)
+
+    setattr(wrapper, _GUARDED, True)
+    patches.set(module.module, "main", wrapper)
+
+
+def _last(opt: Any, module: Any) -> Path:
+    """The checkpoint that is meant; seen from where its run can be told."""
+    if isinstance(opt.resume, str):
+        last = Path(
+            module.check_file(opt.resume) if opt.resume.startswith(("http:/", "https:/")) else opt.resume
+        )
+    else:
+        newest = module.get_latest_run()
+        if not newest:
+            raise UserError(
+                f"--resume: there is no last.pt below {Path.cwd()}; name it: --resume RUN/weights/last.pt"
+            )
+        last = Path(newest)
+    return last if len(last.parts) > 2 and ".." not in last.parts[-3:] else last.absolute()
+
+
+class _Parser(Exception):
+    """The parser that a script was about to use."""
+
+
+def _script(module: SourceModule) -> Script:
+    class Caught(argparse.ArgumentParser):
+        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+            raise _Parser(self)
+
+    patches = Patches()
+    patches.set(module.module, "argparse", ModuleView(argparse, ArgumentParser=Caught))
+    try:
+        module.module.parse_opt(True)
+    except _Parser as caught:
+        return Script(module.engine, Path(str(module.module.__file__)), module.source, caught.args[0])
+    finally:
+        patches.undo()
+    raise UserError(f"--resume: {module.module.__file__} has no parser of its options")
+
+
+@contextmanager
+def _handed_over(checked: dict[str, Any], last: Path, module: Any) -> Iterator[None]:
+    """Let a script find the checked options wherever it looks for those of the run, and start with no others."""
+    patches = Patches()
+    text, place = yaml.safe_dump(checked, sort_keys=False), last.parent.parent / "opt.yaml"
+    patches.set(module, "open", _opening(vars(module).get("open", builtins.open), place, text))
+    patches.set(module, "torch", ModuleView(module.torch, load=_loading(module.torch.load, last, checked)))
+    if hasattr(module, "torch_load"):
+        patches.set(module, "torch_load", _loading(module.torch_load, last, checked))
+    patches.set(module, "train", _only_with(module.train, checked))
+    try:
+        yield
+    finally:
+        patches.undo()
+
+
+def _opening(inner: Callable[..., Any], place: Path, text: str) -> Callable[..., Any]:
+    def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if "r" in mode and Path(str(file)) == place:
+            return io.StringIO(text)
+        return inner(file, mode, *args, **kwargs)
+
+    return opened
+
+
+def _loading(inner: Callable[..., Any], last: Path, checked: dict[str, Any]) -> Callable[..., Any]:
+    def loaded(file: Any, *args: Any, **kwargs: Any) -> Any:
+        checkpoint = inner(file, *args, **kwargs)
+        if Path(str(file)) != last:
+            return checkpoint
+        _check_state(checkpoint, last)
+        return {**checkpoint, "opt": dict(checked)}
+
+    return loaded
+
+
+def _check_state(checkpoint: Any, last: Path) -> None:
+    """What YOLOv5 takes from a checkpoint that it goes on with, each of its kind."""
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{last} is no checkpoint of a training")
+    is_model = isinstance(checkpoint.get("model"), nn.Module)
+    optimizer = checkpoint.get("optimizer")
+    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
+    fits = {
+        "model": is_model and isinstance(getattr(checkpoint["model"], "yaml", None), dict),
+        "epoch": type(checkpoint.get("epoch")) is int,
+        "ema": checkpoint.get("ema") is None or isinstance(checkpoint["ema"], nn.Module),
+        "updates": checkpoint.get("ema") is None or type(checkpoint.get("updates")) is int,
+        "optimizer": optimizer is None
+        or (
+            isinstance(groups, list)
+            and isinstance(optimizer.get("state"), dict)
+            and all(isinstance(g, dict) for g in groups)
+        ),
+    }
+    wrong = [name for name, is_fine in fits.items() if not is_fine]
+    if wrong:
+        raise CheckpointError(
+            f"{last}: its {', '.join(wrong)} is not what a training leaves; it cannot be resumed from"
+        )
+
+
+def _only_with(train: Callable[..., Any], checked: dict[str, Any]) -> Callable[..., Any]:
+    @functools.wraps(train)
+    def wrapper(hyp: Any, opt: Any, *args: Any, **kwargs: Any) -> Any:
+        other = sorted(
+            name
+            for name, value in vars(opt).items()
+            if name not in _SET_BY_MAIN and (name not in checked or value != checked[name])
+        )
+        if other or hyp != checked["hyp"]:
+            raise UserError(f"--resume: {', '.join(other) or 'hyp'}: not as checked; nothing was trained")
+        return train(dict(hyp), opt, *args, **kwargs)  # which scales them, and keeps those of opt
+
+    return wrapper
+
+
+RESUMED_OPTIONS = Quirk(
+    name="resumed-options",
+    symptom="train --resume of somebody's run: writes, uploads, downloads and runs what its opt.yaml says",
+    versions="all",
+    needed=_needed,
+    apply=_apply,
+)

@@ -1,0 +1,64 @@
+"""``models/tf.py`` builds a model anew in TensorFlow, from the rows that a checkpoint keeps: these are checked as well.
+
+Its `parse_model` evaluates names of modules and arguments, as the one of ``models/yolo.py`` does, and needs the modules
+by their names: it goes on to ``TF`` and the same name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from typing import Any, Callable
+
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.rows import checked_model, is_block
+from yolov5_ema.errors import ConfigError
+
+_WHERE = "the model's own YAML"
+
+
+def _checked(parse_model: Callable[..., Any], known: dict[str, Any], engine: Engine) -> Callable[..., Any]:
+    @functools.wraps(parse_model)
+    def wrapper(d: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        yolo = importlib.import_module(engine.module_name("models.yolo"))
+        return parse_model(_with_names(checked_model(d, yolo, where=_WHERE), d, known), *args, **kwargs)
+
+    return wrapper
+
+
+def _with_names(model: dict[str, Any], rows: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """A checked model with plain names of modules again, each of which has a counterpart in TensorFlow."""
+    for section in ("backbone", "head"):
+        for index, (checked, raw) in enumerate(zip(model[section], rows[section])):
+            module, name = checked[2], raw[2]
+            counterpart = f"TF{str(name).replace('nn.', '')}"
+            if not isinstance(name, str) or is_block(module) or counterpart not in known:
+                raise ConfigError(
+                    f"{_WHERE}, {section} row {index}: YOLOv5 has no {name} for TensorFlow. "
+                    "Export onnx and convert that file instead."
+                )
+            checked[2] = name
+    return model
+
+
+def _needed(module: SourceModule) -> str | None:
+    if module.name == "models.tf" and re.search(r"^def parse_model\(", module.source, re.MULTILINE):
+        return "it evaluates the rows that a checkpoint keeps"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    theirs = module.module
+    patches.set(theirs, "parse_model", _checked(theirs.parse_model, vars(theirs), module.engine))
+
+
+TENSORFLOW = Quirk(
+    name="tensorflow",
+    symptom="export to a TensorFlow format runs the code in the rows of a checkpoint's YAML",
+    versions="all",
+    needed=_needed,
+    apply=_apply,
+)

@@ -1,0 +1,157 @@
+"""The calls by which the package `ultralytics` runs what a file says, wrapped while the adapter is installed."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pickle
+import reprlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable
+
+import cv2
+import torch
+from torch import nn
+
+from yolov5_ema.engine import ultralytics_files
+from yolov5_ema.engine.exported_models import (
+    check_exported,
+    check_names_and_stride,
+    load_torchscript,
+    read_onnx_network,
+)
+from yolov5_ema.engine.patching import ModuleView, Patches
+from yolov5_ema.errors import CheckpointError, ConfigError
+
+_NAME = "ultralytics"
+_WITH_TORCHSCRIPT = ("nn.backends.pytorch", "nn.autobackend")
+_WITH_OPENCV = ("nn.backends.onnx", "nn.autobackend")
+# how a file or folder of a form ends, and the form by YOLOv5's names; what is left out is looked at elsewhere
+_FORMS = {
+    ".onnx": "onnx",
+    "_openvino_model": "xml",
+    ".xml": "xml",
+    ".engine": "engine",
+    "_saved_model": "saved_model",
+    ".pb": "pb",
+    ".tflite": "tflite",
+    "_paddle_model": "paddle",
+    "_imx_model": "onnx",
+    "_xilinx_model": "onnx",
+    **dict.fromkeys(
+        ("_executorch_model", "_axelera_model", "_deepx_model", "_hailo_model", "_ascend_model"), "program"
+    ),
+    **dict.fromkeys((".rknn", ".aimodel", "_qnn.onnx"), "program"),
+}
+
+
+def apply(patches: Patches) -> None:
+    """Wrap them; each only where the ultralytics at hand has it."""
+    patches.view(_module("utils.patches"), "torch", load=ultralytics_files.load)
+    data = _module("data.utils")
+    patches.view(data, "np", load=ultralytics_files.load_array)
+    patches.set(data, "exec", _refuse_code)
+    patches.view(data, "subprocess", run=_own_script_only)
+    for name in _WITH_TORCHSCRIPT:
+        module = _module_with(name, "torch")
+        if module is not None:
+            patches.view(module, "torch", jit=ModuleView(torch.jit, load=load_torchscript))
+    for name in _WITH_OPENCV:
+        module = _module_with(name, "cv2")
+        if module is not None:
+            patches.view(module, "cv2", dnn=ModuleView(cv2.dnn, readNetFromONNX=_read_onnx))
+    backend = _module("nn.autobackend").AutoBackend
+    patches.set(backend, "__init__", _checked(backend.__init__))
+
+
+_read_onnx = read_onnx_network(cv2.dnn.readNetFromONNX)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{_NAME}.{name}")
+
+
+def _module_with(name: str, attribute: str) -> ModuleType | None:
+    try:
+        module = _module(name)
+    except ImportError:  # another release, or a library that it needs is not here
+        return None
+    return module if hasattr(module, attribute) else None
+
+
+def _is_of_the_package(file: Any) -> bool:
+    root = Path(str(_module("utils").ROOT)).resolve()
+    return root in Path(str(file)).resolve().parents
+
+
+def _refuse_code(source: Any, scope: dict[str, Any] | None = None, *_: Any) -> None:
+    """``exec``, for ``download`` of the data YAMLs that the package ships."""
+    file = ((scope or {}).get("yaml") or {}).get("yaml_file", "")
+    if file and _is_of_the_package(file):
+        exec(source, scope)
+        return
+    raise ConfigError(
+        f"{file or 'the data YAML'} says under 'download' to run {reprlib.repr(source)}, which is done out of "
+        "ultralytics' own YAMLs only. Nothing was run: fetch the data yourself, if you know where it comes from."
+    )
+
+
+def _own_script_only(command: Any, *args: Any, **kwargs: Any) -> Any:
+    """``subprocess.run``, for the scripts that the package ships."""
+    if (
+        isinstance(command, list)
+        and len(command) == 2
+        and command[0] == "bash"
+        and _is_of_the_package(command[1])
+    ):
+        return subprocess.run(command, *args, **kwargs)
+    raise ConfigError(
+        f"a data YAML says under 'download' to run {reprlib.repr(command)}. Nothing was run: fetch the data yourself, "
+        "if you know where it comes from."
+    )
+
+
+def _checked(init: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        # 'model'; up to 8.3 'weights'
+        given = args[0] if args else kwargs.get("model", kwargs.get("weights"))
+        file = given[0] if isinstance(given, (list, tuple)) and given else given
+        if isinstance(file, (str, os.PathLike)):
+            check_form(Path(file))
+        init(self, *args, **kwargs)
+        if isinstance(file, (str, os.PathLike)) and not isinstance(given, nn.Module):
+            check_names_and_stride(self, Path(file))
+
+    return wrapper
+
+
+def check_form(file: Path) -> None:
+    """Look at an exported model by how its name ends, and whatever else it could be taken for by its name."""
+    name = file.name.lower()
+    for ending, form in _FORMS.items():
+        if ending in name:
+            place = (
+                next(iter(sorted(file.glob("*.onnx"))), file) if form == "onnx" and file.is_dir() else file
+            )
+            check_exported(place, form)
+
+
+def load_own_state(file: Any, **options: Any) -> Any:
+    """What ultralytics has just written for its processes of a training on several GPUs: a trainer, and what it needs.
+
+    Raises:
+        CheckpointError: it does not lie beside the script that ultralytics wrote for these processes.
+    """
+    place, script = Path(str(file)).resolve(), Path(str(getattr(sys.modules["__main__"], "__file__", "")))
+    if script.resolve().with_suffix(".pt") != place:
+        raise CheckpointError(f"{file} is no state of a training on several GPUs")
+    options["weights_only"] = False
+    try:
+        return torch.load(place, **options)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error

@@ -1,0 +1,132 @@
+"""What a file of a run must hold: numbers where a page needs numbers, texts where it needs texts.
+
+A shape is a function that takes a value and the name of its place, and returns the value, or raises a `UserError`. Of a
+`record`, only what its shape names is taken over.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+from yolov5_ema.errors import UserError
+
+Shape = Callable[[Any, str], Any]
+
+_LARGEST = 1e15
+_LONGEST = 2000
+
+
+def number(low: float = -_LARGEST, high: float = _LARGEST) -> Shape:
+    """A finite number in a range."""
+
+    def check(value: Any, where: str) -> Any:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not low <= value <= high:
+            raise UserError(f"{where} must be a number from {low:g} to {high:g}, not {reprlib.repr(value)}")
+        return value
+
+    return check
+
+
+def whole(low: float = 0, high: float = _LARGEST) -> Shape:
+    """A whole number in a range."""
+
+    def check(value: Any, where: str) -> Any:
+        if type(value) is not int or not low <= value <= high:
+            raise UserError(
+                f"{where} must be a whole number from {low:g} to {high:g}, not {reprlib.repr(value)}"
+            )
+        return value
+
+    return check
+
+
+def words(value: Any, where: str) -> Any:
+    """A text."""
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        raise UserError(f"{where} must be a text, not {reprlib.repr(value)}")
+    return value
+
+
+def scalar(value: Any, where: str) -> Any:
+    """A text, number or truth value, or nothing."""
+    if isinstance(value, str):
+        return words(value, where)
+    if value is None or isinstance(value, bool):
+        return value
+    return number()(value, where)
+
+
+def one_of(*choices: Any) -> Shape:
+    """One of a few values."""
+
+    def check(value: Any, where: str) -> Any:
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
+            raise UserError(f"{where} must be {' or '.join(map(str, choices))}, not {reprlib.repr(value)}")
+        return value
+
+    return check
+
+
+def maybe(shape: Shape) -> Shape:
+    """Nothing, or a value of a shape."""
+    return lambda value, where: None if value is None else shape(value, where)
+
+
+def several(shape: Shape, most: int = 10_000, least: int = 0) -> Shape:
+    """A list."""
+
+    def check(value: Any, where: str) -> Any:
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            raise UserError(
+                f"{where} must be a list of {least} to {most:,} entries, not {reprlib.repr(value)}"
+            )
+        return [shape(entry, f"{where}[{at}]") for at, entry in enumerate(value)]
+
+    return check
+
+
+def by_name(shape: Shape, most: int = 10_000) -> Shape:
+    """A mapping with any names."""
+
+    def check(value: Any, where: str) -> Any:
+        if not isinstance(value, dict) or len(value) > most:
+            raise UserError(f"{where} must hold values by their names, not {reprlib.repr(value)}")
+        return {
+            words(key, f"a name in {where}"): shape(held, f"{where}, {key[:60]}")
+            for key, held in value.items()
+        }
+
+    return check
+
+
+def record(optional: Sequence[str] = (), **shapes: Shape) -> Shape:
+    """A mapping with these names; those in ``optional`` may be missing."""
+
+    def check(value: Any, where: str) -> Any:
+        if not isinstance(value, dict):
+            raise UserError(f"{where} must hold {', '.join(shapes)}, not {reprlib.repr(value)}")
+        missing = [name for name in shapes if name not in value and name not in optional]
+        if missing:
+            raise UserError(f"{where}: missing: {', '.join(missing)}")
+        return {
+            name: shape(value[name], f"{where}, {name}") for name, shape in shapes.items() if name in value
+        }
+
+    return check
+
+
+def checked(shape: Shape, content: Any, file: Path, what: str) -> Any:
+    """What a file holds, if it has a shape.
+
+    Raises:
+        UserError: it has not; names the file and the place in it.
+    """
+    try:
+        return shape(content, file.name)
+    except UserError as error:
+        raise UserError(f"{file} is no {what}: {error}") from None

@@ -1,0 +1,129 @@
+"""What an ONNX file says beside its tensors: its metadata, and the files that it reads tensors from.
+
+The file is a protobuf message. Only the fields that lead to these two are followed, so that no package is needed for
+it, and a model of gigabytes takes no time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from yolov5_ema.errors import CheckpointError
+
+# message -> its fields that are messages which are followed (onnx.proto)
+_FIELDS: dict[str, dict[int, str]] = {
+    "Model": {7: "Graph", 14: "Entry", 20: "Training", 25: "Function"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "Sparse"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},
+    "Sparse": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {13: "External"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Function": {7: "Node", 11: "Attribute"},
+}
+_TEXTS = ("Entry", "External")  # StringStringEntryProto: a key, 1, and a value, 2
+_MOST_MESSAGES = 5_000_000
+_DEEPEST = 100
+
+
+@dataclass
+class OnnxFile:
+    """What was found: entries of the metadata, all of them in the order of the file, and names of other files."""
+
+    metadata: list[tuple[str, str]] = field(default_factory=list)
+    locations: list[str] = field(default_factory=list)
+
+
+def read_onnx(content: bytes, path: Path) -> OnnxFile:
+    """Follow an ONNX file.
+
+    Raises:
+        CheckpointError: it is none, or cut off.
+    """
+    found = OnnxFile()
+    waiting = [("Model", memoryview(content), 0)]
+    count = 0
+    try:
+        while waiting:
+            kind, message, depth = waiting.pop()
+            count += 1
+            if depth > _DEEPEST or count > _MOST_MESSAGES:
+                raise ValueError("it is nested deeper than any model")
+            if kind in _TEXTS:
+                _keep(found, kind, message)
+                continue
+            followed = _FIELDS[kind]
+            inner = [
+                (followed[number], part, depth + 1) for number, part in _parts(message) if number in followed
+            ]
+            waiting.extend(reversed(inner))
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(f"{path} is no ONNX file, or cut off: {error}") from None
+    return found
+
+
+def check_locations(found: OnnxFile, path: Path) -> None:
+    """Refuse a model that takes tensors from files outside its own folder: they may be anybody's.
+
+    onnxruntime refuses these itself by now; OpenCV (``--dnn``) reads them.
+
+    Raises:
+        CheckpointError: names the file that would be read.
+    """
+    folder = path.resolve().parent
+    for location in dict.fromkeys(found.locations):
+        kinds = (PurePosixPath(location), PureWindowsPath(location))
+        leads_out = any(".." in kind.parts or kind.root or kind.drive for kind in kinds) or "\0" in location
+        place = folder / (location if not leads_out else "")
+        if leads_out or folder not in Path(os.path.realpath(place)).parents:
+            raise CheckpointError(
+                f"{path} takes tensors from the file {location[:200]!r}, which is not in the model's folder. "
+                "Nothing was read."
+            )
+
+
+def _keep(found: OnnxFile, kind: str, message: memoryview) -> None:
+    parts = {number: bytes(part).decode("utf-8", "replace") for number, part in _parts(message)}
+    key, value = parts.get(1, ""), parts.get(2, "")
+    if kind == "Entry":
+        found.metadata.append((key, value))
+    elif key == "location":
+        found.locations.append(value)
+
+
+def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Fields of a message that have a length, by their numbers; numbers of a fixed width are stepped over."""
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        wire = tag & 7
+        if wire == 0:
+            _, place = _varint(message, place)
+            continue
+        if wire == 2:
+            length, place = _varint(message, place)
+        elif wire in (1, 5):
+            length = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"a field of the kind {wire}")
+        if place + length > len(message):
+            raise ValueError("a field reaches beyond its end")
+        if wire == 2:
+            yield tag >> 3, message[place : place + length]
+        place += length
+
+
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number without an end")

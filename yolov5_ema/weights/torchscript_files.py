@@ -1,0 +1,216 @@
+"""What the code in a TorchScript file may do, read before torch runs any of it.
+
+A TorchScript file is a program. torch has operators that write a tensor to a file, map one from a file, or start
+threads, and runs some of the code while it loads (``__setstate__``); its reader of pickles in C++ takes the sizes of
+tensors from the file without a look at the memory behind them. Here the archive is read as torch's own reader finds it;
+the text of its code may name operators of `torchscript_operators` only, and its pickles may make modules, numbers, and
+tensors that lie within what the file holds.
+
+The text is not parsed, so that nothing hangs on parsing it as torch does. An operator's name stands in it behind a dot
+(``torch.save``, ``x.save``, ``ops.aten.save``) or in quotes (``getattr``), and there it is looked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from yolov5_ema.errors import CheckpointError
+from yolov5_ema.weights import archives
+from yolov5_ema.weights.archives import Entry
+from yolov5_ema.weights.checkpoint_files import item_size
+from yolov5_ema.weights.inert_pickle import (
+    Followed,
+    Items,
+    Made,
+    MalformedPickle,
+    Named,
+    Stored,
+    class_name,
+    follow,
+    walk,
+)
+from yolov5_ema.weights.names import SAFE_STEPS
+from yolov5_ema.weights.torchscript_operators import ALLOWED, FORBIDDEN_WORDS, OF_LIBRARIES, OF_MOBILE
+
+CONFIG = "config.txt"
+"""Where YOLOv5 and ultralytics put a model's stride and names, as JSON, in the folder ``extra`` of the archive."""
+
+_MOST_TEXT = 64 * 2**20  # bytes of all code, and of each pickle; that of yolov5x with masks has 2
+_MOST_ENTRIES = 200_000
+_READ_BY_NOTHING = ("traced_inputs", "bytecode", "mobile_debug")  # torch.jit.load leaves them alone
+_MEMBER = re.compile(r"(?:\.\s*|[\"'])([A-Za-z_]\w*)")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+_OPS = re.compile(r"\bops\b(?:\s*\.\s*(\w+)\s*\.\s*(\w+))?")
+_ODD_TEXT = re.compile(r"[\\#]|[^\t\n\r\x20-\x7e]|[\"']\s*[\"']")
+_CLASS = re.compile(r"__torch__(\.[A-Za-z_]\w*)+")
+_STORAGE = re.compile(r"torch\.(Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage")
+_LISTS = re.compile(r"torch\.jit\._pickle\.(build_(int|double|bool|tensor)list|restore_type_tag)")
+_TENSOR = "torch._utils._rebuild_tensor_v2"
+_PLAIN = ("collections.OrderedDict", "torch.device")
+
+
+def check_torchscript(content: bytes, path: Path) -> None:
+    """Refuse a TorchScript file whose code does more than an exported detector's.
+
+    Args:
+        content: of the file; what is judged must be what is loaded.
+        path: where it comes from, for messages.
+
+    Raises:
+        CheckpointError: names what it would do, or why it is no TorchScript file.
+    """
+    try:
+        odd = next(_odd(content), None)
+    except MalformedPickle as error:
+        raise CheckpointError(
+            f"{path} is no TorchScript file, or cut off: its pickle breaks off ({error})"
+        ) from None
+    except (ValueError, RuntimeError) as error:  # RuntimeError: of torch's reader
+        reason = str(error).splitlines()[0][:200]
+        raise CheckpointError(f"{path} is no TorchScript file, or cut off: {reason}") from None
+    if odd is not None:
+        raise CheckpointError(
+            f"{path}: TorchScript is a program, and this one does what no exported detector needs: {odd}. Nothing of "
+            "it was run. If you know where the file comes from and trust it with your machine, pass --trust-checkpoint."
+        )
+
+
+def extra_file(content: bytes, name: str) -> bytes:
+    """What an exporter put beside the code under a name; empty if nothing. The archive has been checked."""
+    reader = _reader(content)
+    return reader.get_record(f"extra/{name}") if reader.has_record(f"extra/{name}") else b""
+
+
+def _reader(content: bytes) -> Any:
+    import torch
+
+    return torch._C.PyTorchFileReader(io.BytesIO(content))
+
+
+def _odd(content: bytes) -> Iterator[str]:
+    if not content.startswith(archives.START):
+        raise ValueError("it is no zip archive")
+    names = _names(archives.entries_of(io.BytesIO(content)))
+    reader = _reader(content)
+    if sorted(reader.get_all_records()) != sorted(names):
+        raise ValueError("two programs would find different entries in it")
+    if "model.json" in names or "data.pkl" not in names or "constants.pkl" not in names:
+        raise ValueError("it has not what torch 1.5 and later write")
+    for name in names:
+        if name.endswith(".py"):
+            yield from _odd_code(reader.get_record(name).decode("utf-8", "replace"), name)
+    for name in names:
+        if name.endswith("pkl") and not name.startswith(_READ_BY_NOTHING):
+            sizes = {key: size for key, size in names.items() if key.startswith(f"{name[: -len('.pkl')]}/")}
+            yield from _odd_pickle(follow(reader.get_record(name)), name, sizes)
+
+
+def _names(entries: Sequence[Entry]) -> dict[str, int]:
+    """The entries below the archive's one folder, and their bytes."""
+    folder = entries[0].name.split("/")[0] + "/" if entries else "/"
+    if len(entries) > _MOST_ENTRIES or not all(entry.name.startswith(folder) for entry in entries):
+        raise ValueError("its entries are not in one folder")
+    read = [entry.size for entry in entries if entry.name.endswith((".py", "pkl"))]
+    packed = [
+        entry for entry in entries if entry.packed != entry.size and not entry.name.endswith((".py", "pkl"))
+    ]
+    if sum(read) > _MOST_TEXT or any(entry.size > _MOST_TEXT for entry in packed):
+        raise ValueError(f"its code has more than {_MOST_TEXT // 2**20} MiB")
+    return {entry.name[len(folder) :]: entry.size for entry in entries}
+
+
+# --- code ----------------------------------------------------------------------------------------
+
+
+def _odd_code(text: str, name: str) -> Iterator[str]:
+    odd = _ODD_TEXT.search(text)
+    if odd:
+        yield f"{name} holds {odd[0]!r}, by which a name could be hidden"
+    text = re.sub(OF_MOBILE, "0", text)
+    for word in FORBIDDEN_WORDS & set(_WORD.findall(text)):
+        yield f"{name} says {word!r}"
+    for member in set(_MEMBER.findall(text)) & _forbidden():
+        yield f"{name} names the operator {member!r}"
+    for namespace, operator in _OPS.findall(text):
+        if namespace not in ("aten", "prim") and f"{namespace}.{operator}" not in OF_LIBRARIES:
+            yield f"{name} names the operator 'ops.{namespace}.{operator}'"
+
+
+@functools.cache
+def _forbidden() -> frozenset[str]:
+    """Names of all operators of this torch but those that are allowed."""
+    import torch
+
+    names = (schema.name.split("::")[-1].split(".")[0] for schema in torch._C._jit_get_all_schemas())
+    return frozenset(names) - ALLOWED
+
+
+# --- pickles -------------------------------------------------------------------------------------
+
+
+def _odd_pickle(pickle: Followed, name: str, sizes: dict[str, int]) -> Iterator[str]:
+    """torch's reader in C++ takes numbers for functions and classes, so each of these must stand there by its name."""
+    for step in pickle.steps - SAFE_STEPS:
+        yield f"{name} has the step {step}"
+    for named in pickle.names:
+        if not _is_known(named):
+            yield f"{name} names {named}"
+    if pickle.left:
+        yield f"{name} makes what it does not keep"
+    yield from _odd_calls(pickle, name)
+    for value in walk(Items("list", [pickle.value, *pickle.calls, *pickle.instances])):
+        if isinstance(value, Made) and not isinstance(value.function, Named):
+            yield f"{name} calls what is no function"
+        if isinstance(value, Stored) and not _is_there(value, name, sizes):
+            yield f"{name} has a tensor that is larger than what the file holds of it"
+
+
+def _is_known(name: str) -> bool:
+    if _CLASS.fullmatch(name):
+        return "classes" not in name.split(".") or re.fullmatch(OF_MOBILE, name) is not None
+    return name in (_TENSOR, *_PLAIN) or bool(_STORAGE.fullmatch(name) or _LISTS.fullmatch(name))
+
+
+def _odd_calls(pickle: Followed, name: str) -> Iterator[str]:
+    for made in pickle.instances:
+        if not _CLASS.fullmatch(class_name(made)):
+            yield f"{name} makes an object of no class"
+    for call in pickle.calls:
+        called = class_name(call)
+        if not called or _CLASS.fullmatch(called) or _STORAGE.fullmatch(called):
+            yield f"{name} calls what is no function"
+        elif called == _TENSOR and not _is_within(call):
+            yield f"{name} has a tensor that reaches beyond its memory"
+
+
+def _is_there(stored: Stored, name: str, sizes: dict[str, int]) -> bool:
+    """``("storage", torch.FloatStorage, "0", "cpu", 16)``, whose bytes are in the file."""
+    parts = stored.description.items if isinstance(stored.description, Items) else []
+    if len(parts) < 5 or not isinstance(parts[1], Named) or not _STORAGE.fullmatch(parts[1].name):
+        return False
+    key, count = parts[2], parts[4]
+    if not isinstance(key, str) or type(count) is not int or count < 0:
+        return False
+    return count == 0 or count * item_size(parts[1].name) <= sizes.get(f"{name[: -len('.pkl')]}/{key}", -1)
+
+
+def _is_within(call: Made) -> bool:
+    args = call.args.items if isinstance(call.args, Items) else []
+    if len(args) < 4 or not isinstance(args[0], Stored) or not isinstance(args[0].description, Items):
+        return False
+    size, stride, offset = _whole(args[2]), _whole(args[3]), args[1]
+    if size is None or stride is None or len(size) != len(stride) or type(offset) is not int or offset < 0:
+        return False
+    count = args[0].description.items[4:5]
+    last = offset + sum((number - 1) * step for number, step in zip(size, stride))
+    return 0 in size or (bool(count) and type(count[0]) is int and last < count[0])
+
+
+def _whole(value: Any) -> list[int] | None:
+    parts: Iterable[Any] = value.items if isinstance(value, Items) else [None]
+    return list(parts) if all(type(part) is int and 0 <= part < 2**40 for part in parts) else None
