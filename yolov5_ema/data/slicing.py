@@ -26,10 +26,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from yolov5_ema.data.dataset import SPLITS, Dataset, label_path
+from yolov5_ema.data.image_files import problem_before_reading
 from yolov5_ema.data.text_rows import BadLine
 from yolov5_ema.data.yolo_format import read_labels, to_xywh_pixels
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import link_or_copy, locked, make_folder, write_whole
+from yolov5_ema.files import link_or_copy, locked, make_folder, open_regular, write_whole
 from yolov5_ema.reading import read_json
 
 MIN_SIZE = 32  # pixels; the largest stride of a YOLOv5
@@ -288,7 +289,8 @@ class _Job:
             if self._is_done(cuts, bool(report.whole)):
                 report.skipped = 1
                 return report
-        picture = cv2.imread(str(self.image))
+        can_be_read = problem_before_reading(self.image) is None
+        picture = cv2.imread(str(self.image)) if can_be_read else None
         if picture is None:
             return SliceReport(bad_lines=rows.bad, bad_images=[self.image])
         size = picture.shape[1], picture.shape[0]
@@ -389,7 +391,7 @@ def _label_text(labels: np.ndarray) -> bytes:
 def _size_by_header(image: Path) -> tuple[int, int] | None:
     """Width and height as `cv2.imread` will have them, without decoding; None where Pillow cannot say."""
     try:
-        with Image.open(image) as opened:
+        with open_regular(image) as stream, Image.open(stream) as opened:
             width, height = opened.size
             turned = opened.getexif().get(_EXIF_ORIENTATION) in _TURNED
     except Exception:  # Pillow raises what it likes on torn files; OpenCV has the last word
