@@ -17,8 +17,8 @@ from yolov5_ema.resources import find_shipped, models_dir
 
 PACKAGE = Path(yolov5_ema.__file__).parent
 REPOSITORY = PACKAGE.parent
-BASE = {"class_names", "errors", "files", "resources", "__init__"}
-CLASSIFICATION = {"classification", "engine", "weights", "blocks", "kernels"}
+BASE = {"class_names", "errors", "files", "reading", "resources", "__init__"}
+CLASSIFICATION = {"classification", "engine", "weights", "blocks", "kernels", "data"}
 # a room and the rooms that it may import from
 MAY_IMPORT = {
     "cli": {"cli", "paper", "explain", "reporting", *CLASSIFICATION, "data", "evaluation"},

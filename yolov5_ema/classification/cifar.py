@@ -21,7 +21,7 @@ from typing import IO
 import numpy as np
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import replacement
+from yolov5_ema.files import open_regular, replacement
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 MD5 = "03b5dce01913d631647c71ecec9e9cb8"  # as published on the page above
@@ -35,6 +35,15 @@ SIDE = 32
 CLASSES = 100
 _RECORD = 2 + 3 * SIDE * SIDE
 _MOST_BYTES = 200_000 * _RECORD  # more than three times what is published
+_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.GNUTYPE_SPARSE,
+)
+_MOST_HEADER = 2**20
 _TORN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -157,7 +166,7 @@ def _fetch(url: str, draft: Path, timeout: float) -> None:
 
 def _md5_of(file: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)  # a check for damage, as published; no defence
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -170,7 +179,7 @@ def _content(place: Path, name: str, most: int) -> bytes:
             folder = place if (place / name).is_file() else place / FOLDER
             if not (folder / name).is_file():
                 raise UserError(_lacking(place, name))
-            with (folder / name).open("rb") as stream:
+            with open_regular(folder / name) as stream:
                 return _limited(stream, place, name, most)
         if not place.is_file():
             raise UserError(f"{place}: no such file or folder")
@@ -179,9 +188,18 @@ def _content(place: Path, name: str, most: int) -> bytes:
         raise UserError(f"{place} cannot be read: {error.strerror or error}") from error
 
 
+class _Member(tarfile.TarInfo):
+    """An entry whose name is not read from gigabytes."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS and self.size > _MOST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
 def _from_archive(place: Path, name: str, most: int) -> bytes:
     try:
-        with tarfile.open(place, "r:*") as archive:
+        with tarfile.open(place, "r:*", tarinfo=_Member) as archive:
             for member in archive:
                 if member.isfile() and member.name.split("/")[-1] == name:
                     stream = archive.extractfile(member)

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from yolov5_ema.classification.stems import STEMS
 from yolov5_ema.classification.transforms import AUGMENTATIONS
+from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import data_dir, find_shipped
 
@@ -127,10 +126,7 @@ def load_recipe(name: str) -> dict[str, Any]:
         ConfigError: there is none, or a key or a value of it cannot be; the message names file and key.
     """
     file = find_recipe(name)
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    content = read_yaml(file, errors="strict")
     if not isinstance(content, dict):
         raise ConfigError(f"{file} is no recipe: it holds no keys with values")
     return {key: checked(key, value, str(file)) for key, value in content.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import signal
 import sys
@@ -304,13 +303,11 @@ def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Optio
 def _settings(
     args: argparse.Namespace, engine: Engine, detector: Detector, options: Options
 ) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with args.weights.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
+    from yolov5_ema.reading import sha256_of
+
     return {
         "weights": args.weights.name,
-        "weights_sha256": digest.hexdigest(),
+        "weights_sha256": sha256_of(args.weights),
         **asdict(options),
         "imgsz": list(detector.imgsz),
         "names": detector.names,
@@ -403,22 +400,15 @@ def _carry_out(parts: Parts, results: Any) -> None:
 
 def _join(out: Path, parts: Parts, found: _Found, detector_names: Sequence[str], form: str) -> None:
     from yolov5_ema.engine import prediction_files
+    from yolov5_ema.files import replacement
 
-    draft = parts.draft()
+    rows, settings = found.counted(parts.rows()), parts.manifest.settings
     try:
-        prediction_files.write(
-            draft,
-            found.counted(parts.rows()),
-            form=form,
-            names=detector_names,
-            settings=parts.manifest.settings,
-        )
-        os.replace(draft, out)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
+        with replacement(out, sync=False) as draft:
+            prediction_files.write(draft, rows, form=form, names=detector_names, settings=settings)
+    except UserError as error:
         raise UserError(
-            f"{out} cannot be written: {error.strerror or error}. "
-            "The detections are kept: the same command with --resume writes them"
+            f"{error}. The detections are kept: the same command with --resume writes them"
         ) from error
 
 

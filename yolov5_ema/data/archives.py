@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import open_regular
+from yolov5_ema.reading import MOST_TEXT, read_bytes
 
 
 class Place(NamedTuple):
@@ -58,13 +60,21 @@ class Place(NamedTuple):
         """
         try:
             if self.inside is not None:
-                return open_archive(self.path).read(self.inside + file)
-            with open(f"{self.path}/{file}", "rb", buffering=0) as stream:
-                return stream.read()
+                return self._unpacked(self.inside + file)
+            return read_bytes(f"{self.path}/{file}")
         except OSError as error:
             raise UserError(f"{self.name_of(file)} cannot be read: {error.strerror or error}") from error
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise UserError(f"{self.name_of(file)} is damaged in the archive: {error}") from error
+
+    def _unpacked(self, entry: str) -> bytes:
+        archive = open_archive(self.path)
+        size = archive.getinfo(entry).file_size
+        if size > MOST_TEXT:
+            raise UserError(
+                f"{self.path}:{entry} has {size:,} bytes when it is unpacked, more than an image or its labels can have"
+            )
+        return archive.read(entry)
 
 
 def open_archive(path: str) -> zipfile.ZipFile:
@@ -85,7 +95,7 @@ def open_archive(path: str) -> zipfile.ZipFile:
 @functools.lru_cache(maxsize=8)
 def _opened(path: str, size: int, mtime_ns: int, process: int) -> zipfile.ZipFile:
     """Not to be shared with a forked process, which would move the same file's position."""
-    return zipfile.ZipFile(path)
+    return zipfile.ZipFile(open_regular(path))
 
 
 def check_archive(path: str) -> None:

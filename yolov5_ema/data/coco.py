@@ -31,6 +31,8 @@ from yolov5_ema.data.workers import all_cores, chunked, run_chunks
 from yolov5_ema.data.writing import Journal, Record, place_bytes, place_link, workspace
 from yolov5_ema.data.yolo_format import clip_corners, first_of_each, format_labels, to_millionths
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import make_folder, remove_inside
+from yolov5_ema.reading import leads_outside
 
 # Raise it with every change of what is written: what an older version wrote is then written anew.
 RULES = 1
@@ -358,7 +360,7 @@ def _convert(
         out / "annotations",
         *(out / kind / source.name / f for kind in ("images", "labels") for f in folders),
     ):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, inside=out)
     done = {
         name: record
         for name, record in journal.records.items()
@@ -424,7 +426,7 @@ def _targets(job: Job, image: str) -> tuple[str, str]:
 
 def _remove(job: Job, image: str) -> None:
     for target in _targets(job, image):
-        Path(target).unlink(missing_ok=True)
+        remove_inside(Path(target), Path(job.out))
 
 
 def place_chunk(task: Task) -> tuple[list[tuple[int, int]], list[Problem]]:
@@ -454,10 +456,20 @@ def _finished_splits(out: Path) -> dict[str, Mapping[str, Any]]:
     found = {}
     files = journal_file(out, "x").parent.glob("*.jsonl")
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
-        finished = last_entry(file).get("finished", {})
-        if "names" in finished:
+        finished = last_entry(file).get("finished")
+        if _is_finished(finished):
             found[finished["split"]] = finished
     return found
+
+
+def _is_finished(entry: Any) -> bool:
+    """Whether a journal's end is as `_convert` writes it."""
+    if not isinstance(entry, dict) or entry.get("split") not in SPLITS:
+        return False
+    names = entry.get("names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return False
+    return not any(leads_outside(entry.get(key)) for key in ("name", "annotations"))
 
 
 def _write_yaml(out: Path, names: list[str], drafts: str) -> Path:

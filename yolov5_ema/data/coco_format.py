@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from yolov5_ema.data.problems import Problem
 from yolov5_ema.errors import UserError
+from yolov5_ema.reading import MOST_JSON, read_json
 
 COCO_NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -62,10 +62,10 @@ def read_instances(file: Path) -> Instances:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        content = read_json(file, MOST_JSON)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{file} is no valid JSON, or cut off: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is no instances JSON: it holds a {type(content).__name__}, not an object")

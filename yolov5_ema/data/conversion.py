@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_ema.data.problems import Problem
-from yolov5_ema.data.writing import STATE_FOLDER
+from yolov5_ema.data.writing import MOST_JOURNAL, STATE_FOLDER, journal_entry
 from yolov5_ema.errors import UserError
+from yolov5_ema.reading import read_bytes
 
 
 @dataclass
@@ -60,10 +60,10 @@ def journal_file(out: Path, name: str) -> Path:
 def last_entry(file: Path) -> dict[str, Any]:
     """The last line of a journal; empty if there is none, or it was cut off."""
     try:
-        lines = file.read_bytes().splitlines()
-        return dict(json.loads(lines[-1])) if lines else {}
-    except (OSError, ValueError):
+        lines = read_bytes(file, MOST_JOURNAL).splitlines()
+    except OSError:
         return {}
+    return journal_entry(lines[-1]) if lines else {}
 
 
 def check_folders(sources: Iterable[Path], out: Path) -> None:

@@ -22,6 +22,8 @@ import numpy as np
 import yaml
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import write_whole, writing_in
+from yolov5_ema.reading import read_bytes, read_json
 
 NAMES = ("car", "plane", "silo")
 SPLITS = ("train", "val", "test")
@@ -159,8 +161,8 @@ def _is_finished(directory: Path, plan: _Plan) -> bool:
 
 def _read_manifest(directory: Path) -> dict[str, object]:
     try:
-        found = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        found = read_json(directory / _MANIFEST)
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -172,6 +174,11 @@ def _files(directory: Path, split: str, name: str) -> tuple[Path, Path]:
 
 def _write_all(directory: Path, plan: _Plan) -> None:
     """Draw into a folder beside the goal and rename it when it is complete."""
+    with writing_in(directory):
+        _draw_all(directory, plan)
+
+
+def _draw_all(directory: Path, plan: _Plan) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
         fresh = Path(scratch) / "set"
@@ -215,8 +222,8 @@ def _write_yaml(directory: Path) -> Path:
     }
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     path = directory / _YAML
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
+    if not path.is_file() or read_bytes(path) != text.encode():
+        write_whole(path, text)
     return path
 
 

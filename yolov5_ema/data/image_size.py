@@ -10,6 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import open_regular
 
 _HEAD = 4096  # most JPEGs name their size within so many bytes
 _END_OF_JPEG = b"\xff\xd9"
@@ -37,15 +38,13 @@ def read_image_info(file: str | os.PathLike[str]) -> ImageInfo:
         UserError: it cannot be read, is no image, or is cut off.
     """
     try:
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        try:
+        with open_regular(file) as stream:
+            descriptor = stream.fileno()
             head = os.read(descriptor, _HEAD)
             if not head.startswith(b"\xff\xd8"):
                 return _by_pillow(file, file)
             os.lseek(descriptor, -min(2, len(head)), os.SEEK_END)
             tail = os.read(descriptor, 2)
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     size = _jpeg_size(head)

@@ -7,14 +7,13 @@ window as PNG, cannot go on where it was interrupted, and reads images with Pill
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha1
 from pathlib import Path
@@ -27,9 +26,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from yolov5_ema.data.dataset import SPLITS, Dataset, label_path
+from yolov5_ema.data.image_files import problem_before_reading
 from yolov5_ema.data.text_rows import BadLine
 from yolov5_ema.data.yolo_format import read_labels, to_xywh_pixels
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import link_or_copy, locked, make_folder, open_regular, write_whole
+from yolov5_ema.reading import read_json
 
 MIN_SIZE = 32  # pixels; the largest stride of a YOLOv5
 MAX_OVERLAP = 0.9  # the number of windows grows with 1 / (1 - overlap)^2
@@ -202,7 +204,7 @@ def slice_split(
     report = SliceReport()
     try:
         for folder in ("images", "labels"):
-            (out / folder / split).mkdir(parents=True, exist_ok=True)
+            make_folder(out / folder / split, inside=out)
         for done in _in_parallel(jobs, workers or os.cpu_count() or 1, f"slicing {split}"):
             report.add(done)
             _stop_if(strict, done)
@@ -221,14 +223,25 @@ def prepare_folder(out: Path, dataset: Dataset, plan: SlicePlan) -> None:
     file = out / MANIFEST
     try:
         if file.is_file():
-            _refuse_another(json.loads(file.read_text(encoding="utf-8")), manifest, out)
+            _refuse_another(read_json(file), manifest, out)
             return
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out} holds something else; name a folder that is empty or new")
         out.mkdir(parents=True, exist_ok=True)
-        _write(file, json.dumps(manifest, indent=1).encode())
+        write_whole(file, json.dumps(manifest, indent=1).encode())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot use the folder --out {out}: {error}") from error
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold the folder of a sliced set, which is there, for one run.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    with locked(out, f"another run is at work in {out}; wait for its end"):
+        yield
 
 
 def write_yaml(dataset: Dataset, sliced: Sequence[str], out: Path) -> Path:
@@ -246,7 +259,7 @@ def write_yaml(dataset: Dataset, sliced: Sequence[str], out: Path) -> Path:
     content.update(nc=len(dataset.names), names=list(dataset.names))
     _keep_annotations(content, dataset, sliced)
     file = out / f"{out.name}.yaml"
-    _write(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+    write_whole(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
     return file
 
 
@@ -276,7 +289,8 @@ class _Job:
             if self._is_done(cuts, bool(report.whole)):
                 report.skipped = 1
                 return report
-        picture = cv2.imread(str(self.image))
+        can_be_read = problem_before_reading(self.image) is None
+        picture = cv2.imread(str(self.image)) if can_be_read else None
         if picture is None:
             return SliceReport(bad_lines=rows.bad, bad_images=[self.image])
         size = picture.shape[1], picture.shape[0]
@@ -345,13 +359,13 @@ class _Job:
     def _make(self, picture: np.ndarray, window: Window, labels: np.ndarray, is_whole: bool) -> None:
         left, top, right, bottom = window
         image_file, label_file = self._files(window, is_whole)
-        _write(label_file, _label_text(labels))
+        write_whole(label_file, _label_text(labels))
         if is_whole:
-            _link(self.image, image_file)
+            link_or_copy(self.image, image_file)
             return
         flags = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if self._suffix == ".jpg" else []
         _, encoded = cv2.imencode(self._suffix, picture[top:bottom, left:right], flags)
-        _write(image_file, encoded.tobytes())
+        write_whole(image_file, encoded.tobytes())
 
     def _remove_others(self, size: tuple[int, int], cuts: Mapping[Window, np.ndarray]) -> None:
         """Windows that older labels asked for."""
@@ -377,7 +391,7 @@ def _label_text(labels: np.ndarray) -> bytes:
 def _size_by_header(image: Path) -> tuple[int, int] | None:
     """Width and height as `cv2.imread` will have them, without decoding; None where Pillow cannot say."""
     try:
-        with Image.open(image) as opened:
+        with open_regular(image) as stream, Image.open(stream) as opened:
             width, height = opened.size
             turned = opened.getexif().get(_EXIF_ORIENTATION) in _TURNED
     except Exception:  # Pillow raises what it likes on torn files; OpenCV has the last word
@@ -420,9 +434,11 @@ def _stop_if(strict: bool, report: SliceReport) -> None:
         raise UserError(str(report.bad_lines[0]))
 
 
-def _refuse_another(found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> None:
+def _refuse_another(found: Any, wanted: Mapping[str, Any], out: Path) -> None:
+    if not isinstance(found, dict):
+        raise UserError(f"{out / MANIFEST} is damaged; name another folder, or delete that one")
     other = [
-        f"{key} {found.get(key)!r} instead of {value!r}"
+        f"{key} {found.get(key)!r:.200} instead of {value!r}"
         for key, value in wanted.items()
         if found.get(key) != value
     ]
@@ -450,30 +466,3 @@ def _keep_annotations(content: dict[str, Any], dataset: Dataset, sliced: Iterabl
         }
         if kept:
             content[key] = kept
-
-
-# --- files ----------------------------------------------------------------------------------
-
-
-def _write(file: Path, content: bytes) -> None:
-    """All of a file or nothing of it."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _link(source: Path, file: Path) -> None:
-    """A hard link where the file system allows, else a copy."""
-    part = file.with_name(f".{file.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        with contextlib.suppress(OSError):
-            os.link(source.resolve(), part)
-        if not part.exists():
-            shutil.copyfile(source, part)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from yolov5_ema.data.stats import MARKS, SplitStats
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import replacement
 
 _COLOURS = {"train": "#3b6ea5", "val": "#e08a2e", "test": "#6aa35c"}
 _INK, _FAINT = "#333333", "#d9d9d9"
@@ -48,15 +48,8 @@ def save_picture(
     _draw_sizes(right, stats, imgsz)
     figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK)
     figure.supxlabel(_wrapped(sentence), fontsize=9.5, color=_INK)
-    draft = file.with_name(f".{file.stem}.draft{file.suffix}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(draft, dpi=130)
-        draft.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise UserError(f"the picture {file} cannot be written: {error.strerror or error}") from error
+    with replacement(file, parents=True, sync=False) as draft:
+        figure.savefig(draft, dpi=130, format=file.suffix[1:].lower())
 
 
 def _draw_classes(axes, names: Sequence[str], stats: Sequence[SplitStats]) -> None:

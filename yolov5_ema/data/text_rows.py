@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.reading import read_text
 
 
 class BadLine(NamedTuple):
@@ -47,10 +48,10 @@ def read_lines(file: Path) -> list[str]:
     """The lines of a text file, whatever its line ends, without a byte order mark.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, is no regular file, or too large.
     """
     try:
-        return file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        return read_text(file, encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
 

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 
 from yolov5_ema.data.image_files import problem_before_reading
+from yolov5_ema.errors import UserError
+from yolov5_ema.files import open_regular
 
 _FEW_FRAMES = 2
 _SHARE = 0.05  # of the frames or seconds that a header promises; many containers estimate them
@@ -103,7 +105,7 @@ class VideoFile:
 def shown_seconds(path: str | os.PathLike[str]) -> float | None:
     """How long an MP4 or QuickTime file says that it plays, after its edit list; None for others."""
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             end = os.fstat(stream.fileno()).st_size
             inside = _box(stream, b"moov", 0, end)
             header = inside and _box(stream, b"mvhd", *inside)
@@ -112,7 +114,7 @@ def shown_seconds(path: str | os.PathLike[str]) -> float | None:
             stream.seek(header[0])
             content = stream.read(32)
             scale, length = struct.unpack(*((">20xIQ", content) if content[0] else (">12xII12x", content)))
-    except (OSError, struct.error, IndexError):
+    except (OSError, UserError, struct.error, IndexError):
         return None
     return length / scale if scale and length else None
 

@@ -46,6 +46,7 @@ from yolov5_ema.data.writing import (
     workspace,
 )
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import make_folder, remove_inside
 
 YAML_NAME = "visdrone.yaml"
 _CHUNK, _CHUNK_OF_MASKED = 64, 8
@@ -196,7 +197,7 @@ def _convert(job: Job, out: Path, workers: int, quiet: bool, strict: bool) -> Sp
     items, problems = _list_items(job)
     journal = Journal(journal_file(out, target.name), job.header())
     for folder in (*(target / kind for kind in _kinds(job)), out / "annotations"):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, inside=out)
     done = _still_done(job, journal, items)
     result = SplitResult(
         job.split, target.name, job.annotated, done_before=len(done), problems=list(problems)
@@ -204,13 +205,14 @@ def _convert(job: Job, out: Path, workers: int, quiet: bool, strict: bool) -> Sp
     json_file = out / "annotations" / f"instances_{job.split}.json" if job.annotated else None
     stale = journal.made_before - set(items)
     if (
-        journal.finished
+        _is_summary(journal.finished)
         and len(done) == len(items)
         and not stale
         and (json_file is None or json_file.exists())
     ):
-        result.tallies = Counter(journal.finished["tallies"])
-        result.problems += [Problem(*row) for row in journal.finished["problems"]]
+        finished = journal.finished or {}
+        result.tallies = Counter(finished["tallies"])
+        result.problems += [Problem(*row) for row in finished["problems"]]
         return result
     remove_results(job.target, stale)
     if not job.annotated:
@@ -221,11 +223,21 @@ def _convert(job: Job, out: Path, workers: int, quiet: bool, strict: bool) -> Sp
             _run(job, items, journal, result, file, workers, quiet)
             if strict:  # only what the check before could not see, such as an image damaged in its middle
                 problems_of.raise_if_any(result.problems, f"{target.name} is not complete")
-        finished = result.problems[len(problems) :]
-        journal.finish({"tallies": result.tallies, "problems": finished})
+        journal.finish({"tallies": result.tallies, "problems": result.problems[len(problems) :]})
     finally:
         journal.close()
     return result
+
+
+def _is_summary(entry: dict[str, Any] | None) -> bool:
+    """Whether a journal's end is as `_convert` writes it."""
+    tallies, problems = (entry or {}).get("tallies"), (entry or {}).get("problems")
+    if not isinstance(tallies, dict) or not isinstance(problems, list):
+        return False
+    return all(type(count) is int and abs(count) < 2**53 for count in tallies.values()) and all(
+        isinstance(row, list) and len(row) == 3 and all(isinstance(text, str) for text in row)
+        for row in problems
+    )
 
 
 def _still_done(job: Job, journal: Journal, items: Mapping[str, tuple[Item, str]]) -> dict[str, Record]:
@@ -251,7 +263,7 @@ def _remove_labels(target: Path, images: Iterable[str]) -> None:
     """Those of an earlier run, when there were annotations."""
     for folder in (target / "labels", target / "annotations"):
         for image in images:
-            (folder / image).with_suffix(".txt").unlink(missing_ok=True)
+            remove_inside((folder / image).with_suffix(".txt"), target.parent)
         with contextlib.suppress(OSError):  # there never was one, or someone else put something there
             folder.rmdir()
 

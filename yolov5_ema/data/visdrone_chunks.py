@@ -113,7 +113,7 @@ def remove_results(target: str, images: Iterable[str]) -> None:
     for image in images:
         text = f"{stem_of(image)}.txt"
         for name in (f"images/{image}", f"labels/{text}", f"annotations/{text}"):
-            Path(target, name).unlink(missing_ok=True)
+            remove_inside(Path(target, name), Path(target).parent)
 
 
 class _Objects(NamedTuple):

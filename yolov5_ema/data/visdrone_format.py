@@ -14,6 +14,7 @@ import numpy as np
 
 from yolov5_ema.data.text_rows import BadLine, Rows, parse_clean, parse_rows, read_lines
 from yolov5_ema.errors import UserError
+from yolov5_ema.reading import read_bytes
 
 CLASSES = (
     "pedestrian",
@@ -49,7 +50,7 @@ def read_annotations(file: Path) -> Rows:
         UserError: the file cannot be read.
     """
     try:
-        text = file.read_bytes()
+        text = read_bytes(file)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     return parse_annotations(text, file)

@@ -11,15 +11,19 @@ import itertools
 import json
 import os
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import check_inside, exclusive, locked, make_folder, open_regular
+from yolov5_ema.reading import leads_outside, parse_json, read_bytes
 
 STATE_FOLDER = ".yolov5-ema"
 _LOCK_PATIENCE_S = 5.0  # workers of a run that was killed go within a second or two
+MOST_JOURNAL = 2**30
+"""Bytes; some ten million images."""
+_MOST_PIXELS = 2**31
 _numbers = itertools.count()
 
 
@@ -33,8 +37,10 @@ def workspace(out: Path) -> Iterator[str]:
     state = out / STATE_FOLDER
     drafts = state / "drafts"
     with disk_errors(out):
-        state.mkdir(parents=True, exist_ok=True)
-        with _locked(state / "lock", out):
+        make_folder(drafts.parent, inside=out)
+        check_inside(drafts, out)
+        busy = f"another run is at work in {out}; wait for its end"
+        with locked(state / "lock", busy, _LOCK_PATIENCE_S):
             shutil.rmtree(drafts, ignore_errors=True)
             drafts.mkdir()
             try:
@@ -63,7 +69,7 @@ def disk_errors(out: Path) -> Iterator[None]:
 def place_bytes(content: bytes, target: str, drafts: str) -> None:
     """Write a file whole; an older one of the name is replaced."""
     draft = _draft(drafts)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    descriptor = exclusive(draft)
     try:
         view = memoryview(content)
         while view:
@@ -92,9 +98,8 @@ def place_link(source: str, target: str, drafts: str, copy: bool = False) -> Non
             raise
         except OSError:
             continue
-    draft = _draft(drafts)
-    shutil.copyfile(source, draft)
-    os.replace(draft, target)
+    with draft_of(target, drafts) as file, open_regular(source) as content:
+        shutil.copyfileobj(content, file)
 
 
 @contextlib.contextmanager
@@ -102,7 +107,7 @@ def draft_of(target: str | Path, drafts: str) -> Iterator[BinaryIO]:
     """A file to write to, which gets its name when the block ends without an error."""
     draft = _draft(drafts)
     try:
-        with open(draft, "wb") as file:
+        with os.fdopen(exclusive(draft), "wb") as file:
             yield file
         os.replace(draft, target)
     finally:
@@ -150,19 +155,27 @@ class Journal:
 
     def _read(self) -> None:
         valid = False
-        for number, line in enumerate(self.file.read_bytes().split(b"\n")):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # the last line, cut off
+        for number, line in enumerate(read_bytes(self.file, MOST_JOURNAL).split(b"\n")):
+            entry = journal_entry(line)
             if number == 0:
                 valid = entry == self.header
                 continue
-            done = {name: Record(*record) for name, *record in entry.get("done", ())}
-            self.made_before.update(done, entry.get("made", ()))
+            done = _records_in(entry.get("done"))
+            made = [name for name in _list(entry.get("made")) if isinstance(name, str)]
+            self._refuse_outside((*done, *made), number + 1)
+            self.made_before.update(done, made)
             if valid:
                 self.records.update(done)
-                self.finished = entry.get("finished")
+                finished = entry.get("finished")
+                self.finished = finished if isinstance(finished, dict) else None
+
+    def _refuse_outside(self, names: Iterable[str], line: int) -> None:
+        """What a journal names may be removed, so it is looked at as an archive's names are."""
+        for name in filter(leads_outside, names):
+            raise UserError(
+                f"{self.file}, line {line}: it names {name!r:.200}, which lies outside the folder. No run of this "
+                "command wrote that; the folder is not to be trusted, and was left as it is: give another --out"
+            )
 
     def begin(self, records: dict[str, Record], drafts: str) -> None:
         """Start it anew with these records, and be ready for more."""
@@ -194,6 +207,28 @@ class Journal:
             self._stream = None
 
 
+def journal_entry(line: bytes) -> dict[str, Any]:
+    """One line of a journal; empty if it was cut off, or is none."""
+    try:
+        entry = parse_json(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _records_in(rows: Any) -> dict[str, Record]:
+    found = {}
+    for row in _list(rows):
+        if isinstance(row, list) and len(row) == 4 and all(isinstance(text, str) for text in row[:2]):
+            if all(type(size) is int and 0 <= size < _MOST_PIXELS for size in row[2:]):
+                found[row[0]] = Record(*row[1:])
+    return found
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
@@ -207,25 +242,3 @@ def _replace_by(make: Any, source: str, target: str, drafts: str) -> None:
     make(source, draft)
     os.replace(draft, target)
     Path(draft).unlink(missing_ok=True)  # a rename between two names of one file does nothing
-
-
-@contextlib.contextmanager
-def _locked(file: Path, out: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # not a Unix: nothing guards against a second run
-        yield
-        return
-    with open(file, "w") as stream:
-        deadline = time.monotonic() + _LOCK_PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"another run is at work in {out}; wait for its end") from None
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                break
-        yield

@@ -1,4 +1,4 @@
-"""Reading a YAML file of somebody's: what it holds, or a message, whatever it is."""
+"""Reading a YAML file, or text, of somebody's: what it holds, or a message, whatever it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from yolov5_ema.errors import ConfigError
+from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.files import open_regular
 
 _MOST_BYTES = 2**20
 _MOST_VALUES = 100_000
@@ -45,21 +46,40 @@ def read_yaml(file: Path, *, name: str = "", errors: str = "ignore") -> Any:
             its depth, or by aliases that stand for others many times over.
     """
     name = name or str(file)
-    content = _parsed(_text_of(file, name, errors), name)
+    return parse_yaml(_text_of(file, name, errors), name)
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """What a YAML text holds, such as one on the command line; bounded as a file is.
+
+    Args:
+        text: the YAML.
+        name: what to call it in messages.
+
+    Raises:
+        ConfigError: it is not YAML, or holds more than a YAML of YOLOv5's ever does.
+    """
+    if len(text) > _MOST_BYTES:
+        raise _too_large(name)
+    content = _parsed(text, name)
     _check_extent(content, name)
     return content
 
 
+def _too_large(name: str) -> ConfigError:
+    return ConfigError(f"{name} is larger than {_MOST_BYTES // 2**20} MiB: no YAML of a model or a data set")
+
+
 def _text_of(file: Path, name: str, errors: str) -> str:
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             raw = stream.read(_MOST_BYTES + 1)
+    except UserError as error:
+        raise ConfigError(f"cannot read {name}: {error}") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
         raise ConfigError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
     if len(raw) > _MOST_BYTES:
-        raise ConfigError(
-            f"{name} is larger than {_MOST_BYTES // 2**20} MiB: no YAML of a model or a data set"
-        )
+        raise _too_large(name)
     try:
         return raw.decode("utf-8", errors)
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolov5_ema import reading
 from yolov5_ema.data.dataset import Dataset, label_path, load_dataset
 from yolov5_ema.engine import machine, preflight
 from yolov5_ema.engine.data_yaml import relative_bases
@@ -133,7 +134,7 @@ def read_json(path: Path) -> Any:
         UserError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return reading.read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -278,7 +279,10 @@ def _size(path: Path) -> int:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        return reading.sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

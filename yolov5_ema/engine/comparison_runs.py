@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import math
 import os
 import re
@@ -14,10 +13,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any, Callable
+from typing import Any, Callable
 
+from yolov5_ema import files, reading
 from yolov5_ema.engine import machine, scoring
 from yolov5_ema.engine.checkpoints import load_checkpoint
 from yolov5_ema.engine.comparison import Plan, read_json, write_json
@@ -26,16 +26,13 @@ from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.seeding import SEED_ENV
 from yolov5_ema.errors import CheckpointError, UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 TRAINING, TRAINED, FINISHED, FAILED, DIVERGED = "training", "trained", "finished", "failed", "diverged"
 LOG_LINES = 15
 """How many of a failed run's last lines are shown."""
 
-_WAIT_FOR_LOCK_S = 15.0
+_WAIT_FOR_LOCK_S = 15.0  # a training whose compare was killed ends within seconds
+_MOST_LOG = 2**20
+"""Bytes at a log's beginning or end that are looked at."""
 _TRANSFERRED = re.compile(r"Transferred (\d+)/(\d+) items")
 
 
@@ -107,10 +104,30 @@ def record_of(run: Run) -> Record:
         UserError: the note cannot be read.
     """
     content = read_json(run.record_file)
-    try:
-        return Record(**content) if content else Record()
-    except TypeError as error:
-        raise UserError(f"{run.record_file} is no record of a run; delete it and {run.folder}") from error
+    if content is None:
+        return Record()
+    if not _is_record(content):
+        raise UserError(f"{run.record_file} is no record of a run; delete it and {run.folder}")
+    return Record(**content)
+
+
+def _is_record(content: Any) -> bool:
+    """Whether a note is as `Runner` leaves it."""
+    if not isinstance(content, dict) or not set(content) <= {one.name for one in fields(Record)}:
+        return False
+    record = Record(**content)
+    figures, attempts, share = record.figures or {}, record.attempts, record.transferred or [0, 0]
+    return (
+        record.status in ("", TRAINING, TRAINED, FINISHED, FAILED, DIVERGED)
+        and isinstance(record.reason, str)
+        and isinstance(figures, dict)
+        and set(figures) in (set(), set(scoring.FIGURES))
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in figures.values())
+        and isinstance(attempts, list)
+        and all(isinstance(one, dict) and type(one.get("from_epoch")) is int for one in attempts)
+        and isinstance(share, list)
+        and [type(number) for number in share] == [int, int]
+    )
 
 
 @contextmanager
@@ -124,31 +141,16 @@ def locked(folder: Path) -> Iterator[int | None]:
     Raises:
         UserError: another call is at work there, or the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("a")
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}. Name another --project"
-        ) from error
-    with stream:
-        if fcntl is None:
-            yield None
-            return
-        _lock(stream, folder)
-        yield stream.fileno()
-
-
-def _lock(stream: IO[str], folder: Path) -> None:
-    until_s = time.monotonic() + _WAIT_FOR_LOCK_S  # a training whose compare was killed ends within seconds
-    while True:
+    busy = f"another compare is at work in {folder}; wait for it or end it"
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError:
-            if time.monotonic() > until_s:
-                raise UserError(f"another compare is at work in {folder}; wait for it or end it") from None
-            time.sleep(0.2)
+            folder.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(files.locked(folder / ".lock", busy, _WAIT_FOR_LOCK_S))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {folder}: {error.strerror or error}. Name another --project"
+            ) from error
+        yield held
 
 
 class Runner:
@@ -164,7 +166,9 @@ class Runner:
         record = record_of(run)
         if record.status in (FINISHED, DIVERGED):
             return record
-        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        files.check_inside(run.folder, self._plan.folder)
+        with files.writing_in(run.folder.parent):
+            files.make_folder(run.folder.parent, inside=self._plan.folder)
         if record.status != TRAINED:
             self._train(run, record)
         if record.status == TRAINED:
@@ -217,7 +221,7 @@ class Runner:
         if code:
             self._note(run, record, FAILED, f"evaluating {run.best} ended with exit code {code}")
             return
-        figures = json.loads(output.read_text(encoding="utf-8"))
+        figures = read_json(output)
         if not all(map(math.isfinite, figures.values())):
             self._note(run, record, FAILED, f"evaluating {run.best} gave {figures}")
             return
@@ -234,7 +238,7 @@ class Runner:
         environment.update(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
         kept = () if self._lock is None else (self._lock,)
         with (
-            run.log.open("ab") as log,
+            files.append_to(run.log) as log,
             subprocess.Popen(
                 [sys.executable, "-m", "yolov5_ema", *arguments],
                 stdin=subprocess.PIPE,
@@ -262,10 +266,10 @@ def epochs_done(run: Run) -> int:
 
 def _rows(run: Run) -> list[list[str]]:
     try:
-        text = (run.folder / "results.csv").read_text(encoding="utf-8", errors="ignore")
-    except OSError:
+        text = reading.read_text(run.folder / "results.csv", errors="ignore")
+        return [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()[1:]) if row]
+    except (OSError, csv.Error):
         return []
-    return [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()[1:]) if row]
 
 
 def _outcome(run: Run, code: int) -> tuple[str, str]:
@@ -290,14 +294,17 @@ def _diverged_at(run: Run) -> int | None:
 
 
 def _transferred(log: Path) -> list[int] | None:
-    found = _TRANSFERRED.search(log.read_text(encoding="utf-8", errors="ignore"))
+    with files.open_regular(log) as stream:
+        found = _TRANSFERRED.search(stream.read(_MOST_LOG).decode(errors="ignore"))
     return [int(number) for number in found.groups()] if found else None
 
 
 def log_tail(run: Run) -> str:
     """The last lines of a run's log, progress bars as they ended."""
     try:
-        text = run.log.read_bytes().decode(errors="replace")  # as text, "\r" would read as an end of line
+        with files.open_regular(run.log) as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _MOST_LOG))
+            text = stream.read(_MOST_LOG).decode(errors="replace")  # as text, "\r" would read as an end of line
     except OSError:
         return ""
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.replace("\r\n", "\n").split("\n")]

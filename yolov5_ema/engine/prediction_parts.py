@@ -9,22 +9,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import write_whole
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from yolov5_ema.files import locked, open_regular, refuse_link, write_whole, writing_in
+from yolov5_ema.reading import parse_json, read_bytes, read_json
 
 _MOST_CHUNKS = 4096
 _FEWEST_IMAGES = 16
+_OWN = re.compile(r"manifest\.json|[0-9]{6,}\.jsonl|joined\.tmp")
+_FIELDS = {"index", "image", "height", "width", "xyxy", "confidence", "class_id", "error"}
 
 
 @dataclass(frozen=True)
@@ -95,15 +94,19 @@ class Parts:
         write_whole(self._file(chunk), text)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All results in the order of the images; no more than a row is in memory."""
-        for chunk in range(self.manifest.chunks):
-            with open(self._file(chunk), encoding="utf-8") as stream:
-                for line in stream:
-                    yield json.loads(line)
+        """All results in the order of the images; no more than a part is in memory.
 
-    def draft(self) -> Path:
-        """Where the output is written before it is moved to its place; on the same file system."""
-        return self.folder / "joined.tmp"
+        Raises:
+            UserError: a part does not hold what `write` puts there.
+        """
+        classes = len(self.manifest.settings.get("names", ()))
+        for chunk in range(self.manifest.chunks):
+            file = self._file(chunk)
+            for number, line in enumerate(read_bytes(file).splitlines(), 1):
+                row = _parsed(line)
+                if not _is_result(row, classes):
+                    raise UserError(f"{file}, line {number}: damaged; delete the file and give --resume again")
+                yield row
 
     def remove(self) -> None:
         """Take the folder away; without a manifest, what a killed removal leaves counts as nothing."""
@@ -117,7 +120,7 @@ class Parts:
     def _is_whole(self, chunk: int) -> bool:
         """Whether a part has as many lines as images; a power failure can leave fewer."""
         try:
-            with open(self._file(chunk), "rb") as stream:
+            with open_regular(self._file(chunk)) as stream:
                 lines = sum(line.endswith(b"\n") for line in stream)
         except OSError:
             return False
@@ -149,14 +152,13 @@ def opened(out: Path, manifest: Manifest, *, resume: bool, force: bool) -> Itera
             them; they cannot be written.
     """
     parts = Parts(out, manifest)
+    refuse_link(parts.folder, f"the folder for what is done of {out}")
     made = not parts.folder.exists()
-    try:
-        parts.folder.mkdir(exist_ok=True)
-        lock = (parts.folder / "lock").open("a")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
-    with lock:
-        _lock(lock, out)
+    busy = f"another predict is at work on {out}; wait for it or end it"
+    with contextlib.ExitStack() as stack:
+        with writing_in(out):
+            parts.folder.mkdir(exist_ok=True)
+            stack.enter_context(locked(parts.folder / "lock", busy))
         if is_begun(out) and not force:
             if not resume:
                 raise UserError(
@@ -176,16 +178,17 @@ def opened(out: Path, manifest: Manifest, *, resume: bool, force: bool) -> Itera
 def chunk_begun(out: Path) -> int | None:
     """Images a part of what is there already; None if nothing is, or nothing that can be read."""
     try:
-        chunk = json.loads((folder_of(out) / "manifest.json").read_text(encoding="utf-8"))["chunk"]
+        chunk = read_json(folder_of(out) / "manifest.json")["chunk"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return chunk if isinstance(chunk, int) and chunk > 0 else None
+    return chunk if type(chunk) is int and 0 < chunk < 2**31 else None
 
 
 def _begin(parts: Parts, made: bool) -> None:
-    for path in parts.folder.iterdir():
-        if path.name != "lock":
-            path.unlink()
+    with writing_in(parts.folder):
+        for path in parts.folder.iterdir():
+            if _OWN.fullmatch(path.name):
+                path.unlink()
     try:
         write_whole(parts.folder / "manifest.json", parts.manifest.as_text())
     except UserError:
@@ -197,7 +200,7 @@ def _begin(parts: Parts, made: bool) -> None:
 def _check_same(parts: Parts, out: Path) -> None:
     file = parts.folder / "manifest.json"
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file)
         old = {**before["settings"], **{name: before[name] for name in ("images", "images_sha256", "chunk")}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged; --force starts from the beginning") from error
@@ -215,13 +218,30 @@ def _check_same(parts: Parts, out: Path) -> None:
 def _difference(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if name == "images_sha256":
         return "other images, or in another order"
-    return f"{name} was {old.get(name)}, now {new.get(name)}"
+    return f"{name:.100} was {old.get(name)!s:.200}, now {new.get(name)!s:.200}"
 
 
-def _lock(stream: IO[str], out: Path) -> None:
-    if fcntl is None:
-        return
+def _parsed(line: bytes) -> Any:
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"another predict is at work on {out}; wait for it or end it") from None
+        return parse_json(line)
+    except ValueError:
+        return None
+
+
+def _is_result(row: Any, classes: int) -> bool:
+    """Whether a line of a part is an `ImageResult`."""
+    if not isinstance(row, dict) or set(row) != _FIELDS or not isinstance(row["image"], str):
+        return False
+    if not isinstance(row["error"], (str, type(None))):
+        return False
+    boxes, scores, numbers = row["xyxy"], row["confidence"], row["class_id"]
+    if not all(isinstance(value, list) for value in (boxes, scores, numbers)):
+        return False
+    if not len(boxes) == len(scores) == len(numbers):
+        return False
+    return (
+        all(isinstance(score, (int, float)) for score in scores)
+        and all(type(number) is int and 0 <= number < classes for number in numbers)
+        and all(isinstance(box, list) and len(box) == 4 for box in boxes)
+        and all(isinstance(value, (int, float)) for box in boxes for value in box)
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from yolov5_ema.data.dataset import IMAGE_SUFFIXES
 from yolov5_ema.errors import UserError
+from yolov5_ema.reading import read_text
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _images_among(names: Iterable[str]) -> list[str]:
 
 def _of_list(file: Path) -> Source:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(file, encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--source {file}: cannot be read: {reason}") from error

@@ -14,9 +14,11 @@ from typing import Any
 
 from yolov5_ema.engine import leash, shim
 from yolov5_ema.engine.scripts import speaking_plainly
+from yolov5_ema.files import write_whole
 
 CONFIDENCE_THRESHOLD = 0.001
 IOU_THRESHOLD = 0.6
+FIGURES = ("precision", "recall", "map50", "map50_95")
 
 
 def score(
@@ -49,7 +51,7 @@ def score(
             half=False,
             plots=False,
         )
-    return dict(zip(("precision", "recall", "map50", "map50_95"), map(float, found[:4])))
+    return dict(zip(FIGURES, map(float, found[:4])))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = vars(parser.parse_args(argv))
     output = args.pop("output")
-    output.write_text(json.dumps(score(**args)), encoding="utf-8")
+    write_whole(output, json.dumps(score(**args)))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from yolov5_ema.data.image_files import read_image
 from yolov5_ema.data.video_files import VideoFile
 from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.errors import UserError
+from yolov5_ema.reading import read_text
 
 DONE, DONE_IN_PART = 0, 1
 """Exit codes: all files were used in full, or some were not. A mistake in what was given is 2, as everywhere."""
@@ -226,7 +227,7 @@ def _entries(source: Any) -> list[str]:
     if isinstance(source, (list, tuple)):
         return [_entry(str(path)) for path in source]
     if str(source).endswith(".txt") and os.path.isfile(source):
-        lines = Path(source).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = read_text(source, errors="surrogateescape").splitlines()
         named = (
             [line.strip()] if os.path.exists(line.strip()) else line.split() for line in lines if line.strip()
         )

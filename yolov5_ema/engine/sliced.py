@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from yolov5_ema.data.image_files import problem_before_reading
 from yolov5_ema.data.slicing import Window, check_window, windows
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import ModuleView, Patches
@@ -428,6 +429,9 @@ def _with_first(output: Any, rows: torch.Tensor) -> Any:
 
 
 def _read(path: str) -> np.ndarray:
+    problem = problem_before_reading(path)
+    if problem:
+        raise UserError(f"{path} {problem}")
     image = cv2.imread(str(path))
     if image is None:
         raise UserError(f"{path}: cannot be read as an image")

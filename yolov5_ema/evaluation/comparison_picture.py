@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from yolov5_ema.evaluation.comparison_report import METRICS, Report, Row, percent
 from yolov5_ema.evaluation.statistics import BETTER, WORSE
+from yolov5_ema.files import replacement
 
 # told apart also by those who see no red or green
 _COLOURS = {BETTER: "#0072B2", WORSE: "#D55E00"}
@@ -36,7 +37,8 @@ def draw(report: Report, path: Path, subtitle: str) -> None:
     for (left, right), (metric, label) in zip(panels, METRICS.items()):
         _draw_figures(left, report, metric, label)
         _draw_differences(right, report, metric, label)
-    figure.savefig(path, dpi=150)
+    with replacement(path, sync=False) as draft:
+        figure.savefig(draft, dpi=150, format="png")
 
 
 def _draw_figures(axes: Any, report: Report, metric: str, label: str) -> None:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from yolov5_ema.evaluation.confusion import ConfusionMatrix
 from yolov5_ema.evaluation.results import Result
+from yolov5_ema.files import replacement
 
 _MOST_NAMED = 20
 """More classes than this are drawn in grey, without names."""
@@ -32,7 +33,8 @@ def save_pr_curves(results: Sequence[Result], file: Path) -> None:
     for panel, result in zip(axes, results):
         _draw_curves(panel, result, colours)
     axes[0].set_ylabel("precision")
-    figure.savefig(file, dpi=150)
+    with replacement(file, sync=False) as draft:
+        figure.savefig(draft, dpi=150, format="png")
 
 
 def _colours(names: Sequence[str]) -> dict[str, Any]:
@@ -82,7 +84,8 @@ def save_confusion_matrix(matrix: ConfusionMatrix, file: Path) -> None:
             text = f"{shares[row, column]:.2f}"
             panel.text(column, row, text, ha="center", va="center", fontsize=7, color=shade)
     figure.colorbar(image, ax=panel, shrink=0.8, label="share of the column")
-    figure.savefig(file, dpi=150)
+    with replacement(file, sync=False) as draft:
+        figure.savefig(draft, dpi=150, format="png")
 
 
 def _figure(inches: tuple[float, float]) -> Figure:

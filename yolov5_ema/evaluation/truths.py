@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from yolov5_ema.data import visdrone_format as visdrone
 from yolov5_ema.data.dataset import IMAGE_SUFFIXES, label_path
@@ -17,6 +17,8 @@ from yolov5_ema.data.text_rows import BadLine
 from yolov5_ema.data.yolo_format import read_labels, to_xywh_pixels
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.records import NO_CLASS, Truth
+from yolov5_ema.files import open_regular
+from yolov5_ema.reading import MOST_JSON, parse_json, read_bytes
 
 Sizes = Mapping[str, "tuple[int, int]"]
 """Width and height in pixels by the images' names without a suffix."""
@@ -229,10 +231,16 @@ def image_sizes(images: Iterable[Path]) -> dict[str, tuple[int, int]]:
 
 def _image_size(file: Path) -> tuple[int, int]:
     try:
-        with Image.open(file) as image:
+        with open_regular(file) as stream, Image.open(stream) as image:
             width, height = image.size
             turned = image.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
-    except (OSError, UnidentifiedImageError, ImportError) as error:  # see data/image_size.py
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        ImportError,
+        Image.DecompressionBombError,
+    ) as error:  # see data/image_size.py
         raise UserError(f"{file} cannot be read as an image: {error}") from error
     return (height, width) if turned else (width, height)
 
@@ -274,19 +282,19 @@ def read_json(file: Path) -> Any:
         UserError: it is missing, empty, or cut off; the message names the place.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_bytes(file, MOST_JSON).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not text.strip():
         raise UserError(f"{file} is empty")
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{file} is no JSON, or cut off: line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
-    except RecursionError as error:
-        raise UserError(f"{file} is nested too deeply to be what is needed") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not what is needed: {error}") from error
 
 
 def _refuse(bad: Sequence[BadLine]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from matplotlib.transforms import Bbox
 from yolov5_ema.classification import create_paper_model
 from yolov5_ema.errors import UserError
 from yolov5_ema.paper.printed import accuracy_source, printed_tables
+from yolov5_ema.reading import read_json
 
 _SIZE, _DPI = (8.0, 5.5), 150
 _PAPER, _YOURS, _EMA = "#555555", "#0072B2", "#D55E00"  # told apart also by those who see no red or green
@@ -105,7 +105,7 @@ def _plain_parameters(name: str) -> float:
 def _read_run(run: Path) -> tuple[str, float, float]:
     file = run / "metrics.json" if run.is_dir() else run
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         model, block = str(content["model"]), content.get("block")
         parameters, top1 = float(content["parameters"]), float(content["top1"])
     except FileNotFoundError as error:

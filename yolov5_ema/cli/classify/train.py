@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import reprlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,12 +162,9 @@ def _amp_precision(device: str) -> str:
 
 
 def _parsed(flag: str, text: str) -> Any:
-    import yaml
+    from yolov5_ema.data.yaml_files import parse_yaml
 
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{flag} {text!r} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    return parse_yaml(text, f"{flag} {reprlib.repr(text)}")
 
 
 def _write_args(folder: Path, settings: Settings, args: argparse.Namespace, workers: int) -> None:
@@ -195,21 +193,17 @@ def _refuse_with_resume(parser: argparse.ArgumentParser, args: argparse.Namespac
 
 def _resumed(args: argparse.Namespace) -> tuple[Path, Settings]:
     """The run folder that ``--resume`` means, and its settings."""
-    import yaml
-
     from yolov5_ema.classification.recipes import Settings, check_together, checked
+    from yolov5_ema.data.yaml_files import read_yaml
 
     folder = _run_folder(args)
     file = folder / "args.yaml"
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
+    if not file.exists():
         raise UserError(
-            f"--resume {args.resume}: {file} cannot be read ({error.strerror}), so {folder} is no run folder of "
-            "'classify train'; name its weights/last.ckpt"
-        ) from error
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+            f"--resume {args.resume}: {file} is missing, so {folder} is no run folder of 'classify train'; name its "
+            "weights/last.ckpt"
+        )
+    content = read_yaml(file, errors="strict")
     known = Settings().as_dict()
     if not isinstance(content, dict) or not known.keys() <= content.keys():
         raise UserError(f"{file} does not hold the settings of a training")

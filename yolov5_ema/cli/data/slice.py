@@ -51,13 +51,14 @@ def main(argv: Sequence[str]) -> int:
         dataset.images(split)
     out = args.out or _default_out(file, args.size)
     slicing.prepare_folder(out, dataset, plan)
-    for split in splits:
-        report = slicing.slice_split(dataset, split, out, plan, strict=args.strict, workers=args.workers)
-        print(_summary(split, report))
-        _name_the_bad(report)
-        if not report.images:
-            raise UserError(f"{file}: no image of {split} can be read")
-    yaml_file = slicing.write_yaml(dataset, splits, out)
+    with slicing.held(out):
+        for split in splits:
+            report = slicing.slice_split(dataset, split, out, plan, strict=args.strict, workers=args.workers)
+            print(_summary(split, report))
+            _name_the_bad(report)
+            if not report.images:
+                raise UserError(f"{file}: no image of {split} can be read")
+        yaml_file = slicing.write_yaml(dataset, splits, out)
     print(_closing(yaml_file, file, args, splits, dataset.splits))
     return 0
 

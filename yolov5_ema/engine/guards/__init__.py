@@ -14,6 +14,7 @@ from yolov5_ema.engine.guards.datasets import DATASETS
 from yolov5_ema.engine.guards.evaluating import EVALUATING
 from yolov5_ema.engine.guards.exported import EXPORTED_MODELS, TORCHSCRIPT
 from yolov5_ema.engine.guards.resumed_training import RESUMED_OPTIONS
+from yolov5_ema.engine.guards.special_files import SPECIAL_FILES
 from yolov5_ema.engine.guards.tensorflow import TENSORFLOW
 from yolov5_ema.engine.quirks.base import Quirk
 from yolov5_ema.engine.quirks.torch_load import FAULTS_OF_MODELS
@@ -27,6 +28,7 @@ GUARDS: tuple[Quirk, ...] = (
     EXPORTED_MODELS,
     FAULTS_OF_MODELS,
     RESUMED_OPTIONS,
+    SPECIAL_FILES,
     TENSORFLOW,
     TORCHSCRIPT,
 )

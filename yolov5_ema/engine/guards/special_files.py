@@ -1,0 +1,73 @@
+"""Images and labels of a data set: YOLOv5 opens them without looking, and waits for ever where one is a pipe."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import os
+import re
+from typing import Any, Callable
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.errors import UserError
+from yolov5_ema.files import open_regular
+from yolov5_ema.reading import MOST_TEXT
+
+_OPENS = re.compile(r"\b(cv2\.imread|Image\.open)\(|(?<![.\w])open\(")
+_MODULES = ("datasets", "dataloaders")
+_TO_READ = frozenset("rbt")
+
+
+def open_file(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+    """`open`, which reads nothing but regular files, and no larger text than there can be.
+
+    Raises:
+        UserError: it is a pipe, a socket or a device, or too large.
+    """
+    if set(mode) <= _TO_READ:
+        _check(file, None if "b" in mode else MOST_TEXT)
+    return builtins.open(file, mode, *args, **kwargs)
+
+
+def checked(read: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that reads an image, after a look at whether that is a regular file."""
+
+    @functools.wraps(read)
+    def wrapper(file: Any, *args: Any, **kwargs: Any) -> Any:
+        _check(file)
+        return read(file, *args, **kwargs)
+
+    return wrapper
+
+
+def _check(file: Any, most: int | None = None) -> None:
+    if not isinstance(file, (str, os.PathLike)):
+        return
+    with contextlib.suppress(OSError, ValueError), open_regular(file) as stream:  # its reader says what is wrong
+        if most is not None and os.fstat(stream.fileno()).st_size > most:
+            raise UserError(f"{os.fspath(file)} is larger than {most // 2**20} MiB, too large for a text")
+
+
+def _needed(module: SourceModule) -> str | None:
+    if module.name.split(".")[-1] in _MODULES and _OPENS.search(module.source):
+        return "it opens the images and labels of a data set"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    patches.set(module.module, "open", open_file)
+    for name, function in (("cv2", "imread"), ("Image", "open")):
+        known = getattr(module.module, name, None)
+        if hasattr(known, function):
+            patches.view(module.module, name, **{function: checked(getattr(known, function))})
+
+
+SPECIAL_FILES = Quirk(
+    name="special-files",
+    symptom="train and val wait for ever where an image of the data set is a named pipe",
+    versions="all",
+    needed=_needed,
+    apply=_apply,
+)
