@@ -194,7 +194,7 @@ def test_file_instead_of_folder_is_refused(tmp_path):
 
 def test_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot be written"):
         demo.generate(tmp_path / "file" / "set", train=1, val=1, test=1)
 
 

@@ -29,6 +29,7 @@ from yolov5_ema.data.visdrone_format import (
 from yolov5_ema.data.writing import place_bytes, place_link
 from yolov5_ema.data.yolo_format import clip_corners, first_of_each, format_labels, to_millionths
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import remove_inside
 
 # Raise it with every change of what is written: what an older version wrote is then written anew.
 RULES = 1

@@ -160,6 +160,8 @@ class Journal:
             if number == 0:
                 valid = entry == self.header
                 continue
+            if not entry:  # the last line, cut off
+                continue
             done = _records_in(entry.get("done"))
             made = [name for name in _list(entry.get("made")) if isinstance(name, str)]
             self._refuse_outside((*done, *made), number + 1)
@@ -219,9 +221,9 @@ def journal_entry(line: bytes) -> dict[str, Any]:
 def _records_in(rows: Any) -> dict[str, Record]:
     found = {}
     for row in _list(rows):
-        if isinstance(row, list) and len(row) == 4 and all(isinstance(text, str) for text in row[:2]):
-            if all(type(size) is int and 0 <= size < _MOST_PIXELS for size in row[2:]):
-                found[row[0]] = Record(*row[1:])
+        kinds = [type(value) for value in row] if isinstance(row, list) else []
+        if kinds == [str, str, int, int] and min(row[2:]) >= 0 and max(row[2:]) < _MOST_PIXELS:
+            found[row[0]] = Record(*row[1:])
     return found
 
 
