@@ -59,7 +59,9 @@ def _wait_for_pipe(file: str) -> None:
 @needs_pipes
 def test_a_pipe_would_be_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    process = multiprocessing.get_context("fork").Process(target=_wait_for_pipe, args=(str(tmp_path / "pipe"),))
+    process = multiprocessing.get_context("fork").Process(
+        target=_wait_for_pipe, args=(str(tmp_path / "pipe"),)
+    )
     process.start()
     process.join(0.3)
     assert process.is_alive()
@@ -78,7 +80,9 @@ def test_aliases_that_stand_for_a_billion_values_are_refused(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text(BOMB)
     for read in (lambda: load_recipe(str(file)), lambda: parse_yaml(BOMB, "--block-options")):
-        with pytest.raises(ConfigError, match=r"with its aliases written out it holds more than 100,000 values"):
+        with pytest.raises(
+            ConfigError, match=r"with its aliases written out it holds more than 100,000 values"
+        ):
             read()
     assert parse_yaml("{groups: &g 8, again: *g}", "--block-options") == {"groups": 8, "again": 8}
     with pytest.raises(ConfigError, match="larger than 1 MiB"):
