@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from yolov5_ema.classification.cifar import _from_archive
 from yolov5_ema.classification.recipes import load_recipe
 from yolov5_ema.data import archives, coco_format, image_size, video_files, visdrone_format

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+
 from yolov5_ema.engine import ray_engine
 from yolov5_ema.engine.guards.special_files import SPECIAL_FILES
 from yolov5_ema.engine.locate import Engine

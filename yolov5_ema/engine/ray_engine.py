@@ -97,7 +97,7 @@ def check_installed(address: str | None = None) -> None:
     # Ray's C++ side writes to the terminal past every logger; its own files keep all
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        import ray.data  # noqa: F401
+        import ray.data
     except ImportError as error:
         raise UserError(f"--engine ray needs Ray Data ({error}): pip install 'yolov5-ema[ray]'") from error
     if not address:
