@@ -99,7 +99,7 @@ def test_a_recipe_file_that_cannot_be_is_named(tmp_path):
     own = tmp_path / "own.yaml"
     for text, words in (
         ("- 1", "no recipe"),
-        ("a: [", "as YAML"),
+        ("a: [", "not valid YAML"),
         ("epochs: x", "own.yaml: epochs"),
         ("1: 2", "1"),
     ):
@@ -107,7 +107,7 @@ def test_a_recipe_file_that_cannot_be_is_named(tmp_path):
         with pytest.raises(ConfigError, match=words):
             make_settings(str(own), {})
     own.write_text("model: !!python/object/apply:os.system ['touch ran']")
-    with pytest.raises(ConfigError, match="as YAML"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         make_settings(str(own), {})
 
 

@@ -207,7 +207,7 @@ def test_predict_refuses_what_it_cannot_use(trained_run, refused, own_folder):
         (("--model", "resnet51"), "did you mean"),
         (("--block", "EMAA"), "EMA"),
         (("--block", "EMA", "--block-options", "{groops: 2}"), "groops"),
-        (("--block", "EMA", "--block-options", "[1"), "cannot be read as YAML"),
+        (("--block", "EMA", "--block-options", "[1"), "is not valid YAML"),
         (("--block", "EMA", "--block-options", "16"), "must be options"),
         (("--epochs", "0"), "epochs: '0' must be 1 or more"),
         (("--batch", "1"), "too few for BatchNorm"),

@@ -257,7 +257,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.engine == "ray":
         from yolov5_ema.engine import ray_engine
 
-        ray_engine.check_installed()
+        ray_engine.check_installed(args.ray_address or os.environ.get(ray_engine.ADDRESS_ENV))
     import torch
 
     from yolov5_ema.cli._yolov5 import load_plugins

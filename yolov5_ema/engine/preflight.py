@@ -229,6 +229,9 @@ def _has_file(folder: Path, suffixes: set[str]) -> bool:
 
 
 def _check_source(source: str) -> None:
+    if Path(source).exists() and not Path(source).is_dir():
+        with open_regular(source):  # a list of streams too; a device such as a camera has a number
+            pass
     if (
         source.isnumeric()
         or source.startswith(_URL)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import json
 import logging
 import os
@@ -30,6 +31,9 @@ from yolov5_ema.engine.locate import YOLOV5_ENV, Engine
 from yolov5_ema.errors import UserError
 
 ADDRESS_ENV = "RAY_ADDRESS"
+_AUTH_MODE_ENV = "RAY_AUTH_MODE"
+_TOKENS = "ray._private.authentication"
+"""Where Ray has what makes and checks tokens, if it has that."""
 _ENV_PREFIX = "YOLOV5_EMA_"
 _ENV_OF_THIS_PROCESS = "YOLOV5_EMA_ACTIVE"
 """Not from `activation`, which brings torch: the ledger is a process of its own that imports this module."""
@@ -77,19 +81,46 @@ class Pool:
     address: str | None = None
 
 
-def check_installed() -> None:
-    """Check that Ray Data can be imported.
+def check_installed(address: str | None = None) -> None:
+    """Check that Ray Data can be imported, and that a Ray which starts here keeps strangers out.
+
+    Args:
+        address: of a cluster that there is; None where one is to be started on this machine. Ray listens on all of a
+            machine's addresses, and whoever reaches it runs code in it, unless it demands a token.
 
     Raises:
-        UserError: it cannot; says how to get it.
+        UserError: it cannot, or knows no token; says how to get it.
     """
+    if not address:
+        os.environ.setdefault(_AUTH_MODE_ENV, "token")  # read once, when Ray is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's C++ side writes to the terminal past every logger; its own files keep all
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        import ray.data  # noqa: F401
+        import ray.data
     except ImportError as error:
         raise UserError(f"--engine ray needs Ray Data ({error}): pip install 'yolov5-ema[ray]'") from error
+    if not address:
+        _check_keeps_strangers_out(ray.__version__)
+
+
+def _check_keeps_strangers_out(version: str) -> None:
+    if os.environ.get(_AUTH_MODE_ENV, "").lower() != "token":
+        print(
+            f"WARNING: {_AUTH_MODE_ENV}={os.environ.get(_AUTH_MODE_ENV)}: while Ray runs, whoever reaches this machine "
+            "over the network can run code on it",
+            file=sys.stderr,
+        )
+    elif not _knows_tokens():
+        raise UserError(
+            f"--engine ray: Ray {version} listens on all addresses of this machine and lets anybody run code on it. "
+            "Ray 2.52 and later ask for a token: pip install -U 'ray[data]>=2.52'. Where no stranger reaches this "
+            f"machine, {_AUTH_MODE_ENV}=disabled goes on without"
+        )
+
+
+def _knows_tokens() -> bool:
+    return importlib.util.find_spec(_TOKENS) is not None
 
 
 def predict_chunks(

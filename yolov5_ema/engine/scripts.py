@@ -57,7 +57,8 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
         raise UserError(f"{name} of {engine} is no script with flags; to look at a cfg: yolov5-ema info CFG")
     module = importlib.import_module(engine.module_name(name))
     with _command_line(name, argv), _watched_parser(module, engine, name, more_help) as patches:
-        opt = module.parse_opt()
+        with speaking_plainly(engine):  # some look for files already
+            opt = module.parse_opt()
         preflight.check(opt, name, engine)
         folder = RunFolder.watched(module, patches)
         files = SourceFiles.watched(module, patches, name, opt)

@@ -45,7 +45,10 @@ def checked(read: Callable[..., Any]) -> Callable[..., Any]:
 def _check(file: Any, most: int | None = None) -> None:
     if not isinstance(file, (str, os.PathLike)):
         return
-    with contextlib.suppress(OSError, ValueError), open_regular(file) as stream:  # its reader says what is wrong
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open_regular(file) as stream,
+    ):  # its reader says what is wrong
         if most is not None and os.fstat(stream.fileno()).st_size > most:
             raise UserError(f"{os.fspath(file)} is larger than {most // 2**20} MiB, too large for a text")
 
