@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -94,6 +95,29 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path):
     words = r"cannot write to .*: No space left on device.*goes on from there"
     with pytest.raises(UserError, match=words), workspace(tmp_path):
         raise OSError(28, "No space left on device", "somewhere")
+
+
+@pytest.mark.parametrize(
+    "line", [{"done": [["../victim", "1", 3, 4]]}, {"made": ["/victim"]}, {"made": ["a/../../victim"]}]
+)
+def test_a_journal_that_names_what_lies_outside_is_refused(line, tmp_path):
+    """What it names may be removed."""
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps(HEADER) + "\n" + json.dumps(line) + "\n")
+    with pytest.raises(UserError, match="lies outside the folder"):
+        Journal(file, HEADER)
+
+
+def test_values_of_other_kinds_in_a_journal_are_left_out(tmp_path):
+    file = tmp_path / "x.jsonl"
+    lines = [
+        HEADER,
+        {"done": [["a", "1", 3, 4], ["b", "1", True, 4], ["c"], 5, ["d", "1", -1, 4]]},
+        [1],
+        {"made": 3},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert set(Journal(file, HEADER).records) == {"a"}
 
 
 def test_a_journal_is_read_back_up_to_where_it_was_cut_off(tmp_path, drafts):
