@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
+from yolov5_ema.class_names import fault_of_names, names_as_text
 from yolov5_ema.data.dataset import is_there
 from yolov5_ema.engine.data_yaml import approving, image_root, may_download
 from yolov5_ema.engine.locate import Engine
@@ -29,11 +30,12 @@ def _guarded(check_dataset: Callable[..., Any], engine: Engine) -> Callable[...,
     @functools.wraps(check_dataset)
     def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(data, Mapping):
-            return check_dataset(_without_download(data), *args, **kwargs)
+            content = _with_names(_without_download(data), "the data set")
+            return check_dataset(content, *args, **kwargs)
         file = Path(str(data))
         if not is_there(file) or _is_archive(file):
             return check_dataset(data, *args, **kwargs)
-        content = load_yaml(file)
+        content = _with_names(load_yaml(file), str(file))
         content["path"] = str(image_root(content, file, engine).resolve())
         if not may_download(file, engine):
             content = _without_download(content)
@@ -51,6 +53,17 @@ def _is_archive(file: Path) -> bool:
 
 def _without_download(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "download"}
+
+
+def _with_names(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """With names of classes that are text: YOLOv5 joins them to texts, and makes names of files of them."""
+    names = data.get("names")
+    if names is None:
+        return data
+    fault = fault_of_names(names)
+    if fault:
+        raise ConfigError(f"{where}: {fault}")
+    return {**data, "names": names_as_text(names)}
 
 
 def _refuse_without_network(data: dict[str, Any], file: Path) -> None:
