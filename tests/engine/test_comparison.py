@@ -244,7 +244,7 @@ def test_score_takes_the_first_four_figures(engine, monkeypatch, more):
 # --- one at a time, and nothing left behind -------------------------------------------------
 
 
-@pytest.mark.skipif(comparison_runs.fcntl is None, reason="no file locks here")
+@pytest.mark.skipif(os.name == "nt", reason="no locks of folders here")
 def test_a_locked_folder_is_refused_until_its_last_holder_is_gone(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison_runs, "_WAIT_FOR_LOCK_S", 0.0)
     with locked(tmp_path / "new/exp") as held:

@@ -401,12 +401,18 @@ def _is_entry(value: Any) -> bool:
     ):
         return False
     labels, size, segments = value
-    if labels.dtype.kind != "f" or labels.ndim != 2 or (len(labels) and labels.shape[1] < 5):
+    if labels.dtype.kind != "f" or labels.ndim != 2 or labels.shape[1] != 5:
+        return False
+    if len(segments) not in (0, len(labels)):
         return False
     if type(size) not in (tuple, list) or [type(side) for side in size] != [int, int] or min(size) < 1:
         return False
     return _is_inside(labels) and all(
-        type(points) is np.ndarray and points.dtype.kind == "f" and points.ndim == 2 and points.shape[1] == 2
+        type(points) is np.ndarray
+        and points.dtype.kind == "f"
+        and points.ndim == 2
+        and points.shape[1] == 2
+        and len(points)
         for points in segments
     )
 

@@ -105,7 +105,9 @@ class Parts:
             for number, line in enumerate(read_bytes(file).splitlines(), 1):
                 row = _parsed(line)
                 if not _is_result(row, classes):
-                    raise UserError(f"{file}, line {number}: damaged; delete the file and give --resume again")
+                    raise UserError(
+                        f"{file}, line {number}: damaged; delete the file and give --resume again"
+                    )
                 yield row
 
     def remove(self) -> None:

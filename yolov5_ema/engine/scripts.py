@@ -22,6 +22,7 @@ from yolov5_ema.engine.run_folder import RunFolder
 from yolov5_ema.engine.skipping import SourceFiles, any_name_printed
 from yolov5_ema.errors import UserError
 
+_DATA_MODULES = ("datasets", "dataloaders")
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 EXTRA_HELP = """\
@@ -147,8 +148,11 @@ def speaking_plainly(engine: Engine) -> Iterator[None]:
             raise UserError(
                 f"{where} cannot be written: {error.strerror}. What was saved before is whole."
             ) from error
+        file = _file_raised_in(error)
+        if str(error).startswith("not enough values to unpack") and Path(str(file)).stem in _DATA_MODULES:
+            raise UserError("no image of the data set can be used; the warnings above say why") from error
         plain = type(error) in (AssertionError, Exception) and str(error)
-        if plain and engine.owns(_file_raised_in(error)):
+        if plain and engine.owns(file):
             raise UserError(str(error)) from error
         raise
 

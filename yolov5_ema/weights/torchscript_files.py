@@ -44,6 +44,11 @@ _MOST_TEXT = 64 * 2**20  # bytes of all code, and of each pickle; that of yolov5
 _MOST_ENTRIES = 200_000
 _READ_BY_NOTHING = ("traced_inputs", "bytecode", "mobile_debug")  # torch.jit.load leaves them alone
 _MEMBER = re.compile(r"(?:\.\s*|[\"'])([A-Za-z_]\w*)")
+_CASTS = re.compile(r"unchecked_cast\s*\(\s*([^,()]*)")
+_PLAIN_KINDS = frozenset(("Tensor", "int", "float", "bool", "number"))
+_DEEPEST = 100
+_BRACKETS = re.compile(r"[][(){}]")
+_SIGNS = re.compile(r"(?:(?:[-~+]|\bnot\b)\s*){50}")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _OPS = re.compile(r"\bops\b(?:\s*\.\s*(\w+)\s*\.\s*(\w+))?")
 _ODD_TEXT = re.compile(r"[\\#]|[^\t\n\r\x20-\x7e]|[\"']\s*[\"']")
@@ -134,11 +139,27 @@ def _odd_code(text: str, name: str) -> Iterator[str]:
     text = re.sub(OF_MOBILE, "0", text)
     for word in FORBIDDEN_WORDS & set(_WORD.findall(text)):
         yield f"{name} says {word!r}"
+    for kind in set(_CASTS.findall(text)) - _PLAIN_KINDS:
+        yield f"{name} takes a value for {kind[:100]!r} without looking"
+    if _is_deep(text):
+        yield f"{name} is nested more than {_DEEPEST} deep"
     for member in set(_MEMBER.findall(text)) & _forbidden():
         yield f"{name} names the operator {member!r}"
     for namespace, operator in _OPS.findall(text):
         if namespace not in ("aten", "prim") and f"{namespace}.{operator}" not in OF_LIBRARIES:
             yield f"{name} names the operator 'ops.{namespace}.{operator}'"
+
+
+def _is_deep(text: str) -> bool:
+    """Whether torch's parser, which calls itself for each bracket and each sign in front, could come to its end."""
+    if _SIGNS.search(text):
+        return True
+    depth = 0
+    for bracket in _BRACKETS.findall(text):
+        depth += 1 if bracket in "([{" else -1
+        if depth > _DEEPEST:
+            return True
+    return any(len(line) - len(line.lstrip()) > 2 * _DEEPEST for line in text.splitlines())
 
 
 @functools.cache

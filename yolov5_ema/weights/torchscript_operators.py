@@ -54,7 +54,7 @@ _LAYERS = _words(
     "conv_transpose1d conv_transpose2d convolution dropout dropout_ elu elu_ embedding feature_dropout "
     "gelu gelu_ glu grid_sampler grid_sampler_2d group_norm hardsigmoid hardsigmoid_ hardswish "
     "hardswish_ hardtanh hardtanh_ instance_norm layer_norm leaky_relu leaky_relu_ log_sigmoid "
-    "log_softmax max_pool1d max_pool2d max_pool2d_with_indices mish mish_ native_batch_norm "
+    "log_softmax max_pool1d max_pool2d max_pool2d_with_indices mish mish_ "
     "native_group_norm native_layer_norm normalize pairwise_distance cosine_similarity prelu relu6 "
     "relu6_ rms_norm scaled_dot_product_attention selu selu_ sigmoid sigmoid_ silu silu_ softmax "
     "softmin softplus softshrink softsign tanhshrink threshold upsample_bicubic2d upsample_bilinear2d "
@@ -68,7 +68,7 @@ _ASKING = _words(
 )
 # forms of the language rather than operators
 _LANGUAGE = _words(
-    "annotate unchecked_cast uninitialized unchecked_unwrap_optional NumToTensor ImplicitTensorToNum "
+    "annotate unchecked_cast unchecked_unwrap_optional NumToTensor ImplicitTensorToNum "
     "ScalarImplicit IntImplicit FloatImplicit rangelist list append values keys items get format"
 )
 
@@ -86,5 +86,5 @@ OF_LIBRARIES = _words(
 OF_MOBILE = r"__torch__\.torch\.classes\.xnnpack\.(Conv2d|TransposeConv2d|Linear)OpContext"
 """Weights as ``export --optimize`` packs them: the only classes written in C++ that a file may have."""
 
-FORBIDDEN_WORDS = _words("while for with import lambda fork awaitable wait print classes")
+FORBIDDEN_WORDS = _words("while for with import lambda fork awaitable wait print classes uninitialized")
 """Words of the language that no traced model needs: loops, tasks of their own, output, classes written in C++."""

@@ -23,11 +23,12 @@ def load(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **options
 
     Raises:
         FileNotFoundError: there is none.
+        UserError: an array that stands for an image is none.
         pickle.UnpicklingError: it is no label cache as YOLOv5 writes them. Why is printed, and YOLOv5 looks at the
             labels anew.
     """
     if not allow_pickle:
-        return np.load(file, mmap_mode, allow_pickle=False, **options)
+        return _picture(np.load(file, mmap_mode, allow_pickle=False, **options), file)
     held = np.empty((), dtype=object)
     try:
         held[()] = read_label_cache(file)
@@ -35,6 +36,14 @@ def load(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **options
         print(f"WARNING: {file} is not used: {error}. The labels are read anew.", file=sys.stderr)
         raise pickle.UnpicklingError(str(error)) from None
     return held
+
+
+def _picture(array: Any, file: Any) -> Any:
+    """What lies beside an image as ``.npy`` is taken for the image, decoded."""
+    is_one = isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 3 and array.size
+    if not is_one or array.shape[2] != 3:
+        raise UserError(f"{file} is no decoded image, uint8 of shape (height, width, 3); remove it")
+    return array
 
 
 def save(file: Any, array: Any, *args: Any, **kwargs: Any) -> None:

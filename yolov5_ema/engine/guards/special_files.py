@@ -12,7 +12,7 @@ from typing import Any, Callable
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import open_regular
+from yolov5_ema.files import open_regular, replacement
 from yolov5_ema.reading import MOST_TEXT
 
 _OPENS = re.compile(r"\b(cv2\.imread|Image\.open)\(|(?<![.\w])open\(")
@@ -42,6 +42,30 @@ def checked(read: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def _saving_whole(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that gives an image of Pillow's, which is saved whole; a link in that place is replaced by the image.
+
+    YOLOv5 saves a JPEG anew that lacks its end mark, in its own place.
+    """
+
+    @functools.wraps(make)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        image = make(*args, **kwargs)
+        if image is not None:
+            image.save = functools.partial(_save, image.save)
+        return image
+
+    return wrapper
+
+
+def _save(save: Callable[..., None], place: Any, *args: Any, **kwargs: Any) -> None:
+    if not isinstance(place, (str, os.PathLike)):
+        save(place, *args, **kwargs)
+        return
+    with replacement(place) as draft:
+        save(draft, *args, **kwargs)
+
+
 def _check(file: Any, most: int | None = None) -> None:
     if not isinstance(file, (str, os.PathLike)):
         return
@@ -61,10 +85,13 @@ def _needed(module: SourceModule) -> str | None:
 
 def _apply(module: SourceModule, patches: Patches) -> None:
     patches.set(module.module, "open", open_file)
-    for name, function in (("cv2", "imread"), ("Image", "open")):
-        known = getattr(module.module, name, None)
-        if hasattr(known, function):
-            patches.view(module.module, name, **{function: checked(getattr(known, function))})
+    theirs = module.module
+    if hasattr(theirs, "cv2"):
+        patches.view(theirs, "cv2", imread=checked(theirs.cv2.imread))
+    if hasattr(theirs, "Image"):
+        patches.view(theirs, "Image", open=_saving_whole(checked(theirs.Image.open)))
+    if hasattr(theirs, "ImageOps"):
+        patches.view(theirs, "ImageOps", exif_transpose=_saving_whole(theirs.ImageOps.exif_transpose))
 
 
 SPECIAL_FILES = Quirk(

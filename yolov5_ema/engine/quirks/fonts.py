@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
-import getpass
 import os
 import re
 import shutil
@@ -18,6 +18,7 @@ from PIL import ImageFont
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.files import replacement
 
 CONFIG_ENV = "YOLOV5_CONFIG_DIR"
 _FONT_NAMES = ("Arial.ttf", "Arial.Unicode.ttf")
@@ -37,9 +38,15 @@ def _own_config_dir() -> Path:
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted
     except OSError:  # a home that cannot be written
-        fallback = Path(tempfile.gettempdir()) / f"yolov5-ema-config-{getpass.getuser()}"
-        fallback.mkdir(exist_ok=True)
-        return fallback
+        return _made_for_this_process()
+
+
+@functools.cache
+def _made_for_this_process() -> Path:
+    """A folder that nobody else could have put there; its workers get it by the environment."""
+    folder = tempfile.mkdtemp(prefix="yolov5-ema-config-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _font_on_disk(name: str) -> Path:
@@ -54,9 +61,8 @@ def _font_on_disk(name: str) -> Path:
 
 
 def _copy_whole(source: Path, target: Path) -> None:
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    shutil.copyfile(source, part)
-    os.replace(part, target)
+    with replacement(target, sync=False) as draft:
+        shutil.copyfile(source, draft)
 
 
 def _is_there(name: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.files import write_whole
 
 
 @dataclass
@@ -87,7 +88,7 @@ def _save_and_evaluate(result: Any, state: _Run, data: dict[str, Any], weights: 
     annotations = Path(data.get("path") or "../coco") / "annotations" / "instances_val2017.json"
     file = Path(state.save_dir or "") / f"{stem}_predictions.json"
     print(f"\nEvaluating pycocotools mAP... saving {file}...")
-    file.write_text(json.dumps(state.predictions), encoding="utf-8")
+    write_whole(file, json.dumps(state.predictions))
     if not annotations.is_file():
         print(f"pycocotools unable to run: {annotations} not found")
         return result
