@@ -230,7 +230,7 @@ STOPS = """
 import os, signal, torch
 save, saved = torch.save, []
 def counted(checkpoint, file, *args, **kwargs):
-    if os.path.exists("runs/train/exp/weights/.last.pt.tmp"):
+    if any(name.startswith(".last.pt.") for name in os.listdir("runs/train/exp/weights")):
         saved.append(file)
         if len(saved) == 3:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from yolov5_ema.engine.run_folder import busy_message
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import locked
 
 
 def fresh_folder(project: Path, name: str = "exp", exist_ok: bool = False) -> Path:
@@ -40,9 +42,21 @@ def run_folder(project: Path, name: str = "exp", exist_ok: bool = False) -> Iter
     target = project / name
     kept = exist_ok and target.exists()
     folder = fresh_folder(project, name, exist_ok)
-    try:
-        yield folder
-    except BaseException:
-        if not kept:
-            shutil.rmtree(folder if was_there else first_made, ignore_errors=True)
-        raise
+    with held(folder):
+        try:
+            yield folder
+        except BaseException:
+            if not kept:
+                shutil.rmtree(folder if was_there else first_made, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a run folder for the length of a ``with`` block.
+
+    Raises:
+        UserError: another run is at work there.
+    """
+    with locked(folder, busy_message(folder)):
+        yield

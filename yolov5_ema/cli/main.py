@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -11,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from yolov5_ema import __version__
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import DISK_ERRORS
 
 COMMANDS = {
     "train": "yolov5_ema.cli.train",
@@ -54,12 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"yolov5-ema: error: {_which_process()}{error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("yolov5-ema: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # as in `yolov5-ema … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"yolov5-ema: error: {_which_process()}{_refused_by_the_disk(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("yolov5-ema: interrupted", file=sys.stderr)
+        return 130
+
+
+def _refused_by_the_disk(error: OSError) -> str:
+    """What no writer said itself: a library's file, a folder for drafts."""
+    named = error.filename if isinstance(error.filename, str) else "a file"
+    what = "used" if error.errno in (errno.EACCES, errno.EPERM) else "written"
+    return f"{named} cannot be {what}: {error.strerror}. What was there before is whole"
 
 
 def _which_process() -> str:

@@ -6,6 +6,7 @@ import argparse
 import reprlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(args: argparse.Namespace, settings: Settings, folder: Path | None) -> int:
     from yolov5_ema.classification import training
     from yolov5_ema.classification.datasets import open_data
-    from yolov5_ema.cli._runs import fresh_folder
+    from yolov5_ema.cli._runs import fresh_folder, held
 
     machine = training.find_machine(args.device, args.devices, args.nodes, 0)
     machine.workers = worker_count(args.workers, machine.here)
@@ -101,7 +102,8 @@ def _run(args: argparse.Namespace, settings: Settings, folder: Path | None) -> i
     if first and folder is not None:
         print(f"run folder: {folder}", flush=True)
     try:
-        training.train(settings, data, model, machine, folder if first else None, last)
+        with held(folder) if first and folder is not None else nullcontext():
+            training.train(settings, data, model, machine, folder if first else None, last)
     except KeyboardInterrupt:
         if first:
             print(f"yolov5-ema classify train --resume {folder} goes on", file=sys.stderr)
