@@ -73,7 +73,7 @@ def _fill(file: Path) -> None:
 
 EVALUATE = "evaluate --data SOURCES/set/data.yaml --predictions SOURCES/found --missing-as-empty"
 COMMANDS = {
-    "convert": "convert SOURCES/plain.pt -o DISK/old.pt --force",
+    "convert": "convert SOURCES/plain.pt -o DISK/old --force",
     "transfer": "transfer SOURCES/plain.pt --cfg SOURCES/cfg.yaml -o DISK/old.pt --force",
     "cfg": "cfg --size n -o DISK/old.pt --force",
     "figure": "paper figure1 --only-runs --runs RUN -o DISK/figure.png",
