@@ -5,7 +5,7 @@ that of the plain form where there is one, or raise what layers of torch raise. 
 
     python fuzz_cases.py --cases 300
     LD_PRELOAD=libasan.so python fuzz_cases.py --cases 10000 --sanitize
-    LD_PRELOAD=libasan.so python fuzz_cases.py --cases 10000 --sanitize --unchecked    # the checks off: must be reported
+    LD_PRELOAD=libasan.so python fuzz_cases.py --cases 500 --sanitize --unchecked    # the checks off: is reported
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def test_a_gate_of_too_few_channels(form):
     block = block_of(CBAM)
     block.channel_gate.fc2 = nn.Linear(4, 8)
     for x in (noise(1, 64, 4, 4), noise(1, 64, 4, 4).requires_grad_()):
-        with dispatch.forced(form), pytest.raises(RuntimeError, match="channel gate of shape|must match"):
+        with dispatch.forced(form), pytest.raises(RuntimeError, match=r"channel gate of shape|must match"):
             block(x)
 
 
@@ -152,8 +152,7 @@ def test_the_last_door_lets_only_plain_memory_through():
 
 def by_hand(block, x):
     """The paper's form with the layers as they are."""
-    n, c, h, w = x.shape
-    gx = x.reshape(n * block.groups, -1, h, w)
+    gx = x.reshape(len(x) * block.groups, -1, *x.shape[2:])
     x1 = block.gn(gated(gx, block.conv1x1(means_of_sides(gx))))
     return attended(gx, x1, block.conv3x3(gx), block.cross_spatial).reshape(x.shape)
 

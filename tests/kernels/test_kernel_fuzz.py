@@ -1,4 +1,4 @@
-"""The kernels, called with what does not fit, in a process of their own: a result or an error, and no foreign memory."""
+"""The kernels, called with what does not fit, in a process of their own: a result or an error, nothing else."""
 
 from __future__ import annotations
 

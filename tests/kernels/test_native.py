@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_made(cache):
     assert native._cache_folder() is None
 
 
-# ------------------------------------------------------------------------------ libraries that others can have put there
+# ---------------------------------------------------------------------- libraries that others can have put there
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes of POSIX")
 needs_root = pytest.mark.skipif(

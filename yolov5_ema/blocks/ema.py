@@ -4,8 +4,8 @@ Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouy
 arXiv 2305.13563.
 Reference implementation: https://github.com/YOLOonMe/EMA-attention-module
 
-How it is computed is the business of `yolov5_ema.kernels.ema`, which reads the parameters of ``conv1x1``, ``conv3x3`` and
-``gn`` where these are the plain layers that the block built. Where one has a hook, another geometry or class, a
+How it is computed is the business of `yolov5_ema.kernels.ema`, which reads the parameters of ``conv1x1``, ``conv3x3``
+and ``gn`` where these are the plain layers that the block built. Where one has a hook, another geometry or class, a
 parametrisation or a forward of its own, all three are called instead, in the paper's form.
 
 Deviations, none of which changes a value the reference gives:
@@ -121,7 +121,7 @@ class EMA(AttentionBlock):
         self.conv3x3 = nn.Conv2d(k, k, kernel_size=3, padding=1, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting():  # noqa: SIM102 - alone, or TorchScript compiles what follows
             if not self._layers_are_plain():
                 return self._by_layers(x)  # (N, C, H, W)
         w1, b1, w3, b3 = self.conv1x1.weight, self.conv1x1.bias, self.conv3x3.weight, self.conv3x3.bias
@@ -135,9 +135,10 @@ class EMA(AttentionBlock):
 
     def _layers_are_plain(self) -> bool:
         """Whether their parameters say all that there is to know about them."""
-        k = self.gn.num_channels if isinstance(self.gn, nn.GroupNorm) else 0
+        norm = self.gn
+        k = norm.num_channels if isinstance(norm, nn.GroupNorm) else 0
         return (
-            is_norm_of_each_channel(self.gn, k)
+            is_norm_of_each_channel(norm, k)
             and is_same_size_convolution(self.conv1x1, k, 1)
             and is_same_size_convolution(self.conv3x3, k, 3)
         )
@@ -151,7 +152,7 @@ class EMA(AttentionBlock):
         return attended(gx, x1, x2, self.cross_spatial).reshape(x.shape)  # (N, C, H, W)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """TorchScript compiles all of `forward` at once: where the layers are to be called, a block that does only that."""
+        """What TorchScript compiles: where the layers are to be called, a block that does only that."""
         if self._layers_are_plain():
             return self
         twin = copy.copy(self)

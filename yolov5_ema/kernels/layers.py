@@ -10,16 +10,18 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def is_watched(module: nn.Module) -> bool:
     """Whether calling it does more than its class says: it has a hook, all modules have, or its forward is another."""
-    if any(getattr(module, name) for name in _HOOKS) or "forward" in module.__dict__:
-        return True
-    return torch_module._has_any_global_hook()
+    state = module.__dict__
+    for name in _HOOKS:
+        if state[name]:
+            return True
+    return "forward" in state or torch_module._has_any_global_hook()
 
 
 def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether it is of this very class, and nobody watches it.
 
-    Parametrisations make a class of their own; pruning, and the older weight_norm and spectral_norm, are hooks; adapters,
-    quantised and quantisation-aware layers are of other classes.
+    Parametrisations make a class of their own; pruning, and the older weight_norm and spectral_norm, are hooks;
+    adapters, quantised and quantisation-aware layers are of other classes.
     """
     return type(layer) is kind and not is_watched(layer)
 
@@ -33,7 +35,7 @@ def is_same_size_convolution(layer: nn.Module, channels: int, size: int) -> bool
     if found != (channels, channels, (size, size), (size // 2, size // 2)):
         return False
     geometry = (layer.stride, layer.dilation, layer.groups, layer.padding_mode)
-    return geometry == ((1, 1), (1, 1), 1, "zeros") and layer.bias is not None
+    return geometry == ((1, 1), (1, 1), 1, "zeros") and layer._parameters.get("bias") is not None
 
 
 def is_norm_of_each_channel(layer: nn.Module, channels: int) -> bool:

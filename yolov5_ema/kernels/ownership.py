@@ -1,8 +1,8 @@
 """Whether a file can have been written by anybody but this user: asked of what is about to be run.
 
-Who may write to a folder may put a file there, and who may write to the folder above may put another folder in its place;
-except where the sticky bit, as that of /tmp, keeps them from what others own. A link is as good as where it stands and
-where it leads. Root, and whoever owns the root folder, is trusted: nothing helps against them.
+Who may write to a folder may put a file there, and who may write to the folder above may put another folder in its
+place, except where the sticky bit, as that of /tmp, keeps them from what others own. A link is as good as where it
+stands and where it leads. Root, and whoever owns the root folder, is trusted: nothing helps against them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def is_private_folder(folder: Path) -> bool:
 
 
 def _is_beyond_reach(path: Path) -> bool:
-    """Whether nobody else can make an absolute path lead elsewhere; every step of it is looked at, also behind links."""
+    """Whether nobody else can make an absolute path lead elsewhere; every step is looked at, also behind links."""
     ahead, at, links = list(path.parts[1:]), Path(path.anchor), 0
     while ahead:
         folder, step = at.stat(), at / ahead.pop(0)

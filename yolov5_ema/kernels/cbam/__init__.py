@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensor
 
 from yolov5_ema.kernels.cbam.exact import maps, pool, scale
 from yolov5_ema.kernels.cbam.function import Apply, Convolve, Maps, Pool, Step
+from yolov5_ema.kernels.cbam.operators import passes
 from yolov5_ema.kernels.dispatch import choose, needs_plain_operations
 from yolov5_ema.kernels.layers import is_untouched, is_watched
 from yolov5_ema.kernels.memory import NAMES, has_memory
@@ -80,12 +81,12 @@ def _differentiable(x: torch.Tensor, channel_gate: Any, spatial_gate: Any, kerne
 
 
 def _by_kernels(x: torch.Tensor, channel_gate: Any, spatial_gate: Any) -> torch.Tensor:
-    kernels: Any = torch.ops.yolov5_ema
-    pooled, _ = kernels.cbam_pool(x, False)
+    kernels = passes()
+    pooled, _ = kernels.pool(x, False)
     gate_c = _gate_of_channels(pooled, channel_gate)  # (N, C)
-    maps_of_y, _ = kernels.cbam_maps(x, gate_c, False)
+    maps_of_y, _ = kernels.maps(x, gate_c, False)
     gate_s = _gate_of_pixels(maps_of_y, spatial_gate, kernel=True)  # (N, 1, H, W)
-    return kernels.cbam_apply(x, gate_c, gate_s.to(x.dtype))
+    return kernels.apply(x, gate_c, gate_s.to(x.dtype))
 
 
 def _gate_of_channels(pooled: torch.Tensor, gate: Any) -> torch.Tensor:

@@ -6,6 +6,8 @@ dtype of the rest; where they are not counted, an empty tensor stands for them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from yolov5_ema.kernels.memory import NAMES, Array, call, laid_out
@@ -15,10 +17,9 @@ __all__ = ["NAMES"]
 
 def pool(x: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and maximum of each channel (2, N, C) and, if asked for, its ties (N, C)."""
-    n, c, h, w = sizes_of(x)
+    n, c, _, _ = sizes_of(x)
     pooled, ties = x.new_empty(2, n, c), x.new_empty((n, c) if count_ties else 0)
-    arrays = [Array(tensor, (n, c)) for tensor in (pooled[0], pooled[1])]
-    _call("pool", x, *arrays, Array(ties, (n, c)) if count_ties else None)
+    _call("pool", x, (), (pooled[0], pooled[1], ties if count_ties else None))
     return pooled, ties
 
 
@@ -26,8 +27,7 @@ def maps(x: torch.Tensor, gate_c: torch.Tensor, count_ties: bool) -> tuple[torch
     """Maps of x * gate_c (N, 2, H, W) and, if asked for, the ties over its channels (N, 1, H, W)."""
     n, c, h, w = sizes_of(x)
     out, ties = x.new_empty(n, 2, h, w), x.new_empty((n, 1, h, w) if count_ties else 0)
-    arrays = (Array(laid_out(gate_c), (n, c)), Array(out, (n, 2, h, w)))
-    _call("maps", x, *arrays, Array(ties, (n, 1, h, w)) if count_ties else None)
+    _call("maps", x, (Array(laid_out(gate_c), (n, c)),), (out, ties if count_ties else None))
     return out, ties
 
 
@@ -36,7 +36,7 @@ def apply(x: torch.Tensor, gate_c: torch.Tensor, gate_s: torch.Tensor) -> torch.
     n, c, h, w = sizes_of(x)
     out = x.new_empty(x.shape)
     gates = (Array(laid_out(gate_c), (n, c)), Array(laid_out(gate_s), (n, 1, h, w)))
-    _call("apply", x, *gates, Array(out, x.shape))
+    _call("apply", x, gates, (out,))
     return out
 
 
@@ -46,15 +46,12 @@ def apply_backward(
     """Gradients of gate_c and gate_s from that of the output."""
     n, c, h, w = sizes_of(x)
     d_gate_c, d_gate_s = x.new_empty(n, c), x.new_empty(n, 1, h, w)
-    _call(
-        "apply_backward",
-        x,
+    arrays = (
         Array(laid_out(grad), x.shape),
         Array(laid_out(gate_c), (n, c)),
         Array(laid_out(gate_s), (n, 1, h, w)),
-        Array(d_gate_c, (n, c)),
-        Array(d_gate_s, (n, 1, h, w)),
     )
+    _call("apply_backward", x, arrays, (d_gate_c, d_gate_s))
     return d_gate_c, d_gate_s
 
 
@@ -64,15 +61,13 @@ def maps_backward(
     """Gradient of gate_c from that of the maps."""
     n, c, h, w = sizes_of(x)
     d_gate_c = x.new_empty(n, c)
-    _call(
-        "maps_backward",
-        x,
+    arrays = (
         Array(laid_out(d_maps), (n, 2, h, w)),
         Array(laid_out(gate_c), (n, c)),
         Array(laid_out(maps), (n, 2, h, w)),
         Array(laid_out(map_ties), (n, 1, h, w)),
-        Array(d_gate_c, (n, c)),
     )
+    _call("maps_backward", x, arrays, (d_gate_c,))
     return d_gate_c
 
 
@@ -99,7 +94,7 @@ def input_backward(
     tensors = (gate_c, gate_s, maps, map_ties, peak, ties, grad, *d_pooled, d_maps)
     shapes = (channels, pixels, pair, pixels, channels, channels, x.shape, channels, channels, pair)
     arrays = [Array(laid_out(tensor), shape) for tensor, shape in zip(tensors, shapes)]
-    _call("input_backward", x, *arrays, Array(dx, x.shape))
+    _call("input_backward", x, arrays, (dx,))
     return dx
 
 
@@ -111,9 +106,8 @@ def convolve(maps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     arrays = (
         Array(laid_out(maps), (n, 2, h, w)),
         Array(laid_out(weight), (1, 2, k, k)),
-        Array(out, (n, 1, h, w)),
     )
-    call("cbam_convolve", maps.dtype, arrays, (n, h, w, k))
+    call("cbam_convolve", maps.dtype, arrays, (out,), (n, h, w, k))
     return out
 
 
@@ -128,10 +122,8 @@ def convolve_backward(
         Array(laid_out(maps), (n, 2, h, w)),
         Array(laid_out(grad), (n, 1, h, w)),
         Array(laid_out(weight), (1, 2, k, k)),
-        Array(d_maps, (n, 2, h, w)),
-        Array(d_weight, (1, 2, k, k)),
     )
-    call("cbam_convolve_backward", maps.dtype, arrays, (n, h, w, k))
+    call("cbam_convolve_backward", maps.dtype, arrays, (d_maps, d_weight), (n, h, w, k))
     return d_maps, d_weight
 
 
@@ -152,6 +144,6 @@ def window_of(weight: torch.Tensor) -> int:
     return k
 
 
-def _call(name: str, x: torch.Tensor, *others: Array | None) -> None:
+def _call(name: str, x: torch.Tensor, arrays: Sequence[Array], made: Sequence[torch.Tensor | None]) -> None:
     n, c, h, w = x.shape
-    call(f"cbam_{name}", x.dtype, (Array(laid_out(x), x.shape), *others), (n, c, h * w))
+    call(f"cbam_{name}", x.dtype, (Array(laid_out(x), x.shape), *arrays), made, (n, c, h * w))

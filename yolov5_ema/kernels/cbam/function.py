@@ -15,12 +15,9 @@ from typing import Any
 
 import torch
 
-from yolov5_ema.kernels.cbam import exact, operators
+from yolov5_ema.kernels.cbam import exact
+from yolov5_ema.kernels.cbam.operators import passes
 from yolov5_ema.kernels.dispatch import needs_plain_operations
-
-__all__ = ["Apply", "Convolve", "Maps", "Pool", "Step", "operators"]
-
-_kernels: Any = torch.ops.yolov5_ema  # as `operators` defines them
 
 
 class Step:
@@ -44,7 +41,7 @@ class Pool(torch.autograd.Function):
         ctx.step = step
         ctx.set_materialize_grads(False)
         if step.kernel:
-            pooled, ties = _kernels.cbam_pool(x, True)
+            pooled, ties = passes().pool(x, True)
             ctx.save_for_backward(x, pooled, ties)
         else:
             pooled = torch.stack(exact.pool(x))
@@ -60,7 +57,7 @@ class Pool(torch.autograd.Function):
             return exact.pool_backward(d_x, d_pooled, x, peak), None
         forward = (step.gate_c, step.gate_s, step.maps, step.map_ties, peak, *ties)
         grad, d_maps = _or_zeros(grads[2], x), _or_zeros(grads[3], step.maps)
-        found = _kernels.cbam_input_backward(x, *forward, grad, d_pooled, d_maps)
+        found = passes().input_backward(x, *forward, grad, d_pooled, d_maps)
         return found if d_x is None else found.add_(d_x), None
 
 
@@ -75,7 +72,7 @@ class Maps(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if step.kernel:
             step.gate_c = gate_c.detach().contiguous()
-            maps, step.map_ties = _kernels.cbam_maps(x, step.gate_c, True)
+            maps, step.map_ties = passes().maps(x, step.gate_c, True)
             step.maps = maps.detach()
         else:
             step.y = exact.scale(x, gate_c)
@@ -90,7 +87,7 @@ class Maps(torch.autograd.Function):
         d_y, d_maps = grads[0], _or_zeros(grads[1], maps)
         if not (step.kernel and _kernels_may_run(*grads)):
             return (*exact.maps_backward(d_y, d_maps, x, gate_c, maps), None, None)
-        d_gate_c = _kernels.cbam_maps_backward(d_maps, x, step.gate_c, maps, step.map_ties)
+        d_gate_c = passes().maps_backward(d_maps, x, step.gate_c, maps, step.map_ties)
         return None, d_gate_c, d_maps, None
 
 
@@ -104,7 +101,7 @@ class Apply(torch.autograd.Function):
         ctx.step = step
         if step.kernel:
             step.gate_s = gate_s.detach().contiguous()
-            return _kernels.cbam_apply(x, step.gate_c, step.gate_s)
+            return passes().apply(x, step.gate_c, step.gate_s)
         y, step.y = step.y, None
         return y.mul_(gate_s)
 
@@ -116,7 +113,7 @@ class Apply(torch.autograd.Function):
             d_y, d_gate_s = exact.apply_backward(grad, x, gate_c, gate_s)
             return d_y, None, None, d_gate_s, None, None
         grad = grad.contiguous()
-        d_gate_c, d_gate_s = _kernels.cbam_apply_backward(grad, x, step.gate_c, step.gate_s)
+        d_gate_c, d_gate_s = passes().apply_backward(grad, x, step.gate_c, step.gate_s)
         return None, None, d_gate_c, d_gate_s, grad, None
 
 
@@ -126,12 +123,12 @@ class Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(maps, weight)
-        return _kernels.cbam_convolve(maps, weight)
+        return passes().convolve(maps, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
         maps, weight = ctx.saved_tensors
-        run: Any = _kernels.cbam_convolve_backward if _kernels_may_run(grad) else exact.convolve_backward
+        run: Any = passes().convolve_backward if _kernels_may_run(grad) else exact.convolve_backward
         return run(grad, maps, weight)
 
 

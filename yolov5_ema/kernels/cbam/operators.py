@@ -1,18 +1,20 @@
 """CBAM's kernels as torch operators (``yolov5_ema::cbam_...``), known to whatever records or imitates operations.
 
-So make_fx, FakeTensorMode and torch.compile see calls with outputs of known shapes, and torch resolves what is not plain
-memory (negated views, zero tensors) before a kernel runs.
+So make_fx, FakeTensorMode and torch.compile see calls with outputs of known shapes, and torch resolves negated views
+before a kernel runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from yolov5_ema.kernels.cbam import cpp
 from yolov5_ema.kernels.cbam.cpp import sizes_of, window_of
+from yolov5_ema.kernels.memory import somebody_looks
 
 _SCHEMAS = {
     "pool": "(Tensor x, bool count_ties) -> (Tensor, Tensor)",
@@ -20,8 +22,8 @@ _SCHEMAS = {
     "apply": "(Tensor x, Tensor gate_c, Tensor gate_s) -> Tensor",
     "apply_backward": "(Tensor grad, Tensor x, Tensor gate_c, Tensor gate_s) -> (Tensor, Tensor)",
     "maps_backward": "(Tensor d_maps, Tensor x, Tensor gate_c, Tensor maps, Tensor map_ties) -> Tensor",
-    "input_backward": "(Tensor x, Tensor gate_c, Tensor gate_s, Tensor maps, Tensor map_ties, Tensor peak, Tensor ties, "
-    "Tensor grad, Tensor d_pooled, Tensor d_maps) -> Tensor",
+    "input_backward": "(Tensor x, Tensor gate_c, Tensor gate_s, Tensor maps, Tensor map_ties, Tensor peak, "
+    "Tensor ties, Tensor grad, Tensor d_pooled, Tensor d_maps) -> Tensor",
     "convolve": "(Tensor maps, Tensor weight) -> Tensor",
     "convolve_backward": "(Tensor grad, Tensor maps, Tensor weight) -> (Tensor, Tensor)",
 }
@@ -56,6 +58,14 @@ def _check_devices(arguments: tuple[Any, ...]) -> None:
 
 for _name, _schema in _SCHEMAS.items():
     _define(_name, _schema)
+
+
+_OPERATORS = SimpleNamespace(**{name: getattr(torch.ops.yolov5_ema, f"cbam_{name}") for name in _SCHEMAS})
+
+
+def passes() -> Any:
+    """The kernels, by the names that `yolov5_ema.kernels.cbam.cpp` gives them."""
+    return _OPERATORS if somebody_looks() else cpp
 
 
 @_fake("pool")

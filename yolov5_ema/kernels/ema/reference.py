@@ -3,8 +3,8 @@
 Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouyang et al., ICASSP 2023,
 arXiv 2305.13563. Reference implementation: https://github.com/YOLOonMe/EMA-attention-module
 
-Its steps are functions of their own, between which the layers are: `ema_reference` computes these from their parameters,
-a block with other layers than the paper's calls them.
+Its steps are functions of their own, and between them are the layers: `ema_reference` computes these from their
+parameters, a block with other layers than the paper's calls them.
 """
 
 from __future__ import annotations
