@@ -28,6 +28,7 @@ from yolov5_ema.engine import model_info, preflight
 from yolov5_ema.engine.cfg_generator import format_cfg
 from yolov5_ema.engine.comparison_runs import Runner
 from yolov5_ema.evaluation import comparison_picture
+from yolov5_ema.resources import find_shipped
 
 CHECK_MODEL, MODEL_INFO, DRAW = preflight.check_model, model_info.model_info, comparison_picture.draw
 MAP50 = {"plain": (0.50, 0.52, 0.54), "yolov5n-ema": (0.51, 0.55, 0.55), "other": (0.40, 0.42, 0.45)}
@@ -216,17 +217,22 @@ def test_a_folder_of_something_else(refused, tiny_set):
     assert "holds something else" in refused(command(tiny_set))
 
 
+def _write_hyp(lr0: float) -> None:
+    shipped = yaml.safe_load(find_shipped("hyp.demo.yaml").read_text())
+    Path("my.yaml").write_text(yaml.safe_dump({**shipped, "lr0": lr0}))
+
+
 def test_a_changed_recipe_is_refused_by_what_differs(refused, tiny_set, played):
     flags = ("--hyp", "my.yaml", "--seeds", 1)
-    Path("my.yaml").write_text("lr0: 0.01\n")
+    _write_hyp(0.01)
     assert main(command(tiny_set, *flags)) == 0
     message = refused(command(tiny_set, *flags, "--epochs", 3, "--img", 96, "--quad"))
     for line in ("quad: False there, True now", "epochs: 2 there, 3 now", "imgsz: 64 there, 96 now"):
         assert f"\n  {line}\n" in message
     assert "--name" in message and "lr0" not in message
-    Path("my.yaml").write_text("lr0: 0.02\n")
+    _write_hyp(0.02)
     assert "hyp: the content of my.yaml has changed" in refused(command(tiny_set, *flags))
-    Path("my.yaml").write_text("lr0: 0.01\n")
+    _write_hyp(0.01)
     Path("plain.yaml").write_text(format_cfg(size="s", block="none", nc=3))
     assert "cfg plain: the content of" in refused(command(tiny_set, *flags))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import random
 import subprocess
@@ -203,8 +204,9 @@ def test_log_tail_shows_progress_bars_as_they_ended(run):
 
 def test_record_survives_and_strangers_are_refused(run):
     assert comparison_runs.record_of(run) == Record()
-    run.record_file.write_text('{"status": "finished", "figures": {"map50": 0.5}}')
-    assert comparison_runs.record_of(run) == Record("finished", {"map50": 0.5})
+    figures = {"precision": 0.1, "recall": 0.2, "map50": 0.5, "map50_95": 0.3}
+    run.record_file.write_text(json.dumps({"status": "finished", "figures": figures}))
+    assert comparison_runs.record_of(run) == Record("finished", figures)
     run.record_file.write_text('{"colour": "red"}')
     with pytest.raises(UserError, match="no record of a run"):
         comparison_runs.record_of(run)
