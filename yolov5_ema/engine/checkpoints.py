@@ -130,7 +130,7 @@ def _judge(path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool) -
     if trust:
         return
     known = {name for _, name in allow_list(engine)}
-    opened = _followed(path, content)
+    opened = followed(path, content)
     pickles = (opened.root, *opened.others)
     unsafe = {name for one in pickles for name in one.names if name not in known and not taken_by_torch(name)}
     if unsafe:
@@ -141,7 +141,8 @@ def _judge(path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool) -
     refuse_another_reading(path, opened, content)
 
 
-def _followed(path: pathlib.Path, content: BinaryIO) -> PickleFile:
+def followed(path: pathlib.Path, content: BinaryIO) -> PickleFile:
+    """The pickles of a checkpoint, followed; whatever goes wrong with that is a CheckpointError."""
     try:
         return open_pickles(path, content)
     except CheckpointError:

@@ -26,7 +26,6 @@ from yolov5_ema.engine import checkpoints
 from yolov5_ema.engine.checkpoints import check_modules, is_trusted
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular
-from yolov5_ema.weights.checkpoint_files import PickleFile, open_pickles
 from yolov5_ema.weights.inert_pickle import Followed, Items, Made, MalformedPickle, class_name, follow
 from yolov5_ema.weights.names import taken_by_torch
 from yolov5_ema.weights.vocabulary import odd_calls, short_storages
@@ -77,7 +76,7 @@ def _bytes_of(path: pathlib.Path) -> bytes:
 
 def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
     """What the file may name; refuses it if it names or does more."""
-    opened = _followed(path, content)
+    opened = checkpoints.followed(path, content)
     pickles = (opened.root, *opened.others)
     names = {name for one in pickles for name in one.names}
     allowed = _allow_list(names)
@@ -92,15 +91,6 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
     if short_storages(opened.root, opened.sizes):
         raise CheckpointError(f"{path} is cut off or was changed: a storage is shorter than the file says")
     return allowed
-
-
-def _followed(path: pathlib.Path, content: BinaryIO) -> PickleFile:
-    try:
-        return open_pickles(path, content)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from error
 
 
 def _without_namespaces(pickle: Followed) -> Followed:
