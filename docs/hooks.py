@@ -19,6 +19,7 @@ LINKS = {
     f"](../{RESULTS}": f"]({RESULTS}",
     "](../README.md": "](index.md",
     "](docs/": "](",  # in the pages of the repository's root
+    **{f"]({source}": f"]({page}" for source, page in PAGES.items()},
 }
 
 

@@ -292,6 +292,7 @@ def test_a_bucket_in_opt_yaml_runs_nothing(own_folder, tiny_set, hyp, monkeypatc
         assert canary.exists()
     finally:
         shim.uninstall()
+        shim.install()  # as the fixtures have it
 
 
 # --- every release, with trainings ----------------------------------------------------------

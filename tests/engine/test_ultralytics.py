@@ -263,6 +263,7 @@ def test_a_block_of_ones_own(build):
 
 
 def test_install_is_idempotent_and_uninstall_restores_everything(ultralytics, tasks):
+    yolov5_ema.uninstall()  # commands that other tests ran in this process leave it on
     nn_package, dist = (importlib.import_module(f"ultralytics.{name}") for name in ("nn", "utils.dist"))
     before = [dict(vars(module)) for module in (nn_package, tasks, dist)]
     found = yolov5_ema.install("ultralytics")

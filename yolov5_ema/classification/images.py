@@ -43,7 +43,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
                     width, height = image.size
                     raise UnreadableImage(f"is {width} x {height} pixels: too thin for a square of it")
                 return _as_rgb(ImageOps.exif_transpose(image))
-    except Image.UnidentifiedImageError:
+    except (Image.UnidentifiedImageError, ImportError):  # see data/image_size.py
         raise UnreadableImage("is no picture that Pillow reads") from None
     except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

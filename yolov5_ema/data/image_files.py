@@ -93,7 +93,7 @@ def _is_cut_off(path: Path) -> bool:
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 image.load()
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, ImportError):  # see image_size.py
         return True
     except (ValueError, Image.DecompressionBombError):
         return False

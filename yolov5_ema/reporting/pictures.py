@@ -85,7 +85,7 @@ def _is_small_jpeg(value: Any) -> bool:
                 if max(image.size) > _LONG_SIDE or len(raw) > MOST_BYTES:
                     return False
                 image.load()
-    except (binascii.Error, ValueError, OSError, SyntaxError, Warning):
+    except (binascii.Error, ValueError, OSError, SyntaxError, ImportError, Warning):  # see data/image_size.py
         return False
     return True
 
@@ -116,7 +116,7 @@ def _is_drawn(file: Path) -> bool:
             warnings.simplefilter("ignore")
             with Image.open(file, formats=["PNG", "JPEG"]) as image:
                 return image.size[0] * image.size[1] <= _MOST_PIXELS
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, ImportError, Image.DecompressionBombError):
         return False
 
 
