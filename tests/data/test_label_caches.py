@@ -109,7 +109,7 @@ def test_what_no_label_cache_holds_is_refused(content, reason, tmp_path, monkeyp
 def test_a_key_that_would_end_the_interpreter(tmp_path):
     file = _file(tmp_path, {})
     start = file.read_bytes().index(b"\n") + 1
-    file.write_bytes(file.read_bytes()[:start] + _nested(2_000_000))
+    file.write_bytes(file.read_bytes()[:start] + _nested(200_000))
     with pytest.raises(UnusableCache, match="no text"):
         read_label_cache(file)
 
@@ -125,7 +125,7 @@ def test_whatever_is_changed_in_a_cache_it_is_read_or_refused(tmp_path):
     file = _file(tmp_path, _content(**{"/set/images/ü b.jpg": [_labels(2), (64, 64), []]}))
     whole, rng = file.read_bytes(), random.Random(0)
     refused = 0
-    for case in range(3000):
+    for case in range(1000):
         changed = bytearray(whole[: rng.randrange(len(whole))] if case % 3 == 0 else whole)
         for _ in range(rng.randrange(1, 4)):
             if changed:
@@ -135,4 +135,4 @@ def test_whatever_is_changed_in_a_cache_it_is_read_or_refused(tmp_path):
             assert isinstance(read_label_cache(file), dict)
         except UnusableCache:
             refused += 1
-    assert 1000 < refused < 3000  # a byte of a box changes nothing that can be seen
+    assert 300 < refused < 1000  # a byte of a box changes nothing that can be seen

@@ -8,7 +8,11 @@ import pytest
 from conftest import laid_aside
 from fork_server import run_in_child
 
-RELEASES = ("6.0.7", "6.1.9", "6.2.3", "7.0.14")
+RELEASES = (
+    "6.0.7",
+    *(pytest.param(release, marks=pytest.mark.slow) for release in ("6.1.9", "6.2.3")),
+    "7.0.14",
+)
 
 _START = """
 import contextlib, os, shutil
@@ -45,6 +49,12 @@ ATTACKS = {
     ),
     "code as the key of an array": (
         "plant({'a.jpg': [np.zeros((1, 5), np.float32), (64, 64), [np.array([Code()], object)]]})\nattempt(scan)"
+    ),
+    "a cache that names a picture elsewhere": (
+        "scan()\nheld = np.load(cache, allow_pickle=True).item()\nother = str(Path(TMP) / 'private.jpg')\n"
+        "path = next(key for key in held if key.endswith('g'))\nshutil.copy(path, other)\n"
+        "held = {other if key == path else key: value for key, value in held.items()}\nplant(held)\n"
+        "files = vars(scan())\nif other in (files.get('im_files') or files['img_files']): CANARY.mkdir()"
     ),
     "a link where the cache is written": (
         "victim = Path(TMP) / 'victim'\nvictim.write_text('mine')\n"

@@ -387,7 +387,7 @@ def _check(content: Any) -> None:
     if type(content) is not dict:
         raise UnusableCache("it holds no dict")
     for key, value in content.items():
-        if not _NOTES.get(key, _is_entry)(value):
+        if not _CHECKS.get(key, _is_entry)(value):
             raise UnusableCache(f"what it holds for {key[:200]!r} is not what YOLOv5 keeps")
 
 
@@ -428,9 +428,11 @@ def _are(kind: type, values: Any) -> bool:
     return type(values) in (tuple, list) and all(type(value) is kind for value in values)
 
 
-_NOTES: dict[str, Callable[[Any], bool]] = {
+_CHECKS: dict[str, Callable[[Any], bool]] = {
     "hash": lambda value: type(value) is str,
     "version": lambda value: type(value) in (int, float, str),
     "results": lambda value: _are(int, value) and len(value) == 5,
     "msgs": lambda value: _are(str, value),
 }
+NOTES = frozenset(_CHECKS)
+"""Keys of a cache that are no paths of images."""

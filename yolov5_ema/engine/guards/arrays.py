@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from yolov5_ema.data.label_caches import UnusableCache, read_label_cache
+from yolov5_ema.data.label_caches import NOTES, UnusableCache, read_label_cache
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import UserError
@@ -24,18 +24,29 @@ def load(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **options
     Raises:
         FileNotFoundError: there is none.
         UserError: an array that stands for an image is none.
-        pickle.UnpicklingError: it is no label cache as YOLOv5 writes them. Why is printed, and YOLOv5 looks at the
-            labels anew.
+        pickle.UnpicklingError: it is no label cache as YOLOv5 writes them of this data set. Why is printed, and
+            YOLOv5 looks at the labels anew.
     """
     if not allow_pickle:
         return _picture(np.load(file, mmap_mode, allow_pickle=False, **options), file)
     held = np.empty((), dtype=object)
     try:
-        held[()] = read_label_cache(file)
+        held[()] = _of_these_images(read_label_cache(file), sys._getframe(1).f_locals.get("self"))
     except (UnusableCache, UserError) as error:
         print(f"WARNING: {file} is not used: {error}. The labels are read anew.", file=sys.stderr)
         raise pickle.UnpicklingError(str(error)) from None
     return held
+
+
+def _of_these_images(cache: dict[str, Any], dataset: Any) -> dict[str, Any]:
+    """A cache that names no other image than the data set does: YOLOv5 goes on with those of the cache."""
+    listed = getattr(dataset, "im_files", None) or getattr(dataset, "img_files", None)
+    if listed is None:
+        return cache
+    other = next(iter(cache.keys() - set(listed) - NOTES), None)
+    if other is not None:
+        raise UnusableCache(f"it names {other[:200]!r}, which is no image of the data set")
+    return cache
 
 
 def _picture(array: Any, file: Any) -> Any:
