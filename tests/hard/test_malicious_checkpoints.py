@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import itertools
 import shutil
 import subprocess
@@ -208,6 +209,64 @@ def test_layers_as_nobody_builds_them(engine, case):
         refused_by("transfer", folder, "evil.pt")
         with pytest.raises(CheckpointError, match=r"evil\.pt.*(in it|each other)"):
             checkpoints.load_checkpoint("evil.pt", engine=engine)
+
+
+class Reduced:
+    """What a pickle makes by a call, and fills with a state."""
+
+    def __init__(self, *reduced: object) -> None:
+        self.reduced = reduced
+
+    def __reduce_ex__(self, protocol: int):
+        return self.reduced
+
+
+class ManyLayers(nn.LSTM):
+    """An LSTM, as far as a pickle knows."""
+
+    def __init__(self, count: object) -> None:
+        super().__init__(1, 1)
+        self.count = count
+
+    @property
+    def __class__(self):
+        return nn.LSTM
+
+    def __reduce_ex__(self, protocol: int):
+        held = {"bidirectional": False, "bias": True, "proj_size": 0, "all_weights": [[0]]}
+        return copyreg.__newobj__, (nn.LSTM,), {**vars(nn.Module()), **held, "num_layers": self.count}
+
+
+def filled_anew(*state: object) -> Reduced:
+    """A tensor that is laid over its storage again, in another size."""
+    rebuild, arguments, *_ = torch.zeros(4).__reduce_ex__(2)
+    return Reduced(rebuild, arguments, (arguments[0], *state))
+
+
+# what torch itself does with each while it reads the file: seconds, memory, or what no check of a layer sees
+GREEDY = {  # -> what is said of it
+    "layers that are counted through": (ManyLayers(3_000_000), "LSTM: has more layers than any"),
+    "as a number of NumPy's": (ManyLayers(np.int64(3_000_000)), "LSTM: has more layers than any"),
+    "a larger tensor": (filled_anew(0, (10**6,), (1,)), "_rebuild_tensor_v2: filled with"),
+    "one number as many": (filled_anew(0, (2**40,), (0,)), "_rebuild_tensor_v2: filled with"),
+    "a storage of any size": (Reduced(torch.FloatStorage, (10**6,)), "FloatStorage: called"),
+    "a tensor of any size": (Reduced(torch.FloatTensor, (10**6,)), "FloatTensor: called"),
+}
+
+
+@pytest.mark.parametrize("case", GREEDY)
+def test_what_asks_for_time_or_memory_while_it_is_read(engine, case):
+    with own_place() as folder:
+        lay_out(folder)
+        value, words = GREEDY[case]
+        torch.save({"model": nn.Sequential(), "x": value}, "evil.pt")
+        for name in ("convert", "val"):
+            refused_by(name, folder, words)
+
+
+def test_layers_of_several_are_taken(engine, tmp_path):
+    torch.save({"model": nn.Sequential(nn.LSTM(2, 3, num_layers=2))}, tmp_path / "lstm.pt")
+    assert checkpoints.load_checkpoint(tmp_path / "lstm.pt", engine=engine)["model"][0].num_layers == 2
 
 
 def test_an_archive_that_unpacks_to_gigabytes(engine):

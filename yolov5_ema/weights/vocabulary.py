@@ -16,13 +16,18 @@ from typing import Any, Callable
 
 from yolov5_ema.weights.checkpoint_files import item_size
 from yolov5_ema.weights.inert_pickle import Followed, Items, Made, Named, Stored, Table, class_name, is_key
-from yolov5_ema.weights.names import GETATTR, LAYER, taken_by_torch
+from yolov5_ema.weights.names import GETATTR, LAYER
 
 _REBUILT = re.compile(r"torch\._utils\._rebuild_parameter(_with_state)?")
 _NUMPY_DTYPE = re.compile(r"[?bhilqBHILQefd]|[biuf][1248]|f16")
 _OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.modules\.\w+\.[A-Z]\w*")
+_FILLED = re.compile(r"collections\.OrderedDict|numpy\._?core\.multiarray\._reconstruct")
+"""What is made by a call and filled with a state afterwards. A tensor filled so would be laid over its storage anew."""
+_HARMLESS = ("torch.device", "torch.serialization._get_layout", "builtins.complex")
+"""What torch lets a file call with any arguments; by others of its names a file could ask for all memory."""
 _MOST_ELEMENTS = 2**40
 _MOST_PARTS = 64
+_MOST_LAYERS = 1000
 _MOST_REPEATED = 2**26
 """Elements of tensors beyond what storages hold: views of the same storage, and grids of anchors."""
 _REBUILT_TENSOR = re.compile(r"torch\._utils\._rebuild_(q?tensor|tensor_v[23])")
@@ -42,19 +47,38 @@ def _of_calls(pickle: Followed) -> Iterator[str]:
         name = class_name(call)
         if not name:
             yield "a call of what the file has made itself"
-        elif name not in _JUDGES and not taken_by_torch(name):
+        elif name not in _JUDGES and name not in _HARMLESS:
             yield f"{name}: called while the file is read, not only filled with its state"
         elif name in _JUDGES and not _JUDGES[name](_args(call)):
             yield f"{name}: called with what no checkpoint needs"
-        elif name == "numpy.dtype" and not _is_plain_dtype(call):
+        elif not _is_filled_as_it_should(call, name):
             yield f"{name}: filled with what no checkpoint needs"
+
+
+def _is_filled_as_it_should(call: Made, name: str) -> bool:
+    if name == "numpy.dtype":
+        return _is_plain_dtype(call)
+    return call.state is None or _FILLED.fullmatch(name) is not None
 
 
 def _of_instances(pickle: Followed) -> Iterator[str]:
     for made in pickle.instances:
         name = class_name(made) or _class_of_old_file(made.function)
-        if not name or name in _JUDGES or _args(made):
+        if not name or name in _JUDGES or _args(made) or not _is_state(made.state):
             yield f"{name or 'what the file has made itself'}: made in a way that no checkpoint needs"
+        elif not _has_few_layers(made.state):
+            yield f"{name}: has more layers than any"
+
+
+def _is_state(state: Any) -> bool:
+    """Values by the names of attributes, all at once: what a layer is filled with."""
+    return state is None or isinstance(state, Table)
+
+
+def _has_few_layers(state: Table | None) -> bool:
+    """torch counts through an LSTM's layers while it fills one: by what is there then, whatever is put in later."""
+    counts = [value for name, value in state.pairs if name == "num_layers"] if state is not None else []
+    return all(count is None or (type(count) is int and count <= _MOST_LAYERS) for count in counts)
 
 
 def _of_values(pickle: Followed) -> Iterator[str]:
