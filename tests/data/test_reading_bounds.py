@@ -90,6 +90,16 @@ def test_aliases_that_stand_for_a_billion_values_are_refused(tmp_path):
         parse_yaml("x" * 2**21, "--set")
 
 
+def test_numbers_that_share_a_hash_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("nc: 1\nlr0: 9223372036854775807\nratio: -0x7fffffff\n")
+    assert read_yaml(tmp_path / "a.yaml")["lr0"] == 2**63 - 1
+    keys = [number * (2**61 - 1) for number in range(1, 30_000)]
+    assert {hash(key) for key in keys} == {0}  # so that a dict compares each with all before it
+    (tmp_path / "b.yaml").write_text("".join(f"{key}: 1\n" for key in keys))
+    with pytest.raises(ConfigError, match=r"b\.yaml.*a number of 65 bits"):
+        read_yaml(tmp_path / "b.yaml")
+
+
 def test_an_entry_that_claims_gigabytes_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MOST_TEXT", 1000)
     file = tmp_path / "a.zip"

@@ -107,6 +107,94 @@ def test_code_that_writes_a_file_is_not_run(honest, line, tmp_path):
     assert canary.exists()
 
 
+class Few(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Many(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for number in range(40):
+            self.register_buffer(f"w{number}", torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.w39
+
+
+class Pair(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.few, self.many = Few(), Many()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.many(self.few(x))
+
+
+# changes of the class Pair, whose "few" holds a Few, by which its code takes that for a Many
+CONFUSED = {
+    "another class": lambda text: text.replace("  few : ", "  few : MANY#").replace("#" + FEW, ""),
+    "by its name in brackets": lambda text: text.replace(f"  few : {FEW}", '  __annotations__["few"] = MANY'),
+    "behind a method": lambda text: behind_a_method(text),
+    "twice": lambda text: text.replace(f"  few : {FEW}\n", f"  few : {FEW}\n  few : MANY\n"),
+    "further to the right": lambda text: "\n".join(
+        line if line.startswith(("class", "op_")) else f"  {line}" for line in text.split("\n")
+    ).replace(f"  few : {FEW}", "  few : MANY"),
+    "in a tuple": lambda text: text.replace(f"  few : {FEW}", "  few : Tuple[MANY]"),
+}
+
+
+def behind_a_method(text: str) -> str:
+    before, start, behind = text.partition("class Pair(Module):\n")
+    own, *others = behind.replace(f"  few : {FEW}\n", "").split("\nclass ")
+    return "\nclass ".join([f"{before}{start}{own.rstrip()}\n  few : MANY\n", *others])
+
+
+FEW = f"__torch__.{__name__}.Few"
+
+
+@pytest.fixture(scope="module")
+def pair() -> bytes:
+    stream = io.BytesIO()
+    torch.jit.save(torch.jit.trace(Pair(), torch.rand(1, 3, 8, 8)), stream)
+    return stream.getvalue()
+
+
+def confused(archive: bytes, change) -> bytes:
+    def of_pair(name: str, content: bytes) -> bytes:
+        if not name.endswith(".py") or b"class Pair" not in content:
+            return content
+        text = change(content.decode()).replace("MANY", FEW.replace("Few", "Many"))
+        return (
+            text.replace("(many).forward(", "(few).forward(")
+            .replace("    _0 = (few).forward()\n", "")
+            .encode()
+        )
+
+    return rewritten(archive, of_pair)
+
+
+@pytest.mark.parametrize("change", CONFUSED.values(), ids=CONFUSED)
+def test_an_object_that_its_code_takes_for_another_is_refused(pair, change):
+    check_torchscript(pair, Path("m.torchscript"))
+    with pytest.raises(CheckpointError, match=r"evil\.torchscript.*(few of a|torch does not write)"):
+        check_torchscript(confused(pair, change), Path("evil.torchscript"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process to lose")
+def test_without_the_check_it_reads_memory_that_is_not_its_own(pair):
+    """What lies there is another time's: mostly the process ends, else it is no tensor, or another one."""
+    evil, x = confused(pair, CONFUSED["another class"]), torch.zeros(1, 3, 8, 8)
+    child = os.fork()
+    if child == 0:
+        ending = 1
+        try:
+            ending = int(not torch.equal(torch.jit.load(io.BytesIO(evil))(x), x + 1))
+        finally:
+            os._exit(ending)
+    assert os.waitpid(child, 0)[1] != 0
+
+
 def test_code_that_runs_while_it_is_loaded(tmp_path):
     canary = tmp_path / "written"
     honest = io.BytesIO()
@@ -121,7 +209,7 @@ def test_code_that_runs_while_it_is_loaded(tmp_path):
             else content
         ),
     )
-    with pytest.raises(CheckpointError, match="'save'"):
+    with pytest.raises(CheckpointError, match="'__setstate__'"):
         load_torchscript(io.BytesIO(evil))
     assert not canary.exists()
     torch.jit.load(io.BytesIO(evil))

@@ -56,6 +56,13 @@ ATTACKS = {
         "held = {other if key == path else key: value for key, value in held.items()}\nplant(held)\n"
         "files = vars(scan())\nif other in (files.get('im_files') or files['img_files']): CANARY.mkdir()"
     ),
+    "settings of the repository that one stands in": (
+        "os.chdir(TMP)\nos.system('git init -q .')\n"
+        "os.system(f'git config remote.origin.url \"ext::sh -c touch% {CANARY}\"')\n"
+        "os.system('git config protocol.ext.allow always')\n"
+        "for command in ('git fetch && git config --get remote.origin.url', 'git fetch origin'):\n"
+        "    attempt(lambda: general.check_output(command, shell=True))"
+    ),
     "a link where the cache is written": (
         "victim = Path(TMP) / 'victim'\nvictim.write_text('mine')\n"
         "(folder / 'labels/val.cache.npy').symlink_to(victim)\nscan()\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import types
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from yolov5_ema.engine import ray_engine
-from yolov5_ema.engine.guards.special_files import SPECIAL_FILES
+from yolov5_ema.engine.guards.special_files import SPECIAL_FILES, found_by_glob
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import SourceModule
@@ -44,6 +45,25 @@ def test_yolov5_opens_regular_files_only_of_a_data_set(tmp_path):
     assert module.open(tmp_path / "new.txt").read() == "x"
     patches.undo()
     assert module.cv2 is cv2 and module.Image is Image and not hasattr(module, "open")
+
+
+def test_images_are_found_as_glob_finds_them_but_not_in_circles(tmp_path):
+    top = tmp_path / "images"
+    for file in ("a.jpg", "b", ".hidden.jpg", "sub/c.png", "sub/deep/d.jpg", "with.dot/e.jpg", ".git/f.jpg"):
+        (top / file).parent.mkdir(parents=True, exist_ok=True)
+        (top / file).touch()
+    (tmp_path / "elsewhere/more").mkdir(parents=True)
+    (tmp_path / "elsewhere/more/g.jpg").touch()
+    (top / "link").symlink_to(tmp_path / "elsewhere")
+    pattern = str(top / "**" / "*.*")
+    found = found_by_glob(pattern, recursive=True)
+    assert sorted(found) == sorted(glob.glob(pattern, recursive=True)) and len(found) == 6
+    assert found_by_glob(str(top / "*.jpg")) == [str(top / "a.jpg")]
+    (top / "sub" / "round").symlink_to(top)
+    assert sorted(found_by_glob(pattern, recursive=True)) == sorted(found)
+    assert len(glob.glob(pattern, recursive=True)) > 100  # and with a second such link it does not end
+    (top / "sub" / "again").symlink_to(top)
+    assert sorted(found_by_glob(pattern, recursive=True)) == sorted(found)
 
 
 @pytest.mark.slow

@@ -250,6 +250,7 @@ GREEDY = {  # -> what is said of it
     "a larger tensor": (filled_anew(0, (10**6,), (1,)), "_rebuild_tensor_v2: filled with"),
     "one number as many": (filled_anew(0, (2**40,), (0,)), "_rebuild_tensor_v2: filled with"),
     "a storage of any size": (Reduced(torch.FloatStorage, (10**6,)), "FloatStorage: called"),
+    "a number of any length": (10**400, "a whole number of more than 64 bits"),
     "a tensor of any size": (Reduced(torch.FloatTensor, (10**6,)), "FloatTensor: called"),
 }
 

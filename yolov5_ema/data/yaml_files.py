@@ -14,7 +14,7 @@ _MOST_BYTES = 2**20
 _MOST_VALUES = 100_000
 _MOST_TEXT = 4 * 2**20
 _MOST_DEPTH = 32
-_MOST_BITS = 256
+_MOST_BITS = 64
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,6 +31,16 @@ class _Loader(yaml.SafeLoader):
     def _check_depth(self, depth: int) -> None:
         if depth > _MOST_DEPTH:
             raise yaml.YAMLError("nested too deeply")
+
+    def whole_number(self, node: Any) -> int:
+        """Larger ones can have one hash for all of them, and a mapping of those takes hours to fill."""
+        value: int = self.construct_yaml_int(node)
+        if value.bit_length() > _MOST_BITS:
+            raise yaml.YAMLError(f"a number of {value.bit_length():,} bits is none that YOLOv5 can use")
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 
 
 def read_yaml(file: Path, *, name: str = "", errors: str = "ignore") -> Any:
@@ -113,8 +123,6 @@ def _check_extent(content: Any, name: str) -> None:
             raise ConfigError(
                 f"{name}: with its aliases written out it holds more than {_MOST_VALUES:,} values"
             )
-        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-            raise ConfigError(f"{name}: a number of {value.bit_length():,} bits is none that YOLOv5 can use")
         waiting.extend((part, depth + 1) for part in _parts(value))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -107,7 +108,10 @@ def _is_stride(value: Any) -> bool:
 def _read(path: Path) -> bytes:
     try:
         with open_regular(path) as stream:
-            return stream.read(_MOST_BYTES)
+            size = os.fstat(stream.fileno()).st_size
+            if size > _MOST_BYTES:
+                raise CheckpointError(f"{path} is no model: {size:,} bytes are more than any has")
+            return stream.read(size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except UserError as error:

@@ -41,7 +41,7 @@ _LEAVES_THE_MACHINE = re.compile(
 _RANGES = {
     "epochs": (1, 10**6),
     "batch_size": (-1, 10**5),
-    "imgsz": (1, 10**5),
+    "imgsz": (1, 10**4),
     "workers": (0, 1024),
     "seed": (0, 2**31 - 1),
     "freeze": (0, 10**4),

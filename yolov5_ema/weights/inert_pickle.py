@@ -103,6 +103,7 @@ class Followed:
         instances: every instance made without a constructor, likewise.
         stored: everything outside the pickle that it asks for, likewise.
         odd_keys: how many keys of dicts and members of sets are no text, number or short tuple of these.
+        large_numbers: how many whole numbers need more than 64 bits.
         left: what it makes and leaves behind beside its value; a pickle that was written by a program leaves nothing.
     """
 
@@ -116,6 +117,7 @@ class Followed:
         self.instances = machine.instances
         self.stored = machine.stored
         self.odd_keys = machine.odd_keys
+        self.large_numbers = machine.large_numbers
         self.left = [item for stack in (*machine.marked, machine.stack) for item in stack]
 
 
@@ -160,12 +162,14 @@ class _Machine:
         self.instances: list[Made] = []
         self.stored: list[Stored] = []
         self.odd_keys = 0
+        self.large_numbers = 0
         self.protocol = 0
 
     def step(self, name: str, argument: Any, place: int) -> None:
         self.steps.add(name)
         if name in _CONSTANTS:
             self.stack.append(argument)
+            self.large_numbers += isinstance(argument, int) and argument.bit_length() > 64
         elif name in _FIXED:
             self.stack.append(_FIXED[name])
         elif name in _WITH_ARGUMENT:

@@ -35,6 +35,7 @@ from yolov5_ema.weights.inert_pickle import (
     walk,
 )
 from yolov5_ema.weights.names import SAFE_STEPS
+from yolov5_ema.weights.torchscript_classes import Attributes, classes_in, odd_objects
 from yolov5_ema.weights.torchscript_operators import ALLOWED, FORBIDDEN_WORDS, OF_LIBRARIES, OF_MOBILE
 
 CONFIG = "config.txt"
@@ -106,13 +107,28 @@ def _odd(content: bytes) -> Iterator[str]:
         raise ValueError("two programs would find different entries in it")
     if "model.json" in names or "data.pkl" not in names or "constants.pkl" not in names:
         raise ValueError("it has not what torch 1.5 and later write")
-    for name in names:
-        if name.endswith(".py"):
-            yield from _odd_code(reader.get_record(name).decode("utf-8", "replace"), name)
+    sources = {
+        name: reader.get_record(name).decode("utf-8", "replace") for name in names if name.endswith(".py")
+    }
+    for name, code in sources.items():
+        yield from _odd_code(code, name)
+    classes = _classes(sources)
     for name in names:
         if name.endswith("pkl") and not name.startswith(_READ_BY_NOTHING):
             sizes = {key: size for key, size in names.items() if key.startswith(f"{name[: -len('.pkl')]}/")}
-            yield from _odd_pickle(follow(reader.get_record(name)), name, sizes)
+            pickle = follow(reader.get_record(name))
+            yield from _odd_pickle(pickle, name, sizes)
+            yield from odd_objects(_of_code(pickle), classes, name)
+
+
+def _classes(sources: dict[str, str]) -> dict[str, Attributes]:
+    found: dict[str, Attributes] = {}
+    for name, code in sources.items():
+        for kind, attributes in classes_in(code, name):
+            if kind in found:
+                raise ValueError(f"it has two classes {kind[:100]}")
+            found[kind] = attributes
+    return found
 
 
 def _names(entries: Sequence[Entry]) -> dict[str, int]:
@@ -195,6 +211,11 @@ def _is_known(name: str) -> bool:
     if _CLASS.fullmatch(name):
         return "classes" not in name.split(".") or re.fullmatch(OF_MOBILE, name) is not None
     return name in (_TENSOR, *_PLAIN) or bool(_STORAGE.fullmatch(name) or _LISTS.fullmatch(name))
+
+
+def _of_code(pickle: Followed) -> list[Made]:
+    """Its objects, without those of the classes that torch itself has."""
+    return [made for made in pickle.instances if not re.fullmatch(OF_MOBILE, class_name(made))]
 
 
 def _odd_calls(pickle: Followed, name: str) -> Iterator[str]:

@@ -86,5 +86,8 @@ OF_LIBRARIES = _words(
 OF_MOBILE = r"__torch__\.torch\.classes\.xnnpack\.(Conv2d|TransposeConv2d|Linear)OpContext"
 """Weights as ``export --optimize`` packs them: the only classes written in C++ that a file may have."""
 
-FORBIDDEN_WORDS = _words("while for with import lambda fork awaitable wait print classes uninitialized")
-"""Words of the language that no traced model needs: loops, tasks of their own, output, classes written in C++."""
+FORBIDDEN_WORDS = _words(
+    "while for with import lambda fork awaitable wait print classes uninitialized __setstate__"
+)
+"""Words of the language that no traced model needs: loops, tasks of their own, output, classes written in C++, and what
+torch calls, with whatever the file holds, while it makes an object."""

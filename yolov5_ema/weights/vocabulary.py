@@ -84,6 +84,8 @@ def _has_few_layers(state: Table | None) -> bool:
 def _of_values(pickle: Followed) -> Iterator[str]:
     if pickle.odd_keys:
         yield "a key of a dict, or a member of a set, that is no text or number"
+    if pickle.large_numbers and not isinstance(pickle.value, int):  # older files begin with one alone
+        yield "a whole number of more than 64 bits"
     if not _tensors_have_memory(pickle):
         yield "tensors that claim more memory than the file holds"
     for value in pickle.stored:

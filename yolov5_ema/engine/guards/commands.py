@@ -3,7 +3,8 @@
 A command for a shell must be one that stands in the text of the module that runs it, as a string or an f-string; what
 the f-string puts in may hold nothing that a shell reads as more than a word. A command without a shell must begin with
 a program that the module names. So a bucket, an address or a file's name cannot become a second command, in any
-release; and a release's new commands need no list.
+release; and a release's new commands need no list. git, which runs what a repository's settings say, is asked about
+YOLOv5's own folder only, never about the one that a user stands in.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import reprlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from yolov5_ema.engine.data_yaml import approved_download
@@ -38,11 +40,13 @@ class Commands:
     Args:
         name: of the module, for messages.
         source: its text.
+        root: YOLOv5's folder, the only one that git is asked about.
     """
 
-    def __init__(self, name: str, source: str) -> None:
+    def __init__(self, name: str, source: str, root: Path) -> None:
         self._name = name
         self._source = source
+        self._root = root
 
     @functools.cached_property
     def _templates(self) -> tuple[list[re.Pattern[str]], set[str]]:
@@ -65,7 +69,7 @@ class Commands:
         ):
             return
         shown = reprlib.repr(command)
-        if str(command).startswith("git "):
+        if _is_git(command):
             raise subprocess.CalledProcessError(126, "git", output=b"")
         raise UserError(
             f"YOLOv5's {self._name} would run a command with more in it than plain names: {shown}. It was not run. "
@@ -85,15 +89,32 @@ class Commands:
             os.fspath(words[0]) in self._templates[1] or os.fspath(words[0]) == sys.executable
         )
 
+    def _refuse_foreign_repository(self, takes_folder: bool) -> None:
+        """git runs what the settings of a repository say, and the working folder may be a stranger's.
+
+        Raises:
+            CalledProcessError: YOLOv5's own folder is no repository.
+        """
+        if not takes_folder or not (self._root / ".git").exists():
+            raise subprocess.CalledProcessError(128, "git", output=b"")
+
     def wrapped(self, run: Callable[..., Any], *, shell: bool) -> Callable[..., Any]:
         """``run``, which is handed only what `check` lets pass; ``shell``: whether it always has a shell run it."""
 
         @functools.wraps(run)
         def guarded(command: Any, *args: Any, **kwargs: Any) -> Any:
             self.check(command, shell or bool(kwargs.get("shell")))
+            if _is_git(command):
+                self._refuse_foreign_repository(takes_folder=not shell)
+                kwargs["cwd"] = self._root
             return run(command, *args, **kwargs)
 
         return guarded
+
+
+def _is_git(command: Any) -> bool:
+    words = command if isinstance(command, (list, tuple)) else str(command).split(maxsplit=1)
+    return bool(words) and words[0] == "git"
 
 
 def _commands_in(source: str) -> Iterator[tuple[str, str]]:
@@ -131,7 +152,7 @@ def _needed(module: SourceModule) -> str | None:
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
-    commands, theirs = Commands(module.name, module.source), module.module
+    commands, theirs = Commands(module.name, module.source, module.engine.root), module.module
     if hasattr(theirs, "os"):
         patches.view(
             theirs,

@@ -1,12 +1,17 @@
-"""Images and labels of a data set: YOLOv5 opens them without looking, and waits for ever where one is a pipe."""
+"""Images and labels of a data set: YOLOv5 opens them without looking, and waits for ever where one is a pipe.
+
+It also looks for them behind links, and never comes to an end where these lead in circles.
+"""
 
 from __future__ import annotations
 
 import builtins
 import contextlib
 import functools
+import glob
 import os
 import re
+from collections.abc import Iterator
 from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
@@ -18,6 +23,7 @@ from yolov5_ema.reading import MOST_TEXT
 _OPENS = re.compile(r"\b(cv2\.imread|Image\.open)\(|(?<![.\w])open\(")
 _MODULES = ("datasets", "dataloaders")
 _TO_READ = frozenset("rbt")
+_MOST_FOLDERS = 100_000
 
 
 def open_file(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
@@ -40,6 +46,40 @@ def checked(read: Callable[..., Any]) -> Callable[..., Any]:
         return read(file, *args, **kwargs)
 
     return wrapper
+
+
+def found_by_glob(pattern: str, *args: Any, **kwargs: Any) -> list[str]:
+    """`glob.glob`; all below a folder (``FOLDER/**/*.*``) without going round in circles of links.
+
+    Raises:
+        UserError: there are more folders than any data set has.
+    """
+    top, is_all, _ = str(pattern).partition(f"{os.sep}**{os.sep}*.*")
+    if not is_all or glob.has_magic(top):
+        return glob.glob(pattern, *args, **kwargs)
+    return [
+        os.path.join(folder, name)
+        for folder, names in _folders_below(top)
+        for name in names
+        if "." in name and not name.startswith(".")
+    ]
+
+
+def _folders_below(top: str) -> Iterator[tuple[str, list[str]]]:
+    """Folders, those behind links too, with all names in them; hidden ones are passed over, as glob does."""
+    above = {top: frozenset([os.path.realpath(top)])}
+    for count, (folder, folders, files) in enumerate(os.walk(top, followlinks=True)):
+        if count > _MOST_FOLDERS:
+            raise UserError(
+                f"{top} has more than {_MOST_FOLDERS:,} folders in it; links may lead from one to another"
+            )
+        real = above.pop(folder)
+        yield folder, [*folders, *files]
+        kept = {
+            name: os.path.realpath(os.path.join(folder, name)) for name in folders if not name.startswith(".")
+        }
+        folders[:] = [name for name, place in kept.items() if place not in real]
+        above.update({os.path.join(folder, name): real | {kept[name]} for name in folders})
 
 
 def _saving_whole(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,6 +126,8 @@ def _needed(module: SourceModule) -> str | None:
 def _apply(module: SourceModule, patches: Patches) -> None:
     patches.set(module.module, "open", open_file)
     theirs = module.module
+    if hasattr(theirs, "glob"):
+        patches.view(theirs, "glob", glob=found_by_glob)
     if hasattr(theirs, "cv2"):
         patches.view(theirs, "cv2", imread=checked(theirs.cv2.imread))
     if hasattr(theirs, "Image"):
