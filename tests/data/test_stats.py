@@ -109,6 +109,6 @@ def test_mistakes(data, tmp_path, monkeypatch):
             main(argv)
     for image in (tmp_path / "set/images/train").iterdir():
         image.write_bytes(b"no image")
-    with pytest.raises(UserError, match="none of the images of train can be read"):
+    with pytest.raises(UserError, match="none of the images of train can be used"):
         main([str(data)])
     assert not (tmp_path / "runs").exists()

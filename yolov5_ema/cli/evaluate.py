@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.resources import find_data_yaml
 
 if TYPE_CHECKING:
+    from yolov5_ema.data.dataset import Dataset
     from yolov5_ema.evaluation.confusion import ConfusionMatrix
+    from yolov5_ema.evaluation.judged import LabelledImages
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.results import Result
     from yolov5_ema.evaluation.truths import TruthSet
@@ -90,8 +92,14 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--category-ids",
         default="auto",
-        choices=("auto", "coco", "index"),
-        help="category_id in a results JSON: the ground truth's ids, or classes from 0 (default: whichever fits)",
+        choices=("auto", "coco", "index", "one-based"),
+        help="category_id in a results JSON: the ground truth's ids, classes from 0, or classes from 1 "
+        "(default: the first of the first two that fits)",
+    )
+    what.add_argument(
+        "--keep-odd",
+        action="store_true",
+        help="judge images with odd label rows too, by their other rows; YOLOv5's val leaves them out",
     )
     how = parser.add_argument_group("how")
     how.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help="default: all")
@@ -171,36 +179,77 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
 def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
     from yolov5_ema.evaluation import predictions, sources
 
+    release = _release()
     if args.annotations:
         truths = sources.annotation_truths(args.annotations, args.image_sizes, None, PROTOCOLS)
     else:
-        truths = sources.dataset_truths(_dataset(args.data), args.task, PROTOCOLS)
+        from yolov5_ema.data.image_names import refuse_shared_stems
+        from yolov5_ema.engine.data_yaml import open_dataset
+
+        dataset = open_dataset(args.data)
+        refuse_shared_stems(dataset.images(args.task), "Predictions go by that name")
+        truths = sources.dataset_truths(dataset, args.task, PROTOCOLS, _judged(args, dataset, release))
     found = predictions.read_predictions(
         args.predictions,
         truths["coco"],  # labels know nothing of category ids
         missing_as_empty=args.missing_as_empty,
         category_ids=args.category_ids,
     )
-    return {protocol: truths[protocol] for protocol in args.protocol}, found, _release()
+    return {protocol: truths[protocol] for protocol in args.protocol}, found, release
 
 
 def _by_weights(
     args: argparse.Namespace, rest: Sequence[str], folder: Path
 ) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
-    from yolov5_ema.cli._detections import detect_split
+    from yolov5_ema.cli._detections import Request, detect_split
+    from yolov5_ema.engine.data_yaml import open_dataset
     from yolov5_ema.evaluation import sources
 
-    engine, dataset, found = detect_split(args, rest, folder)
-    truths = sources.dataset_truths(dataset, args.task, args.protocol)
-    if "--single-cls" in rest:
+    request = Request(args.weights, args.data, args.task, args.max_det, rest, build_parser())
+    engine, dataset = request.opened()
+    release = _release_of(engine.version)
+    _check_truths(args, dataset, release)
+    found = detect_split(request, engine, dataset, folder, keep_odd=args.keep_odd)
+    dataset = open_dataset(args.data, engine)  # val may have fetched it
+    judged = _judged(args, dataset, release, found.images)
+    truths = sources.dataset_truths(dataset, args.task, args.protocol, judged)
+    if "single_cls" in request.given(engine):
         truths = {protocol: sources.single_class(truth) for protocol, truth in truths.items()}
-    return truths, found, _release_of(engine.version)
+    return truths, {name: found.by_image[file] for name, file in judged.files.items()}, release
 
 
-def _dataset(data: str) -> Any:
-    from yolov5_ema.data.dataset import load_dataset
+def _check_truths(args: argparse.Namespace, dataset: Dataset, release: str) -> None:
+    """Read all that detections will be compared with, so that a mistake in it is told before they are made.
 
-    return load_dataset(find_data_yaml(data))
+    Raises:
+        UserError: as `dataset_truths`; but not where YOLOv5 is to fetch the images first.
+    """
+    from yolov5_ema.errors import ConfigError
+    from yolov5_ema.evaluation import sources
+    from yolov5_ema.evaluation.judged import Rules, labelled_images
+
+    try:
+        images = dataset.images(args.task)
+    except ConfigError:
+        if dataset.content.get("download"):
+            return
+        raise
+    judged = labelled_images(images, len(dataset.names), Rules(release, args.keep_odd))
+    sources.dataset_truths(dataset, args.task, args.protocol, judged)
+
+
+def _judged(
+    args: argparse.Namespace, dataset: Dataset, release: str, by_val: Sequence[Path] | None = None
+) -> LabelledImages:
+    """The images that are judged; says which are not."""
+    from yolov5_ema.evaluation.judged import Rules, labelled_images, words_of
+
+    images = dataset.images(args.task)
+    judged = labelled_images(images, len(dataset.names), Rules(release, args.keep_odd, by_val))
+    if judged.left_out:
+        hint = "" if args.keep_odd else "\n  --keep-odd judges those with odd label rows, by their other rows"
+        print(f"yolov5-ema: {words_of(judged.left_out, len(images))}{hint}", file=sys.stderr)
+    return judged
 
 
 def _release() -> str:

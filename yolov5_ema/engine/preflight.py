@@ -12,7 +12,7 @@ from typing import Any
 
 from yolov5_ema.data.dataset import class_names, entries_of, is_there
 from yolov5_ema.engine import checkpoints, exports
-from yolov5_ema.engine.data_yaml import image_root, may_download
+from yolov5_ema.engine.data_yaml import find_yaml, image_root, may_download
 from yolov5_ema.engine.dry_run import check_model
 from yolov5_ema.engine.guards import resumed_training
 from yolov5_ema.engine.hyperparameters import names_read, read_hyp
@@ -21,7 +21,6 @@ from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.files import open_regular
-from yolov5_ema.resources import find_shipped
 
 _SPLITS = {
     "train": ("train", "val"),
@@ -52,20 +51,15 @@ def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> 
 
 
 def _resolved(flag: str, value: str, engine: Engine) -> str:
-    if Path(value).exists() or value.endswith(".zip"):
+    if value.endswith(".zip"):
         return value
-    shipped = find_shipped(value)
-    if shipped is not None:
-        return str(shipped)
-    theirs = sorted(
-        file for part in ("models", "data") for file in (engine.root / part).rglob(Path(value).name)
-    )
-    if Path(value).name == value and theirs:
-        return str(theirs[0])
-    raise ConfigError(
-        f"--{flag} {value}: no such file here, among the YAMLs of yolov5-ema or of {engine}. "
-        "'yolov5-ema cfg' writes model YAMLs for any size, block and place."
-    )
+    found = find_yaml(value, engine)
+    if found is None:
+        raise ConfigError(
+            f"--{flag} {value}: no such file here, among the YAMLs of yolov5-ema or of {engine}. "
+            "'yolov5-ema cfg' writes model YAMLs for any size, block and place."
+        )
+    return str(found)
 
 
 def _classifies(script: str) -> bool:

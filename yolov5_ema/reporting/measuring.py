@@ -189,6 +189,7 @@ def measure(
     release: str,
     settings: Mapping[str, Any],
     pictures_from: Sequence[Path] | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> Measured:
     """Turn detections of a split into what a page shows.
 
@@ -199,6 +200,7 @@ def measure(
         release: whose rules hold, see `Yolov5Protocol`.
         settings: see `settings_of`; ``samples`` is how many images to keep.
         pictures_from: folders that an image must lie in to be shown, see `folders_of`; None: wherever it lies.
+        files: of the images by their names; None: of those of the split by their stems.
 
     Raises:
         UserError: the split holds no object.
@@ -209,7 +211,8 @@ def measure(
         protocol.update(truth, predictions[name])
         matrix.update(truth, predictions[name])
     result = protocol.compute()
-    files = {image.stem: image for image in dataset.images(settings["split"])}
+    if files is None:
+        files = {image.stem: image for image in dataset.images(settings["split"])}
     shown = [
         name
         for name, truth in truths.truths.items()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
-from yolov5_ema.resources import find_data_yaml
 
 SUMMARY = "images, boxes, sizes and classes of a data set; whether a stride-4 head may pay"
 
@@ -63,14 +62,14 @@ def main(argv: Sequence[str]) -> int:
     if args.imgsz < 1:
         raise UserError(f"--imgsz must be at least 1, not {args.imgsz}")
 
-    from yolov5_ema.data.dataset import load_dataset
     from yolov5_ema.data.problems import describe
     from yolov5_ema.data.stats import split_stats, table, verdict
     from yolov5_ema.data.stats_picture import check_picture, save_picture
+    from yolov5_ema.engine.data_yaml import open_dataset
 
     picture = args.picture or Path("runs/data/stats", args.data.with_suffix(".png").name)
     check_picture(picture)
-    data = load_dataset(find_data_yaml(str(args.data)))
+    data = open_dataset(str(args.data))
     splits = list(dict.fromkeys(args.split or data.splits))
     if not splits:
         raise UserError(f"{args.data} names none of train, val, test")

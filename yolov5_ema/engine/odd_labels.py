@@ -1,0 +1,74 @@
+"""Letting YOLOv5's ``val`` look at images that it would leave out for a row of their labels."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+from PIL import Image
+
+from yolov5_ema.data.dataset import label_path
+from yolov5_ema.data.image_size import reason_left_out
+from yolov5_ema.data.yolo_format import read_labels
+from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.patching import Patches
+
+_NO_VERSION = -1.0
+_NOTES = ("hash", "version", "msgs", "results")
+
+
+@contextmanager
+def odd_images_kept(engine: Engine, nc: int) -> Iterator[None]:
+    """Let data sets that are opened within have images with odd label rows, by those of their rows that can be used.
+
+    What YOLOv5 keeps in its label caches stays as it would write it.
+
+    Args:
+        engine: the YOLOv5, with the shim installed.
+        nc: number of classes.
+    """
+    is_old = engine.has_script("utils.datasets") and not engine.has_script("utils.dataloaders")
+    module: Any = importlib.import_module(
+        engine.module_name("utils.datasets" if is_old else "utils.dataloaders")
+    )
+    kind = module.LoadImagesAndLabels
+    patches = Patches()
+    patches.set(kind, "cache_labels", _with_odd_images(kind.cache_labels, kind.cache_version, module, nc))
+    patches.set(kind, "cache_version", _NO_VERSION)  # so that none is read, but the labels themselves
+    try:
+        yield
+    finally:
+        patches.undo()
+
+
+def _with_odd_images(
+    cache_labels: Callable[..., dict[str, Any]], version: Any, module: Any, nc: int
+) -> Callable[..., dict[str, Any]]:
+    @functools.wraps(cache_labels)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self.cache_version = version
+        try:
+            found = cache_labels(self, *args, **kwargs)
+        finally:
+            del self.cache_version
+        files = getattr(self, "im_files", None) or self.img_files
+        entries = {file: found.get(file) or _entry(file, module, nc) for file in files}
+        kept = {file: entry for file, entry in entries.items() if entry is not None}
+        return {**kept, **{note: found[note] for note in _NOTES if note in found}}
+
+    return wrapper
+
+
+def _entry(file: str, module: Any, nc: int) -> list[Any] | None:
+    """Labels, size and polygons of an image, as YOLOv5 keeps them; None where the image itself is at fault."""
+    image = Path(file)
+    if reason_left_out(image):
+        return None
+    with Image.open(image) as opened:
+        size = module.exif_size(opened)
+    return [read_labels(label_path(image), nc).values.astype(np.float32), size, []]
