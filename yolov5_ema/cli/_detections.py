@@ -13,6 +13,7 @@ from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
+    from yolov5_ema.engine.flags import Given
     from yolov5_ema.engine.locate import Engine
     from yolov5_ema.evaluation.records import Predictions
 
@@ -66,7 +67,7 @@ class Request:
         refuse_shortened(self.given(engine), self.parser)
         return engine, open_dataset(self.data, engine)
 
-    def given(self, engine: Engine) -> dict[str, str]:
+    def given(self, engine: Engine) -> dict[str, Given]:
         """The flags of ``val``, see `given_flags`."""
         from yolov5_ema.engine.flags import given_flags
 

@@ -97,8 +97,8 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
 
     request = Request(args.weights, args.data, args.task, args.max_det, rest, _parser())
     engine, dataset = request.opened()
-    if typed := request.given(engine).get("single_cls"):
-        raise UserError(f"{typed}: the benchmark wants VisDrone's classes")
+    if single := request.given(engine).get("single_cls"):
+        raise UserError(f"{single.typed}: the benchmark wants VisDrone's classes")
     images = _checked(dataset, args.task)
     with tempfile.TemporaryDirectory() as folder:
         found = detect_split(request, engine, dataset, Path(folder), keep_odd=True)

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Callable
 
 from yolov5_ema.errors import UserError
 
@@ -36,21 +37,24 @@ def _places(files: Sequence[Path]) -> dict[Path, str]:
     return {file: Path(os.path.relpath(place, top)).as_posix() for file, place in absolute.items()}
 
 
-def refuse_shared_stems(images: Iterable[Path], why: str) -> None:
+def refuse_shared_stems(
+    images: Iterable[Path], why: str, key: Callable[[Path], Any] = lambda image: image.stem
+) -> None:
     """Refuse images of which two have one name without the suffix.
 
     Args:
         images: their files.
         why: what goes by that name, as a sentence without its full stop.
+        key: what results call an image, if not by that name.
 
     Raises:
         UserError: names two such images.
     """
-    seen: dict[str, Path] = {}
+    seen: dict[Any, Path] = {}
     for image in images:
-        other = seen.setdefault(image.stem, image)
+        other = seen.setdefault(key(image), image)
         if other != image:
             raise UserError(
-                f"{other} and {image} are both called {image.stem}. {why}; rename one of them, or evaluate their "
+                f"{other} and {image} are both called {key(image)}. {why}; rename one of them, or take their "
                 "folders one at a time"
             )

@@ -25,7 +25,7 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from yolov5_ema.data.dataset import SPLITS, Dataset, label_path
+from yolov5_ema.data.dataset import SPLITS, Dataset, label_path, place_of
 from yolov5_ema.data.image_files import read_image
 from yolov5_ema.data.text_rows import BadLine
 from yolov5_ema.data.yolo_format import read_labels, to_xywh_pixels
@@ -450,7 +450,7 @@ def _refuse_another(found: Any, wanted: Mapping[str, Any], out: Path) -> None:
 def _absolute(entry: Any, root: Path) -> Any:
     if isinstance(entry, list):
         return [_absolute(part, root) for part in entry]
-    return str((root / str(entry)).resolve())
+    return str(place_of(root, str(entry)).resolve())
 
 
 def _keep_annotations(content: dict[str, Any], dataset: Dataset, sliced: Iterable[str]) -> None:

@@ -10,14 +10,26 @@ import argparse
 import importlib
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.errors import UserError
 
 
-def given_flags(engine: Engine, script: str, argv: Sequence[str]) -> dict[str, str]:
+class Given(NamedTuple):
+    """A flag on a command line.
+
+    Attributes:
+        typed: the flag as it was typed, such as ``--single``.
+        value: what stands behind it; None if that is another flag, or nothing.
+    """
+
+    typed: str
+    value: str | None
+
+
+def given_flags(engine: Engine, script: str, argv: Sequence[str]) -> dict[str, Given]:
     """The flags on a command line.
 
     Args:
@@ -26,20 +38,21 @@ def given_flags(engine: Engine, script: str, argv: Sequence[str]) -> dict[str, s
         argv: the command line.
 
     Returns:
-        By the name under which the script has a flag's value (``single_cls``) how it was typed (``--single``). One
-        that the script does not know, or that is short for several, is not in it: the script itself refuses that.
+        By the name under which the script has a flag's value, such as ``single_cls``; the last of each. One that the
+        script does not know, or that is short for several, is not in it: the script itself refuses that.
     """
     known = _flags_of(engine, script)
     given = {}
-    for word in argv:
-        typed = word.split("=", 1)[0]
+    for word, following in zip(argv, [*argv[1:], "--"]):
+        typed, is_joined, value = word.partition("=")
         meant = _meant(typed, known)
         if meant is not None:
-            given[known[meant]] = typed
+            behind = None if following.startswith("--") else following
+            given[known[meant]] = Given(typed, value if is_joined else behind)
     return given
 
 
-def refuse_shortened(given: Mapping[str, str], parser: argparse.ArgumentParser) -> None:
+def refuse_shortened(given: Mapping[str, Given], parser: argparse.ArgumentParser) -> None:
     """Refuse abbreviations of flags that a command reads itself, which YOLOv5's script would read otherwise.
 
     Args:
@@ -50,7 +63,7 @@ def refuse_shortened(given: Mapping[str, str], parser: argparse.ArgumentParser) 
         UserError: names the flag.
     """
     own = {action.dest: action.option_strings for action in parser._actions}
-    for name, typed in given.items():
+    for name, (typed, _) in given.items():
         if name in own and typed not in own[name]:
             raise UserError(f"{typed}: write {own[name][-1]} in full; '{parser.prog}' reads that flag itself")
 

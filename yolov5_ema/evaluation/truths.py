@@ -117,7 +117,7 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
         raise UserError(f"{file} is no instances JSON: it must hold the lists {', '.join(_COCO_KEYS)}")
     try:
         categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
-        images = {entry["id"]: entry for entry in content["images"]}
+        images = {_as_id(entry["id"]): entry for entry in content["images"]}
         sizes = {
             key: (Path(str(entry["file_name"])).stem, *_size(entry["width"], entry["height"]))
             for key, entry in images.items()
@@ -127,9 +127,13 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
     odd = [key for key in images if not isinstance(key, (int, str))]
     if odd:
         raise UserError(f"{file}: an image's id must be a number or a name, not {odd[0]!r}")
-    _refuse_repeated([entry["id"] for entry in content["images"]], f"{file}: image id")
+    _refuse_repeated([_as_id(entry["id"]) for entry in content["images"]], f"{file}: image id")
     _refuse_repeated([stem for stem, _, _ in sizes.values()], f"{file}: image name")
-    all_names = tuple(names) if names is not None else tuple(categories[key] for key in sorted(categories))
+    all_names = (
+        tuple(names)
+        if names is not None
+        else tuple(dict.fromkeys(categories[key] for key in sorted(categories)))
+    )
     class_of = {key: all_names.index(name) for key, name in categories.items() if name in all_names}
     if not class_of:
         raise UserError(f"{file}: none of its categories is a class of {', '.join(all_names[:5])} …")
@@ -140,6 +144,11 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
     ordered = sorted(images, key=lambda key: (isinstance(key, str), key))
     truths = {sizes[key][0]: _coco_image(*sizes[key], rows[key], class_of) for key in ordered}
     return TruthSet(str(file), all_names, truths, {key: sizes[key][0] for key in images}, class_of)
+
+
+def _as_id(value: Any) -> Any:
+    """Of 3.0, as pandas writes it, the number 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _COCO_KEYS = ("images", "annotations", "categories")
