@@ -141,7 +141,8 @@ def _check_data(opt: argparse.Namespace, script: str, engine: Engine) -> None:
         return
     task = getattr(opt, "task", "train" if script == "train" else "val")
     check_data(Path(str(data)), _SPLITS.get("train" if script == "train" else task, ("val",)), engine)
-    _check_names_of_results(opt, Path(str(data)), engine)
+    if script == "val":
+        _check_names_of_results(opt, Path(str(data)), engine)
 
 
 def _check_names_of_results(opt: argparse.Namespace, file: Path, engine: Engine) -> None:
