@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_LONGEST_NAME = 255  # bytes; of a longer one, file systems do not say whether it is there
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -31,7 +32,7 @@ def find_shipped(name: str) -> Path | None:
 
     Only bare names are looked up: a name with a folder in it is the user's own path.
     """
-    if not name or Path(name).name != name:
+    if not name or Path(name).name != name or len(name.encode()) > _LONGEST_NAME:
         return None
     candidates = (directory / name for directory in (models_dir(), data_dir()))
     return next((path for path in candidates if path.is_file()), None)

@@ -12,6 +12,7 @@ from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
+    from yolov5_ema.engine.locate import Engine
     from yolov5_ema.evaluation.confusion import ConfusionMatrix
     from yolov5_ema.evaluation.judged import LabelledImages
     from yolov5_ema.evaluation.records import Predictions
@@ -177,24 +178,24 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
 
 
 def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
+    from yolov5_ema.data.image_names import refuse_shared_stems
+    from yolov5_ema.engine.data_yaml import engine_at_hand, open_dataset
     from yolov5_ema.evaluation import predictions, sources
 
-    release = _release()
+    engine = engine_at_hand()
     if args.annotations:
         truths = sources.annotation_truths(args.annotations, args.image_sizes, None, PROTOCOLS)
     else:
-        from yolov5_ema.data.image_names import refuse_shared_stems
-        from yolov5_ema.engine.data_yaml import open_dataset
-
-        dataset = open_dataset(args.data)
+        dataset = open_dataset(args.data, engine)
         refuse_shared_stems(dataset.images(args.task), "Predictions go by that name")
-        truths = sources.dataset_truths(dataset, args.task, PROTOCOLS, _judged(args, dataset, release))
+        truths = sources.dataset_truths(dataset, args.task, PROTOCOLS, _judged(args, dataset, engine))
     found = predictions.read_predictions(
         args.predictions,
         truths["coco"],  # labels know nothing of category ids
         missing_as_empty=args.missing_as_empty,
         category_ids=args.category_ids,
     )
+    release = _release_of(engine.version if engine else "")
     return {protocol: truths[protocol] for protocol in args.protocol}, found, release
 
 
@@ -207,18 +208,18 @@ def _by_weights(
 
     request = Request(args.weights, args.data, args.task, args.max_det, rest, build_parser())
     engine, dataset = request.opened()
-    release = _release_of(engine.version)
-    _check_truths(args, dataset, release)
+    _check_truths(args, dataset, engine)
     found = detect_split(request, engine, dataset, folder, keep_odd=args.keep_odd)
     dataset = open_dataset(args.data, engine)  # val may have fetched it
-    judged = _judged(args, dataset, release, found.images)
+    judged = _judged(args, dataset, engine, found.images)
     truths = sources.dataset_truths(dataset, args.task, args.protocol, judged)
     if "single_cls" in request.given(engine):
         truths = {protocol: sources.single_class(truth) for protocol, truth in truths.items()}
-    return truths, {name: found.by_image[file] for name, file in judged.files.items()}, release
+    predictions = {name: found.by_image[file] for name, file in judged.files.items()}
+    return truths, predictions, _release_of(engine.version)
 
 
-def _check_truths(args: argparse.Namespace, dataset: Dataset, release: str) -> None:
+def _check_truths(args: argparse.Namespace, dataset: Dataset, engine: Engine) -> None:
     """Read all that detections will be compared with, so that a mistake in it is told before they are made.
 
     Raises:
@@ -226,7 +227,6 @@ def _check_truths(args: argparse.Namespace, dataset: Dataset, release: str) -> N
     """
     from yolov5_ema.errors import ConfigError
     from yolov5_ema.evaluation import sources
-    from yolov5_ema.evaluation.judged import Rules, labelled_images
 
     try:
         images = dataset.images(args.task)
@@ -234,33 +234,34 @@ def _check_truths(args: argparse.Namespace, dataset: Dataset, release: str) -> N
         if dataset.content.get("download"):
             return
         raise
-    judged = labelled_images(images, len(dataset.names), Rules(release, args.keep_odd))
-    sources.dataset_truths(dataset, args.task, args.protocol, judged)
+    sources.dataset_truths(dataset, args.task, args.protocol, _labelled(args, dataset, engine, images))
 
 
 def _judged(
-    args: argparse.Namespace, dataset: Dataset, release: str, by_val: Sequence[Path] | None = None
+    args: argparse.Namespace, dataset: Dataset, engine: Engine | None, by_val: Sequence[Path] | None = None
 ) -> LabelledImages:
     """The images that are judged; says which are not."""
-    from yolov5_ema.evaluation.judged import Rules, labelled_images, words_of
+    from yolov5_ema.evaluation.judged import words_of
 
     images = dataset.images(args.task)
-    judged = labelled_images(images, len(dataset.names), Rules(release, args.keep_odd, by_val))
+    judged = _labelled(args, dataset, engine, images, by_val)
     if judged.left_out:
         hint = "" if args.keep_odd else "\n  --keep-odd judges those with odd label rows, by their other rows"
         print(f"yolov5-ema: {words_of(judged.left_out, len(images))}{hint}", file=sys.stderr)
     return judged
 
 
-def _release() -> str:
-    """Whose rules the protocol of YOLOv5 follows: those of the YOLOv5 at hand, if there is one."""
-    from yolov5_ema.engine.locate import locate
-    from yolov5_ema.errors import EngineNotFoundError
+def _labelled(
+    args: argparse.Namespace,
+    dataset: Dataset,
+    engine: Engine | None,
+    images: Sequence[Path],
+    by_val: Sequence[Path] | None = None,
+) -> LabelledImages:
+    from yolov5_ema.engine.odd_labels import polygon_from
+    from yolov5_ema.evaluation.judged import Rules, labelled_images
 
-    try:
-        return _release_of(locate().version)
-    except EngineNotFoundError:
-        return _release_of("")
+    return labelled_images(images, len(dataset.names), Rules(polygon_from(engine), args.keep_odd, by_val))
 
 
 def _release_of(version: str) -> str:

@@ -255,6 +255,7 @@ def _kept(run: Run, split: str) -> Measured:
 def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, is_typed: bool) -> Measured:
     from yolov5_ema.cli._detections import Request, detect_split
     from yolov5_ema.engine.dry_run import quiet
+    from yolov5_ema.engine.odd_labels import polygon_from
     from yolov5_ema.evaluation.judged import Rules, labelled_images, words_of
     from yolov5_ema.evaluation.sources import dataset_truths, single_class
     from yolov5_ema.evaluation.yolov5 import MAX_DET
@@ -273,7 +274,7 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
         engine, dataset = request.opened()
         found = detect_split(request, engine, dataset, Path(folder))
     images = dataset.images(settings["split"])
-    judged = labelled_images(images, len(dataset.names), Rules(settings["rules"], judged=found.images))
+    judged = labelled_images(images, len(dataset.names), Rules(polygon_from(engine), judged=found.images))
     if judged.left_out:
         print(f"yolov5-ema: {words_of(judged.left_out, len(images))}", file=sys.stderr)
     truths = dataset_truths(dataset, settings["split"], ["yolov5"], judged)["yolov5"]

@@ -37,8 +37,8 @@ def find_yaml(name: str, engine: Engine | None = None) -> Path | None:
     shipped = find_shipped(name)
     if shipped is not None or engine is None or not name or Path(name).name != name:
         return shipped
-    theirs = sorted(file for part in ("models", "data") for file in (engine.root / part).rglob(name))
-    return theirs[0] if theirs else None
+    files = (file for part in ("models", "data") for file in (engine.root / part).rglob("*.*"))
+    return min((file for file in files if file.name == name), default=None)
 
 
 def open_dataset(name: str, engine: Engine | None = None) -> Dataset:
@@ -51,7 +51,7 @@ def open_dataset(name: str, engine: Engine | None = None) -> Dataset:
     Raises:
         ConfigError: there is no such file, it cannot be read, or it names no classes.
     """
-    engine = engine or _engine_at_hand()
+    engine = engine or engine_at_hand()
     file = find_yaml(name, engine)
     if file is None:
         places = "yolov5-ema" if engine is None else f"yolov5-ema or of {engine}"
@@ -59,7 +59,8 @@ def open_dataset(name: str, engine: Engine | None = None) -> Dataset:
     return load_dataset(file, [] if engine is None else relative_bases(engine))
 
 
-def _engine_at_hand() -> Engine | None:
+def engine_at_hand() -> Engine | None:
+    """The YOLOv5 that commands would run, without importing it; None if there is none."""
     try:
         return locate()
     except EngineNotFoundError:

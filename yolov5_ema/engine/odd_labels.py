@@ -1,9 +1,10 @@
-"""Letting YOLOv5's ``val`` look at images that it would leave out for a row of their labels."""
+"""What a YOLOv5 makes of odd label rows; and letting its ``val`` look at images that it would leave out for one."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,28 @@ from PIL import Image
 
 from yolov5_ema.data.dataset import label_path
 from yolov5_ema.data.image_size import reason_left_out
-from yolov5_ema.data.yolo_format import read_labels
+from yolov5_ema.data.yolo_format import POLYGON_FROM, read_labels
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
 
 _NO_VERSION = -1.0
 _NOTES = ("hash", "version", "msgs", "results")
+
+
+_POLYGONS = re.compile(r"\blen\((\w+)\) > (\d+) for \1 in ")
+
+
+def polygon_from(engine: Engine | None) -> int:
+    """From how many columns on a YOLOv5 takes a label row for a polygon, as its text says; see `POLYGON_FROM`."""
+    if engine is None:
+        return POLYGON_FROM
+    file = engine.root / f"{_module_of(engine).replace('.', '/')}.py"
+    found = _POLYGONS.search(file.read_text(encoding="utf-8", errors="ignore"))
+    return int(found[2]) + 1 if found else POLYGON_FROM
+
+
+def _module_of(engine: Engine) -> str:
+    return "utils.dataloaders" if engine.has_script("utils.dataloaders") else "utils.datasets"
 
 
 @contextmanager
@@ -32,10 +49,7 @@ def odd_images_kept(engine: Engine, nc: int) -> Iterator[None]:
         engine: the YOLOv5, with the shim installed.
         nc: number of classes.
     """
-    is_old = engine.has_script("utils.datasets") and not engine.has_script("utils.dataloaders")
-    module: Any = importlib.import_module(
-        engine.module_name("utils.datasets" if is_old else "utils.dataloaders")
-    )
+    module: Any = importlib.import_module(engine.module_name(_module_of(engine)))
     kind = module.LoadImagesAndLabels
     patches = Patches()
     patches.set(kind, "cache_labels", _with_odd_images(kind.cache_labels, kind.cache_version, module, nc))

@@ -16,7 +16,6 @@ from yolov5_ema.data.image_size import reason_left_out
 from yolov5_ema.data.yolo_format import POLYGON_FROM, Labels, read_labels
 from yolov5_ema.errors import UserError
 
-_POLYGON_FROM = {"6.0": 9}
 _SHOWN = 20
 
 
@@ -52,12 +51,12 @@ class Rules:
     """Which images are judged.
 
     Attributes:
-        release: of the YOLOv5 whose ``val`` is followed, ``6.0`` (and 6.1) or ``6.2`` (and later).
+        polygon_from: columns from which the YOLOv5 whose ``val`` is followed takes a row for a polygon.
         keep_odd: judge images with odd label rows as well, by those of their rows that can be used.
         judged: what that ``val`` did judge; None: found out from the files.
     """
 
-    release: str = "6.2"
+    polygon_from: int = POLYGON_FROM
     keep_odd: bool = False
     judged: Sequence[Path] | None = None
 
@@ -99,7 +98,7 @@ def words_of(left_out: Sequence[LeftOut], total: int) -> str:
 
 
 def _labels(image: Path, nc: int, rules: Rules) -> Labels:
-    return read_labels(label_path(image), nc, _POLYGON_FROM.get(rules.release, POLYGON_FROM))
+    return read_labels(label_path(image), nc, rules.polygon_from)
 
 
 def _reason(image: Path, nc: int, rules: Rules) -> str:
