@@ -92,6 +92,7 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
     import tempfile
 
     from yolov5_ema.cli._detections import Request, detect_split
+    from yolov5_ema.engine.odd_labels import has_odd_images
     from yolov5_ema.evaluation.judged import not_judged, words_of
     from yolov5_ema.evaluation.records import Predictions
 
@@ -101,7 +102,8 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
         raise UserError(f"{single.typed}: the benchmark wants VisDrone's classes")
     images = _checked(dataset, args.task)
     with tempfile.TemporaryDirectory() as folder:
-        found = detect_split(request, engine, dataset, Path(folder), keep_odd=True)
+        keep_odd = has_odd_images(images, len(dataset.names))
+        found = detect_split(request, engine, dataset, Path(folder), keep_odd=keep_odd)
     left_out = not_judged(images, found.images)
     if left_out:
         print(f"yolov5-ema: {words_of(left_out, len(images))}\n  Their files are empty", file=sys.stderr)

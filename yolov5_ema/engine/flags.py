@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from yolov5_ema.engine.locate import Engine
@@ -86,7 +85,9 @@ def _flags_of(engine: Engine, script: str) -> dict[str, str]:
         def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
             raise _Parser(self)
 
-    module: ModuleType | Any = importlib.import_module(engine.module_name(script))
+    module: Any = importlib.import_module(engine.module_name(script))
+    if not hasattr(module, "parse_opt"):
+        return {}
     patches = Patches()
     patches.set(module, "argparse", ModuleView(argparse, ArgumentParser=Caught))
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable
@@ -19,7 +19,6 @@ from yolov5_ema.data.yolo_format import POLYGON_FROM, read_labels
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
 
-_NO_VERSION = -1.0
 _NOTES = ("hash", "version", "msgs", "results")
 
 
@@ -39,6 +38,11 @@ def _module_of(engine: Engine) -> str:
     return "utils.dataloaders" if engine.has_script("utils.dataloaders") else "utils.datasets"
 
 
+def has_odd_images(images: Iterable[Path], nc: int) -> bool:
+    """Whether YOLOv5 may leave out one of these images for its labels."""
+    return any(read_labels(label_path(image), nc).named for image in images)
+
+
 @contextmanager
 def odd_images_kept(engine: Engine, nc: int) -> Iterator[None]:
     """Let data sets that are opened within have images with odd label rows, by those of their rows that can be used.
@@ -52,24 +56,32 @@ def odd_images_kept(engine: Engine, nc: int) -> Iterator[None]:
     module: Any = importlib.import_module(engine.module_name(_module_of(engine)))
     kind = module.LoadImagesAndLabels
     patches = Patches()
-    patches.set(kind, "cache_labels", _with_odd_images(kind.cache_labels, kind.cache_version, module, nc))
-    patches.set(kind, "cache_version", _NO_VERSION)  # so that none is read, but the labels themselves
+    patches.set(kind, "cache_labels", _with_odd_images(kind.cache_labels, module, nc))
+    patches.set(module.np, "load", _without_caches(module.np.load))
     try:
         yield
     finally:
         patches.undo()
 
 
+def _without_caches(load: Callable[..., Any]) -> Callable[..., Any]:
+    """`np.load`, to which there is no label cache: the labels themselves are read."""
+
+    @functools.wraps(load)
+    def wrapper(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if Path(str(file)).suffix == ".cache":
+            raise FileNotFoundError(str(file))
+        return load(file, *args, **kwargs)
+
+    return wrapper
+
+
 def _with_odd_images(
-    cache_labels: Callable[..., dict[str, Any]], version: Any, module: Any, nc: int
+    cache_labels: Callable[..., dict[str, Any]], module: Any, nc: int
 ) -> Callable[..., dict[str, Any]]:
     @functools.wraps(cache_labels)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        self.cache_version = version
-        try:
-            found = cache_labels(self, *args, **kwargs)
-        finally:
-            del self.cache_version
+        found = cache_labels(self, *args, **kwargs)
         files = getattr(self, "im_files", None) or self.img_files
         entries = {file: found.get(file) or _entry(file, module, nc) for file in files}
         kept = {file: entry for file, entry in entries.items() if entry is not None}
