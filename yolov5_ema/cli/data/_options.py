@@ -59,7 +59,8 @@ def refuse_nothing_left(done: Conversion) -> None:
     """
     for result in done.splits:
         tallies = result.tallies
-        lost = len(result.problems) + sum(tallies[key] for key in _NO_BOXES)
+        rows = [problem for problem in result.problems if problem.kind in ("line", "annotation")]
+        lost = len(rows) + sum(tallies[key] for key in _NO_BOXES)
         if tallies["images"] and (tallies["boxes"] or not result.annotated or not lost):
             continue
         what = "box" if tallies["images"] else "image"
