@@ -71,3 +71,22 @@ def test_a_bare_name_means_what_it_means_to_val(engine, own_folder):
         open_dataset("no.yaml", engine)
     for name in ("", "data/coco128.yaml", "x" * 5000):
         assert find_yaml(name, engine) is None
+
+
+@pytest.mark.parametrize(
+    ("flag", "names", "word"),
+    [
+        ("--save-txt", ("a/1.jpg", "b/1.jpg"), "are both called 1. --save-txt tells"),
+        ("--save-json", ("a/1.jpg", "b/0001.jpg"), "are both called 1. --save-json tells"),
+    ],
+)
+def test_val_writes_no_detections_of_two_images_under_one_name(
+    refused, tiny_set, own_folder, flag, names, word
+):
+    for number, name in enumerate(names):
+        place = own_folder / "images" / name
+        place.parent.mkdir(parents=True)
+        shutil.copy(tiny_set.parent / f"images/val/val{number}.jpg", place)
+    Path("two.yaml").write_text("train: images\nval: images\nnc: 1\nnames: [a]\n")
+    assert word in refused("val", "--data", "two.yaml", "--weights", "nowhere.pt", flag)
+    assert "weights not found" in refused("val", "--data", "two.yaml", "--weights", "nowhere.pt")
