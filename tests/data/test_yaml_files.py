@@ -25,7 +25,9 @@ FOREIGN = {
 def test_names_that_are_not_utf8_are_refused(tmp_path, name, encoding):
     file = tmp_path / "data.yaml"
     file.write_bytes(NAMES.format(name).encode(encoding))
-    with pytest.raises(ConfigError, match=r"data\.yaml is not in UTF-8 \(line \d\).*Save it as UTF-8"):
+    with pytest.raises(
+        ConfigError, match=r"data\.yaml is not valid YAML: it is not in UTF-8 \(line \d\).*Save it as UTF-8"
+    ):
         load_dataset(file)
     file.write_bytes(NAMES.format(f'"{name}"').encode(encoding))
     with pytest.raises(ConfigError, match="is not in UTF-8"):

@@ -58,8 +58,8 @@ def read_yaml(file: Path, *, name: str = "") -> Any:
 def _with_foreign_comments(text: str, name: str, line: int) -> Any:
     """What a text holds that is not in UTF-8, if that is so in its comments only."""
     not_utf8 = ConfigError(
-        f"{name} is not in UTF-8 (line {line}), so its words cannot be read. Save it as UTF-8 in an editor; or, "
-        "where its encoding is GBK, iconv -f GBK -t UTF-8"
+        f"{name} is not valid YAML: it is not in UTF-8 (line {line}), so its words cannot be read. "
+        "Save it as UTF-8 in an editor; or, where its encoding is GBK, iconv -f GBK -t UTF-8"
     )
     try:
         content = parse_yaml(text, name)
