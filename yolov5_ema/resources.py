@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from yolov5_ema.errors import UserError
-
+_LONGEST_NAME = 255  # bytes; of a longer one, file systems do not say whether it is there
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -33,19 +32,7 @@ def find_shipped(name: str) -> Path | None:
 
     Only bare names are looked up: a name with a folder in it is the user's own path.
     """
-    if not name or Path(name).name != name:
+    if not name or Path(name).name != name or len(name.encode()) > _LONGEST_NAME:
         return None
     candidates = (directory / name for directory in (models_dir(), data_dir()))
     return next((path for path in candidates if path.is_file()), None)
-
-
-def find_data_yaml(name: str) -> Path:
-    """A data YAML: the user's file, or one that ships with the package.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    path = Path(name) if Path(name).is_file() else find_shipped(name)
-    if path is None:
-        raise UserError(f"{name}: no such data YAML here or among those of yolov5-ema")
-    return path

@@ -54,6 +54,29 @@ def test_visdrone_says_what_it_did(capsys):
     assert capsys.readouterr().out == f"{Path('out').absolute() / 'visdrone.yaml'}\n"
 
 
+@pytest.mark.parametrize(
+    ("texts", "what"),
+    [
+        ({"a": "bad\n", "b": "1,1,0,9,1,2,0,0\n"}, "box"),  # a malformed line, a box of no area
+        ({"a": "9,9,9,9,0,0,0,0\n"}, "box"),  # nothing but an ignored region
+        (None, "image"),
+    ],
+)
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_a_split_of_which_nothing_is_left_is_no_success(texts, what, quiet, capsys):
+    source = write_source(texts or {"a": "1,1,9,9,1,1,0,0\n"})
+    if texts is None:
+        (source / VAL / "images/a.jpg").write_bytes(b"no picture")
+    for _ in range(2):  # also where it was done before
+        assert main(["data", "visdrone", "source", "--out", "out", *quiet]) == 2
+        assert f"val: not one {what} is left of it" in capsys.readouterr().err
+
+
+def test_a_split_that_is_all_background_is_one():
+    write_source({"a": "", "b": ""})
+    assert main(["data", "visdrone", "source", "--out", "out"]) == 0
+
+
 def test_visdrone_refuses(refused, own_folder):
     write_source({"a": "1,1,9,9,1,1,0,0\n1,2,3\n"})
     assert "a.txt, line 2: 3 columns, not 8" in refused(

@@ -6,6 +6,7 @@ import csv
 import importlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -183,6 +184,108 @@ def test_windows_and_single_class(learned, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     content = json.loads((tmp_path / "runs/evaluate/exp/evaluation.json").read_text())
     assert list(content["coco"]["per_class"]) == ["object"]
+
+
+ODD_ROWS = {
+    "pixels": "0 48 40 9 9\n",
+    "beyond 1": "0 0.5 0.5 0.2 1.0025\n",
+    "negative": "0 0.5 0.5 -0.1 0.2\n",
+    "four columns": "0 0.5 0.5 0.2\n",
+}
+
+
+@pytest.fixture
+def odd_set(learned, tmp_path):
+    """The 12 validation images: 4 with an odd label row, one with a byte order mark, one cut off; two of one name."""
+    folder = tmp_path / "odd"
+    shutil.copytree(learned[0].parent, folder, ignore=shutil.ignore_patterns("*.cache", "train", "test"))
+    labels, images = sorted((folder / "labels/val").iterdir()), sorted((folder / "images/val").iterdir())
+    for label, row in zip(labels, ODD_ROWS.values()):
+        label.write_text(label.read_text() + row)
+    labels[4].write_text("\ufeff" + labels[4].read_text(), encoding="utf-8")
+    images[5].write_bytes(images[5].read_bytes()[:1500])
+    for kind, file in (("images", images[6]), ("labels", labels[6])):
+        (folder / kind / "val/again").mkdir()
+        file.rename(folder / kind / "val/again" / f"{images[7].stem}{file.suffix}")
+    data = folder / "odd.yaml"
+    data.write_text(learned[0].read_text().replace(str(learned[0].parent), str(folder)))
+    return data
+
+
+def test_all_columns_judge_the_images_that_val_judges(odd_set, learned, own_folder, capsys):
+    flags = ("--data", odd_set, "--weights", learned[1], "--img", 96, "--batch", 4, "--noplots")
+    assert evaluate(*flags, "--json", "o.json") == 0
+    said = capsys.readouterr()
+    assert "6 images, 18 objects" in said.out and "6 of 12 images are not judged" in said.err
+    for name in (
+        "val0",
+        "val1",
+        "val10",
+        "val11",
+        "val2",
+        "val3",
+    ):  # the first six in the order of their names
+        assert f"images/val/{name}.jpg: " in said.err, name
+    ours = json.loads(Path("o.json").read_text())
+    with yolov5_ema.installed() as engine:
+        val = importlib.import_module(engine.module_name("val"))
+        options = {
+            "data": str(odd_set),
+            "weights": str(learned[1]),
+            "imgsz": 96,
+            "batch_size": 4,
+            "half": False,
+        }
+        found = val.run(**options, project=str(own_folder), plots=False)[0][:4]
+    assert [ours["yolov5"][name] for name in ("P", "R", "mAP50", "mAP50-95")] == pytest.approx(
+        found, abs=1e-6
+    )
+    assert ours["yolov5"]["mAP50"] > 0.01
+    labels = sum(entry["labels"] for entry in ours["yolov5"]["per_class"].values())
+    assert labels == 18
+    assert evaluate(*flags, "--keep-odd") == 0  # the row beyond 1 is an object then, cut off at the border
+    said = capsys.readouterr()
+    assert "11 images, 34 objects" in said.out and "1 of 12 images are not judged" in said.err
+    # what val keeps of the labels is as before: the next val leaves the same images out
+    with yolov5_ema.installed() as engine:
+        val = importlib.import_module(engine.module_name("val"))
+        assert val.run(**options, project=str(own_folder), plots=False)[0][:4] == pytest.approx(
+            found, abs=1e-9
+        )
+
+
+def test_predictions_are_judged_on_the_same_images(odd_set, own_folder, capsys):
+    (odd_set.parent / "images/val/again").rename(odd_set.parent / "images/val/other")  # without labels now
+    assert evaluate("--data", odd_set, "--predictions", "p.json", "--nosave") == 2
+    assert re.search(r"are both called val\d+. Predictions go by that name", capsys.readouterr().err)
+    shutil.rmtree(odd_set.parent / "images/val/other")
+    rows = []
+    for label in sorted((odd_set.parent / "labels/val").glob("*.txt")):
+        row = {"image_id": label.stem, "category_id": 0, "bbox": [1, 1, 20, 20], "score": 0.5}
+        rows.append(row)
+    Path("p.json").write_text(json.dumps(rows))
+    assert evaluate("--data", odd_set, "--predictions", "p.json", "--nosave") == 0
+    said = capsys.readouterr()
+    assert "5 images, 15 objects, 5 detections" in said.out and "6 of 11 images are not judged" in said.err
+
+
+def test_shortened_flags_are_vals(odd_set, learned, capsys):
+    flags = ("--data", odd_set, "--weights", learned[1], "--img", 96, "--noplots", "--protocol", "coco")
+    assert evaluate(*flags, "--single", "--json", "o.json", "--batch", 4) == 0
+    assert list(json.loads(Path("o.json").read_text())["coco"]["per_class"]) == ["object"]
+    capsys.readouterr()
+    for typed in (("--tas", "test"), ("--proj", "x"), ("--nam=x",)):
+        assert evaluate(*flags, *typed) == 2
+        assert "in full; 'yolov5-ema evaluate' reads that flag itself" in capsys.readouterr().err
+
+
+def test_submit_writes_one_file_an_image_or_none(drone_set, tmp_path, capsys):
+    (tmp_path / "images/again").mkdir()
+    shutil.copy(tmp_path / "images/x.jpg", tmp_path / "images/again/x.jpg")
+    for found in (["--weights", "nowhere.pt"], ["--predictions", "nowhere.json"]):
+        assert main(["submit", "--data", drone_set, *found, "-o", "results"]) == 2
+        assert "are both called x. The benchmark takes one file" in capsys.readouterr().err
+    assert not Path("results").exists()
 
 
 def test_what_val_refuses_leaves_nothing(tiny_set, capsys):

@@ -15,10 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
+from yolov5_ema.cli.data.coco import main
 from yolov5_ema.data.coco import convert_coco, split_of
 from yolov5_ema.data.coco_format import COCO_NAMES, read_instances
+from yolov5_ema.data.dataset import load_dataset
+from yolov5_ema.data.stats import split_stats
 from yolov5_ema.data.visdrone import convert_visdrone
 from yolov5_ema.errors import UserError
+from yolov5_ema.evaluation.truths import coco_truth
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
 
@@ -372,3 +376,83 @@ def test_a_run_that_was_cut_off_goes_on(source, out):
     (out / "coco.yaml").unlink()
     assert only(convert(source, out)).done_before == 3
     assert tree(out) == whole
+
+
+# --- ids that pandas wrote, categories of one name, nothing left ---
+
+
+def test_ids_that_are_whole_floats(source, tmp_path):
+    """As pandas writes a column that once had a gap."""
+    images = [{**image(1), "id": 1.0}, {**image(2), "id": 2}]
+    rows = [
+        annotation(1, 3.0, [10, 10, 20, 20]),
+        annotation(2.0, 7, [5, 5, 8, 8]),
+        annotation(1.0, 7.0, [0, 0, 9, 9]),
+    ]
+    categories = [{"id": 7.0, "name": "cat"}, {"id": 3, "name": "dog"}]
+    done = convert_coco(write_coco(source, rows, images, categories), tmp_path / "out")
+    assert done.splits[0].tallies["boxes"] == 3 and not done.splits[0].problems
+    assert [int(row[0]) for row in label_rows(tmp_path / "out/labels/val2017/000001.txt")] == [0, 1]
+    truth = coco_truth(tmp_path / "out/annotations/instances_val2017.json", ("dog", "cat"))
+    assert [len(entry.classes) for entry in truth.truths.values()] == [2, 1]
+    assert truth.image_ids == {1: "000001", 2: "000002"}
+
+
+@pytest.mark.parametrize("odd", [1.5, float("nan"), float("inf"), True, None, [1], "1"])
+def test_ids_that_are_no_numbers_are_named(source, tmp_path, odd):
+    rows = [annotation(1, 3, [10, 10, 20, 20]), annotation(2, odd, [5, 5, 8, 8])]
+    done = convert_coco(write_coco(source, rows), tmp_path / "out")
+    assert [problem.kind for problem in done.splits[0].problems] == ["annotation"]
+
+
+def test_a_category_without_annotations_may_have_the_name_of_another(source, tmp_path):
+    """Roboflow's exports: category 0 stands for the whole set, and is called as it."""
+    categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    rows = [annotation(1, 1, [10, 10, 20, 20]), annotation(2, 2, [5, 5, 8, 8])]
+    done = convert_coco(write_coco(source, rows, categories=categories), tmp_path / "out")
+    dataset = load_dataset(done.yaml_file)
+    assert dataset.names == ("cat", "dog")
+    assert [stats.class_counts.tolist() for stats in [split_stats(dataset, "val", 640)]] == [[1, 1]]
+    rows[1]["category_id"] = 0
+    message = r"categories 0 and 1 are both called 'cat', and both are annotated"
+    with pytest.raises(UserError, match=message):
+        convert_coco(write_coco(source, rows, categories=categories), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            [annotation(9, 3, [1, 1, 5, 5])],
+            r"none of its 1 annotations can be used; (.|\n)*image_id 9 is no image's",
+        ),
+        (
+            [annotation(1, 3, [1, 1, 5, 5], iscrowd=1)],
+            r"none of its 1 annotations can be used \(1 are crowds\)",
+        ),
+        ([annotation(1, 3, [900, 1, 5, 5])], r"can be used \(1 have no area within their images\)"),
+    ],
+)
+def test_a_set_without_any_box_left_is_refused(source, tmp_path, rows, words):
+    with pytest.raises(UserError, match=words):
+        convert_coco(write_coco(source, rows), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_without_any_image_left_is_refused(source, tmp_path):
+    write_coco(source, [annotation(1, 3, [1, 1, 5, 5])])
+    for file in (source / "val2017").iterdir():
+        file.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="none of its images can be used; nothing was written"):
+        convert_coco(source, tmp_path / "out")
+    (source / "val2017/000002.jpg").write_bytes(jpeg())  # the one with the box is still none
+    with pytest.raises(UserError, match="none of its 1 annotations can be used"):
+        convert_coco(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_nobody_annotated_are_a_set(source, tmp_path):
+    write_coco(source, [], [image(1), image(2, width=WIDTH + 1)])  # one of another size, which is said
+    assert main([str(source), "--out", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out/labels/val2017").glob("*.txt"))) == 2

@@ -251,6 +251,27 @@ def test_bad_lines_and_images_are_named(tmp_path):
         slice_split(dataset, "train", tmp_path / "strict", SlicePlan(size=96), strict=True)
 
 
+def test_odd_rows_and_images_that_are_cut_off_are_named(tmp_path):
+    rows = ["0 0.5 0.5 0.2 1.0025", "0 120 90 24 18", "0 0.5 0.5 -0.2 0.2", "1 0.1 0.1 0.1 0.1"]
+    dataset = write_set(
+        tmp_path / "set", {"a.png": (noise(96, 96), "\n".join(rows)), "b.png": (noise(96, 96), "")}
+    )
+    picture = tmp_path / "set/images/train/b.png"
+    Image.fromarray(noise(96, 96)).save(picture.with_suffix(".jpg"))
+    picture.unlink()
+    picture = picture.with_suffix(".jpg")
+    picture.write_bytes(picture.read_bytes()[:2000])  # OpenCV reads it, with grey beyond the cut
+    report = slice_split(dataset, "train", tmp_path / "out", SlicePlan(size=96))
+    assert [(bad.line, bad.reason.split(";")[0]) for bad in report.bad_lines] == [
+        (1, "1.0025 is beyond 0 to 1"),
+        (2, "120 is beyond 0 to 1"),
+        (3, "-0.2 is negative"),
+    ]
+    assert report.bad_images == [picture] and report.objects == 2
+    written = np.loadtxt(tmp_path / "out/labels/train/a.txt")
+    np.testing.assert_allclose(written, [[0, 0.5, 0.5, 0.2, 1], [1, 0.1, 0.1, 0.1, 0.1]], atol=1e-6)
+
+
 def test_polygons_and_boxes_over_the_border(tmp_path):
     text = "0 0.05 0.5 0.2 0.2\n1 0.8 0.4 0.9 0.4 0.9 0.6 0.8 0.6\n"
     dataset = write_set(tmp_path / "set", {"x.png": (noise(200, 100), text)})

@@ -65,6 +65,36 @@ def test_no_boxes_no_verdict():
     assert found.word == "unlikely" and "no boxes" in found.sentence
 
 
+@pytest.mark.parametrize(
+    "row", ["0 120 90 24 18", "0 0.5 0.5 0.2 1.0025", "0 0.5 0.5 -0.1 0.1", "0 0.5 0.5 0.1", "\ufeff"]
+)
+def test_an_image_that_yolov5_leaves_out_does_not_count(data, tmp_path, row, monkeypatch, capsys):
+    label = tmp_path / "set/labels/train/b.txt"
+    label.write_text(
+        row + label.read_text() if row == "\ufeff" else label.read_text() + row, encoding="utf-8"
+    )
+    stats = split_stats(load_dataset(data), "train", 200)
+    assert (stats.images, stats.background, stats.boxes) == (2, 1, 2)
+    assert [problem.kind for problem in stats.problems] == ["image", "line"]
+    line = 1 if row == "\ufeff" else 3
+    assert f"YOLOv5 leaves it out for its labels: {label}, line {line}: " in stats.problems[0].reason
+    monkeypatch.chdir(tmp_path)
+    assert main([str(data), "--no-picture"]) == 0
+    assert f"{label}, line {line}" in capsys.readouterr().out
+
+
+def test_a_box_among_polygons_is_named(data, tmp_path):
+    label = tmp_path / "set/labels/train/b.txt"
+    label.write_text("0 0.1 0.1 0.3 0.1 0.2 0.4\n1 0.5 0.5 0.1 0.1\n")
+    stats = split_stats(load_dataset(data), "train", 200)
+    assert [(problem.kind, "two points" in problem.reason) for problem in stats.problems] == [
+        ("odd", True),
+        ("line", False),
+    ]
+    # YOLOv5 takes 0.5 0.5 and 0.1 0.1 for the corners: a box of 80 x 40 pixels
+    assert sorted(stats.sizes)[-1] == pytest.approx((80 * 40) ** 0.5, abs=1e-3)
+
+
 def test_the_table(data):
     stats = split_stats(load_dataset(data), "train", 639)
     lines = [line.split() for line in table(("x", "y", "z"), [stats]).splitlines()]
@@ -109,6 +139,6 @@ def test_mistakes(data, tmp_path, monkeypatch):
             main(argv)
     for image in (tmp_path / "set/images/train").iterdir():
         image.write_bytes(b"no image")
-    with pytest.raises(UserError, match="none of the images of train can be read"):
+    with pytest.raises(UserError, match="none of the images of train can be used"):
         main([str(data)])
     assert not (tmp_path / "runs").exists()

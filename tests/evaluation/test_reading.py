@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from PIL import Image
 from yolov5_ema.data.visdrone_format import CLASSES
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.coco import CocoProtocol
+from yolov5_ema.evaluation.judged import Rules, labelled_images
 from yolov5_ema.evaluation.predictions import read_predictions, write_visdrone_results
-from yolov5_ema.evaluation.records import Predictions, clipped
+from yolov5_ema.evaluation.records import Predictions, Truth, clipped
 from yolov5_ema.evaluation.truths import (
+    TruthSet,
     coco_truth,
     image_sizes,
     label_truth,
@@ -157,15 +160,23 @@ def test_labels(tmp_path):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.new("RGB", size).save(tmp_path / "images" / name)
     (tmp_path / "labels").mkdir()
-    (tmp_path / "labels/a.txt").write_text("1 0.5 0.5 0.1 0.2\n0 0.25 0.5 0.5 1\n1 0.5 0.5 0.1 0.2\n")
+    # the last is the first again in single precision, which is YOLOv5's
+    (tmp_path / "labels/a.txt").write_text(
+        "1 0.5 0.5 0.1 0.2\n0 0.25 0.5 0.5 1\n1 0.5000000001 0.5 0.1 0.2\n"
+    )
     images = sorted((tmp_path / "images").glob("*"))
-    found = label_truth(images, ["x", "y"], "set.yaml")
+
+    def truth():
+        judged = labelled_images(images, 2, Rules())
+        return label_truth(judged, ["x", "y"], "set.yaml", image_sizes(judged.files))
+
+    found = truth()
     assert found.truths["a"].classes.tolist() == [0, 1]  # the repeated one is dropped, as YOLOv5 does
     np.testing.assert_allclose(found.truths["a"].boxes, [[0, 0, 100, 100], [90, 40, 20, 20]])
     assert len(found.truths["b"].classes) == 0
     (tmp_path / "labels/a.txt").write_text("2 0.5 0.5 0.1 0.2\n")
     with pytest.raises(UserError, match=r"a\.txt, line 1: class 2 is none of 0 to 1"):
-        label_truth(images, ["x", "y"], "set.yaml")
+        truth()
 
 
 def test_image_sizes_follow_the_exif_orientation(tmp_path):
@@ -173,11 +184,8 @@ def test_image_sizes_follow_the_exif_orientation(tmp_path):
     exif[274] = 6
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGB", (40, 20)).save(tmp_path / "plain.jpg")
-    assert image_sizes(sorted(tmp_path.glob("*.jpg"))) == {"plain": (40, 20), "turned": (20, 40)}
-    (tmp_path / "sub").mkdir()
-    Image.new("RGB", (4, 2)).save(tmp_path / "sub/plain.jpg")
-    with pytest.raises(UserError, match="'plain' stands there twice"):
-        image_sizes(sorted(tmp_path.rglob("*.jpg")))
+    files = {file.stem: file for file in tmp_path.glob("*.jpg")}
+    assert image_sizes(files) == {"plain": (40, 20), "turned": (20, 40)}
 
 
 def test_image_sizes_json(tmp_path):
@@ -243,6 +251,89 @@ def test_what_category_ids_of_a_results_json_mean(tmp_path, capsys):
         read_predictions(write_json(file, rows), truth)
 
 
+def rows_of(numbers, names="ab"):
+    return [
+        {"image_id": names[at % len(names)], "category_id": number, "bbox": [0, 0, 1, 1], "score": 0.5}
+        for at, number in enumerate(numbers)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "wanted", "classes", "words"),
+    [
+        ([0, 1, 2], "auto", {0, 1, 2}, ""),
+        ([0.0, 2.0], "auto", {0, 2}, ""),
+        # the last class is never predicted: it cannot be told, so it is said
+        ([1, 2], "auto", {1, 2}, "classes counted from 0. They could also be classes counted from 1"),
+        ([1, 2], "index", {1, 2}, ""),
+        ([1, 2], "one-based", {0, 1}, ""),
+        ([1, 2, 3], "one-based", {0, 1, 2}, ""),
+    ],
+)
+@pytest.mark.parametrize("form", ["json", "txt"])
+def test_classes_that_may_be_counted_from_1(tmp_path, capsys, numbers, wanted, classes, words, form):
+    truth = TruthSet("set", ("x", "y", "z"), {name: Truth(name, 100, 100) for name in "ab"})
+    if form == "json":
+        place = write_json(tmp_path / "r.json", rows_of(numbers))
+    else:
+        place = tmp_path
+        for name in "ab":
+            (tmp_path / f"{name}.txt").write_text("".join(f"{n} 0.5 0.5 0.1 0.1 0.5\n" for n in numbers))
+    found = read_predictions(place, truth, category_ids=wanted)
+    assert {int(number) for name in "ab" for number in found[name].classes} == classes
+    said = capsys.readouterr().out
+    assert words in said and bool(words) == ("--category-ids one-based" in said)
+
+
+def test_a_class_that_only_counting_from_1_has_is_refused_with_the_cure(tmp_path):
+    truth = TruthSet("set", ("x", "y", "z"), {name: Truth(name, 100, 100) for name in "ab"})
+    file = write_json(tmp_path / "r.json", rows_of([1, 3]))
+    with pytest.raises(UserError, match=r"category_id 3 is none of 0 to 2. .* pass --category-ids one-based"):
+        read_predictions(file, truth)
+    with pytest.raises(UserError, match=r"category_id 0 is none of 1 to 3"):
+        read_predictions(write_json(file, rows_of([0, 3])), truth, category_ids="one-based")
+
+
+def test_ids_of_categories_that_could_be_classes_are_said(tmp_path, capsys):
+    truth = TruthSet("set", ("x", "y", "z"), {"a": Truth("a", 9, 9)}, category_ids={1: 0, 2: 1, 3: 2})
+    found = read_predictions(write_json(tmp_path / "r.json", rows_of([1, 2], "a")), truth)
+    assert found["a"].classes.tolist() == [0, 1]
+    assert "They could also be classes counted from 0 (--category-ids index)" in capsys.readouterr().out
+
+
+def test_one_number_that_two_images_have_is_refused(tmp_path):
+    truth = TruthSet("set", ("x",), {name: Truth(name, 9, 9) for name in ("1", "0001", "2")})
+    for image, ok in ((2, True), ("0001", True), ("1", True), (1, False)):
+        row = {"image_id": image, "category_id": 0, "bbox": [0, 0, 1, 1], "score": 0.5}
+        file = write_json(tmp_path / "r.json", [row])
+        if ok:
+            found = read_predictions(file, truth, missing_as_empty=True)
+            assert [name for name in found if len(found[name].scores)] == [str(image)]
+        else:
+            with pytest.raises(UserError, match="image_id 1 is the number of 1 and of 0001"):
+                read_predictions(file, truth, missing_as_empty=True)
+
+
+def test_detections_in_images_that_are_not_judged_are_passed_over(tmp_path):
+    truth = TruthSet("set", ("x",), {"a": Truth("a", 9, 9)}, {7: "b"}, left_out=frozenset({"b", "0012"}))
+    rows = rows_of([0, 0, 0, 0], ["a", "b", 7, 12])
+    assert list(read_predictions(write_json(tmp_path / "r.json", rows), truth)) == ["a"]
+    with pytest.raises(UserError, match="image_id 'c' is none of the images"):
+        read_predictions(write_json(tmp_path / "r.json", [*rows, *rows_of([0], "c")]), truth)
+    truth = replace(truth, image_ids={7: "b", 8: "elsewhere"})  # an image of the JSON, not of the split
+    with pytest.raises(UserError, match="image_id 8 is none of the images"):
+        read_predictions(write_json(tmp_path / "r.json", [*rows, *rows_of([0], [8])]), truth)
+
+
+def test_categories_of_one_name_are_one_class(tmp_path):
+    content = instances()
+    content["categories"].append({"id": 99, "name": content["categories"][0]["name"]})
+    found = coco_truth(write_json(tmp_path / "i.json", content))
+    assert len(found.names) == len(set(found.names)) == 2
+    first = content["categories"][0]["id"]
+    assert found.category_ids[99] == found.category_ids[first]
+
+
 def test_numeric_names_as_numbers(tmp_path):
     (tmp_path / "000012.txt").write_text("10,20,30,40,1,4,0,0\n")
     truth = visdrone_truth(tmp_path, {"000012": (100, 100)})
@@ -283,7 +374,8 @@ def test_results_json_that_cannot_be_used(tmp_path, content, words):
         ("300,2,3,4,0.5,1,-1,-1\n", "outside the image of 200 x 100"),
         ("", "no detections for 1 of 2 images, such as a"),
         ("1 0.5 0.5 0.1 0.1\n", "rows without a confidence; .*--save-conf"),
-        ("10 0.5 0.5 0.1 0.1 0.5\n", "its class is none of 0 to 9"),
+        ("10 0.5 0.5 0.1 0.1 0.5\n", "10 is none of 0 to 9. If these are classes counted from 1"),
+        ("11 0.5 0.5 0.1 0.1 0.5\n", "its class is none of 0 to 9"),
         ("1.5 0.5 0.5 0.1 0.1 0.5\n", "a class must be a whole number, not 1.5"),
         ("1 0.5 0.5 0.1 0.1 x\n", "'x' is no number"),
     ],

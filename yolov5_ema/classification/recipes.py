@@ -126,7 +126,7 @@ def load_recipe(name: str) -> dict[str, Any]:
         ConfigError: there is none, or a key or a value of it cannot be; the message names file and key.
     """
     file = find_recipe(name)
-    content = read_yaml(file, errors="strict")
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise ConfigError(f"{file} is no recipe: it holds no keys with values")
     return {key: checked(key, value, str(file)) for key, value in content.items()}

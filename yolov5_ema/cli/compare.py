@@ -47,9 +47,11 @@ def main(argv: Sequence[str]) -> int:
     from yolov5_ema.engine import shim
     from yolov5_ema.engine.comparison import prepare, save_recipe
     from yolov5_ema.engine.comparison_runs import locked
+    from yolov5_ema.engine.flags import given_flags, refuse_shortened
 
     load_plugins()
     engine = shim.install()
+    refuse_shortened(given_flags(engine, "train", flags), _parser())
     plan = prepare(
         engine,
         folder=args.project / args.name,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.resources import find_data_yaml
 
 if TYPE_CHECKING:
+    from yolov5_ema.data.dataset import Dataset
+    from yolov5_ema.engine.locate import Engine
     from yolov5_ema.evaluation.confusion import ConfusionMatrix
+    from yolov5_ema.evaluation.judged import LabelledImages
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.results import Result
     from yolov5_ema.evaluation.truths import TruthSet
@@ -90,8 +93,14 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--category-ids",
         default="auto",
-        choices=("auto", "coco", "index"),
-        help="category_id in a results JSON: the ground truth's ids, or classes from 0 (default: whichever fits)",
+        choices=("auto", "coco", "index", "one-based"),
+        help="category_id in a results JSON: the ground truth's ids, classes from 0, or classes from 1 "
+        "(default: the first of the first two that fits)",
+    )
+    what.add_argument(
+        "--keep-odd",
+        action="store_true",
+        help="judge images with odd label rows too, by their other rows; YOLOv5's val leaves them out",
     )
     how = parser.add_argument_group("how")
     how.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help="default: all")
@@ -169,49 +178,90 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
 
 
 def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
+    from yolov5_ema.data.image_names import refuse_shared_stems
+    from yolov5_ema.engine.data_yaml import engine_at_hand, open_dataset
     from yolov5_ema.evaluation import predictions, sources
 
+    engine = engine_at_hand()
     if args.annotations:
         truths = sources.annotation_truths(args.annotations, args.image_sizes, None, PROTOCOLS)
     else:
-        truths = sources.dataset_truths(_dataset(args.data), args.task, PROTOCOLS)
+        dataset = open_dataset(args.data, engine)
+        refuse_shared_stems(dataset.images(args.task), "Predictions go by that name")
+        truths = sources.dataset_truths(dataset, args.task, PROTOCOLS, _judged(args, dataset, engine))
     found = predictions.read_predictions(
         args.predictions,
         truths["coco"],  # labels know nothing of category ids
         missing_as_empty=args.missing_as_empty,
         category_ids=args.category_ids,
     )
-    return {protocol: truths[protocol] for protocol in args.protocol}, found, _release()
+    release = _release_of(engine.version if engine else "")
+    return {protocol: truths[protocol] for protocol in args.protocol}, found, release
 
 
 def _by_weights(
     args: argparse.Namespace, rest: Sequence[str], folder: Path
 ) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
-    from yolov5_ema.cli._detections import detect_split
+    from yolov5_ema.cli._detections import Request, detect_split
+    from yolov5_ema.engine.data_yaml import open_dataset
     from yolov5_ema.evaluation import sources
 
-    engine, dataset, found = detect_split(args, rest, folder)
-    truths = sources.dataset_truths(dataset, args.task, args.protocol)
-    if "--single-cls" in rest:
+    request = Request(args.weights, args.data, args.task, args.max_det, rest, build_parser())
+    engine, dataset = request.opened()
+    _check_truths(args, dataset, engine)
+    found = detect_split(request, engine, dataset, folder, keep_odd=args.keep_odd)
+    dataset = open_dataset(args.data, engine)  # val may have fetched it
+    judged = _judged(args, dataset, engine, found.images)
+    truths = sources.dataset_truths(dataset, args.task, args.protocol, judged)
+    if "single_cls" in request.given(engine):
         truths = {protocol: sources.single_class(truth) for protocol, truth in truths.items()}
-    return truths, found, _release_of(engine.version)
+    predictions = {name: found.by_image[file] for name, file in judged.files.items()}
+    return truths, predictions, _release_of(engine.version)
 
 
-def _dataset(data: str) -> Any:
-    from yolov5_ema.data.dataset import load_dataset
+def _check_truths(args: argparse.Namespace, dataset: Dataset, engine: Engine) -> None:
+    """Read all that detections will be compared with, so that a mistake in it is told before they are made.
 
-    return load_dataset(find_data_yaml(data))
-
-
-def _release() -> str:
-    """Whose rules the protocol of YOLOv5 follows: those of the YOLOv5 at hand, if there is one."""
-    from yolov5_ema.engine.locate import locate
-    from yolov5_ema.errors import EngineNotFoundError
+    Raises:
+        UserError: as `dataset_truths`; but not where YOLOv5 is to fetch the images first.
+    """
+    from yolov5_ema.errors import ConfigError
+    from yolov5_ema.evaluation import sources
 
     try:
-        return _release_of(locate().version)
-    except EngineNotFoundError:
-        return _release_of("")
+        images = dataset.images(args.task)
+    except ConfigError:
+        if dataset.content.get("download"):
+            return
+        raise
+    sources.dataset_truths(dataset, args.task, args.protocol, _labelled(args, dataset, engine, images))
+
+
+def _judged(
+    args: argparse.Namespace, dataset: Dataset, engine: Engine | None, by_val: Sequence[Path] | None = None
+) -> LabelledImages:
+    """The images that are judged; says which are not."""
+    from yolov5_ema.evaluation.judged import words_of
+
+    images = dataset.images(args.task)
+    judged = _labelled(args, dataset, engine, images, by_val)
+    if judged.left_out:
+        hint = "" if args.keep_odd else "\n  --keep-odd judges those with odd label rows, by their other rows"
+        print(f"yolov5-ema: {words_of(judged.left_out, len(images))}{hint}", file=sys.stderr)
+    return judged
+
+
+def _labelled(
+    args: argparse.Namespace,
+    dataset: Dataset,
+    engine: Engine | None,
+    images: Sequence[Path],
+    by_val: Sequence[Path] | None = None,
+) -> LabelledImages:
+    from yolov5_ema.engine.odd_labels import polygon_from
+    from yolov5_ema.evaluation.judged import Rules, labelled_images
+
+    return labelled_images(images, len(dataset.names), Rules(polygon_from(engine), args.keep_odd, by_val))
 
 
 def _release_of(version: str) -> str:

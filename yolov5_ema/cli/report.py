@@ -213,14 +213,14 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
         UserError: it cannot be evaluated, or was not to be.
     """
     from yolov5_ema.engine import shim
+    from yolov5_ema.engine.data_yaml import open_dataset
     from yolov5_ema.reporting import measuring
-    from yolov5_ema.resources import find_data_yaml
 
     if run.weights is None:
         raise UserError("there is no weights/best.pt")
     if not _is_asked(args):
         return _kept(run, split)
-    data = find_data_yaml(args.data) if args.data else measuring.data_of(run.options, run.folder)
+    data = open_dataset(args.data).file if args.data else measuring.data_of(run.options, run.folder)
     imgsz = args.imgsz or _training_size(run.options)
     release = _release(shim.install().version)
     settings = measuring.settings_of(
@@ -253,8 +253,10 @@ def _kept(run: Run, split: str) -> Measured:
 
 
 def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, is_typed: bool) -> Measured:
-    from yolov5_ema.cli._detections import detect_split
+    from yolov5_ema.cli._detections import Request, detect_split
     from yolov5_ema.engine.dry_run import quiet
+    from yolov5_ema.engine.odd_labels import polygon_from
+    from yolov5_ema.evaluation.judged import Rules, labelled_images, words_of
     from yolov5_ema.evaluation.sources import dataset_truths, single_class
     from yolov5_ema.evaluation.yolov5 import MAX_DET
     from yolov5_ema.reporting.measuring import folders_of, measure
@@ -265,19 +267,29 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
     flags += ["--device", device] if device else []
     is_single = bool(run.options.get("single_cls"))
     flags += ["--single-cls"] if is_single else []
-    asked = argparse.Namespace(
-        data=str(data), task=settings["split"], weights=[str(run.weights)], max_det=MAX_DET
-    )
+    request = Request([str(run.weights)], str(data), settings["split"], MAX_DET, flags)
     print(f"Evaluating {run.weights} on {settings['split']} of {data}", flush=True)
     # val's own table, and where it saved to, are of a folder that is gone afterwards; its progress goes to stderr
     with tempfile.TemporaryDirectory() as folder, quiet(), contextlib.redirect_stdout(io.StringIO()):
-        _, dataset, predictions = detect_split(asked, flags, Path(folder))
-    truths = dataset_truths(dataset, settings["split"], ["yolov5"])["yolov5"]
+        engine, dataset = request.opened()
+        found = detect_split(request, engine, dataset, Path(folder))
+    images = dataset.images(settings["split"])
+    judged = labelled_images(images, len(dataset.names), Rules(polygon_from(engine), judged=found.images))
+    if judged.left_out:
+        print(f"yolov5-ema: {words_of(judged.left_out, len(images))}", file=sys.stderr)
+    truths = dataset_truths(dataset, settings["split"], ["yolov5"], judged)["yolov5"]
+    predictions = {name: found.by_image[file] for name, file in judged.files.items()}
     truths = single_class(truths) if is_single else truths
     # a data set that only a file has named shows no picture from elsewhere
     places = None if is_typed else folders_of(dataset, settings["split"])
     return measure(
-        dataset, truths, predictions, release=settings["rules"], settings=settings, pictures_from=places
+        dataset,
+        truths,
+        predictions,
+        release=settings["rules"],
+        settings=settings,
+        pictures_from=places,
+        files=judged.files,
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.resources import find_data_yaml
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
@@ -23,7 +23,7 @@ Writes a text file for each image of the split, best detection first, at most {M
 left,top,width,height,score,category,-1,-1 in pixels, categories counted from 1. No ground truth is needed.
 
 With --weights, every other flag goes to YOLOv5's own val: --img, --batch-size, --conf-thres, --iou-thres, --device …;
---slice and --overlap work as in 'yolov5-ema val'.
+--slice and --overlap work as in 'yolov5-ema val'. Exit code 1: images that cannot be read, which are named.
 
 examples:
   yolov5-ema submit --data visdrone.yaml --weights best.pt --img 1280 -o results
@@ -32,22 +32,19 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the folder.
+    """Write the folder; 1 if an image could not be looked at.
 
     Raises:
         UserError: the flags do not go together, the predictions cannot be used, or the folder holds something.
     """
     args, rest = _parser().parse_known_args(argv)
     _check(args, rest)
-    from yolov5_ema.data.dataset import load_dataset
     from yolov5_ema.evaluation.predictions import write_visdrone_results
 
-    dataset = load_dataset(find_data_yaml(args.data))
-    _check_classes(dataset.names)
-    found = _by_weights(args, rest) if args.weights else _by_predictions(args, dataset)
+    found, lost = _by_weights(args, rest) if args.weights else (_by_predictions(args), 0)
     rows = write_visdrone_results(args.output, found, args.max_det)
     print(f"{args.output}: {len(found):,} files, {rows:,} detections")
-    return 0
+    return 1 if lost else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task", default="test", choices=("train", "val", "test"), help="split (default: test)"
     )
+    parser.add_argument(
+        "--category-ids",
+        default="auto",
+        choices=("auto", "index", "one-based"),
+        help="classes in --predictions count from 0 or from 1 (default: from 0 if that fits)",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="to be written")
     parser.add_argument(
         "--max-det", type=int, default=MOST_ROWS, help=f"rows an image (default, and most: {MOST_ROWS})"
@@ -78,29 +81,58 @@ def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError("give either --weights, to detect, or --predictions, detected before")
     if rest and not args.weights:
         raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own go with --weights)")
-    if "--single-cls" in rest:
-        raise UserError("--single-cls: the benchmark wants VisDrone's classes")
     if not 1 <= args.max_det <= MOST_ROWS:
         raise UserError(f"--max-det must be 1 to {MOST_ROWS}, not {args.max_det}")
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise UserError(f"{args.output} exists and is left as it is; name another folder")
 
 
-def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> dict[str, Predictions]:
+def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str, Predictions], int]:
+    """Detections by the images' names; and how many images could not be looked at, which have none."""
     import tempfile
 
-    from yolov5_ema.cli._detections import detect_split
+    from yolov5_ema.cli._detections import Request, detect_split
+    from yolov5_ema.engine.odd_labels import has_odd_images
+    from yolov5_ema.evaluation.judged import not_judged, words_of
+    from yolov5_ema.evaluation.records import Predictions
 
+    request = Request(args.weights, args.data, args.task, args.max_det, rest, _parser())
+    engine, dataset = request.opened()
+    if single := request.given(engine).get("single_cls"):
+        raise UserError(f"{single.typed}: the benchmark wants VisDrone's classes")
+    images = _checked(dataset, args.task)
     with tempfile.TemporaryDirectory() as folder:
-        return detect_split(args, rest, Path(folder))[2]
+        keep_odd = has_odd_images(images, len(dataset.names))
+        found = detect_split(request, engine, dataset, Path(folder), keep_odd=keep_odd)
+    left_out = not_judged(images, found.images)
+    if left_out:
+        print(f"yolov5-ema: {words_of(left_out, len(images))}\n  Their files are empty", file=sys.stderr)
+    none = {image.stem: Predictions() for image, _ in left_out}
+    return {**{image.stem: found.by_image[image] for image in found.images}, **none}, len(left_out)
 
 
-def _by_predictions(args: argparse.Namespace, dataset: Dataset) -> dict[str, Predictions]:
+def _by_predictions(args: argparse.Namespace) -> dict[str, Predictions]:
+    from yolov5_ema.engine.data_yaml import open_dataset
     from yolov5_ema.evaluation.predictions import read_predictions
     from yolov5_ema.evaluation.sources import image_set
 
-    images = image_set(dataset.images(args.task), dataset.names, str(dataset.file))
-    return read_predictions(args.predictions, images, missing_as_empty=True)
+    dataset = open_dataset(args.data)
+    images = image_set(_checked(dataset, args.task), dataset.names, str(dataset.file))
+    return read_predictions(args.predictions, images, missing_as_empty=True, category_ids=args.category_ids)
+
+
+def _checked(dataset: Dataset, task: str) -> list[Path]:
+    """The images of the split, whose results can be told apart.
+
+    Raises:
+        UserError: the classes are not the benchmark's, or two results would be called the same.
+    """
+    from yolov5_ema.data.image_names import refuse_shared_stems
+
+    _check_classes(dataset.names)
+    images = dataset.images(task)
+    refuse_shared_stems(images, "The benchmark takes one file of results of that name")
+    return images
 
 
 def _check_classes(names: Sequence[str]) -> None:

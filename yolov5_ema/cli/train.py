@@ -15,18 +15,20 @@ SUMMARY = "train a detector: YOLOv5's own train, with every flag of it"
 def main(argv: Sequence[str]) -> int:
     """Run YOLOv5's ``train``; ``YOLOV5_EMA_SEED`` seeds it, also where YOLOv5 has no ``--seed``."""
     own, rest = _own_flags().parse_known_args(argv)
-    if own.init == "identity" and _weights(rest) == "":
-        raise UserError("--init identity is for pretrained --weights: from scratch there is nothing to keep")
     from yolov5_ema.engine import leash, scripts, seeding, shim
+    from yolov5_ema.engine.flags import given_flags
     from yolov5_ema.engine.quirks import distributed
     from yolov5_ema.engine.quirks.weight_transfer import INIT_ENV
 
-    if own.init:  # through the environment, so that DDP ranks get it
-        os.environ[INIT_ENV] = own.init
     distributed.check_devices()
     leash.end_with_parent()
     load_plugins()
     engine = shim.install()
+    weights = given_flags(engine, "train", rest).get("weights")
+    if own.init == "identity" and weights is not None and weights.value == "":
+        raise UserError("--init identity is for pretrained --weights: from scratch there is nothing to keep")
+    if own.init:  # through the environment, so that DDP ranks get it
+        os.environ[INIT_ENV] = own.init
     with seeding.seeded_training(engine, rest) as flags:
         scripts.run_script(engine, "train", flags, more_help=_own_flags().format_help())
     return 0
@@ -42,9 +44,3 @@ def _own_flags() -> argparse.ArgumentParser:
         help="how attention blocks start that the --weights lack: identity, so that they change nothing at first",
     )
     return parser
-
-
-def _weights(argv: Sequence[str]) -> str | None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--weights", nargs="?")
-    return parser.parse_known_args(argv)[0].weights

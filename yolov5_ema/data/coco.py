@@ -95,6 +95,8 @@ def convert_coco(
     read = [(found, read_instances(found.file)) for found in sources]
     names = _common_names(read, out)
     plans = [_plan(found, instances, out, copy) for found, instances in read]
+    for plan, (_, instances) in zip(plans, read):
+        _refuse_nothing_left(plan, instances)
     workers = workers or all_cores()
     if strict:
         _check_all(plans, workers, quiet)
@@ -325,6 +327,35 @@ def _labels(
         duplicates=int((~first).sum()),
     )
     return format_labels(table[kept, 0], millionths[kept], counts), tallies
+
+
+def _refuse_nothing_left(plan: Plan, instances: Instances) -> None:
+    """Refuse a JSON of which no image, or none of its annotations, would be in the data set.
+
+    Raises:
+        UserError: says what became of them.
+    """
+    source = plan.source
+    if not any(_is_readable(f"{plan.job.source}/{name}") for name in plan.items):
+        reasons = problems_of.describe([entry for entry in plan.problems if entry.kind == "image"])
+        raise UserError(
+            "\n".join([f"{source.file}: none of its images can be used; nothing was written", *reasons])
+        )
+    with_boxes = (name for name, item in plan.items.items() if item.label)
+    if instances.annotations and not any(_is_readable(f"{plan.job.source}/{name}") for name in with_boxes):
+        words = {"crowds": "are crowds", "no_area": "have no area within their images"}
+        counts = [f"{plan.tallies[key]:,} {word}" for key, word in words.items() if plan.tallies[key]]
+        head = f"{source.file}: none of its {instances.annotations:,} annotations can be used"
+        head = f"{head}{' (' + ', '.join(counts) + ')' if counts else ''}; nothing was written"
+        raise UserError("\n".join([head, *problems_of.describe(plan.problems)]))
+
+
+def _is_readable(file: str) -> bool:
+    try:
+        read_image_info(file)
+    except UserError:
+        return False
+    return True
 
 
 def _check_all(plans: Sequence[Plan], workers: int, quiet: bool) -> None:

@@ -34,12 +34,14 @@ class Instances(NamedTuple):
         coco: pycocotools' COCO, indexed.
         names: of the classes, in their order.
         class_of: class by category id.
+        annotations: how many the JSON has, with those that cannot be used.
         problems: what was left out.
     """
 
     coco: Any
     names: list[str]
     class_of: dict[int, int]
+    annotations: int
     problems: list[Problem]
 
 
@@ -47,17 +49,17 @@ def read_instances(file: Path) -> Instances:
     """Read an instances JSON; entries that cannot be used are left out and named.
 
     Raises:
-        UserError: it cannot be read, is no JSON, or has no images or no categories.
+        UserError: it cannot be read, is no JSON, has no images or no categories, or two categories of one name.
     """
     content = _load(file)
     problems: list[Problem] = []
-    ids, names = _categories(content["categories"], file)
+    class_of, names = _categories(content["categories"], content["annotations"], file)
     images = _usable_images(content["images"], file, problems)
-    annotations = _usable_annotations(content["annotations"], images, set(ids), file, problems)
+    annotations = _usable_annotations(content["annotations"], images, set(class_of), file, problems)
     coco = _index(
         {"images": list(images.values()), "annotations": annotations, "categories": content["categories"]}
     )
-    return Instances(coco, names, {identity: index for index, identity in enumerate(ids)}, problems)
+    return Instances(coco, names, class_of, len(content["annotations"]), problems)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -77,22 +79,49 @@ def _load(file: Path) -> dict[str, Any]:
     return content
 
 
-def _categories(categories: Sequence[Any], file: Path) -> tuple[list[int], list[str]]:
-    """Ids and names in the order of the classes: by id, but COCO's own as in YOLOv5's coco.yaml."""
+def _categories(
+    categories: Sequence[Any], annotations: Sequence[Any], file: Path
+) -> tuple[dict[int, int], list[str]]:
+    """Class by category id, and the names of the classes: by id, but COCO's own as in YOLOv5's coco.yaml."""
     by_id: dict[int, str] = {}
     for category in categories:
-        identity = category.get("id") if isinstance(category, dict) else None
-        if not isinstance(identity, int) or not isinstance(category.get("name"), str):
+        identity = whole_number(category.get("id")) if isinstance(category, dict) else None
+        if identity is None or not isinstance(category.get("name"), str):
             raise UserError(f"{file}: the category {category!r:.80} needs a whole number 'id' and a 'name'")
         if identity in by_id:
             raise UserError(f"{file}: the category id {identity} is there twice")
         by_id[identity] = category["name"]
     if not by_id:
         raise UserError(f"{file} has no categories")
-    ids = sorted(by_id)
-    if sorted(by_id.values()) == sorted(COCO_NAMES):
-        ids.sort(key=lambda identity: COCO_NAMES.index(by_id[identity]))
-    return ids, [by_id[identity] for identity in ids]
+    by_name = _ids_by_name(by_id, annotations, file)
+    names = list(by_name)
+    if sorted(names) == sorted(COCO_NAMES):
+        names.sort(key=COCO_NAMES.index)
+    return {identity: number for number, name in enumerate(names) for identity in by_name[name]}, names
+
+
+def _ids_by_name(by_id: Mapping[int, str], annotations: Sequence[Any], file: Path) -> dict[str, list[int]]:
+    """Each name once, in the order of the ids that are used.
+
+    Of two categories of one name, one may stand for the whole set, as in Roboflow's exports; nothing is annotated with
+    it.
+    """
+    ids: dict[str, list[int]] = {}
+    for identity in sorted(by_id):
+        ids.setdefault(by_id[identity], []).append(identity)
+    if len(ids) == len(by_id):
+        return ids
+    used = {whole_number(entry.get("category_id")) for entry in annotations if isinstance(entry, dict)}
+    for name, shared in ids.items():
+        in_use = [identity for identity in shared if identity in used]
+        if len(in_use) > 1:
+            raise UserError(
+                f"{file}: the categories {in_use[0]} and {in_use[1]} are both called {name!r:.80}, and both are "
+                "annotated. YOLOv5 tells classes apart by their names: rename one of them, or give its annotations "
+                "the other's id"
+            )
+        shared.sort(key=lambda identity: identity not in used)
+    return dict(sorted(ids.items(), key=lambda entry: entry[1][0]))
 
 
 def _usable_images(images: Sequence[Any], file: Path, problems: list[Problem]) -> dict[Any, dict[str, Any]]:
@@ -103,7 +132,8 @@ def _usable_images(images: Sequence[Any], file: Path, problems: list[Problem]) -
         if reason:
             problems.append(Problem("image", f"{file}, image {index}", reason))
             continue
-        found[image["id"]] = image
+        identity = _identity(image["id"])
+        found[identity] = {**image, "id": identity}
         names.add(image["file_name"].rsplit(".", 1)[0])
     if not found:
         raise UserError(f"{file} has no images that can be used")
@@ -114,7 +144,7 @@ def _image_fault(image: Any, found: Mapping[Any, Any], names: set[str]) -> str:
     if not isinstance(image, dict):
         return "is no object"
     identity, name = image.get("id"), image.get("file_name")
-    if not _is_whole(identity) and not isinstance(identity, str):
+    if _identity(identity) is None:
         return f"id {identity!r:.40} is neither a number nor a text"
     if identity in found:
         return f"id {identity!r:.40} is there twice"
@@ -143,7 +173,14 @@ def _usable_annotations(
         if reason:
             problems.append(Problem("annotation", f"{file}, annotation {index}", reason))
             continue
-        usable.append(annotation if "id" in annotation else {**annotation, "id": -1 - index})
+        usable.append(
+            {
+                **annotation,
+                "id": annotation.get("id", -1 - index),
+                "image_id": _identity(annotation["image_id"]),
+                "category_id": whole_number(annotation["category_id"]),
+            }
+        )
     return usable
 
 
@@ -151,17 +188,25 @@ def _annotation_fault(annotation: Any, images: Mapping[Any, Any], categories: se
     if not isinstance(annotation, dict):
         return "is no object"
     image, category, box = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
-    if not isinstance(image, (int, str)) or image not in images:
+    if _identity(image) not in images:
         return f"image_id {image!r:.40} is no image's"
-    if not _is_whole(category) or category not in categories:
+    if whole_number(category) not in categories:
         return f"category_id {category!r:.40} is no category's"
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         return f"bbox {box!r:.80} is not four finite numbers"
     return ""
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def whole_number(value: Any) -> int | None:
+    """An id as a whole number, also where pandas made 3.0 of 3; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return int(value) if isinstance(value, int) or value.is_integer() else None
+
+
+def _identity(value: Any) -> int | str | None:
+    """Of an image, which may be called by a text."""
+    return value if isinstance(value, str) else whole_number(value)
 
 
 def _is_finite(value: Any) -> bool:

@@ -53,7 +53,7 @@ class Dataset:
             )
         found: set[Path] = set()
         for entry in entries:
-            found.update(_images_at(self.root / entry, self.file, split))
+            found.update(_images_at(place_of(self.root, entry), self.file, split))
         if not found:
             raise ConfigError(f"{self.file}: no images for {split} in {', '.join(entries)}")
         return sorted(found)
@@ -84,7 +84,7 @@ def load_dataset(file: Path, bases: Sequence[Path] = ()) -> Dataset:
     Raises:
         ConfigError: it cannot be read, or names no classes.
     """
-    content = read_yaml(file, errors="strict")
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: a data YAML must hold keys such as path, train, val, names")
     return Dataset(file, dataset_root(content, file, bases), _names(content, file), content)
@@ -94,17 +94,30 @@ def dataset_root(content: Mapping[str, Any], file: Path, bases: Sequence[Path] =
     """The folder that a data YAML's splits are relative to.
 
     A relative ``path`` is taken from the working directory, from ``bases`` or from the YAML's own folder: the
-    first of these that holds a split; the first of all if none does.
+    first of these that holds a split, see `place_of`; the first of all if none does.
     """
     path = _home_written_out(content.get("path") or "", file)
     if path.is_absolute():
         return path
     candidates = [base / path for base in (Path(), *bases, file.resolve().parent)]
     first_entries = [_first(content[split]) for split in SPLITS if content.get(split)]
-    for candidate in candidates:
-        if any(is_there(candidate / entry) for entry in first_entries):
-            return candidate
+    for place in (Path.__truediv__, place_of):
+        for candidate in candidates:
+            if any(is_there(place(candidate, entry)) for entry in first_entries):
+                return candidate
     return candidates[0]
+
+
+def place_of(root: Path, entry: str) -> Path:
+    """Where an entry of a split is.
+
+    Roboflow writes ``../train/images`` for what lies in ``train/images`` beside the YAML: where such an entry leads
+    nowhere, its ``../`` does not count. YOLOv5 does that from v7.0 on.
+    """
+    place = root / entry
+    if entry.startswith("../") and not is_there(place) and is_there(root / entry[3:]):
+        return root / entry[3:]
+    return place
 
 
 def _home_written_out(path: Any, file: Path) -> Path:

@@ -13,6 +13,8 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular
 
 _HEAD = 4096  # most JPEGs name their size within so many bytes
+_FORMATS = {"bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"}
+_LEAST_SIDE = 10
 _END_OF_JPEG = b"\xff\xd9"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -51,6 +53,30 @@ def read_image_info(file: str | os.PathLike[str]) -> ImageInfo:
     if size is None or tail != _END_OF_JPEG:
         return _by_pillow(file, file, decode=tail != _END_OF_JPEG)
     return ImageInfo(*size, True)
+
+
+def reason_left_out(file: str | os.PathLike[str]) -> str:
+    """Why YOLOv5 leaves an image out, in training and in ``val``; "" if it takes it.
+
+    It wants more than a header that can be read: a whole file, of a format that it knows, of 10 pixels at least.
+    """
+    try:
+        with warnings.catch_warnings(), open_regular(file) as stream:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(stream) as image:
+                form, (width, height) = (image.format or "").lower(), image.size
+                image.verify()
+        if form in ("jpeg", "jpg"):
+            read_image_info(file)  # decodes one without its end mark
+    except UserError as error:
+        return str(error).removeprefix(str(file)).strip()
+    except Exception as error:  # Pillow raises what it likes on torn files
+        return f"cannot be read as an image: {error}"
+    if form not in _FORMATS:
+        return f"is an image of the format {form}, which YOLOv5 does not take"
+    if min(width, height) < _LEAST_SIDE:
+        return f"is {width} x {height} pixels; YOLOv5 takes none of fewer than {_LEAST_SIDE} on a side"
+    return ""
 
 
 def image_info_of(content: bytes, name: object) -> ImageInfo:

@@ -16,6 +16,7 @@ SHOWN = 10
 REPORT = "conversion_report.json"
 KINDS = {
     "line": "malformed lines",
+    "odd": "odd label rows",
     "annotation": "annotations that cannot be used",
     "image": "images that cannot be used",
     "size": "images whose size is not what the annotations say",
@@ -41,9 +42,9 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.reason}"
 
 
-def of_line(bad: BadLine) -> Problem:
-    """A malformed line as a problem."""
-    return Problem("line", f"{bad.file}, line {bad.line}", bad.reason)
+def of_line(bad: BadLine, kind: str = "line") -> Problem:
+    """A malformed or odd line as a problem."""
+    return Problem(kind, f"{bad.file}, line {bad.line}", bad.reason)
 
 
 def describe(problems: Sequence[Problem]) -> list[str]:

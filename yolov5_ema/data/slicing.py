@@ -25,8 +25,8 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from yolov5_ema.data.dataset import SPLITS, Dataset, label_path
-from yolov5_ema.data.image_files import problem_before_reading
+from yolov5_ema.data.dataset import SPLITS, Dataset, label_path, place_of
+from yolov5_ema.data.image_files import read_image
 from yolov5_ema.data.text_rows import BadLine
 from yolov5_ema.data.yolo_format import read_labels, to_xywh_pixels
 from yolov5_ema.errors import UserError
@@ -126,8 +126,8 @@ class SliceReport:
         left_out: windows without an object that were not.
         slivers: windows left out because all that they show is too small a part of an object to be labelled.
         objects: labels in all windows.
-        bad_lines: of label files.
-        bad_images: sources that cannot be read.
+        bad_lines: of label files; what can be used of them is.
+        bad_images: sources that cannot be read, or not to their end.
     """
 
     images: int = 0
@@ -282,20 +282,19 @@ class _Job:
         size = _size_by_header(self.image)
         if size is not None:
             cuts, report = self._cuts(rows.values, size)
-            report.bad_lines = rows.bad
+            report.bad_lines = rows.named
             if not cuts:  # nothing of it is kept, so there is nothing to decode it for
                 self._remove_others(size, cuts)
                 return report
             if self._is_done(cuts, bool(report.whole)):
                 report.skipped = 1
                 return report
-        can_be_read = problem_before_reading(self.image) is None
-        picture = cv2.imread(str(self.image)) if can_be_read else None
-        if picture is None:
-            return SliceReport(bad_lines=rows.bad, bad_images=[self.image])
+        picture, problem = read_image(self.image)
+        if picture is None or problem:  # of one that is cut off, a part would be grey
+            return SliceReport(bad_lines=rows.named, bad_images=[self.image])
         size = picture.shape[1], picture.shape[0]
         cuts, report = self._cuts(rows.values, size)
-        report.bad_lines = rows.bad
+        report.bad_lines = rows.named
         self._remove_others(size, cuts)
         for window, labels in cuts.items():
             self._make(picture, window, labels, bool(report.whole))
@@ -451,7 +450,7 @@ def _refuse_another(found: Any, wanted: Mapping[str, Any], out: Path) -> None:
 def _absolute(entry: Any, root: Path) -> Any:
     if isinstance(entry, list):
         return [_absolute(part, root) for part in entry]
-    return str((root / str(entry)).resolve())
+    return str(place_of(root, str(entry)).resolve())
 
 
 def _keep_annotations(content: dict[str, Any], dataset: Dataset, sliced: Iterable[str]) -> None:

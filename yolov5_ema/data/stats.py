@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from yolov5_ema.data.dataset import Dataset, label_path
-from yolov5_ema.data.image_size import read_image_info
+from yolov5_ema.data.image_size import read_image_info, reason_left_out
 from yolov5_ema.data.problems import Problem, of_line
 from yolov5_ema.data.yolo_format import read_labels
-from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.errors import ConfigError
 
 MARKS = (8, 16, 32)
 """Pixels: the cell of YOLOv5's finest head (stride 8), two of its cells, and four, COCO's bound of "small"."""
@@ -28,12 +28,12 @@ class SplitStats:
 
     Attributes:
         split: train, val or test.
-        images: number of images that can be read.
+        images: number of images that YOLOv5 takes.
         background: those without a box.
         class_counts: boxes of each class, int64 of shape (nc,).
         sizes: square root of each box's area in pixels at ``imgsz``, of shape (B,).
         per_image: boxes of each image, of shape (images,).
-        problems: images and label lines that were passed over.
+        problems: images and label lines that were passed over, or are odd.
     """
 
     split: str
@@ -84,28 +84,29 @@ class Verdict:
 
 
 def split_stats(data: Dataset, split: str, imgsz: int) -> SplitStats:
-    """Figures of one split.
+    """Figures of one split, of what YOLOv5 trains on: without the images that it leaves out.
 
     Raises:
-        ConfigError: the YAML has no such split, or its images are missing.
+        ConfigError: the YAML has no such split, its images are missing, or none can be used.
     """
     nc = len(data.names)
     classes, sizes, per_image, problems = [], [], [], []
     for image in data.images(split):
-        try:
-            info = read_image_info(image)
-        except UserError as error:
-            problems.append(Problem("image", str(image), str(error).removeprefix(str(image)).strip()))
+        labels = read_labels(label_path(image), nc)
+        reason = reason_left_out(image) or labels.reason_left_out
+        if reason:
+            problems.append(Problem("image", str(image), reason))
             continue
-        rows = read_labels(label_path(image), nc)
-        problems += map(of_line, rows.bad)
+        problems += map(of_line, labels.bad)
+        problems += [of_line(row, "odd") for row in labels.odd]
+        info, rows = read_image_info(image), labels.seen
         scale = imgsz / max(info.width, info.height)
-        sides = rows.values[:, 3:] * (info.width, info.height) * scale
-        sizes.append(np.sqrt(np.abs(sides.prod(axis=1))).round(3))  # labels say no more
-        classes.append(rows.values[:, 0].astype(np.int64))
-        per_image.append(len(rows.values))
+        sides = rows[:, 3:] * (info.width, info.height) * scale
+        sizes.append(np.sqrt(sides.prod(axis=1)).round(3))  # labels say no more
+        classes.append(rows[:, 0].astype(np.int64))
+        per_image.append(len(rows))
     if not per_image:
-        raise ConfigError(f"{data.file}: none of the images of {split} can be read; the first: {problems[0]}")
+        raise ConfigError(f"{data.file}: none of the images of {split} can be used; the first: {problems[0]}")
     counts = np.bincount(np.concatenate(classes), minlength=nc)
     boxes = np.array(per_image, np.int64)
     background = int((boxes == 0).sum())

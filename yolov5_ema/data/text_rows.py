@@ -83,7 +83,7 @@ def parse_rows(
         if not text:
             continue
         fields = text.split(separator)
-        row, reason = _numbers(fields)
+        row, reason = numbers_in(fields)
         if not reason and not least <= len(row) <= columns:
             wanted = str(columns) if least == columns else f"{least} to {columns}"
             reason = f"{len(row)} columns, not {wanted}"
@@ -147,7 +147,8 @@ def _whole_numbers(codes: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> 
     return values
 
 
-def _numbers(fields: list[str]) -> tuple[list[float], str]:
+def numbers_in(fields: list[str]) -> tuple[list[float], str]:
+    """The finite numbers of a row, and what is wrong with it; one of the two is empty."""
     row = []
     for field in fields:
         try:

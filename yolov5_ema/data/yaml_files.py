@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,40 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 
 
-def read_yaml(file: Path, *, name: str = "", errors: str = "ignore") -> Any:
+def read_yaml(file: Path, *, name: str = "") -> Any:
     """What a YAML file holds, made of lists, mappings and plain values, and of no more of them than can be used.
 
     Args:
-        file: the file.
+        file: the file, in UTF-8. Characters of another encoding are passed over in comments, and nowhere else: YOLOv5
+            by itself leaves them out, and so makes other words of names.
         name: what to call it in messages.
-        errors: what becomes of bytes that are no UTF-8; ``ignore`` is what YOLOv5 does.
 
     Raises:
-        ConfigError: it is missing, unreadable, not YAML, or holds more than a YAML of YOLOv5's ever does: by its size,
-            its depth, or by aliases that stand for others many times over.
+        ConfigError: it is missing, unreadable, not YAML, not in UTF-8, or holds more than a YAML of YOLOv5's ever
+            does: by its size, its depth, or by aliases that stand for others many times over.
     """
     name = name or str(file)
-    return parse_yaml(_text_of(file, name, errors), name)
+    raw = _content_of(file, name)
+    try:
+        return parse_yaml(raw.decode("utf-8"), name)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        return _with_foreign_comments(raw.decode("utf-8", "replace"), name, line)
+
+
+def _with_foreign_comments(text: str, name: str, line: int) -> Any:
+    """What a text holds that is not in UTF-8, if that is so in its comments only."""
+    not_utf8 = ConfigError(
+        f"{name} is not valid YAML: it is not in UTF-8 (line {line}), so its words cannot be read. "
+        "Save it as UTF-8 in an editor; or, where its encoding is GBK, iconv -f GBK -t UTF-8"
+    )
+    try:
+        content = parse_yaml(text, name)
+    except ConfigError as error:
+        raise not_utf8 from error
+    if any("\ufffd" in value for value in _values_in(content) if isinstance(value, str)):
+        raise not_utf8
+    return content
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -80,7 +101,7 @@ def _too_large(name: str) -> ConfigError:
     return ConfigError(f"{name} is larger than {_MOST_BYTES // 2**20} MiB: no YAML of a model or a data set")
 
 
-def _text_of(file: Path, name: str, errors: str) -> str:
+def _content_of(file: Path, name: str) -> bytes:
     try:
         with open_regular(file) as stream:
             raw = stream.read(_MOST_BYTES + 1)
@@ -90,10 +111,7 @@ def _text_of(file: Path, name: str, errors: str) -> str:
         raise ConfigError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
     if len(raw) > _MOST_BYTES:
         raise _too_large(name)
-    try:
-        return raw.decode("utf-8", errors)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name} is not valid YAML: {error}") from error
+    return raw
 
 
 def _parsed(text: str, name: str) -> Any:
@@ -124,6 +142,13 @@ def _check_extent(content: Any, name: str) -> None:
                 f"{name}: with its aliases written out it holds more than {_MOST_VALUES:,} values"
             )
         waiting.extend((part, depth + 1) for part in _parts(value))
+
+
+def _values_in(content: Any) -> Iterator[Any]:
+    """Each value in what `_check_extent` has let through, however deep."""
+    yield content
+    for part in _parts(content):
+        yield from _values_in(part)
 
 
 def _parts(value: Any) -> list[Any]:

@@ -1,41 +1,207 @@
 """YOLO label files: a line an object, ``class x_center y_center width height``, all but the class in 0 to 1.
 
 The coordinates are fractions of the image's width and height. A line with more numbers is a polygon
-(``class x y x y …``), whose box is taken, as YOLOv5 does.
+(``class x y x y …``), whose box is taken, as YOLOv5 does. For one row that it cannot use, YOLOv5 leaves the whole image
+out, in training and in ``val``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from yolov5_ema.data.text_rows import BadLine, Rows, parse_rows, read_lines
+from yolov5_ema.data.text_rows import BadLine, numbers_in
+from yolov5_ema.errors import UserError
+from yolov5_ema.reading import read_bytes
+
+POLYGON_FROM = 7
+"""Columns from which YOLOv5 takes a row for a polygon, and with it all rows of the file; 9 in v6.0 and v6.1."""
+_LEAST_OF_POLYGON = 7
+_MARK = b"\xef\xbb\xbf"
 
 
-def read_labels(file: Path, nc: int) -> Rows:
-    """One image's labels: rows of 5 numbers; a missing file is an image without objects.
+class Labels(NamedTuple):
+    """What a label file holds.
+
+    Attributes:
+        values: the rows that can be used, cut off at the image's border where a number is beyond 0 to 1; float64 of
+            shape (R, 5): class, x and y of the center, width, height.
+        lines: for each its line in the file, counted from 1; int64 of shape (R,).
+        bad: the rows that cannot be used.
+        odd: rows among `values` that are not what YOLOv5 wants, or not what it takes them for.
+        left_out: because of which row YOLOv5 leaves the whole image out; None if it does not.
+        seen: the rows as YOLOv5 reads them, without classes that there are not; none if it leaves the image out.
+    """
+
+    values: np.ndarray
+    lines: np.ndarray
+    bad: list[BadLine]
+    odd: list[BadLine]
+    left_out: BadLine | None
+    seen: np.ndarray
+
+    @property
+    def reason_left_out(self) -> str:
+        """`left_out` in words; "" if YOLOv5 takes the image."""
+        if self.left_out is None:
+            return ""
+        others = len({entry.line for entry in self.named}) - 1
+        more = f" (and {others} more odd rows)" if others else ""
+        return f"YOLOv5 leaves it out for its labels: {self.left_out}{more}"
+
+    @property
+    def named(self) -> list[BadLine]:
+        """All that there is to say about the file, in the order of its lines."""
+        return sorted([*self.bad, *self.odd], key=lambda entry: entry.line)
+
+
+def read_labels(file: Path, nc: int, polygon_from: int = POLYGON_FROM) -> Labels:
+    """One image's labels; a missing file is an image without objects.
 
     Lines with a class that is none of 0 to ``nc`` - 1 are bad.
+
+    Args:
+        file: the label file.
+        nc: number of classes.
+        polygon_from: as the release of YOLOv5 has it, see `POLYGON_FROM`.
 
     Raises:
         UserError: the file is there and cannot be read.
     """
     if not file.exists():
-        return Rows(np.zeros((0, 5)), np.zeros(0, np.int64), [])
-    rows = parse_rows([_boxed(line) for line in read_lines(file)], file, 5)
-    return with_known_classes(rows, file, nc)
+        return Labels(_none(), np.zeros(0, np.int64), [], [], None, _none())
+    try:
+        content = read_bytes(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+    reader = _Reader(file, nc)
+    if content.startswith(_MARK):
+        reader.note_mark()
+    reader.read(content.decode("utf-8-sig", "replace").splitlines(), polygon_from)
+    return reader.labels()
 
 
-def with_known_classes(rows: Rows, file: Path, nc: int) -> Rows:
-    """The rows whose first column is a class; the others become bad lines."""
-    classes = rows.values[:, 0]
-    known = (classes == classes.round()) & (classes >= 0) & (classes < nc)
-    unknown = [
-        BadLine(file, int(line), f"class {value:g} is none of 0 to {nc - 1}")
-        for line, value in zip(rows.lines[~known], classes[~known])
-    ]
-    return Rows(rows.values[known], rows.lines[known], sorted(rows.bad + unknown, key=lambda bad: bad.line))
+class _Reader:
+    """Reads one file row by row, leniently and as YOLOv5 does."""
+
+    def __init__(self, file: Path, nc: int) -> None:
+        self._file, self._nc = file, nc
+        self._values: list[list[float]] = []
+        self._lines: list[int] = []
+        self._bad: list[BadLine] = []
+        self._odd: list[BadLine] = []
+        self._left_out: BadLine | None = None
+        self._seen: list[list[float]] = []
+
+    def note_mark(self) -> None:
+        self._note(self._odd, 1, "a byte order mark stands before the first row", leaves_out=True)
+
+    def read(self, lines: list[str], polygon_from: int) -> None:
+        rows = _without_blank_ends([(number, line.split()) for number, line in enumerate(lines, 1) if line])
+        polygons = any(len(fields) >= polygon_from for _, fields in rows)
+        for number, fields in rows:
+            self._row(number, fields, polygons)
+
+    def _row(self, number: int, fields: list[str], polygons: bool) -> None:
+        if not fields:  # a line of blanks is a row to YOLOv5
+            self._note(self._odd, number, "nothing but blanks stands there", leaves_out=True)
+            return
+        row, reason = numbers_in(fields)
+        box = None if reason else _box(row)
+        if box is None:
+            self._note(self._bad, number, reason or f"{len(row)} columns, not 5", leaves_out=True)
+        elif box[0] != round(box[0]) or not 0 <= box[0] < self._nc:
+            reason = f"class {box[0]:g} is none of 0 to {self._nc - 1}"
+            self._note(self._bad, number, reason, leaves_out=box[0] < 0)
+        else:
+            self._take(number, row, box, polygons)
+
+    def _take(self, number: int, row: list[float], box: list[float], polygons: bool) -> None:
+        """A row of numbers: as it is meant, and as YOLOv5 has it among the others."""
+        seen = [box[0], *_around(row[1:])] if polygons else box
+        self._seen.append(seen)
+        leaves_out = bool(_beyond(seen))
+        fault, cut = _beyond(box), _cut(box)
+        if cut is None:
+            self._note(self._bad, number, fault, leaves_out)
+            return
+        if fault:
+            self._note(self._odd, number, f"{fault}; cut off at the border", leaves_out)
+        elif len(row) != 5 and not polygons:
+            self._note(self._odd, number, f"{len(row)} columns, which this YOLOv5 takes for no polygon", True)
+        elif len(row) == 5 and polygons:
+            self._note(
+                self._odd, number, "a box among polygons, which YOLOv5 takes for two points", leaves_out
+            )
+        self._values.append(cut)
+        self._lines.append(number)
+
+    def _note(self, into: list[BadLine], number: int, reason: str, leaves_out: bool) -> None:
+        entry = BadLine(self._file, number, reason)
+        into.append(entry)
+        if leaves_out and self._left_out is None:
+            self._left_out = entry
+
+    def labels(self) -> Labels:
+        seen = [] if self._left_out else self._seen
+        return Labels(
+            np.array(self._values, dtype=np.float64).reshape(-1, 5),
+            np.array(self._lines, dtype=np.int64),
+            self._bad,
+            self._odd,
+            self._left_out,
+            np.array(seen, dtype=np.float64).reshape(-1, 5),
+        )
+
+
+def _none() -> np.ndarray:
+    return np.zeros((0, 5))
+
+
+def _without_blank_ends(rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    filled = [at for at, (_, fields) in enumerate(rows) if fields]
+    return rows[filled[0] : filled[-1] + 1] if filled else []
+
+
+def _box(row: list[float]) -> list[float] | None:
+    """Class and box of a row, be it a box or a polygon; None for anything else."""
+    if len(row) == 5:
+        return row
+    if len(row) < _LEAST_OF_POLYGON or len(row) % 2 == 0:
+        return None
+    return [row[0], *_around(row[1:])]
+
+
+def _around(points: list[float]) -> list[float]:
+    """Center and size of the box around x y x y …"""
+    x, y = points[::2], points[1::2]
+    low, high = (min(x), min(y)), (max(x), max(y))
+    return [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[0] - low[0], high[1] - low[1]]
+
+
+def _beyond(box: list[float]) -> str:
+    """Which number of a row YOLOv5 does not take, in its own precision; "" if none."""
+    for value in box[1:]:
+        if not 0 <= value <= 1:
+            if np.float32(value) < 0:
+                return f"{value:g} is negative"
+            if np.float32(value) > 1:
+                return f"{value:.7g} is beyond 0 to 1"
+    return ""
+
+
+def _cut(box: list[float]) -> list[float] | None:
+    """A box with a number beyond 0 to 1 cut off at the image's border; None if nothing of it is in the image."""
+    if not _beyond(box):
+        return box
+    cls, x, y, width, height = box
+    left, right = max(x - width / 2, 0.0), min(x + width / 2, 1.0)
+    top, bottom = max(y - height / 2, 0.0), min(y + height / 2, 1.0)
+    if width <= 0 or height <= 0 or left >= right or top >= bottom:
+        return None
+    return [cls, (left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
 
 
 def to_xywh_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -130,16 +296,3 @@ def first_of_each(files: np.ndarray, classes: np.ndarray, boxes: np.ndarray) -> 
 
 _MIXERS = np.array([0x9E3779B97F4A7C1, 0x1B873593CC9E2D51, 0x2127599BF4325C37, 0x52DCE729DA3E39CB,
                     0x38495AB5A4093823, 0x27D4EB2F165667C5], dtype=np.int64)  # fmt: skip
-
-
-def _boxed(line: str) -> str:
-    fields = line.split()
-    if len(fields) < 7 or len(fields) % 2 == 0:
-        return line
-    try:
-        points = np.array(fields[1:], dtype=np.float64).reshape(-1, 2)
-    except ValueError:
-        return line
-    low, high = points.min(axis=0), points.max(axis=0)
-    numbers = [*((low + high) / 2), *(high - low)]
-    return " ".join([fields[0], *(repr(float(number)) for number in numbers)])

@@ -25,10 +25,12 @@ class Collected:
     Attributes:
         detections: for each image with any, by its path, float32 of shape (N, 6): left, top, right, bottom in
             pixels of the image, confidence, class; in descending order of confidence.
+        images: those that ``val`` judged, as it calls them: without the ones that it left out.
         figures: P, R, mAP50, mAP50-95 as ``val`` computed them with all of these detections.
     """
 
     detections: dict[Path, np.ndarray] = field(default_factory=dict)
+    images: list[Path] = field(default_factory=list)
     figures: tuple[float, ...] = ()
 
 
@@ -51,6 +53,7 @@ def collected_detections(engine: Engine, max_det: int) -> Iterator[Collected]:
     if "max_det" not in inspect.signature(run).parameters:
         suppress = functools.partial(suppress, max_det=max_det)
     patches.set(val, "non_max_suppression", image_by_image(suppress))
+    patches.set(val, "create_dataloader", _noting_images(val.create_dataloader, found))
 
     @functools.wraps(run)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -87,6 +90,17 @@ def image_by_image(suppress: Callable[..., list[Any]]) -> Callable[..., list[Any
             own = [labels[index]] if len(labels) else ()
             found += suppress(rows[index : index + 1], *args, labels=own, **kwargs)
         return found
+
+    return wrapper
+
+
+def _noting_images(create_dataloader: Callable[..., Any], found: Collected) -> Callable[..., Any]:
+    @functools.wraps(create_dataloader)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        loader, dataset = create_dataloader(*args, **kwargs)
+        files = getattr(dataset, "im_files", None) or dataset.img_files  # renamed in v6.1
+        found.images = [Path(file) for file in files]
+        return loader, dataset
 
     return wrapper
 

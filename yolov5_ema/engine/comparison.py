@@ -17,6 +17,7 @@ from yolov5_ema import reading
 from yolov5_ema.data.dataset import Dataset, label_path, load_dataset
 from yolov5_ema.engine import machine, preflight
 from yolov5_ema.engine.data_yaml import relative_bases
+from yolov5_ema.engine.flags import given_flags
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
@@ -94,7 +95,7 @@ def prepare(
     """
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1 (3 or more for an interval worth having), not {seeds}")
-    _refuse_own_flags(flags)
+    _refuse_own_flags(engine, flags)
     options = _parsed(engine, ["--weights", "", *flags, "--data", data])
     if options.epochs < 1:
         raise UserError(f"--epochs must be at least 1, not {options.epochs}")
@@ -144,11 +145,13 @@ def read_json(path: Path) -> Any:
 # --- what was given -------------------------------------------------------------------------
 
 
-def _refuse_own_flags(flags: Sequence[str]) -> None:
-    for flag in flags:
-        name = flag.split("=", 1)[0]
-        if name in _OWN_FLAGS:
-            raise UserError(f"compare takes no {name}: {_OWN_FLAGS[name]}")
+def _refuse_own_flags(engine: Engine, flags: Sequence[str]) -> None:
+    """Also where they are shortened, and where this YOLOv5 has no such flag."""
+    given = {flag.split("=", 1)[0] for flag in flags}
+    given.update(f"--{name}" for name in given_flags(engine, "train", flags))
+    for flag, why in _OWN_FLAGS.items():
+        if flag in given or flag.replace("-", "_").replace("__", "--", 1) in given:
+            raise UserError(f"compare takes no {flag}: {why}")
 
 
 def _parsed(engine: Engine, argv: list[str]) -> argparse.Namespace:

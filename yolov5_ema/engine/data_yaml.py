@@ -8,9 +8,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.data.dataset import dataset_root
-from yolov5_ema.engine.locate import Engine
-from yolov5_ema.resources import data_dir
+from yolov5_ema.data.dataset import Dataset, dataset_root, is_there, load_dataset
+from yolov5_ema.engine.locate import Engine, locate
+from yolov5_ema.errors import ConfigError, EngineNotFoundError
+from yolov5_ema.resources import data_dir, find_shipped
 
 # the data YAMLs of YOLOv5 v6.0 and later; others in its folder are what a user has put there
 _OF_YOLOV5 = frozenset(
@@ -27,6 +28,43 @@ _OF_YOLOV5 = frozenset(
     + ("imagenet1000", "objects365", "sku-110k", "visdrone", "voc", "xview")
 )
 _approved: ContextVar[str | None] = ContextVar("approved download", default=None)
+
+
+def find_yaml(name: str, engine: Engine | None = None) -> Path | None:
+    """The YAML that a path or a bare name means: the user's file, one of ours, or one of YOLOv5's; None for none."""
+    if name and is_there(Path(name)):
+        return Path(name)
+    shipped = find_shipped(name)
+    if shipped is not None or engine is None or not name or Path(name).name != name:
+        return shipped
+    files = (file for part in ("models", "data") for file in (engine.root / part).rglob("*.*"))
+    return min((file for file in files if file.name == name), default=None)
+
+
+def open_dataset(name: str, engine: Engine | None = None) -> Dataset:
+    """The data set of a data YAML, found and read as `val` of the YOLOv5 at hand would.
+
+    Args:
+        name: the user's YAML, or the bare name of one that ships with yolov5-ema or with YOLOv5.
+        engine: the YOLOv5; None: whichever is found, if one is.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be read, or it names no classes.
+    """
+    engine = engine or engine_at_hand()
+    file = find_yaml(name, engine)
+    if file is None:
+        places = "yolov5-ema" if engine is None else f"yolov5-ema or of {engine}"
+        raise ConfigError(f"{name}: no such data YAML here or among those of {places}")
+    return load_dataset(file, [] if engine is None else relative_bases(engine))
+
+
+def engine_at_hand() -> Engine | None:
+    """The YOLOv5 that commands would run, without importing it; None if there is none."""
+    try:
+        return locate()
+    except EngineNotFoundError:
+        return None
 
 
 def image_root(content: Mapping[str, Any], file: Path, engine: Engine) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import importlib
 import reprlib
@@ -10,18 +11,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.data.dataset import class_names, entries_of, is_there
+from yolov5_ema.data.dataset import class_names, entries_of, is_there, load_dataset, place_of
+from yolov5_ema.data.image_names import refuse_shared_stems
 from yolov5_ema.engine import checkpoints, exports
-from yolov5_ema.engine.data_yaml import image_root, may_download
+from yolov5_ema.engine.data_yaml import find_yaml, image_root, may_download, relative_bases
 from yolov5_ema.engine.dry_run import check_model
 from yolov5_ema.engine.guards import resumed_training
 from yolov5_ema.engine.hyperparameters import names_read, read_hyp
 from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.prediction_files import image_id
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.files import open_regular
-from yolov5_ema.resources import find_shipped
 
 _SPLITS = {
     "train": ("train", "val"),
@@ -52,20 +54,15 @@ def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> 
 
 
 def _resolved(flag: str, value: str, engine: Engine) -> str:
-    if Path(value).exists() or value.endswith(".zip"):
+    if value.endswith(".zip"):
         return value
-    shipped = find_shipped(value)
-    if shipped is not None:
-        return str(shipped)
-    theirs = sorted(
-        file for part in ("models", "data") for file in (engine.root / part).rglob(Path(value).name)
-    )
-    if Path(value).name == value and theirs:
-        return str(theirs[0])
-    raise ConfigError(
-        f"--{flag} {value}: no such file here, among the YAMLs of yolov5-ema or of {engine}. "
-        "'yolov5-ema cfg' writes model YAMLs for any size, block and place."
-    )
+    found = find_yaml(value, engine)
+    if found is None:
+        raise ConfigError(
+            f"--{flag} {value}: no such file here, among the YAMLs of yolov5-ema or of {engine}. "
+            "'yolov5-ema cfg' writes model YAMLs for any size, block and place."
+        )
+    return str(found)
 
 
 def _classifies(script: str) -> bool:
@@ -144,6 +141,21 @@ def _check_data(opt: argparse.Namespace, script: str, engine: Engine) -> None:
         return
     task = getattr(opt, "task", "train" if script == "train" else "val")
     check_data(Path(str(data)), _SPLITS.get("train" if script == "train" else task, ("val",)), engine)
+    if script == "val":
+        _check_names_of_results(opt, Path(str(data)), engine)
+
+
+def _check_names_of_results(opt: argparse.Namespace, file: Path, engine: Engine) -> None:
+    """``val`` writes what it detects by the names of images without their suffixes, or by these as numbers."""
+    by_id, by_stem = getattr(opt, "save_json", False), getattr(opt, "save_txt", False)
+    if opt.task not in ("train", "val", "test") or not (by_id or by_stem):
+        return
+    with contextlib.suppress(ConfigError):  # images that YOLOv5 fetches, or names that are fine with it
+        images = load_dataset(file, relative_bases(engine)).images(opt.task)
+        why = f"{'--save-json' if by_id else '--save-txt'} tells detections apart by that alone"
+        refuse_shared_stems(
+            images, why, (lambda image: image_id(str(image))) if by_id else (lambda i: i.stem)
+        )
 
 
 def check_data(file: Path, splits: tuple[str, ...], engine: Engine) -> None:
@@ -172,7 +184,7 @@ def check_data(file: Path, splits: tuple[str, ...], engine: Engine) -> None:
                 f"such as '{split}: images/{split}'"
             )
         for entry in entries:
-            _check_split(root / entry, split, file, content.get("download"), engine)
+            _check_split(place_of(root, entry), split, file, content.get("download"), engine)
 
 
 def _check_coco_keys(content: dict[str, Any], file: Path) -> None:

@@ -29,9 +29,10 @@ def read_predictions(
             of their rows, all others are sorted by score.
         truth: whose images they are of.
         missing_as_empty: images without a file, or with an empty one, have no detections; else that is an error.
-        category_ids: what ``category_id`` means in a JSON: the ids of the ground truth's categories (``coco``) or the
-            classes counted from 0, as YOLOv5's ``--save-json`` writes them (``index``). ``auto``: the former unless
-            an id is none of them.
+        category_ids: what ``category_id`` means in a JSON: the ids of the ground truth's categories (``coco``), the
+            classes counted from 0, as YOLOv5's ``--save-json`` writes them (``index``), or from 1, as ultralytics'
+            does for a data set that is not COCO (``one-based``). The last two also hold for files in YOLO's format.
+            ``auto``: the first of ``coco`` and ``index`` that fits; what would fit as well is printed.
 
     Returns:
         For each image, by its name.
@@ -45,7 +46,7 @@ def read_predictions(
     if place.suffix.lower() == ".json":
         found = _from_json(place, truth, category_ids)
     else:
-        found = _from_text(place, truth)
+        found = _from_text(place, truth, category_ids)
     _check_complete(found, truth, place, missing_as_empty)
     return {image: found.get(image, Predictions()) for image in truth.truths}
 
@@ -58,20 +59,18 @@ def _from_json(file: Path, truth: TruthSet, category_ids: str) -> dict[str, Pred
         )
     if not entries:
         raise UserError(f"{file} holds no detections")
-    names = _image_names(truth)
+    images = _Images(truth)
     class_of = _classes(entries, truth, category_ids, file)
     rows: dict[str, list[list[float]]] = {}
     for position, entry in enumerate(entries):
         where = f"{file}: detection {position + 1}"
         try:
-            image, category = names.get(entry["image_id"]), class_of.get(entry["category_id"])
+            image, category = images.named(entry["image_id"], where), class_of.get(entry["category_id"])
             row = [*map(float, entry["bbox"]), float(entry["score"])]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where} lacks what it needs: {error!r}") from error
         if image is None:
-            raise UserError(
-                f"{where}: image_id {entry['image_id']!r} is none of the images in {truth.source}"
-            )
+            continue
         if category is None:
             known = sorted(class_of)
             raise UserError(
@@ -86,40 +85,114 @@ def _from_json(file: Path, truth: TruthSet, category_ids: str) -> dict[str, Pred
     }
 
 
-def _image_names(truth: TruthSet) -> dict[Any, str]:
+class _Images:
     """The images by all that a results JSON may call them: their ids, their names, their names as numbers."""
-    names: dict[Any, str] = {int(stem): stem for stem in truth.truths if stem.isdecimal()}
-    names.update({stem: stem for stem in truth.truths})
-    names.update(truth.image_ids)
-    return names
+
+    def __init__(self, truth: TruthSet) -> None:
+        self._truth = truth
+        self._by_id: dict[Any, list[str]] = {}
+        for name in (*truth.truths, *truth.left_out):
+            if name.isdecimal():
+                self._by_id.setdefault(int(name), []).append(name)
+        self._by_id.update({name: [name] for name in (*truth.truths, *truth.left_out)})
+        self._by_id.update({identity: [name] for identity, name in truth.image_ids.items()})
+
+    def named(self, identity: Any, where: str) -> str | None:
+        """The image that is meant; None for one that is not judged.
+
+        Raises:
+            UserError: there is none, or more than one.
+        """
+        names = [name for name in self._by_id.get(identity, []) if self._is_known(name)]
+        if not names:
+            raise UserError(f"{where}: image_id {identity!r} is none of the images in {self._truth.source}")
+        if len(names) > 1:
+            raise UserError(
+                f"{where}: image_id {identity!r} is the number of {' and of '.join(names[:2])}; rename one of them"
+            )
+        return names[0] if names[0] in self._truth.truths else None
+
+    def _is_known(self, name: str) -> bool:
+        return name in self._truth.truths or name in self._truth.left_out
+
+
+# --- which class a number means ---------------------------------------------------------------
+
+
+CATEGORY_IDS = ("auto", "coco", "index", "one-based")
+_MEANING = {
+    "coco": "the category ids of the ground truth",
+    "index": "classes counted from 0",
+    "one-based": "classes counted from 1, as ultralytics writes them for a data set that is not COCO",
+}
 
 
 def _classes(entries: Sequence[Any], truth: TruthSet, category_ids: str, file: Path) -> Mapping[int, int]:
-    index = {number: number for number in range(len(truth.names))}
-    if category_ids == "index" or not truth.category_ids:
-        return index
-    if category_ids == "coco":
-        return truth.category_ids
     ids = (entry.get("category_id") for entry in entries if isinstance(entry, dict))
-    used = {
-        category for category in ids if isinstance(category, (int, float))
-    }  # what else there is is refused later
-    fits_coco, fits_index = used <= set(truth.category_ids), used <= set(index)
-    if fits_coco or not fits_index:
-        return truth.category_ids
-    print(
-        f"{file}: category ids are taken as classes counted from 0 (--category-ids coco takes {truth.source}'s own)"
-    )
-    return index
+    used = {number for number in ids if isinstance(number, (int, float))}  # the others are refused later
+    readings = _readings(truth)
+    return readings[_reading(used, readings, category_ids, file)]
 
 
-def _from_text(place: Path, truth: TruthSet) -> dict[str, Predictions]:
-    files = {file.stem: file for file in _text_files(place)}
+def _readings(truth: TruthSet) -> dict[str, Mapping[int, int]]:
+    """Class by number, for each thing that the numbers may mean; the likeliest first."""
+    count = len(truth.names)
+    own: dict[str, Mapping[int, int]] = {"coco": truth.category_ids} if truth.category_ids else {}
+    by_index = {number: number for number in range(count)}
+    return {**own, "index": by_index, "one-based": {number + 1: number for number in range(count)}}
+
+
+def _reading(used: set[Any], readings: Mapping[str, Mapping[int, int]], wanted: str, place: Path) -> str:
+    """Which of ``readings`` holds; says so where it is not plain."""
+    if wanted in readings:
+        return wanted
+    first = next(iter(readings))
+    if wanted != "auto":
+        return first
+    fitting = [name for name, class_of in readings.items() if used <= set(class_of)]
+    if not fitting:
+        return first
+    if fitting == ["one-based"]:
+        known = readings["index"]
+        wrong = next(number for number in sorted(used) if number not in known)
+        raise UserError(
+            f"{place}: category_id {wrong:g} is none of 0 to {len(known) - 1}. If these are {_MEANING['one-based']}, "
+            "pass --category-ids one-based"
+        )
+    chosen, *others = fitting
+    others = [name for name in others if any(readings[name][key] != readings[chosen][key] for key in used)]
+    if others or chosen != first:
+        also = " or ".join(f"{_MEANING[name]} (--category-ids {name})" for name in others)
+        why = "" if chosen == first else f"; not all of them are {_MEANING[first]}"
+        print(
+            f"{place}: category ids are taken as {_MEANING[chosen]}{why}"
+            + (f". They could also be {also}" if also else "")
+        )
+    return chosen
+
+
+# --- text files -------------------------------------------------------------------------------
+
+
+def _from_text(place: Path, truth: TruthSet, category_ids: str) -> dict[str, Predictions]:
+    files = {file.stem: file for file in _text_files(place) if file.stem not in truth.left_out}
     unknown = [file for stem, file in files.items() if stem not in truth.truths]
     if unknown:
         more = f" ({len(unknown)} such files)" if len(unknown) > 1 else ""
         raise UserError(f"{unknown[0]}: there is no image {unknown[0].stem} in {truth.source}{more}")
-    return {stem: _from_file(file, truth.truths[stem], truth) for stem, file in files.items()}
+    lines = {stem: read_lines(file) for stem, file in files.items()}
+    found = {
+        stem: _from_visdrone(file, truth.truths[stem], truth)
+        for stem, file in files.items()
+        if any("," in line for line in lines[stem])
+    }
+    others = {stem: _yolo_rows(lines[stem], file) for stem, file in files.items() if stem not in found}
+    readings = {name: class_of for name, class_of in _readings(truth).items() if name != "coco"}
+    used = {number for rows in others.values() for number in rows[:, 0].tolist()}
+    first_class = int(_reading(used, readings, category_ids, place) == "one-based")
+    for stem, rows in others.items():
+        found[stem] = _from_yolo(rows - [first_class, 0, 0, 0, 0, 0], truth.truths[stem], files[stem], truth)
+    return found
 
 
 def _text_files(place: Path) -> list[Path]:
@@ -133,10 +206,8 @@ def _text_files(place: Path) -> list[Path]:
     return files
 
 
-def _from_file(file: Path, truth: Truth, known: TruthSet) -> Predictions:
-    lines = read_lines(file)
-    if any("," in line for line in lines):
-        return _from_visdrone(file, truth, known)
+def _yolo_rows(lines: Sequence[str], file: Path) -> np.ndarray:
+    """Rows of class, x, y, width, height, confidence, (N, 6)."""
     rows = parse_rows(lines, file, 6, at_least=5)
     if rows.bad:
         raise UserError(str(rows.bad[0]))
@@ -144,8 +215,12 @@ def _from_file(file: Path, truth: Truth, known: TruthSet) -> Predictions:
         raise UserError(
             f"{file}: rows without a confidence; let YOLOv5 write them with --save-txt --save-conf"
         )
-    boxes = to_xywh_pixels(rows.values[:, 1:5], truth.width, truth.height)
-    values = np.concatenate([boxes, rows.values[:, 5:], rows.values[:, :1]], axis=1)
+    return rows.values
+
+
+def _from_yolo(rows: np.ndarray, truth: Truth, file: Path, known: TruthSet) -> Predictions:
+    boxes = to_xywh_pixels(rows[:, 1:5], truth.width, truth.height)
+    values = np.concatenate([boxes, rows[:, 5:], rows[:, :1]], axis=1)
     return _checked(values, truth, str(file), known).by_score()
 
 

@@ -10,7 +10,9 @@ import numpy as np
 
 from yolov5_ema.data import visdrone_format as visdrone
 from yolov5_ema.data.dataset import IMAGE_SUFFIXES, Dataset
+from yolov5_ema.data.image_names import refuse_shared_stems
 from yolov5_ema.errors import UserError
+from yolov5_ema.evaluation.judged import LabelledImages, Rules, labelled_images
 from yolov5_ema.evaluation.records import NO_CLASS, Truth, clipped
 from yolov5_ema.evaluation.truths import (
     Sizes,
@@ -23,26 +25,43 @@ from yolov5_ema.evaluation.truths import (
 )
 
 
-def dataset_truths(dataset: Dataset, split: str, protocols: Sequence[str]) -> dict[str, TruthSet]:
-    """Ground truth of a split, for each protocol.
+def dataset_truths(
+    dataset: Dataset, split: str, protocols: Sequence[str], judged: LabelledImages | None = None
+) -> dict[str, TruthSet]:
+    """Ground truth of a split, for each protocol, all of the same images.
 
     ``yolov5`` gets the labels. The others get the annotations that the data YAML names for the split, if any:
     ``visdrone_annotations`` (folders of text files) before ``coco_annotations`` (instances JSONs).
 
+    Args:
+        dataset: the data set.
+        split: ``train``, ``val`` or ``test``.
+        protocols: to give it to.
+        judged: its images and their labels; None: those that YOLOv5's ``val`` takes.
+
     Raises:
-        UserError: images, labels or annotations cannot be used, or annotations lack an image of the split.
+        UserError: images, labels or annotations cannot be used, annotations lack an image of the split, or go by
+            names that two images have.
     """
-    images = dataset.images(split)
-    sizes = image_sizes(images)
-    labels = label_truth(images, dataset.names, str(dataset.file), sizes)
+    images = judged or labelled_images(dataset.images(split), len(dataset.names), Rules())
+    sizes = image_sizes(images.files)
+    left_out = frozenset(image.stem for image, _ in images.left_out)
+    labels = replace(label_truth(images, dataset.names, str(dataset.file), sizes), left_out=left_out)
+    if set(protocols) <= {"yolov5"}:
+        return dict.fromkeys(protocols, labels)
     text = dataset.extra_path("visdrone_annotations", split)
     instances = dataset.extra_path("coco_annotations", split)
+    if text is not None or instances is not None:
+        refuse_shared_stems(
+            images.files.values(), f"{text or instances} tells images apart by that name alone"
+        )
     if text is not None:
         full = _of_images(visdrone_truth(text, sizes, dataset.names, only_sized=True), sizes)
     elif instances is not None:
         full = _of_images(coco_truth(instances, dataset.names), sizes)
     else:
         full = labels
+    full = replace(full, left_out=left_out)
     every = {"yolov5": labels, "coco": _as_coco(full) if text is not None else full, "visdrone": full}
     return {protocol: every[protocol] for protocol in protocols}
 
@@ -76,9 +95,10 @@ def image_set(images: Sequence[Path], names: Sequence[str], source: str) -> Trut
     """Images without any ground truth: what predictions of them need to be read.
 
     Raises:
-        UserError: two images have one name, or one cannot be read.
+        UserError: two images have one name without the suffix, or one cannot be read.
     """
-    sizes = image_sizes(images)
+    refuse_shared_stems(images, "Detections go by that name")
+    sizes = image_sizes({image.stem: image for image in images})
     return TruthSet(source, tuple(names), {stem: Truth(stem, *sizes[stem]) for stem in sorted(sizes)})
 
 
@@ -114,4 +134,5 @@ def _sizes_beside(folder: Path) -> Sizes:
     )
     if not files:
         raise UserError(f"{folder}: the sizes of the images are not known; pass --image-sizes FILE.json")
-    return image_sizes(files)
+    refuse_shared_stems(files, "Annotations go by that name")
+    return image_sizes({file.stem: file for file in files})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,17 @@ import numpy as np
 from PIL import Image
 
 from yolov5_ema.data import visdrone_format as visdrone
-from yolov5_ema.data.dataset import IMAGE_SUFFIXES, label_path
+from yolov5_ema.data.dataset import IMAGE_SUFFIXES
 from yolov5_ema.data.text_rows import BadLine
-from yolov5_ema.data.yolo_format import read_labels, to_xywh_pixels
+from yolov5_ema.data.yolo_format import to_xywh_pixels
 from yolov5_ema.errors import UserError
+from yolov5_ema.evaluation.judged import LabelledImages
 from yolov5_ema.evaluation.records import NO_CLASS, Truth
 from yolov5_ema.files import open_regular
 from yolov5_ema.reading import MOST_JSON, parse_json, read_bytes
 
 Sizes = Mapping[str, "tuple[int, int]"]
-"""Width and height in pixels by the images' names without a suffix."""
+"""Width and height in pixels by the images' names."""
 _EXIF_ORIENTATION, _QUARTER_TURNS = 274, (5, 6, 7, 8)
 _LONGEST = 100_000
 """Pixels; a longer side is a mistake, and its mask of ignored regions would not fit into memory."""
@@ -34,9 +35,10 @@ class TruthSet:
     Attributes:
         source: where it is from, for messages.
         names: of the classes.
-        truths: by the images' names without a suffix, in the order in which protocols should get them.
+        truths: by the images' names, in the order in which protocols should get them.
         image_ids: what results files may call an image by, beside its name.
         category_ids: class for each category id of results files; empty: the class itself.
+        left_out: names of images that are not judged; detections in them are passed over.
     """
 
     source: str
@@ -44,6 +46,7 @@ class TruthSet:
     truths: Mapping[str, Truth]
     image_ids: Mapping[Any, str] = field(default_factory=dict)
     category_ids: Mapping[int, int] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
 
 
 def visdrone_truth(
@@ -114,7 +117,7 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
         raise UserError(f"{file} is no instances JSON: it must hold the lists {', '.join(_COCO_KEYS)}")
     try:
         categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
-        images = {entry["id"]: entry for entry in content["images"]}
+        images = {_as_id(entry["id"]): entry for entry in content["images"]}
         sizes = {
             key: (Path(str(entry["file_name"])).stem, *_size(entry["width"], entry["height"]))
             for key, entry in images.items()
@@ -124,9 +127,13 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
     odd = [key for key in images if not isinstance(key, (int, str))]
     if odd:
         raise UserError(f"{file}: an image's id must be a number or a name, not {odd[0]!r}")
-    _refuse_repeated([entry["id"] for entry in content["images"]], f"{file}: image id")
+    _refuse_repeated([_as_id(entry["id"]) for entry in content["images"]], f"{file}: image id")
     _refuse_repeated([stem for stem, _, _ in sizes.values()], f"{file}: image name")
-    all_names = tuple(names) if names is not None else tuple(categories[key] for key in sorted(categories))
+    all_names = (
+        tuple(names)
+        if names is not None
+        else tuple(dict.fromkeys(categories[key] for key in sorted(categories)))
+    )
     class_of = {key: all_names.index(name) for key, name in categories.items() if name in all_names}
     if not class_of:
         raise UserError(f"{file}: none of its categories is a class of {', '.join(all_names[:5])} …")
@@ -137,6 +144,11 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
     ordered = sorted(images, key=lambda key: (isinstance(key, str), key))
     truths = {sizes[key][0]: _coco_image(*sizes[key], rows[key], class_of) for key in ordered}
     return TruthSet(str(file), all_names, truths, {key: sizes[key][0] for key in images}, class_of)
+
+
+def _as_id(value: Any) -> Any:
+    """Of 3.0, as pandas writes it, the number 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _COCO_KEYS = ("images", "annotations", "categories")
@@ -183,33 +195,25 @@ def _coco_image(
     )
 
 
-def label_truth(
-    images: Sequence[Path], names: Sequence[str], source: str, sizes: Sizes | None = None
-) -> TruthSet:
+def label_truth(images: LabelledImages, names: Sequence[str], source: str, sizes: Sizes) -> TruthSet:
     """YOLO labels beside images; an image without a label file has no objects.
 
     Args:
-        images: their files, each name once.
+        images: that are judged, with their labels.
         names: of the classes.
         source: for messages.
-        sizes: of the images, if they are known already.
-
-    Raises:
-        UserError: two images have one name, a label line is malformed, or an image cannot be read.
+        sizes: of the images.
     """
-    known = image_sizes(images) if sizes is None else sizes
-    truths = {image.stem: _label_image(image, *known[image.stem], len(names)) for image in sorted(images)}
+    truths = {name: _label_image(name, *sizes[name], images.rows[name]) for name in sorted(images.files)}
     return TruthSet(source, tuple(names), truths)
 
 
-def _label_image(image: Path, width: int, height: int, nc: int) -> Truth:
-    rows = read_labels(label_path(image), nc)
-    _refuse(rows.bad)
-    labels = (
-        np.unique(rows.values, axis=0) if len(rows.values) else rows.values
-    )  # as YOLOv5 drops repeated ones
+def _label_image(name: str, width: int, height: int, rows: np.ndarray) -> Truth:
+    # YOLOv5 drops a row that is there already, and holds its numbers in single precision
+    first = np.unique(rows.astype(np.float32), axis=0, return_index=True)[1]
+    labels = rows[first]
     return Truth(
-        image=image.stem,
+        image=name,
         width=width,
         height=height,
         boxes=to_xywh_pixels(labels[:, 1:], width, height),
@@ -218,15 +222,13 @@ def _label_image(image: Path, width: int, height: int, nc: int) -> Truth:
     )
 
 
-def image_sizes(images: Iterable[Path]) -> dict[str, tuple[int, int]]:
-    """Width and height of each image as it is shown, from its header, by its name without a suffix.
+def image_sizes(files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
+    """Width and height of each image as it is shown, from its header, by its name.
 
     Raises:
-        UserError: two images have one name, or one cannot be read.
+        UserError: one cannot be read.
     """
-    files = list(images)
-    _refuse_repeated([file.stem for file in files], "image name")
-    return {file.stem: _image_size(file) for file in files}
+    return {name: _image_size(file) for name, file in files.items()}
 
 
 def _image_size(file: Path) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from yolov5_ema.data.dataset import Dataset, entries_of, is_there
+from yolov5_ema.data.dataset import Dataset, entries_of, is_there, place_of
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.confusion import ConfusionMatrix
 from yolov5_ema.evaluation.records import NO_CLASS, Predictions
@@ -189,6 +189,7 @@ def measure(
     release: str,
     settings: Mapping[str, Any],
     pictures_from: Sequence[Path] | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> Measured:
     """Turn detections of a split into what a page shows.
 
@@ -199,6 +200,7 @@ def measure(
         release: whose rules hold, see `Yolov5Protocol`.
         settings: see `settings_of`; ``samples`` is how many images to keep.
         pictures_from: folders that an image must lie in to be shown, see `folders_of`; None: wherever it lies.
+        files: of the images by their names; None: of those of the split by their stems.
 
     Raises:
         UserError: the split holds no object.
@@ -209,7 +211,8 @@ def measure(
         protocol.update(truth, predictions[name])
         matrix.update(truth, predictions[name])
     result = protocol.compute()
-    files = {image.stem: image for image in dataset.images(settings["split"])}
+    if files is None:
+        files = {image.stem: image for image in dataset.images(settings["split"])}
     shown = [
         name
         for name, truth in truths.truths.items()
@@ -241,7 +244,7 @@ def folders_of(dataset: Dataset, split: str) -> list[Path]:
     """Where the images of a split lie by what its data YAML says: its root, the split's folders, those of its lists."""
     found = [dataset.root]
     for entry in entries_of(dataset.content, split, dataset.file):
-        place = dataset.root / entry
+        place = place_of(dataset.root, entry)
         found.append(place if place.is_dir() else place.parent)
     return [Path(os.path.realpath(folder)) for folder in found]
 

@@ -95,7 +95,7 @@ def settings_of_yaml(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no YAML, or no such settings.
     """
-    content = read_yaml(file, errors="strict")
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold settings by their names; it is damaged, or another file")
     return without_secrets({str(key): value for key, value in content.items()})

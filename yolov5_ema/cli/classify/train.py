@@ -205,7 +205,7 @@ def _resumed(args: argparse.Namespace) -> tuple[Path, Settings]:
             f"--resume {args.resume}: {file} is missing, so {folder} is no run folder of 'classify train'; name its "
             "weights/last.ckpt"
         )
-    content = read_yaml(file, errors="strict")
+    content = read_yaml(file)
     known = Settings().as_dict()
     if not isinstance(content, dict) or not known.keys() <= content.keys():
         raise UserError(f"{file} does not hold the settings of a training")

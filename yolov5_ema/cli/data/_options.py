@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from yolov5_ema.data.conversion import Conversion, SplitResult
 
 
+_NO_BOXES = ("crowds", "no_area", "others", "score0", "regions", "hidden")
+"""What is annotated and makes no box."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of every converter."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the output")
@@ -45,6 +49,23 @@ def print_problems(result: SplitResult) -> None:
 
     for line in describe(result.problems):
         print(line)
+
+
+def refuse_nothing_left(done: Conversion) -> None:
+    """For the end of a conversion.
+
+    Raises:
+        UserError: a split has no image, or no box although something in it was annotated; names it.
+    """
+    for result in done.splits:
+        tallies = result.tallies
+        rows = [problem for problem in result.problems if problem.kind in ("line", "annotation")]
+        lost = len(rows) + sum(tallies[key] for key in _NO_BOXES)
+        if tallies["images"] and (tallies["boxes"] or not result.annotated or not lost):
+            continue
+        what = "box" if tallies["images"] else "image"
+        where = f"; {done.report} names all that was left out" if done.report else ""
+        raise UserError(f"{result.split}: not one {what} is left of it, so it cannot be trained on{where}")
 
 
 def print_end(done: Conversion) -> None:

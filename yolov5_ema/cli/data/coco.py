@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolov5_ema.cli.data._options import add_options, check_options, counted, print_end, print_problems
+from yolov5_ema.cli.data._options import (
+    add_options,
+    check_options,
+    counted,
+    print_end,
+    print_problems,
+    refuse_nothing_left,
+)
 
 if TYPE_CHECKING:
     from yolov5_ema.data.conversion import SplitResult
@@ -67,10 +74,12 @@ def main(argv: Sequence[str]) -> int:
     )
     if args.quiet:
         print(done.yaml_file)
+        refuse_nothing_left(done)
         return 0
     for result in done.splits:
         print(_summary(result))
         print_problems(result)
+    refuse_nothing_left(done)
     print_end(done)
     return 0
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.resources import find_data_yaml
 
 if TYPE_CHECKING:
     from yolov5_ema.data.slicing import SliceReport
@@ -38,14 +37,14 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(list(argv))
 
     from yolov5_ema.data import slicing
-    from yolov5_ema.data.dataset import load_dataset
+    from yolov5_ema.engine.data_yaml import open_dataset
 
     plan = slicing.SlicePlan(args.size, args.overlap, args.min_area_ratio, args.keep_empty)
     plan.check()
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
-    file = find_data_yaml(args.data)
-    dataset = load_dataset(file, _bases())
+    dataset = open_dataset(args.data)
+    file = dataset.file
     splits = _splits(args.split, dataset.splits, file)
     for split in splits:
         dataset.images(split)
@@ -101,18 +100,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _bases() -> list[Path]:
-    """Where a relative ``path`` may start, as the YOLOv5 at hand has it; cutting needs none to be there."""
-    from yolov5_ema.engine.data_yaml import relative_bases
-    from yolov5_ema.engine.locate import locate
-    from yolov5_ema.errors import EngineNotFoundError
-
-    try:
-        return relative_bases(locate())
-    except EngineNotFoundError:
-        return []
-
-
 def _splits(wanted: Sequence[str] | None, there: Sequence[str], file: Path) -> list[str]:
     if wanted is None:
         chosen = [split for split in ("train", "val") if split in there]
@@ -150,7 +137,7 @@ def _summary(split: str, report: SliceReport) -> str:
 
 def _name_the_bad(report: SliceReport) -> None:
     for what, bad in (
-        ("label lines passed over", report.bad_lines),
+        ("label lines passed over, or cut off at the border", report.bad_lines),
         ("images passed over", report.bad_images),
     ):
         if not bad:

@@ -6,10 +6,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from yolov5_ema.errors import UserError
+from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
-from yolov5_ema.resources import find_data_yaml
+
+if TYPE_CHECKING:
+    from yolov5_ema.data.dataset import Dataset
 
 SUMMARY = "images, boxes, sizes and classes of a data set; whether a stride-4 head may pay"
 
@@ -63,15 +66,15 @@ def main(argv: Sequence[str]) -> int:
     if args.imgsz < 1:
         raise UserError(f"--imgsz must be at least 1, not {args.imgsz}")
 
-    from yolov5_ema.data.dataset import load_dataset
     from yolov5_ema.data.problems import describe
     from yolov5_ema.data.stats import split_stats, table, verdict
     from yolov5_ema.data.stats_picture import check_picture, save_picture
+    from yolov5_ema.engine.data_yaml import open_dataset
 
     picture = args.picture or Path("runs/data/stats", args.data.with_suffix(".png").name)
     check_picture(picture)
-    data = load_dataset(find_data_yaml(str(args.data)))
-    splits = list(dict.fromkeys(args.split or data.splits))
+    data = open_dataset(str(args.data))
+    splits = list(dict.fromkeys(args.split or _splits_there(data)))
     if not splits:
         raise UserError(f"{args.data} names none of train, val, test")
     stats = [split_stats(data, split, args.imgsz) for split in splits]
@@ -91,3 +94,15 @@ def main(argv: Sequence[str]) -> int:
         save_picture(picture, args.data.name, data.names, stats, args.imgsz, found.sentence)
         print(f"{picture} drawn")
     return 0
+
+
+def _splits_there(data: Dataset) -> list[str]:
+    """All that the YAML names; but for test, which exports name whether they have it or not."""
+    splits = data.splits
+    if "test" in splits and len(splits) > 1:
+        try:
+            data.images("test")
+        except ConfigError as error:
+            print(f"without test: {error}\n")
+            splits.remove("test")
+    return splits

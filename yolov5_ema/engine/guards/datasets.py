@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from yolov5_ema.class_names import fault_of_names, names_as_text
-from yolov5_ema.data.dataset import is_there
+from yolov5_ema.data.dataset import SPLITS, is_there, place_of
 from yolov5_ema.engine.data_yaml import approving, image_root, may_download
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
@@ -36,7 +36,8 @@ def _guarded(check_dataset: Callable[..., Any], engine: Engine) -> Callable[...,
         if not is_there(file) or _is_archive(file):
             return check_dataset(data, *args, **kwargs)
         content = _with_names(load_yaml(file), str(file))
-        content["path"] = str(image_root(content, file, engine).resolve())
+        root = image_root(content, file, engine).resolve()
+        content = {**content, **_found_below(root, content), "path": str(root)}
         if not may_download(file, engine):
             content = _without_download(content)
         _refuse_without_network(content, file)
@@ -44,6 +45,23 @@ def _guarded(check_dataset: Callable[..., Any], engine: Engine) -> Callable[...,
             return check_dataset(content, *args, **kwargs)
 
     return wrapper
+
+
+def _found_below(root: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The splits, where one is found otherwise than it says; only v7.0 and later find these by themselves."""
+    found: dict[str, Any] = {}
+    for split in SPLITS:
+        entries = data.get(split)
+        if isinstance(entries, str):
+            found[split] = _below(root, entries)
+        elif isinstance(entries, (list, tuple)):
+            found[split] = [_below(root, entry) if isinstance(entry, str) else entry for entry in entries]
+    return found
+
+
+def _below(root: Path, entry: str) -> str:
+    place = place_of(root, entry)
+    return entry if place == root / entry else str(place)
 
 
 def _is_archive(file: Path) -> bool:
