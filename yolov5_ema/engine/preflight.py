@@ -22,6 +22,7 @@ from yolov5_ema.engine.rows import load_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.files import open_regular
 from yolov5_ema.resources import find_shipped
+from yolov5_ema.weights.mistaken import HEAD, refuse_mistaken
 
 _SPLITS = {
     "train": ("train", "val"),
@@ -33,6 +34,7 @@ _SPLITS = {
 _MOST_CLASSES = 100_000
 _IMAGES = {"bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm", "heic"}
 _VIDEOS = {"asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv", "webm"}
+_EXPORTED = {".onnx", ".torchscript", ".xml", ".engine", ".mlmodel", ".pb", ".tflite", ""}
 _URL = ("http://", "https://", "http:/", "https:/", "rtsp://", "rtmp://")
 
 
@@ -89,7 +91,7 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     if not has_folder:
         _check_data(opt, script, engine)
     for weights in _weights_of(opt):
-        _check_weights(weights, engine)
+        _check_weights(weights, name, engine)
     if script in ("detect", "predict"):
         _check_source(str(opt.source))
         _check_runnable(opt, engine)
@@ -110,7 +112,7 @@ def _weights_of(opt: argparse.Namespace) -> list[str]:
     return [str(w) for w in (weights if isinstance(weights, (list, tuple)) else [weights])]
 
 
-def _check_weights(weights: str, engine: Engine) -> None:
+def _check_weights(weights: str, script: str, engine: Engine) -> None:
     if not weights or weights.startswith(_URL):
         return
     path = Path(weights.strip().replace("'", ""))
@@ -122,10 +124,28 @@ def _check_weights(weights: str, engine: Engine) -> None:
             return
         raise CheckpointError(downloads.missing_weights_message(weights))
     if not path.is_dir():
-        with open_regular(path):  # a pipe or a device, whatever its name, would be waited for
-            pass
-    if path.suffix == ".pt" and "torchscript" not in path.name:
-        checkpoints.check_file(path, engine=engine)
+        _check_weights_file(path, script, engine)
+
+
+def _check_weights_file(path: Path, script: str, engine: Engine) -> None:
+    """Say what a file is that YOLOv5 would stumble over; exported models are looked at where they are loaded."""
+    is_run = _runs_exported(script, engine)
+    with open_regular(path) as stream:  # a pipe or a device, whatever its name, would be waited for
+        refuse_mistaken(path, stream.read(HEAD), exported=is_run)
+    if is_run and (path.suffix.lower() in _EXPORTED or "torchscript" in path.name):
+        return
+    checkpoints.check_file(path, engine=engine)
+    if path.suffix != ".pt" and not script.endswith("export"):
+        raise CheckpointError(
+            f"{path} is a checkpoint whose name does not end in .pt, by which YOLOv5 goes: rename it"
+        )
+
+
+def _runs_exported(script: str, engine: Engine) -> bool:
+    """Whether a script takes exported models: all that predict, and from v6.1 on ``val``."""
+    kind = script.split(".")[-1]
+    common = importlib.import_module(engine.module_name("models.common"))
+    return kind in ("detect", "predict") or (kind == "val" and hasattr(common, "DetectMultiBackend"))
 
 
 def _check_hyp(hyp: Any, script: str, engine: Engine) -> None:

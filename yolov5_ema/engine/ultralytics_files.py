@@ -27,7 +27,7 @@ from yolov5_ema.engine.checkpoints import check_modules, is_trusted
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular
 from yolov5_ema.weights.inert_pickle import Followed, Items, Made, MalformedPickle, class_name, follow
-from yolov5_ema.weights.names import taken_by_torch
+from yolov5_ema.weights.names import OF_YOLOV5, taken_by_torch
 from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
 _LAYERS = re.compile(r"ultralytics\.nn\.(modules(\.\w+)?|tasks)\.[A-Z]\w*")
@@ -81,6 +81,11 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
     names = {name for one in pickles for name in one.names}
     allowed = _allow_list(names)
     unsafe = sorted(name for name in names if name not in allowed and not taken_by_torch(name))
+    if unsafe and all(OF_YOLOV5.fullmatch(name) for name in unsafe):
+        raise CheckpointError(
+            f"{path} is a checkpoint of YOLOv5's, which the package ultralytics does not run: use 'yolov5-ema detect' "
+            "and the other commands, or YOLOv5 itself"
+        )
     odd = unsafe or odd_calls(_without_namespaces(one) for one in pickles)
     if odd:
         raise CheckpointError(
