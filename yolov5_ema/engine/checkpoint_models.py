@@ -60,8 +60,10 @@ def model_of(checkpoint: Any, source: Path) -> Any:
 
 def key_of_tensors(checkpoint: Mapping[Any, Any]) -> str | None:
     """The key under which tensors lie by their names, empty for the top; None if there are none."""
-    for key in kinds.STATE_DICT_KEYS:
-        held = checkpoint.get(key) if key else checkpoint
+    if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        return ""
+    for key in kinds.STATE_DICT_KEYS[1:]:
+        held = checkpoint.get(key)
         if isinstance(held, Mapping) and any(isinstance(value, torch.Tensor) for value in held.values()):
             return key
     return None

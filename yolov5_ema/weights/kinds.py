@@ -78,9 +78,11 @@ def names_layers_of_an_old_file(opened: PickleFile) -> bool:
 
 def key_of_state_dict(root: Any) -> str | None:
     """The key under which a dict of tensors lies, empty for the top; None if there is none."""
-    for key in STATE_DICT_KEYS:
-        held = lookup(root, key) if key else root
-        if any(tensor_of(value) for _, value in pairs_of(held)):
+    at_top = [tensor_of(value) is not None for _, value in pairs_of(root)]
+    if at_top and all(at_top):
+        return ""
+    for key in STATE_DICT_KEYS[1:]:
+        if any(tensor_of(value) for _, value in pairs_of(lookup(root, key))):
             return key
     return None
 

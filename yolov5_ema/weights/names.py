@@ -13,7 +13,8 @@ def words(text: str) -> frozenset[str]:
 
 OF_YOLOV5 = re.compile(r"(yolov5\.)?models\.(common|yolo|experimental)\.\w+")
 LAYER = re.compile(
-    r"((yolov5\.)?models\.(common|yolo|experimental)|torch\.nn\.modules\.\w+|yolov5_ema\.blocks\.\w+)\.[A-Z]\w*"
+    r"((yolov5\.)?models\.(common|yolo|experimental)|torch\.nn\.modules\.\w+)\.[A-Z]\w*"
+    r"|yolov5_ema\.blocks\.\w+\._?[A-Z]\w*"
 )
 _NOT_LAYERS = ("AutoShape", "DetectMultiBackend", "Path", "Thread", "Image")  # YOLOv5's modules name them too
 
