@@ -31,7 +31,7 @@ from yolov5_ema.weights.paths import PATHS
 
 _REBUILT = re.compile(r"torch\._utils\._rebuild_parameter(_with_state)?")
 _NUMPY_DTYPE = re.compile(r"[?bhilqBHILQefd]|[biuf][1248]|f16")
-_OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.modules\.\w+\.[A-Z]\w*")
+_OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.modules\.\w+\.[A-Za-z]\w*")
 _MOST_ELEMENTS = 2**40
 _MOST_PARTS = 64
 _MOST_REPEATED = 2**26
