@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import importlib
 import reprlib
 import tempfile
@@ -19,6 +18,7 @@ from yolov5_ema.engine.hyperparameters import names_read, read_hyp
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
+from yolov5_ema.engine.sources import ADDRESS, IMAGES, check_source
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.files import open_regular
 from yolov5_ema.resources import find_shipped
@@ -32,10 +32,7 @@ _SPLITS = {
     "study": ("val",),
 }
 _MOST_CLASSES = 100_000
-_IMAGES = {"bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm", "heic"}
-_VIDEOS = {"asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv", "webm"}
 _EXPORTED = {".onnx", ".torchscript", ".xml", ".engine", ".mlmodel", ".pb", ".tflite", ""}
-_URL = ("http://", "https://", "http:/", "https:/", "rtsp://", "rtmp://")
 
 
 def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> None:
@@ -46,7 +43,7 @@ def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> 
     """
     for name in ("cfg", "hyp") if _classifies(script) else ("cfg", "data", "hyp"):
         value = getattr(opt, name, None)
-        if not isinstance(value, (str, Path)) or not str(value) or str(value).startswith(_URL):
+        if not isinstance(value, (str, Path)) or not str(value) or str(value).startswith(ADDRESS):
             continue
         if isinstance(value, Path):  # a default of YOLOv5's own, not what the user wrote
             continue
@@ -93,7 +90,7 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     for weights in _weights_of(opt):
         _check_weights(weights, name, engine)
     if script in ("detect", "predict"):
-        _check_source(str(opt.source))
+        check_source(opt, engine)
         _check_runnable(opt, engine)
     if script == "export":
         exports.refuse_what_cannot_be(opt, engine)
@@ -113,7 +110,7 @@ def _weights_of(opt: argparse.Namespace) -> list[str]:
 
 
 def _check_weights(weights: str, script: str, engine: Engine) -> None:
-    if not weights or weights.startswith(_URL):
+    if not weights or weights.startswith(ADDRESS):
         return
     path = Path(weights.strip().replace("'", ""))
     if not path.exists():
@@ -149,7 +146,7 @@ def _runs_exported(script: str, engine: Engine) -> bool:
 
 
 def _check_hyp(hyp: Any, script: str, engine: Engine) -> None:
-    if isinstance(hyp, str) and hyp and not hyp.startswith(_URL):
+    if isinstance(hyp, str) and hyp and not hyp.startswith(ADDRESS):
         read_hyp(Path(hyp), names_read(engine, engine.root / f"{script.replace('.', '/')}.py"))
 
 
@@ -235,8 +232,8 @@ def _check_split(place: Path, split: str, file: Path, download: Any, engine: Eng
         )
     if place.resolve() == Path(place.resolve().anchor):
         raise ConfigError(f"{file}: {split} is the whole file system")
-    if place.is_dir() and not _has_file(place, _IMAGES):
-        raise ConfigError(f"{file}: no images for {split} in {place}; known are {', '.join(sorted(_IMAGES))}")
+    if place.is_dir() and not _has_file(place, IMAGES):
+        raise ConfigError(f"{file}: no images for {split} in {place}; known are {', '.join(sorted(IMAGES))}")
 
 
 def _shown(place: Path, most: int = 1000) -> str:
@@ -246,31 +243,6 @@ def _shown(place: Path, most: int = 1000) -> str:
 
 def _has_file(folder: Path, suffixes: set[str]) -> bool:
     return any(path.suffix[1:].lower() in suffixes for path in folder.rglob("*.*"))
-
-
-def _check_source(source: str) -> None:
-    if Path(source).exists() and not Path(source).is_dir():
-        with open_regular(source):  # a list of streams too; a device such as a camera has a number
-            pass
-    if (
-        source.isnumeric()
-        or source.startswith(_URL)
-        or source.endswith((".txt", ".streams"))
-        or source == "screen"
-    ):
-        return
-    if "*" in source:
-        if not glob.glob(source, recursive=True):
-            raise UserError(f"--source {source}: no file matches")
-        return
-    path = Path(source)
-    if not path.exists():
-        raise UserError(f"--source {source}: no such file or folder")
-    known = _IMAGES | _VIDEOS
-    if path.is_dir() and not any(f.suffix[1:].lower() in known for f in path.glob("*.*")):
-        raise UserError(
-            f"--source {source}: no images or videos in this folder; known are {', '.join(sorted(known))}"
-        )
 
 
 def _project_of(opt: argparse.Namespace) -> Path | None:
