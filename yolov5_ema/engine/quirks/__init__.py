@@ -27,6 +27,7 @@ from yolov5_ema.engine.quirks.run_folders import ROOT_STAYS, RUNS_HERE
 from yolov5_ema.engine.quirks.save_json import SAVE_JSON
 from yolov5_ema.engine.quirks.torch_amp import TORCH_AMP
 from yolov5_ema.engine.quirks.torch_load import ONE_COPY_OF_CLASSES, SAFE_CHECKPOINTS
+from yolov5_ema.engine.quirks.wandb_epochs import WANDB_EPOCHS
 from yolov5_ema.engine.quirks.weight_transfer import WEIGHT_TRANSFER
 from yolov5_ema.engine.quirks.worker_processes import WORKER_PROCESSES
 
@@ -64,6 +65,7 @@ QUIRKS: tuple[Quirk, ...] = (
     WEIGHT_TRANSFER,
     WORKER_PROCESSES,
     DISPLAY,
+    WANDB_EPOCHS,
 )
 
 __all__ = ["QUIRKS", "Quirk", "SourceModule"]
