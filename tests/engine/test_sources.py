@@ -56,13 +56,17 @@ def test_view_img_is_left_out_without_a_display(no_display, tiny_set, capsys):
 
 @pytest.mark.parametrize("source", ["https://youtu.be/abc", "https://www.youtube.com/watch?v=abc"])
 def test_youtube_says_what_to_install(monkeypatch, source):
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
-    with yolov5_ema.installed() as engine, pytest.raises(UserError, match="pip install pafy .*yt-dlp"):
-        sources.check_source(options(source), engine)
+    with yolov5_ema.installed() as engine:
+        monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match=r"pip install pafy .*yt-dlp"):
+            sources.check_source(options(source), engine)
 
 
 def test_the_screen_says_what_to_install_or_which_release(no_display, monkeypatch, own_folder):
-    with yolov5_ema.installed() as engine, pytest.raises(UserError, match="cannot look at the screen; v7.0"):
+    with (
+        yolov5_ema.installed() as engine,
+        pytest.raises(UserError, match=r"cannot look at the screen; v7\.0"),
+    ):
         sources.check_source(options("screen 0"), engine)
     newer = engine_at(laid_aside("7.0.14"))
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
@@ -81,7 +85,7 @@ def test_a_failed_download_and_a_missing_package_are_messages():
     from yolov5_ema.engine.scripts import speaking_plainly
 
     with yolov5_ema.installed() as engine:
-        with pytest.raises(UserError, match="a download has failed: .*no route"), speaking_plainly(engine):
+        with pytest.raises(UserError, match=r"a download has failed: .*no route"), speaking_plainly(engine):
             raise urllib.error.URLError("no route")
         code = compile("import no_such_package.part", str(engine.root / "detect.py"), "exec")
         with pytest.raises(UserError, match="pip install no_such_package"), speaking_plainly(engine):
