@@ -190,7 +190,10 @@ def write_others(folder: Path, model: nn.Module) -> dict[str, str]:
     }
 
 
-def test_other_files_are_named_by_every_command(engine, model, own_folder, tiny_set, capsys):
+@pytest.mark.parametrize(
+    "names", [("val", "visualize", "transfer"), pytest.param((), marks=pytest.mark.slow)]
+)
+def test_other_files_are_named_by_every_command(engine, model, own_folder, tiny_set, capsys, names):
     images = str(tiny_set.parent / "images/val")
     commands = [
         ["val", "--data", str(tiny_set), "--weights"],
@@ -207,7 +210,7 @@ def test_other_files_are_named_by_every_command(engine, model, own_folder, tiny_
     words = write_others(own_folder, model)
     before = set(own_folder.iterdir())
     taken = {("transfer", "bare.pt"), ("convert", "bare.pt"), ("convert", "tensors.pt")}  # these use it
-    for command in commands:
+    for command in [one for one in commands if not names or one[0] in names]:
         for name, expected in words.items():
             if (command[0], name) in taken:
                 continue
