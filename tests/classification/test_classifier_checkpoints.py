@@ -125,13 +125,13 @@ def test_files_that_are_none_are_named(saved, tmp_path):
     (tmp_path / "torn.pt").write_bytes(saved.read_bytes()[:-500])
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "text.pt").write_text("text" * 50)
-    torch.save({"model": torch.zeros(2)}, tmp_path / "detector.pt")
+    torch.save({"model": torch.zeros(2)}, tmp_path / "state.pt")
     for name, words in (
         ("torn.pt", "cut off"),
         ("empty.pt", "empty"),
         ("text.pt", "no PyTorch checkpoint"),
         ("nowhere.pt", "not found"),
-        ("detector.pt", "yolov5-ema inspect"),
+        ("state.pt", "is no classifier .* It is a state dict"),
         ("", "is a folder"),
     ):
         with pytest.raises(CheckpointError, match=words):

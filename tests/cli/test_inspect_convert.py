@@ -113,7 +113,8 @@ def test_convert_refuses(refused, own_folder, trained):
     assert "this writes .safetensors" in refused("convert", trained, "-o", "x.pt")
     (own_folder / "there.yaml").write_text("mine")
     assert "there.yaml is there already" in refused("convert", trained, "-o", "there")
-    assert "--cfg goes with safetensors" in refused("convert", trained, "--cfg", "there.yaml", "-o", "y")
+    (own_folder / "cfg.yaml").write_text("nc: 1")
+    assert "--cfg goes with tensors alone" in refused("convert", trained, "--cfg", "cfg.yaml", "-o", "y")
     assert "weights not found" in refused("convert", "nowhere.pt")
     assert not (own_folder / "ran").exists()
 

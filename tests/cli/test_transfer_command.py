@@ -126,7 +126,7 @@ def test_weights_that_are_none(refused, tmp_path_factory):
     torch.save({"a": torch.zeros(3)}, folder / "state.pt")
     for name, expected in (
         ("text.pt", "no PyTorch checkpoint"),
-        ("state.pt", "holds"),
+        ("state.pt", "is a state dict"),
         ("no.pt", "not found"),
     ):
         message = refused("transfer", folder / name, "--cfg", "yolov5n-ema.yaml", "-o", "out.pt")

@@ -56,7 +56,7 @@ OWN_QUIRKS = {
     "6.0.7": {"loss-clamp", "autoanchor-few-boxes", "stale-label-cache", "save-json", "torch-has-cuda"},
     "6.1.9": {"amp-check", "root-stays", "save-json"},
     "6.2.3": {"root-stays", "runs-here", "save-json"},
-    "7.0.14": {"root-stays", "runs-here", "files-before-hub", "noval"},
+    "7.0.14": {"root-stays", "runs-here", "files-before-hub", "noval", "wandb-epochs"},
 }
 
 

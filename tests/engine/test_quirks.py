@@ -434,6 +434,33 @@ ckpt = {"model": Model(graph.to_cfg())}
 graph.insert_behind(graph.rows[6], "nn.Identity")
 assert len(take_over(ckpt, Model(graph.to_cfg()))) == 349
 """,
+    "display": """
+import cv2, os
+from yolov5.utils import general
+from yolov5_ema.engine.quirks import display
+display.has_display = lambda: False
+opened = []
+cv2.imshow, cv2.waitKey, cv2.destroyAllWindows = (lambda *args: opened.append(args)), len, list
+general.is_docker = general.is_colab = lambda: False
+general.check_imshow()
+assert opened == []
+""",
+    "wandb-epochs": """
+from pathlib import Path
+import types
+from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks import QUIRKS, SourceModule
+class WandbLogger:
+    def end_epoch(self): pass
+source = "class WandbLogger:\\n    def end_epoch(self):\\n        pass\\n"
+theirs = types.SimpleNamespace(WandbLogger=WandbLogger)
+module = SourceModule(engine_at(Path(ROOT)), "utils.loggers.wandb.wandb_utils", source, theirs)
+(quirk,) = [quirk for quirk in QUIRKS if quirk.name == "wandb-epochs"]
+assert quirk.needed(module)
+quirk.apply(module, Patches())
+WandbLogger().end_epoch(best_result=True)
+""",
     "worker-processes": """
 import multiprocessing, shutil
 from pathlib import Path
@@ -522,6 +549,8 @@ _SYMPTOMS = {
     "no-pip-behind-the-back": "AssertionError",
     "weight-transfer": "AssertionError",
     "worker-processes": "TimeoutError",
+    "display": "AssertionError",
+    "wandb-epochs": "best_result",
 }
 
 

@@ -10,6 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -540,3 +541,87 @@ def test_a_torchscript_model_that_writes_a_file_is_refused(ultralytics, build, t
     assert not (tmp_path / "written").exists()
     torch.jit.load(str(file))(torch.zeros(1))
     assert (tmp_path / "written").exists()
+
+
+# --- nothing that worked without the adapter fails with it ------------------------------------------
+
+
+def test_weights_go_into_a_yoloe_with_and_without_blocks(tasks):
+    """Its head wants embeddings of texts beside the feature maps, which nobody has where rows are paired."""
+    cfg = tasks.yaml_model_load("yoloe-11n.yaml")
+    assert cfg["head"][-1][0] == [16, 19, 22]
+    cfg["head"] = [*cfg["head"][:-1], [22, 1, "EMA", []], [[16, 19, 23], *cfg["head"][-1][1:]]]
+    yolov5_ema.install("ultralytics")
+    source = tasks.YOLOEModel("yoloe-11n.yaml", verbose=False)
+    copy.deepcopy(source).load(source, verbose=False)
+    model = tasks.YOLOEModel(cfg, verbose=False)
+    model.load(source, verbose=False)
+    assert type(model.model[23]) is yolov5_ema.EMA
+    ours, theirs = model.model[24].state_dict(), source.model[23].state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_models_without_blocks_are_loaded_by_ultralytics_own_names(build, tasks, monkeypatch):
+    seen = []
+    yolov5_ema.uninstall("ultralytics")
+    load = tasks.BaseModel.load
+    monkeypatch.setattr(tasks.BaseModel, "load", lambda self, weights, **_: seen.append((self, weights)))
+    yolov5_ema.install("ultralytics")
+    plain = with_row([-1, 1, "Conv", [64, 3]])
+    source, target, blocks = build(plain), build(plain), build(with_row([-1, 1, "EMA", []]))
+    target.load(source)
+    blocks.load(source)
+    assert seen[0] == (target, source) and seen[1][0] is blocks and seen[1][1] is not source
+    yolov5_ema.uninstall("ultralytics")
+    monkeypatch.undo()
+    assert tasks.BaseModel.load is load
+
+
+def test_heads_losses_and_backbones_that_ultralytics_keeps_in_checkpoints(build, tasks, tmp_path):
+    """v10Detect, the loss that a killed training leaves in last.pt, and torchvision's networks."""
+    from ultralytics.nn.modules.block import TorchVision
+    from ultralytics.utils import DEFAULT_CFG
+
+    from yolov5_ema.engine.ultralytics_files import load
+
+    model = build(with_row([[2], 1, "v10Detect", ["nc"]], place=1))
+    model.args = DEFAULT_CFG
+    model.criterion = model.init_criterion()
+    model.backbone = TorchVision("mobilenet_v3_small", weights=None)
+    torch.save({"model": model}, tmp_path / "a.pt")
+    back = load(tmp_path / "a.pt")["model"]
+    assert type(back.model[-1]).__name__ == "v10Detect" and type(back.criterion) is type(model.criterion)
+    ours, theirs = model.backbone.state_dict(), back.backbone.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_functions_of_torchvision_and_of_losses_are_no_layers(build, tmp_path):
+    from yolov5_ema.engine.ultralytics_files import load
+
+    for name in (
+        "torchvision.models.resnet18",
+        "torchvision.models._api.get_model",
+        "ultralytics.utils.loss.F",
+    ):
+        module, _, attribute = name.rpartition(".")
+        pickled = f"\x80\x02c{module}\n{attribute}\n)R.".encode("latin-1")
+        with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
+            archive.writestr("a/data.pkl", pickled)
+            archive.writestr("a/version", "3\n")
+        with pytest.raises(CheckpointError, match=f"holds what no checkpoint of ultralytics needs: {name}"):
+            load(tmp_path / "evil.pt")
+
+
+def test_a_layer_may_be_called_as_an_operator_of_onnx():
+    """YOLO11 has a layer Attention, which stands in the code of its TorchScript; importing torch.onnx brings onnx's."""
+    import torch.onnx.ops
+
+    from yolov5_ema.weights import torchscript_files
+
+    torchscript_files._forbidden.cache_clear()
+    names = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    if "onnx::Attention" not in names:
+        pytest.skip("this torch has no such operator")
+    assert list(torchscript_files._odd_code("attn : __torch__.ultralytics.Attention\n", "a.py")) == []
+    assert list(torchscript_files._odd_code("return ops.onnx.Attention(x)\n", "a.py"))
+    torchscript_files._forbidden.cache_clear()

@@ -209,8 +209,8 @@ def test_files_of_other_kinds_are_named_as_what_they_are(engine, tmp_path):
     torch.save({"model": {"a": torch.zeros(2)}}, tmp_path / "states.pt")
     (tmp_path / "junk.pt").write_bytes(b"hello")
     messages = {
-        "state.pt": "is no detector of YOLOv5 but a state dict; shown are detectors of YOLOv5 and classifiers",
-        "states.pt": "is no detector of YOLOv5 but a checkpoint with a state dict under 'model'",
+        "state.pt": "is a state dict: tensors without a model",
+        "states.pt": "is a state dict under the key 'model'",
         "junk.pt": "is no PyTorch checkpoint",
         "none.pt": "weights not found",
     }
@@ -222,5 +222,5 @@ def test_files_of_other_kinds_are_named_as_what_they_are(engine, tmp_path):
 def test_a_checkpoint_of_ultralytics_is_named_as_one(engine, tmp_path):
     tasks = pytest.importorskip("ultralytics.nn.tasks")
     torch.save({"model": tasks.DetectionModel("yolov8n.yaml", nc=2, verbose=False)}, tmp_path / "v8.pt")
-    with pytest.raises(UserError, match="but a checkpoint of the package ultralytics"):
+    with pytest.raises(UserError, match="is a checkpoint of the package ultralytics"):
         Detector(engine, tmp_path / "v8.pt", Options())

@@ -117,7 +117,7 @@ def load_classifier(path: str | Path, device: str | torch.device = "cpu") -> Cla
     file = Path(path)
     record = load_plainly(file)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CheckpointError(f"{file} is no classifier of 'yolov5-ema classify'. {_what_else(file)}")
+        raise _no_classifier(file, _followed(file))
     _check(record, file)
     state = record.pop("state_dict")
     try:
@@ -158,6 +158,7 @@ def load_plainly(file: Path) -> Any:
     torch reads it.
     """
     from yolov5_ema.weights.checkpoint_files import read_once, refuse_another_reading
+    from yolov5_ema.weights.foreign_names import shown_names
     from yolov5_ema.weights.names import taken_by_torch
     from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
@@ -165,10 +166,12 @@ def load_plainly(file: Path) -> Any:
     opened = _followed(file, content)
     pickles = (opened.root, *opened.others)
     foreign = sorted({name for one in pickles for name in one.names if not taken_by_torch(name)})
+    if foreign and _belong_elsewhere(foreign, opened, file):
+        raise _no_classifier(file, opened)
     odd = foreign or odd_calls(pickles)[:5]
     if odd:
         raise CheckpointError(
-            f"{file} holds what no classifier needs: {', '.join(odd)}. Nothing of it was run; take the file from "
+            f"{file} holds what no classifier needs: {shown_names(odd)}. Nothing of it was run; take the file from "
             "somebody whom you trust, or train anew."
         )
     if short_storages(opened.root, opened.sizes):
@@ -203,10 +206,26 @@ def _followed(file: Path, content: BinaryIO | None = None) -> PickleFile:
         raise CheckpointError(f"{file} is no PyTorch checkpoint, or cut off: {error}") from error
 
 
-def _what_else(file: Path) -> str:
+def _belong_elsewhere(names: list[str], opened: PickleFile, file: Path) -> bool:
+    """Whether they are those of layers: of a detector, or of another kind of files that is known here."""
+    from yolov5_ema.weights.kinds import other_kind
+    from yolov5_ema.weights.names import known_by_module
+
+    kind = other_kind(opened, file)
+    return all(known_by_module(name) or (kind and kind.names.fullmatch(name)) for name in names)
+
+
+def _no_classifier(file: Path, opened: PickleFile) -> CheckpointError:
+    from yolov5_ema.weights.kinds import other_kind
+
+    kind = other_kind(opened, file)
     if file.name == "last.ckpt":
-        return "last.ckpt is for --resume; name best.pt beside it."
-    return "Detectors are for 'yolov5-ema detect'; 'yolov5-ema inspect' says what a file holds."
+        what = "last.ckpt is for --resume; name best.pt beside it."
+    elif kind is not None:
+        what = f"It is {kind.what}"
+    else:
+        what = "Detectors are for 'yolov5-ema detect'; 'yolov5-ema inspect' says what a file holds."
+    return CheckpointError(f"{file} is no classifier of 'yolov5-ema classify'. {what}")
 
 
 def _check(record: Mapping[str, Any], file: Path) -> None:

@@ -15,6 +15,7 @@ SUMMARY = "a checkpoint as safetensors and a model YAML, and back"
 _EPILOG = """\
 there:  yolov5-ema convert best.pt                      writes best.safetensors and best.yaml
 back:   yolov5-ema convert best.safetensors -o back.pt  a checkpoint for train, val, detect and plain YOLOv5
+        yolov5-ema convert state_dict.pt --cfg my.yaml -o whole.pt    likewise, of tensors without a model
 
 best.safetensors alone goes back: everything but the tensors stands in its header. best.yaml is to be read, and
 usable as --cfg.
@@ -30,18 +31,20 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, help="a checkpoint (.pt), or safetensors")
+    parser.add_argument("file", type=Path, help="a checkpoint (.pt), safetensors, or a state dict")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="default: beside FILE, with its name")
-    parser.add_argument("--cfg", type=Path, help="back: the model YAML, instead of the one in the header")
+    parser.add_argument(
+        "--cfg",
+        type=Path,
+        help="back: the model YAML, instead of the one in the header, or of tensors that come without one",
+    )
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     args = parser.parse_args(argv)
 
     from yolov5_ema.weights.checkpoint_files import check_readable, is_safetensors
 
     check_readable(args.file)
-    back = is_safetensors(args.file)
-    if args.cfg and not back:
-        raise UserError(f"--cfg goes with safetensors; {args.file} brings its own YAML")
+    back = is_safetensors(args.file) or args.cfg is not None
     load_plugins()
     print(_back(args) if back else _there(args))
     return 0
@@ -64,7 +67,10 @@ def _back(args: argparse.Namespace) -> str:
     from yolov5_ema.engine.conversion import to_checkpoint
     from yolov5_ema.engine.rows import load_yaml
 
-    target = _with_suffix(args.out, ".pt") if args.out else args.file.with_suffix(".pt")
+    beside = args.file.with_suffix(".pt")
+    if beside == args.file:
+        beside = args.file.with_name(f"{args.file.stem}-whole.pt")
+    target = _with_suffix(args.out, ".pt") if args.out else beside
     cfg = load_yaml(args.cfg) if args.cfg else None
     facts = to_checkpoint(args.file, target, engine=shim.install(), cfg=cfg, force=args.force)
     return f"{target} written: {_described(facts)}"

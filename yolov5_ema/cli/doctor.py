@@ -19,6 +19,10 @@ _PACKAGES = (
     "torch", "torchvision", "numpy", "opencv-python", "Pillow", "pandas", "matplotlib", "setuptools", "PyYAML",
     "pycocotools", "onnx", "onnxruntime", "yolov5", "ultralytics",
 )  # fmt: skip
+_OPENCVS = (
+    *("opencv-python", "opencv-python-headless"),
+    *("opencv-contrib-python", "opencv-contrib-python-headless"),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"Python       {platform.python_version()} on {platform.platform()}")
     for name in _PACKAGES:
         print(f"{name:<13}{_version(name)}")
+    _print_second_opencv()
     _print_torch()
     _print_implementations()
     load_plugins()
@@ -43,6 +48,14 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "-"
+
+
+def _print_second_opencv() -> None:
+    """Two of OpenCV's packages write to one folder: the one installed last is used, and removing one breaks both."""
+    both = [name for name in _OPENCVS if _version(name) != "-"]
+    if len(both) > 1:
+        print(f"             {' and '.join(both)} are installed over each other. One alone:")
+        print(f"             pip uninstall -y {' '.join(both)}; pip install opencv-python")
 
 
 def _print_torch() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.weights import kinds
 
 MODEL_CLASSES = ("Model", "DetectionModel", "SegmentationModel")
 
@@ -45,14 +46,27 @@ def model_of(checkpoint: Any, source: Path) -> Any:
         raise CheckpointError(f"{source} holds no model: {type(checkpoint).__name__}")
     model = checkpoint.get("ema") or checkpoint.get("model")
     if not isinstance(model, nn.Module):
-        what = "tensors alone" if isinstance(model or checkpoint, Mapping) else "no model"
-        raise CheckpointError(f"{source} holds {what}, and no module that says how it was built")
+        key = key_of_tensors(checkpoint)
+        if key is not None:
+            raise kinds.state_dict(key, source).error(source)
+        raise CheckpointError(f"{source} holds no model ('yolov5-ema inspect' says what it holds)")
     if type(model).__name__ not in MODEL_CLASSES or not isinstance(getattr(model, "yaml", None), Mapping):
         raise CheckpointError(
             f"{source} holds a {type(model).__name__}; only models that YOLOv5 builds from a YAML can be converted"
         )
     check_head(model, source)
     return model
+
+
+def key_of_tensors(checkpoint: Mapping[Any, Any]) -> str | None:
+    """The key under which tensors lie by their names, empty for the top; None if there are none."""
+    if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        return ""
+    for key in kinds.STATE_DICT_KEYS[1:]:
+        held = checkpoint.get(key)
+        if isinstance(held, Mapping) and any(isinstance(value, torch.Tensor) for value in held.values()):
+            return key
+    return None
 
 
 def check_head(model: Any, source: Path) -> None:

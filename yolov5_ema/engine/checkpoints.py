@@ -38,7 +38,11 @@ from yolov5_ema.weights.checkpoint_files import (
     reading,
     refuse_another_reading,
 )
+from yolov5_ema.weights.foreign_names import ONLY_IF_TRUSTED, shown_names, what_helps
+from yolov5_ema.weights.kinds import Kind, names_layers_of_an_old_file, other_kind
+from yolov5_ema.weights.mistaken import HEAD, refuse_mistaken
 from yolov5_ema.weights.names import taken_by_torch
+from yolov5_ema.weights.paths import PATHS
 from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
 TRUST_ENV = "YOLOV5_EMA_TRUST_CHECKPOINT"
@@ -53,7 +57,12 @@ def is_trusted() -> bool:
 
 
 def load_checkpoint(
-    file: Any, map_location: Any = None, *, engine: Engine, trust: bool | None = None
+    file: Any,
+    map_location: Any = None,
+    *,
+    engine: Engine,
+    trust: bool | None = None,
+    without_model: bool = False,
 ) -> dict[str, Any]:
     """Read a YOLOv5 checkpoint.
 
@@ -62,6 +71,7 @@ def load_checkpoint(
         map_location: as in `torch.load`.
         engine: the YOLOv5 whose classes the checkpoint's modules become.
         trust: unpickle whatever the file holds. None: what the user said on the command line.
+        without_model: a state dict, and a model saved by itself, will do.
 
     Returns:
         What was saved: for YOLOv5 a dict with ``model``, ``ema``, ``optimizer``, ``epoch`` …
@@ -73,10 +83,9 @@ def load_checkpoint(
     path = pathlib.Path(str(file))
     trust = is_trusted() if trust is None else trust
     content = read_once(path)
-    _judge(path, content, engine, trust)
+    _judge(path, content, engine, trust, without_model)
     content.seek(0)
     checkpoint = _unpickled(path, content, map_location, engine, trust)
-    _refuse_classifier(checkpoint, path)
     check_modules(checkpoint, path)
     mend(checkpoint)
     check_names(checkpoint, path)
@@ -90,8 +99,9 @@ def _unpickled(
 ) -> dict[str, Any]:
     try:
         if trust:
+            options: dict[str, Any] = {"weights_only": False, "pickle_module": _with_any_path()}
             with module_aliases(engine):
-                return torch.load(content, map_location=map_location, weights_only=False)
+                return torch.load(content, map_location=map_location, **options)
         with safe_globals(allow_list(engine)):
             return torch.load(content, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -105,13 +115,23 @@ def _unpickled(
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
 
 
-def _refuse_classifier(checkpoint: Any, path: pathlib.Path) -> None:
-    """YOLOv5 would take the name that is kept as ``model`` for the model itself."""
-    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("model"), str):
-        raise CheckpointError(
-            f"{path} holds weights of {checkpoint['model']!r}, and no model of YOLOv5's; classifiers are for "
-            "'yolov5-ema classify val' and 'classify predict'"
-        )
+def _with_any_path() -> ModuleType:
+    """The module `pickle`, for which paths of any system and Python are text."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            return PATHS.get(f"{module}.{name}") or super().find_class(module, name)
+
+    def load(file: Any, **options: Any) -> Any:
+        return Unpickler(file, **options).load()
+
+    return _pickle_module(Unpickler=Unpickler, load=load)
+
+
+def _pickle_module(**instead: Any) -> ModuleType:
+    module = ModuleType("yolov5_ema_pickle")
+    module.__dict__.update({**vars(pickle), **instead})
+    return module
 
 
 def check_file(path: pathlib.Path, *, engine: Engine, trust: bool | None = None) -> None:
@@ -124,21 +144,36 @@ def check_file(path: pathlib.Path, *, engine: Engine, trust: bool | None = None)
         _judge(path, stream, engine, is_trusted() if trust is None else trust)
 
 
-def _judge(path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool) -> None:
+def _judge(
+    path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool, without_model: bool = False
+) -> None:
+    content.seek(0)
+    refuse_mistaken(path, content.read(HEAD))
     if not is_archive(content):
         _check_legacy_file(path, content)
-    if trust:
-        return
+    try:
+        opened = followed(path, content)
+    except CheckpointError:
+        if trust:
+            return
+        raise
+    kind = other_kind(opened, path)
+    if not trust:
+        _check_allowed(path, opened, kind, engine)
+    if kind is not None and not (without_model and kind.convertible):
+        raise kind.error(path)
+    if not trust:
+        _check_calls(path, opened)
+        refuse_another_reading(path, opened, content)
+
+
+def _check_allowed(path: pathlib.Path, opened: PickleFile, kind: Kind | None, engine: Engine) -> None:
     known = {name for _, name in allow_list(engine)}
-    opened = followed(path, content)
-    pickles = (opened.root, *opened.others)
-    unsafe = {name for one in pickles for name in one.names if name not in known and not taken_by_torch(name)}
+    names = {name for one in (opened.root, *opened.others) for name in one.names}
+    unsafe = {name for name in names if name not in known and not taken_by_torch(name)}
+    unsafe = {name for name in unsafe if kind is None or not kind.names.fullmatch(name)}
     if unsafe:
-        raise CheckpointError(
-            _refusal(path, ", ".join(sorted(unsafe)), _of_a_newer_yolov5(sorted(unsafe), engine))
-        )
-    _check_calls(path, opened)
-    refuse_another_reading(path, opened, content)
+        raise CheckpointError(_refusal(path, shown_names(unsafe), what_helps(unsafe, str(engine))))
 
 
 def followed(path: pathlib.Path, content: BinaryIO) -> PickleFile:
@@ -161,6 +196,11 @@ def _check_calls(path: pathlib.Path, opened: PickleFile) -> None:
         raise CheckpointError(
             f"{path} is cut off or was changed: the storage of tensor {short[0]!r} is shorter than the file says"
         )
+    if names_layers_of_an_old_file(opened):
+        raise CheckpointError(
+            f"{path} is in the format of torch before 1.6, with layers in it; torch loads that only where all code in "
+            f"a file may run. {ONLY_IF_TRUSTED}"
+        )
 
 
 def _check_legacy_file(path: pathlib.Path, content: BinaryIO) -> None:
@@ -172,19 +212,10 @@ def _check_legacy_file(path: pathlib.Path, content: BinaryIO) -> None:
         )
 
 
-def _refusal(path: pathlib.Path, what: str, hint: str = "") -> str:
-    return (
-        f"{path} holds what no YOLOv5 checkpoint needs: {what}. Nothing of it was run. {hint}"
-        "If it is a block of your own, name its module with --plugin; if you know where the file comes "
-        "from and trust it with your machine, pass --trust-checkpoint."
+def _refusal(path: pathlib.Path, what: str, advice: str = "") -> str:
+    return f"{path} holds what no YOLOv5 checkpoint needs: {what}. Nothing of it was run. " + (
+        advice or ONLY_IF_TRUSTED
     )
-
-
-def _of_a_newer_yolov5(names: list[str], engine: Engine) -> str:
-    """A hint where all that is refused are YOLOv5's own kinds of layers, as the one at hand does not have them."""
-    if all(name.removeprefix("yolov5.").startswith(_CLASS_MODULES) for name in names):
-        return f"{engine} has no such layers: name a newer YOLOv5 with --yolov5. "
-    return ""
 
 
 def allow_list(engine: Engine) -> list[Any]:
@@ -208,9 +239,8 @@ def plain_names() -> list[Any]:
         allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
     allowed.update(_numpy_globals())
     allowed["builtins.getattr"] = _forward_of
-    for cls in (set, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath):
-        allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
-        allowed[f"pathlib.{cls.__name__}" if cls is not set else "builtins.set"] = cls
+    allowed["builtins.set"] = set
+    allowed.update(PATHS)
     return [(value, name) for name, value in allowed.items()]
 
 
@@ -353,6 +383,4 @@ def _portable_pickle(engine: Engine) -> ModuleType:
             self.write(pickle.GLOBAL + f"{relative}\n{obj.__qualname__}\n".encode())
             self.memoize(obj)
 
-    module = ModuleType("yolov5_ema_portable_pickle")
-    module.__dict__.update({**vars(pickle), "Pickler": Pickler})
-    return module
+    return _pickle_module(Pickler=Pickler)

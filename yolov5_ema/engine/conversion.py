@@ -34,9 +34,10 @@ from yolov5_ema.engine.checkpoints import load_checkpoint, save_checkpoint
 from yolov5_ema.engine.dry_run import quiet
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.rows import OUR_PREFIX, is_block
+from yolov5_ema.engine.state_dicts import own_memory, read_tensors
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import refuse_present, whole_files
-from yolov5_ema.weights.checkpoint_files import HEADER, check_readable, header_of
+from yolov5_ema.weights.checkpoint_files import HEADER
 from yolov5_ema.weights.inspection import without_secrets
 
 _FORMAT = 1
@@ -67,11 +68,11 @@ def to_safetensors(
     from safetensors.torch import save
 
     refuse_present([target, cfg], force)
-    checkpoint = load_checkpoint(source, "cpu", engine=engine)
+    checkpoint = load_checkpoint(source, "cpu", engine=engine, without_model=True)
     with as_yolov5_builds(source):
         model = model_of(checkpoint, source)
         facts = _facts(checkpoint, model, source, engine)
-        tensors = _tensors(model)
+        tensors = own_memory(model.state_dict())
         _check_same(model, _built(facts, tensors, source, engine), source)
         graph = Graph.from_cfg(_cfg_of_this_model(model, engine), str(source))
         text = graph.to_text(_yaml_header(source, target, facts))
@@ -88,7 +89,8 @@ def to_checkpoint(
     """Write safetensors as a checkpoint that YOLOv5 takes, as its own ``strip_optimizer`` leaves them.
 
     Args:
-        source: a file of `to_safetensors`, or any state dict in safetensors together with ``cfg``.
+        source: a file of `to_safetensors`; or, together with ``cfg``, any state dict, in safetensors or as torch saves
+            one, or a model saved by itself.
         target: the ``.pt`` to write.
         engine: the YOLOv5 at hand, with the shim installed.
         cfg: what a model YAML holds, instead of the one in the header.
@@ -104,7 +106,7 @@ def to_checkpoint(
         UserError: the target is there already, or cannot be written.
     """
     refuse_present([target], force)
-    tensors, header = _read_safetensors(source)
+    tensors, header = read_tensors(source, engine)
     with as_yolov5_builds(source):
         facts = _facts_from(header, cfg, source)
         model = _built(facts, tensors, source, engine)
@@ -115,19 +117,6 @@ def to_checkpoint(
 
 
 # --- what a checkpoint says ----------------------------------------------------------------------
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict, each tensor with a memory of its own, as safetensors wants it.
-
-    Without ``anchor_grid``, which up to v5.0 was a buffer; later ones compute it.
-    """
-    state = model.state_dict()
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in state.items()
-        if not name.endswith(".anchor_grid")
-    }
 
 
 def _facts(checkpoint: Any, model: Any, source: Path, engine: Engine) -> dict[str, Any]:
@@ -350,23 +339,6 @@ def _check_same(model: Any, built: Any, source: Path) -> None:
             f"{source}: the model that its YAML builds computes something else with the same tensors; it was changed "
             "after it was built. Nothing was written"
         )
-
-
-# --- reading and writing -------------------------------------------------------------------------
-
-
-def _read_safetensors(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    from safetensors import SafetensorError, safe_open
-
-    check_readable(source)
-    try:
-        with safe_open(str(source), framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            names = opened.keys()
-            tensors = {name: opened.get_tensor(name).clone() for name in names}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{source} is no safetensors file, or cut off: {error}") from None
-    return tensors, header_of(metadata, source)
 
 
 def _facts_from(header: Any, cfg: Mapping[str, Any] | None, source: Path) -> dict[str, Any]:

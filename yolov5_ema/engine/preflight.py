@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import glob
 import importlib
 import reprlib
 import tempfile
@@ -22,8 +21,10 @@ from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.prediction_files import image_id
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
+from yolov5_ema.engine.sources import ADDRESS, IMAGES, check_source
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.files import open_regular
+from yolov5_ema.weights.mistaken import HEAD, refuse_mistaken
 
 _SPLITS = {
     "train": ("train", "val"),
@@ -33,9 +34,7 @@ _SPLITS = {
     "study": ("val",),
 }
 _MOST_CLASSES = 100_000
-_IMAGES = {"bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm", "heic"}
-_VIDEOS = {"asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv", "webm"}
-_URL = ("http://", "https://", "http:/", "https:/", "rtsp://", "rtmp://")
+_EXPORTED = {".onnx", ".torchscript", ".xml", ".engine", ".mlmodel", ".pb", ".tflite", ""}
 
 
 def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> None:
@@ -46,7 +45,7 @@ def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> 
     """
     for name in ("cfg", "hyp") if _classifies(script) else ("cfg", "data", "hyp"):
         value = getattr(opt, name, None)
-        if not isinstance(value, (str, Path)) or not str(value) or str(value).startswith(_URL):
+        if not isinstance(value, (str, Path)) or not str(value) or str(value).startswith(ADDRESS):
             continue
         if isinstance(value, Path):  # a default of YOLOv5's own, not what the user wrote
             continue
@@ -86,9 +85,9 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     if not has_folder:
         _check_data(opt, script, engine)
     for weights in _weights_of(opt):
-        _check_weights(weights, engine)
+        _check_weights(weights, name, engine)
     if script in ("detect", "predict"):
-        _check_source(str(opt.source))
+        check_source(opt, engine)
         _check_runnable(opt, engine)
     if script == "export":
         exports.refuse_what_cannot_be(opt, engine)
@@ -107,8 +106,8 @@ def _weights_of(opt: argparse.Namespace) -> list[str]:
     return [str(w) for w in (weights if isinstance(weights, (list, tuple)) else [weights])]
 
 
-def _check_weights(weights: str, engine: Engine) -> None:
-    if not weights or weights.startswith(_URL):
+def _check_weights(weights: str, script: str, engine: Engine) -> None:
+    if not weights or weights.startswith(ADDRESS):
         return
     path = Path(weights.strip().replace("'", ""))
     if not path.exists():
@@ -119,14 +118,32 @@ def _check_weights(weights: str, engine: Engine) -> None:
             return
         raise CheckpointError(downloads.missing_weights_message(weights))
     if not path.is_dir():
-        with open_regular(path):  # a pipe or a device, whatever its name, would be waited for
-            pass
-    if path.suffix == ".pt" and "torchscript" not in path.name:
-        checkpoints.check_file(path, engine=engine)
+        _check_weights_file(path, script, engine)
+
+
+def _check_weights_file(path: Path, script: str, engine: Engine) -> None:
+    """Say what a file is that YOLOv5 would stumble over; exported models are looked at where they are loaded."""
+    is_run = _runs_exported(script, engine)
+    with open_regular(path) as stream:  # a pipe or a device, whatever its name, would be waited for
+        refuse_mistaken(path, stream.read(HEAD), exported=is_run)
+    if is_run and (path.suffix.lower() in _EXPORTED or "torchscript" in path.name):
+        return
+    checkpoints.check_file(path, engine=engine)
+    if path.suffix != ".pt" and not script.endswith("export"):
+        raise CheckpointError(
+            f"{path} is a checkpoint whose name does not end in .pt, by which YOLOv5 goes: rename it"
+        )
+
+
+def _runs_exported(script: str, engine: Engine) -> bool:
+    """Whether a script takes exported models: all that predict, and from v6.1 on ``val``."""
+    kind = script.split(".")[-1]
+    common = importlib.import_module(engine.module_name("models.common"))
+    return kind in ("detect", "predict") or (kind == "val" and hasattr(common, "DetectMultiBackend"))
 
 
 def _check_hyp(hyp: Any, script: str, engine: Engine) -> None:
-    if isinstance(hyp, str) and hyp and not hyp.startswith(_URL):
+    if isinstance(hyp, str) and hyp and not hyp.startswith(ADDRESS):
         read_hyp(Path(hyp), names_read(engine, engine.root / f"{script.replace('.', '/')}.py"))
 
 
@@ -227,8 +244,8 @@ def _check_split(place: Path, split: str, file: Path, download: Any, engine: Eng
         )
     if place.resolve() == Path(place.resolve().anchor):
         raise ConfigError(f"{file}: {split} is the whole file system")
-    if place.is_dir() and not _has_file(place, _IMAGES):
-        raise ConfigError(f"{file}: no images for {split} in {place}; known are {', '.join(sorted(_IMAGES))}")
+    if place.is_dir() and not _has_file(place, IMAGES):
+        raise ConfigError(f"{file}: no images for {split} in {place}; known are {', '.join(sorted(IMAGES))}")
 
 
 def _shown(place: Path, most: int = 1000) -> str:
@@ -238,31 +255,6 @@ def _shown(place: Path, most: int = 1000) -> str:
 
 def _has_file(folder: Path, suffixes: set[str]) -> bool:
     return any(path.suffix[1:].lower() in suffixes for path in folder.rglob("*.*"))
-
-
-def _check_source(source: str) -> None:
-    if Path(source).exists() and not Path(source).is_dir():
-        with open_regular(source):  # a list of streams too; a device such as a camera has a number
-            pass
-    if (
-        source.isnumeric()
-        or source.startswith(_URL)
-        or source.endswith((".txt", ".streams"))
-        or source == "screen"
-    ):
-        return
-    if "*" in source:
-        if not glob.glob(source, recursive=True):
-            raise UserError(f"--source {source}: no file matches")
-        return
-    path = Path(source)
-    if not path.exists():
-        raise UserError(f"--source {source}: no such file or folder")
-    known = _IMAGES | _VIDEOS
-    if path.is_dir() and not any(f.suffix[1:].lower() in known for f in path.glob("*.*")):
-        raise UserError(
-            f"--source {source}: no images or videos in this folder; known are {', '.join(sorted(known))}"
-        )
 
 
 def _project_of(opt: argparse.Namespace) -> Path | None:

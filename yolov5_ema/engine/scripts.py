@@ -9,6 +9,7 @@ import importlib
 import inspect
 import runpy
 import sys
+import urllib.error
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,6 +150,15 @@ def speaking_plainly(engine: Engine) -> Iterator[None]:
                 f"{where} cannot be written: {error.strerror}. What was saved before is whole."
             ) from error
         file = _file_raised_in(error)
+        if isinstance(error, urllib.error.URLError):
+            raise UserError(
+                f"a download has failed: {error}. Fetch the file by other means and name it as it lies on the disk"
+            ) from error
+        if isinstance(error, ModuleNotFoundError) and error.name and engine.owns(file):
+            package = error.name.split(".")[0]
+            raise UserError(
+                f"this needs the package {package}, which is not installed: pip install {package}"
+            ) from error
         if str(error).startswith("not enough values to unpack") and Path(str(file)).stem in _DATA_MODULES:
             raise UserError("no image of the data set can be used; the warnings above say why") from error
         plain = type(error) in (AssertionError, Exception) and str(error)

@@ -55,7 +55,7 @@ def transfer_checkpoint(
     """
     refuse_present([target], force)
     content = check_model(cfg, engine)
-    checkpoint = load_checkpoint(weights, "cpu", engine=engine)
+    checkpoint = load_checkpoint(weights, "cpu", engine=engine, without_model=True)
     with as_yolov5_builds(weights):
         source = model_of(checkpoint, weights)
         source_names = names_of(getattr(source, "names", None))

@@ -32,7 +32,7 @@ from torch import nn
 from yolov5_ema.engine import ultralytics_guards
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.rows import CHOICES
+from yolov5_ema.engine.rows import CHOICES, is_block
 from yolov5_ema.engine.ultralytics_rows import BlockRow, block_rows
 from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
 from yolov5_ema.resources import models_dir
@@ -207,11 +207,16 @@ def _builder(row: BlockRow) -> type:
 
 
 def _by_structure(load: Callable[..., Any]) -> Callable[..., Any]:
-    """ultralytics' taking over of weights, shown a pretrained model whose rows stand where ours do."""
+    """ultralytics' taking over of weights, shown a pretrained model whose rows stand where ours do.
+
+    Only where one of the two models has a row that is a block: for others nothing changes.
+    """
 
     @functools.wraps(load)
     def wrapper(self: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
         model: Any = (weights.get("ema") or weights.get("model")) if isinstance(weights, dict) else weights
+        if not (_has_blocks(self) or _has_blocks(model)):
+            return load(self, weights, *args, **kwargs)
         try:
             source, target = layers_of(model), layers_of(self)
         except ValueError:
@@ -221,6 +226,10 @@ def _by_structure(load: Callable[..., Any]) -> Callable[..., Any]:
         return load(self, moved, *args, **kwargs)
 
     return wrapper
+
+
+def _has_blocks(model: Any) -> bool:
+    return isinstance(model, nn.Module) and any(is_block(type(module)) for module in model.modules())
 
 
 def _with_rows(model: Any, order: list[int | None]) -> Any:

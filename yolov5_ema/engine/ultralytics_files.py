@@ -27,11 +27,15 @@ from yolov5_ema.engine.checkpoints import check_modules, is_trusted
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular
 from yolov5_ema.weights.inert_pickle import Followed, Items, Made, MalformedPickle, class_name, follow
-from yolov5_ema.weights.names import taken_by_torch
+from yolov5_ema.weights.names import OF_YOLOV5, taken_by_torch
 from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
-_LAYERS = re.compile(r"ultralytics\.nn\.(modules(\.\w+)?|tasks)\.[A-Z]\w*")
-_OF_TRAINING = re.compile(r"ultralytics\.utils\.(loss|tal)\.[A-Z]\w*")
+_LAYERS = re.compile(r"ultralytics\.nn\.(modules(\.\w+)?|tasks)\.[A-Za-z]\w*")  # v10Detect is one
+_OF_TRAINING = re.compile(r"ultralytics\.utils\.(loss|tal)\.[A-Za-z]\w*")
+_OF_TORCHVISION = re.compile(
+    r"torchvision\.(models|ops)(\.\w+)+\._?[A-Z]\w*"
+)  # its backbones, in a row TorchVision
+_KINDS = (_LAYERS, _OF_TRAINING, _OF_TORCHVISION)
 _NAMESPACE = "ultralytics.utils.IterableSimpleNamespace"
 _CACHE_NAMES = re.compile(r"numpy\.(_?core\.multiarray\.(_reconstruct|scalar)|ndarray|dtype)|_codecs\.encode")
 _MOST_CACHE = 2**30
@@ -81,6 +85,11 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
     names = {name for one in pickles for name in one.names}
     allowed = _allow_list(names)
     unsafe = sorted(name for name in names if name not in allowed and not taken_by_torch(name))
+    if unsafe and all(OF_YOLOV5.fullmatch(name) for name in unsafe):
+        raise CheckpointError(
+            f"{path} is a checkpoint of YOLOv5's, which the package ultralytics does not run: use 'yolov5-ema detect' "
+            "and the other commands, or YOLOv5 itself"
+        )
     odd = unsafe or odd_calls(_without_namespaces(one) for one in pickles)
     if odd:
         raise CheckpointError(
@@ -108,7 +117,7 @@ def _allow_list(names: set[str]) -> dict[str, Any]:
     """Of what a file names, what it may."""
     known = {name: value for value, name in checkpoints.plain_names() if name in names}
     for name in names - known.keys():
-        found = _found(name) if _LAYERS.fullmatch(name) or _OF_TRAINING.fullmatch(name) else None
+        found = _found(name) if any(kind.fullmatch(name) for kind in _KINDS) else None
         if found is not None:
             known[name] = found
     if _NAMESPACE in names:
@@ -117,13 +126,13 @@ def _allow_list(names: set[str]) -> dict[str, Any]:
 
 
 def _found(name: str) -> Any:
-    """A kind of layers, or of losses, that the package itself defines."""
+    """A kind of layers, or of losses, that the package itself or torchvision defines."""
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except ImportError:
         return None
-    if not inspect.isclass(found) or not found.__module__.startswith("ultralytics."):
+    if not inspect.isclass(found) or not found.__module__.startswith(("ultralytics.", "torchvision.")):
         return None
     return found if issubclass(found, nn.Module) or _OF_TRAINING.fullmatch(name) else None
 

@@ -23,16 +23,7 @@ from yolov5_ema.engine.scripts import speaking_plainly
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.layers import Candidates, block_name, candidates
 from yolov5_ema.explain.looks import Area, Found, Look, TooThinError, class_numbers
-from yolov5_ema.weights.inspection import inspect_file
 
-# as `inspect_file` calls what holds no modules of YOLOv5
-_OTHER_KINDS = (
-    "checkpoint of the package ultralytics",
-    "checkpoint with a state dict",
-    "state dict",
-    "safetensors",
-    "TorchScript",
-)
 _ROW = re.compile(r"model\.(\d+)")
 
 
@@ -249,7 +240,6 @@ def _before_blocks(row: int, rows: Any) -> int:
 
 
 def _loaded(engine: Engine, file: Path) -> nn.Module:
-    _refuse_other_kinds(file)
     check_file(file, engine=engine)
     experimental = importlib.import_module(engine.module_name("models.experimental"))
     model: nn.Module = experimental.attempt_load(str(file)).eval()
@@ -261,12 +251,3 @@ def _loaded(engine: Engine, file: Path) -> nn.Module:
     if not isinstance(rows, nn.Sequential) or not hasattr(rows[-1], "anchors") or not hasattr(model, "names"):
         raise UserError(f"{file} holds no detector")
     return model
-
-
-def _refuse_other_kinds(file: Path) -> None:
-    kind = inspect_file(file).kind
-    if kind.startswith(_OTHER_KINDS):
-        raise UserError(
-            f"{file} is no detector of YOLOv5 but a {kind}; shown are detectors of YOLOv5 and "
-            "classifiers of 'yolov5-ema classify', each as the .pt of its training"
-        )

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import struct
-import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any, BinaryIO, Callable
 
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular
-from yolov5_ema.weights import archives
+from yolov5_ema.weights import archives, mistaken
 from yolov5_ema.weights.archives import Entry
 from yolov5_ema.weights.inert_pickle import Followed, Items, MalformedPickle, Named, follow
 
@@ -34,18 +33,6 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file before torch 1.6 (
 _ITEM_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
 _ITEM_SIZES |= {"Char": 1, "Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16, "Untyped": 1}
 _ITEM_SIZES |= {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1}
-
-# How files begin that people hand in by mistake.
-_MISTAKEN = (
-    (b"<!DOCTYPE", "a web page; the download has gone wrong"),
-    (b"<html", "a web page; the download has gone wrong"),
-    (b"version https://git-lfs", "a pointer of Git LFS; fetch the file itself with git lfs pull"),
-    (b"\x89HDF", "an HDF5 file (Keras)"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"Rar!", "a rar archive; unpack it first"),
-)
 
 
 @dataclass
@@ -80,8 +67,7 @@ class PickleFile:
 def is_safetensors(path: Path) -> bool:
     """Whether a file begins as one of safetensors: a length, then a JSON object."""
     with reading(path) as stream:
-        head = stream.read(16)
-    return len(head) >= 10 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 2**32
+        return mistaken.is_safetensors(stream.read(16))
 
 
 def refuse_two_kinds(path: Path) -> None:
@@ -184,8 +170,8 @@ def open_pickles(path: Path, stream: BinaryIO | None = None) -> PickleFile:
             return open_pickles(path, opened)
     try:
         stream.seek(0)
-        head = stream.read(4096)
-        _refuse_mistaken(path, head)
+        head = stream.read(mistaken.HEAD)
+        mistaken.refuse_mistaken(path, head)
         return _open_zip(path, stream) if head.startswith(archives.START) else _open_sequence(path, stream)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -221,27 +207,6 @@ def is_archive(stream: BinaryIO) -> bool:
     """Whether a file is a zip archive, told as torch itself tells today's format from the older one."""
     stream.seek(0)
     return stream.read(4) == archives.START
-
-
-def _refuse_mistaken(path: Path, head: bytes) -> None:
-    for start, what in _MISTAKEN:
-        if head.lstrip()[: len(start)].lower() == start.lower():
-            raise CheckpointError(f"{path} is no PyTorch checkpoint but {what}")
-    if _is_tar(head):
-        raise CheckpointError(f"{path} is a tar archive, as torch before 0.1.10 wrote; nothing reads it here")
-    if head[:1] == b"\x08" and (path.suffix == ".onnx" or b"pytorch" in head[:64] or b"onnx" in head[:64]):
-        raise CheckpointError(f"{path} is an ONNX graph: exported, no checkpoint")
-
-
-def _is_tar(head: bytes) -> bool:
-    """Whether torch could take it for a tar archive, which it tries before it reads pickles one after another."""
-    if head[257:262] == b"ustar":
-        return True
-    try:
-        tarfile.TarInfo.frombuf(head[:512], "utf-8", "surrogateescape")
-    except (tarfile.HeaderError, ValueError):
-        return False
-    return True
 
 
 # --- zip archives --------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Callable
 
+from yolov5_ema.weights.paths import PATHS
+
 MAX_STEPS = 5_000_000
 """Opcodes that are followed; a yolov5x with its optimizer state has a twentieth of it."""
 
@@ -451,9 +453,18 @@ def pairs_of(value: Any) -> list[tuple[Any, Any]]:
 
 def class_name(value: Any) -> str:
     """Dotted name of the class or function that a `Made` comes from; empty for anything else."""
-    if isinstance(value, Made) and isinstance(value.function, Named):
-        return value.function.name
-    return ""
+    if not isinstance(value, Made):
+        return ""
+    return value.function.name if isinstance(value.function, Named) else class_of_old_file(value.function)
+
+
+def class_of_old_file(value: Any) -> str:
+    """Files before torch 1.6 name a layer's class beside its source code, as something outside the pickle."""
+    parts = (
+        value.description.items if isinstance(value, Stored) and isinstance(value.description, Items) else []
+    )
+    is_class = len(parts) == 4 and parts[0] == "module" and isinstance(parts[1], Named)
+    return parts[1].name if is_class else ""
 
 
 _LEFT_OUT = "…"
@@ -495,10 +506,8 @@ def _plain_pairs(pairs: list[tuple[Any, Any]], depth: int, budget: list[int]) ->
 
 def _plain_object(value: Made, depth: int, budget: list[int]) -> Any:
     name = class_name(value)
-    if name.startswith("pathlib.") and value.args.items:
-        parts = value.args.items
-        if all(isinstance(part, str) for part in parts):
-            return "/".join(part.rstrip("/") for part in parts)[:1000]
+    if name in PATHS and all(isinstance(part, str) for part in value.args.items):
+        return PATHS[name](*value.args.items[:256])[:1000]
     if name == "collections.OrderedDict":
         return _plain_pairs(value.pairs, depth, budget)
     if name in ("builtins.set", "builtins.list", "builtins.tuple") and value.args.items:

@@ -17,6 +17,7 @@ from typing import Any, Callable
 from yolov5_ema.errors import CheckpointError
 from yolov5_ema.weights import checkpoint_files
 from yolov5_ema.weights.checkpoint_files import PickleFile
+from yolov5_ema.weights.foreign_names import meaning
 from yolov5_ema.weights.inert_modules import (
     ModelReport,
     TensorNote,
@@ -36,13 +37,13 @@ from yolov5_ema.weights.inert_pickle import (
     plain,
     walk,
 )
+from yolov5_ema.weights.kinds import STATE_DICT_KEYS
 from yolov5_ema.weights.names import (
     GETATTR,
     LAYER,
     OF_YOLOV5,
     SAFE_STEPS,
     known_by_module,
-    meaning,
     taken_by_torch,
 )
 from yolov5_ema.weights.vocabulary import odd_calls
@@ -256,7 +257,7 @@ def _recorded_versions(root: Any) -> dict[str, Any]:
 
 def _describe_state_dict(found: Inspection, root: Any) -> None:
     """A dict of tensors, at the top or under one of the usual keys."""
-    for key in ("", "state_dict", "model", "model_state_dict", "ema", "ema_state_dict"):
+    for key in STATE_DICT_KEYS:
         held = root if not key else lookup(root, key)
         tensors = [tensor for _, value in pairs_of(held) if (tensor := tensor_of(value))]
         if not tensors:
@@ -266,7 +267,9 @@ def _describe_state_dict(found: Inspection, root: Any) -> None:
             count_tensor(report, tensor, is_parameter=True)
         found.models.append(report)
         found.kind = "state dict" if not key else f"checkpoint with a state dict under {key!r}"
-        found.notes.append("tensors without a model: their names fit one that a YAML builds")
+        found.notes.append(
+            "tensors without a model: with the YAML that they fit, 'convert --cfg MODEL.yaml' makes a checkpoint"
+        )
         return
     found.kind = "a pickle, no checkpoint known here"
 

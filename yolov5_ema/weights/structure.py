@@ -94,8 +94,8 @@ def _find_places(layers: list[Layer], channels: int) -> None:
 def _run(module: nn.Module, inputs: Any) -> Any:
     try:
         return on_meta(module)(inputs)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
-        return None  # a module of another YOLOv5, or one that needs values: its place stays unknown
+    except Exception:  # a module of another YOLOv5, a head, or one that needs values: its place stays unknown
+        return None
 
 
 def on_meta(module: nn.Module) -> nn.Module:

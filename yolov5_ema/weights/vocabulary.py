@@ -15,12 +15,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable
 
 from yolov5_ema.weights.checkpoint_files import item_size
-from yolov5_ema.weights.inert_pickle import Followed, Items, Made, Named, Stored, Table, class_name, is_key
+from yolov5_ema.weights.inert_pickle import (
+    Followed,
+    Items,
+    Made,
+    Named,
+    Stored,
+    Table,
+    class_name,
+    class_of_old_file,
+    is_key,
+)
 from yolov5_ema.weights.names import GETATTR, LAYER
+from yolov5_ema.weights.paths import PATHS
 
 _REBUILT = re.compile(r"torch\._utils\._rebuild_parameter(_with_state)?")
 _NUMPY_DTYPE = re.compile(r"[?bhilqBHILQefd]|[biuf][1248]|f16")
-_OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.modules\.\w+\.[A-Z]\w*")
+_OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.modules\.\w+\.[A-Za-z]\w*")
 _FILLED = re.compile(r"collections\.OrderedDict|numpy\._?core\.multiarray\._reconstruct")
 """What is made by a call and filled with a state afterwards. A tensor filled so would be laid over its storage anew."""
 _HARMLESS = ("torch.device", "torch.serialization._get_layout", "builtins.complex")
@@ -63,7 +74,7 @@ def _is_filled_as_it_should(call: Made, name: str) -> bool:
 
 def _of_instances(pickle: Followed) -> Iterator[str]:
     for made in pickle.instances:
-        name = class_name(made) or _class_of_old_file(made.function)
+        name = class_name(made)
         if not name or name in _JUDGES or _args(made) or not _is_state(made.state):
             yield f"{name or 'what the file has made itself'}: made in a way that no checkpoint needs"
         elif not _has_few_layers(made.state):
@@ -89,7 +100,7 @@ def _of_values(pickle: Followed) -> Iterator[str]:
     if not _tensors_have_memory(pickle):
         yield "tensors that claim more memory than the file holds"
     for value in pickle.stored:
-        if not (_is_storage(value.description) or _class_of_old_file(value)):
+        if not (_is_storage(value.description) or class_of_old_file(value)):
             yield "a reference to something outside the pickle that is no tensor's storage"
 
 
@@ -136,15 +147,6 @@ def short_storages(root: Followed, sizes: Mapping[str, int]) -> list[str]:
 
 def _args(call: Made) -> list[Any]:
     return call.args.items if isinstance(call.args, Items) else [call.args]
-
-
-def _class_of_old_file(value: Any) -> str:
-    """Files before torch 1.6 name a layer's class beside its source code, as something outside the pickle."""
-    parts = (
-        value.description.items if isinstance(value, Stored) and isinstance(value.description, Items) else []
-    )
-    is_class = len(parts) == 4 and parts[0] == "module" and isinstance(parts[1], Named)
-    return parts[1].name if is_class else ""
 
 
 def _is_storage(description: Any) -> bool:
@@ -293,7 +295,7 @@ _JUDGES: dict[str, Callable[[list[Any]], bool]] = {
     "collections.OrderedDict": _is_ordered_dict,
     "collections.Counter": _is_ordered_dict,
     "torch.Size": _is_size,
-    **dict.fromkeys(("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath"), _is_path),
+    **dict.fromkeys(PATHS, _is_path),
     "torch._tensor._rebuild_from_type_v2": _is_of_a_subclass,
     **dict.fromkeys(
         ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"), _is_parameter

@@ -9,6 +9,7 @@ from __future__ import annotations
 from yolov5_ema.engine.quirks.amp_check import AMP_CHECK
 from yolov5_ema.engine.quirks.autoanchor import AUTOANCHOR_FEW_BOXES
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.display import DISPLAY
 from yolov5_ema.engine.quirks.distributed import CPU_DDP, ONE_RUN_FOLDER, RESUME_IN_RANKS
 from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, FILES_BEFORE_HUB, NO_PIP_BEHIND_THE_BACK
 from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, OPENVINO_CONVERTER, TORCH_HAS_CUDA
@@ -26,6 +27,7 @@ from yolov5_ema.engine.quirks.run_folders import ROOT_STAYS, RUNS_HERE
 from yolov5_ema.engine.quirks.save_json import SAVE_JSON
 from yolov5_ema.engine.quirks.torch_amp import TORCH_AMP
 from yolov5_ema.engine.quirks.torch_load import ONE_COPY_OF_CLASSES, SAFE_CHECKPOINTS
+from yolov5_ema.engine.quirks.wandb_epochs import WANDB_EPOCHS
 from yolov5_ema.engine.quirks.weight_transfer import WEIGHT_TRANSFER
 from yolov5_ema.engine.quirks.worker_processes import WORKER_PROCESSES
 
@@ -62,6 +64,8 @@ QUIRKS: tuple[Quirk, ...] = (
     ULTRALYTICS,
     WEIGHT_TRANSFER,
     WORKER_PROCESSES,
+    DISPLAY,
+    WANDB_EPOCHS,
 )
 
 __all__ = ["QUIRKS", "Quirk", "SourceModule"]

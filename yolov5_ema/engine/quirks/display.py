@@ -1,0 +1,56 @@
+"""Windows on a screen: without one, OpenCV's Qt ends the whole process where a window is opened."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+_PROBE = "import cv2, numpy; cv2.imshow('probe', numpy.zeros((1, 1, 3))); cv2.waitKey(1)"
+
+
+@functools.lru_cache(maxsize=1)
+def has_display() -> bool:
+    """Whether OpenCV can open a window: tried in a process of its own, for a failure ends the process."""
+    named = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))
+    if sys.platform.startswith("linux") and not named:
+        return False
+    try:
+        done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def _needed(module: SourceModule) -> str | None:
+    if re.search(r"^def check_imshow\(", module.source, re.MULTILINE):
+        return "it opens a window to see whether that can be done, which ends the process where there is no display"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    original = module.module.check_imshow
+
+    @functools.wraps(original)
+    def check_imshow(*args: Any, **kwargs: Any) -> bool:
+        if has_display():
+            return bool(original(*args, **kwargs))
+        print("no display here: nothing is shown, results are saved")
+        return False
+
+    patches.set(module.module, "check_imshow", check_imshow)
+
+
+DISPLAY = Quirk(
+    name="display",
+    symptom="detect on a webcam, rtsp or http source ends with 'could not connect to display' and code 134",
+    versions="all",
+    needed=_needed,
+    apply=_apply,
+)

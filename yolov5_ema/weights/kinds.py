@@ -1,0 +1,127 @@
+"""What a file of pickles holds that is no YOLOv5 checkpoint, and what can be done with it.
+
+One place for every command that takes weights: the words are told by the pickle as `inert_pickle` has followed it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolov5_ema.errors import CheckpointError
+from yolov5_ema.weights.checkpoint_files import PickleFile
+from yolov5_ema.weights.foreign_names import shown_names
+from yolov5_ema.weights.inert_modules import is_module, tensor_of
+from yolov5_ema.weights.inert_pickle import class_name, class_of_old_file, lookup, pairs_of
+from yolov5_ema.weights.mistaken import TORCHSCRIPT
+from yolov5_ema.weights.names import OF_YOLOV5
+
+STATE_DICT_KEYS = ("", "state_dict", "model", "model_state_dict", "ema", "ema_state_dict")
+"""Where a dict of tensors lies in a file: at the top, or under one of the usual keys."""
+
+_OF_SCRIPTS = re.compile(r"__torch__\..*|torch\.jit\._pickle\..*")
+_OF_ULTRALYTICS = re.compile(r"ultralytics\..*")
+_NOTHING = re.compile(r"(?!)")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of files that are no YOLOv5 checkpoints.
+
+    Attributes:
+        what: what it is and what to do, as the end of a sentence that begins with the file's name and "is".
+        names: the names that files of this kind hold, beside those of checkpoints.
+        convertible: whether 'convert --cfg' makes a checkpoint of it.
+    """
+
+    what: str
+    names: re.Pattern[str] = _NOTHING
+    convertible: bool = False
+
+    def error(self, path: Path) -> CheckpointError:
+        """What to say where a checkpoint is needed."""
+        return CheckpointError(f"{path} is {self.what}")
+
+
+def other_kind(opened: PickleFile, path: Path) -> Kind | None:
+    """What kind of file it is, if that can be told and is no checkpoint of YOLOv5's; else None."""
+    root = opened.root.value
+    if opened.script:
+        return Kind(TORCHSCRIPT, _OF_SCRIPTS)
+    models = [root] if is_module(root) else [lookup(root, key) for key in ("ema", "model")]
+    modules = [model for model in models if is_module(model)]
+    if any(_OF_ULTRALYTICS.match(class_name(model)) for model in modules):
+        return _of_ultralytics(class_name(modules[0]))
+    if is_module(root):
+        return _bare_module(class_name(root), path) if OF_YOLOV5.fullmatch(class_name(root)) else None
+    if modules:
+        return None
+    if isinstance(lookup(root, "model"), str):
+        return _classifier(lookup(root, "model"))
+    key = key_of_state_dict(root)
+    return None if key is None else state_dict(key, path)
+
+
+def refuse_other_kinds(path: Path, opened: PickleFile) -> None:
+    """Raise a `CheckpointError` that says what a file is, if it is no checkpoint of YOLOv5's."""
+    kind = other_kind(opened, path)
+    if kind is not None:
+        raise kind.error(path)
+
+
+def names_layers_of_an_old_file(opened: PickleFile) -> bool:
+    """Whether it is in torch's format before 1.6 and holds layers beside their source code."""
+    return any(class_of_old_file(value) for value in opened.root.stored)
+
+
+def key_of_state_dict(root: Any) -> str | None:
+    """The key under which a dict of tensors lies, empty for the top; None if there is none."""
+    at_top = [tensor_of(value) is not None for _, value in pairs_of(root)]
+    if at_top and all(at_top):
+        return ""
+    for key in STATE_DICT_KEYS[1:]:
+        if any(tensor_of(value) for _, value in pairs_of(lookup(root, key))):
+            return key
+    return None
+
+
+def _of_ultralytics(cls: str) -> Kind:
+    return Kind(
+        f"a checkpoint of the package ultralytics (YOLOv8, YOLO11 and later; a {shown_names([cls])}), which no YOLOv5 "
+        "runs. Use it with that package (from ultralytics import YOLO); yolov5_ema.install('ultralytics') teaches it "
+        "the blocks",
+        _OF_ULTRALYTICS,
+    )
+
+
+def _bare_module(cls: str, path: Path) -> Kind:
+    return Kind(
+        f"a model saved by itself (a {shown_names([cls])}), without the dict around it that YOLOv5 reads. "
+        + _to_convert(path),
+        convertible=True,
+    )
+
+
+def state_dict(key: str, path: Path) -> Kind:
+    """The kind of a file that holds tensors by their names, under a key or at its top."""
+    where = f" under the key {key!r}" if key else ""
+    return Kind(
+        f"a state dict{where}: tensors without a model. {_to_convert(path)}",
+        convertible=True,
+    )
+
+
+def _to_convert(path: Path) -> str:
+    return (
+        "With the YAML of its model a checkpoint can be made of it: "
+        f"yolov5-ema convert {path} --cfg MODEL.yaml -o {path.with_suffix('')}-whole.pt"
+    )
+
+
+def _classifier(name: str) -> Kind:
+    return Kind(
+        f"a file of weights of {name[:80]!r}, and no model of YOLOv5's; classifiers are for "
+        "'yolov5-ema classify val' and 'classify predict'"
+    )

@@ -1,0 +1,102 @@
+"""Files that are handed in as weights by mistake, told by how they begin."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+from yolov5_ema.errors import CheckpointError
+
+HEAD = 4096
+"""First bytes of a file that tell."""
+
+_ELSE = "; everything else needs the .pt that it was made of"
+ONNX = (
+    "an ONNX graph, exported from a checkpoint. 'detect', and from v6.1 on 'val', run it under a name that ends in "
+    f".onnx{_ELSE}"
+)
+TORCHSCRIPT = (
+    "a TorchScript archive, exported from a checkpoint. From v6.1 on 'detect' and 'val' run it under a name that ends "
+    f"in .torchscript{_ELSE}"
+)
+
+# how such a file begins, what it is, and the suffix under which it is no mistake where exported models are taken
+_BEGINNINGS = (
+    (b"<!doctype", "a web page; the download has gone wrong", ""),
+    (b"<html", "a web page; the download has gone wrong", ""),
+    (b"<head", "a web page; the download has gone wrong", ""),
+    (b"<?xml", "XML: a web page, or a graph of OpenVINO", ".xml"),
+    (b"version https://git-lfs", "a pointer of Git LFS; fetch the file itself with 'git lfs pull'", ""),
+    (b"\x89hdf", "an HDF5 file (Keras)", ""),
+    (b"\x89png", "a picture", ""),
+    (b"\xff\xd8\xff", "a picture", ""),
+    (b"gif8", "a picture", ""),
+    (b"riff", "a picture or a video", ""),
+    (b'{"', "JSON; if it was downloaded, what it says is why that has failed", ".json"),
+    (b"%pdf", "a PDF", ""),
+    (b"\x93numpy", "an array of NumPy's", ""),
+    (b"gguf", "a GGUF file (llama.cpp)", ""),
+    (b"\x1f\x8b", "a gzip archive; unpack it first", ""),
+    (b"rar!", "a rar archive; unpack it first", ""),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it first", ""),
+    (b"bzh", "a bzip2 archive; unpack it first", ""),
+    (b"\xfd7zxz", "an xz archive; unpack it first", ""),
+)
+_DARKNET = tuple(bytes([0, 0, 0, 0, minor, 0, 0, 0]) for minor in (1, 2))  # its version, 0.1 or 0.2
+
+
+def refuse_mistaken(path: Path, head: bytes, *, exported: bool = False) -> None:
+    """Raise a `CheckpointError` that says what a file is, where its first bytes tell that it is no checkpoint.
+
+    Args:
+        path: the file.
+        head: its first bytes, `HEAD` of them.
+        exported: an exported model may be meant, if it is named as one.
+    """
+    what = _mistaken_for(path, head, exported)
+    if what:
+        raise CheckpointError(f"{path} is no PyTorch checkpoint but {what}")
+
+
+def _mistaken_for(path: Path, head: bytes, exported: bool) -> str:
+    suffix = path.suffix.lower() if exported else ""
+    begins = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for start, what, own_suffix in _BEGINNINGS:
+        if begins.startswith(start) and not (own_suffix and suffix == own_suffix):
+            return what
+    if head[4:8] == b"TFL3" and suffix != ".tflite":
+        return "a model of TensorFlow Lite: exported, no checkpoint"
+    if is_safetensors(head):
+        return (
+            f"safetensors: tensors and text. 'yolov5-ema convert {path} -o model.pt' makes a checkpoint of it"
+        )
+    if _is_onnx(path, head) and suffix != ".onnx":
+        return ONNX
+    if path.suffix == ".weights" and head.startswith(_DARKNET):
+        return "weights of Darknet (YOLOv2 to v4), which YOLOv5 does not read"
+    if _is_tar(head):
+        return "a tar archive, as torch before 0.1.10 wrote; nothing reads it here"
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return "a YAML: a model's goes with --cfg, a data set's with --data"
+    return ""
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file begins as one of safetensors: a length, then a JSON object."""
+    return len(head) >= 10 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 2**32
+
+
+def _is_onnx(path: Path, head: bytes) -> bool:
+    names_itself = b"pytorch" in head[:64] or b"onnx" in head[:64]
+    return head[:1] == b"\x08" and (path.suffix == ".onnx" or names_itself)
+
+
+def _is_tar(head: bytes) -> bool:
+    """Whether torch could take it for a tar archive, which it tries before it reads pickles one after another."""
+    if head[257:262] == b"ustar":
+        return True
+    try:
+        tarfile.TarInfo.frombuf(head[:512], "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True
