@@ -11,6 +11,7 @@ from yolov5_ema.engine.quirks.autoanchor import AUTOANCHOR_FEW_BOXES
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.engine.quirks.distributed import CPU_DDP, ONE_RUN_FOLDER, RESUME_IN_RANKS
 from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, FILES_BEFORE_HUB, NO_PIP_BEHIND_THE_BACK
+from yolov5_ema.engine.quirks.drawing import DRAWN_ON_COPIES
 from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, OPENVINO_CONVERTER, TORCH_HAS_CUDA
 from yolov5_ema.engine.quirks.fonts import FONT_FROM_DISK, FONT_GETSIZE
 from yolov5_ema.engine.quirks.label_cache import STALE_LABEL_CACHE
@@ -55,6 +56,7 @@ QUIRKS: tuple[Quirk, ...] = (
     RESUME_IN_RANKS,
     RANDRANGE_FLOAT,
     PICTURES_IN_ORDER,
+    DRAWN_ON_COPIES,
     DOWNLOADS_SAY_SO,
     FILES_BEFORE_HUB,
     NO_PIP_BEHIND_THE_BACK,
