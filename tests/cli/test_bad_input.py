@@ -166,6 +166,101 @@ def test_data_with_other_mistakes(refused, tiny_set, own_folder):
         assert words in refused("train", "--data", "data.yaml", "--cfg", "yolov5n-ema.yaml", "--weights", "")
 
 
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        ("[yes, no, maybe]", "YAML takes for a truth value"),
+        ("[a, a, b]", "names has 'a' twice"),
+        ("[a, null, c]", "None in names is no name of a class"),
+        ('{"0": a, "1": b, "2": c}', "names must count its classes from 0"),
+        ("[2020-01-01, b, c]", "it must be text"),
+    ],
+)
+def test_names_that_are_none(refused, tiny_set, own_folder, names, words):
+    text = tiny_set.read_text().replace("names: [disc, box, cross]", f"names: {names}")
+    (own_folder / "odd.yaml").write_text(text)
+    assert words in refused("train", "--data", "odd.yaml", "--weights", "")
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--epochs", 0], "--epochs 0: must be 1 or more"),
+        (["--batch-size", 0], "--batch-size 0: must be 1 or more"),
+        (["--batch-size", -1], "--batch-size -1: must be 1 or more"),
+        (["--img", 0], "--imgsz 0: must be 1 or more"),
+        (["--workers", -1], "--workers -1: must be 0 or more"),
+        (
+            ["--freeze", 27],
+            "--freeze 27: nothing would be trained, for the model's last row is 26; --freeze 26",
+        ),
+    ],
+)
+def test_numbers_with_which_nothing_could_be_trained(refused, tiny_set, package_root, flags, words):
+    if flags[1] == -1 and "batch_size == -1" in (package_root / "train.py").read_text():
+        pytest.skip("this release looks for a batch size")
+    cfg = ["--cfg", "yolov5n-ema.yaml"] if flags[0] == "--freeze" else []
+    assert words in refused(*train(tiny_set, *cfg, *flags))
+
+
+def test_freezing_all_of_a_checkpoint(refused, tiny_set, trained):
+    message = refused("train", "--data", tiny_set, "--weights", trained, "--freeze", 99)
+    assert "--freeze 99: nothing would be trained, for the model's last row is 26" in message
+
+
+@pytest.mark.parametrize(
+    "names, texts",
+    [
+        ("[0, 1, 2]", ["0", "1", "2"]),
+        ("{0: a, 1: b, 2: 7}", ["a", "b", "7"]),
+        ("[1.5, b, c]", ["1.5", "b", "c"]),
+    ],
+)
+def test_names_that_yolov5_gets_as_texts_and_with_their_number(tiny_set, own_folder, names, texts):
+    from yolov5.utils.general import check_dataset
+
+    text = tiny_set.read_text().replace("names: [disc, box, cross]", f"names: {names}")
+    (own_folder / "data.yaml").write_text(text.replace("nc: 3\n", ""))
+    found = check_dataset("data.yaml")
+    assert found["nc"] == 3
+    assert (list(found["names"].values()) if isinstance(found["names"], dict) else found["names"]) == texts
+
+
+def test_images_of_another_size_than_an_exported_model_takes(own_folder, tmp_path):
+    import numpy as np
+    import onnx
+    import onnxruntime
+
+    from yolov5_ema.engine.scripts import speaking_plainly
+
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 64, 96])
+        for name in ("x", "y")
+    ]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Abs", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    opset = onnx.helper.make_opsetid("", 12)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with (
+        yolov5_ema.installed() as engine,
+        pytest.raises(
+            yolov5_ema.UserError, match=r"batch size 1, not 2, height 64, not 32\. Give --img its size"
+        ),
+        speaking_plainly(engine),
+    ):
+        session.run(None, {"x": np.zeros((2, 3, 32, 96), np.float32)})
+
+
+def test_an_ending_in_capitals(refused, tiny_set, trained, own_folder):
+    (own_folder / "best.PT").write_bytes(trained.read_bytes())
+    for command in (
+        ("val", "--data", tiny_set),
+        ("detect", "--source", tiny_set.parent / "images/test"),
+        ("export",),
+    ):
+        assert "rename it to best.pt" in refused(command[0], "--weights", "best.PT", *command[1:])
+
+
 def test_labels_of_a_class_that_is_not_there(refused, tiny_set, own_folder):
     shutil.copytree(tiny_set.parent, own_folder / "set", ignore=shutil.ignore_patterns("*.cache"))
     (own_folder / "set/labels/train/train0.txt").write_text("7 0.5 0.5 0.1 0.1\n")

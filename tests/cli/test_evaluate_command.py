@@ -428,3 +428,14 @@ def test_a_run_folder_that_was_there_is_kept(drone, own_folder):
     assert evaluate(*drone, "--exist-ok") == 2 and evaluate(*drone) == 2
     assert [path.name for path in Path("runs/evaluate").iterdir()] == ["exp"]
     assert Path("runs/evaluate/exp/evaluation.json").read_text() == kept
+
+
+def test_ctrl_c_leaves_what_others_made_meanwhile(drone, own_folder, monkeypatch):
+    def interrupted(*_):
+        Path("runs/train/exp/weights").mkdir(parents=True)  # by a training in another terminal
+        Path("runs/train/exp/weights/last.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("yolov5_ema.cli.evaluate._computed", interrupted)
+    assert evaluate(*drone) == 130
+    assert Path("runs/train/exp/weights/last.pt").is_file() and not Path("runs/evaluate").exists()

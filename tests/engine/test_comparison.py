@@ -169,6 +169,13 @@ def test_a_checkpoint_that_was_cut_off_means_a_new_start(run, runner):
         assert runner._epoch_to_resume(run) == 0, size
 
 
+def test_a_folder_that_no_run_of_the_comparison_made_is_left(run, runner):
+    run.best.write_text("of another training")
+    with pytest.raises(UserError, match="no run of this comparison made it"):
+        runner._train(run, Record())
+    assert run.best.read_text() == "of another training"
+
+
 def write_results(run: Run, *losses: object) -> None:
     lines = ["epoch, train/box_loss, train/obj_loss, train/cls_loss, metrics/precision"]
     lines += [f"   {epoch},  0.1, {loss},  0.3,  0" for epoch, loss in enumerate(losses)]

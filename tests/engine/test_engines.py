@@ -94,6 +94,24 @@ with torch.no_grad():
     torch.testing.assert_close(loaded(images)[0], expected, rtol=1e-3, atol=1e-3)
 """
 
+_DRAWS = """
+import numpy as np
+from PIL import Image
+os.chdir(TMP)
+model = yolov5_ema.load(TMP + "/other.pt", "cpu")
+model.conf, model.max_det = 0.0, 3
+grey = np.full((64, 96, 3), 99, np.uint8)
+for picture in (grey, Image.fromarray(grey)):
+    found = model(picture, size=64)
+    assert len(found.xyxy[0]) == 3
+    found.save()
+    found.render()
+    drawn = found.ims if hasattr(found, "ims") else found.imgs
+    assert drawn[0].shape == grey.shape and (drawn[0] != 99).any()
+assert (grey == 99).all()
+assert len(os.listdir("runs/detect")) == 2
+"""
+
 _WRITES_A_CHECKPOINT = """
 torch.manual_seed(0)
 model = part("models.yolo").Model(CFG).half()
@@ -141,7 +159,14 @@ def test_builds_trains_and_reads_what_another_release_wrote(
 ):
     writer = ("7.0.14", "package") if release.startswith("6.0") else ("6.0.7", "package")
     folder = _copied(checkpoint_of(*writer), tmp_path)
-    assert _run(_KNOWS_THE_BLOCKS, _names(root_of(release, layout), folder)) == ""
+    assert _run(_KNOWS_THE_BLOCKS + _DRAWS, _names(root_of(release, layout), folder)) == ""
+
+
+def test_without_the_copies_boxes_cannot_be_drawn(root_of, checkpoint_of, tmp_path):
+    folder = _copied(checkpoint_of("6.0.7", "package"), tmp_path)
+    names = _names(root_of("6.0.7", "package"), folder)
+    said = run_in_child(_FIRST + _DRAWS, names, without="drawn-on-copies")
+    assert "readonly" in said or "AssertionError" in said  # before OpenCV 4.9 it draws into the user's own
 
 
 @pytest.mark.slow

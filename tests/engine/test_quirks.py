@@ -302,6 +302,20 @@ assert where == [threading.main_thread()]
 def broken(): raise RuntimeError("no picture")
 val.Thread(target=broken, args=(), daemon=True).start()
 """,
+    "drawn-on-copies": """
+import numpy as np
+import torch
+from yolov5.models import common
+class Time(float):
+    t = 0.0
+picture = np.zeros((64, 64, 3), np.uint8)
+picture.flags.writeable = False
+found = [torch.tensor([[4.0, 4.0, 40.0, 40.0, 0.9, 0.0]])]
+results = common.Detections([picture], found, ["a.jpg"], [Time()] * 4, ["thing"], (1, 3, 64, 64))
+results.render()
+assert (results.ims if hasattr(results, "ims") else results.imgs)[0].max() > 0
+assert picture.max() == 0
+""",
     "downloads-say-so": """
 from yolov5.utils import downloads
 from yolov5_ema.errors import CheckpointError
@@ -545,6 +559,7 @@ _SYMPTOMS = {
     "torch-amp": "deprecated",
     "randrange-float": "randrange",
     "pictures-in-order": "AssertionError",
+    "drawn-on-copies": "rectangle",  # before OpenCV 4.9 it draws into the user's own
     "downloads-say-so": "AssertionError",
     "no-pip-behind-the-back": "AssertionError",
     "weight-transfer": "AssertionError",

@@ -207,6 +207,38 @@ def test_a_typed_data_set_takes_the_place_of_an_address(last, script, tiny_set):
     assert options_of(last, script, "--data", str(tiny_set))["data"] == str(tiny_set)
 
 
+def test_a_typed_data_set_takes_the_place_of_one_that_is_gone(last, script, tiny_set):
+    rewrite(last, data="gone/data.yaml")
+    with pytest.raises(UserError, match=r"'gone/data\.yaml' is not there .* name its data YAML with --data"):
+        options_of(last, script)
+    assert options_of(last, script, "--data", str(tiny_set))["data"] == str(tiny_set)
+    with pytest.raises(UserError, match="is not there"):
+        options_of(last, script, "--data", "gone/too.yaml")
+
+
+@pytest.mark.parametrize("moved", ["runs/renamed", "elsewhere/exp", "../outside/exp"])
+def test_a_moved_run_goes_on_where_it_lies_now(last, script, moved):
+    rewrite(last, save_dir=str(last.parent.parent), weights=str(last))
+    Path(moved).parent.mkdir(exist_ok=True)
+    last.parent.parent.rename(moved)
+    found = options_of(Path(moved) / "weights/last.pt", script)
+    assert (found["save_dir"], found["name"]) == (moved, Path(moved).name)
+
+
+def test_the_folder_of_a_run_means_its_last_pt(last):
+    for folder in (last.parent, last.parent.parent):
+        assert resumed_training._last(argparse.Namespace(resume=str(folder)), None) == last
+
+
+def test_a_folder_without_a_run_and_a_lone_checkpoint(last, script, own_folder):
+    with pytest.raises(UserError, match=r"holds no weights/last\.pt"):
+        options_of(own_folder, script)
+    lone = own_folder / "last.pt"
+    shutil.copy(last, lone)
+    with pytest.raises(UserError, match="mkdir -p RUN/weights"):
+        options_of(lone, script)
+
+
 def test_options_out_of_the_checkpoint_are_checked_too(last, script, tiny_set, hyp):
     import torch
 

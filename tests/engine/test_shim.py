@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import yolov5_ema
-from yolov5_ema.errors import EngineNotFoundError, UserError
+from yolov5_ema.engine import activation, checkpoints, shim
+from yolov5_ema.engine.quirks import Quirk
+from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +110,87 @@ def test_two_yolov5_in_one_process_are_refused(clone):
 def test_wrong_choice_of_conflicts():
     with pytest.raises(UserError, match="error, ours, theirs"):
         yolov5_ema.install(conflicts="mine")
+
+
+@pytest.fixture
+def fork(package_root, monkeypatch, tmp_path):
+    """YOLOv5 with a CBAM of its own, which only passes on, and a cfg with such a row."""
+    import torch
+    import yaml
+
+    from yolov5_ema.engine.cfg_generator import build_cfg
+
+    class CBAM(torch.nn.Identity):
+        __module__, __qualname__ = "yolov5.models.yolo", "CBAM"
+
+    with yolov5_ema.installed():
+        yolo = importlib.import_module("yolov5.models.yolo")
+    monkeypatch.setattr(yolo, "CBAM", CBAM, raising=False)
+    cfg = tmp_path / "fork.yaml"
+    cfg.write_text(yaml.safe_dump(build_cfg(size="n", block="CBAM")))
+    return cfg
+
+
+@pytest.mark.parametrize("choice", ["ours", "theirs"])
+def test_all_that_reads_a_cfg_keeps_to_the_choice_of_install(fork, choice, own_folder):
+    from yolov5_ema.engine.model_info import model_info
+    from yolov5_ema.engine.preflight import check
+    from yolov5_ema.engine.transferring import transfer_checkpoint
+
+    with yolov5_ema.installed(conflicts=choice) as engine:
+        rows = model_info(fork, imgsz=64).rows
+        assert (rows[7].parameters > 0) is (choice == "ours") and rows[7].module == "CBAM"
+        check(argparse.Namespace(cfg=str(fork)), "train", engine)
+        from yolov5.models.yolo import Model
+
+        checkpoints.save_checkpoint({"model": Model(str(fork))}, "a.pt", engine=engine)
+        transfer_checkpoint(Path("a.pt"), fork, Path("b.pt"), engine=engine)
+    assert "YOLOV5_EMA_CONFLICTS" not in os.environ
+    with yolov5_ema.installed(), pytest.raises(ConfigError, match="both a module of the YOLO at hand"):
+        model_info(fork, imgsz=64)
+
+
+def test_a_later_choice_counts_and_an_inner_one_ends(fork):
+    def is_ours() -> bool:
+        from yolov5.models.yolo import Model
+
+        return isinstance(Model(str(fork)).model[7], yolov5_ema.CBAM)
+
+    yolov5_ema.install(conflicts="ours")
+    with yolov5_ema.installed(conflicts="theirs"):
+        assert not is_ours()
+    assert is_ours()
+    yolov5_ema.install()
+    assert is_ours()
+    yolov5_ema.install(conflicts="theirs")
+    assert not is_ours()
+
+
+@pytest.mark.parametrize("place", ["a quirk", "models.yolo"])
+def test_an_install_that_fails_half_way_leaves_nothing(package_root, monkeypatch, place):
+    with yolov5_ema.installed():
+        importlib.import_module("yolov5.utils.metrics")
+        general = importlib.import_module("yolov5.utils.general")
+    finders, environment, path = list(sys.meta_path), dict(os.environ), list(sys.path)
+    before = dict(vars(general))
+
+    def fail(*_):
+        raise RuntimeError("half-way")
+
+    with monkeypatch.context() as broken:
+        if place == "a quirk":
+            bad = Quirk(
+                "bad", "", "", needed=lambda module: module.name == "utils.metrics" or None, apply=fail
+            )
+            broken.setattr(activation, "GUARDS", (*activation.GUARDS, bad))
+        else:
+            broken.setattr(shim, "_with_blocks", fail)
+        with pytest.raises(RuntimeError, match="half-way"):
+            yolov5_ema.install()
+    assert (sys.meta_path, dict(os.environ), sys.path) == (finders, environment, path)
+    assert dict(vars(general)) == before and not yolov5_ema.is_installed()
+    yolov5_ema.install()
+    assert yolov5_ema.is_installed()
 
 
 def test_no_yolov5(tmp_path, monkeypatch):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from yolov5_ema.engine.run_folder import busy_message
+from yolov5_ema.engine.run_folder import MadeFolder, busy_message
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import locked
 
@@ -18,13 +17,19 @@ def fresh_folder(project: Path, name: str = "exp", exist_ok: bool = False) -> Pa
     Raises:
         UserError: it cannot be made.
     """
+    return _fresh(project, name, exist_ok)[0]
+
+
+def _fresh(project: Path, name: str, exist_ok: bool) -> tuple[Path, MadeFolder | None]:
+    """A folder, and what was made for it; None if it was there."""
     number = 1
     while True:
         folder = project / f"{name}{number if number > 1 else ''}"
         try:
-            folder.mkdir(parents=True, exist_ok=exist_ok)
-            return folder
+            return folder, MadeFolder(folder)
         except FileExistsError:
+            if exist_ok and folder.is_dir():
+                return folder, None
             if exist_ok:
                 raise UserError(f"cannot make {folder}: there is a file of that name") from None
             number += 1
@@ -33,21 +38,22 @@ def fresh_folder(project: Path, name: str = "exp", exist_ok: bool = False) -> Pa
 
 
 @contextmanager
-def run_folder(project: Path, name: str = "exp", exist_ok: bool = False) -> Iterator[Path]:
-    """`fresh_folder` for the length of a ``with`` block; removed again if the block fails, unless it was there."""
-    first_made = project
-    while not first_made.parent.exists():
-        first_made = first_made.parent
-    was_there = project.exists()
-    target = project / name
-    kept = exist_ok and target.exists()
-    folder = fresh_folder(project, name, exist_ok)
+def run_folder(
+    project: Path, name: str = "exp", exist_ok: bool = False, parts: Collection[str] = ()
+) -> Iterator[Path]:
+    """`fresh_folder` for the length of a ``with`` block; if the block fails, what it made is removed again.
+
+    Args:
+        project, name, exist_ok: as in `fresh_folder`.
+        parts: names of the folders that the run makes in its own; others are another process's, and stay.
+    """
+    folder, made = _fresh(project, name, exist_ok)
     with held(folder):
         try:
             yield folder
         except BaseException:
-            if not kept:
-                shutil.rmtree(folder if was_there else first_made, ignore_errors=True)
+            if made is not None:
+                made.remove(parts)
             raise
 
 

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError("--nosave goes with --predictions; val itself writes into a run folder")
         _evaluate(args, rest, None)
         return 0
-    with run_folder(Path(args.project), args.name, args.exist_ok) as folder:
+    with run_folder(Path(args.project), args.name, args.exist_ok, parts=["val"]) as folder:
         _evaluate(args, rest, folder)
     print(f"Results saved to {folder}")
     return 0

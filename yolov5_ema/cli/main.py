@@ -7,8 +7,9 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from yolov5_ema import __version__
 from yolov5_ema.errors import UserError
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        with _own_environment():
+            return _dispatch(arguments)
     except UserError as error:
         print(f"yolov5-ema: error: {_which_process()}{error}", file=sys.stderr)
         return 2
@@ -84,8 +86,31 @@ def _which_process() -> str:
     return f"rank {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """What a call's flags put into the environment is gone when it ends: the next call in this process has its own."""
+    before = _of_this_program()
+    try:
+        yield
+    finally:
+        for name in _of_this_program().keys() - before.keys():
+            os.environ.pop(name)
+        os.environ.update(before)
+
+
+def _of_this_program() -> dict[str, str]:
+    """Without the one that says whether the shim is installed, which outlives a call."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("YOLOV5_EMA_") and name != "YOLOV5_EMA_ACTIVE"
+    }
+
+
 def _dispatch(arguments: list[str]) -> int:
-    common, rest = _common_parser().parse_known_args(arguments)
+    ours, of_a_script = _split(arguments)
+    common, rest = _common_parser().parse_known_args(ours)
+    rest += of_a_script
     if not rest or rest[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -107,6 +132,31 @@ def _surroundings(command: str) -> AbstractContextManager[None]:
     from yolov5_ema.engine.locate import leaving_working_folder_alone
 
     return leaving_working_folder_alone()
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What our own flags are looked for in, and what a script of the user's (``run my_script.py …``) gets untouched."""
+    place = 0
+    words: list[str] = []
+    while place < len(arguments) and len(words) < 2:
+        if arguments[place] in _WITH_VALUE:
+            place += 1
+        elif not arguments[place].startswith("-"):
+            words.append(arguments[place])
+        place += 1
+    if words[:1] != ["run"] or len(words) < 2 or _is_of_yolov5(words[1]):
+        return arguments, []
+    return arguments[:place], arguments[place:]
+
+
+def _is_of_yolov5(script: str) -> bool:
+    from yolov5_ema.engine.locate import is_yolov5_root
+
+    path = Path(script)
+    return not path.is_file() or any(is_yolov5_root(folder) for folder in path.resolve().parents)
+
+
+_WITH_VALUE = ("--yolov5", "--plugin", "--conflicts")
 
 
 def _common_parser() -> argparse.ArgumentParser:

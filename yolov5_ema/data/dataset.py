@@ -176,6 +176,11 @@ def class_names(content: Mapping[str, Any], file: Path) -> list[str] | None:
     fault = fault_of_names(names)
     if fault:
         raise ConfigError(f"{file}: {fault}")
+    if any(isinstance(name, bool) for name in names):
+        raise ConfigError(
+            f"{file}: one of the names is yes, no, on, off, true or false, which YAML takes for a truth value; "
+            'write it in quotes, such as "yes"'
+        )
     return [str(name) for name in names]
 
 

@@ -41,6 +41,13 @@ class Activation:
 
     def start(self) -> None:
         self._refuse_strangers()
+        try:
+            self._switch_on()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _switch_on(self) -> None:
         if self._path_entry not in sys.path:
             sys.path.insert(0, self._path_entry)
             self._added_path = True
@@ -51,7 +58,8 @@ class Activation:
                 self.after_import(name, module)
 
     def stop(self) -> None:
-        sys.meta_path.remove(self._finder)
+        with contextlib.suppress(ValueError):
+            sys.meta_path.remove(self._finder)
         self.patches.undo()
         self._patched.clear()
         for name, value in self._environment.items():

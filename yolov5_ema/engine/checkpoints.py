@@ -17,6 +17,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 from typing import IO, Any, BinaryIO, cast
 
@@ -51,9 +52,23 @@ _CLASS_MODULES = ("models.common", "models.experimental", "models.yolo")
 _NEVER_IN_A_CHECKPOINT = {"AutoShape", "DetectMultiBackend"}  # wrappers that open files when built
 
 
+_said: ContextVar[bool | None] = ContextVar("trust said in Python", default=None)
+
+
 def is_trusted() -> bool:
-    """Whether the user said ``--trust-checkpoint`` (or set ``YOLOV5_EMA_TRUST_CHECKPOINT=1``)."""
-    return os.environ.get(TRUST_ENV, "") not in ("", "0")
+    """Whether the user said ``--trust-checkpoint`` (or set ``YOLOV5_EMA_TRUST_CHECKPOINT=1``, or `trusting`)."""
+    said = _said.get()
+    return os.environ.get(TRUST_ENV, "") not in ("", "0") if said is None else said
+
+
+@contextmanager
+def trusting(trust: bool | None) -> Iterator[None]:
+    """Within: what is read is trusted, or not, whatever the command line says; None: as that says."""
+    token = _said.set(_said.get() if trust is None else trust)
+    try:
+        yield
+    finally:
+        _said.reset(token)
 
 
 def load_checkpoint(

@@ -176,6 +176,11 @@ class Runner:
         return record
 
     def _train(self, run: Run, record: Record) -> None:
+        if run.folder.exists() and not record.attempts:
+            raise UserError(
+                f"{run.folder} is there, and no run of this comparison made it; it is left as it is. Move it away, or "
+                "choose another --name"
+            )
         epoch = self._epoch_to_resume(run)
         if epoch >= self._plan.options.epochs:
             self._note(run, record, TRAINED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from yolov5_ema.engine.conflicts import conflicts_choice
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.rows import checked_model, load_yaml
 from yolov5_ema.errors import ConfigError
@@ -41,8 +41,7 @@ def check_model(cfg: str | Path, engine: Engine) -> dict[str, Any]:
     """
     content = load_yaml(Path(cfg))
     yolo = importlib.import_module(engine.module_name("models.yolo"))
-    conflicts = os.environ.get("YOLOV5_EMA_CONFLICTS") or "error"
-    checked_model(content, yolo, where=str(cfg), conflicts=conflicts)
+    checked_model(content, yolo, where=str(cfg), conflicts=conflicts_choice())
     check_builds(content, yolo, str(cfg))
     return content
 

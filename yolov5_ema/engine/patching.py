@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import MutableMapping
 from functools import partial
 from typing import Any, Callable
 
@@ -40,10 +41,12 @@ class Patches:
         self._undo.append(restore)
         setattr(owner, name, value)
 
-    def set_item(self, table: dict[Any, Any], key: Any, value: Any) -> None:
+    def set_item(self, table: MutableMapping[Any, Any], key: Any, value: Any) -> None:
         """Set ``table[key]`` and remember what stood there."""
         before = table.get(key, _ABSENT)
-        restore = partial(table.pop, key) if before is _ABSENT else partial(table.__setitem__, key, before)
+        restore = (
+            partial(table.pop, key, None) if before is _ABSENT else partial(table.__setitem__, key, before)
+        )
         self._undo.append(restore)
         table[key] = value
 

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from yolov5_ema.reading import parse_json, read_bytes, read_json
 
 _MOST_CHUNKS = 4096
 _FEWEST_IMAGES = 16
+_LOCK = "lock"
 _OWN = re.compile(r"manifest\.json|[0-9]{6,}\.jsonl|joined\.tmp")
 _FIELDS = {"index", "image", "height", "width", "xyxy", "confidence", "class_id", "error"}
 
@@ -113,8 +113,11 @@ class Parts:
     def remove(self) -> None:
         """Take the folder away; without a manifest, what a killed removal leaves counts as nothing."""
         with contextlib.suppress(OSError):
-            (self.folder / "manifest.json").unlink()
-        shutil.rmtree(self.folder, ignore_errors=True)
+            (self.folder / "manifest.json").unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if _OWN.fullmatch(path.name) or path.name == _LOCK:
+                    path.unlink()
+            self.folder.rmdir()
 
     def _file(self, chunk: int) -> Path:
         return self.folder / f"{chunk:06}.jsonl"
@@ -160,7 +163,7 @@ def opened(out: Path, manifest: Manifest, *, resume: bool, force: bool) -> Itera
     with contextlib.ExitStack() as stack:
         with writing_in(out):
             parts.folder.mkdir(exist_ok=True)
-            stack.enter_context(locked(parts.folder / "lock", busy))
+            stack.enter_context(locked(parts.folder / _LOCK, busy))
         if is_begun(out) and not force:
             if not resume:
                 raise UserError(

@@ -11,7 +11,7 @@ import torch
 
 from yolov5_ema.engine import shim
 from yolov5_ema.engine.checkpoint_models import as_yolov5_builds
-from yolov5_ema.engine.checkpoints import check_file
+from yolov5_ema.engine.checkpoints import check_file, trusting
 from yolov5_ema.errors import UserError
 
 
@@ -44,9 +44,9 @@ def load(
         >>> results.pandas().xyxy[0]                                   # doctest: +SKIP
     """
     engine = shim.install()
-    check_file(Path(weights), engine=engine, trust=trust)
     experimental = importlib.import_module(engine.module_name("models.experimental"))
-    with as_yolov5_builds(Path(weights)):
+    with trusting(trust), as_yolov5_builds(Path(weights)):
+        check_file(Path(weights), engine=engine)
         model = experimental.attempt_load(str(weights)).to(_device(device)).eval()
     if not hasattr(model, "stride"):
         raise UserError(f"{weights} holds no detector")

@@ -18,6 +18,7 @@ from yolov5_ema.engine.dry_run import check_model
 from yolov5_ema.engine.guards import resumed_training
 from yolov5_ema.engine.hyperparameters import names_read, read_hyp
 from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.option_values import check_values
 from yolov5_ema.engine.prediction_files import image_id
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
@@ -86,6 +87,7 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
         _check_data(opt, script, engine)
     for weights in _weights_of(opt):
         _check_weights(weights, name, engine)
+    check_values(opt, name, engine)
     if script in ("detect", "predict"):
         check_source(opt, engine)
         _check_runnable(opt, engine)
@@ -117,6 +119,11 @@ def _check_weights(weights: str, script: str, engine: Engine) -> None:
         if downloadable and downloads.is_online():
             return
         raise CheckpointError(downloads.missing_weights_message(weights))
+    if path.suffix != path.suffix.lower():
+        raise CheckpointError(
+            f"{weights}: YOLOv5 tells what a file is by its ending, in small letters; rename it to "
+            f"{path.with_suffix(path.suffix.lower()).name}"
+        )
     if not path.is_dir():
         _check_weights_file(path, script, engine)
 
@@ -158,6 +165,8 @@ def _check_data(opt: argparse.Namespace, script: str, engine: Engine) -> None:
         return
     task = getattr(opt, "task", "train" if script == "train" else "val")
     check_data(Path(str(data)), _SPLITS.get("train" if script == "train" else task, ("val",)), engine)
+    if script == "train":
+        _refuse_names_twice(Path(str(data)), engine)
     if script == "val":
         _check_names_of_results(opt, Path(str(data)), engine)
 
@@ -172,6 +181,20 @@ def _check_names_of_results(opt: argparse.Namespace, file: Path, engine: Engine)
         why = f"{'--save-json' if by_id else '--save-txt'} tells detections apart by that alone"
         refuse_shared_stems(
             images, why, (lambda image: image_id(str(image))) if by_id else (lambda i: i.stem)
+        )
+
+
+def _refuse_names_twice(file: Path, engine: Engine) -> None:
+    """Training of the PyPI package keeps figures by the names of the classes, and stops after the first epoch."""
+    loggers = engine.root / "utils" / "loggers" / "__init__.py"
+    if not loggers.is_file() or "class_name_keys" not in loggers.read_text(encoding="utf-8", errors="ignore"):
+        return
+    names = class_names(load_yaml(file), file) or []
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"{file}: names has {reprlib.repr(twice[0])} twice, and {engine} keeps the figures of a training by name; "
+            "give each class a name of its own"
         )
 
 

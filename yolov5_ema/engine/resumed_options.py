@@ -112,6 +112,10 @@ def options_to_resume(last: Path, typed: argparse.Namespace, script: Script) -> 
 def _check_place(last: Path, run: Path) -> None:
     if not is_there(last):
         raise CheckpointError(f"--resume {last}: no such file")
+    if last.is_dir():
+        raise CheckpointError(
+            f"--resume {last}: this folder holds no weights/last.pt; name the checkpoint itself"
+        )
     if not last.is_file():
         raise CheckpointError(f"--resume {last}: it is no file of weights")
     if last.parent.name != "weights":
@@ -260,18 +264,25 @@ def _data(value: Any, typed: argparse.Namespace, where: str, run: Path, script: 
         if value.startswith(_URL):
             return value
     file = _found(value, run, script.engine) if len(value) <= _LONGEST and value.isprintable() else None
+    file = file or _found(_typed(typed), run, script.engine)
     if file is None:
         raise ConfigError(
             f"{where}: the data set {value[:300]!r} is not there (looked from {Path.cwd()} and the folders above "
-            f"{run}); run the command from the folder that it is relative to, or correct 'data' in it"
+            f"{run}); name its data YAML with --data beside --resume"
         )
     _check_data(file, script.engine)
     return str(file)
 
 
-def _typed_instead(value: str, typed: argparse.Namespace, where: str) -> str:
+def _typed(typed: argparse.Namespace) -> str:
+    """The data set on the command line; "" if there is none, for YOLOv5's own default is no text."""
     given = getattr(typed, "data", None)
-    if isinstance(given, str) and given and not given.lower().endswith(".zip"):
+    return given if isinstance(given, str) and not given.lower().endswith(".zip") else ""
+
+
+def _typed_instead(value: str, typed: argparse.Namespace, where: str) -> str:
+    given = _typed(typed)
+    if given:
         return given
     raise ConfigError(
         f"{where}: data is {value[:300]!r}, and nothing is fetched because a file says so. Fetch it yourself, and "
@@ -281,6 +292,8 @@ def _typed_instead(value: str, typed: argparse.Namespace, where: str) -> str:
 
 def _found(value: str, run: Path, engine: Engine) -> Path | None:
     """A data YAML by its path from here, by its bare name, or from where the training was started: above its run."""
+    if not value:
+        return None
     if _is_file(Path(value)):
         return Path(value)
     shipped = find_shipped(value)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import importlib
 import inspect
+import re
 import runpy
 import sys
 import urllib.error
@@ -24,6 +25,7 @@ from yolov5_ema.engine.skipping import SourceFiles, any_name_printed
 from yolov5_ema.errors import UserError
 
 _DATA_MODULES = ("datasets", "dataloaders")
+_AXES = {"0": "batch size", "2": "height", "3": "width"}
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 EXTRA_HELP = """\
@@ -149,6 +151,8 @@ def speaking_plainly(engine: Engine) -> Iterator[None]:
             raise UserError(
                 f"{where} cannot be written: {error.strerror}. What was saved before is whole."
             ) from error
+        if type(error).__module__.startswith("onnxruntime") and "invalid dimensions for input" in str(error):
+            raise UserError(_other_size(str(error))) from error
         file = _file_raised_in(error)
         if isinstance(error, urllib.error.URLError):
             raise UserError(
@@ -165,6 +169,18 @@ def speaking_plainly(engine: Engine) -> Iterator[None]:
         if plain and engine.owns(file):
             raise UserError(str(error)) from error
         raise
+
+
+def _other_size(said: str) -> str:
+    """An exported model takes images of the size that it was exported for."""
+    sides = re.findall(r"index: (\d) Got: (\d+) Expected: (\d+)", said)
+    listed = ", ".join(
+        f"{_AXES.get(axis, 'channels')} {expected}, not {got}" for axis, got, expected in sides
+    )
+    return (
+        f"the exported model was made for other images: {listed}. Give --img its size (and --batch-size 1), or "
+        "export it again with --dynamic"
+    )
 
 
 def _user_error_behind(error: BaseException) -> UserError | None:

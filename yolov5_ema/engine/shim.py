@@ -19,12 +19,11 @@ from types import FrameType, ModuleType, TracebackType
 from typing import Any, Callable, Union
 
 from yolov5_ema.engine import activation, ultralytics_adapter
+from yolov5_ema.engine.conflicts import CONFLICTS_ENV, conflicts_choice, set_choice
 from yolov5_ema.engine.locate import Engine, engine_at, locate
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.rows import CHOICES, checked_model, is_block
-from yolov5_ema.errors import ConfigError, UserError
-
-CONFLICTS_ENV = "YOLOV5_EMA_CONFLICTS"
+from yolov5_ema.engine.rows import checked_model, is_block
+from yolov5_ema.errors import ConfigError
 
 Yolo = Union[None, str, "os.PathLike[str]", ModuleType]
 
@@ -44,7 +43,7 @@ def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
 
     Returns:
         The YOLOv5 found; for ultralytics that package, as an `Engine` of kind ``ultralytics``. A second
-        call for the same one changes nothing.
+        call for the same one changes nothing but ``conflicts``, if that is named.
 
     Raises:
         EngineNotFoundError: there is no YOLOv5, or no ultralytics.
@@ -57,25 +56,28 @@ def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
         >>> model = Model("models/yolov5s-ema.yaml")  # doctest: +SKIP
     """
     global _installed
-    chosen = conflicts or os.environ.get(CONFLICTS_ENV) or "error"
-    if chosen not in CHOICES:
-        raise UserError(f"conflicts must be one of {', '.join(CHOICES)}, not {chosen!r}")
+    chosen = conflicts_choice(conflicts)
     if ultralytics_adapter.names_ultralytics(yolo):
         return ultralytics_adapter.install(conflicts=chosen)
     engine = _engine_of(yolo)
     with _lock:
         activation.activate(engine)
-        if _installed is not None:
-            return engine
-        try:
-            patches = Patches()
-            module = importlib.import_module(engine.module_name("models.yolo"))
-            patches.set(module, "parse_model", _with_blocks(module.parse_model, module, chosen))
-        except BaseException:
-            activation.deactivate()
-            raise
-        _installed = patches
+        if _installed is None:
+            _installed = _patched(engine)
+        if conflicts is not None:
+            _installed.set_item(os.environ, CONFLICTS_ENV, conflicts)
     return engine
+
+
+def _patched(engine: Engine) -> Patches:
+    patches = Patches()
+    try:
+        module = importlib.import_module(engine.module_name("models.yolo"))
+        patches.set(module, "parse_model", _with_blocks(module.parse_model, module))
+    except BaseException:
+        activation.deactivate()
+        raise
+    return patches
 
 
 def uninstall(yolo: Yolo = None) -> None:
@@ -115,13 +117,15 @@ def installed(yolo: Yolo = None, *, conflicts: str | None = None) -> Iterator[En
     Yields:
         The YOLOv5 found.
     """
-    was_installed = is_installed(yolo)
+    was_installed, before = is_installed(yolo), os.environ.get(CONFLICTS_ENV)
     engine = install(yolo, conflicts=conflicts)
     try:
         yield engine
     finally:
         if not was_installed:
             uninstall(yolo if ultralytics_adapter.names_ultralytics(yolo) else None)
+        elif conflicts is not None:
+            set_choice(before)
 
 
 def _engine_of(yolo: Yolo) -> Engine:
@@ -138,11 +142,11 @@ def _root_of(file: Path) -> Path:
     return candidates[0] if candidates else file.parent
 
 
-def _with_blocks(parse_model: Callable[..., Any], module: ModuleType, conflicts: str) -> Callable[..., Any]:
+def _with_blocks(parse_model: Callable[..., Any], module: ModuleType) -> Callable[..., Any]:
     @functools.wraps(parse_model)
     def wrapper(d: dict[str, Any], ch: list[int]) -> Any:
         where = _cfg_name()
-        model = checked_model(d, module, where=where, conflicts=conflicts)
+        model = checked_model(d, module, where=where, conflicts=conflicts_choice())
         try:
             return parse_model(model, ch)
         except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:

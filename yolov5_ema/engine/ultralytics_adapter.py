@@ -136,12 +136,16 @@ def _patched(conflicts: str) -> Patches:
     dist = importlib.import_module(f"{NAME}.utils.dist")
     parse_model = _with_blocks(tasks.parse_model, tasks, conflicts)
     patches = Patches()
-    patches.set(importlib.import_module(f"{NAME}.nn"), "parse_model", parse_model)
-    patches.set(tasks, "parse_model", parse_model)
-    patches.set(tasks, "check_yaml", _with_shipped(tasks.check_yaml))
-    patches.set(tasks.BaseModel, "load", _by_structure(tasks.BaseModel.load))
-    patches.set(dist, "generate_ddp_file", _in_every_rank(dist.generate_ddp_file, conflicts))
-    ultralytics_guards.apply(patches)
+    try:
+        patches.set(importlib.import_module(f"{NAME}.nn"), "parse_model", parse_model)
+        patches.set(tasks, "parse_model", parse_model)
+        patches.set(tasks, "check_yaml", _with_shipped(tasks.check_yaml))
+        patches.set(tasks.BaseModel, "load", _by_structure(tasks.BaseModel.load))
+        patches.set(dist, "generate_ddp_file", _in_every_rank(dist.generate_ddp_file, conflicts))
+        ultralytics_guards.apply(patches)
+    except BaseException:
+        patches.undo()
+        raise
     return patches
 
 

@@ -131,7 +131,7 @@ def _save(args: argparse.Namespace, rows: Sequence[Row]) -> None:
     from yolov5_ema.cli._runs import run_folder
     from yolov5_ema.files import write_whole
 
-    with run_folder(args.project, args.name, args.exist_ok) as folder:
+    with run_folder(args.project, args.name, args.exist_ok, parts=["labels"]) as folder:
         write_whole(folder / "predictions.json", json.dumps(rows, indent=1) + "\n")
         write_whole(folder / "predictions.csv", _as_csv(rows))
         if args.save_txt:

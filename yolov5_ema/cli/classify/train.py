@@ -94,15 +94,15 @@ def _run(args: argparse.Namespace, settings: Settings, folder: Path | None) -> i
             print(f"{folder}: no epoch was finished; it begins anew", flush=True)
         elif last is not None and _is_finished(last, settings):
             return _finish(settings, data, folder, machine) if first else 0
-    elif first:
+    is_new = folder is None
+    if is_new and first:
         folder = fresh_folder(args.project, args.name, args.exist_ok)
-        for stale in ("metrics.json", "results.csv", "weights/last.ckpt"):  # of another run, with --exist-ok
-            (folder / stale).unlink(missing_ok=True)
-        _write_args(folder, settings, args, machine.workers)
-    if first and folder is not None:
-        print(f"run folder: {folder}", flush=True)
     try:
         with held(folder) if first and folder is not None else nullcontext():
+            if is_new and folder is not None:
+                _begin(folder, settings, args, machine.workers)
+            if first:
+                print(f"run folder: {folder}", flush=True)
             training.train(settings, data, model, machine, folder if first else None, last)
     except KeyboardInterrupt:
         if first:
@@ -169,11 +169,14 @@ def _parsed(flag: str, text: str) -> Any:
     return parse_yaml(text, f"{flag} {reprlib.repr(text)}")
 
 
-def _write_args(folder: Path, settings: Settings, args: argparse.Namespace, workers: int) -> None:
+def _begin(folder: Path, settings: Settings, args: argparse.Namespace, workers: int) -> None:
+    """Leave the settings in a run folder that is held, and nothing of an earlier run there (--exist-ok)."""
     import yaml
 
     from yolov5_ema.files import write_whole
 
+    for stale in ("metrics.json", "results.csv", "weights/last.ckpt"):
+        (folder / stale).unlink(missing_ok=True)
     machine = {"device": args.device, "devices": args.devices, "nodes": args.nodes, "workers": workers}
     content = {**settings.as_dict(), **machine}
     write_whole(folder / "args.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -74,14 +74,18 @@ def _without_download(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_names(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """With names of classes that are text: YOLOv5 joins them to texts, and makes names of files of them."""
+    """With names of classes that are text, for YOLOv5 joins them to texts; a list, and nc, as v6.0 needs them."""
     names = data.get("names")
     if names is None:
         return data
     fault = fault_of_names(names)
     if fault:
         raise ConfigError(f"{where}: {fault}")
-    return {**data, "names": names_as_text(names)}
+    texts = names_as_text(names)
+    if isinstance(texts, dict) and sorted(texts) == list(range(len(texts))):
+        texts = [texts[index] for index in range(len(texts))]
+    nc = data.get("nc")
+    return {**data, "nc": len(texts) if nc is None else nc, "names": texts}
 
 
 def _refuse_without_network(data: dict[str, Any], file: Path) -> None:

@@ -86,6 +86,9 @@ def _last(opt: Any, module: Any) -> Path:
                 f"--resume: there is no last.pt below {Path.cwd()}; name it: --resume RUN/weights/last.pt"
             )
         last = Path(newest)
+    for inside in ("weights/last.pt", "last.pt"):  # the run's folder, or the one in it
+        if last.is_dir() and (last / inside).is_file():
+            last = last / inside
     return last if len(last.parts) > 2 and ".." not in last.parts[-3:] else last.absolute()
 
 

@@ -12,6 +12,7 @@ from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.engine.quirks.display import DISPLAY
 from yolov5_ema.engine.quirks.distributed import CPU_DDP, ONE_RUN_FOLDER, RESUME_IN_RANKS
 from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, FILES_BEFORE_HUB, NO_PIP_BEHIND_THE_BACK
+from yolov5_ema.engine.quirks.drawing import DRAWN_ON_COPIES
 from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, OPENVINO_CONVERTER, TORCH_HAS_CUDA
 from yolov5_ema.engine.quirks.fonts import FONT_FROM_DISK, FONT_GETSIZE
 from yolov5_ema.engine.quirks.label_cache import STALE_LABEL_CACHE
@@ -57,6 +58,7 @@ QUIRKS: tuple[Quirk, ...] = (
     RESUME_IN_RANKS,
     RANDRANGE_FLOAT,
     PICTURES_IN_ORDER,
+    DRAWN_ON_COPIES,
     DOWNLOADS_SAY_SO,
     FILES_BEFORE_HUB,
     NO_PIP_BEHIND_THE_BACK,

@@ -1,0 +1,50 @@
+"""``results.save()``, ``render()`` and ``show()``: boxes are drawn into copies of the pictures.
+
+OpenCV 4.9 and later refuse to draw into arrays that may not be written, as those of Pillow's pictures are. And an array
+of the user's, drawn into, would be another picture the next time it is given to the model.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, Callable
+
+import numpy as np
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+
+
+def _on_copies(display: Callable[..., Any]) -> Callable[..., Any]:
+    """`Detections.display`, or `_run` as v7.0 calls it, which draws if it is asked for anything but text."""
+
+    @functools.wraps(display)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        name = "ims" if hasattr(self, "ims") else "imgs"  # since v6.2; before
+        pictures = getattr(self, name)
+        setattr(self, name, [np.array(one) if isinstance(one, np.ndarray) else one for one in pictures])
+        return display(self, *args, **kwargs)
+
+    return wrapper
+
+
+def _needed(module: SourceModule) -> str | None:
+    if module.name == "models.common" and re.search(r"^class Detections\b", module.source, re.MULTILINE):
+        return "results of a model are drawn into the very arrays that it was given, which may be read-only"
+    return None
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    detections = module.module.Detections
+    name = "_run" if hasattr(detections, "_run") else "display"
+    patches.set(detections, name, _on_copies(getattr(detections, name)))
+
+
+DRAWN_ON_COPIES = Quirk(
+    name="drawn-on-copies",
+    symptom="results.save() or render(): cv2.error: Layout of the output array img is incompatible … readonly",
+    versions="all",
+    needed=_needed,
+    apply=_apply,
+)
