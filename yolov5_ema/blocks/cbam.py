@@ -26,6 +26,7 @@ from yolov5_ema.blocks.common import (
     saturate,
     zero_,
 )
+from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
 from yolov5_ema.kernels.cbam import cbam, maps, pool, scale
 from yolov5_ema.kernels.dispatch import check_implementation
@@ -126,6 +127,7 @@ class CBAM(AttentionBlock):
         "SpatialGate.spatial.bn": "spatial_gate.bn",
     }
 
+    @named_numbers
     def __init__(
         self,
         channels: int,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, saturate, zero_
+from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
 
 
@@ -51,6 +52,7 @@ class NAM(AttentionBlock):
 
     reference_names: ClassVar[dict[str, str]] = {"Channel_Att.bn2": "bn"}
 
+    @named_numbers
     def __init__(
         self,
         channels: int,

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, stable_mean, zero_
+from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
 
 
@@ -72,6 +73,7 @@ class SA(AttentionBlock):
         "sbias": "spatial.bias",
     }
 
+    @named_numbers
     def __init__(
         self,
         channels: int,
