@@ -35,7 +35,7 @@ def noise(*shape, dtype=torch.float64, seed=1):
 
 
 def random_block(channels, training=True, dtype=torch.float64, reduction=1, **options):
-    block = CBAM(channels, reduction, dtype=dtype, **options).train(training)
+    block = CBAM(channels, reduction=reduction, dtype=dtype, **options).train(training)
     with torch.no_grad():
         for i, tensor in enumerate(block.state_dict().values()):
             if tensor.is_floating_point():

@@ -23,6 +23,7 @@ from yolov5_ema.blocks.common import (
     check_odd_kernel,
     check_positive_int,
     check_reduction,
+    is_single_value,
     saturate,
     zero_,
 )
@@ -77,7 +78,7 @@ class _SpatialGate(nn.Module):
     def squash(self, score: torch.Tensor) -> torch.Tensor:
         """The gate (N, 1, H, W) from the convolved maps."""
         score = saturate(score)
-        if self.training and score.numel() == 1:  # one value has no batch statistics: take the running ones
+        if self.training and is_single_value(score, 1):  # has no batch statistics: take the running ones
             bn = self.bn
             score = F.batch_norm(score, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
         else:
