@@ -117,7 +117,7 @@ UNCLEAR = [
 
 @pytest.mark.parametrize(("name", "arguments", "spelled"), UNCLEAR)
 def test_a_number_that_could_mean_two_things_is_refused_with_each_spelled_out(name, arguments, spelled):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - what it says is compared
+    with pytest.raises(ValueError) as caught:
         get_block(name)(*arguments)
     assert re.findall(r"write (\w+\([^)]*\))", str(caught.value)) == spelled
 

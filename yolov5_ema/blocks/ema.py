@@ -29,7 +29,6 @@ from yolov5_ema.kernels.dispatch import check_implementation
 from yolov5_ema.kernels.ema import attended, ema, ema_exact, ema_reference, gated, means_of_sides
 from yolov5_ema.kernels.layers import is_norm_of_each_channel, is_same_size_convolution
 
-
 _DEFAULT_GROUPS = Named(32)  # told apart, by identity, from the same number given by the caller
 
 

@@ -16,9 +16,10 @@ from yolov5_ema.engine.cfg_generator import (
     PLACES,
     SHIPPED,
     SIZES,
-    format_cfg,
+    Recipe,
     parse_option,
 )
+from yolov5_ema.engine.cfg_oddities import oddities, print_warnings
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
 
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> int:
     if args.shipped is not None:
         return _write_shipped(args)
     options = dict(parse_option(text) for text in args.option)
-    text = format_cfg(
+    recipe = Recipe(
         size=args.size,
         block=resolve_block(args.block, options),
         at=args.at,
@@ -111,6 +112,8 @@ def main(argv: list[str]) -> int:
         options=options or None,
         nc=args.nc,
     )
+    text = recipe.text()
+    print_warnings(oddities(recipe.graph()), args.output or args.base or "the model")
     if args.output is None:
         sys.stdout.write(text)
         return 0

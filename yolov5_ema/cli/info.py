@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--imgsz {args.imgsz}: the side of an image in pixels, such as 640")
 
     from yolov5_ema.engine import preflight, shim
+    from yolov5_ema.engine.cfg_oddities import print_warnings
     from yolov5_ema.engine.model_info import model_info
 
     load_plugins()
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{args.cfg}: the model cannot be built and run here: {reason}") from error
     print(json.dumps(found.as_dict(), indent=2) if args.json else _table(found))
+    print_warnings(found.warnings, args.cfg)
     return 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_ema.data.yaml_files import read_yaml
+from yolov5_ema.engine.block_channels import check_fit
 from yolov5_ema.engine.cfg_graph import OUTPUT_MODULES, Graph, Row, is_plain_name
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import find_shipped
@@ -170,7 +171,7 @@ class Recipe:
         """The model with its blocks in place.
 
         Raises:
-            ConfigError: the base cannot be used, or has no such rows.
+            ConfigError: the base cannot be used, or has no such rows, or the block does not fit their channels.
         """
         graph = self._plain_graph()
         if self.block == NO_BLOCK:
@@ -178,6 +179,7 @@ class Recipe:
         args = [dict(self.options)] if self.options else []
         for row in self._targets(graph):
             graph.insert_behind(row, self.block, args)
+        check_fit(graph, self.block, self.options or {})
         return graph
 
     def text(self) -> str:
