@@ -37,6 +37,9 @@ heads:
   p2           a fourth level at stride 4 for tiny objects, Focus stem, SPP
   p2-published the same as the paper's VisDrone baseline was counted: two Concats
                take 1x1 convolutions instead of C3 outputs
+  p2-tph-published
+               p2 as the paper's VisDrone models are wired: Detect and the Concat
+               at stride 8 take the C3 outputs before the blocks
 
 Everything that read the row before a block reads the block, and every later
 reference is renumbered. --after takes row numbers as they are without blocks.

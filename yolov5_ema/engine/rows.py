@@ -162,7 +162,8 @@ def _our_block(name: str, place: str) -> type:
 def _nearest(name: str, known: Sequence[str]) -> str:
     folded = {other.lower(): other for other in known}
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-    hint = f"; did you mean {folded[near[0]]}?" if near else ""
+    meant = registry.block_called(name) or (folded[near[0]] if near else "")
+    hint = f"; did you mean {meant}?" if meant else "."
     blocks = ", ".join(registry.list_blocks())
     return f"{hint} Attention blocks: {blocks}; a block of your own needs --plugin its_module (in Python: import it)"
 
