@@ -7,7 +7,7 @@ How its passes over the feature map are computed is the business of `yolov5_ema.
 
 Deviations: names of the parameters (the reference's are mapped when a state dict is loaded); means are summed
 in float32 for half-precision inputs, and float16 overflow saturates; a single pixel in training mode works,
-see CBAM.
+see CBAM; where several values attain a maximum they share its gradient evenly (the reference gives it to one).
 """
 
 from __future__ import annotations

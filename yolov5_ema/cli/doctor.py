@@ -75,7 +75,9 @@ def _print_engine() -> int:
     print(f"YOLOv5         {engine}")
     if here is not None and here.root == Path.cwd().resolve() != engine.root:
         print(f"               {here}: train, val, detect and others that run YOLOv5 take this one,")
-        print("               for you stand in it; its code is not run here unless you name it: --yolov5 PATH")
+        print(
+            "               for you stand in it; its code is not run here unless you name it: --yolov5 PATH"
+        )
     print(f"blocks         {', '.join(list_blocks())}\n\nquirks")
     needed: dict[str, list[tuple[str, str]]] = {}
     for quirk, module, reason in activation.survey(engine):

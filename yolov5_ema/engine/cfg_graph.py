@@ -353,7 +353,9 @@ def _kind(value: Any) -> str:
 
 def _stride_factor(row: Row) -> float | None:
     """What ``row`` multiplies the stride by, or None if that cannot be told from the row."""
-    module = row.module if isinstance(row.module, str) else row.module.__name__  # a class, in a dict of Python's
+    module = (
+        row.module if isinstance(row.module, str) else row.module.__name__
+    )  # a class, in a dict of Python's
     if row.attends or _SAME_SIZE.match(module):
         return 1.0
     if module == "nn.MaxPool2d":  # its stride is its kernel size unless said
