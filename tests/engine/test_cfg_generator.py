@@ -18,6 +18,7 @@ from yolov5_ema.engine.cfg_generator import (
     HEADS,
     SHIPPED,
     SIZES,
+    Recipe,
     build_cfg,
     format_cfg,
     format_option,
@@ -585,14 +586,14 @@ def test_the_published_wiring_reads_before_the_blocks(block):
     ("recipe", "words"),
     [
         ({"size": "n", "block": "SA", "at": "neck"}, ["row 18", "64 channels", "fits is 32", "--option"]),
-        ({"size": "n", "block": "EMA", "after": [6, 0]}, ["row 0", "16 channels", "16"]),
+        ({"size": "n", "block": "EMA", "after": [6, 0]}, ["row 0 ", "16 channels", "16"]),
         ({"size": "n", "block": "EMA", "options": {"groups": 48}}, ["row 6", "128 channels", "48 groups"]),
         ({"size": "n", "block": "CBAM", "after": [0], "options": {"reduction": 32}}, ["row 0", "32", "16"]),
     ],
 )
-def test_a_block_that_does_not_fit_is_refused_where_the_cfg_is_made(recipe, words):
+def test_a_block_that_does_not_fit_is_refused_before_the_cfg_is_written(recipe, words):
     with pytest.raises(ConfigError) as caught:
-        build_cfg(**recipe)
+        Recipe(**recipe).check_fit()
     for word in words:
         assert word in str(caught.value)
-    build_cfg(size="n", block="SA", at="neck", options={"groups": 32})
+    Recipe(size="n", block="SA", at="neck", options={"groups": 32}).check_fit()

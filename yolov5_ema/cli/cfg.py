@@ -115,6 +115,7 @@ def main(argv: list[str]) -> int:
         options=options or None,
         nc=args.nc,
     )
+    recipe.check_fit()
     text = recipe.text()
     print_warnings(oddities(recipe.graph()), args.output or args.base or "the model")
     if args.output is None:

@@ -31,8 +31,9 @@ def check_fit(graph: Graph, block: str, options: Mapping[str, Any]) -> None:
             with torch.device("meta"):
                 create_block(name, channels[row] or 0, **options)
         except ValueError as error:
+            before = [other for other in graph.rows[: graph.rows.index(row)] if not other.attends]
             raise ConfigError(
-                f"{name} does not fit behind row {graph.rows.index(row) - 1} of {graph.name}, at this size: {error}. "
+                f"{name} does not fit behind row {len(before) - 1} of {graph.name}, at this size: {error}. "
                 "Its options are for all places alike: --option NAME=VALUE, such as groups=16"
             ) from None
 

@@ -187,7 +187,7 @@ class Recipe:
         """The model with its blocks in place.
 
         Raises:
-            ConfigError: the base cannot be used, or has no such rows, or the block does not fit their channels.
+            ConfigError: the base cannot be used, or has no such rows.
         """
         graph = self._plain_graph()
         if self.block == NO_BLOCK:
@@ -197,8 +197,15 @@ class Recipe:
             graph.insert_behind(row, self.block, args)
         if self.head == _TPH_PUBLISHED:
             _read_before_blocks(graph)
-        check_fit(graph, self.block, self.options or {})
         return graph
+
+    def check_fit(self) -> None:
+        """Build the block for the channels of every row that it stands behind.
+
+        Raises:
+            ConfigError: it cannot be built for one of them.
+        """
+        check_fit(self.graph(), self.block, self.options or {})
 
     def text(self) -> str:
         """The model as YAML text in YOLOv5's layout, with the command that writes it on the first line.

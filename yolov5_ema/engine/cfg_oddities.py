@@ -63,9 +63,9 @@ def _of_detect(graph: Graph) -> Iterator[str]:
         if remark:
             yield f"{_name(head)} reads row {places[row]} ({_name(row)}){remark}"
     strides = dict(zip(graph.rows, graph.strides()))
-    levels = [strides[row] for row in inputs]
-    shown = ", ".join(f"{stride:g}" for stride in levels if stride is not None)
-    if None not in levels and levels not in (sorted(set(levels)), sorted(set(levels), reverse=True)):
+    levels = [stride for stride in (strides[row] for row in inputs) if stride is not None]
+    shown = ", ".join(f"{stride:g}" for stride in levels)
+    if len(levels) == len(inputs) and levels not in (sorted(set(levels)), sorted(set(levels), reverse=True)):
         yield f"{_name(head)} reads strides {shown}: each level has a stride of its own, from fine to coarse"
 
 
@@ -75,7 +75,7 @@ def _half_way(row: Row) -> str:
         return f": {_HALF_WAY[name]}"
     if name not in _CONVOLUTIONS:
         return ""
-    kernel, stride = (*row.args[1:3], *(1, 1)[len(row.args[1:3]) :])
+    kernel, stride = [*row.args[1:3], 1, 1][:2] if len(row.args) < 3 else row.args[1:3]
     if stride == 2:
         return ", which only halves the size of the maps before it"
     return ", which only narrows the maps before it, for the next level" if kernel == 1 else ""

@@ -227,7 +227,9 @@ def name_options(checkpoint: Any) -> None:
     for model in checkpoint.values() if isinstance(checkpoint, dict) else ():
         if isinstance(model, nn.Module):
             rows = vars(model)["_modules"].get("model")
-            with_options_by_name(vars(model).get("yaml"), rows if isinstance(rows, nn.Sequential) else ())
+            with_options_by_name(
+                vars(model).get("yaml"), list(rows) if isinstance(rows, nn.Sequential) else ()
+            )
 
 
 def _mend_layers_of_old_torch(checkpoint: Any) -> None:

@@ -277,7 +277,7 @@ def with_options_by_name(cfg: Any, layers: Sequence[Any] = ()) -> None:
         cfg: what the checkpoint says of how its model was built; anything.
         layers: what was built, row for row; without it a block's row is known by its name.
     """
-    sections = [cfg.get(section) for section in SECTIONS] if isinstance(cfg, dict) else []
+    sections: list[Any] = [cfg.get(section) for section in SECTIONS] if isinstance(cfg, dict) else []
     if not sections or not all(isinstance(section, list) for section in sections):
         return
     for index, row in enumerate(row for section in sections for row in section):

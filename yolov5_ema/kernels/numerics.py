@@ -41,11 +41,11 @@ def as_constant(function: Callable[..., _Result], *parameters: torch.Tensor) -> 
     if not torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling() or not torch.jit.is_tracing():
         return function(*parameters)
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         return function(*[parameter.detach() for parameter in parameters])
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def is_symbolic(x: object) -> bool:

@@ -56,7 +56,7 @@ class Operations:
     is_beyond_old_thop: bool = False
 
     def by_convention(self) -> dict[str, int]:
-        """Multiply-adds by the names of `CONVENTIONS`; ``hooked`` is with folded groups in full, ``layers`` with one."""
+        """Multiply-adds by the names of `CONVENTIONS`; ``hooked`` has EMA's groups in full, ``layers`` once."""
         old = {"thop 0.0.31": self.hooked + self.hooked_biases + 2 * self.normalised}
         return {
             "layers": self.layers,
