@@ -585,7 +585,7 @@ def test_the_published_wiring_reads_before_the_blocks(block):
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ({"size": "n", "block": "SA", "at": "neck"}, ["row 18", "64 channels", "fits is 32", "--option"]),
+        ({"size": "n", "block": "SA", "at": "neck"}, ["row 17 ", "64 channels", "fits is 32", "--option"]),
         ({"size": "n", "block": "EMA", "after": [6, 0]}, ["row 0 ", "16 channels", "16"]),
         ({"size": "n", "block": "EMA", "options": {"groups": 48}}, ["row 6", "128 channels", "48 groups"]),
         ({"size": "n", "block": "CBAM", "after": [0], "options": {"reduction": 32}}, ["row 0", "32", "16"]),
