@@ -387,3 +387,32 @@ def test_eca_kernel_follows_the_papers_rule(channels):
     kernel = create_block("ECA", channels).kernel_size
     t = int((math.log2(channels) + 1) / 2)
     assert kernel % 2 == 1 and kernel in (t, t + 1)
+
+
+@every_block
+@both_modes
+def test_traced_by_fx_at_any_size(name, training):
+    """Its graph has no size and no dtype of one input in it, and says the same as the block."""
+    block = random_block(name, training)
+    traced = torch.fx.symbolic_trace(copy.deepcopy(block))
+    for shape in [(2, CHANNELS, 6, 4), (3, CHANNELS, 5, 9)]:
+        x = noise(*shape)
+        torch.testing.assert_close(traced(x), block(x), rtol=1e-5, atol=2e-6)
+    half = noise(2, CHANNELS, 6, 4).half() * 1e4
+    found = copy.deepcopy(traced).half()(half)
+    assert found.dtype == torch.float16 and found.isfinite().all()
+
+
+@every_block
+def test_opencv_runs_its_onnx(name, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    pytest.importorskip("onnx", reason="torch.onnx needs onnx")
+    block, x = random_block(name), noise(1, CHANNELS, 6, 4)
+    file = str(tmp_path / "block.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(block, x, file, dynamo=False, opset_version=12)
+    engine = getattr(cv2.dnn, "ENGINE_CLASSIC", None)  # what 4.x has alone
+    network = cv2.dnn.readNetFromONNX(file) if engine is None else cv2.dnn.readNetFromONNX(file, engine)
+    network.setInput(x.numpy())
+    torch.testing.assert_close(torch.from_numpy(network.forward()), block(x).detach(), rtol=1e-4, atol=1e-5)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 
 import pytest
+import torch
 
-from yolov5_ema.blocks import create_block, list_blocks
+from yolov5_ema.blocks import CBAM, EMA, create_block, get_block, list_blocks
 
 INVALID = [
     # block, channels, options, what the message says
@@ -83,3 +86,65 @@ def test_ca_keeps_eight_hidden_channels_at_least():
     assert create_block("CA", 16).bn1.num_features == 8
     assert create_block("CA", 16, reduction=64).bn1.num_features == 8
     assert create_block("CA", 512, reduction=8).bn1.num_features == 64
+
+
+UNCLEAR = [
+    # arguments of the constructor, what each meaning is spelled as
+    ("EMA", (64, 64), ["EMA(64)", "EMA(64, groups=64)"]),  # the public code's second argument is not used
+    ("EMA", (64, 64, 8), ["EMA(64, groups=8)"]),
+    ("EMA", (64, None, 8), ["EMA(64, groups=8)"]),
+    ("EMA", (64, 64, False), ["EMA(64, cross_spatial=False)", "EMA(64, groups=64, cross_spatial=False)"]),
+    ("CBAM", (64, 7), ["CBAM(64, kernel_size=7)", "CBAM(64, reduction=7)"]),  # the kernel in ultralytics
+    ("CBAM", (64, 3), ["CBAM(64, kernel_size=3)", "CBAM(64, reduction=3)"]),
+    ("CBAM", (64, 64), ["CBAM(64)", "CBAM(64, reduction=64)"]),
+    ("CBAM", (64, 64, 8), ["CBAM(64, reduction=8)"]),
+    (
+        "CBAM",
+        (64, 64, 3),
+        ["CBAM(64, kernel_size=3)", "CBAM(64, reduction=3)", "CBAM(64, reduction=64, kernel_size=3)"],
+    ),
+    ("CA", (64, 64), ["CA(64)", "CA(64, reduction=64)"]),  # CoordAtt(inp, oup, reduction)
+    ("CA", (64, 64, 8), ["CA(64, reduction=8)"]),
+    ("SE", (64, 64), ["SE(64)", "SE(64, reduction=64)"]),
+    ("SE", (64, 64, 8), ["SE(64, reduction=8)"]),
+    ("SA", (64, 64), ["SA(64)", "SA(64, groups=64)"]),
+    ("SA", (64, 64, 8), ["SA(64, groups=8)"]),
+    ("ECA", (65, 65), ["ECA(65)", "ECA(65, kernel_size=65)"]),
+    ("ECA", (64, 64, 3), ["ECA(64, kernel_size=3)"]),
+    ("NAM", (64, 64), ["NAM(64)"]),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "spelled"), UNCLEAR)
+def test_a_number_that_could_mean_two_things_is_refused_with_each_spelled_out(name, arguments, spelled):
+    with pytest.raises(ValueError) as caught:
+        get_block(name)(*arguments)
+    assert re.findall(r"write (\w+\([^)]*\))", str(caught.value)) == spelled
+
+
+def test_numbers_with_one_meaning_are_taken_by_position():
+    assert EMA(64, 8).groups == 8 and EMA(64, 32, False).cross_spatial is False
+    assert (CBAM(64, 16).reduction, CBAM(64, 8, 3).kernel_size) == (16, 3)
+    assert get_block("CA")(64, 16).reduction == get_block("SE")(64, 16, True).reduction == 16
+    assert get_block("SA")(64, 8).groups == 8 and get_block("ECA")(64, 3).kernel_size == 3
+
+
+def test_a_number_with_its_name_means_one_thing():
+    assert EMA(64, groups=64).groups == EMA(channels=64, groups=64).groups == EMA(64, factor=64).groups == 64
+    assert EMA(32).groups == 32 and type(EMA(32).groups) is int
+    assert CBAM(64, reduction=7).reduction == 7 and CBAM(64, kernel_size=7).kernel_size == 7
+
+
+def test_copies_and_pickles_of_a_block_ask_nothing():
+    block = CBAM(64, reduction=7)
+    x = torch.rand(1, 64, 4, 4)
+    for same in (copy.deepcopy(block), pickle.loads(pickle.dumps(block)), torch.jit.script(block.eval())):
+        torch.testing.assert_close(same.eval()(x), block.eval()(x))
+
+
+def test_a_class_derived_from_a_block_has_options_of_its_own():
+    class Twice(EMA):
+        def __init__(self, channels, width, groups):
+            super().__init__(channels * width, groups=groups)
+
+    assert Twice(32, 2, 64).groups == 64 and Twice(64, 1, 64).groups == 64

@@ -329,3 +329,9 @@ def test_yolov5s_own_parser_refuses_unknown_flags(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["train", "--no-such-flag"])
     assert caught.value.code == 2 and "--no-such-flag" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "val", "detect", "export"])
+def test_settings_as_the_command_of_ultralytics_takes_them(refused, command):
+    message = refused(command, "data=x.yaml", "epochs=3")
+    assert "'data=x.yaml'" in message and "--data x.yaml" in message and "usage" not in message

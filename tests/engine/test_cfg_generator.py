@@ -18,6 +18,7 @@ from yolov5_ema.engine.cfg_generator import (
     HEADS,
     SHIPPED,
     SIZES,
+    Recipe,
     build_cfg,
     format_cfg,
     format_option,
@@ -45,8 +46,11 @@ PARAMETERS = {
     "yolov5x-p2-published.yaml": 90_963_540,
     "yolov5x-p2.yaml": 91_168_340,
     "yolov5x-ema-tph.yaml": 91_179_620,
+    "yolov5x-ema-tph-published.yaml": 91_179_620,
     "yolov5x-ca-tph.yaml": 91_278_630,
+    "yolov5x-ca-tph-published.yaml": 91_278_630,
     "yolov5x-cbam-tph.yaml": 91_312_020,
+    "yolov5x-cbam-tph-published.yaml": 91_312_020,
 }
 
 # (head, place): what Detect reads, and what each Concat reads behind its -1; * is a block behind a row.
@@ -561,3 +565,35 @@ def test_blocks_at_every_place_build_with_the_scaled_channels(build_model, only_
         model = build_model(build_cfg(size="n", block="EMA", at=at, head=head, options={"groups": 8}))
         found = [m for m in model.model if type(m).__name__ == "EMA"]
         assert [m.groups for m in found] == [8] * len(BLOCK_ROWS[head, at])
+
+
+@pytest.mark.parametrize("block", ["EMA", "CA", "CBAM"])
+def test_the_published_wiring_reads_before_the_blocks(block):
+    name = f"yolov5x-{block.lower()}-tph"
+    ours, theirs = SHIPPED[f"{name}.yaml"].graph(), SHIPPED[f"{name}-published.yaml"].graph()
+    assert ours.to_cfg()["head"][-1][0] == [24, 28, 32, 35]
+    assert theirs.to_cfg()["head"][-1][0] == [23, 27, 31, 35]
+    concats = {i: row for i, row in enumerate(theirs.to_cfg()["head"], 10) if row[2] == "Concat"}
+    assert concats[26][0] == [-1, 18] and concats[30][0] == [-1, 14] and concats[34][0] == [-1, 10]
+    assert theirs.settings["anchors"][0] == [5, 6, 8, 14, 15, 11]
+    same = [(a.number, a.module, a.args) for a in ours.rows] == [
+        (b.number, b.module, b.args) for b in theirs.rows
+    ]
+    assert same and [i for i, row in enumerate(theirs.rows) if row.attends] == [14, 19, 24, 28, 32]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"size": "n", "block": "SA", "at": "neck"}, ["row 17 ", "64 channels", "fits is 32", "--option"]),
+        ({"size": "n", "block": "EMA", "after": [6, 0]}, ["row 0 ", "16 channels", "16"]),
+        ({"size": "n", "block": "EMA", "options": {"groups": 48}}, ["row 6", "128 channels", "48 groups"]),
+        ({"size": "n", "block": "CBAM", "after": [0], "options": {"reduction": 32}}, ["row 0", "32", "16"]),
+    ],
+)
+def test_a_block_that_does_not_fit_is_refused_before_the_cfg_is_written(recipe, words):
+    with pytest.raises(ConfigError) as caught:
+        Recipe(**recipe).check_fit()
+    for word in words:
+        assert word in str(caught.value)
+    Recipe(size="n", block="SA", at="neck", options={"groups": 32}).check_fit()

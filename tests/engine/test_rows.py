@@ -96,6 +96,10 @@ REFUSED = [
     (with_row([-1, 1, "EMMA", []]), ["row 2", "'EMMA'", "did you mean EMA?"]),
     (with_row([-1, 1, "Cov", [64, 3]]), ["row 2", "did you mean Conv?"]),
     (with_row([-1, 1, "MyBlock", []]), ["row 2", "--plugin"]),
+    (with_row([-1, 1, "CoordAtt", []]), ["row 2", "did you mean CA? Attention blocks"]),
+    (with_row([-1, 1, "EMAttention", []]), ["row 2", "did you mean EMA? Attention blocks"]),
+    (with_row([-1, 1, "eca_layer", []]), ["row 2", "did you mean ECA?"]),
+    (with_row([-1, 1, "Qwxyz", []]), ["row 2", "unknown module 'Qwxyz'. Attention blocks"]),
     (with_row([-1, 1, "EMA", [0]]), ["row 2", "EMA", "groups", "0"]),
     (with_row([-1, 1, "EMA", [-4]]), ["row 2", "groups", "-4"]),
     (with_row([-1, 1, "EMA", [48]]), ["row 2", "48", "64"]),
@@ -135,6 +139,76 @@ def test_the_file_is_named_too(yolo, tmp_path):
     file.write_text(yaml.safe_dump(with_row([-1, 1, "EMA", [48]])))
     with pytest.raises(ConfigError, match=r"mine\.yaml, row 2: \[-1, 1, EMA, \[48\]\]"):
         yolo.Model(str(file))
+
+
+UNCLEAR = [
+    # arguments of a row that reads 128 channels, 64 after the width multiple; what is advised
+    ("EMA", [128], ["[EMA, []]", "[EMA, [{groups: 128}]]"]),
+    ("EMA", [64], ["[EMA, []]", "[EMA, [{groups: 64}]]"]),
+    ("EMA", [128, 8], ["[EMA, [{groups: 8}]]"]),
+    ("EMA", [256, 8], ["[EMA, [{groups: 8}]]"]),
+    ("EMA", [128, 128, 8], ["[EMA, [{groups: 8}]]"]),
+    ("EMA", [128, {"implementation": "exact"}], ["[EMA, []]", "[EMA, [{groups: 128}]]"]),
+    ("CBAM", [7], ["[CBAM, [{kernel_size: 7}]]", "[CBAM, [{reduction: 7}]]"]),
+    ("CBAM", [64], ["[CBAM, []]", "[CBAM, [{reduction: 64}]]"]),
+    ("CBAM", [128, 128, 3], ["[CBAM, [{kernel_size: 3}]]", "[CBAM, [{reduction: 3}]]"]),
+    ("CBAM", [128, 8], ["[CBAM, [{reduction: 8}]]"]),
+    ("CA", [128, 128, 8], ["[CA, [{reduction: 8}]]"]),
+    ("CA", [64], ["[CA, []]", "[CA, [{reduction: 64}]]"]),
+    ("SE", [256, 8], ["[SE, [{reduction: 8}]]"]),
+    ("SA", [128, 8], ["[SA, [{groups: 8}]]"]),
+    ("ECA", [128, 3], ["[ECA, [{kernel_size: 3}]]"]),
+    ("NAM", [128], ["[NAM, []]"]),
+]
+
+
+@pytest.mark.parametrize(("block", "args", "spelled"), UNCLEAR)
+def test_a_number_that_could_mean_two_things_is_refused_with_each_spelled_out(yolo, block, args, spelled):
+    with pytest.raises(ConfigError, match="row 2") as caught:
+        yolo.Model(with_row([-1, 1, block, args]))
+    for advice in spelled:
+        assert f"write {advice}" in str(caught.value)
+    assert str(caught.value).count("write ") == len(spelled)
+
+
+@pytest.mark.parametrize(
+    ("block", "options"),
+    [
+        ("EMA", {"groups": 64}),
+        ("EMA", {"groups": 32}),
+        ("CBAM", {"reduction": 7}),
+        ("CBAM", {"kernel_size": 3}),
+        ("CA", {"reduction": 64}),
+        ("SE", {"reduction": 64}),
+    ],
+)
+def test_what_is_advised_builds_what_it_says(yolo, block, options):
+    model = yolo.Model(with_row([-1, 1, block, [options]]))
+    assert {name: getattr(model.model[2], name) for name in options} == options
+    assert all(type(getattr(model.model[2], name)) is int for name in options)
+    assert model.yaml["head"][0] == [-1, 1, block, [options]]
+
+
+def test_a_default_that_is_the_number_of_channels_is_no_riddle(yolo):
+    narrow = with_row([-1, 1, "CBAM", [{"kernel_size": 3}]])
+    narrow["width_multiple"] = 0.125  # 16 channels, as many as CBAM's reduction
+    assert yolo.Model(narrow).model[2].reduction == yolo.Model(narrow).model[2].channels == 16
+
+
+def test_a_checkpoint_from_before_keeps_the_meaning_of_its_rows(yolo, tmp_path):
+    """Its YAML says CBAM [7], which was the reduction; train and convert build it anew."""
+    from yolov5_ema.engine.checkpoints import load_checkpoint
+    from yolov5_ema.engine.locate import locate
+
+    model = yolo.Model(with_row([-1, 1, "CBAM", [{"reduction": 7}]]))
+    model.yaml["head"][0][3] = [7]
+    torch.save({"model": model, "ema": None}, tmp_path / "old.pt")
+    with pytest.raises(ConfigError, match="kernel_size"):
+        yolo.Model(copy.deepcopy(model.yaml))
+    again = load_checkpoint(tmp_path / "old.pt", engine=locate())["model"]
+    assert again.yaml["head"][0] == [-1, 1, "CBAM", [{"reduction": 7}]]
+    rebuilt = yolo.Model(again.yaml)
+    assert rebuilt.model[2].reduction == 7 and rebuilt.model[2].kernel_size == 7
 
 
 SMUGGLED = "__import__('pathlib').Path({path!r}).touch()"

@@ -35,7 +35,7 @@ def noise(*shape, dtype=torch.float64, seed=1):
 
 
 def random_block(channels, training=True, dtype=torch.float64, reduction=1, **options):
-    block = CBAM(channels, reduction, dtype=dtype, **options).train(training)
+    block = CBAM(channels, reduction=reduction, dtype=dtype, **options).train(training)
     with torch.no_grad():
         for i, tensor in enumerate(block.state_dict().values()):
             if tensor.is_floating_point():
@@ -401,3 +401,18 @@ def test_compiles_whole():
 
 def test_gates_of_no_images():
     assert CBAM(16).eval()(torch.rand(0, 16, 3, 3)).shape == (0, 16, 3, 3)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "exact", "auto"])
+def test_tied_maxima_share_the_gradient(implementation):
+    """The docs say so: evenly among all, where the public code gives it to one."""
+    block = CBAM(8, reduction=2, implementation=implementation).eval()
+    x = torch.zeros(1, 8, 2, 2, requires_grad=True)
+    block.channel_gate(x).sum().backward()
+    plain = x.grad.clone()
+    x.grad = None
+    block(x).sum().backward()
+    for grad in (plain, x.grad):  # all four pixels of a channel are its maximum: none is preferred
+        torch.testing.assert_close(
+            grad.flatten(2), grad.mean((2, 3))[:, :, None].expand(1, 8, 4), atol=1e-6, rtol=1e-4
+        )

@@ -489,3 +489,16 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.count("same gradients") == 2, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("implementation", ["exact", "auto"])
+def test_single_pixels_are_as_far_off_as_the_docs_say(implementation):
+    """There the normalisation blows rounding up by 1 / sqrt(eps); the paper's form has that too."""
+    block = randomise(EMA(64, groups=8)).eval()
+    x = torch.randn(64, 64, 1, 1, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        with dispatch.forced("reference"):
+            wanted = copy.deepcopy(block).double()(x.double()).float()
+        with dispatch.forced(implementation):
+            found = block(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)

@@ -255,3 +255,29 @@ def test_a_format_that_left_no_file_is_a_failure(tmp_path, name):
     os.utime(file, (1, 1))
     with pytest.raises(UserError, match=f"export failed for {name}"), exports.all_written(opt, "export"):
         pass
+
+
+@pytest.mark.parametrize("exporter", ["older", pytest.param("dynamo", marks=pytest.mark.slow)])
+def test_opencv_runs_it(block, tmp_path, exporter):
+    """OpenCV's DNN, the usual C++ deployment: it multiplies no vectors, and computes nothing of constants alone."""
+    cv2 = pytest.importorskip("cv2")
+    file = to_onnx(block, tmp_path / "block.onnx", exporter, dynamic=False)
+    for network in opencv_networks(cv2, file):
+        network.setInput(noise(TRACED).numpy())
+        found = torch.from_numpy(network.forward())
+        torch.testing.assert_close(found, expected(block, noise(TRACED)), rtol=0, atol=TOLERANCE)
+
+
+def opencv_networks(cv2, file):
+    """The file as each engine of OpenCV's reads it; up to 4.x there is one."""
+    engines = [getattr(cv2.dnn, name, None) for name in ("ENGINE_CLASSIC", "ENGINE_NEW")]
+    if None in engines:
+        return [cv2.dnn.readNetFromONNX(str(file))]
+    return [cv2.dnn.readNetFromONNX(str(file), engine) for engine in engines]
+
+
+def test_exported_with_sizes_of_any_kind(block):
+    """`torch.export` with a plain Dim, which promises every size from 1 on, or from 2."""
+    sizes = {axis: torch.export.Dim(name) for axis, name in ((0, "n"), (2, "h"), (3, "w"))}
+    program = torch.export.export(block, (noise(TRACED),), dynamic_shapes=(sizes,), strict=False)
+    assert_right(program.module(), block, [TRACED, (3, 32, 7, 5), (5, 32, 2, 2), (1, 32, 33, 21)])

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, saturate, stable_mean, zero_
+from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
 
 _LEAST_HIDDEN = 8
@@ -47,6 +48,7 @@ class CA(AttentionBlock):
     torch.Size([2, 64, 20, 12])
     """
 
+    @named_numbers
     def __init__(
         self,
         channels: int,

@@ -7,7 +7,7 @@ How its passes over the feature map are computed is the business of `yolov5_ema.
 
 Deviations: names of the parameters (the reference's are mapped when a state dict is loaded); means are summed
 in float32 for half-precision inputs, and float16 overflow saturates; a single pixel in training mode works,
-see CBAM.
+see CBAM; where several values attain a maximum they share its gradient evenly (the reference gives it to one).
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from yolov5_ema.blocks.common import (
     check_odd_kernel,
     check_positive_int,
     check_reduction,
+    is_single_value,
     saturate,
     zero_,
 )
+from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
 from yolov5_ema.kernels.cbam import cbam, maps, pool, scale
 from yolov5_ema.kernels.dispatch import check_implementation
@@ -76,7 +78,7 @@ class _SpatialGate(nn.Module):
     def squash(self, score: torch.Tensor) -> torch.Tensor:
         """The gate (N, 1, H, W) from the convolved maps."""
         score = saturate(score)
-        if self.training and score.numel() == 1:  # one value has no batch statistics: take the running ones
+        if self.training and is_single_value(score, 1):  # has no batch statistics: take the running ones
             bn = self.bn
             score = F.batch_norm(score, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
         else:
@@ -126,6 +128,7 @@ class CBAM(AttentionBlock):
         "SpatialGate.spatial.bn": "spatial_gate.bn",
     }
 
+    @named_numbers
     def __init__(
         self,
         channels: int,

@@ -7,14 +7,16 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from yolov5_ema.kernels.numerics import saturate, stable_mean
+from yolov5_ema.kernels.numerics import as_constant, is_symbolic, saturate, stable_mean
 
 __all__ = [
     "AttentionBlock",
+    "as_constant",
     "check_bool",
     "check_odd_kernel",
     "check_positive_int",
     "check_reduction",
+    "is_single_value",
     "nearest_divisors",
     "saturate",
     "stable_mean",
@@ -58,6 +60,14 @@ def check_reduction(block: str, channels: int, value: Any) -> int:
             f"use a reduction of at most {channels}"
         )
     return reduction
+
+
+def is_single_value(x: torch.Tensor, channels: int) -> bool:
+    """Whether a batch has one value for each channel; of what `torch.fx` traces, which may be any, it is not said."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - alone, or TorchScript compiles what follows
+        if is_symbolic(x):
+            return False
+    return x.numel() == channels
 
 
 def nearest_divisors(number: int, to: int) -> list[int]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from yolov5_ema.blocks.common import AttentionBlock, check_odd_kernel, check_positive_int, stable_mean, zero_
+from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
 
 
@@ -55,6 +56,7 @@ class ECA(AttentionBlock):
     (3, torch.Size([2, 64, 20, 12]))
     """
 
+    @named_numbers
     def __init__(
         self,
         channels: int,

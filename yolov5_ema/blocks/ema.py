@@ -23,17 +23,13 @@ import torch
 from torch import nn
 
 from yolov5_ema.blocks.common import AttentionBlock, check_bool, check_positive_int, nearest_divisors, zero_
+from yolov5_ema.blocks.positions import Named, named_numbers
 from yolov5_ema.blocks.registry import register_block
 from yolov5_ema.kernels.dispatch import check_implementation
 from yolov5_ema.kernels.ema import attended, ema, ema_exact, ema_reference, gated, means_of_sides
 from yolov5_ema.kernels.layers import is_norm_of_each_channel, is_same_size_convolution
 
-
-class _Default(int):
-    """An integer that can be told apart, by identity, from the same one given by the caller."""
-
-
-_DEFAULT_GROUPS = _Default(32)
+_DEFAULT_GROUPS = Named(32)  # told apart, by identity, from the same number given by the caller
 
 
 @register_block(paper="Ouyang et al., ICASSP 2023, arXiv 2305.13563")
@@ -85,6 +81,7 @@ class EMA(AttentionBlock):
 
     implementation = "auto"  # of blocks in checkpoints from before there was a choice
 
+    @named_numbers
     def __init__(
         self,
         channels: int,

@@ -16,8 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, saturate, zero_
+from yolov5_ema.blocks.common import (
+    AttentionBlock,
+    as_constant,
+    check_positive_int,
+    is_single_value,
+    saturate,
+    zero_,
+)
+from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
+
+
+def _shares(weight: torch.Tensor) -> torch.Tensor:
+    """Each scale's part of them all, (C, 1, 1), in float32 at least."""
+    scale = weight.detach().abs()
+    wide = torch.promote_types(scale.dtype, torch.float32)
+    scale = scale.to(wide) + 1e-30  # moves no scale in use, never 0
+    return (scale / scale.sum())[:, None, None]
 
 
 @register_block(paper="Liu et al., NeurIPS 2021 workshop, arXiv 2111.12419")
@@ -51,6 +67,7 @@ class NAM(AttentionBlock):
 
     reference_names: ClassVar[dict[str, str]] = {"Channel_Att.bn2": "bn"}
 
+    @named_numbers
     def __init__(
         self,
         channels: int,
@@ -64,16 +81,12 @@ class NAM(AttentionBlock):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bn = self.bn
-        if self.training and x.numel() == x.shape[1]:  # one value per channel: no batch statistics
+        if self.training and is_single_value(x, self.channels):  # has no batch statistics
             y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
         else:
             y = bn(x)  # (N, C, H, W)
-        scale = bn.weight.detach().abs()  # (C)
-        scale = (
-            scale.to(torch.promote_types(scale.dtype, torch.float32)) + 1e-30
-        )  # moves no scale in use, never 0
-        share = (scale / scale.sum()).to(y.dtype)[:, None, None]  # (C, 1, 1)
-        return x * (saturate(y) * share).sigmoid().to(x.dtype)  # (N, C, H, W)
+        share = _shares(bn.weight) if torch.jit.is_scripting() else as_constant(_shares, bn.weight)
+        return x * (saturate(y) * share.to(y.dtype)).sigmoid().to(x.dtype)  # (N, C, H, W)
 
     def zero_gate_(self) -> None:
         """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""

@@ -44,6 +44,17 @@ class BlockInfo:
 
 _REGISTRY: dict[str, BlockInfo] = {}
 
+# what other code calls the blocks, in small letters and without underscores
+_OTHER_NAMES = {
+    "EMA": ("emaattention", "emattention", "efficientmultiscaleattention", "emamodule", "emalayer"),
+    "CA": ("coordatt", "coordattention", "coordinateattention", "cablock", "coordatten"),
+    "CBAM": ("cbamblock", "cbammodule", "cbamattention"),
+    "SA": ("shuffleattention", "salayer", "shuffleatt", "sanet"),
+    "ECA": ("ecaattention", "ecalayer", "ecablock", "ecanet", "efficientchannelattention", "ecamodule"),
+    "NAM": ("namattention", "namblock", "nammodule", "normattention"),
+    "SE": ("selayer", "seattention", "seblock", "semodule", "senet", "squeezeexcite", "squeezeexcitation"),
+}
+
 
 def _read_signature(cls: Any) -> list[inspect.Parameter]:
     """Constructor parameters after ``channels``; TypeError if the class cannot be a block."""
@@ -128,6 +139,16 @@ def list_blocks(pattern: str = "") -> list[str]:
     return sorted(name for name in _REGISTRY if not pattern or fnmatchcase(name, pattern))
 
 
+def block_called(name: str) -> str:
+    """The registered block that other code knows under ``name``; empty if there is none.
+
+    >>> block_called("CoordAtt"), block_called("eca_layer"), block_called("Conv")
+    ('CA', 'ECA', '')
+    """
+    folded = name.lower().replace("_", "")
+    return next((key for key, names in _OTHER_NAMES.items() if folded in names and key in _REGISTRY), "")
+
+
 def block_info(name: str) -> BlockInfo:
     """Name, class, paper and options of the block called ``name``; ``ValueError`` as for `get_block`.
 
@@ -137,7 +158,9 @@ def block_info(name: str) -> BlockInfo:
     if name in _REGISTRY:
         return _REGISTRY[name]
     folded = {known.lower(): known for known in _REGISTRY}
+    called = block_called(str(name))
     near = [folded[match] for match in difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)]
+    near = [called] if called else near
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"no block is named {name!r}.{hint} Registered: {', '.join(list_blocks())}")
 

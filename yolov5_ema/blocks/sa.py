@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, stable_mean, zero_
+from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
 
 
@@ -72,6 +73,7 @@ class SA(AttentionBlock):
         "sbias": "spatial.bias",
     }
 
+    @named_numbers
     def __init__(
         self,
         channels: int,
@@ -102,17 +104,18 @@ class SA(AttentionBlock):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, c, h, w = x.shape
-        halves = x.reshape(n * self.groups, 2, self.half_channels, h, w)  # (NG, 2, k, H, W)
-        x_c, x_s = halves[:, 0], halves[:, 1]  # (NG, k, H, W) each
+        k = self.half_channels
+        groups = x.reshape(n * self.groups, 2 * k, h, w)  # (NG, 2k, H, W)
+        x_c, x_s = groups[:, :k], groups[:, k:]  # (NG, k, H, W) each
 
         gate_c = self.channel(stable_mean(x_c, [2, 3])).sigmoid()  # (NG, k, 1, 1)
         wide = torch.promote_types(x.dtype, torch.float32)
         normed = torch.group_norm(
-            x_s.to(wide), self.half_channels, self.gn.weight.to(wide), self.gn.bias.to(wide), self.gn.eps
+            x_s.to(wide), k, self.gn.weight.to(wide), self.gn.bias.to(wide), self.gn.eps
         )  # (NG, k, H, W)
         gate_s = self.spatial(normed).sigmoid()  # (NG, k, H, W)
 
-        out = torch.stack([x_c * gate_c.to(x.dtype), x_s * gate_s.to(x.dtype)], dim=1)  # (NG, 2, k, H, W)
+        out = torch.cat([x_c * gate_c.to(x.dtype), x_s * gate_s.to(x.dtype)], dim=1)  # (NG, 2k, H, W)
         out = out.reshape(n, 2, c // 2, h, w)  # channels as two rows of C/2 ...
         return out.transpose(1, 2).reshape(n, c, h, w)  # ... read by columns: (N, C, H, W)
 

@@ -24,6 +24,7 @@ from yolov5_ema.blocks.common import (
     stable_mean,
     zero_,
 )
+from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
 
 
@@ -59,6 +60,7 @@ class SE(AttentionBlock):
 
     reference_names: ClassVar[dict[str, str]] = {"fc.0": "fc1", "fc.2": "fc2"}
 
+    @named_numbers
     def __init__(
         self,
         channels: int,

@@ -16,9 +16,10 @@ from yolov5_ema.engine.cfg_generator import (
     PLACES,
     SHIPPED,
     SIZES,
-    format_cfg,
+    Recipe,
     parse_option,
 )
+from yolov5_ema.engine.cfg_oddities import oddities, print_warnings
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
 
@@ -36,6 +37,9 @@ heads:
   p2           a fourth level at stride 4 for tiny objects, Focus stem, SPP
   p2-published the same as the paper's VisDrone baseline was counted: two Concats
                take 1x1 convolutions instead of C3 outputs
+  p2-tph-published
+               p2 as the paper's VisDrone models are wired: Detect and the Concat
+               at stride 8 take the C3 outputs before the blocks
 
 Everything that read the row before a block reads the block, and every later
 reference is renumbered. --after takes row numbers as they are without blocks.
@@ -101,7 +105,7 @@ def main(argv: list[str]) -> int:
     if args.shipped is not None:
         return _write_shipped(args)
     options = dict(parse_option(text) for text in args.option)
-    text = format_cfg(
+    recipe = Recipe(
         size=args.size,
         block=resolve_block(args.block, options),
         at=args.at,
@@ -111,6 +115,9 @@ def main(argv: list[str]) -> int:
         options=options or None,
         nc=args.nc,
     )
+    recipe.check_fit()
+    text = recipe.text()
+    print_warnings(oddities(recipe.graph()), args.output or args.base or "the model")
     if args.output is None:
         sys.stdout.write(text)
         return 0

@@ -32,10 +32,10 @@ def main(argv: Sequence[str]) -> int:
         description="Report versions, the YOLOv5 that commands will use, and what is mended in it here.",
     )
     parser.parse_args(argv)
-    print(f"yolov5-ema   {__version__}")
-    print(f"Python       {platform.python_version()} on {platform.platform()}")
+    print(f"yolov5-ema     {__version__}")
+    print(f"Python         {platform.python_version()} on {platform.platform()}")
     for name in _PACKAGES:
-        print(f"{name:<13}{_version(name)}")
+        print(f"{name:<15}{_version(name)}")
     _print_second_opencv()
     _print_torch()
     _print_implementations()
@@ -62,8 +62,8 @@ def _print_torch() -> None:
     import torch
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    print(f"GPU          {gpu}")
-    print(f"CPU threads  {torch.get_num_threads()}")
+    print(f"GPU            {gpu}")
+    print(f"CPU threads    {torch.get_num_threads()}")
 
 
 def _print_implementations() -> None:
@@ -73,7 +73,7 @@ def _print_implementations() -> None:
     if asked:
         print(f"{dispatch.ENV}={asked}")
     for device, (name, reason) in dispatch.survey("EMA").items():
-        print(f"EMA on {device:<6}{name}: {reason}")
+        print(f"EMA on {device:<8}{name}: {reason}")
 
 
 def _print_engine() -> int:
@@ -85,20 +85,22 @@ def _print_engine() -> int:
 
     here = clone_here()
     engine = locate()
-    print(f"YOLOv5       {engine}")
+    print(f"YOLOv5         {engine}")
     if here is not None and here.root == Path.cwd().resolve() != engine.root:
-        print(f"             {here}: train, val, detect and others that run YOLOv5 take this one,")
-        print("             for you stand in it; its code is not run here unless you name it: --yolov5 PATH")
-    print(f"blocks       {', '.join(list_blocks())}\n\nquirks")
+        print(f"               {here}: train, val, detect and others that run YOLOv5 take this one,")
+        print(
+            "               for you stand in it; its code is not run here unless you name it: --yolov5 PATH"
+        )
+    print(f"blocks         {', '.join(list_blocks())}\n\nquirks")
     needed: dict[str, list[tuple[str, str]]] = {}
     for quirk, module, reason in activation.survey(engine):
         needed.setdefault(quirk, []).append((module, reason))
     for known in QUIRKS:
         found = needed.get(known.name)
-        print(f"  {known.name:<24}{'on: ' + found[0][1] if found else 'off: not needed'}")
+        print(f"  {known.name:<26}{'on: ' + found[0][1] if found else 'off: not needed'}")
         if found:
-            print(f"  {'':<24}in {', '.join(module for module, _ in found)}; without it: {known.symptom}")
-    print(f"\nguards       {', '.join(guard.name for guard in GUARDS)}")
+            print(f"  {'':<26}in {', '.join(module for module, _ in found)}; without it: {known.symptom}")
+    print(f"\nguards         {', '.join(guard.name for guard in GUARDS)}")
     try:
         shim.install()
     except UserError:

@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--imgsz {args.imgsz}: the side of an image in pixels, such as 640")
 
     from yolov5_ema.engine import preflight, shim
+    from yolov5_ema.engine.cfg_oddities import print_warnings
     from yolov5_ema.engine.model_info import model_info
 
     load_plugins()
@@ -53,18 +54,22 @@ def main(argv: Sequence[str]) -> int:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{args.cfg}: the model cannot be built and run here: {reason}") from error
     print(json.dumps(found.as_dict(), indent=2) if args.json else _table(found))
+    print_warnings(found.warnings, args.cfg)
     return 0
 
 
 def _table(found: ModelInfo) -> str:
+    source = max(len(str(row.source)) for row in found.rows) + 2
+    module = max(18, *(len(str(row.module)) for row in found.rows)) + 1
     lines = [
-        f"{'':>3}{'from':>12}{'n':>3}  {'module':<18}{'channels':>9}{'stride':>8}{'parameters':>13}{'GFLOPs':>9}  args"
+        f"{'':>3}{'from':>{source}}{'n':>4}  {'module':<{module}}{'channels':>9}{'stride':>8}"
+        f"{'parameters':>13}{'GFLOPs':>10}  args"
     ]
     for row in found.rows:
         stride = "" if row.stride is None else row.stride
         lines.append(
-            f"{row.index:>3}{row.source!s:>12}{row.repeats:>3}  {row.module:<18}{row.channels or '':>9}{stride:>8}"
-            f"{row.parameters:>13,}{row.flops / 1e9:>9.3f}  {row.args}"
+            f"{row.index:>3}{row.source!s:>{source}}{row.repeats:>4}  {row.module!s:<{module}}"
+            f"{row.channels or '':>9}{stride:>8}{row.parameters:>13,}{row.flops / 1e9:>10.3f}  {row.args}"
         )
     lines.append(
         f"{found.cfg}: {len(found.rows)} rows, {found.parameters:,} parameters, {found.gflops:.2f} GFLOPs "

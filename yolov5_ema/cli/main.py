@@ -203,7 +203,7 @@ def _unknown(command: str) -> str:
     import difflib
 
     near = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
     return f"no command {command!r}{hint} There are: {', '.join(COMMANDS)}. See yolov5-ema --help"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_ema.data.yaml_files import read_yaml
+from yolov5_ema.engine.block_channels import check_fit
 from yolov5_ema.engine.cfg_graph import OUTPUT_MODULES, Graph, Row, is_plain_name
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import find_shipped
@@ -86,11 +87,18 @@ _P3_ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 15
 # in every model that AutoAnchor has not seen, and with --noautoanchor those are trained on.
 _P2_ANCHORS = [[5, 7, 8, 15, 17, 12], *_P3_ANCHORS]
 
+_TPH_PUBLISHED = "p2-tph-published"
+
 # name: backbone rows, head rows, anchors
 HEADS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
     "p3": (_P3_BACKBONE, _p3_head(), _P3_ANCHORS),
     "p2": (_P2_BACKBONE, _p2_head(stride_8=17, stride_16=13), _P2_ANCHORS),
     "p2-published": (_P2_BACKBONE, _p2_head(stride_8=18, stride_16=14), _P2_ANCHORS),
+    _TPH_PUBLISHED: (
+        _P2_BACKBONE,
+        _p2_head(stride_8=17, stride_16=13),
+        [[5, 6, 8, 14, 15, 11], *_P3_ANCHORS],
+    ),
 }
 
 _P2_ANCHORS_NOTE = (
@@ -115,6 +123,13 @@ _HEAD_NOTES: dict[str, tuple[str, ...]] = {
         "are the wider Concat and 11,280 are EMA. Compare block models with yolov5x-p2.yaml.",
         *_P2_ANCHORS_NOTE,
     ),
+    _TPH_PUBLISHED: (
+        "Wired as the file that the paper's VisDrone rows come from: Detect reads the C3 outputs, before the",
+        "blocks, and so does the bottom-up Concat at stride 8. The blocks of the last levels then reach the",
+        "boxes only through the next coarser level. Parameters and GFLOPs are those of the file without",
+        "-published, whose Detect and Concats read the attended rows: counts cannot tell the two apart.",
+        "Anchors: that file's at stride 4, COCO's at 8, 16, 32. AutoAnchor replaces them where they fit badly.",
+    ),
 }
 
 
@@ -128,8 +143,10 @@ class Recipe:
         block: name of the attention block, or ``none`` for the plain model.
         at: ``backbone``, behind the last two C3 of the backbone (the default), or ``neck``, behind every
             C3 of the neck but those at the model's coarsest stride.
-        head: ``p3`` (YOLOv5 v6.0's own), ``p2`` (a fourth level at stride 4 for tiny objects) or
-            ``p2-published`` (the same, with the Concats of the paper's VisDrone baseline). ``p3`` by default.
+        head: ``p3`` (YOLOv5 v6.0's own), ``p2`` (a fourth level at stride 4 for tiny objects),
+            ``p2-published`` (the same, with the Concats of the paper's VisDrone baseline) or ``p2-tph-published``
+            (the same, with Detect and a Concat before the blocks, as in the paper's VisDrone models). ``p3`` by
+            default.
         after: instead of ``at``, numbers of the rows to put a block behind, as they are without any block.
         base: a model YAML of the user's (path, or name of a shipped one) or its content as a dict,
             instead of ``head``.
@@ -178,7 +195,17 @@ class Recipe:
         args = [dict(self.options)] if self.options else []
         for row in self._targets(graph):
             graph.insert_behind(row, self.block, args)
+        if self.head == _TPH_PUBLISHED:
+            _read_before_blocks(graph)
         return graph
+
+    def check_fit(self) -> None:
+        """Build the block for the channels of every row that it stands behind.
+
+        Raises:
+            ConfigError: it cannot be built for one of them.
+        """
+        check_fit(self.graph(), self.block, self.options or {})
 
     def text(self) -> str:
         """The model as YAML text in YOLOv5's layout, with the command that writes it on the first line.
@@ -378,10 +405,25 @@ def _rows_by_number(graph: Graph, numbers: Sequence[int]) -> list[Row]:
     return [graph.rows[number] for number in numbers]
 
 
+def _read_before_blocks(graph: Graph) -> None:
+    """Let Detect, and the Concat of its second level, read the rows before the blocks."""
+    strides = dict(zip(graph.rows, graph.strides()))
+    for row in graph.rows:
+        if row.module == "Detect" or (row.module == "Concat" and strides[row] == 8):
+            row.sources = [
+                source.row.sources[0]._replace(relative=False)
+                if source.row is not None and source.row.attends and not source.relative
+                else source
+                for source in row.sources
+            ]
+
+
 def _describe(recipe: Recipe, graph: Graph) -> list[str]:
     if recipe.block == NO_BLOCK:
         return []
     rows = ", ".join(str(i) for i, row in enumerate(graph.rows) if row.attends)
+    if recipe.head == _TPH_PUBLISHED:
+        return [f"{recipe.block} rows: {rows}."]
     return [f"{recipe.block} rows: {rows}. Whatever read the row before one of these reads this one instead."]
 
 
@@ -395,6 +437,8 @@ def _shipped() -> dict[str, Recipe]:
     files["yolov5x-p2-published.yaml"] = Recipe("x", NO_BLOCK, head="p2-published", nc=10)
     for block in ("EMA", "CA", "CBAM"):
         files[f"yolov5x-{block.lower()}-tph.yaml"] = Recipe("x", block, "neck", "p2", nc=10)
+        published = Recipe("x", block, "neck", _TPH_PUBLISHED, nc=10)
+        files[f"yolov5x-{block.lower()}-tph-published.yaml"] = published
     return files
 
 

@@ -353,19 +353,22 @@ def _kind(value: Any) -> str:
 
 def _stride_factor(row: Row) -> float | None:
     """What ``row`` multiplies the stride by, or None if that cannot be told from the row."""
-    if row.attends or _SAME_SIZE.match(row.module):
+    module = (
+        row.module if isinstance(row.module, str) else row.module.__name__
+    )  # a class, in a dict of Python's
+    if row.attends or _SAME_SIZE.match(module):
         return 1.0
-    if row.module == "nn.MaxPool2d":  # its stride is its kernel size unless said
+    if module == "nn.MaxPool2d":  # its stride is its kernel size unless said
         return _positive((row.args[1:2] or row.args[:1] or [None])[0])
-    if row.module not in _STRIDE_ARG:
-        return 1.0 if _is_registered(row.module) else None
-    position, default = _STRIDE_ARG[row.module]
+    if module not in _STRIDE_ARG:
+        return 1.0 if _is_registered(module) else None
+    position, default = _STRIDE_ARG[module]
     factor = _positive(row.args[position] if len(row.args) > position else default)
     if factor is None:
         return None
-    if row.module == "Focus":
+    if module == "Focus":
         return 2.0 * factor
-    return 1.0 / factor if row.module in _ENLARGES else factor
+    return 1.0 / factor if module in _ENLARGES else factor
 
 
 def _is_registered(module: str) -> bool:

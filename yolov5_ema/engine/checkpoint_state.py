@@ -14,6 +14,7 @@ from torch import nn
 
 from yolov5_ema.class_names import fault_of_names, names_as_text
 from yolov5_ema.engine.model_state import check_model, is_of_yolov5
+from yolov5_ema.engine.rows import with_options_by_name
 from yolov5_ema.errors import CheckpointError
 
 # what may be gone through in a checkpoint: far more than any has, few enough to come to an end
@@ -218,6 +219,17 @@ def mend(checkpoint: Any) -> None:
     """Give models of older releases and of older torch what today's read."""
     _mend_layers_of_old_torch(checkpoint)
     _mend_detect(checkpoint)
+    name_options(checkpoint)
+
+
+def name_options(checkpoint: Any) -> None:
+    """Give numbers in the YAMLs of models their names, for those who build the models anew (`with_options_by_name`)."""
+    for model in checkpoint.values() if isinstance(checkpoint, dict) else ():
+        if isinstance(model, nn.Module):
+            rows = vars(model)["_modules"].get("model")
+            with_options_by_name(
+                vars(model).get("yaml"), list(rows) if isinstance(rows, nn.Sequential) else ()
+            )
 
 
 def _mend_layers_of_old_torch(checkpoint: Any) -> None:

@@ -33,7 +33,7 @@ from yolov5_ema.engine.checkpoint_models import (
 from yolov5_ema.engine.checkpoints import load_checkpoint, save_checkpoint
 from yolov5_ema.engine.dry_run import quiet
 from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.rows import OUR_PREFIX, is_block
+from yolov5_ema.engine.rows import OUR_PREFIX, is_block, with_options_by_name
 from yolov5_ema.engine.state_dicts import own_memory, read_tensors
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import refuse_present, whole_files
@@ -354,7 +354,9 @@ def _facts_from(header: Any, cfg: Mapping[str, Any] | None, source: Path) -> dic
     }
     if facts.get("format", _FORMAT) != _FORMAT:
         raise CheckpointError(f"{source} is of a later yolov5-ema (format {facts['format']!r})")
-    if cfg is not None:
+    if cfg is None:
+        with_options_by_name(facts["cfg"])
+    else:
         facts["cfg"] = {key: value for key, value in cfg.items() if key != "names"}
         facts["names"] = cfg.get("names") or facts["names"]
         facts["class"] = class_of_cfg(cfg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from yolov5_ema.engine import shim
+from yolov5_ema.engine.cfg_graph import Graph
+from yolov5_ema.engine.cfg_oddities import oddities
 from yolov5_ema.engine.dry_run import check_model, quiet
 from yolov5_ema.kernels.dispatch import forced
 
@@ -32,7 +34,10 @@ class RowInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A built model. ``flops`` counts a multiply-add as two, for one image of imgsz x imgsz pixels."""
+    """A built model. ``flops`` counts a multiply-add as two, for one image of imgsz x imgsz pixels.
+
+    ``warnings`` is what looks like an oversight in the YAML (`yolov5_ema.engine.cfg_oddities`).
+    """
 
     cfg: str
     nc: int
@@ -40,6 +45,7 @@ class ModelInfo:
     parameters: int
     flops: int
     rows: list[RowInfo]
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def gflops(self) -> float:
@@ -82,6 +88,7 @@ def model_info(cfg: str | Path, nc: int | None = None, imgsz: int = 640) -> Mode
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops["Global"],
         rows=rows,
+        warnings=oddities(Graph.from_cfg(content, str(cfg))),
     )
 
 

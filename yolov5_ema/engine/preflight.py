@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import os
 import reprlib
 import tempfile
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from yolov5_ema.data.dataset import class_names, entries_of, is_there, load_dataset, place_of
 from yolov5_ema.data.image_names import refuse_shared_stems
 from yolov5_ema.engine import checkpoints, exports
+from yolov5_ema.engine.cfg_graph import Graph
+from yolov5_ema.engine.cfg_oddities import oddities, print_warnings
 from yolov5_ema.engine.data_yaml import find_yaml, image_root, may_download, relative_bases
 from yolov5_ema.engine.dry_run import check_model
 from yolov5_ema.engine.guards import resumed_training
@@ -81,7 +84,9 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     if resumed_training.resumes(opt):  # the run says the rest, and is checked where that is read
         return resumed_training.refuse_unguarded(importlib.import_module(engine.module_name(name)))
     if getattr(opt, "cfg", ""):
-        check_model(opt.cfg, engine)
+        content = check_model(opt.cfg, engine)
+        if int(os.environ.get("RANK", "-1")) < 1:
+            print_warnings(oddities(Graph.from_cfg(content, str(opt.cfg))), str(opt.cfg))
     _check_hyp(getattr(opt, "hyp", ""), name, engine)
     if not has_folder:
         _check_data(opt, script, engine)

@@ -20,6 +20,13 @@ from typing import Any
 from torch import nn
 
 from yolov5_ema.blocks import registry
+from yolov5_ema.blocks.positions import (
+    Named,
+    UnclearNumbersError,
+    options_of,
+    readings,
+    refuses_unclear_numbers,
+)
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.engine.cfg_graph import SECTIONS, Graph, Row
 from yolov5_ema.errors import ConfigError
@@ -155,7 +162,8 @@ def _our_block(name: str, place: str) -> type:
 def _nearest(name: str, known: Sequence[str]) -> str:
     folded = {other.lower(): other for other in known}
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-    hint = f"; did you mean {folded[near[0]]}?" if near else ""
+    meant = registry.block_called(name) or (folded[near[0]] if near else "")
+    hint = f"; did you mean {meant}?" if meant else "."
     blocks = ", ".join(registry.list_blocks())
     return f"{hint} Attention blocks: {blocks}; a block of your own needs --plugin its_module (in Python: import it)"
 
@@ -220,20 +228,18 @@ def _literal(text: str) -> Any:
 def block_options(block: type, row: Row, place: str, incoming: int | None) -> list[Any]:
     """The row's options, checked, as the positional arguments behind the input channels.
 
+    Numbers that the row gives by name, and defaults, are `Named`: they mean one thing, wherever they stand.
+
     Raises:
-        ConfigError: an option the block does not have, one given twice, or channels written by habit.
+        ConfigError: an option the block does not have, one given twice, or a number that could mean two things.
     """
     if row.several:
         raise ConfigError(f"{place}: {block.__name__} reads one row, not several; put a Concat before it")
     positional, keywords = list(row.args), {}
     if positional and isinstance(positional[-1], dict):
         keywords = positional.pop()
-    _refuse_channels(block, positional, place, incoming)
-    parameters = [
-        p
-        for p in inspect.signature(block).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ][1:]
+    _refuse_unclear(block, positional, place, incoming)
+    parameters = options_of(block)
     if len(positional) > len(parameters):
         raise ConfigError(
             f"{place}: {block.__name__} takes {_describe(parameters)}, not {len(positional)} arguments"
@@ -246,24 +252,58 @@ def block_options(block: type, row: Row, place: str, incoming: int | None) -> li
             )
         if key in values:
             raise ConfigError(f"{place}: {block.__name__} gets {key!r} twice")
-        values[key] = value
+        values[key] = _named(block, value)
     given = [p for p in parameters if p.name in values]
     needed = parameters[: parameters.index(given[-1]) + 1] if given else []
-    return [values.get(p.name, p.default) for p in needed]
+    return [values[p.name] if p.name in values else _named(block, p.default) for p in needed]
 
 
-def _refuse_channels(block: type, positional: list[Any], place: str, incoming: int | None) -> None:
-    if positional and _is_int(positional[0]) and incoming is not None and positional[0] == incoming:
-        first = list(inspect.signature(block).parameters)[1:2]
-        meant = (
-            f" If {first[0]}={incoming} is what you mean, write [{{{first[0]}: {incoming}}}]."
-            if first
-            else ""
-        )
-        raise ConfigError(
-            f"{place}: {block.__name__} [{incoming}] looks like a number of channels, which is not given here: "
-            f"blocks take it from the row they read. Write [{block.__name__}, []].{meant}"
-        )
+def _named(block: type, value: Any) -> Any:
+    return Named(value) if type(value) is int and refuses_unclear_numbers(block) else value
+
+
+def _refuse_unclear(block: type, positional: list[Any], place: str, incoming: int | None) -> None:
+    found = readings(options_of(block), positional, set() if incoming is None else {incoming})
+    if found:
+        raise ConfigError(f"{place}: {UnclearNumbersError(block.__name__, positional, found).in_row()}")
+
+
+def with_options_by_name(cfg: Any, layers: Sequence[Any] = ()) -> None:
+    """Give the numbers in the rows of a checkpoint's own YAML their names, in place.
+
+    It was written down when such rows had one meaning, that of their order, and nobody can edit it.
+
+    Args:
+        cfg: what the checkpoint says of how its model was built; anything.
+        layers: what was built, row for row; without it a block's row is known by its name.
+    """
+    sections: list[Any] = [cfg.get(section) for section in SECTIONS] if isinstance(cfg, dict) else []
+    if not sections or not all(isinstance(section, list) for section in sections):
+        return
+    for index, row in enumerate(row for section in sections for row in section):
+        if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
+            continue
+        block = _class_of(layers[index]) if index < len(layers) else _known_block(row[2])
+        if is_block(block):
+            row[3] = _by_name(block, row[3])
+
+
+def _class_of(layer: Any) -> type:
+    """Of a row's layer, or of the first of those that it repeats."""
+    return type(layer[0] if type(layer) is nn.Sequential and len(layer) else layer)
+
+
+def _known_block(name: Any) -> type:
+    bare = name.removeprefix(OUR_PREFIX) if isinstance(name, str) else ""
+    return registry.get_block(bare) if bare in registry.list_blocks() else type(None)
+
+
+def _by_name(block: type, args: list[Any]) -> list[Any]:
+    positional = [value for value in args if not isinstance(value, dict)]
+    names = [option.name for option in options_of(block)]
+    if not any(type(value) is int for value in positional) or len(positional) > len(names):
+        return args
+    return [{**dict(zip(names, positional)), **(args[-1] if isinstance(args[-1], dict) else {})}]
 
 
 def _describe(parameters: Sequence[inspect.Parameter]) -> str:

@@ -60,6 +60,7 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
     if not engine.has_flags(name):
         raise UserError(f"{name} of {engine} is no script with flags; to look at a cfg: yolov5-ema info CFG")
     module = importlib.import_module(engine.module_name(name))
+    _refuse_settings(argv)
     with _command_line(name, argv), _watched_parser(module, engine, name, more_help) as patches:
         with speaking_plainly(engine):  # some look for files already
             opt = module.parse_opt()
@@ -76,6 +77,17 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
                 patches.set(module, "parse_opt", lambda *_: opt)  # it was parsed, and checked, above
                 module.main()
     return files.finish()
+
+
+def _refuse_settings(argv: Sequence[str]) -> None:
+    """Refuse ``data=x.yaml``, as the command line of ultralytics takes it; YOLOv5's parser prints its usage at that."""
+    for before, word in zip(["", *argv], argv):
+        name, equals, value = word.partition("=")
+        if equals and name.isidentifier() and not before.startswith("-") and not Path(word).exists():
+            flag = f"--{name} {value}" if value.lower() not in ("true", "") else f"--{name}"
+            raise UserError(
+                f"{word!r} is how settings are given to ultralytics' command; here it is a flag: {flag}"
+            )
 
 
 def run_file(engine: Engine, script: str, argv: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 from typing import Any, Callable, Union
 
+from yolov5_ema.blocks.positions import UnclearNumbersError
 from yolov5_ema.engine import activation, ultralytics_adapter
 from yolov5_ema.engine.conflicts import CONFLICTS_ENV, conflicts_choice, set_choice
 from yolov5_ema.engine.locate import Engine, engine_at, locate
@@ -153,6 +154,8 @@ def _with_blocks(parse_model: Callable[..., Any], module: ModuleType) -> Callabl
             row = _row_of(error.__traceback__, parse_model.__code__)
             if row is None:
                 raise
+            if isinstance(error, UnclearNumbersError):
+                raise ConfigError(f"{where}, row {row}: {error.in_row()}") from error
             raise ConfigError(
                 f"{where}, row {row}: {_row_text(d, row)}: {error}{_hint(model, row)}"
             ) from error

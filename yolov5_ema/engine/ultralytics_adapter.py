@@ -29,6 +29,7 @@ from typing import Any, Callable
 
 from torch import nn
 
+from yolov5_ema.blocks.positions import UnclearNumbersError
 from yolov5_ema.engine import ultralytics_guards
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
@@ -193,6 +194,8 @@ def _builder(row: BlockRow) -> type:
         def __new__(cls, channels: list[int], source: int) -> Any:
             try:
                 return row.block(channels[source], *row.options)
+            except UnclearNumbersError as error:
+                raise ConfigError(f"{row.place}: {error.in_row()}") from error
             except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:
                 hint = (
                     f". (The channels are taken from the row that it reads: [{row.block.__name__}, []] is enough.)"

@@ -23,6 +23,7 @@ from torch.serialization import safe_globals
 
 from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.engine import checkpoints
+from yolov5_ema.engine.checkpoint_state import name_options
 from yolov5_ema.engine.checkpoints import check_modules, is_trusted
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular
@@ -65,6 +66,7 @@ def load(file: Any, map_location: Any = None, **options: Any) -> Any:
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
     check_modules(checkpoint, path)
     _check_names(checkpoint, path)
+    name_options(checkpoint)
     return checkpoint
 
 

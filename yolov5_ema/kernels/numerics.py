@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Callable, TypeVar
+
 import torch
+from torch.fx import Proxy
+
+_Result = TypeVar("_Result")
 
 
 def stable_mean(x: torch.Tensor, dim: list[int]) -> torch.Tensor:
@@ -20,6 +25,29 @@ def saturate(x: torch.Tensor) -> torch.Tensor:
     Convolutions of inputs around 1e4 overflow float16. A gate is 0 or 1 there anyway, as long as no later
     step turns two infinities into a NaN.
     """
+    if not torch.jit.is_scripting():  # noqa: SIM102 - alone, or TorchScript compiles what follows
+        if isinstance(x, Proxy):
+            return x.tracer.create_proxy("call_function", saturate, (x,), {})
     if x.dtype == torch.float16:
         return x.clamp(-65504.0, 65504.0)
     return x
+
+
+def as_constant(function: Callable[..., _Result], *parameters: torch.Tensor) -> _Result:
+    """``function(*parameters)``; in a graph of torch's older ONNX exporter the value alone, not how it comes about.
+
+    OpenCV's DNN computes nothing that does not follow from the network's input.
+    """
+    if not torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling() or not torch.jit.is_tracing():
+        return function(*parameters)
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        return function(*[parameter.detach() for parameter in parameters])
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+
+def is_symbolic(x: object) -> bool:
+    """Whether it stands for any tensor while `torch.fx` traces a block: nothing can be asked of it."""
+    return isinstance(x, Proxy)

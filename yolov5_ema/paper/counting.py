@@ -3,8 +3,10 @@
 Everything is counted on the built model, as it runs on the meta device with EMA in the paper's form.
 
 thop (github.com/Lyken17/pytorch-OpCounter) hooks modules, so it does not see what a block computes by functions.
-What it would count is restated here, for a batch of 1: version 0.0.31 is of YOLOv5 v6.0's time, 0.1.1 is the last
-one. Adaptive pooling, which it counts too, is left out: less than 1 % in any model here.
+What it counts of the public blocks is restated here: version 0.0.31 is of YOLOv5 v6.0's time, 0.1.1 is the last
+one. Both see a layer's whole output, and so all groups that EMA folds into the batch; 0.0.31 ends with a TypeError at
+the public EMA and CA, which pool to (None, 1). Adaptive pooling, which it counts too, is left out: less than 1 % in
+any model here (thop 0.1.1 itself says 1.629 G for ResNet50 with the public EMA).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from yolov5_ema.blocks import CA, EMA
 from yolov5_ema.kernels.dispatch import forced
 
 CONVENTIONS = {
@@ -27,9 +30,14 @@ CONVENTIONS = {
     "full": "multiply-adds of all convolutions and matrix products that run, EMA in the paper's form",
     "layers": "multiply-adds of convolution and linear layers for a batch of 1: EMA's groups, which it folds into the "
     "batch, are counted once",
-    "thop 0.0.31": "layers, and biases of convolutions, and 2 an element of BatchNorm",
-    "thop 0.1.1": "layers, and 4 an element of BatchNorm",
-    "summary": "thop 0.0.31 on an image of stride x stride pixels, scaled to 640 x 640: the line YOLOv5 v6.0 prints",
+    "thop 0.0.31": "convolution and linear layers, EMA's groups in full; biases of convolutions; 2 an element of "
+    "BatchNorm. It fails with a TypeError at the public EMA and CA",
+    "thop 0.1.1": "convolution and linear layers, EMA's groups in full; 4 an element of BatchNorm",
+    "summary": "thop 0.0.31 on an image of stride x stride pixels, scaled to 640 x 640: the line YOLOv5 v6.0 prints; "
+    "none with EMA or CA",
+    "once 0.0.31": "the sum of thop 0.0.31 with EMA's groups counted once; not what thop prints",
+    "once 0.1.1": "the sum of thop 0.1.1 with EMA's groups counted once; not what thop prints",
+    "once summary": "the summary line with the sum of once 0.0.31; not what YOLOv5 prints",
 }
 _aten = torch.ops.aten
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
@@ -40,16 +48,22 @@ class Operations:
     """Counts for one image: multiply-adds, and what some tools count besides."""
 
     full: int = 0
+    hooked: int = 0
+    hooked_biases: int = 0
     layers: int = 0
     biases: int = 0
     normalised: int = 0
+    is_beyond_old_thop: bool = False
 
     def by_convention(self) -> dict[str, int]:
-        """Multiply-adds by the names of `CONVENTIONS`."""
+        """Multiply-adds by the names of `CONVENTIONS`; ``hooked`` has EMA's groups in full, ``layers`` once."""
+        old = {"thop 0.0.31": self.hooked + self.hooked_biases + 2 * self.normalised}
         return {
             "layers": self.layers,
-            "thop 0.0.31": self.layers + self.biases + 2 * self.normalised,
-            "thop 0.1.1": self.layers + 4 * self.normalised,
+            **({} if self.is_beyond_old_thop else old),
+            "thop 0.1.1": self.hooked + 4 * self.normalised,
+            "once 0.0.31": self.layers + self.biases + 2 * self.normalised,
+            "once 0.1.1": self.layers + 4 * self.normalised,
         }
 
 
@@ -77,13 +91,16 @@ class _Counter:
         outputs = math.prod(out_shape)
         macs = outputs * math.prod(w[1:])
         self.found.full += macs
+        self.found.hooked += macs
         self.found.layers += macs // x[0]
+        self.found.hooked_biases += outputs if bias is not None else 0
         self.found.biases += outputs // x[0] if bias is not None else 0
         return 2 * macs
 
     def _linear(self, a: Any, b: Any, *_: Any, **__: Any) -> int:
         macs = math.prod(a) * b[-1]
         self.found.full += macs
+        self.found.hooked += macs
         self.found.layers += macs
         return 2 * macs
 
@@ -100,6 +117,7 @@ class _Counter:
 def count_operations(model: nn.Module, imgsz: int) -> Operations:
     """Count the operations for one image of imgsz x imgsz pixels; the model is on the meta device."""
     counter = _Counter()
+    counter.found.is_beyond_old_thop = any(isinstance(layer, (EMA, CA)) for layer in model.modules())
     counting = FlopCounterMode(display=False, custom_mapping=counter.mapping())
     with forced("reference"), torch.no_grad(), counting:
         model(torch.zeros(1, 3, imgsz, imgsz, device="meta"))

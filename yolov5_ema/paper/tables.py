@@ -148,12 +148,15 @@ def _count_detector(printed: PrintedRow) -> Counts:
     model = model.to("meta").eval()
     _last(model).train()  # builds no grids; the convolutions are the same
     whole, small = count_operations(model, _DETECTOR_IMGSZ), count_operations(model, stride)
-    summary = small.by_convention()["thop 0.0.31"] * (_DETECTOR_IMGSZ // stride) ** 2
+    scale, counted = (_DETECTOR_IMGSZ // stride) ** 2, small.by_convention()
+    ways = {"summary": "thop 0.0.31", "once summary": "once 0.0.31"}
+    summaries = {name: counted[way] * scale for name, way in ways.items() if way in counted}
     plain = parameters_plain(model)
     with quiet():
         model.fuse()
     parameters = {"plain": plain, "fused": parameters_plain(model)}
-    return Counts(parameters, {"summary": summary, "layers": whole.layers}, whole.full)
+    of_whole = {"layers": whole.layers, "thop 0.1.1": whole.by_convention()["thop 0.1.1"]}
+    return Counts(parameters, {**summaries, **of_whole}, whole.full)
 
 
 def _last(model: Any) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,11 +118,14 @@ def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
         UserError: no YOLOv5 is here, or the model cannot be built, for lack of a plug-in's block, say.
     """
     from yolov5_ema.engine.model_info import model_info
+    from yolov5_ema.engine.rows import with_options_by_name
 
+    cfg = copy.deepcopy(dict(cfg))
+    with_options_by_name(cfg)  # a number meant what its order says when the run was trained
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.yaml"
         try:
-            file.write_text(yaml.safe_dump(dict(cfg), sort_keys=False), encoding="utf-8")
+            file.write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
             return model_info(file, imgsz=imgsz)
         except UserError as error:
             raise UserError(str(error).replace(str(file), "its model YAML")) from error

@@ -20,6 +20,7 @@ from yolov5_ema.kernels.cbam.operators import passes
 from yolov5_ema.kernels.dispatch import choose, needs_plain_operations
 from yolov5_ema.kernels.layers import is_untouched, is_watched
 from yolov5_ema.kernels.memory import NAMES, has_memory
+from yolov5_ema.kernels.numerics import is_symbolic
 
 __all__ = ["cbam", "maps", "pool", "scale"]
 
@@ -44,6 +45,8 @@ def cbam(
         UserError: a kernel was asked for on its own device and cannot run there; or the environment variable
             ``YOLOV5_EMA_IMPLEMENTATION`` holds no implementation's name.
     """
+    if is_symbolic(x):
+        return spatial_gate(channel_gate(x))
     offered = ("reference", "exact", "cpp") if _suits_kernels(x) else ("reference", "exact")
     name = choose("CBAM", implementation, x.device.type, x.dtype, offered).name
     if name == "reference" or _wants_modules(x, channel_gate, spatial_gate):

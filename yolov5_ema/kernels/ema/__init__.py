@@ -11,12 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch._subclasses import FakeTensor
 
-from yolov5_ema.kernels.dispatch import choose, needs_plain_operations
+from yolov5_ema.kernels.dispatch import asked_for, choose, needs_plain_operations
 from yolov5_ema.kernels.ema.arguments import check_unless_traced, is_in_reach_of_32_bits
 from yolov5_ema.kernels.ema.exact import ema_exact
 from yolov5_ema.kernels.ema.function import EMAFunction
 from yolov5_ema.kernels.ema.reference import attended, ema_reference, gated, means_of_sides
 from yolov5_ema.kernels.memory import has_memory
+from yolov5_ema.kernels.numerics import is_symbolic
 
 __all__ = ["attended", "ema", "ema_exact", "ema_reference", "gated", "means_of_sides"]
 
@@ -44,6 +45,9 @@ def ema(
             ``YOLOV5_EMA_IMPLEMENTATION`` holds no implementation's name.
     """
     parameters = (w1, b1, gamma, beta, w3, b3)
+    if is_symbolic(x):
+        plain = ema_reference if asked_for(implementation) == "reference" else ema_exact
+        return plain(x, *parameters, groups, eps)
     check_unless_traced(x, parameters, groups)
     name = choose("EMA", implementation, x.device.type, x.dtype).name
     if name == "reference":

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from yolov5_ema.kernels.numerics import is_symbolic
+
 _NARROW = (torch.float16, torch.bfloat16)
 _NAMES = ("w1", "b1", "gamma", "beta", "w3", "b3")
 
@@ -84,7 +86,7 @@ def _may_mix(x: torch.Tensor, dtype: torch.dtype) -> bool:
 
 def check_unless_traced(x: torch.Tensor, parameters: Sequence[torch.Tensor], groups: int) -> None:
     """All that can be said of the arguments; a trace would take the answers for constants, and says so in warnings."""
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing() or is_symbolic(x):
         return
     check_arguments(x, parameters, groups)
     check_dtypes(x, parameters)

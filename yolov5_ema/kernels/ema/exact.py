@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from yolov5_ema.kernels.ema.arguments import check_unless_traced
+from yolov5_ema.kernels.numerics import as_constant
 
 
 def ema_exact(
@@ -52,12 +53,14 @@ def ema_exact(
     columns = gx.sum(2)  # (NG, k, W)
     gates = _gates(torch.cat([gx.mean(3), columns / h], dim=2), w1, b1)  # (NG, k, H+W)
     y = gx * torch.matmul(gates[:, :, :h].unsqueeze(3), gates[:, :, h:].unsqueeze(2))  # (NG, k, H, W)
-    normed = torch.group_norm(y, k, None, None, eps)  # (NG, k, H, W)
+    x1 = torch.group_norm(y, k, gamma, beta, eps)  # (NG, k, H, W)
     q = _weights_of_1x1(shifted_means(gx, columns), w3, b3)  # (NG, k)
-    kernel, bias = _one_output_kernel(beta, w3, b3)  # (k, 9), ()
-    from_1x1 = torch.matmul((q * gamma).unsqueeze(1), normed.flatten(2)).reshape(n * groups, 1, h, w)
-    constant = torch.matmul(q, beta) + bias  # (NG,)
-    attention = from_1x1 + constant.reshape(-1, 1, 1, 1) + _convolve(gx, kernel)  # (NG, 1, H, W)
+    if torch.jit.is_scripting():
+        kernel, bias = _one_output_kernel(beta, w3, b3)  # (k, 9), ()
+    else:
+        kernel, bias = as_constant(_one_output_kernel, beta, w3, b3)
+    from_1x1 = torch.matmul(q.unsqueeze(1), x1.flatten(2)).reshape(n * groups, 1, h, w)
+    attention = from_1x1 + (_convolve(gx, kernel) + bias)  # (NG, 1, H, W)
     return (gx * attention.sigmoid()).reshape(x.shape).to(x.dtype)  # (N, C, H, W)
 
 
@@ -96,12 +99,13 @@ def _one_output_kernel(
 def _convolve(gx: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     """One-output 3x3 convolution (NG, k, H, W) -> (NG, 1, H, W): nine 1x1 maps, shifted and added.
 
-    They are shifted by rows three at a time, and after the sum by columns: four shifts instead of eight.
+    They are shifted by rows three at a time, and after the sum by columns: four shifts instead of eight. Padded
+    first and cut off then, so that torch.export meets no size but H, W and those above.
     """
     taps = torch.matmul(kernel.t(), gx.flatten(2)).reshape(-1, 9, gx.shape[2], gx.shape[3])
-    above, below = F.pad(taps[:, 0:3, :-1], [0, 0, 1, 0]), F.pad(taps[:, 6:9, 1:], [0, 0, 0, 1])
+    above, below = F.pad(taps[:, 0:3], [0, 0, 1, 0])[:, :, :-1], F.pad(taps[:, 6:9], [0, 0, 0, 1])[:, :, 1:]
     rows = above + taps[:, 3:6] + below  # (NG, 3, H, W)
-    left, right = F.pad(rows[:, 0:1, :, :-1], [1, 0]), F.pad(rows[:, 2:3, :, 1:], [0, 1])
+    left, right = F.pad(rows[:, 0:1], [1, 0])[:, :, :, :-1], F.pad(rows[:, 2:3], [0, 1])[:, :, :, 1:]
     return left + rows[:, 1:2] + right
 
 
