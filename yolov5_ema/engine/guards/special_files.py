@@ -6,7 +6,6 @@ import builtins
 import contextlib
 import functools
 import os
-import re
 from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
@@ -15,7 +14,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular, replacement
 from yolov5_ema.reading import MOST_TEXT
 
-_OPENS = re.compile(r"\b(cv2\.imread|Image\.open)\(|(?<![.\w])open\(")
+_OPENS = frozenset({"cv2.imread", "Image.open", "open"})
 _MODULES = ("datasets", "dataloaders")
 _TO_READ = frozenset("rbt")
 
@@ -78,7 +77,7 @@ def _check(file: Any, most: int | None = None) -> None:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if module.name.split(".")[-1] in _MODULES and _OPENS.search(module.source):
+    if module.name.split(".")[-1] in _MODULES and _OPENS & module.code.names:
         return "it opens the images and labels of a data set"
     return None
 
