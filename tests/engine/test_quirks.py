@@ -18,6 +18,8 @@ OF_OTHER_RELEASES = {
     "root-stays": "7.0.14",
     "roboflow": "7.0.14",
     "runs-here": "7.0.14",
+    "openvino-runtime": "7.0.14",
+    "classifier-cutoff": "7.0.14",
 }
 
 # train's options, as far as it looks at them before it finds that there is no data
@@ -254,6 +256,59 @@ for half in (True, False):
     assert (Path(folder) / "best.yaml").read_text() == "stride: 32\\n"
 patches.undo()
 assert theirs.export_openvino is None
+""",
+    "openvino-runtime": """
+import sys
+from pathlib import Path
+import torch
+from yolov5.models import common
+from yolov5_ema.engine.quirks import openvino
+here = Path(TMP)
+(here / "openvino").mkdir()  # as it is today, without its part runtime
+(here / "openvino/__init__.py").write_text("class Core: pass\\nLayout = get_batch = None\\n")
+sys.path.insert(0, TMP)
+sys.modules.pop("openvino", None)
+imported = []
+def init(self, weights):
+    torch.nn.Module.__init__(self)
+    from openvino.runtime import Core, Layout, get_batch
+    imported.append(Core.__module__)
+# the code of the class as it is, but for what it does with a model
+wrapped = common.DetectMultiBackend.__init__
+while hasattr(wrapped, "__wrapped__"):
+    inner, wrapped = wrapped, wrapped.__wrapped__
+if "inner" in locals():
+    for cell in inner.__closure__:
+        if cell.cell_contents is wrapped:
+            cell.cell_contents = init
+else:
+    common.DetectMultiBackend.__init__ = init
+common.DetectMultiBackend("m")
+assert imported == ["openvino"] and "openvino.runtime" not in sys.modules
+""",
+    "classifier-cutoff": """
+from types import SimpleNamespace
+from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.engine.cfg_graph import Graph
+from yolov5.classify import train
+def convert(model, **given):
+    opt = SimpleNamespace(cutoff=given.get("cutoff"))
+    return train.ClassificationModel(model=model, nc=2, cutoff=opt.cutoff or 10)
+def kinds(model): return [type(row).__name__ for row in model.model]
+def detector(block): return train.DetectionModel(build_cfg(size="n", block=block, at="backbone", nc=2), nc=2)
+backbone = "Conv Conv C3 Conv C3 Conv C3 {0} Conv C3 {0} Classify"
+plain = backbone.replace("{0} ", "").split()
+made = convert(detector("EMA"))
+assert kinds(made) == backbone.format("EMA").split(), kinds(made)
+assert made.model[-1].conv.conv.in_channels == 256 and made.model[-1].i == 11
+assert kinds(convert(detector("none"))) == plain  # as YOLOv5 does it
+assert kinds(convert(detector("EMA"), cutoff=9)) == "Conv Conv C3 Conv C3 Conv C3 EMA Classify".split()
+graph = Graph.from_cfg(build_cfg(size="n", block="none", nc=2))
+graph.insert_behind(graph.rows[9], "EMA")  # behind the SPPF, which is kept with it
+made = convert(train.DetectionModel(graph.to_cfg(), nc=2))
+assert kinds(made) == [*plain[:-1], "SPPF", "EMA", "Classify"], kinds(made)
+import torch
+assert made.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 2)
 """,
     "amp-check": """
 from types import SimpleNamespace
@@ -507,6 +562,8 @@ _SYMPTOMS = {
     "save-json": "'list' object has no attribute 'get'",
     "onnx-exporter": "Error",
     "openvino-converter": "openvino.inference_engine",
+    "openvino-runtime": "openvino.runtime",
+    "classifier-cutoff": "AssertionError",
     "amp-check": "models.common",
     "files-before-hub": "huggingface_hub",
     "roboflow": "roboflow",

@@ -61,7 +61,14 @@ class Code:
 
     def calls(self, *names: str) -> list[ast.Call]:
         """The calls of functions by their names with dots."""
-        return [node for node in self.all(ast.Call) if dotted(node.func) in names]
+        return [call for name in names for call in self._calls.get(name, [])]
+
+    @functools.cached_property
+    def _calls(self) -> dict[str, list[ast.Call]]:
+        found: dict[str, list[ast.Call]] = {}
+        for call in self.all(ast.Call):
+            found.setdefault(dotted(call.func), []).append(call)
+        return found
 
     def has(self, fragment: str) -> bool:
         """Whether a statement or an expression stands in it: ``save_dir / 'opt.yaml'``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from yolov5_ema.engine.quirks.amp_check import AMP_CHECK
 from yolov5_ema.engine.quirks.autoanchor import AUTOANCHOR_FEW_BOXES
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.classifiers import CLASSIFIER_CUTOFF
 from yolov5_ema.engine.quirks.distributed import CPU_DDP, ONE_RUN_FOLDER, RESUME_IN_RANKS
 from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, FILES_BEFORE_HUB, NO_PIP_BEHIND_THE_BACK
 from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, TORCH_HAS_CUDA
@@ -63,6 +64,7 @@ QUIRKS: tuple[Quirk, ...] = (
     ROBOFLOW,
     ULTRALYTICS,
     WEIGHT_TRANSFER,
+    CLASSIFIER_CUTOFF,
     WORKER_PROCESSES,
 )
 
