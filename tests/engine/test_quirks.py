@@ -295,14 +295,14 @@ def convert(model, **given):
     opt = SimpleNamespace(cutoff=given.get("cutoff"))
     return train.ClassificationModel(model=model, nc=2, cutoff=opt.cutoff or 10)
 def kinds(model): return [type(row).__name__ for row in model.model]
-def detector(block): return train.DetectionModel(build_cfg(size="n", block=block, at="backbone", nc=2), nc=2)
+def detector(**given): return train.DetectionModel(build_cfg(size="n", nc=2, **given), nc=2)
 backbone = "Conv Conv C3 Conv C3 Conv C3 {0} Conv C3 {0} Classify"
 plain = backbone.replace("{0} ", "").split()
-made = convert(detector("EMA"))
+made = convert(detector(block="EMA", at="backbone"))
 assert kinds(made) == backbone.format("EMA").split(), kinds(made)
 assert made.model[-1].conv.conv.in_channels == 256 and made.model[-1].i == 11
-assert kinds(convert(detector("none"))) == plain  # as YOLOv5 does it
-assert kinds(convert(detector("EMA"), cutoff=9)) == "Conv Conv C3 Conv C3 Conv C3 EMA Classify".split()
+assert kinds(convert(detector(block="none"))) == plain  # as YOLOv5 does it
+assert kinds(convert(detector(block="EMA", at="backbone"), cutoff=9)) == "Conv Conv C3 Conv C3 Conv C3 EMA Classify".split()
 graph = Graph.from_cfg(build_cfg(size="n", block="none", nc=2))
 graph.insert_behind(graph.rows[9], "EMA")  # behind the SPPF, which is kept with it
 made = convert(train.DetectionModel(graph.to_cfg(), nc=2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gc
 import importlib.util
+import types
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from yolov5_ema.engine.activation import findings
 from yolov5_ema.engine.guards import GUARDS
 from yolov5_ema.engine.hyperparameters import names_read
 from yolov5_ema.engine.locate import Engine, engine_at
+from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks import QUIRKS, SourceModule
 from yolov5_ema.engine.source_code import Code
 
@@ -58,7 +60,7 @@ def everything_is_needed(monkeypatch):
 
 def test_the_reformatting_changes_the_text_and_not_the_code():
     source = "a = {'b': 'it is \"c\"'}  # d\ne = f(\n    \"g\",\n    '''h''', '', f'{i}')\n"
-    assert reformatted(source) == "a = {\"b\": 'it is \"c\"'}\ne = f(\"g\", \"h\", \"\", f'{i}')"
+    assert reformatted(source) == 'a = {"b": \'it is "c"\'}\ne = f("g", "h", "", f\'{i}\')'
     assert ast.dump(ast.parse(reformatted(source))) == ast.dump(ast.parse(source))
 
 
@@ -120,9 +122,13 @@ def test_not_needed_is_said_only_where_that_was_established(tmp_path):
     assert unknown.places == [] and not unknown.is_settled
     named_otherwise = _finding(other, "runs-here")
     assert named_otherwise.places == [] and named_otherwise.is_settled
-    broken = _clone(tmp_path / "broken", train="def train(:\n", **{"models/yolo": "import (", "models/common": ")"})
+    broken = _clone(
+        tmp_path / "broken", train="def train(:\n", **{"models/yolo": "import (", "models/common": ")"}
+    )
     (broken.root / "utils/general.py").write_text("'")
-    assert not any(finding.is_settled for finding in findings(broken, QUIRKS) if finding.name == "numpy-names")
+    assert not any(
+        finding.is_settled for finding in findings(broken, QUIRKS) if finding.name == "numpy-names"
+    )
 
 
 def test_doctor_says_what_it_does_not_know(tmp_path, monkeypatch, capsys):
@@ -164,13 +170,18 @@ def test_a_seed_flag_is_found_in_any_quotes(tmp_path):
 
 
 def test_hyperparameters_are_found_in_any_quotes(tmp_path):
-    engine = _clone(tmp_path, train="hyp['a'] *= 2\nx = hyp[\n  \"b\"]\nhyp['c'] = 1\nself.hyp['d']\n# hyp['e']\n")
+    engine = _clone(
+        tmp_path, train="hyp['a'] *= 2\nx = hyp[\n  \"b\"]\nhyp['c'] = 1\nself.hyp['d']\n# hyp['e']\n"
+    )
     assert names_read(engine, engine.root / "train.py") == {"a", "b", "d"}
 
 
 def test_packages_in_a_clone_are_not_yolov5s(tmp_path):
     engine = _clone(tmp_path / "clone")
-    own, others = engine.root / "utils/general.py", engine.root / "venv/lib/python3.11/site-packages/torch/x.py"
+    own, others = (
+        engine.root / "utils/general.py",
+        engine.root / "venv/lib/python3.11/site-packages/torch/x.py",
+    )
     others.parent.mkdir(parents=True)
     others.write_text("np.int\n")
     assert engine.owns(str(own)) and not engine.owns(str(others))
@@ -182,3 +193,21 @@ def test_no_module_is_expected_to_have_what_only_its_functions_import():
     code = Code(source)
     assert code.own_names == {"f"} and code.imports("utils", "intersect_dicts", within_function=True)
     assert not code.imports("utils", within_function=False)
+
+
+@pytest.mark.parametrize("head", ["train(hyp, opt, device, callbacks)", "train(opt, device)"])
+def test_a_rank_gets_a_folder_of_its_own_whatever_train_takes(head, tmp_path, monkeypatch):
+    """The one of classify/train.py takes its options first."""
+    monkeypatch.setenv("RANK", "1")
+    (quirk,) = (quirk for quirk in QUIRKS if quirk.name == "one-run-folder")
+    source = f"seen = []\ndef {head}:\n    seen.append((opt.save_dir, save_dir))\n    save_dir / 'opt.yaml'\n"
+    script, patches = types.ModuleType("train"), Patches()
+    vars(script)["save_dir"] = tmp_path
+    exec(source, vars(script))
+    module = SourceModule(Engine(tmp_path, "clone", "7.0+"), "train", source, script)
+    assert quirk.needed(module)
+    quirk.apply(module, patches)
+    opt = SimpleNamespace(save_dir="runs/train/exp")
+    script.train(*{"hyp": ({}, opt, "cpu", None)}.get(head[6:9], (opt, "cpu")))
+    ((given, _),) = script.seen
+    assert "yolov5-ema-rank-" in given and not Path(given).exists()

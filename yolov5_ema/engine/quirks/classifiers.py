@@ -70,7 +70,9 @@ def cutoff_of(model: Any, usual: int) -> int:
 
 
 def _has_block(row: nn.Module) -> bool:
-    return any(is_block(type(part)) for part in row.modules())  # a block that is repeated stands in a Sequential
+    return any(
+        is_block(type(part)) for part in row.modules()
+    )  # a block that is repeated stands in a Sequential
 
 
 CLASSIFIER_CUTOFF = Quirk(

@@ -227,7 +227,7 @@ def _resume_apply(module: SourceModule, patches: Patches) -> None:
 RESUME_IN_RANKS = Quirk(
     name="resume-in-ranks",
     symptom="torchrun … train --resume: FileNotFoundError: No such file or directory: '', or the others wait for ever",
-    versions="PyPI 6.0.7, 6.1.9",
+    versions="6.0 to 6.2; PyPI 6.0.7, 6.1.9",
     needed=_resume_needed,
     settled=by_absence,
     apply=_resume_apply,

@@ -113,7 +113,7 @@ def _pip_apply(module: SourceModule, patches: Patches) -> None:
 NO_PIP_BEHIND_THE_BACK = Quirk(
     name="no-pip-behind-the-back",
     symptom="a missing optional package starts 'pip install' in the middle of a run",
-    versions="6.0 to 7.0.14",
+    versions="all",
     needed=_pip_needed,
     settled=_pip_settled,
     apply=_pip_apply,

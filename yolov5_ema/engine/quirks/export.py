@@ -56,7 +56,7 @@ def _has_cuda_apply(module: SourceModule, patches: Patches) -> None:
 TORCH_HAS_CUDA = Quirk(
     name="torch-has-cuda",
     symptom="detect on an ONNX file asks for onnxruntime-gpu on a machine without a GPU",
-    versions="6.0",
+    versions="PyPI 6.0.7",
     needed=_has_cuda_needed,
     settled=by_absence,
     apply=_has_cuda_apply,

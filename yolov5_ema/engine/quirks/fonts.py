@@ -105,7 +105,7 @@ def _font_while_running(module: SourceModule) -> Iterator[None]:
 FONT_FROM_DISK = Quirk(
     name="font-from-disk",
     symptom="import downloads Arial.ttf, and fails without a network",
-    versions="6.0 to 7.0.14",
+    versions="all",
     needed=_font_needed,
     settled=lambda module: CONFIG_ENV in module.code.texts,
     while_running=_font_while_running,

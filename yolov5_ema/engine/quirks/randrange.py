@@ -37,7 +37,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 RANDRANGE_FLOAT = Quirk(
     name="randrange-float",
     symptom="--multi-scale: TypeError (a DeprecationWarning before Python 3.12) in random.randrange",
-    versions="6.0 to 6.2",
+    versions="6.0 to 7.0; PyPI 6.0.7 to 6.2.3",
     needed=_needed,
     settled=by_absence,
     apply=_apply,

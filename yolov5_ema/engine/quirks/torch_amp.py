@@ -54,7 +54,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 TORCH_AMP = Quirk(
     name="torch-amp",
     symptom="FutureWarning: torch.cuda.amp.GradScaler / autocast is deprecated",
-    versions="6.0 to 7.0.14",
+    versions="all",
     needed=_needed,
     settled=by_absence,
     apply=_apply,
