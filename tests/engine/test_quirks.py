@@ -238,7 +238,8 @@ here = Path(TMP)
 )
 sys.path.insert(0, TMP)
 # as in 7.0.14, of which there is only this text
-source = "@try_export\\ndef export_openvino(file, metadata, half, prefix=''):\\n    import openvino.inference_engine as ie\\n"
+source = "@try_export\\ndef export_openvino(file, metadata, half, prefix=''):\\n"
+source += "    import openvino.inference_engine as ie\\n"
 theirs = types.ModuleType("yolov5.export")
 theirs.__dict__.update(colorstr=str, try_export=lambda function: function, export_openvino=None)
 theirs.yaml_save = lambda file, data: file.write_text(str(data))
@@ -261,30 +262,42 @@ assert theirs.export_openvino is None
 import sys
 from pathlib import Path
 import torch
-from yolov5.models import common
-from yolov5_ema.engine.quirks import openvino
-here = Path(TMP)
-(here / "openvino").mkdir()  # as it is today, without its part runtime
-(here / "openvino/__init__.py").write_text("class Core: pass\\nLayout = get_batch = None\\n")
+here, folder = Path(TMP), Path(TMP) / "m_openvino_model"
+(here / "openvino").mkdir()
+# as it is today, without its parts runtime and inference_engine; a model doubles what it is given
+(here / "openvino/__init__.py").write_text(
+    "from types import SimpleNamespace as Of\\n"
+    "class Output:\\n"
+    "    def get_any_name(self): return 'output'\\n"
+    "class Compiled:\\n"
+    "    outputs = [Output()]\\n"
+    "    def __call__(self, given):\\n"
+    "        (value,) = given.values() if isinstance(given, dict) else given\\n"
+    "        return {self.outputs[0]: value * 2}\\n"
+    "class Core:\\n"
+    "    def read_model(self, model, weights):\\n"
+    "        return Of(get_parameters=lambda: [Of(get_layout=lambda: Of(empty=False))])\\n"
+    "    def compile_model(self, network, device_name): return Compiled()\\n"
+    "Layout, get_batch = None, lambda network: Of(is_static=False)\\n"
+)
 sys.path.insert(0, TMP)
 sys.modules.pop("openvino", None)
-imported = []
-def init(self, weights):
-    torch.nn.Module.__init__(self)
-    from openvino.runtime import Core, Layout, get_batch
-    imported.append(Core.__module__)
-# the code of the class as it is, but for what it does with a model
-wrapped = common.DetectMultiBackend.__init__
-while hasattr(wrapped, "__wrapped__"):
-    inner, wrapped = wrapped, wrapped.__wrapped__
-if "inner" in locals():
-    for cell in inner.__closure__:
-        if cell.cell_contents is wrapped:
-            cell.cell_contents = init
-else:
-    common.DetectMultiBackend.__init__ = init
-common.DetectMultiBackend("m")
-assert imported == ["openvino"] and "openvino.runtime" not in sys.modules
+folder.mkdir()
+for name, text in (("m.xml", ""), ("m.bin", ""), ("m.yaml", "stride: 32\\nnames: [a]\\n")):
+    (folder / name).write_text(text)
+from yolov5.models.common import DetectMultiBackend
+model = DetectMultiBackend(str(folder))
+assert model.names == ["a"] and "openvino.runtime" not in sys.modules
+assert torch.equal(torch.as_tensor(model(torch.ones(1, 3, 8, 8))), torch.full((1, 3, 8, 8), 2.0))
+# the calls of v6.1
+from yolov5_ema.engine.quirks.openvino import _stand_ins
+with _stand_ins(["openvino.inference_engine"]):
+    import openvino.inference_engine as ie
+core = ie.IECore()
+(request,) = core.load_network(core.read_network("m", weights="w"), device_name="CPU", num_requests=1).requests
+request.set_blob(blob_name="images", blob=ie.Blob(ie.TensorDesc(precision="FP32", dims=(1,), layout="NCHW"), 3))
+request.infer()
+assert request.output_blobs["output"].buffer == 6
 """,
     "classifier-cutoff": """
 from types import SimpleNamespace
@@ -302,7 +315,8 @@ made = convert(detector(block="EMA", at="backbone"))
 assert kinds(made) == backbone.format("EMA").split(), kinds(made)
 assert made.model[-1].conv.conv.in_channels == 256 and made.model[-1].i == 11
 assert kinds(convert(detector(block="none"))) == plain  # as YOLOv5 does it
-assert kinds(convert(detector(block="EMA", at="backbone"), cutoff=9)) == "Conv Conv C3 Conv C3 Conv C3 EMA Classify".split()
+chosen = convert(detector(block="EMA", at="backbone"), cutoff=9)
+assert kinds(chosen) == "Conv Conv C3 Conv C3 Conv C3 EMA Classify".split()
 graph = Graph.from_cfg(build_cfg(size="n", block="none", nc=2))
 graph.insert_behind(graph.rows[9], "EMA")  # behind the SPPF, which is kept with it
 made = convert(train.DetectionModel(graph.to_cfg(), nc=2))
