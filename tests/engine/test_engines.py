@@ -88,6 +88,8 @@ outputs = model.train()(torch.rand(1, 3, 64, 64))
 assert [tuple(output.shape) for output in outputs] == [(1, 3, side, side, 85) for side in (8, 4, 2)]
 sum(output.square().mean() for output in outputs).backward()
 assert all(p.grad is not None for p in model.parameters())
+if (ENGINE.root / "hubconf.py").is_file():
+    part("hubconf")
 loaded = part("models.experimental").attempt_load(TMP + "/other.pt").eval()
 images, expected = torch.load(TMP + "/other.expected")
 with torch.no_grad():
@@ -120,6 +122,27 @@ with torch.no_grad():
     torch.save((images, model.float().eval()(images)[0].clone()), FILE + ".expected")
 part("utils.general").torch.save({"model": model.half(), "ema": None, "epoch": 3, "optimizer": None}, FILE + ".pt")
 """
+
+
+_OF_THE_HUB = """
+from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.engine.cfg_graph import Graph
+os.chdir(TMP)
+general, hub = part("utils.general"), part("hubconf")
+graph = Graph.from_cfg(build_cfg(size="n", block="none", nc=80))
+graph.insert_behind(graph.rows[6], "nn.Identity")  # each row behind it has another number than in yolov5n.yaml
+model = part("models.yolo").Model(graph.to_cfg())
+model.names = [str(i) for i in range(80)]
+torch.save({"model": model, "ema": None, "epoch": 1, "optimizer": None}, "yolov5n.pt")
+before = general.intersect_dicts
+made = hub.yolov5n(classes=3, autoshape=False, _verbose=False, device="cpu")
+assert torch.equal(made.model[23].cv3.conv.weight, model.model[24].cv3.conv.weight)
+assert general.intersect_dicts is before
+"""
+
+
+def test_hubconf_takes_weights_over_by_structure(root_of, tmp_path):
+    assert _run(_OF_THE_HUB, _names(root_of("7.0.14", "clone"), tmp_path)) == ""
 
 
 def _names(root: Path, tmp_path: Path, **more: object) -> dict[str, str]:
@@ -386,6 +409,33 @@ def test_exports_to_files_that_agree(workshop):
     args = ("--weights", workshop.best.with_suffix(".onnx"), "--source", workshop.images, "--img", 64)
     workshop.run("detect", *args, "--name", "onnx")
     assert len(list((workshop.folder / "runs/detect/onnx").glob("*.jpg"))) == 4
+
+
+@pytest.mark.slow
+def test_openvino_there_and_back(workshop):
+    pytest.importorskip("openvino")
+    if engine_at(workshop.root).version.startswith("6.0"):
+        pytest.skip("v6.0 has no OpenVINO")
+    args = ("--img", 64, "--include", "openvino")
+    workshop.run("export", "--weights", workshop.best, *args)
+    folder = workshop.best.with_name("best_openvino_model")
+    assert {file.name for file in folder.iterdir()} == {"best.xml", "best.bin", "best.yaml"}
+    shown = {
+        "--conf-thres": 1e-4,
+        "--img": 64,
+        "--source": workshop.images,
+        "--save-txt": "",
+        "--save-conf": "",
+    }
+    flags = [part for flag in shown.items() for part in flag if part != ""]
+    for weights, name in ((workshop.best, "torch"), (folder, "openvino")):
+        workshop.run("detect", "--weights", weights, *flags, "--name", f"of-{name}")
+    rows = [
+        np.sort(np.loadtxt(workshop.folder / f"runs/detect/of-{name}/labels/test0.txt", ndmin=2)[:, 5])
+        for name in ("torch", "openvino")
+    ]
+    assert len(rows[0]) == len(rows[1]) > 0
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-2)
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ OF_OTHER_RELEASES = {
     "root-stays": "7.0.14",
     "roboflow": "7.0.14",
     "runs-here": "7.0.14",
+    "openvino-runtime": "7.0.14",
+    "classifier-cutoff": "7.0.14",
 }
 
 # train's options, as far as it looks at them before it finds that there is no data
@@ -236,14 +238,15 @@ here = Path(TMP)
 )
 sys.path.insert(0, TMP)
 # as in 7.0.14, of which there is only this text
-source = "def export_openvino(file, metadata, half, prefix=''):\\n    import openvino.inference_engine as ie\\n"
+source = "@try_export\\ndef export_openvino(file, metadata, half, prefix=''):\\n"
+source += "    import openvino.inference_engine as ie\\n"
 theirs = types.ModuleType("yolov5.export")
 theirs.__dict__.update(colorstr=str, try_export=lambda function: function, export_openvino=None)
 theirs.yaml_save = lambda file, data: file.write_text(str(data))
 (quirk,) = [quirk for quirk in QUIRKS if quirk.name == "openvino-converter"]
 module = SourceModule(None, "export", source, theirs)
 assert "inference_engine" in quirk.needed(module)
-assert quirk.needed(SourceModule(None, "export", source.replace("half", "half, int8"), theirs)) is None
+assert quirk.needed(SourceModule(None, "export", source.replace(".inference_engine as ie", ""), theirs)) is None
 patches = Patches()
 quirk.apply(module, patches)
 (here / "best.onnx").write_text("model")
@@ -251,9 +254,75 @@ for half in (True, False):
     folder, _ = theirs.export_openvino(here / "best.pt", {"stride": 32}, half)
     assert Path(folder) == here / "best_openvino_model"
     assert (Path(folder) / "best.xml").read_text() == f"model {half}"
-    assert (Path(folder) / "best.yaml").read_text() == "{'stride': 32}"
+    assert (Path(folder) / "best.yaml").read_text() == "stride: 32\\n"
 patches.undo()
 assert theirs.export_openvino is None
+""",
+    "openvino-runtime": """
+import sys
+from pathlib import Path
+import torch
+here, folder = Path(TMP), Path(TMP) / "m_openvino_model"
+(here / "openvino").mkdir()
+# as it is today, without its parts runtime and inference_engine; a model doubles what it is given
+(here / "openvino/__init__.py").write_text(
+    "from types import SimpleNamespace as Of\\n"
+    "class Output:\\n"
+    "    def get_any_name(self): return 'output'\\n"
+    "class Compiled:\\n"
+    "    outputs = [Output()]\\n"
+    "    def __call__(self, given):\\n"
+    "        (value,) = given.values() if isinstance(given, dict) else given\\n"
+    "        return {self.outputs[0]: value * 2}\\n"
+    "class Core:\\n"
+    "    def read_model(self, model, weights):\\n"
+    "        return Of(get_parameters=lambda: [Of(get_layout=lambda: Of(empty=False))])\\n"
+    "    def compile_model(self, network, device_name): return Compiled()\\n"
+    "Layout, get_batch = None, lambda network: Of(is_static=False)\\n"
+)
+sys.path.insert(0, TMP)
+sys.modules.pop("openvino", None)
+folder.mkdir()
+for name, text in (("m.xml", ""), ("m.bin", ""), ("m.yaml", "stride: 32\\nnames: [a]\\n")):
+    (folder / name).write_text(text)
+from yolov5.models.common import DetectMultiBackend
+model = DetectMultiBackend(str(folder))
+assert model.names == ["a"] and "openvino.runtime" not in sys.modules
+assert torch.equal(torch.as_tensor(model(torch.ones(1, 3, 8, 8))), torch.full((1, 3, 8, 8), 2.0))
+# the calls of v6.1
+from yolov5_ema.engine.quirks.openvino import _stand_ins
+with _stand_ins(["openvino.inference_engine"]):
+    import openvino.inference_engine as ie
+core = ie.IECore()
+(request,) = core.load_network(core.read_network("m", weights="w"), device_name="CPU", num_requests=1).requests
+request.set_blob(blob_name="images", blob=ie.Blob(ie.TensorDesc(precision="FP32", dims=(1,), layout="NCHW"), 3))
+request.infer()
+assert request.output_blobs["output"].buffer == 6
+""",
+    "classifier-cutoff": """
+from types import SimpleNamespace
+from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.engine.cfg_graph import Graph
+from yolov5.classify import train
+def convert(model, **given):
+    opt = SimpleNamespace(cutoff=given.get("cutoff"))
+    return train.ClassificationModel(model=model, nc=2, cutoff=opt.cutoff or 10)
+def kinds(model): return [type(row).__name__ for row in model.model]
+def detector(**given): return train.DetectionModel(build_cfg(size="n", nc=2, **given), nc=2)
+backbone = "Conv Conv C3 Conv C3 Conv C3 {0} Conv C3 {0} Classify"
+plain = backbone.replace("{0} ", "").split()
+made = convert(detector(block="EMA", at="backbone"))
+assert kinds(made) == backbone.format("EMA").split(), kinds(made)
+assert made.model[-1].conv.conv.in_channels == 256 and made.model[-1].i == 11
+assert kinds(convert(detector(block="none"))) == plain  # as YOLOv5 does it
+chosen = convert(detector(block="EMA", at="backbone"), cutoff=9)
+assert kinds(chosen) == "Conv Conv C3 Conv C3 Conv C3 EMA Classify".split()
+graph = Graph.from_cfg(build_cfg(size="n", block="none", nc=2))
+graph.insert_behind(graph.rows[9], "EMA")  # behind the SPPF, which is kept with it
+made = convert(train.DetectionModel(graph.to_cfg(), nc=2))
+assert kinds(made) == [*plain[:-1], "SPPF", "EMA", "Classify"], kinds(made)
+import torch
+assert made.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 2)
 """,
     "amp-check": """
 from types import SimpleNamespace
@@ -548,6 +617,8 @@ _SYMPTOMS = {
     "save-json": "'list' object has no attribute 'get'",
     "onnx-exporter": "Error",
     "openvino-converter": "openvino.inference_engine",
+    "openvino-runtime": "openvino.runtime",
+    "classifier-cutoff": "AssertionError",
     "amp-check": "models.common",
     "files-before-hub": "huggingface_hub",
     "roboflow": "roboflow",

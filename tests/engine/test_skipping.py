@@ -6,12 +6,15 @@ import argparse
 import io
 import os
 import sys
+import types
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 import yolov5_ema
+from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.skipping import SourceFiles, _entries, _thinness, any_name_printed
 from yolov5_ema.errors import UserError
 
@@ -129,3 +132,19 @@ def test_any_name_is_printed(encoding, monkeypatch):
         written.getvalue().decode(encoding)
         == {"ascii": "\\xfc caf\\udce9\n", "utf-8": "ü caf\\udce9\n"}[encoding]
     )
+
+
+def test_a_script_that_reads_one_image_by_itself_is_told_why_it_cannot(tmp_path):
+    """As classify/predict.py of v6.2 does, which has no LoadImages."""
+    script, patches = types.ModuleType("predict"), Patches()
+    script.cv2 = cv2
+    SourceFiles.watched(script, patches, "classify.predict", argparse.Namespace(source="x"))
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    cv2.imwrite(str(good), np.full((4, 5, 3), 7, np.uint8))
+    bad.write_bytes(b"no image")
+    assert script.cv2.imread(str(good)).shape == (4, 5, 3)
+    for file in (bad, tmp_path, tmp_path / "none.png"):
+        with pytest.raises(UserError, match=rf"--source {file}: .*; this YOLOv5 takes one image here"):
+            script.cv2.imread(str(file))
+    patches.undo()
+    assert script.cv2 is cv2

@@ -8,10 +8,15 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yolov5_ema import __version__
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.errors import UserError
+
+if TYPE_CHECKING:
+    from yolov5_ema.engine.activation import Finding
+    from yolov5_ema.engine.quirks import Quirk
 
 SUMMARY = "print versions, the YOLOv5 found, which implementations and quirks are on and why"
 
@@ -76,6 +81,19 @@ def _print_implementations() -> None:
         print(f"EMA on {device:<8}{name}: {reason}")
 
 
+def _print_quirk(quirk: Quirk, found: Finding) -> None:
+    if found.places:
+        modules = ", ".join(module for module, _ in found.places)
+        lines = [f"on: {found.places[0][1]}", f"in {modules}; without it: {quirk.symptom}"]
+    elif found.is_settled:
+        lines = ["off: not needed"]
+    else:
+        lines = ["off, and not known whether it is needed: what it mends was not found in this YOLOv5,"]
+        lines += [f"or is written anew. If it is needed: {quirk.symptom}"]
+    for start, line in zip((quirk.name, ""), lines):
+        print(f"  {start:<26}{line}")
+
+
 def _print_engine() -> int:
     from yolov5_ema.blocks import list_blocks
     from yolov5_ema.engine import activation, shim
@@ -92,15 +110,15 @@ def _print_engine() -> int:
             "               for you stand in it; its code is not run here unless you name it: --yolov5 PATH"
         )
     print(f"blocks         {', '.join(list_blocks())}\n\nquirks")
-    needed: dict[str, list[tuple[str, str]]] = {}
-    for quirk, module, reason in activation.survey(engine):
-        needed.setdefault(quirk, []).append((module, reason))
-    for known in QUIRKS:
-        found = needed.get(known.name)
-        print(f"  {known.name:<26}{'on: ' + found[0][1] if found else 'off: not needed'}")
-        if found:
-            print(f"  {'':<26}in {', '.join(module for module, _ in found)}; without it: {known.symptom}")
-    print(f"\nguards         {', '.join(guard.name for guard in GUARDS)}")
+    for quirk, found in zip(QUIRKS, activation.findings(engine, QUIRKS)):
+        _print_quirk(quirk, found)
+    guards = activation.findings(engine, GUARDS)
+    print(f"\nguards         {', '.join(guard.name for guard in guards if guard.places)}")
+    unknown = [guard.name for guard in guards if not guard.is_settled]
+    if unknown:
+        print(
+            f"not known      {', '.join(unknown)}: what they guard was not found in this YOLOv5, or is written anew"
+        )
     try:
         shim.install()
     except UserError:

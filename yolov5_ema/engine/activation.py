@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from typing import Any
 from yolov5_ema.engine.guards import GUARDS
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.quirks import QUIRKS, SourceModule
+from yolov5_ema.engine.quirks import QUIRKS, Quirk, SourceModule
 from yolov5_ema.engine.quirks.fonts import CONFIG_ENV
 from yolov5_ema.errors import UserError
 
@@ -84,18 +85,16 @@ class Activation:
                     f"{self.engine} needs that name. Start a new Python process."
                 )
 
-    def source_module(self, name: str, path: str, module: ModuleType | None = None) -> SourceModule:
-        relative = self.engine.relative_name(name) or name
-        source = Path(path).read_text(encoding="utf-8", errors="ignore")
-        return SourceModule(self.engine, relative, source, module)
+    def source_module(self, name: str, path: str) -> SourceModule:
+        return _source_module(self.engine, self.engine.relative_name(name) or name, Path(path))
 
-    def after_import(self, name: str, module: ModuleType) -> None:
-        """Apply the quirks that a module needs, once."""
+    def after_import(self, name: str, module: ModuleType, looked_at: SourceModule | None = None) -> None:
+        """Apply the quirks that a module needs, once; ``looked_at``: the module, if it was looked at before it ran."""
         path = getattr(module, "__file__", None)
         if name in self._patched or not path or not path.endswith(".py"):
             return
         self._patched.add(name)
-        subject = self.source_module(name, path, module)
+        subject = (looked_at or self.source_module(name, path)).after(module)
         for quirk in (*QUIRKS, *GUARDS):  # guards last: around what quirks have put there
             if quirk.needed(subject):
                 quirk.apply(subject, self.patches)
@@ -115,7 +114,7 @@ class _Loader(SourceFileLoader):
                 if quirk.needed(subject):
                     stack.enter_context(quirk.while_running(subject))
             super().exec_module(module)
-        self._activation.after_import(module.__name__, module)
+        self._activation.after_import(module.__name__, module, subject)
 
 
 class _Finder:
@@ -173,12 +172,36 @@ def active_engine() -> Engine | None:
 
 def survey(engine: Engine) -> list[tuple[str, str, str]]:
     """Which quirks an engine needs here, from its text alone: ``(quirk, module, reason)`` rows."""
-    rows = []
-    for path in sorted(engine.root.rglob("*.py")):
-        relative = ".".join(path.relative_to(engine.root).with_suffix("").parts)
-        subject = SourceModule(engine, relative, path.read_text(encoding="utf-8", errors="ignore"))
-        for quirk in QUIRKS:
+    return [(one.name, module, reason) for one in findings(engine, QUIRKS) for module, reason in one.places]
+
+
+@dataclass
+class Finding:
+    """What the text of a YOLOv5 says of one quirk or guard.
+
+    Attributes:
+        name: of the quirk.
+        places: modules that need it, and why.
+        is_settled: whether there is one that needs it, or one that shows that it is not needed.
+    """
+
+    name: str
+    places: list[tuple[str, str]] = field(default_factory=list)
+    is_settled: bool = False
+
+
+def findings(engine: Engine, quirks: Sequence[Quirk]) -> list[Finding]:
+    """What each of some quirks finds in an engine's text; nothing of it is imported."""
+    found = [Finding(quirk.name) for quirk in quirks]
+    for path in engine.sources():
+        subject = _source_module(engine, ".".join(path.relative_to(engine.root).with_suffix("").parts), path)
+        for quirk, finding in zip(quirks, found):
             reason = quirk.needed(subject)
             if reason:
-                rows.append((quirk.name, relative, reason))
-    return rows
+                finding.places.append((subject.name, reason))
+            finding.is_settled |= bool(reason) or (subject.code.is_readable and quirk.settled(subject))
+    return found
+
+
+def _source_module(engine: Engine, name: str, path: Path) -> SourceModule:
+    return SourceModule(engine, name, path.read_text(encoding="utf-8", errors="ignore"))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import math
-import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.source_code import Code, code_in, dotted, value_of
 from yolov5_ema.errors import ConfigError
 
 _MOST = 200
 _MOST_ANCHORS = 100
 _LARGEST = 1e6
 _OPTIONAL = {"anchors", "label_smoothing"}
-_READ = re.compile(r"\bhyp\[['\"](\w+)['\"]\](?!\s*=[^=])")
 
 
 def read_hyp(file: Path, needed: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -66,7 +66,15 @@ def _check_number(name: str, value: Any, where: str) -> None:
 
 def names_read(engine: Engine, script: Path) -> frozenset[str]:
     """Names of the hyperparameters without which a training script, or the loss, of a YOLOv5 stops."""
-    text = ""
-    for file in (script, engine.root / "utils" / "loss.py"):
-        text += file.read_text(encoding="utf-8", errors="ignore") if file.is_file() else ""
-    return frozenset(_READ.findall(re.sub(r"#.*", "", text))) - _OPTIONAL
+    files = [file for file in (script, engine.root / "utils" / "loss.py") if file.is_file()]
+    return frozenset(name for file in files for name in _read_in(code_in(file))) - _OPTIONAL
+
+
+def _read_in(code: Code) -> Iterator[str]:
+    """The keys that code takes out of ``hyp`` or ``self.hyp``, to use or to change."""
+    changed = [node.target for node in code.all(ast.AugAssign)]
+    for node in code.all(ast.Subscript):
+        is_read = isinstance(node.ctx, ast.Load) or node in changed
+        key = value_of(node.slice)
+        if is_read and isinstance(key, str) and dotted(node.value).split(".")[-1] == "hyp":
+            yield key

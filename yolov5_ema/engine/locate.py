@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.util
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+from yolov5_ema.engine.source_code import code_in, dotted, value_of
 from yolov5_ema.errors import EngineNotFoundError
 
 YOLOV5_ENV = "YOLOV5_EMA_YOLOV5"
@@ -20,6 +21,8 @@ _HOW_TO_GET_ONE = (
     "Install one (pip install 'yolov5-ema[v6]', or [v7]), point to a clone with --yolov5 PATH "
     f"or the environment variable {YOLOV5_ENV}, or run the command inside a clone."
 )
+
+_OF_OTHERS = {"site-packages", "dist-packages"}
 
 _working_folder_counts: ContextVar[bool] = ContextVar("working folder counts", default=True)
 
@@ -49,10 +52,15 @@ class Engine:
         return module_name[len("yolov5.") :] if module_name.startswith("yolov5.") else None
 
     def owns(self, path: str | None) -> bool:
-        """Whether a source file lies under the root."""
+        """Whether a source file lies under the root; not so those of an environment that somebody made in a clone."""
         if not path or not os.path.isabs(path):  # torch has modules whose __file__ is a bare "_ops.py"
             return False
-        return self.root in Path(path).resolve().parents
+        file = Path(path).resolve()
+        return self.root in file.parents and not _OF_OTHERS & set(file.relative_to(self.root).parts)
+
+    def sources(self) -> list[Path]:
+        """Its source files, in order."""
+        return [file for file in sorted(self.root.rglob("*.py")) if self.owns(str(file))]
 
     @property
     def import_root(self) -> Path:
@@ -65,8 +73,7 @@ class Engine:
 
     def has_flags(self, relative: str) -> bool:
         """Whether a script takes flags, as its text says: others do their work when they are imported."""
-        source = self._script(relative).read_text(encoding="utf-8", errors="ignore")
-        return all(re.search(rf"^def {name}\(", source, re.MULTILINE) for name in ("parse_opt", "main"))
+        return code_in(self._script(relative)).defines("parse_opt", "main")
 
     def _script(self, relative: str) -> Path:
         return (self.root / Path(*relative.split("."))).with_suffix(".py")
@@ -94,8 +101,7 @@ def engine_at(path: Path) -> Engine:
         raise EngineNotFoundError(
             f"{path} is no YOLOv5: it lacks models/yolo.py, utils/general.py or train.py. {_HOW_TO_GET_ONE}"
         )
-    parser_source = (root / "models/yolo.py").read_text(encoding="utf-8", errors="ignore")
-    if re.search(r"^from yolov5\.", parser_source, re.MULTILINE):
+    if code_in(root / "models/yolo.py").imports("yolov5", within_function=False):
         return Engine(root, "package", _package_version(root))
     return Engine(root, "clone", _clone_version(root))
 
@@ -155,9 +161,10 @@ def _installed_package() -> Path | None:
 
 
 def _package_version(root: Path) -> str:
-    declared = re.search(r'__version__ = "([^"]+)"', (root / "__init__.py").read_text(encoding="utf-8"))
-    if declared:
-        return declared.group(1)
+    for line in code_in(root / "__init__.py").all(ast.Assign):
+        declared = value_of(line.value)
+        if isinstance(declared, str) and "__version__" in map(dotted, line.targets):
+            return declared
     try:
         return importlib.metadata.version("yolov5")
     except importlib.metadata.PackageNotFoundError:
@@ -166,10 +173,8 @@ def _package_version(root: Path) -> str:
 
 def _clone_version(root: Path) -> str:
     """The release that a clone's files look like; upstream writes its version nowhere."""
-    general = (root / "utils/general.py").read_text(encoding="utf-8", errors="ignore")
     if (root / "segment/train.py").is_file():
-        return "7.0+" if "from ultralytics" in general else "7.0"
+        return "7.0+" if code_in(root / "utils/general.py").imports("ultralytics") else "7.0"
     if (root / "classify/train.py").is_file() or (root / "utils/dataloaders.py").is_file():
         return "6.2"
-    common = (root / "models/common.py").read_text(encoding="utf-8", errors="ignore")
-    return "6.1" if "class DetectMultiBackend" in common else "6.0"
+    return "6.1" if code_in(root / "models/common.py").defines("DetectMultiBackend") else "6.0"

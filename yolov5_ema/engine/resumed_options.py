@@ -26,6 +26,7 @@ from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.engine.checkpoints import check_file, load_checkpoint
 from yolov5_ema.engine.hyperparameters import check_hyp, names_read, read_hyp
 from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.source_code import Code
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.resources import find_shipped
 
@@ -313,7 +314,7 @@ def _is_file(place: Path) -> bool:
 
 def _checked_dict(content: dict[str, Any], where: str, script: Script) -> dict[str, Any]:
     """A data set that stands in the options itself, as loggers put it there: without what would be fetched or run."""
-    if re.search(r"\bdata\.endswith\(", script.source):
+    if Code(script.source).calls("data.endswith"):
         raise ConfigError(
             f"{where}: data is no path of a data YAML, which {script.engine} needs; write what stands there into a file"
         )

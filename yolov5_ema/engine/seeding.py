@@ -24,6 +24,7 @@ import torch
 
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.source_code import code_in
 from yolov5_ema.errors import UserError
 
 SEED_ENV = "YOLOV5_EMA_SEED"
@@ -72,7 +73,7 @@ def seeded_training(engine: Engine, argv: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _has_seed_flag(module: ModuleType) -> bool:
-    return "'--seed'" in Path(str(module.__file__)).read_text(encoding="utf-8", errors="ignore")
+    return code_in(Path(str(module.__file__))).has_flag("--seed")
 
 
 def _seed(module: Any, seed: int, patches: Patches) -> None:

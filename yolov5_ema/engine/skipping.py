@@ -53,9 +53,13 @@ class SourceFiles:
     ) -> SourceFiles:
         """Let ``detect`` and the ``predict`` of segment/ and classify/ skip what they cannot read; others are left."""
         files = cls(script, opt)
-        if script.split(".")[-1] in SCRIPTS:
+        if script.split(".")[-1] not in SCRIPTS:
+            return files
+        if hasattr(module, "LoadImages"):
             patches.set(module, "LoadImages", _tolerant(module.LoadImages, files, patches))
             patches.set(module, "cv2", ModuleView(module.cv2, imwrite=files.write_picture))
+        else:  # v6.2's classify/predict.py, which reads one image by itself
+            patches.set(module, "cv2", ModuleView(module.cv2, imread=_read_or_refuse))
         return files
 
     def finish(self) -> int:
@@ -133,6 +137,14 @@ class SourceFiles:
     @staticmethod
     def _key(path: Path, by_stem: bool) -> str:
         return path.stem if by_stem else path.name
+
+
+def _read_or_refuse(path: str, *flags: Any) -> np.ndarray:
+    """`cv2.imread` for a script that reads one image and does not look whether it could."""
+    pixels, problem = read_image(path)
+    if pixels is None:
+        raise UserError(f"--source {_printable(path)}: {problem}; this YOLOv5 takes one image here")
+    return pixels
 
 
 def _tolerant(base: Any, files: SourceFiles, patches: Patches) -> type:

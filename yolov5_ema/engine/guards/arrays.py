@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 from yolov5_ema.data.label_caches import NOTES, UnusableCache, read_label_cache
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import whole_files
 
@@ -70,7 +69,7 @@ def save(file: Any, array: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if re.search(r"\bnp\.(load|save)\(", module.source):
+    if {"np.load", "np.save"} & module.code.names and "np" in module.code.own_names:
         return "it loads arrays that lie in the data set, or saves them there"
     return None
 
@@ -84,5 +83,6 @@ ARRAYS = Quirk(
     symptom="labels/train.cache of a data set runs the code in it; a link beside it is written through",
     versions="all",
     needed=_needed,
+    settled=by_absence,
     apply=_apply,
 )

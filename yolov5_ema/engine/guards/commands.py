@@ -22,7 +22,8 @@ from typing import Any
 
 from yolov5_ema.engine.data_yaml import approved_download
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.engine.source_code import Code
 from yolov5_ema.errors import UserError
 
 # what may stand outside quotes, and within them: nothing that a shell looks at
@@ -39,20 +40,20 @@ class Commands:
 
     Args:
         name: of the module, for messages.
-        source: its text.
+        code: its syntax tree.
         root: YOLOv5's folder, the only one that git is asked about.
     """
 
-    def __init__(self, name: str, source: str, root: Path) -> None:
+    def __init__(self, name: str, code: Code, root: Path) -> None:
         self._name = name
-        self._source = source
+        self._code = code
         self._root = root
 
     @functools.cached_property
     def _templates(self) -> tuple[list[re.Pattern[str]], set[str]]:
         """Patterns of whole commands, and the programs that they begin with."""
         patterns, programs = [], set()
-        for pattern, beginning in _commands_in(self._source):
+        for pattern, beginning in _commands_in(self._code):
             patterns.append(re.compile(pattern))
             programs.add(beginning)
         return patterns, programs
@@ -117,15 +118,13 @@ def _is_git(command: Any) -> bool:
     return bool(words) and words[0] == "git"
 
 
-def _commands_in(source: str) -> Iterator[tuple[str, str]]:
+def _commands_in(code: Code) -> Iterator[tuple[str, str]]:
     """For each text in a module that begins as a command does: a pattern for what it can become, and the beginning."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.JoinedStr):
-            parts = [part.value if isinstance(part, ast.Constant) else None for part in node.values]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            parts = [node.value]
-        else:
-            continue
+    joined: list[list[Any]] = [
+        [part.value if isinstance(part, ast.Constant) else None for part in node.values]
+        for node in code.all(ast.JoinedStr)
+    ]
+    for parts in (*joined, *([text] for text in sorted(code.texts))):
         beginning = _BEGINNING.match(parts[0]) if parts and isinstance(parts[0], str) else None
         if beginning:
             yield _pattern(parts), beginning[0]
@@ -146,13 +145,14 @@ def _pattern(parts: list[Any]) -> str:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if re.search(r"\bos\.(system|popen)\(|\bsubprocess\b|\bcheck_output\(", module.source):
+    code = module.code
+    if {"os.system", "os.popen", "subprocess", "check_output"} & (code.names | code.own_names):
         return "it runs commands, with names out of files in them"
     return None
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
-    commands, theirs = Commands(module.name, module.source, module.engine.root), module.module
+    commands, theirs = Commands(module.name, module.code, module.engine.root), module.module
     if hasattr(theirs, "os"):
         patches.view(
             theirs,
@@ -173,5 +173,6 @@ COMMANDS = Quirk(
     symptom="a bucket called 'x; command #' in opt.yaml or a checkpoint becomes a command of its own",
     versions="all",
     needed=_needed,
+    settled=by_absence,
     apply=_apply,
 )

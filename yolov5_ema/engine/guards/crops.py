@@ -21,7 +21,7 @@ _FUNCTION = "save_one_box"
 
 
 def _needed(module: SourceModule) -> str | None:
-    if _FUNCTION in module.source:
+    if _FUNCTION in module.code.own_names:
         return "it writes crops into folders that are called as a file's classes"
     return None
 

@@ -8,7 +8,6 @@ itself takes it from somewhere else.
 from __future__ import annotations
 
 import functools
-import re
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -108,7 +107,7 @@ def _refuse_without_network(data: dict[str, Any], file: Path) -> None:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if re.search(r"^def check_dataset\(", module.source, re.MULTILINE):
+    if module.code.defines("check_dataset"):
         return "it runs what a data YAML says under 'download', and looks for a relative 'path' in one place only"
     return None
 

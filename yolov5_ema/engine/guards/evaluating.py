@@ -18,7 +18,7 @@ from torch import nn
 
 from yolov5_ema.engine.data_yaml import approved_download
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
 from yolov5_ema.engine.rows import WRAPPERS, is_layer_of_literals
 from yolov5_ema.errors import ConfigError
 
@@ -94,11 +94,8 @@ def _place(frame: FrameType) -> str:
     return f"{frame.f_globals.get('__name__', 'YOLOv5')}.{frame.f_code.co_name}"
 
 
-_CALLS = re.compile(r"(?<![.\w])(eval|exec)\(")
-
-
 def _needed(module: SourceModule) -> str | None:
-    return "it evaluates texts" if _CALLS.search(module.source) else None
+    return "it evaluates texts" if {"eval", "exec"} & module.code.names else None
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
@@ -111,5 +108,6 @@ EVALUATING = Quirk(
     symptom="code in a data YAML, a model YAML, a checkpoint or an exported model's metadata runs",
     versions="all",
     needed=_needed,
+    settled=by_absence,
     apply=_apply,
 )

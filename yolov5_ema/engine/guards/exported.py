@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import re
 from pathlib import Path
 from typing import Any, Callable
 
@@ -21,7 +20,7 @@ from yolov5_ema.engine.exported_models import (
     read_onnx_network,
 )
 from yolov5_ema.engine.patching import ModuleView, Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
 
 FORMS = (
     *("pt", "jit", "onnx", "xml", "engine", "coreml", "saved_model"),
@@ -33,7 +32,7 @@ _OF_V60 = {".onnx": "onnx", ".tflite": "tflite", ".pb": "pb", "": "saved_model"}
 
 
 def _torchscript_needed(module: SourceModule) -> str | None:
-    if re.search(r"\btorch\.jit\.load\(", module.source):
+    if "torch.jit.load" in module.code.names:
         return "it loads TorchScript, which is a program"
     return None
 
@@ -47,20 +46,22 @@ TORCHSCRIPT = Quirk(
     symptom="a TorchScript file writes files, or starts threads, while it is loaded or run",
     versions="all",
     needed=_torchscript_needed,
+    settled=by_absence,
     apply=_torchscript_apply,
 )
 
 
 def _exported_needed(module: SourceModule) -> str | None:
-    if re.search(r"\bcv2\.dnn\.readNetFromONNX\(", module.source):
+    if "cv2.dnn.readNetFromONNX" in module.code.names or module.code.defines("DetectMultiBackend"):
         return "it loads exported models, and evaluates what they say of themselves"
     return None
 
 
 def _exported_apply(module: SourceModule, patches: Patches) -> None:
     theirs = module.module
-    read = read_onnx_network(cv2.dnn.readNetFromONNX)
-    patches.view(theirs, "cv2", dnn=ModuleView(cv2.dnn, readNetFromONNX=read))
+    if hasattr(theirs, "cv2"):
+        read = read_onnx_network(cv2.dnn.readNetFromONNX)
+        patches.view(theirs, "cv2", dnn=ModuleView(cv2.dnn, readNetFromONNX=read))
     if not hasattr(theirs, "DetectMultiBackend"):
         patches.set(theirs, "check_suffix", _checked_suffix(theirs.check_suffix))
         return

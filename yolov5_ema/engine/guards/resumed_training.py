@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import builtins
 import functools
 import io
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import nn
 from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.engine.resumed_options import Script, options_to_resume
+from yolov5_ema.engine.source_code import parameters
 from yolov5_ema.errors import CheckpointError, UserError
 
 _REMOTE = ("wandb-artifact://", "comet://")
@@ -49,11 +50,16 @@ def refuse_unguarded(module: ModuleType) -> None:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if re.search(r"['\"]--resume['\"]", module.source) and re.search(
-        r"^def main\(opt\b.*?argparse\.Namespace\(\*\*", module.source, re.MULTILINE | re.DOTALL
-    ):
+    main = module.code.part("main")
+    if main is None or not module.code.has_flag("--resume") or parameters(main)[:1] != ["opt"]:
+        return None
+    if any(_takes_all(call) for call in main.calls("argparse.Namespace")):
         return "--resume does what the options say that stand in a file: write, upload, download, run"
     return None
+
+
+def _takes_all(call: ast.Call) -> bool:
+    return any(given.arg is None for given in call.keywords)
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import glob
 import os
-import re
 from collections.abc import Iterator
 from typing import Any, Callable
 
@@ -20,7 +19,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular, replacement
 from yolov5_ema.reading import MOST_TEXT
 
-_OPENS = re.compile(r"\b(cv2\.imread|Image\.open)\(|(?<![.\w])open\(")
+_OPENS = frozenset({"cv2.imread", "Image.open", "open"})
 _MODULES = ("datasets", "dataloaders")
 _TO_READ = frozenset("rbt")
 _MOST_FOLDERS = 100_000
@@ -118,7 +117,7 @@ def _check(file: Any, most: int | None = None) -> None:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if module.name.split(".")[-1] in _MODULES and _OPENS.search(module.source):
+    if module.name.split(".")[-1] in _MODULES and _OPENS & module.code.names:
         return "it opens the images and labels of a data set"
     return None
 

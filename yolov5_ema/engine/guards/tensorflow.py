@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import re
 from typing import Any, Callable
 
 from yolov5_ema.engine.locate import Engine
@@ -45,7 +44,7 @@ def _with_names(model: dict[str, Any], rows: dict[str, Any], known: dict[str, An
 
 
 def _needed(module: SourceModule) -> str | None:
-    if module.name == "models.tf" and re.search(r"^def parse_model\(", module.source, re.MULTILINE):
+    if module.name == "models.tf" and module.code.defines("parse_model"):
         return "it evaluates the rows that a checkpoint keeps"
     return None
 

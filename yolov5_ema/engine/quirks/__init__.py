@@ -1,6 +1,6 @@
 """What old YOLOv5 code needs on today's libraries: one small, named function each.
 
-A quirk looks at the source text of one YOLOv5 module and at the installed libraries, and does
+A quirk looks at the syntax tree of one YOLOv5 module and at the installed libraries, and does
 nothing unless both say that it is needed. `QUIRKS` is the list that ``yolov5-ema doctor`` prints.
 """
 
@@ -9,16 +9,18 @@ from __future__ import annotations
 from yolov5_ema.engine.quirks.amp_check import AMP_CHECK
 from yolov5_ema.engine.quirks.autoanchor import AUTOANCHOR_FEW_BOXES
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.classifiers import CLASSIFIER_CUTOFF
 from yolov5_ema.engine.quirks.display import DISPLAY
 from yolov5_ema.engine.quirks.distributed import CPU_DDP, ONE_RUN_FOLDER, RESUME_IN_RANKS
 from yolov5_ema.engine.quirks.downloads import DOWNLOADS_SAY_SO, FILES_BEFORE_HUB, NO_PIP_BEHIND_THE_BACK
 from yolov5_ema.engine.quirks.drawing import DRAWN_ON_COPIES
-from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, OPENVINO_CONVERTER, TORCH_HAS_CUDA
+from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, TORCH_HAS_CUDA
 from yolov5_ema.engine.quirks.fonts import FONT_FROM_DISK, FONT_GETSIZE
 from yolov5_ema.engine.quirks.label_cache import STALE_LABEL_CACHE
 from yolov5_ema.engine.quirks.loss import LOSS_CLAMP
 from yolov5_ema.engine.quirks.noval import NOVAL
 from yolov5_ema.engine.quirks.numpy_names import NUMPY_NAMES
+from yolov5_ema.engine.quirks.openvino import OPENVINO_CONVERTER, OPENVINO_RUNTIME
 from yolov5_ema.engine.quirks.optional_packages import ROBOFLOW, ULTRALYTICS
 from yolov5_ema.engine.quirks.packaging_names import PKG_RESOURCES
 from yolov5_ema.engine.quirks.pictures import PICTURES_IN_ORDER
@@ -50,6 +52,7 @@ QUIRKS: tuple[Quirk, ...] = (
     RESUME_AFTER_KILL,
     ONNX_EXPORTER,
     OPENVINO_CONVERTER,
+    OPENVINO_RUNTIME,
     TORCH_HAS_CUDA,
     TORCH_AMP,
     AMP_CHECK,
@@ -65,6 +68,7 @@ QUIRKS: tuple[Quirk, ...] = (
     ROBOFLOW,
     ULTRALYTICS,
     WEIGHT_TRANSFER,
+    CLASSIFIER_CUTOFF,
     WORKER_PROCESSES,
     DISPLAY,
     WANDB_EPOCHS,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import re
 from typing import Any
 
 from yolov5_ema.engine.checkpoints import module_aliases
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
 
 
 def _needed(module: SourceModule) -> str | None:
     if module.engine.kind != "package" or module.name != "utils.general":
         return None
-    body = re.search(r"^def check_amp\(.*?(?=^def |\Z)", module.source, re.MULTILINE | re.DOTALL)
-    if body and re.search(r"^ +from models\.common import", body.group(), re.MULTILINE):
+    check_amp = module.code.part("check_amp")
+    if check_amp is not None and check_amp.imports("models.common"):
         return "check_amp imports models.common, which the package calls yolov5.models.common"
     return None
 
@@ -36,5 +35,6 @@ AMP_CHECK = Quirk(
     symptom="train: ModuleNotFoundError: No module named 'models.common'",
     versions="PyPI 6.1.9",
     needed=_needed,
+    settled=by_absence,
     apply=_apply,
 )

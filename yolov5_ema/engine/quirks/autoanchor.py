@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +11,9 @@ import numpy as np
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.source_code import Code
 
-_GOES_ON = re.compile(
-    r"except Exception as e:\s+print\(f'\{prefix\}ERROR[^\n]+\s+new_bpr = metric\(anchors\)"
-)
+_FUNCTIONS = ("check_anchors", "kmean_anchors")
 
 
 def _quantile_anchors(dataset: Any, n: int, img_size: int) -> np.ndarray:
@@ -41,10 +40,21 @@ def _with_fallback(kmean_anchors: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _needed(module: SourceModule) -> str | None:
-    # v6.1 and later catch the failure inside kmean_anchors
-    if _GOES_ON.search(module.source):
+    check_anchors, kmean_anchors = (module.code.part(name) for name in _FUNCTIONS)
+    if check_anchors is None or kmean_anchors is None:
+        return None
+    if _tries(check_anchors, "kmean_anchors") and not _tries(kmean_anchors, "kmeans"):  # v6.2 and later do
         return "check_anchors goes on with anchors of the wrong shape after k-means failed"
     return None
+
+
+def _tries(function: Code, name: str) -> bool:
+    """Whether a function catches what another one raises."""
+    return any(Code(line).calls(name) for tried in function.all(ast.Try) for line in tried.body)
+
+
+def _settled(module: SourceModule) -> bool:
+    return module.code.defines(*_FUNCTIONS)
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
@@ -54,7 +64,8 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 AUTOANCHOR_FEW_BOXES = Quirk(
     name="autoanchor-few-boxes",
     symptom="RuntimeError: The size of tensor a must match the size of tensor b, after autoanchor: ERROR",
-    versions="6.0",
+    versions="6.0, 6.1; PyPI 6.0.7",
     needed=_needed,
+    settled=_settled,
     apply=_apply,
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.source_code import Code
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class SourceModule:
     Attributes:
         engine: the YOLOv5 that it belongs to.
         name: relative to the root, such as ``utils.loss``.
-        source: its text.
+        source: its text; what is asked of it is asked of `code`, for which quotes and line breaks are all the same.
         module: the module itself; None while only the text is looked at.
     """
 
@@ -27,6 +29,17 @@ class SourceModule:
     source: str
     module: Any = None
 
+    @functools.cached_property
+    def code(self) -> Code:
+        """Its syntax tree."""
+        return Code(self.source)
+
+    def after(self, module: Any) -> SourceModule:
+        """The same one after it ran."""
+        later = replace(self, module=module)
+        vars(later)["code"] = self.code
+        return later
+
 
 def _change_nothing(module: SourceModule, patches: Patches) -> None:
     return None
@@ -34,6 +47,16 @@ def _change_nothing(module: SourceModule, patches: Patches) -> None:
 
 def _no_context(module: SourceModule) -> AbstractContextManager[None]:
     return contextlib.nullcontext()
+
+
+def never(module: SourceModule) -> bool:
+    """For what every known YOLOv5 needs: one in which it is not found does it in a way that is not known."""
+    return False
+
+
+def by_absence(module: SourceModule) -> bool:
+    """For names that YOLOv5 uses or not: a YOLOv5 without them does without the quirk."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,8 @@ class Quirk:
         needed: given a module, the reason why it needs the cure, or None.
         apply: changes the module after it ran.
         while_running: a context in which the module's own code runs, for what breaks at import.
+        settled: whether a module that does not need the cure shows that the YOLOv5 does without it. Where none does,
+            ``doctor`` says that the cure may be needed and is off.
     """
 
     name: str
@@ -55,3 +80,4 @@ class Quirk:
     needed: Callable[[SourceModule], str | None]
     apply: Callable[[SourceModule, Patches], None] = field(default=_change_nothing)
     while_running: Callable[[SourceModule], AbstractContextManager[None]] = field(default=_no_context)
+    settled: Callable[[SourceModule], bool] = field(default=never)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
-import re
 import tempfile
 from typing import Any, Callable
 
@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from yolov5_ema.engine.patching import ModuleView, Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.engine.source_code import parameters
 from yolov5_ema.errors import UserError
 
 CPU_DDP_ENV = "YOLOV5_EMA_CPU_DDP"
@@ -52,7 +53,7 @@ class _CpuOfARank(str):
 
 
 def _cpu_needed(module: SourceModule) -> str | None:
-    if is_cpu_ddp() and re.search(r"\bdist\.(barrier|init_process_group)\(", module.source):
+    if is_cpu_ddp() and module.code.calls("dist.barrier", "dist.init_process_group"):
         return f"{CPU_DDP_ENV} is set: the processes of torchrun share the CPU"
     return None
 
@@ -62,7 +63,7 @@ def _cpu_apply(module: SourceModule, patches: Patches) -> None:
     patches.view(target, "dist", is_nccl_available=lambda: False, barrier=_barrier)
     if hasattr(target, "DDP"):
         patches.set(target, "DDP", _ddp)
-    if "dist.init_process_group(" not in module.source:
+    if not module.code.calls("dist.init_process_group"):
         return
     if hasattr(target, "amp"):  # v6.0; later ones ask check_amp
         patches.view(target, "amp", autocast=_no_autocast, GradScaler=_no_scaler)
@@ -160,6 +161,7 @@ CPU_DDP = Quirk(
     symptom="torchrun without GPUs: insufficient CUDA devices for DDP command",
     versions=f"all; off unless {CPU_DDP_ENV}=1",
     needed=_cpu_needed,
+    settled=lambda module: not is_cpu_ddp(),
     apply=_cpu_apply,
 )
 
@@ -169,19 +171,26 @@ def _rank() -> int:
 
 
 def _folder_needed(module: SourceModule) -> str | None:
-    if _rank() > 0 and re.search(r"save_dir / 'opt\.yaml'", module.source):
+    if _rank() > 0 and _makes_run_folder(module):
         return "each process makes the run folder, and writes into it: exp2 beside exp, if it comes second"
     return None
 
 
+def _makes_run_folder(module: SourceModule) -> bool:
+    train = module.code.part("train")
+    return train is not None and "opt" in parameters(train) and train.has("save_dir / 'opt.yaml'")
+
+
 def _folder_apply(module: SourceModule, patches: Patches) -> None:
     train = module.module.train
+    signature = inspect.signature(train)
 
     @functools.wraps(train)
-    def wrapper(hyp: Any, opt: Any, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        opt = signature.bind(*args, **kwargs).arguments["opt"]
         with tempfile.TemporaryDirectory(prefix="yolov5-ema-rank-") as folder:
             opt.save_dir = folder
-            return train(hyp, opt, *args, **kwargs)
+            return train(*args, **kwargs)
 
     patches.set(module.module, "train", wrapper)
 
@@ -191,30 +200,35 @@ ONE_RUN_FOLDER = Quirk(
     symptom="torchrun: a second, empty run folder beside the one with the weights",
     versions="all",
     needed=_folder_needed,
+    settled=_makes_run_folder,
     apply=_folder_apply,
 )
 
 
+_CHECK = "check_wandb_resume"
+
+
 def _resume_needed(module: SourceModule) -> str | None:
-    if _rank() > 0 and "check_wandb_resume(opt)" in module.source:
+    if _rank() > 0 and _CHECK in module.code.own_names:
         return "processes behind the first look into --data for W&B's data sets, also where --resume came without it"
     return None
 
 
 def _resume_apply(module: SourceModule, patches: Patches) -> None:
-    check = module.module.check_wandb_resume
+    check = getattr(module.module, _CHECK)
 
     @functools.wraps(check)
     def wrapper(opt: Any) -> Any:
         return check(opt) if str(opt.data) else None
 
-    patches.set(module.module, "check_wandb_resume", wrapper)
+    patches.set(module.module, _CHECK, wrapper)
 
 
 RESUME_IN_RANKS = Quirk(
     name="resume-in-ranks",
     symptom="torchrun … train --resume: FileNotFoundError: No such file or directory: '', or the others wait for ever",
-    versions="PyPI 6.0.7, 6.1.9",
+    versions="6.0 to 6.2; PyPI 6.0.7, 6.1.9",
     needed=_resume_needed,
+    settled=by_absence,
     apply=_resume_apply,
 )

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.engine.source_code import parameters
 from yolov5_ema.errors import CheckpointError
 
 _RELEASED = re.compile(r"yolov5[nsmlx]6?(-seg|-cls)?\.pt")
@@ -61,7 +62,7 @@ def _saying_so(download: Callable[..., str]) -> Callable[..., str]:
 
 
 def _download_needed(module: SourceModule) -> str | None:
-    if re.search(r"^def attempt_download\(", module.source, re.MULTILINE):
+    if module.code.defines("attempt_download"):
         return "missing weights start a download that takes long to fail offline"
     return None
 
@@ -79,15 +80,20 @@ DOWNLOADS_SAY_SO = Quirk(
 )
 
 
-_CHECKS = re.compile(
-    r"^def check_requirements\(.*install=True|^from ultralytics.*import check_requirements", re.MULTILINE
-)
+_CHECK = "check_requirements"
 
 
 def _pip_needed(module: SourceModule) -> str | None:
-    if module.name == "utils.general" and _CHECKS.search(module.source):
+    if module.name != "utils.general" or _CHECK not in module.code.own_names:
+        return None
+    check = module.code.part(_CHECK)
+    if check is None or "install" in parameters(check):  # or it is that of the package ultralytics
         return "check_requirements runs pip install for what it misses"
     return None
+
+
+def _pip_settled(module: SourceModule) -> bool:
+    return module.name == "utils.general" and module.code.defines(_CHECK)
 
 
 def _pip_apply(module: SourceModule, patches: Patches) -> None:
@@ -107,8 +113,9 @@ def _pip_apply(module: SourceModule, patches: Patches) -> None:
 NO_PIP_BEHIND_THE_BACK = Quirk(
     name="no-pip-behind-the-back",
     symptom="a missing optional package starts 'pip install' in the middle of a run",
-    versions="6.0 to 7.0.14",
+    versions="all",
     needed=_pip_needed,
+    settled=_pip_settled,
     apply=_pip_apply,
 )
 
@@ -137,7 +144,7 @@ def _files_first(download: Callable[..., str | None]) -> Callable[..., str | Non
 
 
 def _hub_needed(module: SourceModule) -> str | None:
-    if re.search(r"^def attempt_download_from_hub\(", module.source, re.MULTILINE):
+    if module.code.defines("attempt_download_from_hub"):
         return "weights are looked for on the Hugging Face Hub before they are on the disk"
     return None
 
@@ -153,5 +160,6 @@ FILES_BEFORE_HUB = Quirk(
     symptom="--weights best.pt: a connection error, or No module named 'huggingface_hub', though the file is there",
     versions="PyPI 7.0.14",
     needed=_hub_needed,
+    settled=by_absence,
     apply=_hub_apply,
 )

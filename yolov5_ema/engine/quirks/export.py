@@ -1,28 +1,30 @@
-"""Export, and inference with what it wrote: ONNX without ``onnxscript``, today's OpenVINO, ``torch.has_cuda``."""
+"""Export to ONNX without ``onnxscript``, and ``torch.has_cuda``, by which v6.0 asks for a GPU."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
-import os
-import re
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from yolov5_ema.engine.patching import ModuleView, Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.engine.source_code import keyword
 
 
 def _onnx_needed(module: SourceModule) -> str | None:
-    if "torch.onnx.export(" not in module.source or re.search(r"\bdynamo\s*=", module.source):
+    exports = module.code.calls("torch.onnx.export")
+    if all(keyword(call, "dynamo") is not None for call in exports):
         return None
     dynamo = inspect.signature(torch.onnx.export).parameters.get("dynamo")
     if dynamo is None or not dynamo.default:
         return None
     return f"torch {torch.__version__} exports through onnxscript unless told otherwise"
+
+
+def _onnx_settled(module: SourceModule) -> bool:
+    """The newest leaves it to the package ultralytics, which says what it wants."""
+    return bool(module.code.calls("torch.onnx.export")) or module.code.imports("ultralytics", "torch2onnx")
 
 
 def _onnx_apply(module: SourceModule, patches: Patches) -> None:
@@ -36,47 +38,13 @@ ONNX_EXPORTER = Quirk(
     symptom="ONNX: export failure: No module named 'onnxscript'; or another opset than --opset says",
     versions="6.0 to 7.0.14",
     needed=_onnx_needed,
+    settled=_onnx_settled,
     apply=_onnx_apply,
 )
 
 
-def _openvino_needed(module: SourceModule) -> str | None:
-    if not re.search(r"^def export_openvino\(file, metadata, half, prefix=", module.source, re.MULTILINE):
-        return None
-    if "openvino.inference_engine" not in module.source or importlib.util.find_spec("openvino") is None:
-        return None
-    if importlib.util.find_spec("openvino.inference_engine") is not None:
-        return None
-    return "this openvino has no inference_engine and no command mo"
-
-
-def _openvino_apply(module: SourceModule, patches: Patches) -> None:
-    def export_openvino(
-        file: Path, metadata: dict[str, Any], half: bool, prefix: str = module.module.colorstr("OpenVINO:")
-    ) -> tuple[str, None]:
-        import openvino
-
-        folder = Path(str(file).replace(".pt", "_openvino_model"))
-        converted = openvino.convert_model(file.with_suffix(".onnx"))
-        folder.mkdir(parents=True, exist_ok=True)
-        openvino.save_model(converted, folder / file.with_suffix(".xml").name, compress_to_fp16=half)
-        module.module.yaml_save(folder / file.with_suffix(".yaml").name, metadata)
-        return f"{folder}{os.sep}", None
-
-    patches.set(module.module, "export_openvino", module.module.try_export(export_openvino))
-
-
-OPENVINO_CONVERTER = Quirk(
-    name="openvino-converter",
-    symptom="OpenVINO: export failure: No module named 'openvino.inference_engine'",
-    versions="7.0",
-    needed=_openvino_needed,
-    apply=_openvino_apply,
-)
-
-
 def _has_cuda_needed(module: SourceModule) -> str | None:
-    if "torch.has_cuda" not in module.source:
+    if "torch.has_cuda" not in module.code.names:
         return None
     return "torch.has_cuda is deprecated, and true of every CUDA build, GPU or not"
 
@@ -88,7 +56,8 @@ def _has_cuda_apply(module: SourceModule, patches: Patches) -> None:
 TORCH_HAS_CUDA = Quirk(
     name="torch-has-cuda",
     symptom="detect on an ONNX file asks for onnxruntime-gpu on a machine without a GPU",
-    versions="6.0",
+    versions="PyPI 6.0.7",
     needed=_has_cuda_needed,
+    settled=by_absence,
     apply=_has_cuda_apply,
 )

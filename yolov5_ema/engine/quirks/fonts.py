@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import functools
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +16,8 @@ import PIL
 from PIL import ImageFont
 
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.engine.source_code import Code
 from yolov5_ema.files import replacement
 
 CONFIG_ENV = "YOLOV5_CONFIG_DIR"
@@ -80,7 +80,7 @@ def _missing_fonts() -> list[str]:
 
 
 def _font_needed(module: SourceModule) -> str | None:
-    if "YOLOV5_CONFIG_DIR" not in module.source:
+    if CONFIG_ENV not in module.code.texts:
         return None
     missing = _missing_fonts()
     return f"{', '.join(missing)} not on this machine; DejaVu Sans serves" if missing else None
@@ -105,8 +105,9 @@ def _font_while_running(module: SourceModule) -> Iterator[None]:
 FONT_FROM_DISK = Quirk(
     name="font-from-disk",
     symptom="import downloads Arial.ttf, and fails without a network",
-    versions="6.0 to 7.0.14",
+    versions="all",
     needed=_font_needed,
+    settled=lambda module: CONFIG_ENV in module.code.texts,
     while_running=_font_while_running,
 )
 
@@ -128,13 +129,13 @@ def _with_getsize(make_font: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _font_maker(source: str) -> str | None:
-    found = re.search(r"^def (check_font|check_pil_font)\(", source, re.MULTILINE)
-    return found.group(1) if found else None
+def _font_maker(code: Code) -> str | None:
+    return next((name for name in ("check_font", "check_pil_font") if code.defines(name)), None)
 
 
 def _getsize_needed(module: SourceModule) -> str | None:
-    if "font.getsize(" not in module.source or _font_maker(module.source) is None:
+    is_asked = any(name.endswith("font.getsize") for name in module.code.names)
+    if not is_asked or _font_maker(module.code) is None:
         return None
     if hasattr(ImageFont.FreeTypeFont, "getsize"):
         return None
@@ -142,7 +143,7 @@ def _getsize_needed(module: SourceModule) -> str | None:
 
 
 def _getsize_apply(module: SourceModule, patches: Patches) -> None:
-    name = _font_maker(module.source)
+    name = _font_maker(module.code)
     assert name is not None
     patches.set(module.module, name, _with_getsize(getattr(module.module, name)))
 
@@ -152,5 +153,6 @@ FONT_GETSIZE = Quirk(
     symptom="AttributeError: 'FreeTypeFont' object has no attribute 'getsize'",
     versions="6.0 to 7.0.14",
     needed=_getsize_needed,
+    settled=by_absence,
     apply=_getsize_apply,
 )

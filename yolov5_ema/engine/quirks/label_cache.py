@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import pickle
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.source_code import dotted
 
+_DATASET = "LoadImagesAndLabels"
 _UNREADABLE = (pickle.UnpicklingError, EOFError, ImportError, KeyError, ValueError, AttributeError)
 
 
@@ -44,13 +47,15 @@ def _rescanning(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if "class LoadImagesAndLabels" in module.source and "except FileNotFoundError:" in module.source:
+    dataset = module.code.part(_DATASET)
+    handlers = dataset.all(ast.ExceptHandler) if dataset is not None else []
+    if any(handler.type is not None and dotted(handler.type) == "FileNotFoundError" for handler in handlers):
         return "only a missing label cache is rescanned, not a stale one"
     return None
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
-    dataset_class = module.module.LoadImagesAndLabels
+    dataset_class = getattr(module.module, _DATASET)
     patches.set(dataset_class, "__init__", _rescanning(dataset_class.__init__))
 
 
@@ -59,5 +64,6 @@ STALE_LABEL_CACHE = Quirk(
     symptom="AssertionError without a message after images or labels changed, or between train and val",
     versions="PyPI 6.0.7",
     needed=_needed,
+    settled=lambda module: module.code.defines(_DATASET),
     apply=_apply,
 )

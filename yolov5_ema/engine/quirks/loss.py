@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import re
+import ast
 from typing import Any
 
 import torch
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.source_code import Code, dotted, value_of
+
+_LOSS = "ComputeLoss"
 
 
 def _grid_gain(*size: Any, **options: Any) -> torch.Tensor:
@@ -23,9 +26,22 @@ def _grid_gain(*size: Any, **options: Any) -> torch.Tensor:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if re.search(r"clamp_\(0, gain\[", module.source) and "torch.ones(7" in module.source:
+    loss = module.code.part(_LOSS)
+    if loss is not None and any(_is_clamped_by(call, _gains(loss)) for call in loss.all(ast.Call)):
         return "gj.clamp_(0, gain[3] - 1) clamps int64 in place by float32"
     return None
+
+
+def _gains(loss: Code) -> set[str]:
+    """What it calls the grid gain, a tensor of seven ones."""
+    seven = [node for node in loss.calls("torch.ones") if node.args and value_of(node.args[0]) == 7]
+    values = [node for node in loss.all(ast.Assign) if node.value in seven]
+    return {dotted(target) for node in values for target in node.targets}
+
+
+def _is_clamped_by(call: ast.Call, names: set[str]) -> bool:
+    is_clamp = isinstance(call.func, ast.Attribute) and call.func.attr == "clamp_"
+    return is_clamp and any(names & Code(bound).names for bound in call.args)
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
@@ -37,5 +53,6 @@ LOSS_CLAMP = Quirk(
     symptom="RuntimeError: result type Float can't be cast to the desired output type long int",
     versions="6.0, 6.1",
     needed=_needed,
+    settled=lambda module: module.code.defines(_LOSS),
     apply=_apply,
 )

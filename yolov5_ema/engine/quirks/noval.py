@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import functools
-import re
 import sys
 from typing import Any, Callable
 
@@ -11,14 +11,33 @@ import numpy as np
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.source_code import Code, dotted
+
+_FIGURES = "map50s"
 
 
 def _needed(module: SourceModule) -> str | None:
-    if not re.search(r"\bmap50s, _ = validate\.run\(", module.source):
+    train = module.code.part("train")
+    if train is None or not any(_validates(line) for line in train.all(ast.Assign)):
         return None
-    if re.search(r"^ +map50s = np\.zeros", module.source, re.MULTILINE):
+    if any(isinstance(target, ast.Name) and target.id == _FIGURES for target in _targets(train)):
         return None
     return "the classes' mAP50 are logged after every epoch, also where nothing has set them"
+
+
+def _targets(train: Code) -> list[ast.expr]:
+    return [target for line in train.all(ast.Assign) for target in line.targets]
+
+
+def _validates(line: ast.Assign) -> bool:
+    """Whether it is ``…, map50s, _ = validate.run(…)``."""
+    is_run = isinstance(line.value, ast.Call) and dotted(line.value.func) == "validate.run"
+    return is_run and any(_FIGURES in map(dotted, getattr(target, "elts", [])) for target in line.targets)
+
+
+def _settled(module: SourceModule) -> bool:
+    train = module.code.part("train")
+    return train is not None and bool(train.calls("validate.run", "val.run"))
 
 
 def _only_at_the_end(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,5 +75,6 @@ NOVAL = Quirk(
     symptom="train --noval: UnboundLocalError: cannot access local variable 'map50s'",
     versions="PyPI 7.0.14",
     needed=_needed,
+    settled=_settled,
     apply=_apply,
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import ast
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.engine.source_code import Code, dotted
 
 _REPLACEMENTS: dict[str, Any] = {
     "int": int,
@@ -19,19 +21,31 @@ _REPLACEMENTS: dict[str, Any] = {
 }
 
 
-def _missing_names(source: str) -> list[str]:
+def _missing_names(code: Code) -> list[str]:
     # np.bool came back in NumPy 2 with another meaning, so ask NumPy, not a version number
-    used = [name for name in _REPLACEMENTS if re.search(rf"\bnp\.{name}\b", source)]
-    return [name for name in used if name not in np.__dict__]
+    missing = [name for name in _REPLACEMENTS if name not in np.__dict__ and f"np.{name}" in code.names]
+    used = set(_used_unasked(code.tree)) if missing and "np" in code.own_names else set()
+    return [name for name in missing if f"np.{name}" in used]
+
+
+def _used_unasked(tree: ast.AST) -> Iterator[str]:
+    """Names with dots, without those that the code itself asks for first, by ``hasattr``."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Attribute):
+            yield dotted(node)
+        if not (isinstance(node, (ast.If, ast.IfExp)) and Code(node.test).calls("hasattr")):
+            waiting.extend(ast.iter_child_nodes(node))
 
 
 def _needed(module: SourceModule) -> str | None:
-    missing = _missing_names(module.source)
+    missing = _missing_names(module.code)
     return f"NumPy {np.__version__} lacks {', '.join('np.' + name for name in missing)}" if missing else None
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
-    names = _missing_names(module.source)
+    names = _missing_names(module.code)
     patches.view(module.module, "np", **{name: _REPLACEMENTS[name] for name in names})
 
 
@@ -40,5 +54,6 @@ NUMPY_NAMES = Quirk(
     symptom="AttributeError: module 'numpy' has no attribute 'int' / 'trapz'",
     versions="6.0 to 7.0.14",
     needed=_needed,
+    settled=by_absence,
     apply=_apply,
 )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import re
 import sys
 import types
 from collections.abc import Iterator
 from typing import Any
 
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
 from yolov5_ema.errors import UserError
 
 _ROBOFLOW = ("roboflow", "roboflow.core", "roboflow.core.version")
@@ -23,7 +22,7 @@ def _missing(*_: Any, **__: Any) -> Any:
 
 
 def _roboflow_needed(module: SourceModule) -> str | None:
-    if not re.search(r"^from roboflow import", module.source, re.MULTILINE):
+    if not module.code.imports("roboflow", within_function=False):
         return None
     if importlib.util.find_spec("roboflow") is not None:
         return None
@@ -50,12 +49,13 @@ ROBOFLOW = Quirk(
     symptom="train: ModuleNotFoundError: No module named 'roboflow'",
     versions="PyPI 7.0.14",
     needed=_roboflow_needed,
+    settled=by_absence,
     while_running=_roboflow_while_running,
 )
 
 
 def _ultralytics_needed(module: SourceModule) -> str | None:
-    if not re.search(r"^ *(?:from|import) ultralytics\b", module.source, re.MULTILINE):
+    if not module.code.imports("ultralytics"):
         return None
     if module.name != "utils.general" or importlib.util.find_spec("ultralytics") is not None:
         return None
@@ -75,5 +75,6 @@ ULTRALYTICS = Quirk(
     symptom="No module named 'ultralytics', or the import of YOLOv5 starts 'pip install -U ultralytics'",
     versions="7.0.14, upstream's newest",
     needed=_ultralytics_needed,
+    settled=by_absence,
     while_running=_ultralytics_while_running,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import re
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from packaging.requirements import Requirement
 from packaging.version import parse
 
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
 
 
 class DistributionNotFound(Exception):
@@ -56,7 +55,7 @@ def stand_in() -> types.ModuleType:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if not re.search(r"^import pkg_resources", module.source, re.MULTILINE):
+    if not module.code.imports("pkg_resources", within_function=False):
         return None
     if "pkg_resources" in sys.modules or importlib.util.find_spec("pkg_resources"):
         return None
@@ -78,5 +77,6 @@ PKG_RESOURCES = Quirk(
     symptom="ModuleNotFoundError: No module named 'pkg_resources'",
     versions="6.0 to 7.0.14",
     needed=_needed,
+    settled=by_absence,
     while_running=_while_running,
 )

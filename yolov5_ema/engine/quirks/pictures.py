@@ -8,7 +8,9 @@ from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.source_code import Code, dotted, keyword
 
+_DECORATOR = "threaded"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -30,24 +32,34 @@ class _Inline:
 
 
 def _at_once(func: Callable[..., Any]) -> Callable[..., Any]:
-    """What v6.2's decorator `threaded` becomes."""
+    """What the decorator `threaded` of v6.2 and later becomes; the newest takes it from the package ultralytics."""
 
     @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> None:
+        kwargs.pop("threaded", None)  # by which ultralytics' own is told whether to
         _Inline(functools.partial(func, **kwargs), args).start()
 
     return wrapper
 
 
 def _needed(module: SourceModule) -> str | None:
-    if "Thread(target=plot_images" in module.source or "def threaded(func)" in module.source:
-        return "pictures are drawn in daemon threads over a shared batch"
+    if _has_decorator(module.code) or _draws_in_threads(module.code):
+        return "pictures are drawn in threads over a shared batch"
     return None
 
 
+def _has_decorator(code: Code) -> bool:
+    return code.defines(_DECORATOR) or code.imports("ultralytics", _DECORATOR, within_function=False)
+
+
+def _draws_in_threads(code: Code) -> bool:
+    targets = [keyword(call, "target") for call in code.calls("Thread")]
+    return any(target is not None and dotted(target) == "plot_images" for target in targets)
+
+
 def _apply(module: SourceModule, patches: Patches) -> None:
-    if "def threaded(func)" in module.source:
-        patches.set(module.module, "threaded", _at_once)
+    if _has_decorator(module.code):
+        patches.set(module.module, _DECORATOR, _at_once)
     else:
         patches.set(module.module, "Thread", _Inline)
 
@@ -55,7 +67,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 PICTURES_IN_ORDER = Quirk(
     name="pictures-in-order",
     symptom="val_batch*.jpg and train_batch*.jpg missing, cut off or overexposed after short runs",
-    versions="6.0 to 7.0.14",
+    versions="all",
     needed=_needed,
     apply=_apply,
 )

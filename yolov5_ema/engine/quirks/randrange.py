@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import random
-import re
 import sys
 from typing import Any
 
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.engine.source_code import value_of
 
 
 def _whole_randrange(*bounds: Any) -> int:
@@ -16,9 +17,17 @@ def _whole_randrange(*bounds: Any) -> int:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if not re.search(r"random\.randrange\(imgsz \* 0\.5", module.source) or sys.version_info < (3, 10):
+    bounds = [bound for call in module.code.calls("random.randrange") for bound in call.args]
+    if not any(_is_broken(bound) for bound in bounds) or sys.version_info < (3, 10):
         return None
     return f"Python {sys.version_info[0]}.{sys.version_info[1]} wants whole numbers in randrange"
+
+
+def _is_broken(bound: ast.AST) -> bool:
+    """Whether a sum or product has a number with a point in it: ``imgsz * 0.5``, and not ``int(imgsz * 0.5)``."""
+    if isinstance(bound, ast.BinOp):
+        return _is_broken(bound.left) or _is_broken(bound.right)
+    return isinstance(value_of(bound), float)
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
@@ -28,7 +37,8 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 RANDRANGE_FLOAT = Quirk(
     name="randrange-float",
     symptom="--multi-scale: TypeError (a DeprecationWarning before Python 3.12) in random.randrange",
-    versions="6.0 to 6.2",
+    versions="6.0 to 7.0; PyPI 6.0.7 to 6.2.3",
     needed=_needed,
+    settled=by_absence,
     apply=_apply,
 )

@@ -5,10 +5,10 @@ Checkpoints are written whole by `yolov5_ema.engine.checkpoints.save_checkpoint`
 
 from __future__ import annotations
 
+import ast
 import builtins
 import functools
 import os
-import re
 import reprlib
 import shutil
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from yolov5_ema.engine.checkpoints import load_checkpoint
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.source_code import Code, dotted, value_of
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular, replacement, write_whole
 
@@ -30,9 +31,17 @@ _MOST_BYTES = 64 * 2**20  # of a results.csv
 
 
 def _writes_settings(module: SourceModule) -> str | None:
-    if re.search(r"\bopen\((save_dir / 'opt\.yaml'|file), 'w'\) as f:\s+yaml\.safe_dump", module.source):
+    if any(_empties_settings(block) for block in module.code.all(ast.With)):
         return "opt.yaml is emptied before it is written; without it, no training can be resumed"
     return None
+
+
+def _empties_settings(block: ast.With) -> bool:
+    """Whether it is ``with open(…, 'w') as f: yaml.safe_dump(…)`` for the options of a run, or for any ``file``."""
+    opened = [call for item in block.items for call in Code(item.context_expr).calls("open")]
+    written = [call.args[0] for call in opened if [value_of(mode) for mode in call.args[1:]] == ["w"]]
+    is_meant = any(dotted(file) == "file" or "opt.yaml" in Code(file).texts for file in written)
+    return is_meant and any(Code(line).calls("yaml.safe_dump", "yaml.dump") for line in block.body)
 
 
 def _open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> AbstractContextManager[IO[Any]]:
@@ -61,7 +70,8 @@ WHOLE_SETTINGS = Quirk(
 
 
 def _resumes(module: SourceModule) -> str | None:
-    if re.search(r"'--resume'", module.source) and "torch.save(ckpt, last)" in module.source:
+    train = module.code.part("train")
+    if train is not None and module.code.has_flag("--resume") and train.has("torch.save(ckpt, last)"):
         return "a kill between two files of an epoch leaves them of different epochs"
     return None
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import functools
-import re
 from pathlib import Path
 from typing import Any
 
 from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.engine.source_code import dotted, keyword
 
 
 def _needed(module: SourceModule) -> str | None:
-    if re.search(r"[\"']--project[\"'],\s*(?:type=Path,\s*)?default=ROOT\s*/", module.source):
+    flag = module.code.flag("--project")
+    if flag is not None and _is_below_root(keyword(flag, "default")) and module.code.defines("parse_opt"):
         return "without --project its runs go into the folder that YOLOv5 lies in"
     return None
+
+
+def _is_below_root(place: ast.AST | None) -> bool:
+    while isinstance(place, ast.BinOp):
+        place = place.left
+    return place is not None and dotted(place) == "ROOT"
+
+
+def _settled(module: SourceModule) -> bool:
+    return module.name in ("train", "val", "detect") and module.code.has_flag("--project")
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
@@ -37,12 +49,13 @@ RUNS_HERE = Quirk(
     symptom="runs are found in the clone, or in site-packages, not in runs/ below where the command was given",
     versions="clones of all; PyPI 6.2.3 and 7.0.14 in segment/ and classify/",
     needed=_needed,
+    settled=_settled,
     apply=_apply,
 )
 
 
 def _relative_needed(module: SourceModule) -> str | None:
-    if re.search(r"^ *ROOT = Path\(os\.path\.relpath\(ROOT, Path\.cwd\(\)\)\)", module.source, re.MULTILINE):
+    if module.code.has("ROOT = Path(os.path.relpath(ROOT, Path.cwd()))"):
         return "ROOT is kept as seen from the folder that one stood in at the import"
     return None
 
@@ -56,5 +69,6 @@ ROOT_STAYS = Quirk(
     symptom="from Python, after os.chdir: File not found: ../../yolov5/data/hyps/hyp.scratch-low.yaml",
     versions="all but PyPI 6.0.7",
     needed=_relative_needed,
+    settled=by_absence,
     apply=_relative_apply,
 )

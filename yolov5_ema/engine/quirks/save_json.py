@@ -11,6 +11,7 @@ from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.source_code import value_of
 from yolov5_ema.files import write_whole
 
 
@@ -24,13 +25,17 @@ class _Run:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if (
-        "data = []" in module.source
-        and "data.get('path'" in module.source
-        and "def save_one_json" in module.source
-    ):
+    run = module.code.part("run")
+    if run is None or not module.code.defines("save_one_json"):
+        return None
+    asked = [value_of(call.args[0]) for call in run.calls("data.get") if call.args]
+    if run.has("data = []") and "path" in asked:
         return "val.run calls data.get after it made data a list"
     return None
+
+
+def _settled(module: SourceModule) -> bool:
+    return module.name == "val" and module.code.defines("run", "save_one_json")
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
@@ -123,5 +128,6 @@ SAVE_JSON = Quirk(
     symptom="val --save-json: AttributeError: 'list' object has no attribute 'get'",
     versions="PyPI 6.0.7, 6.1.9, 6.2.3",
     needed=_needed,
+    settled=_settled,
     apply=_apply,
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 
 from yolov5_ema.engine.patching import ModuleView, Patches
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.engine.source_code import Code
 
 
 def _autocast(*args: Any, **kwargs: Any) -> Any:
@@ -26,23 +26,27 @@ def _grad_scaler(*args: Any, **kwargs: Any) -> Any:
     return torch.amp.GradScaler("cuda", *args, **kwargs)
 
 
-def _imports_amp(source: str) -> bool:
-    return bool(re.search(r"^from torch\.cuda import amp", source, re.MULTILINE))
+def _imports_amp(code: Code) -> bool:
+    return code.imports("torch.cuda", "amp", within_function=False)
+
+
+def _names_amp(code: Code) -> bool:
+    return "torch" in code.own_names and any(name.startswith("torch.cuda.amp.") for name in code.names)
 
 
 def _needed(module: SourceModule) -> str | None:
     if not hasattr(torch.amp, "GradScaler"):
         return None
-    if _imports_amp(module.source) or "torch.cuda.amp." in module.source:
+    if _imports_amp(module.code) or _names_amp(module.code):
         return f"torch {torch.__version__} warns of torch.cuda.amp at every batch"
     return None
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
     replaced = {"autocast": _autocast, "GradScaler": _grad_scaler}
-    if _imports_amp(module.source):
+    if _imports_amp(module.code):
         patches.view(module.module, "amp", **replaced)
-    if "torch.cuda.amp." in module.source:
+    if _names_amp(module.code):
         amp = ModuleView(torch.cuda.amp, **replaced)
         patches.view(module.module, "torch", cuda=ModuleView(torch.cuda, amp=amp))
 
@@ -50,7 +54,8 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 TORCH_AMP = Quirk(
     name="torch-amp",
     symptom="FutureWarning: torch.cuda.amp.GradScaler / autocast is deprecated",
-    versions="6.0 to 7.0.14",
+    versions="all",
     needed=_needed,
+    settled=by_absence,
     apply=_apply,
 )

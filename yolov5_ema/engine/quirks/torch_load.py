@@ -7,7 +7,6 @@ allow-list; see `yolov5_ema.engine.checkpoints`.
 from __future__ import annotations
 
 import functools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,14 @@ from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 
 
 def _needed(module: SourceModule) -> str | None:
-    if re.search(r"\btorch\.(load|save)\(", module.source) or _has_torch_load(module):
+    if {"torch.load", "torch.save"} & module.code.names or _has_torch_load(module):
         return "it loads or saves checkpoints, which are pickled modules"
     return None
 
 
 def _has_torch_load(module: SourceModule) -> bool:
     """Upstream's newest loads with a function of the package ultralytics, which runs what a file says."""
-    return bool(re.search(r"^from ultralytics.* import .*\btorch_load\b", module.source, re.MULTILINE))
+    return module.code.imports("ultralytics", "torch_load", within_function=False)
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
@@ -54,11 +53,14 @@ SAFE_CHECKPOINTS = Quirk(
 
 
 def _second_copy(module: SourceModule) -> str | None:
-    if module.engine.kind == "package" and re.search(
-        r"^ +from models\.yolo import", module.source, re.MULTILINE
-    ):
+    attempt_load = module.code.part("attempt_load") if module.engine.kind == "package" else None
+    if attempt_load is not None and attempt_load.imports("models.yolo"):
         return "attempt_load imports models.yolo beside yolov5.models.yolo: every class twice"
     return None
+
+
+def _one_copy_settled(module: SourceModule) -> bool:
+    return module.engine.kind != "package" or module.code.defines("attempt_load")
 
 
 def _one_copy(module: SourceModule, patches: Patches) -> None:
@@ -77,12 +79,13 @@ ONE_COPY_OF_CLASSES = Quirk(
     symptom="models loaded by the PyPI package are not fused and their Detect is not recognised",
     versions="PyPI, all",
     needed=_second_copy,
+    settled=_one_copy_settled,
     apply=_one_copy,
 )
 
 
 def _loads_models(module: SourceModule) -> str | None:
-    if module.name == "models.experimental" and "def attempt_load(" in module.source:
+    if module.name == "models.experimental" and module.code.defines("attempt_load"):
         return "a model out of a file may fail at anything that YOLOv5 does with it after it is read"
     return None
 

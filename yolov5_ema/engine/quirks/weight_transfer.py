@@ -6,34 +6,71 @@ names, are local variables of the function that calls ``intersect_dicts``: ``ckp
 
 from __future__ import annotations
 
+import ast
 import functools
+import importlib
 import logging
 import os
-import re
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Callable
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.source_code import Code
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.weights.heads import names_of
 from yolov5_ema.weights.identity import start_as_identity
 from yolov5_ema.weights.transfer import transfer
 
+_FUNCTION = "intersect_dicts"
 INIT_ENV = "YOLOV5_EMA_INIT"
 INITS = ("none", "identity")
 
 
 def _needed(module: SourceModule) -> str | None:
-    if re.search(r"\bintersect_dicts\(csd, model\.state_dict\(\)", module.source):
+    if any(_is_transfer(call) for call in module.code.calls(_FUNCTION)):
         return "it takes over pretrained weights by row number, which an inserted row shifts"
     return None
 
 
+def _is_transfer(call: ast.Call) -> bool:
+    return [ast.unparse(argument) for argument in call.args] == ["csd", "model.state_dict()"]
+
+
 def _apply(module: SourceModule, patches: Patches) -> None:
-    intersect_dicts = module.module.intersect_dicts
-    logger = getattr(module.module, "LOGGER", None) or logging.getLogger(__name__)
+    if _FUNCTION in module.code.own_names:
+        patches.set(module.module, _FUNCTION, _by_structure(module.module))
+        return
+    for function, home in _imported_within(module.code):
+        patches.set(module.module, function, _with_transfer(getattr(module.module, function), home))
+
+
+def _imported_within(code: Code) -> Iterator[tuple[str, str]]:
+    """Functions that import `intersect_dicts` for themselves, as ``hubconf.py`` does; and the module it comes from."""
+    for name in sorted(code.own_names):
+        for found in getattr(code.part(name), "imported", []):
+            if found.name == _FUNCTION:
+                yield name, found.module
+
+
+def _with_transfer(function: Callable[..., Any], home: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        theirs, patches = importlib.import_module(home), Patches()
+        patches.set(theirs, _FUNCTION, _by_structure(theirs))
+        try:
+            return function(*args, **kwargs)
+        finally:
+            patches.undo()
+
+    return wrapper
+
+
+def _by_structure(theirs: Any) -> Callable[..., dict[str, Any]]:
+    """The `intersect_dicts` of a module, for a caller whose models can be told: with rows paired by structure."""
+    intersect_dicts = getattr(theirs, _FUNCTION)
+    logger = getattr(theirs, "LOGGER", None) or logging.getLogger(__name__)
 
     @functools.wraps(intersect_dicts)
     def wrapper(da: dict[str, Any], db: dict[str, Any], exclude: Any = ()) -> dict[str, Any]:
@@ -55,7 +92,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
             _start_as_identity(target, found.state, found.fresh_blocks, logger)
         return found.state
 
-    patches.set(module.module, "intersect_dicts", wrapper)
+    return wrapper
 
 
 def _models(caller: Mapping[str, Any]) -> tuple[Any, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import re
 from typing import Any
 
 from yolov5_ema.engine import workers
@@ -16,7 +15,7 @@ _DATASET = "LoadImagesAndLabels"
 
 
 def _needed(module: SourceModule) -> str | None:
-    if re.search(rf"^def {_FUNCTION}\(", module.source, re.MULTILINE):
+    if module.code.defines(_FUNCTION, _DATASET):
         return "spawned workers (the default from Python 3.14 on) import YOLOv5 by themselves"
     return None
 

@@ -1,0 +1,85 @@
+"""``classify/train.py --model detector.pt``: YOLOv5 cuts a detector behind row 9, wherever its backbone ends."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+from torch import nn
+
+from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.rows import is_block
+from yolov5_ema.engine.source_code import keyword
+from yolov5_ema.errors import UserError
+
+_CLASS = "ClassificationModel"
+
+
+def _needed(module: SourceModule) -> str | None:
+    calls = module.code.calls(_CLASS) if _CLASS in module.code.own_names else []
+    if module.code.has_flag("--cutoff") and any(keyword(call, "cutoff") is not None for call in calls):
+        return "it takes the first ten rows for the backbone, which an inserted row shifts"
+    return None
+
+
+def _settled(module: SourceModule) -> bool:
+    return not module.engine.has_script("classify.train")
+
+
+def _apply(module: SourceModule, patches: Patches) -> None:
+    make = getattr(module.module, _CLASS)
+
+    @functools.wraps(make, updated=())
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        opt = sys._getframe(1).f_locals.get("opt")
+        if getattr(opt, "cutoff", None) is None and kwargs.get("model") is not None:
+            kwargs["cutoff"] = cutoff_of(kwargs["model"], kwargs.get("cutoff", 10))
+        return make(*args, **kwargs)
+
+    patches.set(module.module, _CLASS, wrapper)
+
+
+def cutoff_of(model: Any, usual: int) -> int:
+    """How many rows of a detector a classifier takes; its own head is put in the place of the last of them.
+
+    That is the SPPF at the end of the backbone, as in YOLOv5's own models, or, where a block stands behind the SPPF,
+    the row after that.
+
+    Args:
+        model: the detector.
+        usual: YOLOv5's number, for models without attention blocks in the backbone.
+
+    Raises:
+        UserError: no classifier can be put there.
+    """
+    end = len(model.yaml["backbone"])
+    rows = list(model.model)
+    if not any(map(_has_block, rows[:end])):
+        return usual
+    chosen = end + 1 if _has_block(rows[end - 1]) else end
+    last = rows[chosen - 1]
+    if not hasattr(last, "conv") and not hasattr(getattr(last, "cv1", None), "conv"):
+        raise UserError(
+            f"--model: no classifier can be put in the place of row {chosen - 1}, {type(last).__name__}: its input "
+            "channels are not known. Choose the number of rows to keep: --cutoff N"
+        )
+    print(f"classifier: takes rows 0 to {chosen - 2} of the detector, its backbone; --cutoff chooses others")
+    return chosen
+
+
+def _has_block(row: nn.Module) -> bool:
+    return any(
+        is_block(type(part)) for part in row.modules()
+    )  # a block that is repeated stands in a Sequential
+
+
+CLASSIFIER_CUTOFF = Quirk(
+    name="classifier-cutoff",
+    symptom="classify/train.py --model detector.pt: the last C3 and the block behind it are cut off",
+    versions="6.2 and later",
+    needed=_needed,
+    settled=_settled,
+    apply=_apply,
+)
