@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import subprocess
 import sys
 from typing import Any
@@ -29,7 +28,7 @@ def has_display() -> bool:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if re.search(r"^def check_imshow\(", module.source, re.MULTILINE):
+    if module.code.defines("check_imshow"):
         return "it opens a window to see whether that can be done, which ends the process where there is no display"
     return None
 

@@ -7,7 +7,6 @@ of the user's, drawn into, would be another picture the next time it is given to
 from __future__ import annotations
 
 import functools
-import re
 from typing import Any, Callable
 
 import numpy as np
@@ -30,7 +29,7 @@ def _on_copies(display: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _needed(module: SourceModule) -> str | None:
-    if module.name == "models.common" and re.search(r"^class Detections\b", module.source, re.MULTILINE):
+    if module.name == "models.common" and module.code.defines("Detections"):
         return "results of a model are drawn into the very arrays that it was given, which may be read-only"
     return None
 

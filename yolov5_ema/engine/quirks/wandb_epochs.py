@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
-import re
 from typing import Any
 
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.source_code import parameters
+
+
+def _is_the_logger(module: SourceModule) -> bool:
+    return module.name == "utils.loggers.wandb.wandb_utils" and module.code.defines("WandbLogger")
 
 
 def _needed(module: SourceModule) -> str | None:
-    if module.name == "utils.loggers.wandb.wandb_utils" and re.search(
-        r"^    def end_epoch\(self\)", module.source, re.MULTILINE
-    ):
+    logger = module.code.part("WandbLogger") if _is_the_logger(module) else None
+    end_epoch = logger.part("end_epoch") if logger is not None else None
+    if end_epoch is not None and parameters(end_epoch) == ["self"]:
         return "7.0.14 calls end_epoch(best_result=…) of a logger that takes nothing"
     return None
 
@@ -34,5 +38,6 @@ WANDB_EPOCHS = Quirk(
     symptom="train with wandb: end_epoch() got an unexpected keyword argument 'best_result' after the first epoch",
     versions="PyPI 7.0.14",
     needed=_needed,
+    settled=_is_the_logger,
     apply=_apply,
 )
