@@ -29,7 +29,7 @@ def run_subcommand(program: str, commands: Mapping[str, str], argv: Sequence[str
     command, *rest = argv
     if command not in commands:
         near = difflib.get_close_matches(command, commands, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"{program}: no command {command!r}{hint} There are: {', '.join(commands)}")
     return int(importlib.import_module(commands[command]).main(rest) or 0)
 

@@ -59,8 +59,8 @@ def _print_second_opencv() -> None:
     """Two of OpenCV's packages write to one folder: the one installed last is used, and removing one breaks both."""
     both = [name for name in _OPENCVS if _version(name) != "-"]
     if len(both) > 1:
-        print(f"             {' and '.join(both)} are installed over each other. One alone:")
-        print(f"             pip uninstall -y {' '.join(both)}; pip install opencv-python")
+        print(f"               {' and '.join(both)} are installed over each other. One alone:")
+        print(f"               pip uninstall -y {' '.join(both)}; pip install opencv-python")
 
 
 def _print_torch() -> None:

@@ -250,5 +250,5 @@ def _images_below(top: Path) -> Iterator[Path]:
 def _not_found(place: Path, file: Path, split: str) -> ConfigError:
     return ConfigError(
         f"{file}: {split} images not found at {str(place)[:1000]!r} (looked from {Path.cwd()}); "
-        "mend 'path' or run the command from the folder that it is relative to"
+        "correct 'path' or run the command from the folder that it is relative to"
     )

@@ -268,7 +268,7 @@ def _check_split(place: Path, split: str, file: Path, download: Any, engine: Eng
         )
         raise ConfigError(
             f"{file}: {split} images not found at {_shown(place)} (looked from {Path.cwd()}); "
-            f"mend 'path' or run the command from the folder that it is relative to.{fetch}"
+            f"correct 'path' or run the command from the folder that it is relative to.{fetch}"
         )
     if place.resolve() == Path(place.resolve().anchor):
         raise ConfigError(f"{file}: {split} is the whole file system")
