@@ -62,7 +62,7 @@ def disk_errors(out: Path) -> Iterator[None]:
         place = f" ({error.filename})" if error.filename else ""
         raise UserError(
             f"cannot write to {out}: {error.strerror or error}{place}. What is done so far is kept; "
-            "run the command again when there is room, or it may be written, and it goes on from there"
+            "run the command again once this is put right, and it goes on from there"
         ) from error
 
 
