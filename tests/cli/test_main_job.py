@@ -130,7 +130,7 @@ def test_a_clone_is_used_when_standing_in_it_or_when_named(clone, trained, tiny_
         assert len(list((tmp_path / folder / "exp").glob("*.jpg"))) == 4
     doctor = run_cli("doctor", cwd=clone, env={"YOLOV5_EMA_IMPLEMENTATION": "exact"})
     assert doctor.returncode == 0 and f"(clone, {clone})" in doctor.stdout, doctor.stderr
-    assert "YOLOV5_EMA_IMPLEMENTATION=exact\nEMA on cpu   exact: asked for" in doctor.stdout
+    assert "YOLOV5_EMA_IMPLEMENTATION=exact\nEMA on cpu     exact: asked for" in doctor.stdout
 
 
 PLUGIN = """

@@ -311,7 +311,7 @@ def test_without_a_seed_train_is_left_alone(monkeypatch, engine):
 
 def test_a_yolov5_with_the_flag_gets_it(tmp_path):
     file = tmp_path / "train.py"
-    for text, has in (("add_argument('--seed', type=int)", True), ("add_argument('--epochs')", False)):
+    for text, has in (("p.add_argument('--seed', type=int)", True), ("p.add_argument('--epochs')", False)):
         file.write_text(text)
         assert seeding._has_seed_flag(types.SimpleNamespace(__file__=str(file))) is has
 

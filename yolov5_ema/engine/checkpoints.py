@@ -175,10 +175,11 @@ def _judge(
     kind = other_kind(opened, path)
     if not trust:
         _check_allowed(path, opened, kind, engine)
+    if not trust and (kind is None or kind.convertible):
+        _check_calls(path, opened)
     if kind is not None and not (without_model and kind.convertible):
         raise kind.error(path)
     if not trust:
-        _check_calls(path, opened)
         refuse_another_reading(path, opened, content)
 
 

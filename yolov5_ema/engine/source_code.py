@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -119,9 +120,13 @@ class Code:
         return None
 
 
+_parsing = threading.Lock()  # Python 3.11 and earlier count the depth of all threads' trees together
+
+
 def _parsed(source: str) -> ast.Module | None:
     try:
-        return ast.parse(source)
+        with _parsing:
+            return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
