@@ -93,13 +93,15 @@ def _nested(depth: int) -> bytes:
         (_content(**{"d.jpg": [_labels(1)[:, :3], (1, 1), []]}), "d.jpg"),
         (_content(**{"d.jpg": [_labels(1), (1, 1), [np.full((3, 2), 9e9, np.float32)]]}), "d.jpg"),
         (_content(**{"d.jpg": [_labels(1), (1, 1), [np.full((3, 2), np.nan, np.float32)]]}), "d.jpg"),
+        (_content(**{"d.jpg": [_labels(1), (2**63, 1), []]}), "d.jpg"),
+        (_content(results=(4, 0, 0, 0, 2**200)), "results"),
         (_content(msgs=[None]), "msgs"),
         (_content(results=("a",) * 5), "results"),
         (_content(hash=1), "hash"),
         ({("a",): 1}, "key that is no text"),
         ([1], "no dict"),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_what_no_label_cache_holds_is_refused(content, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

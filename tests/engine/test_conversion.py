@@ -21,6 +21,7 @@ import yolov5_ema
 from yolov5_ema import files
 from yolov5_ema.engine import checkpoints, conversion
 from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.engine.rows import with_options_by_name
 from yolov5_ema.errors import CheckpointError, UserError
 
 
@@ -102,6 +103,7 @@ def test_there_and_back(engine, tmp_path, case):
     model = build(small_cfg(block, options))
     model = model.half() if half else model
     back = there_and_back(checkpoint_of(model), engine, tmp_path)
+    with_options_by_name(model.yaml)  # what comes back says what each number is
     assert_same(model, back["model"])
     assert back["epoch"] == -1 and back["best_fitness"] == 0.5
     assert {key for key, value in back.items() if value is None} >= {"ema", "optimizer", "updates", "opt"}

@@ -15,6 +15,7 @@ import torch
 from yolov5_ema.engine import exported_models
 from yolov5_ema.engine.exported_models import check_exported, load_torchscript
 from yolov5_ema.errors import CheckpointError
+from yolov5_ema.weights.onnx_files import _parts
 from yolov5_ema.weights.torchscript_files import check_torchscript
 
 pytestmark = pytest.mark.filterwarnings(
@@ -344,6 +345,27 @@ def test_metadata_of_onnx_are_literals_of_the_right_types(metadata, named, tmp_p
         check_exported(file, "onnx")
     assert "m.onnx" in str(refused.value)
     check_exported(write_onnx(tmp_path / "good.onnx", {"stride": "32", "names": "['a', 'b']"}), "onnx")
+
+
+@pytest.mark.parametrize("beyond", [1 << 32, 1 << 33, 1 << 60])
+def test_a_field_that_other_readers_see_under_another_number(beyond, tmp_path):
+    """OpenCV drops what is beyond 32 bits of a field's number, and reads the graph that is hidden so."""
+    file = write_onnx(tmp_path / "m.onnx", {}, location="../secret.bin")
+    raw = file.read_bytes()
+    graph = next(part for number, part in _parts(memoryview(raw)) if number == 7)
+    content = varint(len(graph)) + bytes(graph)
+    file.write_bytes(raw.replace(b"\x3a" + content, varint(0x3A | beyond) + content))
+    assert file.read_bytes() != raw
+    with pytest.raises(CheckpointError, match=r"m\.onnx is no ONNX file, or cut off"):
+        check_exported(file, "onnx")
+
+
+def varint(number: int) -> bytes:
+    found = b""
+    while number > 127:
+        found += bytes([number & 127 | 128])
+        number >>= 7
+    return found + bytes([number])
 
 
 def test_tensors_of_other_folders_are_not_read(tmp_path, monkeypatch):

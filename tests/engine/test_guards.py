@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
 from conftest import laid_aside
 from fork_server import run_in_child
+
+from yolov5_ema.engine.guards import datasets
+from yolov5_ema.engine.locate import Engine
 
 RELEASES = (
     "6.0.7",
@@ -85,6 +89,26 @@ ATTACKS = {
         "data['download'] = f'import os; os.mkdir({str(CANARY)!r})'\nattempt(general.check_dataset, data)"
     ),
 }
+
+
+def yaml_that_is_a_tar(text: str) -> bytes:
+    """A comment of 511 letters that is the header of an archive, and a YAML behind it."""
+    head = bytearray(b"#" + b"a" * 511)
+    for start, length in ((100, 8), (108, 8), (116, 8), (124, 12), (136, 12), (329, 8), (337, 8)):
+        head[start : start + length] = b"0" * (length - 1) + b" "
+    head[156:157] = b"0"
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o  " % sum(head)
+    return bytes(head) + b"\n" + text.encode()
+
+
+def test_a_data_yaml_that_is_an_archive_as_well_is_taken_for_a_yaml(tmp_path):
+    file = tmp_path / "data.yaml"
+    text = "path: .\ntrain: a\nval: a\nnc: 1\nnames: [a]\ndownload: http://127.0.0.1/x.zip\n"
+    file.write_bytes(yaml_that_is_a_tar(text))
+    assert tarfile.is_tarfile(file)
+    handed_over = datasets._guarded(lambda data: data, Engine(tmp_path, "clone", "7.0"))(str(file))
+    assert handed_over["names"] == ["a"] and "download" not in handed_over
 
 
 GUARDS = "arrays commands data-sets evaluating"

@@ -501,6 +501,25 @@ def test_download_of_a_strangers_data_yaml_is_not_run(build, tmp_path, script):
     assert canary.exists()
 
 
+def test_the_archive_of_a_strangers_data_yaml_is_not_fetched(build, tmp_path):
+    utils = importlib.import_module("ultralytics.data.utils")
+    archive, places = tmp_path / "x.zip", tmp_path / "datasets"
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("mine.txt", "lost")
+    file = tmp_path / "data.yaml"
+    data = {"path": str(tmp_path / "set"), "train": "a", "val": "b", "names": ["a"]}
+    file.write_text(yaml.safe_dump({**data, "download": "http://127.0.0.1:9/x.zip"}))
+    with pytest.raises(ConfigError, match="Nothing was fetched"):
+        utils.check_det_dataset(str(file))
+    assert (
+        utils.safe_download(archive, dir=places, unzip=True, delete=False) and (places / "mine.txt").exists()
+    )
+    both = tmp_path / "both.yaml"
+    both.write_bytes(yaml.safe_dump(data).encode() + b"#" + archive.read_bytes())
+    with pytest.raises(ConfigError, match=r"both\.yaml is an archive as well"):
+        utils.check_det_dataset(str(both))
+
+
 def test_a_label_cache_is_not_run_and_an_honest_one_is_used(build, tmp_path):
     utils = importlib.import_module("ultralytics.data.utils")
     canary, file = tmp_path / "ran", tmp_path / "labels.cache"

@@ -18,6 +18,8 @@ from yolov5_ema.files import open_regular
 
 _MOST_BYTES = 2**30
 _MOST_CLASSES = 100_000
+_LARGEST_SIDE = 2**20  # pixels
+_MOST_LABELS = 100_000  # of an image
 _MAGIC = b"\x93NUMPY"
 _NUMBERS = {
     f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u", "1248")) for size in sizes
@@ -405,7 +407,9 @@ def _is_entry(value: Any) -> bool:
         return False
     if len(segments) not in (0, len(labels)):
         return False
-    if type(size) not in (tuple, list) or [type(side) for side in size] != [int, int] or min(size) < 1:
+    if type(size) not in (tuple, list) or [type(side) for side in size] != [int, int]:
+        return False
+    if not 1 <= min(size) <= max(size) <= _LARGEST_SIDE or len(labels) > _MOST_LABELS:
         return False
     return _is_inside(labels) and all(
         type(points) is np.ndarray
@@ -435,7 +439,7 @@ def _are(kind: type, values: Any) -> bool:
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "hash": lambda value: type(value) is str,
     "version": lambda value: type(value) in (int, float, str),
-    "results": lambda value: _are(int, value) and len(value) == 5,
+    "results": lambda value: _are(int, value) and len(value) == 5 and max(map(abs, value)) < 2**31,
     "msgs": lambda value: _are(str, value),
 }
 NOTES = frozenset(_CHECKS)

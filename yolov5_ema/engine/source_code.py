@@ -73,7 +73,7 @@ class Code:
 
     def has(self, fragment: str) -> bool:
         """Whether a statement or an expression stands in it: ``save_dir / 'opt.yaml'``."""
-        wanted = ast.parse(fragment).body[0]
+        wanted = _tree(fragment).body[0]
         sought = wanted.value if isinstance(wanted, ast.Expr) else wanted
         return any(is_same(node, sought) for node in self.all(type(sought)))
 
@@ -123,10 +123,14 @@ class Code:
 _parsing = threading.Lock()  # Python 3.11 and earlier count the depth of all threads' trees together
 
 
+def _tree(source: str) -> ast.Module:
+    with _parsing:
+        return ast.parse(source)
+
+
 def _parsed(source: str) -> ast.Module | None:
     try:
-        with _parsing:
-            return ast.parse(source)
+        return _tree(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

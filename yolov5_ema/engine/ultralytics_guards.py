@@ -56,6 +56,7 @@ def apply(patches: Patches) -> None:
     patches.view(data, "np", load=ultralytics_files.load_array)
     patches.set(data, "exec", _refuse_code)
     patches.view(data, "subprocess", run=_own_script_only)
+    patches.set(data, "safe_download", _asked_for(data.safe_download))
     for name in _WITH_TORCHSCRIPT:
         module = _module_with(name, "torch")
         if module is not None:
@@ -95,9 +96,28 @@ def _refuse_code(source: Any, scope: dict[str, Any] | None = None, *_: Any) -> N
         exec(source, scope)
         return
     raise ConfigError(
-        f"{file or 'the data YAML'} says under 'download' to run {reprlib.repr(source)}, which is done out of "
+        f"{file or 'the data YAML'} says under 'download' to run {reprlib.repr(source)}, which is done out "
         "ultralytics' own YAMLs only. Nothing was run: fetch the data yourself, if you know where it comes from."
     )
+
+
+def _asked_for(download: Callable[..., Any]) -> Callable[..., Any]:
+    """``safe_download``: fetched and unpacked is what a user names, and what the package's own YAMLs name."""
+
+    @functools.wraps(download)
+    def wrapper(url: Any, *args: Any, **kwargs: Any) -> Any:
+        data = sys._getframe(1).f_locals.get("data")
+        named = data if isinstance(data, dict) else {}
+        if str(url) == str(named.get("download")) and not _is_of_the_package(named.get("yaml_file", "")):
+            raise ConfigError(
+                f"{named.get('yaml_file')} says under 'download' to fetch {reprlib.repr(str(url))}, which is done out "
+                "of ultralytics' own YAMLs only. Nothing was fetched: do it yourself, if you know where it comes from."
+            )
+        if Path(str(url)).suffix.lower() in (".yaml", ".yml"):
+            raise ConfigError(f"{url} is an archive as well as a YAML; it is not unpacked")
+        return download(url, *args, **kwargs)
+
+    return wrapper
 
 
 def _own_script_only(command: Any, *args: Any, **kwargs: Any) -> Any:

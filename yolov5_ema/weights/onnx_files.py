@@ -100,11 +100,15 @@ def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     while place < len(message):
         tag, place = _varint(message, place)
         wire = tag & 7
+        if not 8 <= tag < 2**32:  # other readers leave out what is beyond, and see another field
+            raise ValueError(f"a field of the number {tag >> 3}")
         if wire == 0:
             _, place = _varint(message, place)
             continue
         if wire == 2:
             length, place = _varint(message, place)
+            if length >= 2**31:
+                raise ValueError(f"a field of {length:,} bytes")
         elif wire in (1, 5):
             length = 8 if wire == 1 else 4
         else:

@@ -8,7 +8,6 @@ itself takes it from somewhere else.
 from __future__ import annotations
 
 import functools
-import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,8 +63,11 @@ def _below(root: Path, entry: str) -> str:
 
 
 def _is_archive(file: Path) -> bool:
-    """Of images and a YAML, in which YOLOv5 by itself ignores ``download``."""
-    return file.is_file() and (zipfile.is_zipfile(file) or tarfile.is_tarfile(file))
+    """Of images and a YAML, in which YOLOv5 by itself ignores ``download``.
+
+    By its name as well: a YAML can be made that is an archive too, and is unpacked over its neighbours.
+    """
+    return file.suffix == ".zip" and file.is_file() and zipfile.is_zipfile(file)
 
 
 def _without_download(data: Mapping[str, Any]) -> dict[str, Any]:
