@@ -145,7 +145,7 @@ def test_doctor_says_what_it_does_not_know(tmp_path, monkeypatch, capsys):
     assert "resume-after-kill         off, and not known whether it is needed" in said
     assert "If it is needed: train --resume after a kill" in said
     assert "runs-here                 off: not needed" in said
-    assert "not known    crops-stay, data-sets, " in said
+    assert "not known      crops-stay, data-sets, " in said
 
 
 def test_names_that_numpy_is_asked_for_first_are_no_reason():
