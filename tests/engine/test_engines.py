@@ -331,6 +331,7 @@ def _recipe(tiny_set: Path, name: str, epochs: int) -> list[object]:
     ]
 
 
+@pytest.mark.slow
 def test_the_newest_package_trains_as_a_clone(root_of, tiny_set, tmp_path):
     root = root_of("7.0.14", "clone")
     done = run_cli("--yolov5", root, *_recipe(tiny_set, "tiny", 1), cwd=tmp_path)

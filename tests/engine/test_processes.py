@@ -115,6 +115,7 @@ def two(flags, tmp_path_factory) -> Path:
     return cwd
 
 
+@pytest.mark.slow
 def test_two_ranks_of_8_follow_one_of_16(two, flags, tmp_path):
     # v6.0 seeds with 1 + RANK, and RANK is -1 where there is one process
     done = run_cli(*flags, "--epochs", EPOCHS, cwd=tmp_path, env={"YOLOV5_EMA_SEED": "1"})

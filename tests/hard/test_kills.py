@@ -104,6 +104,7 @@ def let_it_end_at(epochs: int, run: Path) -> None:
     (run / "opt.yaml").write_text(yaml.safe_dump({**options, "epochs": epochs}))
 
 
+@pytest.mark.slow
 def test_a_kill_while_last_pt_is_written(small_set, tmp_path, read):
     (tmp_path / "kills.py").write_text(KILLS_ITSELF)
     (tmp_path / "spy.py").write_text(SPY)

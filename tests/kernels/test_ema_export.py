@@ -89,6 +89,7 @@ def test_older_exporter_at_any_size(block, tmp_path, opset):
     assert_right(onnx_session(file), block, [TRACED, *OTHERS])
 
 
+@pytest.mark.slow
 def test_dynamo_exporter_at_any_size(block, tmp_path):
     file = to_onnx(block, tmp_path / "block.onnx", "dynamo")
     assert_right(onnx_session(file), block, [TRACED, *OTHERS])
