@@ -240,14 +240,16 @@ def _check_truths(args: argparse.Namespace, dataset: Dataset, engine: Engine) ->
 def _judged(
     args: argparse.Namespace, dataset: Dataset, engine: Engine | None, by_val: Sequence[Path] | None = None
 ) -> LabelledImages:
-    """The images that are judged; says which are not."""
-    from yolov5_ema.evaluation.judged import words_of
+    """The images that are judged; says which are not, and which are although YOLOv5's val leaves them out."""
+    from yolov5_ema.evaluation.judged import words_of, words_of_kept
 
     images = dataset.images(args.task)
     judged = _labelled(args, dataset, engine, images, by_val)
     if judged.left_out:
         hint = "" if args.keep_odd else "\n  --keep-odd judges those with odd label rows, by their other rows"
         print(f"yolov5-ema: {words_of(judged.left_out, len(images))}{hint}", file=sys.stderr)
+    if judged.kept:
+        print(f"yolov5-ema: {words_of_kept(judged.kept, len(images))}", file=sys.stderr)
     return judged
 
 

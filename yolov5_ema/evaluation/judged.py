@@ -39,11 +39,13 @@ class LabelledImages:
         files: by name, see `names_of_images`.
         rows: labels by name: class, x and y of the center, width, height; float64 of shape (M, 5).
         left_out: images of the split that are not among them.
+        kept: images among them that YOLOv5's ``val`` by itself leaves out.
     """
 
     files: Mapping[str, Path]
     rows: Mapping[str, np.ndarray]
     left_out: Sequence[LeftOut] = ()
+    kept: Sequence[LeftOut] = ()
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,11 @@ def labelled_images(images: Sequence[Path], nc: int, rules: Rules) -> LabelledIm
     if not files:
         raise UserError(f"no image can be judged; the first, {left_out[0].image}: {left_out[0].reason}")
     names = names_of_images(files)
-    rows = {names[file]: _rows(_labels(file, nc, rules)) for file in files}
-    return LabelledImages({names[file]: file for file in files}, rows, left_out)
+    labels = {file: _labels(file, nc, rules) for file in files}
+    rows = {names[file]: _rows(found) for file, found in labels.items()}
+    odd = ((file, found.reason_left_out) for file, found in labels.items())
+    kept = [LeftOut(file, reason) for file, reason in odd if reason and rules.keep_odd]
+    return LabelledImages({names[file]: file for file in files}, rows, left_out, kept)
 
 
 def not_judged(images: Sequence[Path], judged: Sequence[Path]) -> list[LeftOut]:
@@ -91,9 +96,21 @@ def not_judged(images: Sequence[Path], judged: Sequence[Path]) -> list[LeftOut]:
 
 def words_of(left_out: Sequence[LeftOut], total: int) -> str:
     """Which images are not judged and why, a line each."""
-    lines = [f"  {image}: {reason}" for image, reason in left_out[:_SHOWN]]
-    more = [f"  … and {len(left_out) - _SHOWN} more"] if len(left_out) > _SHOWN else []
-    head = f"{len(left_out)} of {total} images are not judged, as YOLOv5's val leaves them out:"
+    return _listed(
+        f"{len(left_out)} of {total} images are not judged, as YOLOv5's val leaves them out:", left_out
+    )
+
+
+def words_of_kept(kept: Sequence[LeftOut], total: int) -> str:
+    """Which images are judged although YOLOv5's ``val`` leaves them out, a line each."""
+    return _listed(
+        f"{len(kept)} of {total} images are judged by those of their label rows that can be used:", kept
+    )
+
+
+def _listed(head: str, images: Sequence[LeftOut]) -> str:
+    lines = [f"  {image}: {reason}" for image, reason in images[:_SHOWN]]
+    more = [f"  … and {len(images) - _SHOWN} more"] if len(images) > _SHOWN else []
     return "\n".join([head, *lines, *more])
 
 
