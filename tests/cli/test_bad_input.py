@@ -251,6 +251,23 @@ def test_images_of_another_size_than_an_exported_model_takes(own_folder, tmp_pat
         session.run(None, {"x": np.zeros((2, 3, 32, 96), np.float32)})
 
 
+def test_a_class_beyond_those_of_the_data_set():
+    import importlib
+
+    from yolov5_ema.engine.scripts import speaking_plainly
+
+    with (
+        yolov5_ema.installed() as engine,
+        pytest.raises(yolov5_ema.UserError, match="'yolov5-ema data stats'"),
+    ):
+        matrix = importlib.import_module(engine.module_name("utils.metrics")).ConfusionMatrix(nc=2)
+        box = torch.tensor([[8.0, 8, 40, 40]])
+        with speaking_plainly(engine):
+            matrix.process_batch(
+                torch.cat([box, torch.tensor([[0.9, 0]])], 1), torch.cat([torch.tensor([[7.0]]), box], 1)
+            )
+
+
 def test_an_ending_in_capitals(refused, tiny_set, trained, own_folder):
     (own_folder / "best.PT").write_bytes(trained.read_bytes())
     for command in (

@@ -158,29 +158,30 @@ def speaking_plainly(engine: Engine) -> Iterator[None]:
         cause = _user_error_behind(error)
         if cause is not None:
             raise cause from error
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            where = error.filename or "a file"
-            raise UserError(
-                f"{where} cannot be written: {error.strerror}. What was saved before is whole."
-            ) from error
-        if type(error).__module__.startswith("onnxruntime") and "invalid dimensions for input" in str(error):
-            raise UserError(_other_size(str(error))) from error
-        file = _file_raised_in(error)
-        if isinstance(error, urllib.error.URLError):
-            raise UserError(
-                f"a download has failed: {error}. Fetch the file by other means and name it as it lies on the disk"
-            ) from error
-        if isinstance(error, ModuleNotFoundError) and error.name and engine.owns(file):
-            package = error.name.split(".")[0]
-            raise UserError(
-                f"this needs the package {package}, which is not installed: pip install {package}"
-            ) from error
-        if str(error).startswith("not enough values to unpack") and Path(str(file)).stem in _DATA_MODULES:
-            raise UserError("no image of the data set can be used; the warnings above say why") from error
-        plain = type(error) in (AssertionError, Exception) and str(error)
-        if plain and engine.owns(file):
-            raise UserError(str(error)) from error
+        message = _message_for(error, engine)
+        if message:
+            raise UserError(message) from error
         raise
+
+
+def _message_for(error: Exception, engine: Engine) -> str:
+    """What to tell a user who has made the mistake behind an error; "" where none is known."""
+    file = _file_raised_in(error)
+    module = Path(str(file)).stem if engine.owns(file) else ""
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror}. What was saved before is whole."
+    if type(error).__module__.startswith("onnxruntime") and "invalid dimensions for input" in str(error):
+        return _other_size(str(error))
+    if isinstance(error, urllib.error.URLError):
+        return f"a download has failed: {error}. Fetch the file by other means and name it as it lies on the disk"
+    if isinstance(error, ModuleNotFoundError) and error.name and module:
+        package = error.name.split(".")[0]
+        return f"this needs the package {package}, which is not installed: pip install {package}"
+    if module in _DATA_MODULES and str(error).startswith("not enough values to unpack"):
+        return "no image of the data set can be used; the warnings above say why"
+    if module == "metrics" and isinstance(error, IndexError):
+        return "a label has a class that the data set does not have; 'yolov5-ema data stats' names the file and the row"
+    return str(error) if module and type(error) in (AssertionError, Exception) else ""
 
 
 def _other_size(said: str) -> str:
