@@ -417,10 +417,8 @@ def _is_entry(value: Any) -> bool:
         and points.ndim == 2
         and points.shape[1] == 2
         and len(points)
-        and -1
-        <= points.min()
-        <= points.max()
-        <= 2  # an object that is cut by a side may lie beyond it; NaN does not
+        # an object that is cut by a side may lie beyond it; NaN does not
+        and -1 <= points.min() <= points.max() <= 2
         for points in segments
     )
 

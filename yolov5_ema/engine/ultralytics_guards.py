@@ -96,7 +96,7 @@ def _refuse_code(source: Any, scope: dict[str, Any] | None = None, *_: Any) -> N
         exec(source, scope)
         return
     raise ConfigError(
-        f"{file or 'the data YAML'} says under 'download' to run {reprlib.repr(source)}, which is done out "
+        f"{file or 'the data YAML'} says under 'download' to run {reprlib.repr(source)}, which is done out of "
         "ultralytics' own YAMLs only. Nothing was run: fetch the data yourself, if you know where it comes from."
     )
 

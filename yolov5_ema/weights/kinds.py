@@ -64,13 +64,6 @@ def other_kind(opened: PickleFile, path: Path) -> Kind | None:
     return None if key is None else state_dict(key, path)
 
 
-def refuse_other_kinds(path: Path, opened: PickleFile) -> None:
-    """Raise a `CheckpointError` that says what a file is, if it is no checkpoint of YOLOv5's."""
-    kind = other_kind(opened, path)
-    if kind is not None:
-        raise kind.error(path)
-
-
 def names_layers_of_an_old_file(opened: PickleFile) -> bool:
     """Whether it is in torch's format before 1.6 and holds layers beside their source code."""
     return any(class_of_old_file(value) for value in opened.root.stored)
