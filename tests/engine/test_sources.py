@@ -11,7 +11,7 @@ from conftest import laid_aside
 
 import yolov5_ema
 from yolov5_ema.engine import sources
-from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.engine.locate import Engine, engine_at
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks import display, wandb_epochs
 from yolov5_ema.engine.quirks.base import SourceModule
@@ -60,6 +60,15 @@ def test_youtube_says_what_to_install(monkeypatch, source):
         monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(UserError, match=r"pip install pafy .*yt-dlp"):
             sources.check_source(options(source), engine)
+
+
+def test_the_package_for_youtube_is_the_one_that_the_release_imports(monkeypatch, tmp_path):
+    (tmp_path / "utils").mkdir()
+    asking = "def load():\n    from ultralytics.data.loaders import get_best_youtube_url\n"
+    (tmp_path / "utils/dataloaders.py").write_text(asking)  # as upstream's newest does
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install pytubefix"):
+        sources.check_source(options("https://youtu.be/abc"), Engine(tmp_path, "clone", "newest"))
 
 
 def test_the_screen_says_what_to_install_or_which_release(no_display, monkeypatch, own_folder):

@@ -78,23 +78,33 @@ class _Parser(Exception):
     """The parser that a script was about to use."""
 
 
-def _flags_of(engine: Engine, script: str) -> dict[str, str]:
-    """All of a script's flags, and under which name it has their values."""
+def parser_of(script: Any) -> argparse.ArgumentParser | None:
+    """The parser of one of YOLOv5's scripts, or None if it has none.
+
+    Args:
+        script: its module, imported with the shim installed.
+    """
 
     class Caught(argparse.ArgumentParser):
         def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
             raise _Parser(self)
 
-    module: Any = importlib.import_module(engine.module_name(script))
-    if not hasattr(module, "parse_opt"):
-        return {}
+    if not hasattr(script, "parse_opt"):
+        return None
     patches = Patches()
-    patches.set(module, "argparse", ModuleView(argparse, ArgumentParser=Caught))
+    patches.set(script, "argparse", ModuleView(argparse, ArgumentParser=Caught))
     try:
-        module.parse_opt()
+        script.parse_opt()
     except _Parser as caught:
-        actions = caught.args[0]._actions
-        return {flag: action.dest for action in actions for flag in action.option_strings}
+        parser: argparse.ArgumentParser = caught.args[0]
+        return parser
     finally:
         patches.undo()
-    return {}
+    return None
+
+
+def _flags_of(engine: Engine, script: str) -> dict[str, str]:
+    """All of a script's flags, and under which name it has their values."""
+    parser = parser_of(importlib.import_module(engine.module_name(script)))
+    actions = parser._actions if parser else []
+    return {flag: action.dest for action in actions for flag in action.option_strings}

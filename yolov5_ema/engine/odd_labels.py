@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +18,10 @@ from yolov5_ema.data.image_size import reason_left_out
 from yolov5_ema.data.yolo_format import POLYGON_FROM, read_labels
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.patching import Patches
+from yolov5_ema.engine.source_code import Code, code_in, value_of
 
+_OF_ROWS = (ast.GeneratorExp, ast.ListComp)
 _NOTES = ("hash", "version", "msgs", "results")
-
-
-_POLYGONS = re.compile(r"\blen\((\w+)\) > (\d+) for \1 in ")
 
 
 def polygon_from(engine: Engine | None) -> int:
@@ -30,8 +29,18 @@ def polygon_from(engine: Engine | None) -> int:
     if engine is None:
         return POLYGON_FROM
     file = engine.root / f"{_module_of(engine).replace('.', '/')}.py"
-    found = _POLYGONS.search(file.read_text(encoding="utf-8", errors="ignore"))
-    return int(found[2]) + 1 if found else POLYGON_FROM
+    code = code_in(file)
+    asked = (_asked_columns(of_rows) for kind in _OF_ROWS for of_rows in code.all(kind))
+    return next((columns + 1 for columns in asked if columns is not None), POLYGON_FROM)
+
+
+def _asked_columns(of_rows: Any) -> int | None:
+    """The number N in ``len(row) > N for row in rows``."""
+    question = of_rows.elt
+    is_length = isinstance(question, ast.Compare) and Code(question.left).calls("len")
+    is_more = is_length and isinstance(question.ops[0], ast.Gt)
+    number = value_of(question.comparators[0]) if is_more else None
+    return number if isinstance(number, int) else None
 
 
 def _module_of(engine: Engine) -> str:

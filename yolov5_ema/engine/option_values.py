@@ -9,6 +9,7 @@ from typing import Any
 from yolov5_ema.engine.checkpoints import load_checkpoint
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.rows import load_yaml
+from yolov5_ema.engine.source_code import code_in
 from yolov5_ema.errors import UserError
 
 _LEAST = {"epochs": 1, "batch_size": 1, "imgsz": 1, "workers": 0, "freeze": 0, "patience": 0}
@@ -37,9 +38,7 @@ def _hint(name: str) -> str:
 
 def _finds_batch_size(script: str, engine: Engine) -> bool:
     file = engine.root / f"{script.replace('.', '/')}.py"
-    return script.endswith("train") and "batch_size == -1" in file.read_text(
-        encoding="utf-8", errors="ignore"
-    )
+    return script.endswith("train") and code_in(file).has("batch_size == -1")
 
 
 def _check_freeze(opt: argparse.Namespace, engine: Engine) -> None:

@@ -25,6 +25,7 @@ from yolov5_ema.engine.option_values import check_values
 from yolov5_ema.engine.prediction_files import image_id
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.rows import load_yaml
+from yolov5_ema.engine.source_code import code_in
 from yolov5_ema.engine.sources import ADDRESS, IMAGES, check_source
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.files import open_regular
@@ -192,7 +193,7 @@ def _check_names_of_results(opt: argparse.Namespace, file: Path, engine: Engine)
 def _refuse_names_twice(file: Path, engine: Engine) -> None:
     """Training of the PyPI package keeps figures by the names of the classes, and stops after the first epoch."""
     loggers = engine.root / "utils" / "loggers" / "__init__.py"
-    if not loggers.is_file() or "class_name_keys" not in loggers.read_text(encoding="utf-8", errors="ignore"):
+    if not loggers.is_file() or "self.class_name_keys" not in code_in(loggers).names:
         return
     names = class_names(load_yaml(file), file) or []
     twice = [name for name in names if names.count(name) > 1]
@@ -215,11 +216,7 @@ def check_data(file: Path, splits: tuple[str, ...], engine: Engine) -> None:
         return  # the PyPI package converts COCO data itself
     _check_classes(content, file)
     root = image_root(content, file, engine)
-    for split in (
-        "train",
-        "val",
-        "test",
-    ):  # YOLOv5 puts the root before all of them, whichever it goes on to use
+    for split in ("train", "val", "test"):  # YOLOv5 puts the root before each, whichever it goes on to use
         entries_of(content, split, file)
     for split in splits:
         entries = entries_of(content, split, file)

@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 from yolov5_ema.engine.locate import Engine
 from yolov5_ema.engine.quirks.display import has_display
+from yolov5_ema.engine.source_code import Code, code_in
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular
 
@@ -62,18 +63,17 @@ def _check_pattern(source: str) -> None:
         raise UserError(f"--source {source}: no file matches")
 
 
-def _text_of_loaders(engine: Engine) -> str:
+def _loaders(engine: Engine) -> Code:
     files = (engine.root / "utils" / name for name in ("dataloaders.py", "datasets.py"))
-    return next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
+    return next((code_in(file) for file in files if file.is_file()), Code(""))
 
 
 def _check_address(source: str, engine: Engine) -> None:
     if urlparse(source).hostname not in _YOUTUBE:
         return
-    text = _text_of_loaders(engine)
-    package, install = (
-        ("pytubefix", "pytubefix") if "get_best_youtube_url" in text else ("pafy", "pafy youtube_dl")
-    )
+    package, install = "pafy", "pafy youtube_dl"
+    if _loaders(engine).imports("ultralytics", "get_best_youtube_url"):
+        package = install = "pytubefix"
     if importlib.util.find_spec(package) is None:
         raise UserError(
             f"--source {source}: {engine} fetches videos of YouTube with the package {package}, which is not "
@@ -83,7 +83,7 @@ def _check_address(source: str, engine: Engine) -> None:
 
 
 def _check_screen(source: str, engine: Engine) -> None:
-    if "class LoadScreenshots" not in _text_of_loaders(engine):
+    if not _loaders(engine).defines("LoadScreenshots"):
         raise UserError(f"--source {source}: {engine} cannot look at the screen; v7.0 and later can")
     if importlib.util.find_spec("mss") is None:
         raise UserError(f"--source {source}: looking at the screen needs the package mss: pip install mss")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import builtins
 import functools
@@ -16,6 +15,7 @@ from typing import Any, Callable
 import yaml
 from torch import nn
 
+from yolov5_ema.engine.flags import parser_of
 from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.engine.resumed_options import Script, options_to_resume
@@ -30,9 +30,8 @@ _GUARDED = "options_are_checked"
 def resumes(opt: Any) -> bool:
     """Whether a training is to go on with the options of its run, which stand in a file."""
     resume = getattr(opt, "resume", False)
-    is_remote = isinstance(resume, str) and resume.startswith(
-        _REMOTE
-    )  # asked of a service, not read from a file
+    # asked of a service, not read from a file
+    is_remote = isinstance(resume, str) and resume.startswith(_REMOTE)
     return bool(resume) and not getattr(opt, "evolve", None) and not is_remote
 
 
@@ -98,24 +97,11 @@ def _last(opt: Any, module: Any) -> Path:
     return last if len(last.parts) > 2 and ".." not in last.parts[-3:] else last.absolute()
 
 
-class _Parser(Exception):
-    """The parser that a script was about to use."""
-
-
 def _script(module: SourceModule) -> Script:
-    class Caught(argparse.ArgumentParser):
-        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-            raise _Parser(self)
-
-    patches = Patches()
-    patches.set(module.module, "argparse", ModuleView(argparse, ArgumentParser=Caught))
-    try:
-        module.module.parse_opt(True)
-    except _Parser as caught:
-        return Script(module.engine, Path(str(module.module.__file__)), module.source, caught.args[0])
-    finally:
-        patches.undo()
-    raise UserError(f"--resume: {module.module.__file__} has no parser of its options")
+    parser = parser_of(module.module)
+    if parser is None:
+        raise UserError(f"--resume: {module.module.__file__} has no parser of its options")
+    return Script(module.engine, Path(str(module.module.__file__)), module.source, parser)
 
 
 @contextmanager
