@@ -19,7 +19,7 @@ import cv2
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, run_cli
+from conftest import REPOSITORY, run_cli, small_cfg
 
 import yolov5_ema
 from yolov5_ema.cli import compare
@@ -433,28 +433,18 @@ def test_progress_tells_what_is_left(capsys, monkeypatch):
 
 # --- for real -------------------------------------------------------------------------------
 
-REAL = (
-    "--img",
-    64,
-    "--batch",
-    4,
-    "--workers",
-    2,
-    "--noautoanchor",
-    "--latency-rounds",
-    2,
-    "--hyp",
-    "hyp.demo.yaml",
-)
+REAL = ("--img", 64, "--batch", 4, "--noautoanchor", "--latency-rounds", 2, "--hyp", "hyp.demo.yaml")
 
 
 def real_command(tiny_set: Path, *flags: object) -> list[str]:
-    cfgs = ("plain.yaml", "yolov5n-ema.yaml")
+    cfgs = ("small.yaml", "small-ema.yaml")
+    for cfg, block in zip(cfgs, (None, "EMA, [8]")):
+        Path(cfg).write_text(small_cfg(block))
     return [str(f) for f in ("compare", "--data", tiny_set, "--cfgs", *cfgs, *REAL, *flags)]
 
 
 def test_two_real_trainings(tiny_set, own_folder):
-    done = run_cli(*real_command(tiny_set, "--seeds", 1, "--epochs", 1), cwd=own_folder)
+    done = run_cli(*real_command(tiny_set, "--seeds", 1, "--epochs", 1, "--workers", 0), cwd=own_folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = result()
     for run in found["runs"]:
@@ -466,7 +456,7 @@ def test_two_real_trainings(tiny_set, own_folder):
         }
         assert all(0 <= value <= 1 for value in run["figures"].values())
         assert [attempt["exit_code"] for attempt in run["attempts"]] == [0]
-    folders = [own_folder / "runs/compare/exp" / name / "seed0" for name in ("plain", "yolov5n-ema")]
+    folders = [own_folder / "runs/compare/exp" / name / "seed0" for name in ("small", "small-ema")]
     images = [(folder / "train_batch0.jpg").read_bytes() for folder in folders]
     assert images[0] == images[1]  # both saw the same
     for folder in folders:
@@ -478,11 +468,11 @@ def test_two_real_trainings(tiny_set, own_folder):
 @pytest.mark.slow
 def test_two_seeds_killed_and_resumed(tiny_set, own_folder):
     """kill -9 in the second of four runs: the first is not trained again, the second goes on."""
-    argv = real_command(tiny_set, "--seeds", 2, "--epochs", 6)
+    argv = real_command(tiny_set, "--seeds", 2, "--epochs", 6, "--workers", 2)
     folder = own_folder / "runs/compare/exp"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-m", "yolov5_ema", *argv], env=environment)
-    interrupted = folder / "yolov5n-ema/seed0"
+    interrupted = folder / "small-ema/seed0"
     until_s = time.monotonic() + 400
     while not (interrupted / "weights/last.pt").is_file():  # after its first epoch
         assert time.monotonic() < until_s and process.poll() is None
@@ -494,17 +484,17 @@ def test_two_seeds_killed_and_resumed(tiny_set, own_folder):
     assert 1 <= rows < 6
     time.sleep(5)
     assert len((interrupted / "results.csv").read_text().splitlines()) - 1 == rows  # nobody trains on unseen
-    first = (folder / "plain/seed0/weights/best.pt").stat().st_mtime_ns
+    first = (folder / "small/seed0/weights/best.pt").stat().st_mtime_ns
 
     done = run_cli(*argv, cwd=own_folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "1 of 4 runs are finished already" in done.stdout
-    assert (folder / "plain/seed0/weights/best.pt").stat().st_mtime_ns == first
+    assert (folder / "small/seed0/weights/best.pt").stat().st_mtime_ns == first
     runs = {(run["cfg"], run["seed"]): run for run in result()["runs"]}
     assert len(runs) == 4 and all(run["status"] == "finished" for run in runs.values())
-    attempts = runs["yolov5n-ema", 0]["attempts"]
+    attempts = runs["small-ema", 0]["attempts"]
     assert attempts[0]["from_epoch"] == 0 and attempts[-1]["exit_code"] == 0 and len(attempts) == 2
-    assert all(len(run["attempts"]) == 1 for key, run in runs.items() if key != ("yolov5n-ema", 0))
+    assert all(len(run["attempts"]) == 1 for key, run in runs.items() if key != ("small-ema", 0))
     epochs = {
         line.split(",")[0].strip() for line in (interrupted / "results.csv").read_text().splitlines()[1:]
     }

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import run_cli
+from conftest import run_cli, small_cfg
 
 import yolov5_ema
 from yolov5_ema.cli.main import main
@@ -60,7 +60,8 @@ def test_data_slice_says_what_it_did(own_set, own_folder, capsys):
 
 def test_a_detector_trains_on_the_cut_set(own_set, own_folder):
     assert main(["data", "slice", str(own_set), "--size", "64", "--out", "cut"]) == 0
-    flags = ["--cfg", "yolov5n-ema.yaml", "--weights", "", "--img", "64", "--batch", "16", "--epochs", "1"]
+    Path("small.yaml").write_text(small_cfg())
+    flags = ["--cfg", "small.yaml", "--weights", "", "--img", "64", "--batch", "16", "--epochs", "1"]
     done = run_cli(
         "train", "--data", "cut/cut.yaml", *flags, "--workers", 0, "--noautoanchor", cwd=own_folder
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, laid_aside, run_cli, write_tiny_set
+from conftest import REPOSITORY, laid_aside, run_cli, small_cfg, write_tiny_set
 
 from yolov5_ema.engine.checkpoints import load_checkpoint
 from yolov5_ema.engine.locate import engine_at
@@ -66,7 +66,8 @@ def flags(tmp_path_factory, package_root) -> list[object]:
     chance = dict.fromkeys(["hsv_h", "hsv_s", "hsv_v", "flipud", "fliplr", *geometry], 0.0)
     (folder / "hyp.yaml").write_text(yaml.safe_dump({**hyp, **chance, "warmup_epochs": 0}))
     (folder / "spy.py").write_text(SPY)
-    model = ["--cfg", "yolov5n-ema.yaml", "--weights", "", "--hyp", folder / "hyp.yaml", "--noautoanchor"]
+    (folder / "small.yaml").write_text(small_cfg())
+    model = ["--cfg", folder / "small.yaml", "--weights", "", "--hyp", folder / "hyp.yaml", "--noautoanchor"]
     return ["train", "--data", data, *model, "--img", 64, "--batch", IMAGES, "--workers", 0]
 
 

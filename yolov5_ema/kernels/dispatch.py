@@ -152,9 +152,13 @@ def _obstacle(kernel: str, dtype: torch.dtype) -> str:
     return _missing(kernel)
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks once, and does not look into compilers and files
 def _missing(kernel: str) -> str:
     return _look_for(kernel)
+
+
+# torch.compile asks once, and does not look into compilers and files. This is all that
+# `torch.compiler.assume_constant_result` does, which imports torch._dynamo, half as long again as torch itself.
+_missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -1,0 +1,113 @@
+"""Programs run by a Python that has the big libraries loaded already: a copy of it for each, made by ``os.fork``.
+
+Importing them takes 8 s a process, more than what most tests of a command do. What the project itself has to offer is
+not loaded before: ``yolov5_ema`` and ``yolov5`` are imported as in a fresh process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("torch", "torchvision", "pandas", "seaborn", "matplotlib.pyplot", "cv2", "scipy.optimize")
+# threads that wait by spinning make trainings on a busy CPU many times slower
+THREADS = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+_STREAMS = ("stdout", "stderr")
+
+
+class _Server:
+    """The Python with the libraries; one program at a time."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            env={**os.environ, **THREADS},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        atexit.register(self.close)
+
+    def run(self, task: dict[str, Any]) -> int:
+        """The exit code of a program; negative for a signal."""
+        assert self._process.stdin and self._process.stdout
+        print(json.dumps(task), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, "the server of warm processes has died"
+        return int(answer)
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@functools.cache
+def _server() -> _Server:
+    return _Server()
+
+
+def run_warm(
+    module: str, *args: object, cwd: Path, env: Mapping[str, str], longest_s: int = 600
+) -> subprocess.CompletedProcess[str]:
+    """``python -m MODULE ARGS``, the libraries loaded already; stdout and stderr as text.
+
+    Args:
+        module: such as ``yolov5_ema``.
+        args: its command line.
+        cwd: where it runs.
+        env: all of its environment. What the libraries read while they are imported has no effect, but for
+            OMP_NUM_THREADS.
+        longest_s: after so many seconds SIGALRM ends it.
+    """
+    words = [str(arg) for arg in args]
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: str(Path(folder, name)) for name in _STREAMS}
+        task = {"module": module, "args": words, "cwd": str(cwd), "env": dict(env), "longest_s": longest_s}
+        code = _server().run({**task, **files})
+        texts = [Path(file).read_text() for file in files.values()]
+    return subprocess.CompletedProcess([sys.executable, "-m", module, *words], code, *texts)
+
+
+def _serve() -> None:
+    for library in _LIBRARIES:
+        importlib.import_module(library)
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            return _become(json.loads(line))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def _become(task: dict[str, Any]) -> None:
+    """Be the process of a program; its SystemExit ends this one."""
+    signal.alarm(task["longest_s"])
+    for number, name in enumerate(_STREAMS, 1):
+        os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(task["cwd"])
+    os.environ.clear()
+    os.environ.update(task["env"])
+    if "OMP_NUM_THREADS" in os.environ:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    paths: Sequence[str] = filter(None, task["env"].get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:1] = [task["cwd"], *paths]
+    sys.argv = [task["module"], *task["args"]]
+    runpy.run_module(task["module"], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _serve()
