@@ -21,7 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("torch", "torchvision", "pandas", "seaborn", "matplotlib.pyplot", "cv2", "scipy.optimize")
+LIBRARIES = (
+    *("torch", "torchvision", "torch.utils.tensorboard", "thop", "cv2", "requests", "boto3", "setuptools"),
+    *("pandas", "seaborn", "matplotlib.pyplot", "scipy.optimize"),
+)
 # threads that wait by spinning make trainings on a busy CPU many times slower
 THREADS = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 _STREAMS = ("stdout", "stderr")
@@ -83,8 +86,9 @@ def run_warm(
 
 
 def _serve() -> None:
-    for library in _LIBRARIES:
-        importlib.import_module(library)
+    for library in LIBRARIES:
+        with contextlib.suppress(ImportError):  # what one release of YOLOv5 needs, another does without
+            importlib.import_module(library)
     for line in sys.stdin:
         child = os.fork()
         if not child:

@@ -12,8 +12,8 @@ import traceback
 from multiprocessing.connection import Connection
 
 import torch
+from warm_python import LIBRARIES
 
-_LIBRARIES = ["torch", "torchvision", "pandas", "seaborn", "matplotlib.pyplot", "cv2"]
 _LONGEST_S = 120
 
 
@@ -56,7 +56,7 @@ def run_in_child(code: str, namespace: dict[str, str], without: str | None = Non
         Nothing, or the traceback.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_LIBRARIES)
+    context.set_forkserver_preload(list(LIBRARIES))
     ours, theirs = context.Pipe()
     process = context.Process(target=_in_child, args=(theirs, code, without, namespace))
     process.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -25,6 +26,12 @@ _HOW_TO_GET_ONE = (
 _OF_OTHERS = {"site-packages", "dist-packages"}
 
 _working_folder_counts: ContextVar[bool] = ContextVar("working folder counts", default=True)
+
+
+@functools.cache
+def _without_links(folder: str) -> str:
+    """A folder by its name without links; asked for each module that is loaded, of which many share a folder."""
+    return os.path.realpath(folder)
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,12 @@ class Engine:
         """Whether a source file lies under the root; not so those of an environment that somebody made in a clone."""
         if not path or not os.path.isabs(path):  # torch has modules whose __file__ is a bare "_ops.py"
             return False
-        file = Path(path).resolve()
-        return self.root in file.parents and not _OF_OTHERS & set(file.relative_to(self.root).parts)
+        folder, name = os.path.split(path)
+        file = os.path.join(_without_links(folder), name)
+        if os.path.islink(file):
+            file = os.path.realpath(file)
+        root = os.path.join(self.root, "")
+        return file.startswith(root) and not _OF_OTHERS & set(file[len(root) :].split(os.sep))
 
     def sources(self) -> list[Path]:
         """Its source files, in order."""

@@ -73,8 +73,7 @@ class Code:
 
     def has(self, fragment: str) -> bool:
         """Whether a statement or an expression stands in it: ``save_dir / 'opt.yaml'``."""
-        wanted = _tree(fragment).body[0]
-        sought = wanted.value if isinstance(wanted, ast.Expr) else wanted
+        sought = _fragment(fragment)
         return any(is_same(node, sought) for node in self.all(type(sought)))
 
     @functools.cached_property
@@ -126,6 +125,12 @@ _parsing = threading.Lock()  # Python 3.11 and earlier count the depth of all th
 def _tree(source: str) -> ast.Module:
     with _parsing:
         return ast.parse(source)
+
+
+@functools.cache
+def _fragment(source: str) -> ast.AST:
+    wanted = _tree(source).body[0]
+    return wanted.value if isinstance(wanted, ast.Expr) else wanted
 
 
 def _parsed(source: str) -> ast.Module | None:
