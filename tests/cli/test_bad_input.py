@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 
@@ -11,7 +12,9 @@ import yaml
 
 import yolov5_ema
 from yolov5_ema.cli.main import main
+from yolov5_ema.engine import preflight
 from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.engine.locate import engine_at
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -330,6 +333,33 @@ def test_no_yolov5(refused):
 def test_unknown_command_and_plugin(refused):
     assert "no command 'trian'; did you mean train?" in refused("trian")
     assert "--plugin no_such_module: cannot import it" in refused("blocks", "--plugin", "no_such_module")
+
+
+@pytest.mark.parametrize(
+    "line", [("--trust", "info"), ("run", "--trust", "s.py"), ("run", "--confl", "ours", "s.py")]
+)
+def test_shortened_flags_of_ours_are_named(refused, line):
+    flag = next(word for word in line if word.startswith("--"))
+    message = refused(*line)
+    assert f"no flag {flag!r} here" in message and "--conflicts, --trust-checkpoint, each in full" in message
+
+
+def test_a_missing_yaml_gets_the_advice_of_its_kind(refused):
+    cfg, data = (refused("train", flag, "no.yaml") for flag in ("--cfg", "--data"))
+    assert "'yolov5-ema cfg' writes model YAMLs" in cfg and "'yolov5-ema cfg'" not in data
+    assert "--data no.yaml: no such file here" in data and "names the folders of images" in data
+
+
+def test_what_a_classifier_is_trained_from_is_looked_for_here(package_root, own_folder):
+    """YOLOv5 itself looks in its own folder."""
+    (own_folder / "set").mkdir()
+    (own_folder / "d.pt").touch()
+    opt = argparse.Namespace(model="d.pt", data="set")
+    preflight.resolve_names(opt, engine_at(package_root), "classify.train")
+    assert (opt.model, opt.data) == (str(own_folder / "d.pt"), str(own_folder / "set"))
+    opt = argparse.Namespace(model="resnet50", data="imagenette")
+    preflight.resolve_names(opt, engine_at(package_root), "classify.train")
+    assert (opt.model, opt.data) == ("resnet50", "imagenette")
 
 
 def test_tensorflow_formats_of_a_model_with_blocks(refused, trained):

@@ -22,7 +22,7 @@ from yolov5_ema.engine import activation, preflight, shim
 from yolov5_ema.engine.guards import resumed_training
 from yolov5_ema.engine.quirks import SourceModule
 from yolov5_ema.engine.resumed_options import Script, options_to_resume
-from yolov5_ema.errors import UserError
+from yolov5_ema.errors import CheckpointError, UserError
 
 OF_HONEST_RUNS: dict[str, Any] = {
     "weights": "",
@@ -237,6 +237,12 @@ def test_a_folder_without_a_run_and_a_lone_checkpoint(last, script, own_folder):
     shutil.copy(last, lone)
     with pytest.raises(UserError, match="mkdir -p RUN/weights"):
         options_of(lone, script)
+
+
+def test_the_options_instead_of_the_checkpoint(last, script):
+    options = last.parent.parent / "opt.yaml"
+    with pytest.raises(CheckpointError, match=r"name the checkpoint, not its options: --resume .*last\.pt"):
+        options_of(options, script)
 
 
 def test_options_out_of_the_checkpoint_are_checked_too(last, script, tiny_set, hyp):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -191,6 +192,27 @@ def test_an_install_that_fails_half_way_leaves_nothing(package_root, monkeypatch
     assert dict(vars(general)) == before and not yolov5_ema.is_installed()
     yolov5_ema.install()
     assert yolov5_ema.is_installed()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (("def parse_model", "def parse_rows"), r"yolo\.py has no function parse_model"),
+        (("class Detect(", "class Detect(("), r"cannot be imported: .*yolo\.py, line \d+: "),
+    ],
+)
+def test_a_fork_that_is_none(change, words, clone, tmp_path, monkeypatch):
+    shutil.copytree(clone, tmp_path / "fork")
+    file = tmp_path / "fork/models/yolo.py"
+    file.write_text(file.read_text().replace(*change))
+    before = set(sys.modules)
+    try:
+        with pytest.raises(UserError, match=words):
+            yolov5_ema.install(tmp_path / "fork")
+        assert not yolov5_ema.is_installed()
+    finally:
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
 
 
 def test_no_yolov5(tmp_path, monkeypatch):

@@ -118,6 +118,10 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"yolov5-ema {__version__}")
         return 0
     command, *argv = rest
+    before_script = argv[:1] if command == "run" and argv[:1] not in (["-h"], ["--help"], ["--"]) else []
+    for word in (command, *before_script):
+        if word.startswith("-"):
+            raise UserError(_unknown_flag(word))
     if command not in COMMANDS:
         raise UserError(_unknown(command))
     _apply_common(common)
@@ -197,6 +201,11 @@ def _overview() -> str:
         "             yolov5-ema train --data coco128.yaml --cfg yolov5s-ema.yaml --weights '' --img 640",
     ]
     return "\n".join(lines)
+
+
+def _unknown_flag(word: str) -> str:
+    known = ", ".join(flag for action in _common_parser()._actions for flag in action.option_strings)
+    return f"no flag {word!r} here; known before a command, or a script to run, are {known}, each in full"
 
 
 def _unknown(command: str) -> str:

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("script", help="path of the script; also one relative to the YOLOv5 in use")
-    parser.add_argument("arguments", nargs="*", help="what the script itself gets")
+    parser.add_argument("arguments", nargs="*", default=[], help="what the script itself gets")
     given = _without_separator(argv)
     script = parser.parse_args(given[:1]).script
 

@@ -38,6 +38,10 @@ _SPLITS = {
     "speed": ("val",),
     "study": ("val",),
 }
+_ADVICE = {
+    "cfg": " 'yolov5-ema cfg' writes model YAMLs for any size, block and place.",
+    "data": " A data YAML names the folders of images and the classes; 'yolov5-ema data' makes some.",
+}
 _MOST_CLASSES = 100_000
 _EXPORTED = {".onnx", ".torchscript", ".xml", ".engine", ".mlmodel", ".pb", ".tflite", ""}
 
@@ -55,6 +59,12 @@ def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> 
         if isinstance(value, Path):  # a default of YOLOv5's own, not what the user wrote
             continue
         setattr(opt, name, _resolved(name, value, engine))
+    for name in (
+        ("model", "data") if _classifies(script) else ()
+    ):  # looked for from YOLOv5's folder, not from here
+        value = getattr(opt, name, None)
+        if isinstance(value, str) and value and os.path.exists(value):
+            setattr(opt, name, os.path.abspath(value))
 
 
 def _resolved(flag: str, value: str, engine: Engine) -> str:
@@ -63,8 +73,7 @@ def _resolved(flag: str, value: str, engine: Engine) -> str:
     found = find_yaml(value, engine)
     if found is None:
         raise ConfigError(
-            f"--{flag} {value}: no such file here, among the YAMLs of yolov5-ema or of {engine}. "
-            "'yolov5-ema cfg' writes model YAMLs for any size, block and place."
+            f"--{flag} {value}: no such file here, among the YAMLs of yolov5-ema or of {engine}.{_ADVICE.get(flag, '')}"
         )
     return str(found)
 

@@ -119,6 +119,10 @@ def _check_place(last: Path, run: Path) -> None:
         )
     if not last.is_file():
         raise CheckpointError(f"--resume {last}: it is no file of weights")
+    if last.suffix.lower() in (".yaml", ".yml"):
+        raise CheckpointError(
+            f"--resume {last}: name the checkpoint, not its options: --resume {last.parent / 'weights/last.pt'}"
+        )
     if last.parent.name != "weights":
         raise CheckpointError(
             f"--resume {last}: a training goes on in the folder that its checkpoint lies in, RUN/weights/last.pt, "

@@ -24,7 +24,7 @@ from yolov5_ema.engine.conflicts import CONFLICTS_ENV, conflicts_choice, set_cho
 from yolov5_ema.engine.locate import Engine, engine_at, locate
 from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.rows import checked_model, is_block
-from yolov5_ema.errors import ConfigError
+from yolov5_ema.errors import ConfigError, UserError
 
 Yolo = Union[None, str, "os.PathLike[str]", ModuleType]
 
@@ -73,12 +73,24 @@ def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
 def _patched(engine: Engine) -> Patches:
     patches = Patches()
     try:
-        module = importlib.import_module(engine.module_name("models.yolo"))
+        module = _with_parser(engine)
         patches.set(module, "parse_model", _with_blocks(module.parse_model, module))
     except BaseException:
         activation.deactivate()
         raise
     return patches
+
+
+def _with_parser(engine: Engine) -> Any:
+    """The module that reads model YAMLs."""
+    try:
+        module = importlib.import_module(engine.module_name("models.yolo"))
+    except SyntaxError as error:
+        place = f"{error.filename}, line {error.lineno}"
+        raise UserError(f"{engine} cannot be imported: {place}: {error.msg}") from error
+    if not hasattr(module, "parse_model"):
+        raise UserError(f"{module.__file__} has no function parse_model: it is of no YOLOv5 v6.0 or later")
+    return module
 
 
 def uninstall(yolo: Yolo = None) -> None:

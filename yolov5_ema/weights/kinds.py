@@ -82,16 +82,16 @@ def key_of_state_dict(root: Any) -> str | None:
 
 def _of_ultralytics(cls: str) -> Kind:
     return Kind(
-        f"a checkpoint of the package ultralytics (YOLOv8, YOLO11 and later; a {shown_names([cls])}), which no YOLOv5 "
-        "runs. Use it with that package (from ultralytics import YOLO); yolov5_ema.install('ultralytics') teaches it "
-        "the blocks",
+        f"a checkpoint of the package ultralytics (YOLOv8, YOLO11 and later), of class {shown_names([cls])}, which no "
+        "YOLOv5 runs. Use it with that package (from ultralytics import YOLO); yolov5_ema.install('ultralytics') "
+        "teaches it the blocks",
         _OF_ULTRALYTICS,
     )
 
 
 def _bare_module(cls: str, path: Path) -> Kind:
     return Kind(
-        f"a model saved by itself (a {shown_names([cls])}), without the dict around it that YOLOv5 reads. "
+        f"a model saved by itself (of class {shown_names([cls])}), without the dict around it that YOLOv5 reads. "
         + _to_convert(path),
         convertible=True,
     )

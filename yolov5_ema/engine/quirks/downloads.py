@@ -33,11 +33,11 @@ def is_online(host: str = "github.com", port: int = 443, timeout_s: float = 3.0)
 
 def missing_weights_message(name: str) -> str:
     """What to tell a user whose weights file is not there and cannot be had."""
-    scratch = "to train from scratch, pass --weights ''"
+    scratch = "'train' starts from scratch with --weights ''"
     if is_released_weight(name):
         return (
             f"weights {name} not found here, and they cannot be downloaded: no network. "
-            f"Put the file there, name another one, or, {scratch}."
+            f"Put the file there, or name another one; {scratch}."
         )
     return f"weights not found: {name}. Check the path; {scratch}."
 
