@@ -227,7 +227,12 @@ def test_splits_of_other_categories(tmp_path, source, out):
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]}', "has no images"),
         (
             '{"images": [], "annotations": [], "categories": [{"id": "1", "name": "x"}]}',
-            "needs a whole number 'id'",
+            "needs a whole number 'id' and a 'name'; this id is a text: write it without quotes",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "C:\\\\set\\\\a.jpg"}], "annotations": [], '
+            '"categories": [{"id": 1, "name": "x"}]}',
+            "leads out of the folder of images; write it from there on",
         ),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}, {"id": 1, "name": "y"}]}',
@@ -444,7 +449,10 @@ def test_a_set_without_any_image_left_is_refused(source, tmp_path):
     write_coco(source, [annotation(1, 3, [1, 1, 5, 5])])
     for file in (source / "val2017").iterdir():
         file.write_bytes(b"no picture")
-    with pytest.raises(UserError, match="none of its images can be used; nothing was written"):
+    with pytest.raises(
+        UserError,
+        match=r"none of its images can be used; .*; for one JSON, --images names",
+    ):
         convert_coco(source, tmp_path / "out")
     (source / "val2017/000002.jpg").write_bytes(jpeg())  # the one with the box is still none
     with pytest.raises(UserError, match="none of its 1 annotations can be used"):

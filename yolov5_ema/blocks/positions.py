@@ -137,7 +137,7 @@ def _leading_channels(
     lead = 2 if others and _is_number(first) and others[0] == first and _is_number(others[0]) else 1
     if first in channels or is_left_out:
         return lead
-    is_readable = not fits and len(values) > lead and _assigned(options, values[lead:]) is not None
+    is_readable = not fits and _assigned(options, values[lead:]) is not None
     return lead if is_readable else 0
 
 
@@ -148,7 +148,7 @@ def _behind_channels(options: Sequence[inspect.Parameter], values: Sequence[Any]
     if not rest:
         return [Reading(first, {})]
     assigned = _assigned(options, rest)
-    if assigned is None:
+    if assigned is None or (_is_number(values[0]) and values[0] % assigned.get("groups", 1)):
         return [Reading(f"{first}, for there is no option that {list(rest)} could be", {})]
     found = [assigned]
     if len(rest) == 1 and _may_be_kernel(options, rest[0]):

@@ -339,7 +339,13 @@ def _refuse_nothing_left(plan: Plan, instances: Instances) -> None:
     if not any(_is_readable(f"{plan.job.source}/{name}") for name in plan.items):
         reasons = problems_of.describe([entry for entry in plan.problems if entry.kind == "image"])
         raise UserError(
-            "\n".join([f"{source.file}: none of its images can be used; nothing was written", *reasons])
+            "\n".join(
+                [
+                    f"{source.file}: none of its images can be used; nothing was written. Their names start from "
+                    f"{source.images}; for one JSON, --images names another folder",
+                    *reasons,
+                ]
+            )
         )
     with_boxes = (name for name, item in plan.items.items() if item.label)
     if instances.annotations and not any(_is_readable(f"{plan.job.source}/{name}") for name in with_boxes):

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from yolov5_ema.data.problems import Problem
+from yolov5_ema.data.problems import Problem, describe
 from yolov5_ema.errors import UserError
 from yolov5_ema.reading import MOST_JSON, read_json
+
+_TEXT_ID = "; this id is a text: write it without quotes, here and as category_id"
 
 COCO_NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -87,7 +89,10 @@ def _categories(
     for category in categories:
         identity = whole_number(category.get("id")) if isinstance(category, dict) else None
         if identity is None or not isinstance(category.get("name"), str):
-            raise UserError(f"{file}: the category {category!r:.80} needs a whole number 'id' and a 'name'")
+            hint = _TEXT_ID if isinstance(category, dict) and isinstance(category.get("id"), str) else ""
+            raise UserError(
+                f"{file}: the category {category!r:.80} needs a whole number 'id' and a 'name'{hint}"
+            )
         if identity in by_id:
             raise UserError(f"{file}: the category id {identity} is there twice")
         by_id[identity] = category["name"]
@@ -136,7 +141,7 @@ def _usable_images(images: Sequence[Any], file: Path, problems: list[Problem]) -
         found[identity] = {**image, "id": identity}
         names.add(image["file_name"].rsplit(".", 1)[0])
     if not found:
-        raise UserError(f"{file} has no images that can be used")
+        raise UserError("\n".join([f"{file} has no images that can be used", *describe(problems)]))
     return found
 
 
@@ -152,7 +157,7 @@ def _image_fault(image: Any, found: Mapping[Any, Any], names: set[str]) -> str:
         return f"file_name {name!r:.80} is no name"
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0]:
-        return f"file_name {name!r:.80} leads out of the folder of images"
+        return f"file_name {name!r:.80} leads out of the folder of images; write it from there on, such as a/b.jpg"
     if name.rsplit(".", 1)[0] in names:
         return f"file_name {name!r:.80} is there twice, or differs only in its ending"
     if not all(_is_size(image[key]) for key in ("width", "height") if image.get(key) is not None):
