@@ -443,6 +443,7 @@ def real_command(tiny_set: Path, *flags: object) -> list[str]:
     return [str(f) for f in ("compare", "--data", tiny_set, "--cfgs", *cfgs, *REAL, *flags)]
 
 
+@pytest.mark.slow
 def test_two_real_trainings(tiny_set, own_folder):
     done = run_cli(*real_command(tiny_set, "--seeds", 1, "--epochs", 1, "--workers", 0), cwd=own_folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

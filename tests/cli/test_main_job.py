@@ -200,7 +200,8 @@ def test_a_block_of_the_users_own(tiny_set, tmp_path):
     assert with_it.returncode == 0, with_it.stderr[-3000:]
 
 
-@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_spawned_workers(tiny_set, tmp_path, method):
     """Label scan and dataloader in processes that start from nothing."""
     (tmp_path / "starts.py").write_text(

@@ -421,6 +421,7 @@ def test_results_of_a_node_without_the_images_are_refused(own_folder):
         _check_reachable([{"image": "here.jpg", **gone}])
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_file(trained, folder, own_folder):
     pytest.importorskip("ray.data")
     argv = ("predict", "--weights", trained, "--source", os.path.relpath(folder), *FLAGS, "--chunk", 1)

@@ -145,8 +145,8 @@ def test_code_is_not_run_wherever_it_stands(engine, code):
 
 
 def test_cfgs(engine):
-    codes = fuzz(100, engine)
-    assert codes[0] >= 3 and codes[2] >= 30, codes
+    codes = fuzz(40, engine)
+    assert codes[0] >= 1 and codes[2] >= 12, codes
 
 
 @pytest.mark.slow

@@ -184,8 +184,8 @@ def test_what_a_data_yaml_says_to_download_is_not_done(engine, download):
 
 
 def test_data_yamls(engine):
-    codes = fuzz(100, engine)
-    assert codes[0] >= 3 and codes[2] >= 30, codes
+    codes = fuzz(40, engine)
+    assert codes[0] >= 1 and codes[2] >= 12, codes
 
 
 @pytest.mark.slow
