@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -17,9 +18,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, NoReturn
 
 LIBRARIES = (
     *("torch", "torchvision", "torch.utils.tensorboard", "thop", "cv2", "requests", "boto3", "setuptools"),
@@ -89,15 +92,16 @@ def _serve() -> None:
     for library in LIBRARIES:
         with contextlib.suppress(ImportError):  # what one release of YOLOv5 needs, another does without
             importlib.import_module(library)
+    gc.freeze()  # so that collections of the copies do not look through all that was loaded
     for line in sys.stdin:
         child = os.fork()
         if not child:
-            return _become(json.loads(line))
+            _become(json.loads(line))
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def _become(task: dict[str, Any]) -> None:
-    """Be the process of a program; its SystemExit ends this one."""
+def _become(task: dict[str, Any]) -> NoReturn:
+    """Be the process of a program to its end."""
     signal.alarm(task["longest_s"])
     for number, name in enumerate(_STREAMS, 1):
         os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT), number)
@@ -107,10 +111,27 @@ def _become(task: dict[str, Any]) -> None:
     os.environ.update(task["env"])
     if "OMP_NUM_THREADS" in os.environ:
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    paths: Sequence[str] = filter(None, task["env"].get("PYTHONPATH", "").split(os.pathsep))
-    sys.path[:1] = [task["cwd"], *paths]
+    sys.path[:1] = [task["cwd"], *filter(None, task["env"].get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = [task["module"], *task["args"]]
-    runpy.run_module(task["module"], run_name="__main__", alter_sys=True)
+    code = _code_of(lambda: runpy.run_module(task["module"], run_name="__main__", alter_sys=True))
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Python's own end takes a second: it frees all that was loaded, piece by piece
+
+
+def _code_of(run: Callable[[], object]) -> int:
+    try:
+        run()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

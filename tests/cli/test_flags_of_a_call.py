@@ -66,7 +66,9 @@ def test_a_script_of_yolov5_takes_our_flags_anywhere(own_folder, clone, monkeypa
 
 
 def test_run_without_a_script(own_folder, capsys):
-    for argv in (["run"], ["run", "--"], ["run", "--no-such-flag", "mine.py"]):
+    assert main(["run", "--no-such-flag", "mine.py"]) == 2
+    assert "no flag '--no-such-flag' here" in capsys.readouterr().err
+    for argv in (["run"], ["run", "--"]):
         with pytest.raises(SystemExit) as stopped:
             main(argv)
         assert stopped.value.code == 2

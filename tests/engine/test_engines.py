@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import laid_aside, lay_out_as_clone, run_cli
-from fork_server import run_in_child
+from release_case import run_in_child
 
 from yolov5_ema.engine.activation import survey
 from yolov5_ema.engine.locate import engine_at

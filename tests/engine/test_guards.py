@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import laid_aside
-from fork_server import run_in_child
+from release_case import run_in_child
 
 from yolov5_ema.engine.guards import datasets
 from yolov5_ema.engine.locate import Engine

@@ -180,7 +180,7 @@ def write_others(folder: Path, model: nn.Module) -> dict[str, str]:
     return {
         "state.pt": "is a state dict: tensors without a model. .*convert .*state.pt --cfg MODEL.yaml",
         "states.pt": "is a state dict under the key 'model': tensors without a model. .*--cfg MODEL.yaml",
-        "bare.pt": r"is a model saved by itself \(a yolov5\.models\.yolo\.Model\).*--cfg MODEL.yaml",
+        "bare.pt": r"is a model saved by itself \(of class yolov5\.models\.yolo\.Model\).*--cfg MODEL.yaml",
         "script.pt": "is a TorchScript archive, exported from a checkpoint",
         "page.pt": "is no PyTorch checkpoint but a web page",
         "lfs.pt": "is no PyTorch checkpoint but a pointer of Git LFS; .*git lfs pull",

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import laid_aside
-from fork_server import run_in_child
 from PIL import Image
+from release_case import run_in_child
 
 GOOD = "0 0.5 0.5 0.2 0.2\n1 0.25 0.25 0.125 0.125\n"
 LABELS = {
