@@ -149,6 +149,7 @@ UNCLEAR = [
     ("EMA", [256, 8], ["[EMA, [{groups: 8}]]"]),
     ("EMA", [128, 128, 8], ["[EMA, [{groups: 8}]]"]),
     ("EMA", [96, 96], ["[EMA, []]"]),
+    ("EMA", [128, 128, 0], ["[EMA, []]"]),
     ("EMA", [128, 128, 3], ["[EMA, []]"]),  # 3 does not divide it
     ("EMA", [128, {"implementation": "exact"}], ["[EMA, []]", "[EMA, [{groups: 128}]]"]),
     ("CBAM", [7], ["[CBAM, [{kernel_size: 7}]]", "[CBAM, [{reduction: 7}]]"]),

@@ -148,12 +148,16 @@ def _behind_channels(options: Sequence[inspect.Parameter], values: Sequence[Any]
     if not rest:
         return [Reading(first, {})]
     assigned = _assigned(options, rest)
-    if assigned is None or (_is_number(values[0]) and values[0] % assigned.get("groups", 1)):
+    if assigned is None or not _divides(assigned.get("groups", 1), values[0]):
         return [Reading(f"{first}, for there is no option that {list(rest)} could be", {})]
     found = [assigned]
     if len(rest) == 1 and _may_be_kernel(options, rest[0]):
         found.insert(0, {_KERNEL: rest[0]})
     return [Reading(f"{first} and {_told(said)}", said) for said in found]
+
+
+def _divides(groups: int, channels: Any) -> bool:
+    return groups > 0 and (not _is_number(channels) or channels % groups == 0)
 
 
 def _as_own(own: dict[str, Any] | None) -> list[Reading]:

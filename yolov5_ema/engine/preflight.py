@@ -59,9 +59,8 @@ def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> 
         if isinstance(value, Path):  # a default of YOLOv5's own, not what the user wrote
             continue
         setattr(opt, name, _resolved(name, value, engine))
-    for name in (
-        ("model", "data") if _classifies(script) else ()
-    ):  # looked for from YOLOv5's folder, not from here
+    # YOLOv5 looks for these from its own folder
+    for name in ("model", "data") if _classifies(script) else ():
         value = getattr(opt, name, None)
         if isinstance(value, str) and value and os.path.exists(value):
             setattr(opt, name, os.path.abspath(value))
