@@ -333,6 +333,7 @@ def test_synchronised_batchnorm_keeps_the_activations():
     assert torch.allclose(converted(x), before) and set(converted.state_dict()) == names
 
 
+@pytest.mark.slow
 def test_it_begins_to_learn(tmp_path):
     settings = tiny(data="synthetic:train=3000,val=200", batch=64, augment="none", warmup_epochs=0)
     rows = run(settings, tmp_path / "run")

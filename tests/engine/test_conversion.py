@@ -282,6 +282,7 @@ with yolov5_ema.installed(root) as engine:
 """
 
 
+@pytest.mark.slow
 def test_masks_of_v7(tmp_path):
     root = laid_aside("7.0.14")
     cfg = root / "models/segment/yolov5n-seg.yaml"

@@ -24,6 +24,13 @@ LAYOUTS = ("package", "clone")
 EVERY = [
     pytest.param(release, layout, id=f"{release}-{layout}") for release in RELEASES for layout in LAYOUTS
 ]
+# for what takes long: the first and the last release as packages, one between as a clone
+SOME = [
+    param
+    if param.id in ("6.0.7-package", "6.2.3-clone", "7.0.14-package")
+    else pytest.param(*param.values, id=param.id, marks=pytest.mark.slow)
+    for param in EVERY
+]
 # what the files of each look like: PyPI's releases are from some time after the upstream tag that they are named for
 LOOKS_LIKE = {"6.0.7": "6.0", "6.1.9": "6.2", "6.2.3": "7.0", "7.0.14": "7.0+"}
 
@@ -176,7 +183,7 @@ def _copied(file: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("release", "layout"), EVERY)
+@pytest.mark.parametrize(("release", "layout"), SOME)
 def test_builds_trains_and_reads_what_another_release_wrote(
     release, layout, root_of, checkpoint_of, tmp_path
 ):
@@ -266,7 +273,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["package", pytest.param("clone", marks=pytest.mark.slow)])
 def test_segment_heads_take_the_blocks(layout, root_of, tmp_path):
     assert _run(_SEGMENTS, _names(root_of("7.0.14", layout), tmp_path)) == ""
 

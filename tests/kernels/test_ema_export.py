@@ -145,7 +145,7 @@ def test_traced_in_half_precision(block, dtype):
         torch.testing.assert_close(found, truth.to(dtype), rtol=2e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("source", ["onnx", "torch"])
+@pytest.mark.parametrize("source", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 def test_openvino(block, tmp_path, source):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     if source == "onnx":
