@@ -379,7 +379,11 @@ def test_a_run_that_was_cut_off_goes_on(source, out):
     for name in ("000005", "000008"):
         (out / "labels/val2017" / f"{name}.txt").unlink()
     (out / "coco.yaml").unlink()
+    journal.with_name("x.jsonl").symlink_to("nowhere")
+    journal.with_name("y.jsonl").symlink_to("y.jsonl")
     assert only(convert(source, out)).done_before == 3
+    for name in ("x.jsonl", "y.jsonl"):
+        journal.with_name(name).unlink()
     assert tree(out) == whole
 
 

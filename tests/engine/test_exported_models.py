@@ -14,7 +14,7 @@ import torch
 
 from yolov5_ema.engine import exported_models
 from yolov5_ema.engine.exported_models import check_exported, load_torchscript
-from yolov5_ema.errors import CheckpointError
+from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.weights.onnx_files import _parts
 from yolov5_ema.weights.torchscript_files import check_torchscript
 
@@ -382,6 +382,26 @@ def test_tensors_of_other_folders_are_not_read(tmp_path, monkeypatch):
     check_exported(write_onnx(folder / "m.onnx", {}, "own.bin"), "onnx")
 
 
+def test_tensors_beside_a_link_to_a_model_are_not_read(tmp_path):
+    """OpenCV looks beside the link, others beside the file that it leads to."""
+    (tmp_path / "model/sub").mkdir(parents=True)
+    write_onnx(tmp_path / "model/sub/m.onnx", {}, "own.bin")
+    (tmp_path / "model/m.onnx").symlink_to("sub/m.onnx")
+    (tmp_path / "secret.bin").touch()
+    check_exported(tmp_path / "model/m.onnx", "onnx")
+    (tmp_path / "model/own.bin").symlink_to(tmp_path / "secret.bin")
+    with pytest.raises(CheckpointError, match="not in the model's folder"):
+        check_exported(tmp_path / "model/m.onnx", "onnx")
+
+
+def test_a_name_of_a_file_that_is_no_text(tmp_path):
+    """To OpenCV it is a name all the same, of a link that leads out of the folder, say."""
+    file = write_onnx(tmp_path / "m.onnx", {}, "liXnko")
+    file.write_bytes(file.read_bytes().replace(b"liXnko", b"li\xffnko"))
+    with pytest.raises(CheckpointError, match="no ONNX file"):
+        check_exported(file, "onnx")
+
+
 @pytest.mark.parametrize("content", [b"", b"\x08", b"\x3a\xff\xff\xff\xff\x0f", b"\x3b" * 9, b"\xff" * 99])
 def test_what_is_no_onnx_is_an_error_or_empty(content, tmp_path):
     file = tmp_path / "m.onnx"
@@ -421,6 +441,11 @@ def test_openvino(tmp_path):
     folder.mkdir()
     (folder / "m.yaml").write_text("stride: 32\nnames: [a]\n")
     check_exported(folder, "xml")
+    for name in ("m.bin", "m.xml"):
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match=name):
+            check_exported(folder, "xml")
+        (folder / name).unlink()
     (folder / "m.yaml").write_text("stride: 32\nnames: [../../a]\n")
     with pytest.raises(CheckpointError, match="lead out of the folder"):
         check_exported(folder, "xml")

@@ -15,6 +15,7 @@ import pytest
 
 import yolov5_ema
 from yolov5_ema.engine import activation, checkpoints, shim
+from yolov5_ema.engine.locate import engine_at
 from yolov5_ema.engine.quirks import Quirk
 from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
 
@@ -192,6 +193,24 @@ def test_an_install_that_fails_half_way_leaves_nothing(package_root, monkeypatch
     assert dict(vars(general)) == before and not yolov5_ema.is_installed()
     yolov5_ema.install()
     assert yolov5_ema.is_installed()
+
+
+def test_files_of_a_yolov5_may_be_links(clone, tmp_path):
+    """As some installers lay packages out; unowned, they would run without any guard."""
+    linked = tmp_path / "linked"
+    for file in clone.rglob("*.py"):
+        place = linked / file.relative_to(clone)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(file)
+    engine = engine_at(linked)
+    assert engine.owns(str(linked / "models/yolo.py")) and engine.owns(str(linked / "train.py"))
+    assert not engine.owns(str(clone / "models/yolo.py"))
+    assert not engine.owns(str(linked / "env/site-packages/torch.py"))
+    (tmp_path / "folders").mkdir()
+    for name in ("models", "utils"):
+        (tmp_path / "folders" / name).symlink_to(clone / name)
+    (tmp_path / "folders/train.py").symlink_to(clone / "train.py")
+    assert engine_at(tmp_path / "folders").owns(str(tmp_path / "folders/models/yolo.py"))
 
 
 @pytest.mark.parametrize(

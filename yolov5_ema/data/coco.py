@@ -491,7 +491,7 @@ def place_chunk(task: Task) -> tuple[list[tuple[int, int]], list[Problem]]:
 def _finished_splits(out: Path) -> dict[str, Mapping[str, Any]]:
     """What journals in ``out`` say of the splits that are complete, the latest of each."""
     found: dict[str, Mapping[str, Any]] = {}
-    files = journal_file(out, "x").parent.glob("*.jsonl")
+    files = [file for file in journal_file(out, "x").parent.glob("*.jsonl") if file.exists()]  # no dead links
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
         finished: Any = last_entry(file).get("finished")
         if _is_finished(finished):

@@ -193,6 +193,12 @@ def _check_onnx(path: Path) -> None:
 def _check_openvino(path: Path) -> None:
     """A graph of OpenVINO's own operators; others need a library that the program names, not the file."""
     folder = path if path.is_dir() else path.parent
+    of_model = (
+        [*folder.glob("*.xml"), *folder.glob("*.bin")] if path.is_dir() else [path, path.with_suffix(".bin")]
+    )
+    for file in of_model:
+        if file.exists():
+            open_regular(file).close()  # a pipe would be waited for
     beside = folder.glob("*.yaml") if path.is_dir() else [path.with_suffix(".yaml"), folder / "metadata.yaml"]
     for file in beside:
         content = read_yaml(file) if file.is_file() else {}

@@ -64,10 +64,10 @@ class Engine:
             return False
         folder, name = os.path.split(path)
         file = os.path.join(_without_links(folder), name)
-        if os.path.islink(file):
-            file = os.path.realpath(file)
         root = os.path.join(self.root, "")
-        return file.startswith(root) and not _OF_OTHERS & set(file[len(root) :].split(os.sep))
+        names = (path, file, os.path.realpath(file) if os.path.islink(file) else file)
+        below = (name[len(root) :] for name in names if name.startswith(root))  # or linked to, file by file
+        return any(not _OF_OTHERS & set(rest.split(os.sep)) for rest in below)
 
     def sources(self) -> list[Path]:
         """Its source files, in order."""

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import locked, open_regular, refuse_link, write_whole, writing_in
+from yolov5_ema.files import locked, refuse_link, write_whole, writing_in
 from yolov5_ema.reading import parse_json, read_bytes, read_json
 
 _MOST_CHUNKS = 4096
 _FEWEST_IMAGES = 16
 _LOCK = "lock"
 _OWN = re.compile(r"manifest\.json|[0-9]{6,}\.jsonl|joined\.tmp")
+_LONGEST_TEXT = 4096
+_LARGEST = 3e38
 _FIELDS = {"index", "image", "height", "width", "xyxy", "confidence", "class_id", "error"}
 
 
@@ -102,9 +104,10 @@ class Parts:
         classes = len(self.manifest.settings.get("names", ()))
         for chunk in range(self.manifest.chunks):
             file = self._file(chunk)
-            for number, line in enumerate(read_bytes(file).splitlines(), 1):
+            for place, line in zip(self.manifest.span(chunk), read_bytes(file).splitlines()):
                 row = _parsed(line)
-                if not _is_result(row, classes):
+                if not _is_result(row, classes) or row["index"] != place:
+                    number = place - self.manifest.span(chunk).start + 1
                     raise UserError(
                         f"{file}, line {number}: damaged; delete the file and give --resume again"
                     )
@@ -125,11 +128,10 @@ class Parts:
     def _is_whole(self, chunk: int) -> bool:
         """Whether a part has as many lines as images; a power failure can leave fewer."""
         try:
-            with open_regular(self._file(chunk)) as stream:
-                lines = sum(line.endswith(b"\n") for line in stream)
+            content = read_bytes(self._file(chunk))
         except OSError:
             return False
-        return lines == len(self.manifest.span(chunk))
+        return content.count(b"\n") == len(self.manifest.span(chunk)) and content.endswith(b"\n")
 
 
 def folder_of(out: Path) -> Path:
@@ -235,9 +237,13 @@ def _parsed(line: bytes) -> Any:
 
 def _is_result(row: Any, classes: int) -> bool:
     """Whether a line of a part is an `ImageResult`."""
-    if not isinstance(row, dict) or set(row) != _FIELDS or not isinstance(row["image"], str):
+    if not isinstance(row, dict) or set(row) != _FIELDS or type(row["index"]) is not int:
         return False
-    if not isinstance(row["error"], (str, type(None))):
+    if not _is_text(row["image"]) or not (row["error"] is None or _is_text(row["error"])):
+        return False
+    if not all(
+        side is None or (type(side) is int and 0 < side < 2**31) for side in (row["height"], row["width"])
+    ):
         return False
     boxes, scores, numbers = row["xyxy"], row["confidence"], row["class_id"]
     if not all(isinstance(value, list) for value in (boxes, scores, numbers)):
@@ -245,8 +251,23 @@ def _is_result(row: Any, classes: int) -> bool:
     if not len(boxes) == len(scores) == len(numbers):
         return False
     return (
-        all(isinstance(score, (int, float)) for score in scores)
+        all(_is_number(score) and 0 <= score <= 1 for score in scores)
         and all(type(number) is int and 0 <= number < classes for number in numbers)
         and all(isinstance(box, list) and len(box) == 4 for box in boxes)
-        and all(isinstance(value, (int, float)) for box in boxes for value in box)
+        and all(_is_number(value) for box in boxes for value in box)
     )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text no longer than a path, which can be written."""
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+        return False
+    with contextlib.suppress(UnicodeEncodeError):
+        value.encode("utf-8", "surrogateescape")  # names of files need not be UTF-8
+        return True
+    return False
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that float32 can hold; NaN is none."""
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST

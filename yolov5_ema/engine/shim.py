@@ -88,6 +88,10 @@ def _with_parser(engine: Engine) -> Any:
     except SyntaxError as error:
         place = f"{error.filename}, line {error.lineno}"
         raise UserError(f"{engine} cannot be imported: {place}: {error.msg}") from error
+    if not engine.owns(module.__file__):
+        raise UserError(
+            f"{engine}: models/yolo.py is another one's, {module.__file__}, which would not be guarded"
+        )
     if not hasattr(module, "parse_model"):
         raise UserError(f"{module.__file__} has no function parse_model: it is of no YOLOv5 v6.0 or later")
     return module

@@ -73,25 +73,31 @@ def check_locations(found: OnnxFile, path: Path) -> None:
     Raises:
         CheckpointError: names the file that would be read.
     """
-    folder = path.resolve().parent
+    folders = (
+        path.resolve().parent,
+        path.parent.resolve(),
+    )  # readers look beside the file, or beside what it links to
     for location in dict.fromkeys(found.locations):
         kinds = (PurePosixPath(location), PureWindowsPath(location))
         leads_out = any(".." in kind.parts or kind.root or kind.drive for kind in kinds) or "\0" in location
-        place = folder / (location if not leads_out else "")
-        if leads_out or folder not in Path(os.path.realpath(place)).parents:
+        if leads_out or not all(_stays_in(folder, location) for folder in folders):
             raise CheckpointError(
                 f"{path} takes tensors from the file {location[:200]!r}, which is not in the model's folder. "
                 "Nothing was read."
             )
 
 
+def _stays_in(folder: Path, location: str) -> bool:
+    return folder in Path(os.path.realpath(folder / location)).parents
+
+
 def _keep(found: OnnxFile, kind: str, message: memoryview) -> None:
-    parts = {number: bytes(part).decode("utf-8", "replace") for number, part in _parts(message)}
-    key, value = parts.get(1, ""), parts.get(2, "")
+    parts = {number: bytes(part) for number, part in _parts(message)}
+    key, value = (parts.get(number, b"") for number in (1, 2))
     if kind == "Entry":
-        found.metadata.append((key, value))
-    elif key == "location":
-        found.locations.append(value)
+        found.metadata.append((key.decode("utf-8", "replace"), value.decode("utf-8", "replace")))
+    elif key == b"location":
+        found.locations.append(value.decode())  # what is no text is refused: readers would see another name
 
 
 def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
