@@ -82,6 +82,18 @@ def test_the_place_of_a_crop():
             place_of_crop(crops / name / "a.jpg", crops)
 
 
+@pytest.mark.parametrize("link", ["crops", "crops/car", "crops/car/a.jpg"])
+def test_a_crop_is_not_written_through_a_link(tmp_path, link):
+    place = tmp_path / "run/crops/car/a.jpg"
+    (tmp_path / "run" / link).parent.mkdir(parents=True)
+    (tmp_path / "run" / link).symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="where a link leads out of"):
+        place_of_crop(place, tmp_path / "run/crops")
+    (tmp_path / "other").symlink_to(tmp_path / "whole")  # the run itself may lie where the user wants it
+    (tmp_path / "whole").mkdir()
+    assert place_of_crop(tmp_path / "other/crops/car/a.jpg", tmp_path / "other/crops").name == "a.jpg"
+
+
 def crop(save_one_box, save_dir: Path, name: object) -> None:
     """As ``detect`` calls it."""
     picture = np.zeros((32, 32, 3), np.uint8)

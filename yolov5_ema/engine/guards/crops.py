@@ -61,7 +61,12 @@ def place_of_crop(file: Path, crops: Path) -> Path:
             f"a crop would be written to {file}, which is not in {crops}: the model names a class so. "
             "Give the class another name"
         )
-    return crops / as_folder_name("/".join(folders)) / name
+    place = crops / as_folder_name("/".join(folders)) / name
+    if not os.path.realpath(place).startswith(os.path.join(os.path.realpath(crops.parent), "")):
+        raise UserError(
+            f"a crop would be written to {place}, where a link leads out of {crops.parent}; remove it"
+        )
+    return place
 
 
 CROPS_STAY = Quirk(
