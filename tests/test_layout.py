@@ -71,6 +71,15 @@ def test_every_public_name_can_be_imported():
     assert set(yolov5_ema.__all__) <= set(dir(yolov5_ema))
 
 
+def test_blocks_import_torch_and_no_compiler():
+    """torch._dynamo takes half as long again as torch itself."""
+    code = (
+        "import sys, yolov5_ema.blocks; assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_does_not_import_torch():
     code = "import sys; from yolov5_ema.cli.main import main; main(['--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)

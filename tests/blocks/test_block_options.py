@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 
-from yolov5_ema.blocks import CBAM, EMA, create_block, get_block, list_blocks
+from yolov5_ema.blocks import CBAM, EMA, create_block, get_block, list_blocks, positions
 
 INVALID = [
     # block, channels, options, what the message says
@@ -148,3 +148,12 @@ def test_a_class_derived_from_a_block_has_options_of_its_own():
             super().__init__(channels * width, groups=groups)
 
     assert Twice(32, 2, 64).groups == 64 and Twice(64, 1, 64).groups == 64
+
+
+def test_groups_of_a_block_of_the_users_own_may_be_a_text():
+    class Grouped:
+        def __init__(self, channels, groups="auto"):
+            pass
+
+    found = positions.readings(positions.options_of(Grouped), [128, "each"], {128})
+    assert [reading.options for reading in found] == [{"groups": "each"}]

@@ -33,9 +33,8 @@ def run_in_child(code: str, namespace: dict[str, str], without: str | None = Non
     """
     paths = map(str, (_HERE.parents[1], _HERE.parent, _HERE))
     environment = {**os.environ, "HOME": namespace["TMP"], "PYTHONPATH": os.pathsep.join(paths)}
-    environment.setdefault(
-        CACHE_ENV, str(Path.home() / ".cache/yolov5-ema")
-    )  # not compiled again for each HOME
+    # not compiled again for each HOME
+    environment.setdefault(CACHE_ENV, str(Path.home() / ".cache/yolov5-ema"))
     environment.pop("YOLOV5_CONFIG_DIR", None)
     case = json.dumps([code, namespace, (without or "").split()])
     done = run_warm("release_case", case, cwd=Path.cwd(), env=environment, longest_s=_LONGEST_S)

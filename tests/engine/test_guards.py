@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from conftest import laid_aside
 from release_case import run_in_child
 
 from yolov5_ema.engine.guards import datasets
-from yolov5_ema.engine.locate import Engine
+from yolov5_ema.engine.locate import Engine, engine_at
 
 RELEASES = (
     "6.0.7",
@@ -114,13 +116,12 @@ def test_a_data_yaml_that_is_an_archive_as_well_is_taken_for_a_yaml(tmp_path):
 GUARDS = "arrays commands data-sets evaluating"
 
 
-def _succeeded(
-    without: str | None, release: str, package_root: Path, tiny_set: Path, tmp_path: Path
-) -> set[str]:
-    """The attacks whose canary is there afterwards; all are tried in one process, each in a folder of its own."""
-    from yolov5_ema.engine.locate import engine_at
+def _root(release: str, package_root: Path) -> Path:
+    return package_root if engine_at(package_root).version == release else laid_aside(release)
 
-    root = package_root if engine_at(package_root).version == release else laid_aside(release)
+
+def _succeeded(without: str | None, root: Path, tiny_set: Path, tmp_path: Path) -> set[str]:
+    """The attacks whose canary is there afterwards; all are tried in one process, each in a folder of its own."""
     places = {name: tmp_path / f"attack{index}" for index, name in enumerate(ATTACKS)}
     for place in places.values():
         place.mkdir()
@@ -135,9 +136,16 @@ def _succeeded(
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_no_attack_succeeds(release, package_root, tiny_set, tmp_path):
-    assert _succeeded(None, release, package_root, tiny_set, tmp_path) == set()
+    assert _succeeded(None, _root(release, package_root), tiny_set, tmp_path) == set()
+
+
+def test_no_attack_succeeds_where_the_files_are_links(package_root, tiny_set, tmp_path):
+    """As some installers lay packages out."""
+    shutil.copytree(package_root, tmp_path / "linked/yolov5", copy_function=os.symlink)
+    assert (tmp_path / "linked/yolov5/train.py").is_symlink()
+    assert _succeeded(None, tmp_path / "linked/yolov5", tiny_set, tmp_path) == set()
 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_without_the_guards_every_attack_succeeds(release, package_root, tiny_set, tmp_path):
-    assert _succeeded(GUARDS, release, package_root, tiny_set, tmp_path) == set(ATTACKS)
+    assert _succeeded(GUARDS, _root(release, package_root), tiny_set, tmp_path) == set(ATTACKS)

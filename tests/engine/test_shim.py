@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,16 @@ def test_files_of_a_yolov5_may_be_links(clone, tmp_path):
         (tmp_path / "folders" / name).symlink_to(clone / name)
     (tmp_path / "folders/train.py").symlink_to(clone / "train.py")
     assert engine_at(tmp_path / "folders").owns(str(tmp_path / "folders/models/yolo.py"))
+
+
+def test_a_models_yolo_of_somebody_else_is_refused(clone, monkeypatch):
+    stranger = types.ModuleType("models.yolo")
+    stranger.__file__ = "/elsewhere/models/yolo.py"
+    before = set(sys.modules)
+    monkeypatch.setitem(sys.modules, "models.yolo", stranger)
+    with pytest.raises(UserError, match=r"elsewhere.*would not be guarded\. Start a new Python process"):
+        yolov5_ema.install(clone)
+    assert not yolov5_ema.is_installed() and set(sys.modules) - before <= {"models.yolo"}
 
 
 @pytest.mark.parametrize(

@@ -156,8 +156,10 @@ def _behind_channels(options: Sequence[inspect.Parameter], values: Sequence[Any]
     return [Reading(f"{first} and {_told(said)}", said) for said in found]
 
 
-def _divides(groups: int, channels: Any) -> bool:
-    return groups > 0 and (not _is_number(channels) or channels % groups == 0)
+def _divides(groups: Any, channels: Any) -> bool:
+    if not _is_number(groups) or not _is_number(channels):  # a block of the user's may take a text, say
+        return True
+    return bool(groups > 0 and channels % groups == 0)
 
 
 def _as_own(own: dict[str, Any] | None) -> list[Reading]:

@@ -88,12 +88,16 @@ def _with_parser(engine: Engine) -> Any:
     except SyntaxError as error:
         place = f"{error.filename}, line {error.lineno}"
         raise UserError(f"{engine} cannot be imported: {place}: {error.msg}") from error
-    if not engine.owns(module.__file__):
+    if not engine.owns(getattr(module, "__file__", None)):
         raise UserError(
-            f"{engine}: models/yolo.py is another one's, {module.__file__}, which would not be guarded"
+            f"{engine}: its models/yolo.py is not what this process has imported, {module!r}, which would not be "
+            "guarded. Start a new Python process"
         )
     if not hasattr(module, "parse_model"):
-        raise UserError(f"{module.__file__} has no function parse_model: it is of no YOLOv5 v6.0 or later")
+        raise UserError(
+            f"{module.__file__} has no function parse_model: it is of no YOLOv5 v6.0 or later. Name another: "
+            "--yolov5 PATH"
+        )
     return module
 
 

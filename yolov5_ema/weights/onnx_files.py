@@ -73,10 +73,8 @@ def check_locations(found: OnnxFile, path: Path) -> None:
     Raises:
         CheckpointError: names the file that would be read.
     """
-    folders = (
-        path.resolve().parent,
-        path.parent.resolve(),
-    )  # readers look beside the file, or beside what it links to
+    # readers look beside the file, or beside what it links to
+    folders = (path.resolve().parent, path.parent.resolve())
     for location in dict.fromkeys(found.locations):
         kinds = (PurePosixPath(location), PureWindowsPath(location))
         leads_out = any(".." in kind.parts or kind.root or kind.drive for kind in kinds) or "\0" in location
