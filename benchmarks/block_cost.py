@@ -65,8 +65,8 @@ def block_rows(args: argparse.Namespace) -> list[Row]:
 
 def model_rows(args: argparse.Namespace) -> list[Row]:
     """YOLOv5s with a block behind the last two C3 of the backbone; the reference is YOLOv5s."""
-    from yolov5_ema.engine.cfg_generator import build_cfg
-    from yolov5_ema.engine.dry_run import quiet
+    from yolov5_ema.cfgs.dry_run import quiet
+    from yolov5_ema.cfgs.generator import build_cfg
 
     x = torch.rand(1, 3, args.imgsz, args.imgsz, device=args.device)
     candidates: dict[str, Callable[[torch.Tensor], Any]] = {}

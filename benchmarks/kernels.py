@@ -27,9 +27,9 @@ from torch import nn
 
 import yolov5_ema
 from yolov5_ema.blocks import create_block
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.dry_run import quiet
-from yolov5_ema.engine.machine import cpu_name
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.comparing.machine import cpu_name
 from yolov5_ema.kernels import dispatch
 
 SHAPES = (

@@ -27,11 +27,11 @@ import numpy as np
 import onnxruntime
 import torch
 
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.cli.main import main as yolov5_ema
+from yolov5_ema.comparing.machine import machine, software
 from yolov5_ema.engine import shim
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.dry_run import quiet
-from yolov5_ema.engine.machine import machine, software
 from yolov5_ema.kernels.dispatch import forced
 
 WARM_UP = 3

@@ -25,9 +25,9 @@ import cv2
 import numpy as np
 import torch
 
+from yolov5_ema.comparing.machine import machine, software
 from yolov5_ema.data.dataset import IMAGE_SUFFIXES
-from yolov5_ema.engine.locate import locate
-from yolov5_ema.engine.machine import machine, software
+from yolov5_ema.upstream.locate import locate
 
 FEW = 4
 PREDICT = ("predict", "--force", "--chunk", "4", "-o", "out.json")

@@ -1,4 +1,4 @@
-"""How well the boxes of windows are put together: `yolov5_ema.engine.window_views.merge` against other ways.
+"""How well the boxes of windows are put together: `yolov5_ema.scripts.window_views.merge` against other ways.
 
 Each way gets the same boxes, after YOLOv5's suppression within the image and within each window, and is judged by
 AP50 of the best 300 boxes of an image by the protocols of YOLOv5 and COCO (`yolov5_ema.evaluation`). They differ where
@@ -52,13 +52,14 @@ from torchvision.ops import batched_nms
 from yolov5_ema.data.dataset import load_dataset
 from yolov5_ema.data.demo import NAMES, generate
 from yolov5_ema.data.slicing import Window, windows
-from yolov5_ema.engine import shim, sliced
-from yolov5_ema.engine.collecting import collected_detections
-from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.window_views import CUT, SMALLER, WHOLE, Origin, fits_a_window, is_inside, merge
+from yolov5_ema.engine import shim
 from yolov5_ema.evaluation import CocoProtocol, Predictions, Truth, Yolov5Protocol
 from yolov5_ema.evaluation.sources import dataset_truths
+from yolov5_ema.scripts import sliced
+from yolov5_ema.scripts.collecting import collected_detections
+from yolov5_ema.scripts.window_views import CUT, SMALLER, WHOLE, Origin, fits_a_window, is_inside, merge
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import Patches
 
 TILE = 256  # pixels; the demo's images, the windows on the mosaics, and the detector's input
 ROWS, COLUMNS = 3, 4  # tiles of a mosaic

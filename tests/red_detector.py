@@ -14,8 +14,8 @@ import torch
 
 import yolov5_ema
 from yolov5_ema.blocks import unregister_block
-from yolov5_ema.engine.checkpoints import save_checkpoint
-from yolov5_ema.engine.locate import Engine
+from yolov5_ema.checkpoints.loading import save_checkpoint
+from yolov5_ema.upstream.locate import Engine
 
 SPOTLIGHT = '''
 import torch

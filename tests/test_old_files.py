@@ -19,7 +19,18 @@ from conftest import run_cli
 WEIGHTS = "runs/old/weights/best.pt"
 PREDICT = ("predict", "--weights", WEIGHTS, "--source", "set/images", "-o", "found.json", "--imgsz", 64)
 PREDICT += ("--conf-thres", "0.00001", "--max-det", 3, "--chunk", 3)
-COMPARE = ("compare", "--data", "set/tiny.yaml", "--cfgs", "with.yaml", "without.yaml", "--epochs", 1, "--img", 64)
+COMPARE = (
+    "compare",
+    "--data",
+    "set/tiny.yaml",
+    "--cfgs",
+    "with.yaml",
+    "without.yaml",
+    "--epochs",
+    1,
+    "--img",
+    64,
+)
 COMPARE += ("--batch", 4, "--workers", 0, "--latency-rounds", 0, "--project", "runs/compare", "--name", "old")
 
 

@@ -31,20 +31,20 @@ if TYPE_CHECKING:
         register_block,
     )
     from yolov5_ema.classification import create_classifier  # noqa: F401
-    from yolov5_ema.engine.locate import Engine, locate  # noqa: F401
-    from yolov5_ema.engine.predictor import load  # noqa: F401
+    from yolov5_ema.detecting.loading import load  # noqa: F401
     from yolov5_ema.engine.shim import install, installed, is_installed, uninstall  # noqa: F401
     from yolov5_ema.errors import CheckpointError, ConfigError, EngineNotFoundError, UserError  # noqa: F401
+    from yolov5_ema.upstream.locate import Engine, locate  # noqa: F401
 
 # where each public name lives; imported on first use, so that `yolov5-ema --help` does not import torch
 _PUBLIC = {
     **dict.fromkeys(("CA", "CBAM", "ECA", "EMA", "NAM", "SA", "SE"), "blocks"),
     **dict.fromkeys(("create_block", "get_block", "list_blocks", "register_block"), "blocks"),
     **dict.fromkeys(("install", "installed", "is_installed", "uninstall"), "engine.shim"),
-    **dict.fromkeys(("Engine", "locate"), "engine.locate"),
+    **dict.fromkeys(("Engine", "locate"), "upstream.locate"),
     **dict.fromkeys(("CheckpointError", "ConfigError", "EngineNotFoundError", "UserError"), "errors"),
     "create_classifier": "classification",
-    "load": "engine.predictor",
+    "load": "detecting.loading",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 import yolov5_ema
+from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine import preflight
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.scripts import preflight
+from yolov5_ema.upstream.locate import engine_at
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -234,7 +234,7 @@ def test_images_of_another_size_than_an_exported_model_takes(own_folder, tmp_pat
     import onnx
     import onnxruntime
 
-    from yolov5_ema.engine.scripts import speaking_plainly
+    from yolov5_ema.scripts.running import speaking_plainly
 
     ends = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 64, 96])
@@ -257,7 +257,7 @@ def test_images_of_another_size_than_an_exported_model_takes(own_folder, tmp_pat
 def test_a_class_beyond_those_of_the_data_set():
     import importlib
 
-    from yolov5_ema.engine.scripts import speaking_plainly
+    from yolov5_ema.scripts.running import speaking_plainly
 
     with (
         yolov5_ema.installed() as engine,

@@ -9,8 +9,8 @@ import sys
 import pytest
 import yaml
 
+from yolov5_ema.cfgs.generator import SHIPPED, build_cfg, format_cfg
 from yolov5_ema.cli import cfg as command
-from yolov5_ema.engine.cfg_generator import SHIPPED, build_cfg, format_cfg
 from yolov5_ema.errors import ConfigError, UserError
 
 

@@ -22,13 +22,14 @@ import yaml
 from conftest import REPOSITORY, run_cli, small_cfg
 
 import yolov5_ema
+from yolov5_ema.cfgs.generator import format_cfg
 from yolov5_ema.cli import compare
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine import model_info, preflight
-from yolov5_ema.engine.cfg_generator import format_cfg
-from yolov5_ema.engine.comparison_runs import Runner
-from yolov5_ema.evaluation import comparison_picture
+from yolov5_ema.comparing import picture as comparison_picture
+from yolov5_ema.comparing.runs import Runner
+from yolov5_ema.engine import model_info
 from yolov5_ema.resources import find_shipped
+from yolov5_ema.scripts import preflight
 
 CHECK_MODEL, MODEL_INFO, DRAW = preflight.check_model, model_info.model_info, comparison_picture.draw
 MAP50 = {"plain": (0.50, 0.52, 0.54), "yolov5n-ema": (0.51, 0.55, 0.55), "other": (0.40, 0.42, 0.45)}

@@ -347,7 +347,7 @@ def test_submit_by_weights(drone_set, tmp_path):
         model = yolo.Model("ten.yaml")
         model.names, model.nc = list(CLASSES), len(CLASSES)  # as train attaches them
         model.model[-1].m[0].bias.data += 4  # certain of objects, as no untrained detector is
-        from yolov5_ema.engine.checkpoints import save_checkpoint
+        from yolov5_ema.checkpoints.loading import save_checkpoint
 
         save_checkpoint({"model": model.half(), "ema": None, "epoch": -1}, "ten.pt", engine=engine)
     flags = ("--data", drone_set, "--weights", "ten.pt", "--img", 64, "--conf-thres", 1e-6, "-o", "results")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import yolov5_ema
+from yolov5_ema.checkpoints.loading import is_trusted
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine.checkpoints import is_trusted
 from yolov5_ema.errors import CheckpointError
 
 SCRIPT = """
@@ -99,7 +99,7 @@ class Odd:
 
 def test_trust_that_is_said_to_load_holds_for_all_that_it_reads(trained, own_folder, monkeypatch):
     with yolov5_ema.installed() as engine:
-        from yolov5_ema.engine.checkpoints import load_checkpoint
+        from yolov5_ema.checkpoints.loading import load_checkpoint
 
         checkpoint = load_checkpoint(trained, engine=engine)
     torch.save({**checkpoint, "extra": Odd()}, "odd.pt")

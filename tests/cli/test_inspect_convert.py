@@ -14,7 +14,7 @@ import torch
 from conftest import laid_aside, run_cli
 
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.upstream.locate import engine_at
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -68,7 +68,7 @@ def test_inspect_warns_and_runs_nothing(own_folder, trained, capsys):
 
 
 def test_inspect_without_a_yolov5(trained, capsys, monkeypatch):
-    from yolov5_ema.engine import locate
+    from yolov5_ema.upstream import locate
 
     monkeypatch.setattr(locate, "_installed_package", lambda: None)
     monkeypatch.delenv("YOLOV5_EMA_YOLOV5", raising=False)

@@ -17,7 +17,7 @@ from conftest import run_cli
 
 import yolov5_ema
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.upstream.locate import engine_at
 
 
 def test_training_leaves_a_checkpoint_pictures_and_no_warnings_of_ours(trained):

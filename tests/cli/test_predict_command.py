@@ -19,8 +19,9 @@ from conftest import REPOSITORY, laid_aside, run_cli
 
 import yolov5_ema
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine import prediction_parts, prediction_sources
-from yolov5_ema.engine.prediction_files import image_id
+from yolov5_ema.detecting import parts as prediction_parts
+from yolov5_ema.detecting import sources as prediction_sources
+from yolov5_ema.detecting.outputs import image_id
 from yolov5_ema.errors import UserError
 
 FLAGS = ("--img", 64, "--conf-thres", 1e-6, "--max-det", 5)
@@ -360,7 +361,7 @@ def test_a_list_names_images_only(own_folder):
 
 
 def test_shape_of_the_pool():
-    from yolov5_ema.engine.ray_engine import Pool, _shape
+    from yolov5_ema.detecting.by_ray import Pool, _shape
 
     two = [{"CPU": 4.0}, {"CPU": 4.0}]
     assert _shape(Pool(), two, 100) == (8, 1, 0.0)
@@ -387,8 +388,8 @@ def test_shape_of_the_pool():
 )
 def test_addresses_where_there_is_no_ray(address, message, tmp_path):
     pytest.importorskip("ray.data")
-    from yolov5_ema.engine import ray_engine
-    from yolov5_ema.engine.locate import Engine
+    from yolov5_ema.detecting import by_ray as ray_engine
+    from yolov5_ema.upstream.locate import Engine
 
     with (
         pytest.raises(UserError, match=re.escape(message)),
@@ -398,9 +399,9 @@ def test_addresses_where_there_is_no_ray(address, message, tmp_path):
 
 
 def test_workers_get_what_the_user_told_the_command(own_folder, monkeypatch):
+    from yolov5_ema.detecting.by_ray import worker_environment
     from yolov5_ema.engine.activation import ACTIVE_ENV
-    from yolov5_ema.engine.locate import Engine
-    from yolov5_ema.engine.ray_engine import worker_environment
+    from yolov5_ema.upstream.locate import Engine
 
     assert ACTIVE_ENV == "YOLOV5_EMA_ACTIVE"
     for name, value in {"PLUGINS": "mine", "TRUST_CHECKPOINT": "1", "ACTIVE": "here"}.items():
@@ -412,7 +413,7 @@ def test_workers_get_what_the_user_told_the_command(own_folder, monkeypatch):
 
 
 def test_results_of_a_node_without_the_images_are_refused(own_folder):
-    from yolov5_ema.engine.ray_engine import _check_reachable
+    from yolov5_ema.detecting.by_ray import _check_reachable
 
     (own_folder / "here.jpg").write_bytes(b"")
     gone = {"error": "cannot be read: No such file or directory"}
@@ -436,7 +437,7 @@ def test_ray_gives_the_same_file(trained, folder, own_folder):
 
 SLOWLY = """
 import os, signal, time
-from yolov5_ema.engine import predicting
+from yolov5_ema.detecting import detector as predicting
 
 read = predicting.read_image
 

@@ -21,8 +21,8 @@ def save_untrained(file: Path) -> None:
     """best.pt of yolov5n with EMA and three classes, its weights at random."""
     import importlib
 
+    from yolov5_ema.checkpoints.loading import save_checkpoint
     from yolov5_ema.engine import shim
-    from yolov5_ema.engine.checkpoints import save_checkpoint
     from yolov5_ema.resources import find_shipped
 
     engine = shim.install()

@@ -12,11 +12,11 @@ import pytest
 
 from yolov5_ema.cli._runs import fresh_folder, run_folder
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.prediction_parts import Manifest, Parts, folder_of, opened
-from yolov5_ema.engine.run_folder import MadeFolder, RunFolder
+from yolov5_ema.detecting.parts import Manifest, Parts, folder_of, opened
 from yolov5_ema.engine.shim import installed
 from yolov5_ema.errors import UserError
+from yolov5_ema.scripts.run_folder import MadeFolder, RunFolder
+from yolov5_ema.upstream.patching import Patches
 
 
 def files_below(folder: Path) -> list[str]:

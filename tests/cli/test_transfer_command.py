@@ -8,10 +8,10 @@ import yaml
 from conftest import laid_aside, run_cli
 
 import yolov5_ema
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.checkpoints import load_checkpoint, save_checkpoint
-from yolov5_ema.engine.dry_run import quiet
 
 NAMES = ["disc", "box", "cross"]
 

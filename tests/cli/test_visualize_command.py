@@ -137,7 +137,7 @@ def test_mistakes_are_refused_and_leave_no_folder(refused, red, own_folder):
 
 def test_a_model_with_nan_leaves_no_folder(refused, red, own_folder):
     import yolov5_ema
-    from yolov5_ema.engine import checkpoints
+    from yolov5_ema.checkpoints import loading as checkpoints
 
     Path("good.png").write_bytes(cv2.imencode(".png", red_picture())[1].tobytes())
     with yolov5_ema.installed() as engine:
@@ -197,8 +197,8 @@ def test_with_v7(images, own_folder, head, tmp_path):
     clone = lay_out_as_clone(laid_aside("7.0.14"), tmp_path / "clone")
     code = f"""
 import yolov5_ema, torch
-from yolov5_ema.engine import checkpoints
-from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.checkpoints import loading as checkpoints
+from yolov5_ema.cfgs.generator import build_cfg
 from pathlib import Path
 with yolov5_ema.installed() as engine:
     from models.yolo import Model, SegmentationModel

@@ -18,7 +18,7 @@ from yolov5_ema.classification.recipes import load_recipe
 from yolov5_ema.data import archives, coco_format, image_size, video_files, visdrone_format
 from yolov5_ema.data.text_rows import read_lines
 from yolov5_ema.data.yaml_files import parse_yaml, read_yaml
-from yolov5_ema.engine.prediction_sources import find_images
+from yolov5_ema.detecting.sources import find_images
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.evaluation import truths
 from yolov5_ema.paper import figure1

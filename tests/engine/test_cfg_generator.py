@@ -14,7 +14,7 @@ import yaml
 
 import yolov5_ema
 from yolov5_ema.blocks import list_blocks
-from yolov5_ema.engine.cfg_generator import (
+from yolov5_ema.cfgs.generator import (
     HEADS,
     SHIPPED,
     SIZES,
@@ -25,7 +25,7 @@ from yolov5_ema.engine.cfg_generator import (
     load_base,
     parse_option,
 )
-from yolov5_ema.engine.cfg_graph import Graph
+from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import models_dir
 

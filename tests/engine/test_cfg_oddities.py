@@ -8,10 +8,10 @@ import json
 import pytest
 import yaml
 
+from yolov5_ema.cfgs.generator import SHIPPED, build_cfg
+from yolov5_ema.cfgs.graph import Graph
+from yolov5_ema.cfgs.oddities import oddities
 from yolov5_ema.cli import main
-from yolov5_ema.engine.cfg_generator import SHIPPED, build_cfg
-from yolov5_ema.engine.cfg_graph import Graph
-from yolov5_ema.engine.cfg_oddities import oddities
 
 PLAIN = build_cfg(size="n", block="none", nc=3)
 

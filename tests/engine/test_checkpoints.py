@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import yolov5_ema
-from yolov5_ema.engine import checkpoints
+from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.errors import CheckpointError
 
 
@@ -28,7 +28,7 @@ def engine():
 def model(engine):
     from yolov5.models.yolo import Model
 
-    from yolov5_ema.engine.cfg_generator import build_cfg
+    from yolov5_ema.cfgs.generator import build_cfg
 
     torch.manual_seed(0)
     return Model(build_cfg(size="n", block="CBAM", nc=3)).eval()

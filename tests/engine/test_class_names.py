@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import yolov5_ema
+from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.class_names import as_folder_name, fault_of_names, names_as_text
 from yolov5_ema.data.dataset import class_names
-from yolov5_ema.engine import checkpoints
 from yolov5_ema.engine.guards.crops import place_of_crop
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import yolov5_ema
-from yolov5_ema.engine.collecting import collected_detections, image_by_image
+from yolov5_ema.scripts.collecting import collected_detections, image_by_image
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,14 @@ import torch
 from conftest import REPOSITORY, run_cli
 
 import yolov5_ema
-from yolov5_ema.engine import comparison, comparison_runs, leash, scoring, seeding
-from yolov5_ema.engine.comparison import prepare, recipe_differences, save_recipe
-from yolov5_ema.engine.comparison_runs import Record, Run, Runner, locked, log_tail
-from yolov5_ema.engine.patching import Patches
+from yolov5_ema.comparing import plan as comparison
+from yolov5_ema.comparing import runs as comparison_runs
+from yolov5_ema.comparing import scoring
+from yolov5_ema.comparing.plan import prepare, recipe_differences, save_recipe
+from yolov5_ema.comparing.runs import Record, Run, Runner, locked, log_tail
 from yolov5_ema.errors import UserError
+from yolov5_ema.scripts import leash, seeding
+from yolov5_ema.upstream.patching import Patches
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -269,7 +272,7 @@ def test_a_locked_folder_is_refused_until_its_last_holder_is_gone(tmp_path, monk
 
 def test_a_process_on_the_leash_ends_with_its_starter(tmp_path):
     code = (
-        "import time; from yolov5_ema.engine.leash import end_with_parent; "
+        "import time; from yolov5_ema.scripts.leash import end_with_parent; "
         "end_with_parent(); print('up', flush=True); time.sleep(60); print('never')"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), leash.LEASH_ENV: "1"}

@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 
 import yolov5_ema
 from yolov5_ema import files
-from yolov5_ema.engine import checkpoints, conversion
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.rows import with_options_by_name
+from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.cfgs.rows import with_options_by_name
+from yolov5_ema.checkpoints import conversion
+from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.errors import CheckpointError, UserError
 
 
@@ -259,7 +260,7 @@ IN_ANOTHER_YOLOV5 = """
 import copy, sys, torch, yolov5_ema
 torch.set_num_threads(1)
 from pathlib import Path
-from yolov5_ema.engine import checkpoints, conversion
+from yolov5_ema.checkpoints import loading as checkpoints, conversion
 root, folder, cfg = map(Path, sys.argv[1:])
 with yolov5_ema.installed(root) as engine:
     from yolov5.models.yolo import SegmentationModel

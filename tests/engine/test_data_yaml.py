@@ -13,9 +13,8 @@ import yolov5_ema
 from yolov5_ema.cli.main import main
 from yolov5_ema.data.dataset import load_dataset, place_of
 from yolov5_ema.data.slicing import write_yaml
-from yolov5_ema.engine.data_yaml import find_yaml, open_dataset
-from yolov5_ema.engine.preflight import check_data
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.upstream.data_yaml import check_data, find_yaml, open_dataset
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from conftest import laid_aside, lay_out_as_clone, run_cli
 from release_case import run_in_child
 
 from yolov5_ema.engine.activation import survey
-from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.upstream.locate import engine_at
 
 RELEASES = ("6.0.7", "6.1.9", "6.2.3", "7.0.14")
 LAYOUTS = ("package", "clone")
@@ -132,8 +132,8 @@ part("utils.general").torch.save({"model": model.half(), "ema": None, "epoch": 3
 
 
 _OF_THE_HUB = """
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.cfg_graph import Graph
+from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.cfgs.graph import Graph
 os.chdir(TMP)
 general, hub = part("utils.general"), part("hubconf")
 graph = Graph.from_cfg(build_cfg(size="n", block="none", nc=80))
@@ -244,7 +244,7 @@ def test_check_of_mixed_precision_ends_at_once_without_network(release, root_of,
 
 
 _SEGMENTS = """
-from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.errors import CheckpointError
 yolo, save = part("models.yolo"), part("utils.general").torch.save
 cfg = build_cfg(base=ENGINE.root / "models/segment/yolov5n-seg.yaml", block="EMA", nc=2)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from yolov5_ema.engine import exported_models
-from yolov5_ema.engine.exported_models import check_exported, load_torchscript
+from yolov5_ema.checkpoints import exported_models
+from yolov5_ema.checkpoints.exported_models import check_exported, load_torchscript
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.weights.onnx_files import _parts
 from yolov5_ema.weights.torchscript_files import check_torchscript

@@ -8,8 +8,8 @@ import pytest
 
 import yolov5_ema
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine.flags import given_flags, refuse_shortened
 from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.flags import given_flags, refuse_shortened
 
 
 @pytest.fixture(scope="module")

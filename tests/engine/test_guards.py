@@ -12,7 +12,7 @@ from conftest import laid_aside
 from release_case import run_in_child
 
 from yolov5_ema.engine.guards import datasets
-from yolov5_ema.engine.locate import Engine, engine_at
+from yolov5_ema.upstream.locate import Engine, engine_at
 
 RELEASES = (
     "6.0.7",

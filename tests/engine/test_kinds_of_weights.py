@@ -14,9 +14,9 @@ import yaml
 from torch import nn
 
 import yolov5_ema
+from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine import checkpoints
-from yolov5_ema.engine.cfg_generator import build_cfg
 from yolov5_ema.errors import CheckpointError
 from yolov5_ema.weights.foreign_names import release_with, what_helps
 from yolov5_ema.weights.inspection import inspect_file

@@ -46,7 +46,7 @@ from pathlib import Path
 import numpy as np
 from yolov5_ema.data.image_size import reason_left_out
 from yolov5_ema.data.yolo_format import read_labels
-from yolov5_ema.engine.odd_labels import polygon_from
+from yolov5_ema.scripts.odd_labels import polygon_from
 name = "utils.dataloaders" if ENGINE.has_script("utils.dataloaders") else "utils.datasets"
 verify = importlib.import_module(ENGINE.module_name(name)).verify_image_label
 rows = lambda table: np.unique(np.asarray(table, np.float32).round(6), axis=0)
@@ -89,7 +89,7 @@ def _write_images(folder: Path) -> None:
     ["6.0.7", *(pytest.param(name, marks=pytest.mark.slow) for name in ("6.1.9", "6.2.3")), "7.0.14"],
 )
 def test_what_is_left_out_is_what_yolov5_leaves_out(release, package_root, tmp_path):
-    from yolov5_ema.engine.locate import engine_at
+    from yolov5_ema.upstream.locate import engine_at
 
     root = package_root if engine_at(package_root).version == release else laid_aside(release)
     (tmp_path / "labels").mkdir()

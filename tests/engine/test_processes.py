@@ -14,8 +14,8 @@ import torch
 import yaml
 from conftest import REPOSITORY, laid_aside, run_cli, small_cfg, write_tiny_set
 
-from yolov5_ema.engine.checkpoints import load_checkpoint
-from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.checkpoints.loading import load_checkpoint
+from yolov5_ema.upstream.locate import engine_at
 
 IMAGES = 16  # a batch: each epoch is one step on all of them, however many processes share it
 EPOCHS = 5

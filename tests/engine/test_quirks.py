@@ -8,7 +8,7 @@ import pytest
 from conftest import laid_aside
 from release_case import run_in_child
 
-from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.upstream.locate import engine_at
 
 # the quirks that 6.0.7 has no need of -> the release that their cases are written for; all others are for 6.0.7
 OF_OTHER_RELEASES = {
@@ -228,7 +228,7 @@ assert onnx.load(TMP + "/m.onnx").opset_import[0].version == 13
 import sys
 import types
 from pathlib import Path
-from yolov5_ema.engine.patching import Patches
+from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.engine.quirks import QUIRKS, SourceModule
 here = Path(TMP)
 (here / "openvino").mkdir()
@@ -301,8 +301,8 @@ assert request.output_blobs["output"].buffer == 6
 """,
     "classifier-cutoff": """
 from types import SimpleNamespace
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.cfg_graph import Graph
+from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.cfgs.graph import Graph
 from yolov5.classify import train
 def convert(model, **given):
     opt = SimpleNamespace(cutoff=given.get("cutoff"))
@@ -436,7 +436,7 @@ else:
     "ultralytics": """
 import importlib.util
 from pathlib import Path
-from yolov5_ema.engine.locate import Engine
+from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.engine.quirks import QUIRKS, SourceModule
 from yolov5_ema.errors import UserError
 # as upstream's newest has it, which is not among the releases at hand
@@ -505,8 +505,8 @@ general.check_requirements(("no-such-distribution-at-all",), (), True)
 assert ran == []
 """,
     "weight-transfer": """
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.cfg_graph import Graph
+from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.cfgs.graph import Graph
 from yolov5.models.yolo import Model
 from yolov5 import train
 def take_over(ckpt, model):
@@ -531,8 +531,8 @@ assert opened == []
     "wandb-epochs": """
 from pathlib import Path
 import types
-from yolov5_ema.engine.locate import engine_at
-from yolov5_ema.engine.patching import Patches
+from yolov5_ema.upstream.locate import engine_at
+from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.engine.quirks import QUIRKS, SourceModule
 class WandbLogger:
     def end_epoch(self): pass
@@ -661,8 +661,8 @@ import os
 import types
 from pathlib import Path
 import torch
-from yolov5_ema.engine.locate import engine_at
-from yolov5_ema.engine.patching import Patches
+from yolov5_ema.upstream.locate import engine_at
+from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.engine.quirks import QUIRKS, SourceModule
 from yolov5_ema.errors import CheckpointError
 class Code:

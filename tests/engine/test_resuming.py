@@ -18,11 +18,12 @@ import yaml
 from conftest import REPOSITORY, laid_aside, lay_out_as_clone, run_cli
 
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine import activation, preflight, shim
+from yolov5_ema.engine import activation, shim
 from yolov5_ema.engine.guards import resumed_training
 from yolov5_ema.engine.quirks import SourceModule
 from yolov5_ema.engine.resumed_options import Script, options_to_resume
 from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.scripts import preflight
 
 OF_HONEST_RUNS: dict[str, Any] = {
     "weights": "",
@@ -337,7 +338,8 @@ def test_a_bucket_in_opt_yaml_runs_nothing(own_folder, tiny_set, hyp, monkeypatc
 
 CONTROL = """
 import sys
-from yolov5_ema.engine import activation, preflight
+from yolov5_ema.engine import activation
+from yolov5_ema.scripts import preflight
 activation.GUARDS = ()
 preflight.resumed_training.refuse_unguarded = lambda module: None
 from yolov5_ema.cli.main import main
@@ -433,7 +435,7 @@ def put(says: dict[str, Any], run: Path, where: str, root: Path) -> bool:
         file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **says}))
         return True
     code = (
-        "import sys, yaml; from yolov5_ema.engine import shim; from yolov5_ema.engine.checkpoints import *\n"
+        "import sys, yaml; from yolov5_ema.engine import shim; from yolov5_ema.checkpoints.loading import *\n"
         "root, file, says = sys.argv[1:]; engine = shim.install(root)\n"
         "held = load_checkpoint(file, 'cpu', engine=engine)\n"
         "sys.exit(3) if 'opt' not in held else held['opt'].update(yaml.safe_load(says))\n"

@@ -83,7 +83,7 @@ def test_the_users_dict_is_not_changed(yolo):
 @pytest.mark.parametrize("size", ["n", "s"])
 @pytest.mark.parametrize("block", ["EMA", "CA", "CBAM", "SA", "ECA", "NAM", "SE"])
 def test_every_block_runs_in_a_whole_model(yolo, size, block):
-    from yolov5_ema.engine.cfg_generator import build_cfg
+    from yolov5_ema.cfgs.generator import build_cfg
 
     options = {"groups": 16} if block == "SA" else {}
     model = yolo.Model(build_cfg(size=size, block=block, options=options)).eval()
@@ -200,8 +200,8 @@ def test_a_default_that_is_the_number_of_channels_is_no_riddle(yolo):
 
 def test_a_checkpoint_from_before_keeps_the_meaning_of_its_rows(yolo, tmp_path):
     """Its YAML says CBAM [7], which was the reduction; train and convert build it anew."""
-    from yolov5_ema.engine.checkpoints import load_checkpoint
-    from yolov5_ema.engine.locate import locate
+    from yolov5_ema.checkpoints.loading import load_checkpoint
+    from yolov5_ema.upstream.locate import locate
 
     model = yolo.Model(with_row([-1, 1, "CBAM", [{"reduction": 7}]]))
     model.yaml["head"][0][3] = [7]
@@ -269,7 +269,7 @@ def test_option_strings_never_reach_eval(yolo, tmp_path):
 
 @pytest.mark.parametrize("name", ["activation", "dunder"])
 def test_what_yolov5_itself_allows_passes(yolo, name):
-    from yolov5_ema.engine.rows import checked_model
+    from yolov5_ema.cfgs.rows import checked_model
 
     changed = cfg(activation="nn.LeakyReLU(0.1, inplace=True)") if name == "activation" else cfg()
     assert checked_model(changed, yolo)["backbone"][0][2] is yolo.Conv
@@ -281,7 +281,7 @@ def test_a_row_may_hold_a_class(yolo):
 
 
 def test_all_of_yolov5s_own_yamls_pass(yolo, package_root):
-    from yolov5_ema.engine.rows import checked_model
+    from yolov5_ema.cfgs.rows import checked_model
 
     seen = 0
     for file in [*sorted((package_root / "models").rglob("*.yaml")), *sorted(models_dir().glob("*.yaml"))]:
@@ -303,7 +303,7 @@ def test_a_forks_own_block_is_not_overwritten_silently(yolo, monkeypatch):
         def forward(self, x):
             return x
 
-    from yolov5_ema.engine.rows import checked_model
+    from yolov5_ema.cfgs.rows import checked_model
 
     monkeypatch.setattr(yolo, "CBAM", CBAM, raising=False)
     row = with_row([-1, 1, "CBAM", []])
@@ -317,7 +317,7 @@ def test_a_forks_own_block_is_not_overwritten_silently(yolo, monkeypatch):
 
 
 def test_a_path_that_is_no_file(tmp_path):
-    from yolov5_ema.engine.rows import load_yaml
+    from yolov5_ema.data.yaml_files import load_yaml
 
     for text, words in (("a: [", "not valid YAML"), ("", "empty"), ("- 1\n- 2\n", "a list")):
         file = tmp_path / "x.yaml"

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 import yolov5_ema
-from yolov5_ema.engine import activation, checkpoints, shim
-from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.checkpoints import loading as checkpoints
+from yolov5_ema.engine import activation, shim
 from yolov5_ema.engine.quirks import Quirk
 from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
+from yolov5_ema.upstream.locate import engine_at
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_install_is_idempotent_and_uninstall_restores_everything(package_root):
 def test_without_the_shim_yolov5_does_not_know_the_blocks():
     with yolov5_ema.installed():
         from yolov5.models.yolo import Model
-    from yolov5_ema.engine.cfg_generator import build_cfg
+    from yolov5_ema.cfgs.generator import build_cfg
 
     with pytest.raises(NameError):
         Model(build_cfg(size="n", block="EMA"))
@@ -121,7 +122,7 @@ def fork(package_root, monkeypatch, tmp_path):
     import torch
     import yaml
 
-    from yolov5_ema.engine.cfg_generator import build_cfg
+    from yolov5_ema.cfgs.generator import build_cfg
 
     class CBAM(torch.nn.Identity):
         __module__, __qualname__ = "yolov5.models.yolo", "CBAM"
@@ -136,9 +137,9 @@ def fork(package_root, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("choice", ["ours", "theirs"])
 def test_all_that_reads_a_cfg_keeps_to_the_choice_of_install(fork, choice, own_folder):
+    from yolov5_ema.checkpoints.transferring import transfer_checkpoint
     from yolov5_ema.engine.model_info import model_info
-    from yolov5_ema.engine.preflight import check
-    from yolov5_ema.engine.transferring import transfer_checkpoint
+    from yolov5_ema.scripts.preflight import check
 
     with yolov5_ema.installed(conflicts=choice) as engine:
         rows = model_info(fork, imgsz=64).rows
@@ -246,7 +247,7 @@ def test_a_fork_that_is_none(change, words, clone, tmp_path, monkeypatch):
 
 
 def test_no_yolov5(tmp_path, monkeypatch):
-    from yolov5_ema.engine import locate
+    from yolov5_ema.upstream import locate
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(locate, "_installed_package", lambda: None)
@@ -259,7 +260,7 @@ def test_no_yolov5(tmp_path, monkeypatch):
 
 
 def test_what_is_found_where(clone, tmp_path, monkeypatch, package_root):
-    from yolov5_ema.engine.locate import locate
+    from yolov5_ema.upstream.locate import locate
 
     monkeypatch.chdir(tmp_path)
     assert locate().kind == "package" and locate().root == package_root
@@ -278,7 +279,7 @@ import sys, yolov5_ema
 engine = yolov5_ema.install({clone!r})
 assert engine.kind == "clone" and engine.version == {version!r}, engine
 from models.yolo import Model, parse_model
-from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.cfgs.generator import build_cfg
 model = Model(build_cfg(size="n", block="CBAM"))
 assert type(model.model[7]) is yolov5_ema.CBAM
 assert type(model).__module__ == "models.yolo" and "yolov5" not in sys.modules
@@ -291,7 +292,7 @@ assert not hasattr(models.yolo.parse_model, "__wrapped__")
 
 
 def test_a_clones_models_yolo(clone, package_root):
-    from yolov5_ema.engine.locate import engine_at
+    from yolov5_ema.upstream.locate import engine_at
 
     version = engine_at(package_root).version
     looks_like = {"6.0.7": "6.0", "7.0.14": "7.0+"}[version]

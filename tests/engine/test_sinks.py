@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 
 from yolov5_ema.engine.guards import GUARDS
-from yolov5_ema.engine.locate import Engine, engine_at
 from yolov5_ema.engine.quirks import QUIRKS, SourceModule
+from yolov5_ema.upstream.locate import Engine, engine_at
 
 # Of these modules' functions, by the names that YOLOv5 calls them; None: of any module.
 SINKS = {

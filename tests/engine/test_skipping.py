@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import yolov5_ema
-from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.skipping import SourceFiles, _entries, _thinness, any_name_printed
 from yolov5_ema.errors import UserError
+from yolov5_ema.scripts.skipping import SourceFiles, _entries, _thinness, any_name_printed
+from yolov5_ema.upstream.patching import Patches
 
 
 def files_of(**flags: object) -> SourceFiles:

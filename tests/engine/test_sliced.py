@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from yolov5_ema.data.slicing import windows
-from yolov5_ema.engine import shim, sliced
-from yolov5_ema.engine.sliced import sliced_inference
-from yolov5_ema.engine.window_views import CUT, SMALLER, WHOLE, Origin, fits_a_window, is_inside, merge
+from yolov5_ema.engine import shim
 from yolov5_ema.errors import UserError
+from yolov5_ema.scripts import sliced
+from yolov5_ema.scripts.sliced import sliced_inference
+from yolov5_ema.scripts.window_views import CUT, SMALLER, WHOLE, Origin, fits_a_window, is_inside, merge
 
 SIZE, OVERLAP, IMGSZ = 96, 0.25, 64
 

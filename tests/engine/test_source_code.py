@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 from conftest import laid_aside
 
-from yolov5_ema.engine import seeding
 from yolov5_ema.engine.activation import findings
 from yolov5_ema.engine.guards import GUARDS
-from yolov5_ema.engine.hyperparameters import names_read
-from yolov5_ema.engine.locate import Engine, engine_at
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks import QUIRKS, SourceModule
-from yolov5_ema.engine.source_code import Code
+from yolov5_ema.scripts import seeding
+from yolov5_ema.upstream.hyperparameters import names_read
+from yolov5_ema.upstream.locate import Engine, engine_at
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import Code
 
 EVERY = (*QUIRKS, *GUARDS)
 RELEASES = ("6.0.7", "6.1.9", "6.2.3", "7.0.14")

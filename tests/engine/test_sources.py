@@ -10,12 +10,12 @@ import pytest
 from conftest import laid_aside
 
 import yolov5_ema
-from yolov5_ema.engine import sources
-from yolov5_ema.engine.locate import Engine, engine_at
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks import display, wandb_epochs
 from yolov5_ema.engine.quirks.base import SourceModule
 from yolov5_ema.errors import UserError
+from yolov5_ema.scripts import sources
+from yolov5_ema.upstream.locate import Engine, engine_at
+from yolov5_ema.upstream.patching import Patches
 
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
 
@@ -91,7 +91,7 @@ def test_the_screen_says_what_to_install_or_which_release(no_display, monkeypatc
 def test_a_failed_download_and_a_missing_package_are_messages():
     import urllib.error
 
-    from yolov5_ema.engine.scripts import speaking_plainly
+    from yolov5_ema.scripts.running import speaking_plainly
 
     with yolov5_ema.installed() as engine:
         with pytest.raises(UserError, match=r"a download has failed: .*no route"), speaking_plainly(engine):

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yolov5_ema.engine import ray_engine
+from yolov5_ema.detecting import by_ray as ray_engine
 from yolov5_ema.engine.guards.special_files import SPECIAL_FILES, found_by_glob
-from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import SourceModule
 from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import Patches
 
 SOURCE = "def read(file):\n    return cv2.imread(file), Image.open(file).size, open(file, 'rb').read(2)\n"
 

@@ -22,7 +22,7 @@ from offline_ultralytics import environment, offline, run_python
 from torch import nn
 
 import yolov5_ema
-from yolov5_ema.engine.ultralytics_rows import block_rows
+from yolov5_ema.cfgs.ultralytics_rows import block_rows
 from yolov5_ema.errors import CheckpointError, ConfigError, EngineNotFoundError, UserError
 from yolov5_ema.resources import models_dir
 
@@ -601,7 +601,7 @@ def test_heads_losses_and_backbones_that_ultralytics_keeps_in_checkpoints(build,
     from ultralytics.nn.modules.block import TorchVision
     from ultralytics.utils import DEFAULT_CFG
 
-    from yolov5_ema.engine.ultralytics_files import load
+    from yolov5_ema.checkpoints.ultralytics_files import load
 
     model = build(with_row([[2], 1, "v10Detect", ["nc"]], place=1))
     model.args = DEFAULT_CFG
@@ -615,7 +615,7 @@ def test_heads_losses_and_backbones_that_ultralytics_keeps_in_checkpoints(build,
 
 
 def test_functions_of_torchvision_and_of_losses_are_no_layers(build, tmp_path):
-    from yolov5_ema.engine.ultralytics_files import load
+    from yolov5_ema.checkpoints.ultralytics_files import load
 
     for name in (
         "torchvision.models.resnet18",

@@ -9,9 +9,9 @@ import json
 import cv2
 import pytest
 
-from yolov5_ema.evaluation import comparison_report as reports
-from yolov5_ema.evaluation.comparison_picture import draw
-from yolov5_ema.evaluation.comparison_report import Model, build_report
+from yolov5_ema.comparing import report as reports
+from yolov5_ema.comparing.picture import draw
+from yolov5_ema.comparing.report import Model, build_report
 
 
 def model(name: str, *map50: float, latency: tuple[float, ...] = (), parameters: int = 1000) -> Model:

@@ -11,8 +11,8 @@ from conftest import randomise
 from red_detector import red_picture, written_red_detector
 
 import yolov5_ema
-from yolov5_ema.engine import checkpoints
-from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.detectors import Detector, Options, best_candidate, surviving
 from yolov5_ema.explain.inside import share_inside

@@ -8,7 +8,7 @@ from torch import nn
 
 import yolov5_ema
 from yolov5_ema.blocks import create_block
-from yolov5_ema.engine.cfg_generator import build_cfg
+from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.detectors import candidates_of
 from yolov5_ema.explain.layers import block_name, choose, find_blocks, in_order

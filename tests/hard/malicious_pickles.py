@@ -203,7 +203,7 @@ PAYLOADS: dict[str, tuple[bytes, str]] = {
         "DetectMulti",
     ),
     "a wrapper without its constructor": (filled(made("models.common", "AutoShape"), **_STATE), "AutoShape"),
-    "this package": (called(name("yolov5_ema.engine.scripts", "run_file"), NONE, text("x.py")), "run_file"),
+    "this package": (called(name("yolov5_ema.scripts.running", "run_file"), NONE, text("x.py")), "run_file"),
     "this package's plugin": (called(name("yolov5_ema.cli._yolov5", "load_plugins")), "load_plugins"),
     "_reconstructor": (
         called(name("copy_reg", "_reconstructor"), name("posix", "system"), name("builtins", "object"), NONE),

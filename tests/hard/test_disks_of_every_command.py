@@ -14,11 +14,11 @@ import yaml
 from conftest import write_tiny_set
 
 import yolov5_ema
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.checkpoints.loading import save_checkpoint
 from yolov5_ema.cli._runs import run_folder
 from yolov5_ema.cli.main import main
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.checkpoints import save_checkpoint
-from yolov5_ema.engine.dry_run import quiet
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import replacement
 

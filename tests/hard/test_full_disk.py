@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import run_cli, write_tiny_set
 
-from yolov5_ema.engine.checkpoints import load_checkpoint, save_checkpoint
-from yolov5_ema.engine.locate import engine_at
-from yolov5_ema.engine.scripts import speaking_plainly
+from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.errors import UserError
+from yolov5_ema.scripts.running import speaking_plainly
+from yolov5_ema.upstream.locate import engine_at
 
 CLONE = SimpleNamespace(kind="clone")
 

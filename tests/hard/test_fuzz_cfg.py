@@ -131,7 +131,7 @@ def fuzz(examples: int, engine) -> dict[int, int]:
 @pytest.mark.parametrize("code", CODE)
 def test_code_is_not_run_wherever_it_stands(engine, code):
     """Also within quotes, which a second `eval` takes off, and behind a layer's name in ``activation:``."""
-    from yolov5_ema.engine.rows import check_activation
+    from yolov5_ema.cfgs.rows import check_activation
     from yolov5_ema.errors import ConfigError
 
     argument = copy.deepcopy(SMALL)

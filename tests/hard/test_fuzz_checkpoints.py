@@ -21,8 +21,8 @@ from torch import nn
 from under_watch import called, command, own_place, peak_memory
 
 import yolov5_ema
-from yolov5_ema.engine import checkpoints
-from yolov5_ema.engine.conversion import to_safetensors
+from yolov5_ema.checkpoints import loading as checkpoints
+from yolov5_ema.checkpoints.conversion import to_safetensors
 
 GOOD: dict[str, bytes] = {}
 """Good files by their kinds; `prepare` makes them."""

@@ -17,9 +17,9 @@ import torch
 import yaml
 from conftest import REPOSITORY, run_cli, write_tiny_set
 
-from yolov5_ema.engine.checkpoints import load_checkpoint, save_checkpoint
-from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.engine.quirks.resuming import even_out
+from yolov5_ema.upstream.locate import engine_at
 
 # Notes what a resumed optimizer was given, before the first step changes it.
 SPY = """

@@ -21,7 +21,7 @@ from torch import nn
 from under_watch import called, command, own_place
 
 import yolov5_ema
-from yolov5_ema.engine import checkpoints
+from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.errors import CheckpointError
 
 COMMANDS: dict[str, tuple[object, ...]] = {

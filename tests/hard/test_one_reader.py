@@ -19,8 +19,8 @@ from torch import nn
 from under_watch import command, own_place, peak_memory
 
 import yolov5_ema
+from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.classification.checkpoints import load_plainly
-from yolov5_ema.engine import checkpoints
 from yolov5_ema.errors import CheckpointError
 from yolov5_ema.weights.inspection import inspect_file
 

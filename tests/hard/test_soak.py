@@ -103,7 +103,7 @@ def weights(tmp_path_factory) -> Path:
     """A small detector, not trained, that finds something everywhere."""
     from hostile_yaml import SMALL
 
-    from yolov5_ema.engine.checkpoints import save_checkpoint
+    from yolov5_ema.checkpoints.loading import save_checkpoint
 
     file = tmp_path_factory.mktemp("weights") / "small.pt"
     with yolov5_ema.installed() as engine:

@@ -158,7 +158,7 @@ def test_openvino(block, tmp_path, source):
 
 def save_detector(folder, size="n"):
     """A checkpoint of an untrained YOLOv5 with EMA whose blocks do something; returns file and model."""
-    from yolov5_ema.engine.cfg_generator import build_cfg
+    from yolov5_ema.cfgs.generator import build_cfg
 
     with yolov5_ema.installed():
         from yolov5.models.yolo import Model
@@ -226,7 +226,7 @@ def test_formats_that_are_none(refused, detector):
     ],
 )
 def test_formats_that_need_what_is_not_here(refused, detector, monkeypatch, name, package):
-    from yolov5_ema.engine import exports
+    from yolov5_ema.scripts import exports
 
     monkeypatch.setattr(exports, "formats", lambda engine: ["onnx", "coreml", "openvino", "paddle", "engine"])
     there = exports.importlib.util.find_spec
@@ -243,8 +243,8 @@ def test_a_format_that_left_no_file_is_a_failure(tmp_path, name):
     import argparse
     import os
 
-    from yolov5_ema.engine import exports
     from yolov5_ema.errors import UserError
+    from yolov5_ema.scripts import exports
 
     opt = argparse.Namespace(weights=[str(tmp_path / "a[b].pt")], include=[name])
     ending = exports._FILES[name][0].replace("*", "model")

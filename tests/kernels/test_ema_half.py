@@ -58,8 +58,8 @@ def test_float16_at_160_pixels_does_not_overflow(name, scale):
 def small_detector():
     """yolov5n with EMA, the blocks away from their initial values, and the loss to train it with."""
     pytest.importorskip("yolov5", reason="needs the PyPI package yolov5")
-    from yolov5_ema.engine.cfg_generator import build_cfg
-    from yolov5_ema.engine.dry_run import quiet
+    from yolov5_ema.cfgs.dry_run import quiet
+    from yolov5_ema.cfgs.generator import build_cfg
 
     with yolov5_ema.installed(), quiet():
         from yolov5.models import yolo

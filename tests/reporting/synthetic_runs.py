@@ -167,7 +167,7 @@ class Page(HTMLParser):
 
 def write_comparison(folder: Path, figures: dict[str, Sequence[float]] | None = None) -> Path:
     """A folder of ``yolov5-ema compare``: by model the mAP50 of its seeds; the first is the baseline."""
-    from yolov5_ema.evaluation.comparison_report import Model, as_dict, build_report, method_notes
+    from yolov5_ema.comparing.report import Model, as_dict, build_report, method_notes
 
     figures = figures or {"plain": (0.50, 0.52, 0.52), "ema": (0.52, 0.55, 0.53)}
     seeds = range(len(next(iter(figures.values()))))

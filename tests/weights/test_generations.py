@@ -11,10 +11,10 @@ import torch
 from conftest import REPOSITORY, laid_aside, lay_out_as_clone
 
 import yolov5_ema
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.checkpoints import load_checkpoint
-from yolov5_ema.engine.dry_run import quiet
-from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.checkpoints.loading import load_checkpoint
+from yolov5_ema.upstream.locate import engine_at
 from yolov5_ema.weights.transfer import transfer
 
 RELEASES = ("4.0.14", "5.0.5", "6.0.7", "6.1.9", "6.2.3", "7.0.14")
@@ -24,7 +24,7 @@ import importlib, logging, sys
 from pathlib import Path
 import torch, yaml
 from yolov5_ema.engine import activation
-from yolov5_ema.engine.locate import engine_at
+from yolov5_ema.upstream.locate import engine_at
 
 for root, file in zip(sys.argv[1::2], sys.argv[2::2]):
     engine = engine_at(Path(root))

@@ -11,8 +11,8 @@ from torch import nn
 
 import yolov5_ema
 from yolov5_ema.blocks import create_block, list_blocks, register_block, unregister_block
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.dry_run import quiet
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.weights.identity import start_as_identity
 from yolov5_ema.weights.transfer import transfer

@@ -9,9 +9,9 @@ import torch
 from conftest import run_cli
 
 import yolov5_ema
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.checkpoints import load_checkpoint
-from yolov5_ema.engine.dry_run import quiet
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.checkpoints.loading import load_checkpoint
 from yolov5_ema.engine.quirks.weight_transfer import INIT_ENV
 from yolov5_ema.errors import ConfigError
 

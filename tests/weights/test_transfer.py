@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import yolov5_ema
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.dry_run import quiet
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.resources import models_dir
 from yolov5_ema.weights.alignment import _best_pairs
 from yolov5_ema.weights.conversions import focus_from_stem, stem_from_focus

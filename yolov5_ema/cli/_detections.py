@@ -13,9 +13,9 @@ from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
-    from yolov5_ema.engine.flags import Given
-    from yolov5_ema.engine.locate import Engine
     from yolov5_ema.evaluation.records import Predictions
+    from yolov5_ema.upstream.flags import Given
+    from yolov5_ema.upstream.locate import Engine
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Request:
         """
         from yolov5_ema.cli._yolov5 import load_plugins
         from yolov5_ema.engine import shim
-        from yolov5_ema.engine.data_yaml import open_dataset
-        from yolov5_ema.engine.flags import refuse_shortened
+        from yolov5_ema.upstream.data_yaml import open_dataset
+        from yolov5_ema.upstream.flags import refuse_shortened
 
         load_plugins()
         engine = shim.install()
@@ -69,7 +69,7 @@ class Request:
 
     def given(self, engine: Engine) -> dict[str, Given]:
         """The flags of ``val``, see `given_flags`."""
-        from yolov5_ema.engine.flags import given_flags
+        from yolov5_ema.upstream.flags import given_flags
 
         return given_flags(engine, "val", self.flags)
 
@@ -90,10 +90,10 @@ def detect_split(
         UserError: as ``yolov5-ema val``.
     """
     from yolov5_ema.cli._slicing import take_flags
-    from yolov5_ema.engine import scripts
-    from yolov5_ema.engine.collecting import collected_detections
-    from yolov5_ema.engine.odd_labels import odd_images_kept
-    from yolov5_ema.engine.sliced import sliced_inference
+    from yolov5_ema.scripts import running as scripts
+    from yolov5_ema.scripts.collecting import collected_detections
+    from yolov5_ema.scripts.odd_labels import odd_images_kept
+    from yolov5_ema.scripts.sliced import sliced_inference
 
     windows, flags = take_flags(request.flags)
     line = ["--data", str(dataset.file), "--weights", *request.weights, "--task", request.task]

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from yolov5_ema.engine.run_folder import MadeFolder, busy_message
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import locked
+from yolov5_ema.scripts.run_folder import MadeFolder, busy_message
 
 
 def fresh_folder(project: Path, name: str = "exp", exist_ok: bool = False) -> Path:

@@ -24,13 +24,14 @@ def run_sliceable(script: str, argv: Sequence[str]) -> int:
     """Run detect or val, on windows if ``--slice`` is among its flags; returns the exit code."""
     settings, rest = take_flags(argv)
 
-    from yolov5_ema.engine import scripts, shim
+    from yolov5_ema.engine import shim
+    from yolov5_ema.scripts import running as scripts
 
     load_plugins()
     engine = shim.install()
     with contextlib.ExitStack() as stack:
         if settings is not None:
-            from yolov5_ema.engine.sliced import sliced_inference
+            from yolov5_ema.scripts.sliced import sliced_inference
 
             stack.enter_context(sliced_inference(engine, script, *settings))
         return scripts.run_script(engine, script, rest, more_help=HELP)

@@ -29,7 +29,8 @@ def load_plugins() -> None:
 
 def main_of_script(name: str, argv: Sequence[str]) -> int:
     """Run one of YOLOv5's own scripts under the shim; returns the exit code."""
-    from yolov5_ema.engine import scripts, shim
+    from yolov5_ema.engine import shim
+    from yolov5_ema.scripts import running as scripts
 
     load_plugins()
     engine = shim.install()

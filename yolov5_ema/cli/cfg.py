@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.engine.cfg_generator import (
+from yolov5_ema.cfgs.generator import (
     HEADS,
     NO_BLOCK,
     PLACES,
@@ -19,7 +19,7 @@ from yolov5_ema.engine.cfg_generator import (
     Recipe,
     parse_option,
 )
-from yolov5_ema.engine.cfg_oddities import oddities, print_warnings
+from yolov5_ema.cfgs.oddities import oddities, print_warnings
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
 

@@ -17,10 +17,10 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
 
 if TYPE_CHECKING:
-    from yolov5_ema.engine.comparison import Plan
-    from yolov5_ema.engine.comparison_runs import Record, Run
-    from yolov5_ema.engine.locate import Engine
-    from yolov5_ema.evaluation.comparison_report import Report
+    from yolov5_ema.comparing.plan import Plan
+    from yolov5_ema.comparing.report import Report
+    from yolov5_ema.comparing.runs import Record, Run
+    from yolov5_ema.upstream.locate import Engine
 
 SUMMARY = "train models under one recipe and several seeds; says what difference is shown"
 
@@ -44,10 +44,10 @@ def main(argv: Sequence[str]) -> int:
     # On a busy machine, threads that wait by spinning are many times slower; torch reads it when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+    from yolov5_ema.comparing.plan import prepare, save_recipe
+    from yolov5_ema.comparing.runs import locked
     from yolov5_ema.engine import shim
-    from yolov5_ema.engine.comparison import prepare, save_recipe
-    from yolov5_ema.engine.comparison_runs import locked
-    from yolov5_ema.engine.flags import given_flags, refuse_shortened
+    from yolov5_ema.upstream.flags import given_flags, refuse_shortened
 
     load_plugins()
     engine = shim.install()
@@ -131,7 +131,7 @@ def _announcement(plan: Plan, engine: Engine) -> str:
 
 
 def _carry_out(plan: Plan, engine: Engine, lock: int | None, train: bool) -> dict[Run, Record]:
-    from yolov5_ema.engine import comparison_runs as runs
+    from yolov5_ema.comparing import runs
 
     all_runs = runs.runs_of(plan)
     records = {run: runs.record_of(run) for run in all_runs}
@@ -158,7 +158,7 @@ def _carry_out(plan: Plan, engine: Engine, lock: int | None, train: bool) -> dic
 
 
 def _ended(run: Run, record: Record) -> str:
-    from yolov5_ema.engine import comparison_runs as runs
+    from yolov5_ema.comparing import runs
 
     if record.status == runs.FINISHED and record.figures:
         return f"{run}: mAP50 {record.figures['map50']:.4f}, mAP50-95 {record.figures['map50_95']:.4f}"
@@ -226,10 +226,10 @@ class _Progress:
 
 
 def _conclude(plan: Plan, engine: Engine, records: Mapping[Run, Record], args: argparse.Namespace) -> int:
-    from yolov5_ema.engine.comparison import write_json
-    from yolov5_ema.engine.comparison_runs import FINISHED, provenance
-    from yolov5_ema.evaluation import comparison_report as reports
-    from yolov5_ema.evaluation.comparison_picture import draw
+    from yolov5_ema.comparing import report as reports
+    from yolov5_ema.comparing.picture import draw
+    from yolov5_ema.comparing.plan import write_json
+    from yolov5_ema.comparing.runs import FINISHED, provenance
 
     where = provenance(plan, engine)  # before the latency: its load is the machine's own
     report = reports.build_report(_models(plan, records, args.latency_rounds), plan.baseline, plan.seeds)
@@ -254,11 +254,11 @@ def _conclude(plan: Plan, engine: Engine, records: Mapping[Run, Record], args: a
 
 
 def _models(plan: Plan, records: Mapping[Run, Record], rounds: int) -> list[Any]:
-    from yolov5_ema.engine import machine
-    from yolov5_ema.engine.comparison_runs import FINISHED
-    from yolov5_ema.engine.latency import measure_latency
+    from yolov5_ema.comparing import machine
+    from yolov5_ema.comparing.latency import measure_latency
+    from yolov5_ema.comparing.report import METRICS, Model
+    from yolov5_ema.comparing.runs import FINISHED
     from yolov5_ema.engine.model_info import model_info
-    from yolov5_ema.evaluation.comparison_report import METRICS, Model
 
     infos = {name: model_info(cfg, plan.nc, plan.options.imgsz) for name, cfg in plan.cfgs.items()}
     times: dict[str, list[float]] = {}
@@ -286,7 +286,7 @@ def _title(plan: Plan) -> str:
 
 
 def _notes(plan: Plan, records: Mapping[Run, Record], report: Report, where: Mapping[str, Any]) -> list[str]:
-    from yolov5_ema.engine.comparison_runs import FINISHED
+    from yolov5_ema.comparing.runs import FINISHED
 
     notes = []
     if getattr(plan.options, "noval", False):

@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _there(args: argparse.Namespace) -> str:
+    from yolov5_ema.checkpoints.conversion import to_safetensors
     from yolov5_ema.engine import shim
-    from yolov5_ema.engine.conversion import to_safetensors
 
     tensors = _with_suffix(args.out, ".safetensors") if args.out else args.file.with_suffix(".safetensors")
     cfg = tensors.with_suffix(".yaml")
@@ -63,9 +63,9 @@ def _there(args: argparse.Namespace) -> str:
 
 
 def _back(args: argparse.Namespace) -> str:
+    from yolov5_ema.checkpoints.conversion import to_checkpoint
+    from yolov5_ema.data.yaml_files import load_yaml
     from yolov5_ema.engine import shim
-    from yolov5_ema.engine.conversion import to_checkpoint
-    from yolov5_ema.engine.rows import load_yaml
 
     beside = args.file.with_suffix(".pt")
     if beside == args.file:

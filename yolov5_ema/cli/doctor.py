@@ -98,8 +98,8 @@ def _print_engine() -> int:
     from yolov5_ema.blocks import list_blocks
     from yolov5_ema.engine import activation, shim
     from yolov5_ema.engine.guards import GUARDS
-    from yolov5_ema.engine.locate import clone_here, locate
     from yolov5_ema.engine.quirks import QUIRKS
+    from yolov5_ema.upstream.locate import clone_here, locate
 
     here = clone_here()
     engine = locate()

@@ -12,12 +12,12 @@ from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
-    from yolov5_ema.engine.locate import Engine
     from yolov5_ema.evaluation.confusion import ConfusionMatrix
     from yolov5_ema.evaluation.judged import LabelledImages
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.results import Result
     from yolov5_ema.evaluation.truths import TruthSet
+    from yolov5_ema.upstream.locate import Engine
 
 SUMMARY = "evaluate weights or predictions by the protocols of YOLOv5, COCO and VisDrone"
 
@@ -179,8 +179,8 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
 
 def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
     from yolov5_ema.data.image_names import refuse_shared_stems
-    from yolov5_ema.engine.data_yaml import engine_at_hand, open_dataset
     from yolov5_ema.evaluation import predictions, sources
+    from yolov5_ema.upstream.data_yaml import engine_at_hand, open_dataset
 
     engine = engine_at_hand()
     if args.annotations:
@@ -203,8 +203,8 @@ def _by_weights(
     args: argparse.Namespace, rest: Sequence[str], folder: Path
 ) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
     from yolov5_ema.cli._detections import Request, detect_split
-    from yolov5_ema.engine.data_yaml import open_dataset
     from yolov5_ema.evaluation import sources
+    from yolov5_ema.upstream.data_yaml import open_dataset
 
     request = Request(args.weights, args.data, args.task, args.max_det, rest, build_parser())
     engine, dataset = request.opened()
@@ -260,8 +260,8 @@ def _labelled(
     images: Sequence[Path],
     by_val: Sequence[Path] | None = None,
 ) -> LabelledImages:
-    from yolov5_ema.engine.odd_labels import polygon_from
     from yolov5_ema.evaluation.judged import Rules, labelled_images
+    from yolov5_ema.scripts.odd_labels import polygon_from
 
     return labelled_images(images, len(dataset.names), Rules(polygon_from(engine), args.keep_odd, by_val))
 

@@ -35,9 +35,10 @@ def main(argv: Sequence[str]) -> int:
     if not 1 <= args.imgsz <= 100_000:
         raise UserError(f"--imgsz {args.imgsz}: the side of an image in pixels, such as 640")
 
-    from yolov5_ema.engine import preflight, shim
-    from yolov5_ema.engine.cfg_oddities import print_warnings
+    from yolov5_ema.cfgs.oddities import print_warnings
+    from yolov5_ema.engine import shim
     from yolov5_ema.engine.model_info import model_info
+    from yolov5_ema.scripts import preflight
 
     load_plugins()
     preflight.resolve_names(args, shim.install())

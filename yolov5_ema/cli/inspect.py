@@ -82,7 +82,7 @@ class _Judge:
         return inspection.inspect_file(path, self._allowed, self._blocks)
 
     def _learn(self) -> None:
-        from yolov5_ema.engine.locate import YOLOV5_ENV, locate
+        from yolov5_ema.upstream.locate import YOLOV5_ENV, locate
 
         if os.environ.get(PLUGINS_ENV):
             load_plugins()
@@ -97,8 +97,8 @@ class _Judge:
                 raise
             self.by = "the names of modules alone, for no YOLOv5 was found"
             return
+        from yolov5_ema.checkpoints.loading import allow_list
         from yolov5_ema.engine import shim
-        from yolov5_ema.engine.checkpoints import allow_list
 
         names = {name for _, name in allow_list(shim.install())}
         self._allowed = names.__contains__

@@ -133,7 +133,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _surroundings(command: str) -> AbstractContextManager[None]:
     if command not in _LOOKING:
         return nullcontext()
-    from yolov5_ema.engine.locate import leaving_working_folder_alone
+    from yolov5_ema.upstream.locate import leaving_working_folder_alone
 
     return leaving_working_folder_alone()
 
@@ -154,7 +154,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_of_yolov5(script: str) -> bool:
-    from yolov5_ema.engine.locate import is_yolov5_root
+    from yolov5_ema.upstream.locate import is_yolov5_root
 
     path = Path(script)
     return not path.is_file() or any(is_yolov5_root(folder) for folder in path.resolve().parents)

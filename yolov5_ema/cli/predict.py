@@ -17,10 +17,10 @@ from yolov5_ema import __version__
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
-    from yolov5_ema.engine.locate import Engine
-    from yolov5_ema.engine.predicting import Detector, Options
-    from yolov5_ema.engine.prediction_parts import Manifest, Parts
-    from yolov5_ema.engine.prediction_sources import Source
+    from yolov5_ema.detecting.detector import Detector, Options
+    from yolov5_ema.detecting.parts import Manifest, Parts
+    from yolov5_ema.detecting.sources import Source
+    from yolov5_ema.upstream.locate import Engine
 
 SUMMARY = "detections in many images as Parquet or COCO JSON; many processes with Ray"
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _stopped(args: argparse.Namespace, code: int) -> int:
-    from yolov5_ema.engine.prediction_parts import is_begun
+    from yolov5_ema.detecting.parts import is_begun
 
     hint = "; the same command with --resume goes on" if is_begun(args.out) else ""
     print(f"yolov5-ema: interrupted{hint}", file=sys.stderr)
@@ -207,8 +207,8 @@ def _check_ray(args: argparse.Namespace) -> None:
 
 
 def _check_output(args: argparse.Namespace, images: Sequence[str]) -> None:
-    from yolov5_ema.engine import prediction_files
-    from yolov5_ema.engine.prediction_parts import is_begun
+    from yolov5_ema.detecting import outputs as prediction_files
+    from yolov5_ema.detecting.parts import is_begun
     from yolov5_ema.files import refuse_present
 
     prediction_files.check_format(args.out)
@@ -246,7 +246,8 @@ class _Found:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from yolov5_ema.engine import prediction_parts, prediction_sources
+    from yolov5_ema.detecting import parts as prediction_parts
+    from yolov5_ema.detecting import sources as prediction_sources
 
     source = prediction_sources.find_images(args.source)
     _check_output(args, source.images)
@@ -255,7 +256,7 @@ def _predict(args: argparse.Namespace) -> int:
             f"{args.source}: {source.repeated:,} lines name an image again and are left out", file=sys.stderr
         )
     if args.engine == "ray":
-        from yolov5_ema.engine import ray_engine
+        from yolov5_ema.detecting import by_ray as ray_engine
 
         ray_engine.check_installed(args.ray_address or os.environ.get(ray_engine.ADDRESS_ENV))
     import torch
@@ -284,7 +285,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Options]:
     """The model in this process: to work with, or, with ray, to see what is wrong before workers start."""
-    from yolov5_ema.engine.predicting import Detector, Options, device_of
+    from yolov5_ema.detecting.detector import Detector, Options, device_of
 
     options = Options(
         imgsz=(args.imgsz[0], args.imgsz[-1]),
@@ -317,7 +318,7 @@ def _settings(
 
 
 def _manifest(args: argparse.Namespace, source: Source, settings: Mapping[str, Any]) -> Manifest:
-    from yolov5_ema.engine import prediction_parts
+    from yolov5_ema.detecting import parts as prediction_parts
 
     begun = prediction_parts.chunk_begun(args.out) if args.resume else None
     count = len(source.images)
@@ -341,7 +342,7 @@ def _by_ray(
     args: argparse.Namespace, source: Source, engine: Engine, options: Options, parts: Parts
 ) -> Results:
     from yolov5_ema.cli._yolov5 import load_plugins
-    from yolov5_ema.engine import ray_engine
+    from yolov5_ema.detecting import by_ray as ray_engine
 
     return ray_engine.predict_chunks(
         _chunks(source, parts),
@@ -399,7 +400,7 @@ def _carry_out(parts: Parts, results: Any) -> None:
 
 
 def _join(out: Path, parts: Parts, found: _Found, detector_names: Sequence[str], form: str) -> None:
-    from yolov5_ema.engine import prediction_files
+    from yolov5_ema.detecting import outputs as prediction_files
     from yolov5_ema.files import replacement
 
     rows, settings = found.counted(parts.rows()), parts.manifest.settings

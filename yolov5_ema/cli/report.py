@@ -213,8 +213,8 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
         UserError: it cannot be evaluated, or was not to be.
     """
     from yolov5_ema.engine import shim
-    from yolov5_ema.engine.data_yaml import open_dataset
     from yolov5_ema.reporting import measuring
+    from yolov5_ema.upstream.data_yaml import open_dataset
 
     if run.weights is None:
         raise UserError("there is no weights/best.pt")
@@ -253,13 +253,13 @@ def _kept(run: Run, split: str) -> Measured:
 
 
 def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, is_typed: bool) -> Measured:
+    from yolov5_ema.cfgs.dry_run import quiet
     from yolov5_ema.cli._detections import Request, detect_split
-    from yolov5_ema.engine.dry_run import quiet
-    from yolov5_ema.engine.odd_labels import polygon_from
     from yolov5_ema.evaluation.judged import Rules, labelled_images, words_of
     from yolov5_ema.evaluation.sources import dataset_truths, single_class
     from yolov5_ema.evaluation.yolov5 import MAX_DET
     from yolov5_ema.reporting.measuring import folders_of, measure
+    from yolov5_ema.scripts.odd_labels import polygon_from
 
     batch_size = run.options.get("batch_size")
     batch_size = min(batch_size, 32) if type(batch_size) is int and batch_size > 0 else 16
@@ -304,9 +304,9 @@ def _release(version: str) -> str:
 
 
 def _origin(device: str) -> dict[str, Any]:
-    from yolov5_ema.engine import machine
-    from yolov5_ema.engine.locate import locate
+    from yolov5_ema.comparing import machine
     from yolov5_ema.errors import EngineNotFoundError
+    from yolov5_ema.upstream.locate import locate
 
     try:
         software = machine.software(locate())

@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     given = _without_separator(argv)
     script = parser.parse_args(given[:1]).script
 
-    from yolov5_ema.engine import scripts, shim
+    from yolov5_ema.engine import shim
+    from yolov5_ema.scripts import running as scripts
 
     load_plugins()
     engine = shim.install()

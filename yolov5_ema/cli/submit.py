@@ -92,9 +92,9 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
     import tempfile
 
     from yolov5_ema.cli._detections import Request, detect_split
-    from yolov5_ema.engine.odd_labels import has_odd_images
     from yolov5_ema.evaluation.judged import not_judged, words_of
     from yolov5_ema.evaluation.records import Predictions
+    from yolov5_ema.scripts.odd_labels import has_odd_images
 
     request = Request(args.weights, args.data, args.task, args.max_det, rest, _parser())
     engine, dataset = request.opened()
@@ -112,9 +112,9 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
 
 
 def _by_predictions(args: argparse.Namespace) -> dict[str, Predictions]:
-    from yolov5_ema.engine.data_yaml import open_dataset
     from yolov5_ema.evaluation.predictions import read_predictions
     from yolov5_ema.evaluation.sources import image_set
+    from yolov5_ema.upstream.data_yaml import open_dataset
 
     dataset = open_dataset(args.data)
     images = image_set(_checked(dataset, args.task), dataset.names, str(dataset.file))

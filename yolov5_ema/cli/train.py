@@ -15,10 +15,12 @@ SUMMARY = "train a detector: YOLOv5's own train, with every flag of it"
 def main(argv: Sequence[str]) -> int:
     """Run YOLOv5's ``train``; ``YOLOV5_EMA_SEED`` seeds it, also where YOLOv5 has no ``--seed``."""
     own, rest = _own_flags().parse_known_args(argv)
-    from yolov5_ema.engine import leash, scripts, seeding, shim
-    from yolov5_ema.engine.flags import given_flags
+    from yolov5_ema.engine import shim
     from yolov5_ema.engine.quirks import distributed
     from yolov5_ema.engine.quirks.weight_transfer import INIT_ENV
+    from yolov5_ema.scripts import leash, seeding
+    from yolov5_ema.scripts import running as scripts
+    from yolov5_ema.upstream.flags import given_flags
 
     distributed.check_devices()
     leash.end_with_parent()

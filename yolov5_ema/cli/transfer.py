@@ -45,8 +45,9 @@ def main(argv: Sequence[str]) -> int:
     if args.nc is not None and args.nc < 1:
         raise UserError(f"--nc {args.nc}: there must be 1 class or more")
 
-    from yolov5_ema.engine import preflight, shim
-    from yolov5_ema.engine.transferring import transfer_checkpoint
+    from yolov5_ema.checkpoints.transferring import transfer_checkpoint
+    from yolov5_ema.engine import shim
+    from yolov5_ema.scripts import preflight
 
     load_plugins()
     engine = shim.install()
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 def _names(data: str | None) -> list[str] | None:
     if data is None:
         return None
-    from yolov5_ema.engine.rows import load_yaml
+    from yolov5_ema.data.yaml_files import load_yaml
     from yolov5_ema.weights.heads import names_of
 
     names = names_of(load_yaml(Path(data)).get("names"))

@@ -135,7 +135,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _images(args: argparse.Namespace) -> list[str]:
-    from yolov5_ema.engine.prediction_sources import find_images
+    from yolov5_ema.detecting.sources import find_images
 
     found = dict.fromkeys(image for source in args.source for image in find_images(source).images)
     images = list(found)[: args.max_images]
@@ -170,8 +170,8 @@ def _subjects(args: argparse.Namespace) -> list[Subject]:
 
 
 def _detectors(args: argparse.Namespace) -> list[Subject]:
+    from yolov5_ema.detecting.detector import device_of
     from yolov5_ema.engine import shim
-    from yolov5_ema.engine.predicting import device_of
     from yolov5_ema.explain.detectors import Detector, Options
 
     engine = shim.install()

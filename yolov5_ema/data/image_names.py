@@ -58,3 +58,14 @@ def refuse_shared_stems(
                 f"{other} and {image} are both called {key(image)}. {why}; rename one of them, or take their "
                 "folders one at a time"
             )
+
+
+def image_id(image: str) -> int | str:
+    """The id that YOLOv5's ``val --save-json`` gives an image: its name as a number if it is one.
+
+    Example:
+        >>> image_id("000042.jpg"), image_id("9999942_00000_d_0000214.jpg")
+        (42, '9999942_00000_d_0000214')
+    """
+    stem = os.path.splitext(os.path.basename(image))[0]
+    return int(stem) if stem.isdecimal() else stem

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from yolov5_ema.data import problems as problems_of
 from yolov5_ema.data.archives import Place
+from yolov5_ema.data.image_names import image_id
 from yolov5_ema.data.image_size import image_info_of, read_image_info
 from yolov5_ema.data.masking import BrokenImageError, hidden_boxes, place_masked
 from yolov5_ema.data.number_texts import number_texts
@@ -357,14 +357,3 @@ def _whole_if_all_are(table: np.ndarray, always: list[int]) -> np.ndarray:
     mixed = table.astype(object)
     mixed[:, always] = whole[:, always]
     return mixed
-
-
-def image_id(image: str) -> int | str:
-    """The id that YOLOv5's ``val --save-json`` gives an image: its name as a number if it is one.
-
-    Example:
-        >>> image_id("000042.jpg"), image_id("9999942_00000_d_0000214.jpg")
-        (42, '9999942_00000_d_0000214')
-    """
-    stem = os.path.splitext(os.path.basename(image))[0]
-    return int(stem) if stem.isdecimal() else stem

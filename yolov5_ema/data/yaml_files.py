@@ -65,6 +65,22 @@ def read_yaml(file: Path, *, name: str = "") -> Any:
         return _with_foreign_comments(raw.decode("utf-8", "replace"), name, line)
 
 
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that must be a mapping.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not YAML, not a mapping, or holds more than can be used.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold 'key: value' lines, but is {_kind_of(content)}")
+    return content
+
+
+def _kind_of(content: Any) -> str:
+    return "empty" if content is None else f"a {type(content).__name__}"
+
+
 def _with_foreign_comments(text: str, name: str, line: int) -> Any:
     """What a text holds that is not in UTF-8, if that is so in its comments only."""
     not_utf8 = ConfigError(

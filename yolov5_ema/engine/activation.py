@@ -16,11 +16,11 @@ from types import ModuleType
 from typing import Any
 
 from yolov5_ema.engine.guards import GUARDS
-from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks import QUIRKS, Quirk, SourceModule
 from yolov5_ema.engine.quirks.fonts import CONFIG_ENV
 from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import Patches
 
 ACTIVE_ENV = "YOLOV5_EMA_ACTIVE"
 

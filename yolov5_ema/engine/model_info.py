@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from yolov5_ema.cfgs.dry_run import check_model, quiet
+from yolov5_ema.cfgs.graph import Graph
+from yolov5_ema.cfgs.oddities import oddities
 from yolov5_ema.engine import shim
-from yolov5_ema.engine.cfg_graph import Graph
-from yolov5_ema.engine.cfg_oddities import oddities
-from yolov5_ema.engine.dry_run import check_model, quiet
 from yolov5_ema.kernels.dispatch import forced
 
 
@@ -36,7 +36,7 @@ class RowInfo:
 class ModelInfo:
     """A built model. ``flops`` counts a multiply-add as two, for one image of imgsz x imgsz pixels.
 
-    ``warnings`` is what looks like an oversight in the YAML (`yolov5_ema.engine.cfg_oddities`).
+    ``warnings`` is what looks like an oversight in the YAML (`yolov5_ema.cfgs.oddities`).
     """
 
     cfg: str

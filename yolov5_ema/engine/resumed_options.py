@@ -21,14 +21,15 @@ from typing import Any
 
 import yaml
 
+from yolov5_ema.checkpoints.loading import check_file, load_checkpoint
 from yolov5_ema.data.dataset import is_there
 from yolov5_ema.data.yaml_files import read_yaml
-from yolov5_ema.engine.checkpoints import check_file, load_checkpoint
-from yolov5_ema.engine.hyperparameters import check_hyp, names_read, read_hyp
-from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.source_code import Code
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.resources import find_shipped
+from yolov5_ema.upstream.data_yaml import check_data
+from yolov5_ema.upstream.hyperparameters import check_hyp, names_read, read_hyp
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.source_code import Code
 
 _URL = ("http:/", "https:/", "rtsp:/", "rtmp:/", "ul://", "clearml:/", "wandb-artifact:/", "comet:/")
 _NEEDED = ("data", "epochs", "batch_size", "imgsz")
@@ -275,7 +276,7 @@ def _data(value: Any, typed: argparse.Namespace, where: str, run: Path, script: 
             f"{where}: the data set {value[:300]!r} is not there (looked from {Path.cwd()} and the folders above "
             f"{run}); name its data YAML with --data beside --resume"
         )
-    _check_data(file, script.engine)
+    check_data(file, ("train", "val"), script.engine)
     return str(file)
 
 
@@ -327,16 +328,10 @@ def _checked_dict(content: dict[str, Any], where: str, script: Script) -> dict[s
         file = Path(folder) / "data.yaml"
         file.write_text(yaml.safe_dump(kept), encoding="utf-8")
         try:
-            _check_data(file, script.engine)
+            check_data(file, ("train", "val"), script.engine)
         except ConfigError as error:
             raise ConfigError(str(error).replace(str(file), f"{where}, data")) from error
     return kept
-
-
-def _check_data(file: Path, engine: Engine) -> None:
-    from yolov5_ema.engine.preflight import check_data  # which the shim's own imports lead to
-
-    check_data(file, ("train", "val"), engine)
 
 
 def _hyp(value: Any, where: str, run: Path, script: Script) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from types import FrameType, ModuleType, TracebackType
 from typing import Any, Callable, Union
 
 from yolov5_ema.blocks.positions import UnclearNumbersError
+from yolov5_ema.cfgs.conflicts import CONFLICTS_ENV, conflicts_choice, set_choice
+from yolov5_ema.cfgs.rows import checked_model, is_block
 from yolov5_ema.engine import activation, ultralytics_adapter
-from yolov5_ema.engine.conflicts import CONFLICTS_ENV, conflicts_choice, set_choice
-from yolov5_ema.engine.locate import Engine, engine_at, locate
-from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.rows import checked_model, is_block
 from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.upstream.locate import Engine, engine_at, locate
+from yolov5_ema.upstream.patching import Patches
 
 Yolo = Union[None, str, "os.PathLike[str]", ModuleType]
 

@@ -30,13 +30,13 @@ from typing import Any, Callable
 from torch import nn
 
 from yolov5_ema.blocks.positions import UnclearNumbersError
+from yolov5_ema.cfgs.rows import CHOICES, is_block
+from yolov5_ema.cfgs.ultralytics_rows import BlockRow, block_rows
 from yolov5_ema.engine import ultralytics_guards
-from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.rows import CHOICES, is_block
-from yolov5_ema.engine.ultralytics_rows import BlockRow, block_rows
 from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
 from yolov5_ema.resources import models_dir
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.weights.alignment import align
 from yolov5_ema.weights.structure import layers_of
 

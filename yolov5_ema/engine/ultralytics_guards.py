@@ -17,15 +17,15 @@ import cv2
 import torch
 from torch import nn
 
-from yolov5_ema.engine import ultralytics_files
-from yolov5_ema.engine.exported_models import (
+from yolov5_ema.checkpoints import ultralytics_files
+from yolov5_ema.checkpoints.exported_models import (
     check_exported,
     check_names_and_stride,
     load_torchscript,
     read_onnx_network,
 )
-from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.errors import CheckpointError, ConfigError
+from yolov5_ema.upstream.patching import ModuleView, Patches
 
 _NAME = "ultralytics"
 _WITH_TORCHSCRIPT = ("nn.backends.pytorch", "nn.autobackend")

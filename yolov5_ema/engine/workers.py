@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any, Callable
 
+import yolov5_ema
+
 ORIGINALS: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
@@ -25,7 +27,5 @@ def rebuild(root: str, module: str, name: str) -> Any:
 
 
 def _join(root: str, module: str) -> Any:
-    from yolov5_ema.engine import shim
-
-    shim.install(root)
+    yolov5_ema.install(root)
     return importlib.import_module(module)

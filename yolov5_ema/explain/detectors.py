@@ -16,13 +16,13 @@ import torch
 from torch import nn
 from torchvision.ops import batched_nms
 
-from yolov5_ema.engine.checkpoint_models import as_yolov5_builds
-from yolov5_ema.engine.checkpoints import check_file
-from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.scripts import speaking_plainly
+from yolov5_ema.checkpoints.loading import check_file
+from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.layers import Candidates, block_name, candidates
 from yolov5_ema.explain.looks import Area, Found, Look, TooThinError, class_numbers
+from yolov5_ema.scripts.running import speaking_plainly
+from yolov5_ema.upstream.locate import Engine
 
 _ROW = re.compile(r"model\.(\d+)")
 

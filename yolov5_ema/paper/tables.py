@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.classification import create_paper_model, paper_model
 from yolov5_ema.engine import shim
-from yolov5_ema.engine.cfg_generator import build_cfg
-from yolov5_ema.engine.dry_run import quiet
 from yolov5_ema.paper.counting import count_operations, parameters_plain, parameters_without_norms
 from yolov5_ema.paper.matching import CUT_OFF, ROUNDED, explain
 from yolov5_ema.paper.printed import PrintedRow, PrintedTable

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from yolov5_ema.errors import UserError
-from yolov5_ema.evaluation.comparison_report import percent
-from yolov5_ema.evaluation.statistics import (
+from yolov5_ema.comparing.report import percent
+from yolov5_ema.comparing.statistics import (
     NO_INTERVAL,
     Difference,
     Summary,
@@ -18,6 +17,7 @@ from yolov5_ema.evaluation.statistics import (
     paired_difference,
     summarize,
 )
+from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.measuring import Measured
 from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Comparison, Run
 

@@ -117,8 +117,8 @@ def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
     Raises:
         UserError: no YOLOv5 is here, or the model cannot be built, for lack of a plug-in's block, say.
     """
+    from yolov5_ema.cfgs.rows import with_options_by_name
     from yolov5_ema.engine.model_info import model_info
-    from yolov5_ema.engine.rows import with_options_by_name
 
     cfg = copy.deepcopy(dict(cfg))
     with_options_by_name(cfg)  # a number meant what its order says when the run was trained

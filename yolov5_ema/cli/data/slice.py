@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(list(argv))
 
     from yolov5_ema.data import slicing
-    from yolov5_ema.engine.data_yaml import open_dataset
+    from yolov5_ema.upstream.data_yaml import open_dataset
 
     plan = slicing.SlicePlan(args.size, args.overlap, args.min_area_ratio, args.keep_empty)
     plan.check()

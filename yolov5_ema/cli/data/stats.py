@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     from yolov5_ema.data.problems import describe
     from yolov5_ema.data.stats import split_stats, table, verdict
     from yolov5_ema.data.stats_picture import check_picture, save_picture
-    from yolov5_ema.engine.data_yaml import open_dataset
+    from yolov5_ema.upstream.data_yaml import open_dataset
 
     picture = args.picture or Path("runs/data/stats", args.data.with_suffix(".png").name)
     check_picture(picture)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from yolov5_ema.data.label_caches import NOTES, UnusableCache, read_label_cache
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import whole_files
+from yolov5_ema.upstream.patching import Patches
 
 
 def load(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **options: Any) -> Any:

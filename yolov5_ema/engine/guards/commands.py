@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.engine.data_yaml import approved_download
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.engine.source_code import Code
 from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.data_yaml import approved_download
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import Code
 
 # what may stand outside quotes, and within them: nothing that a shell looks at
 _WORD = r"[\w./:=@+,%-]*" if os.name != "nt" else r"[\w./:=@+,\\-]*"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_ema.class_names import as_folder_name
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.patching import Patches
 
 _FUNCTION = "save_one_box"
 

@@ -15,13 +15,13 @@ from typing import Any, Callable
 
 from yolov5_ema.class_names import fault_of_names, names_as_text
 from yolov5_ema.data.dataset import SPLITS, is_there, place_of
-from yolov5_ema.engine.data_yaml import approving, image_root, may_download
-from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.patching import Patches
+from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.rows import load_yaml
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.upstream.data_yaml import approving, image_root, may_download
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import Patches
 
 
 def _guarded(check_dataset: Callable[..., Any], engine: Engine) -> Callable[..., Any]:

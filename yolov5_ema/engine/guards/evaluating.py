@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import nn
 
-from yolov5_ema.engine.data_yaml import approved_download
-from yolov5_ema.engine.patching import Patches
+from yolov5_ema.cfgs.rows import WRAPPERS, is_layer_of_literals
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.engine.rows import WRAPPERS, is_layer_of_literals
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.upstream.data_yaml import approved_download
+from yolov5_ema.upstream.patching import Patches
 
 _LOCAL_NAMES = ("nc", "anchors")  # what parse_model has under these names, which YAMLs use as arguments
 _LONGEST = 1_000_000  # characters of a literal

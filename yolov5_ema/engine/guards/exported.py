@@ -1,6 +1,6 @@
 """Exported models: `DetectMultiBackend` of v6.1 and later, and v6.0's ``detect``, load them in a dozen forms.
 
-What is judged and why is in `yolov5_ema.engine.exported_models`.
+What is judged and why is in `yolov5_ema.checkpoints.exported_models`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, Callable
 import cv2
 import torch
 
-from yolov5_ema.engine.exported_models import (
+from yolov5_ema.checkpoints.exported_models import (
     check_exported,
     check_names_and_stride,
     load_torchscript,
     read_onnx_network,
 )
-from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.upstream.patching import ModuleView, Patches
 
 FORMS = (
     *("pt", "jit", "onnx", "xml", "engine", "coreml", "saved_model"),

@@ -15,12 +15,12 @@ from typing import Any, Callable
 import yaml
 from torch import nn
 
-from yolov5_ema.engine.flags import parser_of
-from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.engine.resumed_options import Script, options_to_resume
-from yolov5_ema.engine.source_code import parameters
 from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.upstream.flags import parser_of
+from yolov5_ema.upstream.patching import ModuleView, Patches
+from yolov5_ema.upstream.source_code import parameters
 
 _REMOTE = ("wandb-artifact://", "comet://")
 _SET_BY_MAIN = {"cfg", "weights", "resume", "data", "neptune_resume_id"}

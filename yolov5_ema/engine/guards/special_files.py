@@ -13,11 +13,11 @@ import os
 from collections.abc import Iterator
 from typing import Any, Callable
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular, replacement
 from yolov5_ema.reading import MOST_TEXT
+from yolov5_ema.upstream.patching import Patches
 
 _OPENS = frozenset({"cv2.imread", "Image.open", "open"})
 _MODULES = ("datasets", "dataloaders")

@@ -10,11 +10,11 @@ import functools
 import importlib
 from typing import Any, Callable
 
-from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.patching import Patches
+from yolov5_ema.cfgs.rows import checked_model, is_block
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.rows import checked_model, is_block
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import Patches
 
 _WHERE = "the model's own YAML"
 

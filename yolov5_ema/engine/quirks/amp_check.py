@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from yolov5_ema.engine.checkpoints import module_aliases
-from yolov5_ema.engine.patching import Patches
+from yolov5_ema.checkpoints.loading import module_aliases
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.upstream.patching import Patches
 
 
 def _needed(module: SourceModule) -> str | None:

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
-from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.patching import Patches
-from yolov5_ema.engine.source_code import Code
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import Code
 
 
 @dataclass(frozen=True)

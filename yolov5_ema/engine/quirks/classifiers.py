@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from yolov5_ema.engine.patching import Patches
+from yolov5_ema.cfgs.rows import is_block
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.rows import is_block
-from yolov5_ema.engine.source_code import keyword
 from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import keyword
 
 _CLASS = "ClassificationModel"
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.upstream.patching import Patches
 
 _PROBE = "import cv2, numpy; cv2.imshow('probe', numpy.zeros((1, 1, 3))); cv2.waitKey(1)"
 

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.engine.source_code import parameters
 from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.patching import ModuleView, Patches
+from yolov5_ema.upstream.source_code import parameters
 
 CPU_DDP_ENV = "YOLOV5_EMA_CPU_DDP"
 

@@ -9,10 +9,10 @@ import socket
 from pathlib import Path
 from typing import Any, Callable
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.engine.source_code import parameters
 from yolov5_ema.errors import CheckpointError
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import parameters
 
 _RELEASED = re.compile(r"yolov5[nsmlx]6?(-seg|-cls)?\.pt")
 

@@ -11,8 +11,8 @@ from typing import Any, Callable
 
 import numpy as np
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.upstream.patching import Patches
 
 
 def _on_copies(display: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,9 +7,9 @@ import inspect
 
 import torch
 
-from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.engine.source_code import keyword
+from yolov5_ema.upstream.patching import ModuleView, Patches
+from yolov5_ema.upstream.source_code import keyword
 
 
 def _onnx_needed(module: SourceModule) -> str | None:

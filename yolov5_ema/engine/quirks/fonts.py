@@ -15,10 +15,10 @@ from typing import Any, Callable
 import PIL
 from PIL import ImageFont
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.engine.source_code import Code
 from yolov5_ema.files import replacement
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import Code
 
 CONFIG_ENV = "YOLOV5_CONFIG_DIR"
 _FONT_NAMES = ("Arial.ttf", "Arial.Unicode.ttf")

@@ -8,9 +8,9 @@ import pickle
 from pathlib import Path
 from typing import Any, Callable
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.source_code import dotted
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import dotted
 
 _DATASET = "LoadImagesAndLabels"
 _UNREADABLE = (pickle.UnpicklingError, EOFError, ImportError, KeyError, ValueError, AttributeError)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.source_code import Code, dotted, value_of
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import Code, dotted, value_of
 
 _LOSS = "ComputeLoss"
 

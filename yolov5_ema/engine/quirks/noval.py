@@ -9,9 +9,9 @@ from typing import Any, Callable
 
 import numpy as np
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.source_code import Code, dotted
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import Code, dotted
 
 _FIGURES = "map50s"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.engine.source_code import Code, dotted
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import Code, dotted
 
 _REPLACEMENTS: dict[str, Any] = {
     "int": int,

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.source_code import dotted, parameters
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import dotted, parameters
 
 _EXPORT, _BACKEND = "export_openvino", "DetectMultiBackend"
 _INFERENCE_ENGINE, _RUNTIME = "openvino.inference_engine", "openvino.runtime"

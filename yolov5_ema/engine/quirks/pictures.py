@@ -6,9 +6,9 @@ import functools
 import logging
 from typing import Any, Callable
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.source_code import Code, dotted, keyword
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import Code, dotted, keyword
 
 _DECORATOR = "threaded"
 _LOGGER = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ import random
 import sys
 from typing import Any
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.engine.source_code import value_of
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import value_of
 
 
 def _whole_randrange(*bounds: Any) -> int:

@@ -1,6 +1,6 @@
 """A training that is killed, at whatever moment, can be resumed as if it had been killed between two epochs.
 
-Checkpoints are written whole by `yolov5_ema.engine.checkpoints.save_checkpoint`; here is the rest of the run folder.
+Checkpoints are written whole by `yolov5_ema.checkpoints.loading.save_checkpoint`; here is the rest of the run folder.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from yolov5_ema.engine.checkpoints import load_checkpoint
-from yolov5_ema.engine.locate import Engine
-from yolov5_ema.engine.patching import Patches
+from yolov5_ema.checkpoints.loading import load_checkpoint
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.source_code import Code, dotted, value_of
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular, replacement, write_whole
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import Code, dotted, value_of
 
 _SETTINGS = ("opt.yaml", "hyp.yaml")
 _MOST_BYTES = 64 * 2**20  # of a results.csv

@@ -7,9 +7,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.engine.source_code import dotted, keyword
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import dotted, keyword
 
 
 def _needed(module: SourceModule) -> str | None:

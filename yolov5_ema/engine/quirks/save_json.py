@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.source_code import value_of
 from yolov5_ema.files import write_whole
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import value_of
 
 
 @dataclass

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from yolov5_ema.engine.patching import ModuleView, Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.engine.source_code import Code
+from yolov5_ema.upstream.patching import ModuleView, Patches
+from yolov5_ema.upstream.source_code import Code
 
 
 def _autocast(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """``torch.load``: checkpoints hold classes, which ``weights_only=True`` (torch 2.6) refuses.
 
 Not answered by ``weights_only=False``, which would run whatever a downloaded file says, but by an
-allow-list; see `yolov5_ema.engine.checkpoints`.
+allow-list; see `yolov5_ema.checkpoints.loading`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.engine.checkpoint_models import as_yolov5_builds
-from yolov5_ema.engine.checkpoint_state import for_yolov5
-from yolov5_ema.engine.checkpoints import load_checkpoint, module_aliases, save_checkpoint
-from yolov5_ema.engine.patching import Patches
+from yolov5_ema.checkpoints.loading import load_checkpoint, module_aliases, save_checkpoint
+from yolov5_ema.checkpoints.models import as_yolov5_builds
+from yolov5_ema.checkpoints.state import for_yolov5
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.upstream.patching import Patches
 
 
 def _needed(module: SourceModule) -> str | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.source_code import parameters
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import parameters
 
 
 def _is_the_logger(module: SourceModule) -> bool:

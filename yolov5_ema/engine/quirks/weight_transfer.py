@@ -15,10 +15,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable
 
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.engine.source_code import Code
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import Code
 from yolov5_ema.weights.heads import names_of
 from yolov5_ema.weights.identity import start_as_identity
 from yolov5_ema.weights.transfer import transfer

@@ -7,8 +7,8 @@ import functools
 from typing import Any
 
 from yolov5_ema.engine import workers
-from yolov5_ema.engine.patching import Patches
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.upstream.patching import Patches
 
 _FUNCTION = "verify_image_label"
 _DATASET = "LoadImagesAndLabels"

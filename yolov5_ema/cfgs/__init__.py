@@ -1,0 +1,1 @@
+"""Model YAMLs: read, checked, built for trial and written."""

@@ -1,0 +1,161 @@
+"""Building a cfg without memory and without a trace, to know that it builds and runs."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from yolov5_ema.cfgs.conflicts import conflicts_choice
+from yolov5_ema.cfgs.rows import checked_model
+from yolov5_ema.data.yaml_files import load_yaml
+from yolov5_ema.errors import ConfigError
+from yolov5_ema.upstream.locate import Engine
+
+_SIDE = 256  # pixels; what YOLOv5 itself uses to find the strides
+
+# For one image of that side. The largest that ship, of YOLOv5 and here, take 3,200, 5e10 and 1.3e9.
+_MOST_OPERATIONS = 300_000
+_MOST_ARITHMETIC = 5 * 10**11
+_MOST_BYTES = 5 * 10**9
+
+
+def check_model(cfg: str | Path, engine: Engine) -> dict[str, Any]:
+    """Check a model YAML to the end: its rows, that each can be built, and that they fit together.
+
+    The model is built and run on the meta device: shapes only.
+
+    Returns:
+        What the YAML holds.
+
+    Raises:
+        ConfigError: names file, row and what is wrong.
+    """
+    content = load_yaml(Path(cfg))
+    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    checked_model(content, yolo, where=str(cfg), conflicts=conflicts_choice())
+    check_builds(content, yolo, str(cfg))
+    return content
+
+
+def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str) -> torch.nn.Sequential:
+    """Build the rows of a model dict on the meta device and run them.
+
+    Args:
+        content: what a model YAML holds.
+        yolo: YOLOv5's ``models.yolo``, with the shim installed.
+        cfg: file name for messages; the shim reads this variable too.
+
+    Returns:
+        The rows, without memory.
+
+    Raises:
+        ConfigError: a row cannot be built or does not fit the one before it, the last one is no Detect, or the model
+            is larger than any that YOLOv5 could train.
+    """
+    channels = content.get("ch", 3)
+    with quiet(), torch.device("meta"), torch.no_grad(), _Ledger(cfg):
+        try:
+            layers, saved = yolo.parse_model({**copy.deepcopy(dict(content)), "ch": channels}, [channels])
+        except ConfigError:
+            raise
+        except Exception as error:  # what a layer's constructor says of arguments that somebody wrote
+            raise ConfigError(f"{cfg}: it cannot be built: {_reason(error)}") from error
+        _check_last(layers[-1], cfg)
+        _run_through(yolo, layers, saved, channels, cfg)
+    return layers
+
+
+def _check_last(head: Any, where: str) -> None:
+    if not hasattr(head, "anchors"):
+        raise ConfigError(
+            f"{where}: the last row is {type(head).__name__}, which finds nothing; a detector ends in Detect"
+        )
+    for what in ("nc", "na"):
+        count = getattr(head, what, 1)
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(
+                f"{where}: {type(head).__name__} is to find {count!r} {'classes' if what == 'nc' else 'anchors'}; "
+                "write [nc, anchors] for those of the YAML"
+            )
+
+
+def _run_through(yolo: Any, layers: torch.nn.Sequential, saved: list[int], channels: int, cfg: str) -> None:
+    model = SimpleNamespace(model=layers, save=saved)
+    try:
+        yolo.Model._forward_once(model, torch.zeros(1, channels, _SIDE, _SIDE))
+    except ConfigError:
+        raise
+    except Exception as error:
+        row = _layer_at(error.__traceback__)
+        if row is None:
+            raise
+        raise ConfigError(
+            f"{cfg}, row {row.i}: {row.type} reading {row.f} cannot run: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0][:500] if str(error).strip() else type(error).__name__
+
+
+def _layer_at(traceback: TracebackType | None) -> Any:
+    """The row that YOLOv5's forward loop was at: its variable ``m``."""
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code.co_name == "_forward_once":
+            return frame.f_locals.get("m")
+        traceback = traceback.tb_next
+    return None
+
+
+class _Ledger(TorchDispatchMode):
+    """Adds up what building and running would take, and stops where no machine would get through it.
+
+    YOLOv5 itself would fill the memory, or compute for days, before it says anything.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.operations = self.arithmetic = self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.operations += 1
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.arithmetic += count(*args, **(kwargs or {}), out_val=found)
+        if isinstance(found, torch.Tensor) and not func.is_view:
+            self.bytes += found.numel() * found.element_size()
+        for what, amount, most in (
+            ("operations", self.operations, _MOST_OPERATIONS),
+            ("floating point operations", self.arithmetic, _MOST_ARITHMETIC),
+            ("bytes of memory", self.bytes, _MOST_BYTES),
+        ):
+            if amount > most:
+                raise ConfigError(
+                    f"{self.where}: too large a model: it asks for more than {most:,} {what} for one image of "
+                    f"{_SIDE} x {_SIDE} pixels"
+                )
+        return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the table that YOLOv5 logs while it builds."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,446 @@
+"""Model YAMLs for YOLOv5: any size, any attention block, at any place of the network.
+
+A :class:`Recipe` says what to build; :func:`build_cfg` gives the dict that YOLOv5's ``Model`` takes
+and :func:`format_cfg` the YAML file. The files in ``models/`` are the recipes in :data:`SHIPPED`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolov5_ema.cfgs.block_channels import check_fit
+from yolov5_ema.cfgs.graph import OUTPUT_MODULES, Graph, Row, is_plain_name
+from yolov5_ema.data.yaml_files import read_yaml
+from yolov5_ema.errors import ConfigError
+from yolov5_ema.resources import find_shipped
+
+# depth_multiple, width_multiple of YOLOv5's five sizes.
+SIZES = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.0, 1.0), "x": (1.33, 1.25)}
+PLACES = ("backbone", "neck")
+NO_BLOCK = "none"
+
+_P3_BACKBONE = [
+    [-1, 1, "Conv", [64, 6, 2, 2]],
+    [-1, 1, "Conv", [128, 3, 2]],
+    [-1, 3, "C3", [128]],
+    [-1, 1, "Conv", [256, 3, 2]],
+    [-1, 6, "C3", [256]],
+    [-1, 1, "Conv", [512, 3, 2]],
+    [-1, 9, "C3", [512]],
+    [-1, 1, "Conv", [1024, 3, 2]],
+    [-1, 3, "C3", [1024]],
+    [-1, 1, "SPPF", [1024, 5]],
+]
+_P2_BACKBONE = [
+    [-1, 1, "Focus", [64, 3]],
+    [-1, 1, "Conv", [128, 3, 2]],
+    [-1, 3, "C3", [128]],
+    [-1, 1, "Conv", [256, 3, 2]],
+    [-1, 9, "C3", [256]],
+    [-1, 1, "Conv", [512, 3, 2]],
+    [-1, 9, "C3", [512]],
+    [-1, 1, "Conv", [1024, 3, 2]],
+    [-1, 1, "SPP", [1024, [5, 9, 13]]],
+    [-1, 3, "C3", [1024, False]],
+]
+
+
+def _up(channels: int, lateral: int, out: int) -> list[list[Any]]:
+    """Top-down step of the neck: narrow, double the size, join the backbone's row of that size."""
+    return [
+        [-1, 1, "Conv", [channels, 1, 1]],
+        [-1, 1, "nn.Upsample", ["None", 2, "nearest"]],
+        [[-1, lateral], 1, "Concat", [1]],
+        [-1, 3, "C3", [out, False]],
+    ]
+
+
+def _down(channels: int, lateral: int, out: int) -> list[list[Any]]:
+    """Bottom-up step of the neck: halve the size, join a row of the top-down path."""
+    return [
+        [-1, 1, "Conv", [channels, 3, 2]],
+        [[-1, lateral], 1, "Concat", [1]],
+        [-1, 3, "C3", [out, False]],
+    ]
+
+
+def _p3_head() -> list[list[Any]]:
+    rows = _up(512, 6, 512) + _up(256, 4, 256) + _down(256, 14, 512) + _down(512, 10, 1024)
+    return [*rows, [[17, 20, 23], 1, "Detect", ["nc", "anchors"]]]
+
+
+def _p2_head(stride_8: int, stride_16: int) -> list[list[Any]]:
+    rows = _up(512, 6, 512) + _up(256, 4, 256) + _up(256, 2, 256)
+    rows += _down(256, stride_8, 256) + _down(256, stride_16, 512) + _down(512, 10, 1024)
+    return [*rows, [[21, 24, 27, 30], 1, "Detect", ["nc", "anchors"]]]
+
+
+_P3_ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
+# Stride 4 gets half of what stride 8 has. Not a bare count (`anchors: 3`): that leaves boxes of width 0
+# in every model that AutoAnchor has not seen, and with --noautoanchor those are trained on.
+_P2_ANCHORS = [[5, 7, 8, 15, 17, 12], *_P3_ANCHORS]
+
+_TPH_PUBLISHED = "p2-tph-published"
+
+# name: backbone rows, head rows, anchors
+HEADS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
+    "p3": (_P3_BACKBONE, _p3_head(), _P3_ANCHORS),
+    "p2": (_P2_BACKBONE, _p2_head(stride_8=17, stride_16=13), _P2_ANCHORS),
+    "p2-published": (_P2_BACKBONE, _p2_head(stride_8=18, stride_16=14), _P2_ANCHORS),
+    _TPH_PUBLISHED: (
+        _P2_BACKBONE,
+        _p2_head(stride_8=17, stride_16=13),
+        [[5, 6, 8, 14, 15, 11], *_P3_ANCHORS],
+    ),
+}
+
+_P2_ANCHORS_NOTE = (
+    "Anchors: COCO's for strides 8, 16, 32, and half of stride 8's for stride 4. AutoAnchor, on unless",
+    "--noautoanchor, replaces them where they fit a data set badly.",
+)
+_HEAD_NOTES: dict[str, tuple[str, ...]] = {
+    "p3": (),
+    "p2": (
+        "Head with a fourth level at stride 4 for tiny objects. The bottom-up Concats at strides 8 and 16",
+        "take the outputs of the top-down C3, and so the attended rows where a block stands behind these.",
+        "Not so in yolov5x-p2-published.yaml, which says what that does to the paper's parameter counts.",
+        *_P2_ANCHORS_NOTE,
+    ),
+    "p2-published": (
+        "Head with a fourth level at stride 4, as the paper's VisDrone baseline was counted: the bottom-up",
+        "Concats at strides 8 and 16 take not the outputs of the top-down C3 but the 1x1 convolutions that",
+        "follow these (rows 18 and 14 without blocks; at stride 16 that is half the channels).",
+        "At size x with nc 10 this has 90,963,540 parameters (the paper's 90.96 M); with the C3 outputs",
+        "(yolov5x-p2.yaml) it has 91,168,340. The paper's EMA model has 91,179,620 (91.18 M) and joins",
+        "the full C3 width. So of the +0.22 M between the two printed figures (216,080 parameters), 204,800",
+        "are the wider Concat and 11,280 are EMA. Compare block models with yolov5x-p2.yaml.",
+        *_P2_ANCHORS_NOTE,
+    ),
+    _TPH_PUBLISHED: (
+        "Wired as the file that the paper's VisDrone rows come from: Detect reads the C3 outputs, before the",
+        "blocks, and so does the bottom-up Concat at stride 8. The blocks of the last levels then reach the",
+        "boxes only through the next coarser level. Parameters and GFLOPs are those of the file without",
+        "-published, whose Detect and Concats read the attended rows: counts cannot tell the two apart.",
+        "Anchors: that file's at stride 4, COCO's at 8, 16, 32. AutoAnchor replaces them where they fit badly.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a generated cfg is made of.
+
+    Args:
+        size: ``n``, ``s``, ``m``, ``l`` or ``x``. Without a ``base`` the default is ``s``; with one it is
+            the base's own multiples.
+        block: name of the attention block, or ``none`` for the plain model.
+        at: ``backbone``, behind the last two C3 of the backbone (the default), or ``neck``, behind every
+            C3 of the neck but those at the model's coarsest stride.
+        head: ``p3`` (YOLOv5 v6.0's own), ``p2`` (a fourth level at stride 4 for tiny objects),
+            ``p2-published`` (the same, with the Concats of the paper's VisDrone baseline) or ``p2-tph-published``
+            (the same, with Detect and a Concat before the blocks, as in the paper's VisDrone models). ``p3`` by
+            default.
+        after: instead of ``at``, numbers of the rows to put a block behind, as they are without any block.
+        base: a model YAML of the user's (path, or name of a shipped one) or its content as a dict,
+            instead of ``head``.
+        options: options of the block, such as ``{"groups": 16}``.
+        nc: number of classes; by default 80, or the base's own.
+
+    Raises:
+        ConfigError: a value is unknown, or two of them exclude each other.
+    """
+
+    size: str | None = None
+    block: str = "EMA"
+    at: str | None = None
+    head: str | None = None
+    after: Sequence[int] | None = None
+    base: str | os.PathLike[str] | Mapping[str, Any] | None = None
+    options: Mapping[str, Any] | None = None
+    nc: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("size", self.size, SIZES)
+        _check_choice("place (at)", self.at, PLACES)
+        _check_choice("head", self.head, HEADS)
+        if not is_plain_name(self.block):
+            raise ConfigError(f"block {self.block!r} is not a name; write one such as EMA, or {NO_BLOCK}")
+        if self.nc is not None and (type(self.nc) is not int or self.nc < 1):
+            raise ConfigError(f"nc is {self.nc!r}; it must be a whole number of classes, 1 or more")
+        if self.base is not None and self.head is not None:
+            raise ConfigError("base and head exclude each other: a base brings its own head")
+        if self.at is not None and self.after is not None:
+            raise ConfigError("at and after exclude each other: both say where the block goes")
+        if self.block == NO_BLOCK and (self.at is not None or self.after is not None or self.options):
+            raise ConfigError("block none has no place and no options: leave out at, after and options")
+        for key, value in (self.options or {}).items():
+            _check_option(key, value)
+
+    def graph(self) -> Graph:
+        """The model with its blocks in place.
+
+        Raises:
+            ConfigError: the base cannot be used, or has no such rows.
+        """
+        graph = self._plain_graph()
+        if self.block == NO_BLOCK:
+            return graph
+        args = [dict(self.options)] if self.options else []
+        for row in self._targets(graph):
+            graph.insert_behind(row, self.block, args)
+        if self.head == _TPH_PUBLISHED:
+            _read_before_blocks(graph)
+        return graph
+
+    def check_fit(self) -> None:
+        """Build the block for the channels of every row that it stands behind.
+
+        Raises:
+            ConfigError: it cannot be built for one of them.
+        """
+        check_fit(self.graph(), self.block, self.options or {})
+
+    def text(self) -> str:
+        """The model as YAML text in YOLOv5's layout, with the command that writes it on the first line.
+
+        Raises:
+            ConfigError: the base cannot be used, or has no such rows.
+        """
+        graph = self.graph()
+        header = [self.command() or "made from a cfg in memory by yolov5_ema.cfgs.generator"]
+        header += _describe(self, graph)
+        if self.base is None:
+            header += _HEAD_NOTES[self.head or "p3"]
+        return graph.to_text(header)
+
+    def command(self) -> str | None:
+        """The command line that writes this cfg; None if the base is a dict, which no command can name."""
+        if isinstance(self.base, Mapping):
+            return None
+        words = ["yolov5-ema", "cfg"]
+        if self.base is not None:
+            words += ["--base", os.fspath(self.base)]
+        if self.base is None or self.size is not None:
+            words += ["--size", self.size or "s"]
+        if self.head not in (None, "p3"):
+            words += ["--head", str(self.head)]
+        words += ["--block", self.block]
+        if self.after is not None:
+            words += ["--after", *map(str, self.after)]
+        elif self.block != NO_BLOCK:
+            words += ["--at", self.at or PLACES[0]]
+        for key, value in (self.options or {}).items():
+            words += ["--option", f"{key}={format_option(value)}"]
+        if self.nc is not None:
+            words += ["--nc", str(self.nc)]
+        return shlex.join(words)
+
+    def _plain_graph(self) -> Graph:
+        if self.base is None:
+            backbone, head, anchors = HEADS[self.head or "p3"]
+            cfg: Any = {"nc": 80, "anchors": anchors, "backbone": backbone, "head": head}
+            cfg["depth_multiple"], cfg["width_multiple"] = SIZES[self.size or "s"]
+            name = f"the {self.head or 'p3'} model"
+        elif isinstance(self.base, Mapping):
+            cfg, name = dict(self.base), "the base"
+        else:
+            cfg, name = load_base(self.base), os.fspath(self.base)
+        graph = Graph.from_cfg(cfg, name)
+        if self.size is not None:
+            graph.settings["depth_multiple"], graph.settings["width_multiple"] = SIZES[self.size]
+        if self.nc is not None:
+            graph.settings["nc"] = self.nc
+        return graph
+
+    def _targets(self, graph: Graph) -> list[Row]:
+        if self.after is not None:
+            return _rows_by_number(graph, self.after)
+        return _neck_rows(graph) if self.at == "neck" else _backbone_rows(graph)
+
+
+def build_cfg(**recipe: Any) -> dict[str, Any]:
+    """The model as a dict that YOLOv5's ``Model`` takes; the keywords are those of `Recipe`.
+
+    Raises:
+        ConfigError: the recipe, or the base it names, cannot be used.
+
+    Example:
+        >>> build_cfg(size="s", block="EMA")["backbone"][7]
+        [-1, 1, 'EMA', []]
+    """
+    return Recipe(**recipe).graph().to_cfg()
+
+
+def format_cfg(**recipe: Any) -> str:
+    """The model as YAML text in YOLOv5's layout; the keywords are those of `Recipe`.
+
+    Raises:
+        ConfigError: the recipe, or the base it names, cannot be used.
+    """
+    return Recipe(**recipe).text()
+
+
+def load_base(path: str | os.PathLike[str]) -> Any:
+    """Content of a model YAML of the user's, or of a shipped one given by its bare name.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be read, or it is not YAML.
+    """
+    name = os.fspath(path)
+    file = Path(path)
+    if not file.exists():
+        file = find_shipped(name) or file
+    if not file.exists():
+        near = difflib.get_close_matches(name, SHIPPED, n=1)
+        hint = f"; did you mean the shipped {near[0]}?" if near else ""
+        raise ConfigError(f"{name}: there is no such file{hint}")
+    return read_yaml(file, name=name)
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """``groups=16`` as ``("groups", 16)``; a value in quotes stays text.
+
+    Raises:
+        ConfigError: ``text`` is no ``NAME=VALUE``.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not value:
+        raise ConfigError(f"option {text!r}: write NAME=VALUE, such as groups=16")
+    parsed = _parse_value(value)
+    _check_option(key, parsed)
+    return key, parsed
+
+
+def format_option(value: Any) -> str:
+    """The value as :func:`parse_option` reads it."""
+    text = str(value) if not isinstance(value, bool) and value is not None else str(value).lower()
+    return f"'{text}'" if isinstance(value, str) and _parse_value(text) != text else text
+
+
+def _parse_value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
+
+
+def _check_option(key: Any, value: Any) -> None:
+    if not is_plain_name(key) or "." in key:
+        raise ConfigError(f"option {key!r} is not an option name; write NAME=VALUE, such as groups=16")
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    if not plain or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(f"option {key} is {value!r}; it must be a number, true, false, none or a text")
+
+
+def _check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
+    if value is not None and value not in choices:
+        raise ConfigError(f"{what} {value!r} is unknown; choose from {', '.join(choices)}")
+
+
+def _is_stage(row: Row) -> bool:
+    """Whether the row is a C3 or one of its kin, which end a stage of the network."""
+    return row.module.startswith(("C3", "C2f", "BottleneckCSP"))
+
+
+def _backbone_rows(graph: Graph) -> list[Row]:
+    stages = [row for row in graph.rows if row.section == "backbone" and _is_stage(row)]
+    if len(stages) < 2:
+        raise ConfigError(
+            f"{graph.name}: at backbone puts the block behind the last two C3 of the backbone, "
+            f"which has {len(stages)}; name the rows yourself with --after"
+        )
+    return stages[-2:]
+
+
+def _neck_rows(graph: Graph) -> list[Row]:
+    strides = dict(zip(graph.rows, graph.strides()))
+    stages = [row for row in graph.rows if row.section == "head" and _is_stage(row)]
+    unknown = [row for row in graph.rows if strides[row] is None and row.module not in OUTPUT_MODULES]
+    if unknown:
+        raise ConfigError(
+            f"{graph.name}: at neck leaves out the coarsest stride, and the stride behind row "
+            f"{graph.rows.index(unknown[0])} ({unknown[0].module}) cannot be told; "
+            f"name the rows yourself with --after"
+        )
+    coarsest = max((stride for stride in strides.values() if stride is not None), default=0)
+    chosen = [row for row in stages if (strides[row] or coarsest) < coarsest]
+    if not chosen:
+        raise ConfigError(
+            f"{graph.name}: at neck puts the block behind the C3 of the head section that are finer than "
+            f"stride {coarsest:g}, and there are none; name the rows yourself with --after"
+        )
+    return chosen
+
+
+def _rows_by_number(graph: Graph, numbers: Sequence[int]) -> list[Row]:
+    count = len(graph.rows)
+    if not numbers:
+        raise ConfigError("after names no row; give one or more row numbers, such as --after 6 8")
+    for number in numbers:
+        if type(number) is not int:
+            raise ConfigError(f"after: {number!r} is not a row number; write some such as --after 6 8")
+        if not 0 <= number < count:
+            raise ConfigError(f"after: {graph.name} has rows 0 to {count - 1}, and no row {number}")
+        if graph.rows[number].module in OUTPUT_MODULES:
+            raise ConfigError(
+                f"after: row {number} of {graph.name} is {graph.rows[number].module}, which gives "
+                f"predictions, not features; name a row above it"
+            )
+    twice = sorted({number for number in numbers if list(numbers).count(number) > 1})
+    if twice:
+        raise ConfigError(f"after: row {twice[0]} is named twice; a row takes one block at a time")
+    return [graph.rows[number] for number in numbers]
+
+
+def _read_before_blocks(graph: Graph) -> None:
+    """Let Detect, and the Concat of its second level, read the rows before the blocks."""
+    strides = dict(zip(graph.rows, graph.strides()))
+    for row in graph.rows:
+        if row.module == "Detect" or (row.module == "Concat" and strides[row] == 8):
+            row.sources = [
+                source.row.sources[0]._replace(relative=False)
+                if source.row is not None and source.row.attends and not source.relative
+                else source
+                for source in row.sources
+            ]
+
+
+def _describe(recipe: Recipe, graph: Graph) -> list[str]:
+    if recipe.block == NO_BLOCK:
+        return []
+    rows = ", ".join(str(i) for i, row in enumerate(graph.rows) if row.attends)
+    if recipe.head == _TPH_PUBLISHED:
+        return [f"{recipe.block} rows: {rows}."]
+    return [f"{recipe.block} rows: {rows}. Whatever read the row before one of these reads this one instead."]
+
+
+def _shipped() -> dict[str, Recipe]:
+    files = {
+        f"yolov5s-{b.lower()}.yaml": Recipe("s", b) for b in ("EMA", "CA", "CBAM", "SA", "ECA", "NAM", "SE")
+    }
+    files.update({f"yolov5{size}-ema.yaml": Recipe(size, "EMA") for size in "nmlx"})
+    # VisDrone-DET has ten classes.
+    files["yolov5x-p2.yaml"] = Recipe("x", NO_BLOCK, head="p2", nc=10)
+    files["yolov5x-p2-published.yaml"] = Recipe("x", NO_BLOCK, head="p2-published", nc=10)
+    for block in ("EMA", "CA", "CBAM"):
+        files[f"yolov5x-{block.lower()}-tph.yaml"] = Recipe("x", block, "neck", "p2", nc=10)
+        published = Recipe("x", block, "neck", _TPH_PUBLISHED, nc=10)
+        files[f"yolov5x-{block.lower()}-tph-published.yaml"] = published
+    return files
+
+
+# The files in models/: what `yolov5-ema cfg --shipped DIR` writes.
+SHIPPED = _shipped()

@@ -1,0 +1,85 @@
+"""Signs that rows were put into a model YAML without renumbering the references behind them.
+
+Such a model builds and trains, only worse: a row is read by nothing, or Detect reads what is half-way between two
+levels. None of it is an error; `info`, `train` and `cfg` say it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from yolov5_ema.cfgs.graph import OUTPUT_MODULES, Graph, Row
+
+_HALF_WAY = {
+    "Concat": "maps that no layer has joined yet",
+    "nn.Upsample": "maps that are only enlarged",
+    "Focus": "the image in pieces",
+    "Contract": "maps in pieces",
+    "Expand": "maps in pieces",
+}
+_CONVOLUTIONS = ("Conv", "DWConv", "GhostConv")
+_ADVICE = "rows may have been put in without renumbering the references behind them"
+
+
+def oddities(graph: Graph) -> list[str]:
+    """What looks like an oversight in a model YAML, a sentence each.
+
+    >>> from yolov5_ema.cfgs.generator import build_cfg
+    >>> cfg = build_cfg(size="n", block="EMA", at="neck")
+    >>> oddities(Graph.from_cfg(cfg))
+    []
+    >>> cfg["head"][-1][0] = [17, 20, 23]
+    >>> for oddity in oddities(Graph.from_cfg(cfg)):
+    ...     print(oddity)
+    row 25 (C3) is read by nothing
+    Detect reads row 20 (Concat): maps that no layer has joined yet
+    Detect reads row 23 (Conv), which only halves the size of the maps before it
+    """
+    return [*_unread(graph), *_of_detect(graph)]
+
+
+def print_warnings(found: Sequence[str], where: str) -> None:
+    """Print what `oddities` says, to stderr."""
+    for oddity in [*found, _ADVICE] if found else []:
+        print(f"yolov5-ema: warning: {where}: {oddity}", file=sys.stderr)
+
+
+def _unread(graph: Graph) -> Iterator[str]:
+    read = {source.row for row in graph.rows for source in row.sources}
+    for index, row in enumerate(graph.rows):
+        if row not in read and _name(row) not in OUTPUT_MODULES:
+            yield f"row {index} ({_name(row)}) is read by nothing"
+
+
+def _of_detect(graph: Graph) -> Iterator[str]:
+    head = graph.rows[-1]
+    inputs = [source.row for source in head.sources if source.row is not None]
+    if _name(head) not in OUTPUT_MODULES or not inputs:
+        return
+    places = {row: index for index, row in enumerate(graph.rows)}
+    for row in inputs:
+        remark = _half_way(row)
+        if remark:
+            yield f"{_name(head)} reads row {places[row]} ({_name(row)}){remark}"
+    strides = dict(zip(graph.rows, graph.strides()))
+    levels = [stride for stride in (strides[row] for row in inputs) if stride is not None]
+    shown = ", ".join(f"{stride:g}" for stride in levels)
+    if len(levels) == len(inputs) and levels not in (sorted(set(levels)), sorted(set(levels), reverse=True)):
+        yield f"{_name(head)} reads strides {shown}: each level has a stride of its own, from fine to coarse"
+
+
+def _half_way(row: Row) -> str:
+    name = _name(row)
+    if name in _HALF_WAY:
+        return f": {_HALF_WAY[name]}"
+    if name not in _CONVOLUTIONS:
+        return ""
+    kernel, stride = [*row.args[1:3], 1, 1][:2] if len(row.args) < 3 else row.args[1:3]
+    if stride == 2:
+        return ", which only halves the size of the maps before it"
+    return ", which only narrows the maps before it, for the next level" if kernel == 1 else ""
+
+
+def _name(row: Row) -> str:
+    return row.module if isinstance(row.module, str) else row.module.__name__

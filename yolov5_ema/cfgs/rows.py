@@ -1,0 +1,311 @@
+"""Checking a model YAML row by row, before YOLOv5 evaluates anything of it.
+
+YOLOv5's `parse_model` calls ``eval`` on module names, on string arguments and on ``activation:``, so a
+YAML can run code. Here every row is resolved without ``eval``; what `parse_model` gets afterwards
+holds classes instead of names and plain literals instead of expressions.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import reprlib
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from yolov5_ema.blocks import registry
+from yolov5_ema.blocks.positions import (
+    Named,
+    UnclearNumbersError,
+    options_of,
+    readings,
+    refuses_unclear_numbers,
+)
+from yolov5_ema.cfgs.graph import SECTIONS, Graph, Row
+from yolov5_ema.errors import ConfigError
+
+CHOICES = ("error", "ours", "theirs")
+OUR_PREFIX = "yolov5_ema."
+
+WRAPPERS = frozenset({"AutoShape", "DetectMultiBackend"})
+"""Modules of YOLOv5's around a model; they open files, or fetch them, when built."""
+
+_OWN_NAMES = ("nc", "anchors")  # names of parse_model's own that YOLOv5's YAMLs use as arguments
+_WORDS = ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact")
+_LONGEST_TEXT = 1000  # characters of an argument
+_NO_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
+_NOTHING = object()
+_INPUT_CHANNELS = "ch[f]"  # evaluated in parse_model's frame: the row's true, scaled input channels
+
+
+def checked_model(
+    cfg: Mapping[str, Any], yolo: ModuleType, *, where: str = "model dict", conflicts: str = "error"
+) -> dict[str, Any]:
+    """A copy of a model dict that is safe to hand to `parse_model`, with our blocks in place.
+
+    Args:
+        cfg: what a model YAML holds.
+        yolo: YOLOv5's ``models.yolo``, whose names the rows may use.
+        where: file name for messages.
+        conflicts: which block a name means that is both YOLOv5's and ours: ``error``, ``ours``, ``theirs``.
+
+    Raises:
+        ConfigError: names file, row and fix.
+    """
+    graph = Graph.from_cfg(cfg, where)
+    check_activation(cfg, where)
+    nominal: dict[Row, int | None] = {}
+    safe: dict[str, list[Any]] = {section: [] for section in SECTIONS}
+    raw_rows = [raw for section in SECTIONS for raw in cfg[section]]
+    for index, (row, raw) in enumerate(zip(graph.rows, raw_rows)):
+        place = f"{where}, {row.section} row {index}"
+        module = resolve_module(row.module, yolo, place, conflicts)
+        incoming = [None if source.row is None else nominal[source.row] for source in row.sources]
+        if is_block(module):
+            options = block_options(module, row, place, incoming[0])
+            args = [_INPUT_CHANNELS, *(_quoted(value, place) for value in options)]
+            nominal[row] = incoming[0]
+        else:
+            args = [_checked_argument(argument, place) for argument in row.args]
+            nominal[row] = nominal_output(module, row, incoming)
+        safe[row.section].append([deepcopy(raw[0]), row.number, module, args])
+    return {**deepcopy(dict(cfg)), **safe}
+
+
+def check_activation(cfg: Mapping[str, Any], where: str) -> None:
+    """Refuse an ``activation:`` that is no torch.nn module with literal arguments, with a ConfigError."""
+    activation = cfg.get("activation")
+    if activation is None:
+        return
+    if not isinstance(activation, str) or not is_layer_of_literals(activation):
+        raise ConfigError(
+            f"{where}: activation must read like nn.SiLU() or nn.LeakyReLU(0.1), not {reprlib.repr(activation)}"
+        )
+
+
+def is_layer_of_literals(text: str) -> bool:
+    """Whether a text is ``nn.Name(…)`` or ``torch.nn.Name(…)``, that call alone, and its arguments are literals."""
+    if len(text) > _LONGEST_TEXT:
+        return False
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            return False
+        if ast.unparse(call.func.value) not in ("nn", "torch.nn"):
+            return False
+        for node in [*call.args, *(keyword.value for keyword in call.keywords)]:
+            ast.literal_eval(node)
+    except _NO_LITERAL:
+        return False
+    return _is_module_class(getattr(nn, call.func.attr, None))
+
+
+def resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> type:
+    """The class that a row's module name means: one of ``yolo``'s names, or a registered block."""
+    if _is_module_class(name):
+        return name
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{place}: the module must be a name such as Conv, or a torch.nn.Module class, not {name!r}"
+        )
+    if name.startswith(OUR_PREFIX):
+        return _our_block(name[len(OUR_PREFIX) :], place)
+    theirs = _lookup(yolo, name)
+    is_ours = name in registry.list_blocks()
+    if is_ours and theirs is not None and theirs is not registry.get_block(name) and conflicts == "error":
+        raise ConfigError(
+            f"{place}: {name} is both a module of the YOLO at hand ({theirs.__module__}) and a block of yolov5-ema. "
+            f"Write {OUR_PREFIX}{name} for ours, or choose for all rows with --conflicts ours|theirs "
+            f"(install(conflicts=...) in Python)."
+        )
+    if is_ours and (theirs is None or conflicts == "ours"):
+        return registry.get_block(name)
+    if theirs is not None:
+        return theirs
+    known = registry.list_blocks() + sorted(
+        key for key, value in vars(yolo).items() if _is_module_class(value)
+    )
+    raise ConfigError(f"{place}: unknown module {name!r}{_nearest(name, known)}")
+
+
+def _our_block(name: str, place: str) -> type:
+    if name not in registry.list_blocks():
+        raise ConfigError(
+            f"{place}: yolov5-ema has no block {name!r}{_nearest(name, registry.list_blocks())}"
+        )
+    return registry.get_block(name)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    folded = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    meant = registry.block_called(name) or (folded[near[0]] if near else "")
+    hint = f"; did you mean {meant}?" if meant else "."
+    blocks = ", ".join(registry.list_blocks())
+    return f"{hint} Attention blocks: {blocks}; a block of your own needs --plugin its_module (in Python: import it)"
+
+
+def _lookup(yolo: ModuleType, dotted: str) -> type | None:
+    """A layer by the name that YOLOv5's ``models.yolo`` has for it; None if there is none that a row may build."""
+    found: Any = yolo
+    for part in dotted.split("."):
+        if part.startswith("_"):
+            return None
+        try:
+            found = getattr(found, part, None)
+        except Exception:  # modules that import others on demand raise what they like
+            return None
+    return found if _is_module_class(found) and _is_for_rows(found) else None
+
+
+def _is_for_rows(cls: type) -> bool:
+    """Not the wrappers that open files and reach the network when built, nor torch's classes that are no layers."""
+    home = cls.__module__
+    return cls.__name__ not in WRAPPERS and (
+        home.startswith("torch.nn.modules.") or not home.startswith("torch.")
+    )
+
+
+def _is_module_class(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
+def is_block(module: type) -> bool:
+    """Whether a class is a registered attention block."""
+    return any(module is registry.get_block(name) for name in registry.list_blocks())
+
+
+def _checked_argument(argument: Any, place: str) -> Any:
+    """An argument as `parse_model` may evaluate it: a literal, or one of its own few names."""
+    if isinstance(argument, list):
+        return [_checked_argument(item, place) for item in argument]
+    if not isinstance(argument, str):
+        return argument
+    if argument in _OWN_NAMES or argument in _WORDS:
+        return argument if argument in _OWN_NAMES else repr(argument)
+    literal = _literal(argument)
+    if literal is _NOTHING:
+        raise ConfigError(
+            f"{place}: the argument {reprlib.repr(argument)} is neither a literal nor one of the names that YOLOv5's "
+            f"own YAMLs use ({', '.join(_OWN_NAMES)}, None, 'nearest'); code in a cfg is not run"
+        )
+    return repr(literal) if isinstance(literal, str) else literal  # parse_model evaluates a text once more
+
+
+def _literal(text: str) -> Any:
+    """The number, text, list … that a text is in Python; `_NOTHING` if it is anything else."""
+    if len(text) > _LONGEST_TEXT:
+        return _NOTHING
+    try:
+        return ast.literal_eval(text)
+    except _NO_LITERAL:
+        return _NOTHING
+
+
+def block_options(block: type, row: Row, place: str, incoming: int | None) -> list[Any]:
+    """The row's options, checked, as the positional arguments behind the input channels.
+
+    Numbers that the row gives by name, and defaults, are `Named`: they mean one thing, wherever they stand.
+
+    Raises:
+        ConfigError: an option the block does not have, one given twice, or a number that could mean two things.
+    """
+    if row.several:
+        raise ConfigError(f"{place}: {block.__name__} reads one row, not several; put a Concat before it")
+    positional, keywords = list(row.args), {}
+    if positional and isinstance(positional[-1], dict):
+        keywords = positional.pop()
+    _refuse_unclear(block, positional, place, incoming)
+    parameters = options_of(block)
+    if len(positional) > len(parameters):
+        raise ConfigError(
+            f"{place}: {block.__name__} takes {_describe(parameters)}, not {len(positional)} arguments"
+        )
+    values = {p.name: value for p, value in zip(parameters, positional)}
+    for key, value in keywords.items():
+        if key not in {p.name for p in parameters}:
+            raise ConfigError(
+                f"{place}: {block.__name__} has no option {key!r}; it takes {_describe(parameters)}"
+            )
+        if key in values:
+            raise ConfigError(f"{place}: {block.__name__} gets {key!r} twice")
+        values[key] = _named(block, value)
+    given = [p for p in parameters if p.name in values]
+    needed = parameters[: parameters.index(given[-1]) + 1] if given else []
+    return [values[p.name] if p.name in values else _named(block, p.default) for p in needed]
+
+
+def _named(block: type, value: Any) -> Any:
+    return Named(value) if type(value) is int and refuses_unclear_numbers(block) else value
+
+
+def _refuse_unclear(block: type, positional: list[Any], place: str, incoming: int | None) -> None:
+    found = readings(options_of(block), positional, set() if incoming is None else {incoming})
+    if found:
+        raise ConfigError(f"{place}: {UnclearNumbersError(block.__name__, positional, found).in_row()}")
+
+
+def with_options_by_name(cfg: Any, layers: Sequence[Any] = ()) -> None:
+    """Give the numbers in the rows of a checkpoint's own YAML their names, in place.
+
+    It was written down when such rows had one meaning, that of their order, and nobody can edit it.
+
+    Args:
+        cfg: what the checkpoint says of how its model was built; anything.
+        layers: what was built, row for row; without it a block's row is known by its name.
+    """
+    sections: list[Any] = [cfg.get(section) for section in SECTIONS] if isinstance(cfg, dict) else []
+    if not sections or not all(isinstance(section, list) for section in sections):
+        return
+    for index, row in enumerate(row for section in sections for row in section):
+        if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
+            continue
+        block = _class_of(layers[index]) if index < len(layers) else _known_block(row[2])
+        if is_block(block):
+            row[3] = _by_name(block, row[3])
+
+
+def _class_of(layer: Any) -> type:
+    """Of a row's layer, or of the first of those that it repeats."""
+    return type(layer[0] if type(layer) is nn.Sequential and len(layer) else layer)
+
+
+def _known_block(name: Any) -> type:
+    bare = name.removeprefix(OUR_PREFIX) if isinstance(name, str) else ""
+    return registry.get_block(bare) if bare in registry.list_blocks() else type(None)
+
+
+def _by_name(block: type, args: list[Any]) -> list[Any]:
+    positional = [value for value in args if not isinstance(value, dict)]
+    names = [option.name for option in options_of(block)]
+    if not any(type(value) is int for value in positional) or len(positional) > len(names):
+        return args
+    return [{**dict(zip(names, positional)), **(args[-1] if isinstance(args[-1], dict) else {})}]
+
+
+def _describe(parameters: Sequence[inspect.Parameter]) -> str:
+    return ", ".join(f"{p.name}={p.default!r}" for p in parameters) or "no options"
+
+
+def _quoted(value: Any, place: str) -> Any:
+    if isinstance(value, str) and not isinstance(value, bool):
+        return repr(value)
+    return _checked_argument(value, place)
+
+
+def nominal_output(module: type, row: Row, incoming: list[int | None]) -> int | None:
+    """Channels before the width multiple, as YAMLs write them; None where they are not known."""
+    if module.__name__ == "Concat":
+        return sum(incoming) if None not in incoming else None  # type: ignore[arg-type]
+    if row.args and _is_int(row.args[0]) and module.__module__.split(".")[0] != "torch":
+        return row.args[0]
+    return incoming[0]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,77 @@
+"""Finding and checking the rows of attention blocks in a model YAML of the package ``ultralytics``.
+
+The rows read as YOLOv5's do, but the keys around them differ (``scales`` instead of the multiples, no
+anchors). Rows of ultralytics' own modules stay as they are; only their module names are checked.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from torch import nn
+
+from yolov5_ema.cfgs.graph import SECTIONS, Graph, Row
+from yolov5_ema.cfgs.rows import block_options, check_activation, is_block, nominal_output, resolve_module
+
+# modules whose first argument is not their number of output channels
+_OTHER_FIRST_ARGUMENT = ("AIFI", "CBFuse", "HGBlock", "HGStem", "ResNetLayer")
+# keys that YOLOv5's YAMLs must have and these need not
+_NOT_NEEDED = {"nc": 1, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": 1}
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """A row that is an attention block: its index over backbone and head, its class and its options."""
+
+    index: int
+    block: type
+    options: list[Any]
+    place: str
+
+
+def block_rows(cfg: Mapping[str, Any], tasks: ModuleType, *, where: str, conflicts: str) -> list[BlockRow]:
+    """The rows of a model dict that are attention blocks.
+
+    Args:
+        cfg: what a model YAML of ultralytics holds.
+        tasks: ``ultralytics.nn.tasks``, whose names the rows may use.
+        where: file name for messages.
+        conflicts: which block a name means that is both ultralytics' and ours: ``error``, ``ours``, ``theirs``.
+
+    Raises:
+        ConfigError: an unknown module, an option that a block does not have, a row that cannot be read;
+            names file, row and fix.
+    """
+    rows = {section: cfg[section] for section in SECTIONS if section in cfg}
+    graph = Graph.from_cfg({**_NOT_NEEDED, **rows}, where)
+    check_activation(cfg, where)
+    names = _names(tasks)
+    nominal: dict[Row, int | None] = {}
+    found = []
+    for index, row in enumerate(graph.rows):
+        place = f"{where}, {row.section} row {index}"
+        module = resolve_module(row.module, names, place, conflicts)
+        incoming = [None if source.row is None else nominal[source.row] for source in row.sources]
+        if is_block(module):
+            found.append(BlockRow(index, module, block_options(module, row, place, incoming[0]), place))
+            nominal[row] = incoming[0]
+        elif module.__name__ in _OTHER_FIRST_ARGUMENT:
+            nominal[row] = None
+        else:
+            nominal[row] = nominal_output(module, row, incoming)
+    return found
+
+
+def _names(tasks: ModuleType) -> ModuleType:
+    """What a row's module may be called: as ultralytics looks it up, but only classes of modules."""
+    names = ModuleType(tasks.__name__)
+    for name, value in list(vars(tasks).items()):  # other threads may be building models
+        if isinstance(value, type) and issubclass(value, nn.Module):
+            setattr(names, name, value)
+    operators = importlib.import_module("torchvision.ops")
+    names.__dict__.update(nn=nn, torchvision=SimpleNamespace(ops=operators))
+    return names

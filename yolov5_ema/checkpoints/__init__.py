@@ -1,0 +1,1 @@
+"""Checkpoints: opened under guard, checked, converted and transferred."""

@@ -1,0 +1,250 @@
+"""Models in other forms than a checkpoint, looked at before the library that runs them has them.
+
+Some forms are data: a graph of operators from a fixed list, and numbers. Of these the metadata is checked, which says
+what classes are called, and that no other file is read. Others are programs: whoever loads them runs what is in them,
+and nothing can be told of them before; these need ``--trust-checkpoint``, as a checkpoint that brings code does.
+TorchScript is a program that can be read, see `yolov5_ema.weights.torchscript_files`.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+from yolov5_ema.checkpoints.loading import is_trusted
+from yolov5_ema.class_names import fault_of_names
+from yolov5_ema.data.yaml_files import read_yaml
+from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.files import open_regular
+from yolov5_ema.weights.onnx_files import check_locations, read_onnx
+from yolov5_ema.weights.torchscript_files import CONFIG, check_torchscript, extra_file
+
+_MOST_TEXT = 4 * 2**20  # of the metadata
+_MOST_BYTES = 16 * 2**30
+_LARGEST_STRIDE = 1024
+_NO_VALUE = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
+_LITERALS = ("names", "imgsz", "kpt_shape", "kpt_names", "args", "end2end")  # keys that ultralytics evaluates
+_jit_load = torch.jit.load
+
+
+def load_torchscript(
+    file: Any, map_location: Any = None, _extra_files: dict[str, Any] | None = None, **_ignored: Any
+) -> Any:
+    """`torch.jit.load`, of the very bytes whose code has been read and found to be a detector's.
+
+    Raises:
+        CheckpointError: the code does something else, or its names are none.
+        UserError: it is no file that can be read.
+    """
+    if is_trusted():
+        return _jit_load(file, map_location=map_location, _extra_files=_extra_files)
+    is_open = hasattr(file, "read")
+    path = Path(str(getattr(file, "name", "an open file") if is_open else file))
+    content = file.read() if is_open else _read(path)
+    check_torchscript(content, path)
+    _check_config(extra_file(content, CONFIG), path)
+    try:
+        return _jit_load(io.BytesIO(content), map_location=map_location, _extra_files=_extra_files)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise CheckpointError(f"{path} cannot be loaded as TorchScript: {reason}") from error
+
+
+def check_exported(path: Path, form: str) -> None:
+    """Look at a model before it is loaded. TorchScript is looked at by `load_torchscript`.
+
+    Args:
+        path: the file, or the folder that an exporter made.
+        form: by YOLOv5's names: ``onnx``, ``xml`` (OpenVINO), ``engine`` (TensorRT), ``saved_model`` …
+
+    Raises:
+        CheckpointError: it is a program, or its metadata or files are not those of an exported detector.
+        UserError: it is no file that can be read.
+    """
+    check = _CHECKS.get(form)
+    if check is not None and not is_trusted() and path.exists():
+        check(path)
+
+
+def check_names_and_stride(model: Any, path: Path) -> None:
+    """Refuse what a loaded model says of itself if it is not what every model says; see `fault_of_names`."""
+    if is_trusted():
+        return
+    names, stride = getattr(model, "names", None), getattr(model, "stride", None)
+    fault = fault_of_names(names) if names is not None else None
+    if fault:
+        raise CheckpointError(f"{path}: {fault}")
+    if stride is not None and not _is_stride(stride):
+        raise CheckpointError(
+            f"{path}: the stride must be a number from 1 to {_LARGEST_STRIDE}, not {str(stride)[:60]!r}"
+        )
+
+
+def read_onnx_network(read: Callable[..., Any]) -> Callable[..., Any]:
+    """OpenCV's ``readNetFromONNX``, which by itself reads tensors from any file that a model names."""
+
+    def guarded(file: Any, *args: Any, **kwargs: Any) -> Any:
+        check_exported(Path(str(file)), "onnx")
+        return read(file, *args, **kwargs)
+
+    return guarded
+
+
+def _is_stride(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return bool((value > 0).all() and (value <= _LARGEST_STRIDE).all())
+    return type(value) is int and 0 < value <= _LARGEST_STRIDE
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > _MOST_BYTES:
+                raise CheckpointError(f"{path} is no model: {size:,} bytes are more than any has")
+            return stream.read(size)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UserError as error:
+        raise CheckpointError(str(error)) from None
+
+
+# --- metadata ------------------------------------------------------------------------------------
+
+
+def _check_metadata(metadata: Mapping[Any, Any], path: Path) -> None:
+    """The values that are used: the others are shown at most."""
+    names, stride = metadata.get("names"), metadata.get("stride")
+    if isinstance(names, Mapping):
+        names = {
+            int(key) if re.fullmatch(r"[0-9]{1,6}", str(key)) else key: name for key, name in names.items()
+        }
+    fault = fault_of_names(names) if "names" in metadata else None
+    fault = fault or ("names: there are none" if names in ([], {}, ()) else None)
+    if fault:
+        raise CheckpointError(f"{path}: its metadata: {fault}")
+    if isinstance(names, Mapping) and 0 not in names:
+        raise CheckpointError(f"{path}: its metadata: names: class 0 has no name")
+    if "stride" in metadata and not _is_stride(stride):
+        shown = str(stride)[:60]
+        raise CheckpointError(
+            f"{path}: its metadata: stride must be a number from 1 to {_LARGEST_STRIDE}, not {shown!r}"
+        )
+    if "stride" in metadata and "names" not in metadata:
+        raise CheckpointError(f"{path}: its metadata has a stride and no names")
+
+
+def _check_config(config: bytes, path: Path) -> None:
+    if not config:
+        return
+    try:
+        content = json.loads(_limited(config).decode())
+    except _NO_VALUE as error:
+        raise CheckpointError(f"{path}: its metadata {CONFIG} is no JSON ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: its metadata {CONFIG} is no JSON object")
+    _check_metadata(content, path)
+
+
+def _limited(content: bytes) -> bytes:
+    if len(content) > _MOST_TEXT:
+        raise ValueError("too long")
+    return content
+
+
+def _literal(text: str, key: str, path: Path) -> Any:
+    try:
+        return ast.literal_eval(_limited(text.encode()).decode())
+    except _NO_VALUE:
+        shown = text[:80] + "…" * (len(text) > 80)
+        raise CheckpointError(
+            f"{path}: the metadata under {key!r} is no list of names and no number, but {shown!r}. "
+            "Nothing of it was run."
+        ) from None
+
+
+# --- forms ---------------------------------------------------------------------------------------
+
+
+def _check_onnx(path: Path) -> None:
+    found = read_onnx(_read(path), path)
+    check_locations(found, path)
+    for key, text in found.metadata:
+        if key in ("names", "stride"):
+            alone = {"names": ["a"]} if key == "stride" else {}
+            value = _literal(text, key, path)
+            _check_metadata({**alone, key: value}, path)
+        elif key in _LITERALS:
+            _literal(text, key, path)
+    keys = {key for key, _ in found.metadata}
+    if "stride" in keys and "names" not in keys:
+        raise CheckpointError(f"{path}: its metadata has a stride and no names")
+
+
+def _check_openvino(path: Path) -> None:
+    """A graph of OpenVINO's own operators; others need a library that the program names, not the file."""
+    folder = path if path.is_dir() else path.parent
+    of_model = (
+        [*folder.glob("*.xml"), *folder.glob("*.bin")] if path.is_dir() else [path, path.with_suffix(".bin")]
+    )
+    for file in of_model:
+        if file.exists():
+            open_regular(file).close()  # a pipe would be waited for
+    beside = folder.glob("*.yaml") if path.is_dir() else [path.with_suffix(".yaml"), folder / "metadata.yaml"]
+    for file in beside:
+        content = read_yaml(file) if file.is_file() else {}
+        if isinstance(content, dict):
+            _check_metadata(content, file)
+
+
+def _check_tflite(path: Path) -> None:
+    """Operators of TensorFlow Lite's own compute; through ``Flex`` it runs any of TensorFlow's, which write files."""
+    content = _read(path)
+    if b"Flex" in content:
+        _refuse_program(path, "TensorFlow Lite model with operators of TensorFlow (Flex)")
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()[:1]
+            if not entries or entries[0].file_size > _MOST_TEXT:
+                raise ValueError("too long")
+            text = archive.read(entries[0]).decode()
+    except (*_NO_VALUE, RuntimeError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        raise CheckpointError(f"{path}: its metadata cannot be read ({type(error).__name__})") from None
+    metadata = _literal(text, entries[0].filename, path)
+    if isinstance(metadata, dict):
+        _check_metadata(metadata, path)
+
+
+def _refuse_program(path: Path, what: str) -> None:
+    raise CheckpointError(
+        f"{path}: a {what} is a program that runs when it is loaded, and cannot be looked at before. If you know "
+        "where it comes from and trust it with your machine, pass --trust-checkpoint; a .onnx file of it needs none."
+    )
+
+
+def _program(what: str) -> Callable[[Path], None]:
+    return lambda path: _refuse_program(path, what)
+
+
+_CHECKS: dict[str, Callable[[Path], None]] = {
+    "onnx": _check_onnx,
+    "xml": _check_openvino,
+    "tflite": _check_tflite,
+    "edgetpu": _check_tflite,
+    "engine": _program("TensorRT engine"),
+    "saved_model": _program("SavedModel of TensorFlow"),
+    "pb": _program("graph of TensorFlow"),
+    "paddle": _program("model of PaddlePaddle"),
+    "program": _program("model compiled for a device"),
+}

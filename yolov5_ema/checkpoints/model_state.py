@@ -1,0 +1,249 @@
+"""Whether a model out of a file is as YOLOv5 builds one: its rows, its head, its names, and that it runs.
+
+What its layers hold is looked at one by one first (`layer_state`); then the whole is run on tensors without memory,
+so that shapes that do not fit, missing attributes, and sizes beyond all measure show before anything is computed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from yolov5_ema.checkpoints.layer_state import fault_of_layer
+from yolov5_ema.checkpoints.models import MODEL_CLASSES
+from yolov5_ema.class_names import fault_of_names
+from yolov5_ema.errors import CheckpointError
+from yolov5_ema.weights.structure import on_meta
+
+HEADS = ("Detect", "Segment")
+
+_MOST_ELEMENTS = 2**26  # of a tensor between two layers, for an image of two cells a side
+_MOST_CLASSES = 100_000
+_MOST_ROWS = 10_000
+_LARGEST_STRIDE = 1024
+_LACKS_NORM = "no attribute 'bn'"
+_FUSED = ". A fused model has no BatchNorms: take the checkpoint that it came from"
+_OF_ANY_SHAPE = (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.Hardswish, nn.Identity)
+_KNOWN = ("torch.nn.", "yolov5_ema.blocks.", "models.", "yolov5.models.")
+_MEMORY_WANTED = re.compile(r"meta tensor|same device|device meta")
+_CLASS_NAME = re.compile(r"[\w.]{1,300}")
+
+
+def check_model(model: nn.Module, path: Path) -> None:
+    """Refuse, with a CheckpointError that names the layer, a model whose state is not as YOLOv5 and torch leave it."""
+    for name, layer in model.named_modules():
+        fault = fault_of_layer(layer)
+        if fault:
+            raise CheckpointError(
+                f"{path}: the layer {name or '(the model)'} ({type(layer).__name__}): {fault}"
+            )
+    if not is_of_yolov5(model):
+        return
+    fault = next(_faults(model), None)
+    if fault:
+        raise CheckpointError(f"{path}: its model is not as YOLOv5 builds one: {fault}")
+    _run_without_memory(model, path)
+
+
+def is_of_yolov5(model: Any) -> bool:
+    """Whether YOLOv5's scripts run it: a detector, one with masks, or a classifier."""
+    return type(model).__name__ in (*MODEL_CLASSES, "ClassificationModel")
+
+
+def _faults(model: Any) -> Iterator[str]:
+    if "module" in {**vars(model), **vars(model)["_modules"]}:
+        yield "it has a 'module', as only a wrapper for several GPUs has"
+    rows = getattr(model, "model", None)
+    if not isinstance(rows, nn.Sequential) or not 0 < len(rows) <= _MOST_ROWS:
+        yield "it has no rows"
+        return
+    yield from _of_rows(model, rows)
+    head: Any = rows[-1]
+    count = None
+    if type(head).__name__ in HEADS:
+        yield from _of_head(head, model)
+        count = head.nc
+    yield from _of_model(model, count)
+
+
+def _of_rows(model: Any, rows: nn.Sequential) -> Iterator[str]:
+    for index, row in enumerate(rows):
+        state = vars(row)
+        read = state.get("f")
+        sources = read if isinstance(read, list) else [read]
+        if state.get("i") != index or not sources or not all(_reads(source, index) for source in sources):
+            yield f"row {index} ({type(row).__name__}) does not say which row it is, and which it reads"
+        if "type" in state and not _CLASS_NAME.fullmatch(state["type"]):
+            yield f"row {index}: {state['type'][:60]!r} is no name of a class"
+        if not isinstance(state.get("np", 0), (int, float)):
+            yield f"row {index}: np is no number of parameters"
+    saved = vars(model).get("save", None if type(model).__name__ in MODEL_CLASSES else [])
+    if not isinstance(saved, list) or not all(type(index) is int for index in saved):
+        yield "save is no list of rows"
+
+
+def _reads(source: Any, index: int) -> bool:
+    return type(source) is int and (source == -1 or -index <= source < index)
+
+
+def _of_head(head: Any, model: Any) -> Iterator[str]:
+    state = {**vars(head), **vars(head)["_buffers"], **vars(head)["_modules"]}
+    counts = [state.get(name) for name in ("nc", "no", "na", "nl")]
+    if not all(type(count) is int and 0 < count <= _MOST_CLASSES for count in counts):
+        yield "nc, no, na and nl of the head must be whole numbers"
+        return
+    nc, no, na, nl = head.nc, head.no, head.na, head.nl
+    more = state.get("nm", 0) if type(head).__name__ == "Segment" else 0
+    if type(more) is not int or no != nc + 5 + more:
+        yield f"the head has {no} outputs for {nc} classes"
+    if not _is_of_shape(state.get("anchors"), (nl, na, 2)):
+        yield f"the anchors must be {nl} x {na} sizes"
+    stride: Any = state.get("stride")
+    if not _is_of_shape(stride, (nl,)) or not bool(((stride > 0) & (stride <= _LARGEST_STRIDE)).all()):
+        yield f"the strides must be {nl} numbers from 1 to {_LARGEST_STRIDE}"
+        return
+    if not _is_of_shape(getattr(model, "stride", None), (nl,)) or not torch.equal(
+        model.stride.float().cpu(), stride.float().cpu()
+    ):
+        yield "the model's strides are not those of its head"
+    yield from _of_outputs(head, no * na)
+
+
+def _of_outputs(head: Any, channels: int) -> Iterator[str]:
+    convolutions = head._modules.get("m")
+    if not isinstance(convolutions, nn.ModuleList) or len(convolutions) != head.nl or len(head.f) != head.nl:
+        yield f"the head must have {head.nl} inputs and as many outputs"
+    elif any(isinstance(one, nn.Conv2d) and one.out_channels != channels for one in convolutions):
+        yield f"the outputs of the head must have {channels} channels"
+    for name in ("grid", "anchor_grid"):
+        kept = vars(head).get(name)
+        if not isinstance(kept, list) or len(kept) != head.nl:
+            yield f"{name} of the head must be {head.nl} tensors"
+    if not all(
+        isinstance(vars(head).get(name, False), bool)
+        for name in ("inplace", "export", "dynamic", "onnx_dynamic")
+    ):
+        yield "a switch of the head is neither on nor off"
+
+
+def _is_of_shape(value: Any, shape: tuple[int, ...]) -> bool:
+    is_tensor = type(value) is torch.Tensor and tuple(value.shape) == shape and value.is_floating_point()
+    return is_tensor and not value.is_meta and bool(torch.isfinite(value).all())
+
+
+def _of_model(model: Any, count: int | None) -> Iterator[str]:
+    state = vars(model)
+    fault = fault_of_names(state.get("names"), count)
+    if fault:
+        yield fault
+    if "nc" in state and (type(state["nc"]) is not int or (count is not None and state["nc"] != count)):
+        yield f"nc is {repr(state['nc'])[:60]}, where the head has {count} classes"
+    if not isinstance(state.get("inplace", True), bool):
+        yield "inplace must be true or false"
+    if not isinstance(state.get("yaml_file", ""), str):
+        yield "yaml_file is no text"
+    if not isinstance(state.get("hyp", {}), (dict, type(None))):
+        yield "hyp is no table of numbers"
+    if type(model).__name__ in MODEL_CLASSES:
+        yield from _of_cfg(state.get("yaml"))
+    stride = state.get("stride")
+    if stride is not None and not isinstance(stride, torch.Tensor):
+        yield "stride is no tensor"
+
+
+def _of_cfg(cfg: Any) -> Iterator[str]:
+    """The model YAML: kinds and ranges; what its rows say, `Model` itself checks when it builds one of them."""
+    if not isinstance(cfg, Mapping) or not all(isinstance(key, str) for key in cfg):
+        yield "yaml is no table"
+        return
+    nc, channels = cfg.get("nc"), cfg.get("ch", 3)
+    if type(nc) is not int or not 0 < nc <= _MOST_CLASSES:
+        yield f"nc of its yaml cannot be {repr(nc)[:60]}"
+    if type(channels) is not int or not 0 < channels <= _MOST_CLASSES:
+        yield f"ch of its yaml cannot be {repr(channels)[:60]}"
+    for name in ("depth_multiple", "width_multiple"):
+        number: Any = cfg.get(name)
+        if type(number) not in (int, float) or not math.isfinite(number) or not 0 < number <= 100:
+            yield f"{name} of its yaml cannot be {repr(number)[:60]}"
+    for name in ("backbone", "head"):
+        rows = cfg.get(name)
+        if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
+            yield f"{name} of its yaml is no list of rows"
+
+
+# --- running it ----------------------------------------------------------------------------------
+
+
+class _Bounded(TorchDispatchMode):
+    """Within: no tensor is beyond all measure."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.numel() > _MOST_ELEMENTS:
+            raise ValueError(f"it makes a tensor of {found.numel():,} elements of a tiny image")
+        return found
+
+
+def _run_without_memory(model: Any, path: Path) -> None:
+    """Run a copy on one tiny image, without memory. A model with layers of the user's own may fail at that."""
+    side = (
+        2 * max(32, int(model.stride.max()))
+        if isinstance(getattr(model, "stride", None), torch.Tensor)
+        else 64
+    )
+    cfg = vars(model).get("yaml")
+    channels = cfg.get("ch", 3) if isinstance(cfg, Mapping) else 3
+    try:
+        twin = _without_arithmetic(on_meta(model))
+        with torch.no_grad(), _Bounded():
+            twin(torch.zeros(1, channels, side, side, device="meta"))
+    except NotImplementedError:
+        return
+    except Exception as error:
+        if _MEMORY_WANTED.search(str(error)) or not all(map(_is_known, model.modules())):
+            return
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{path}: its model is not as YOLOv5 builds one: it cannot run{_row_in(error.__traceback__)} "
+            f"({type(error).__name__}: {reason[0][:300]}){_FUSED if _LACKS_NORM in reason[0] else ''}"
+        ) from error
+
+
+def _without_arithmetic(twin: nn.Module) -> nn.Module:
+    """Let layers that change no shape pass on what they get: without memory, torch takes its time over them."""
+    for layer in twin.modules():
+        if isinstance(layer, _OF_ANY_SHAPE):
+            vars(layer)["forward"] = lambda x: x
+        elif type(layer) is nn.BatchNorm2d:
+            vars(layer)["forward"] = functools.partial(_with_channels, layer.num_features)
+    return twin
+
+
+def _with_channels(count: int, x: torch.Tensor) -> torch.Tensor:
+    if x.dim() != 4 or x.shape[1] != count:
+        raise ValueError(f"a BatchNorm2d of {count} channels gets {tuple(x.shape)}")
+    return x
+
+
+def _is_known(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith(_KNOWN)
+
+
+def _row_in(traceback: TracebackType | None) -> str:
+    """Which row a model was at, from the loop over its rows in YOLOv5's ``forward_once``."""
+    while traceback is not None:
+        frame = traceback.tb_frame
+        row = frame.f_locals.get("m")
+        if frame.f_code.co_name.endswith("forward_once") and isinstance(row, nn.Module):
+            return f", row {vars(row).get('i')} ({type(row).__name__})"
+        traceback = traceback.tb_next
+    return ""

@@ -1,0 +1,129 @@
+"""The model in a checkpoint, the class that builds one, and the checkpoint around a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.weights import kinds
+
+MODEL_CLASSES = ("Model", "DetectionModel", "SegmentationModel")
+
+
+@contextmanager
+def as_yolov5_builds(source: Path) -> Iterator[None]:
+    """Within: whatever goes wrong with a model that somebody else made is said as a CheckpointError.
+
+    Its attributes may be anything, and what YOLOv5's and torch's own code says of that is anything too.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0][:300] if str(error).strip() else "no reason given"
+        raise CheckpointError(
+            f"{source}: its model is not as YOLOv5 builds one ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def model_of(checkpoint: Any, source: Path) -> Any:
+    """The model that YOLOv5 would run of a checkpoint: ``ema`` if there is one, else ``model``.
+
+    Raises:
+        CheckpointError: it holds none, or one that no YAML builds.
+    """
+    if isinstance(checkpoint, nn.Module):
+        checkpoint = {"model": checkpoint}
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(f"{source} holds no model: {type(checkpoint).__name__}")
+    model = checkpoint.get("ema") or checkpoint.get("model")
+    if not isinstance(model, nn.Module):
+        key = key_of_tensors(checkpoint)
+        if key is not None:
+            raise kinds.state_dict(key, source).error(source)
+        raise CheckpointError(f"{source} holds no model ('yolov5-ema inspect' says what it holds)")
+    if type(model).__name__ not in MODEL_CLASSES or not isinstance(getattr(model, "yaml", None), Mapping):
+        raise CheckpointError(
+            f"{source} holds a {type(model).__name__}; only models that YOLOv5 builds from a YAML can be converted"
+        )
+    check_head(model, source)
+    return model
+
+
+def key_of_tensors(checkpoint: Mapping[Any, Any]) -> str | None:
+    """The key under which tensors lie by their names, empty for the top; None if there are none."""
+    if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        return ""
+    for key in kinds.STATE_DICT_KEYS[1:]:
+        held = checkpoint.get(key)
+        if isinstance(held, Mapping) and any(isinstance(value, torch.Tensor) for value in held.values()):
+            return key
+    return None
+
+
+def check_head(model: Any, source: Path) -> None:
+    """Refuse, with a CheckpointError, a model that ends in no Detect or Segment."""
+    layers = getattr(model, "model", None)
+    if not isinstance(layers, nn.Sequential) or not len(layers):
+        raise CheckpointError(f"{source}: the model has no rows; only detectors are converted")
+    if not (isinstance(getattr(model, "stride", None), torch.Tensor) and hasattr(layers[-1], "anchors")):
+        raise CheckpointError(
+            f"{source}: the model ends in no Detect or Segment; only detectors are converted"
+        )
+
+
+def class_for(name: str, yolo: Any, engine: Engine, source: Path) -> Any:
+    """The class of models that YOLOv5 builds, under the name that the YOLOv5 at hand has for it.
+
+    Args:
+        name: one of `MODEL_CLASSES`.
+        yolo: YOLOv5's ``models.yolo``.
+        engine: the YOLOv5 at hand, for messages.
+        source: the file that asks for it, for messages.
+
+    Raises:
+        CheckpointError: the YOLOv5 at hand has no such class.
+    """
+    if name != "SegmentationModel":
+        return yolo.Model  # v6.2 and later: another name of DetectionModel
+    cls = getattr(yolo, name, None)
+    if cls is None:
+        raise CheckpointError(
+            f"{source} holds a {name}, which {engine} does not have; name a v7.0 with --yolov5"
+        )
+    return cls
+
+
+def class_of_cfg(cfg: Mapping[str, Any]) -> str:
+    """Name of the class of models that a YAML's last row asks for."""
+    head = cfg.get("head")
+    last = head[-1] if isinstance(head, list) and head else None
+    is_mask = isinstance(last, list) and len(last) == 4 and last[2] == "Segment"
+    return "SegmentationModel" if is_mask else "Model"
+
+
+def stripped(model: Any, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The keys that YOLOv5 reads, as its ``strip_optimizer`` leaves them.
+
+    Args:
+        model: the model.
+        training: what is known of its training: ``best_fitness``, ``opt``, ``git``, ``date``.
+    """
+    training = training or {}
+    return {
+        "epoch": -1,
+        "best_fitness": training.get("best_fitness"),
+        "model": model,
+        **dict.fromkeys(("ema", "updates", "optimizer", "training_results", "wandb_id")),
+        "opt": training.get("opt"),
+        "git": training.get("git"),
+        "date": training.get("date"),
+    }

@@ -1,0 +1,1 @@
+"""Several trainings under one recipe, and what their difference shows."""

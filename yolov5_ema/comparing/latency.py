@@ -1,0 +1,68 @@
+"""How long models take for one image, measured in turns so that a drift of the machine hits all alike."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.engine import shim
+
+WARM_UP = 5
+
+
+def measure_latency(
+    cfgs: Mapping[str, Path], *, nc: int, imgsz: int, device: torch.device, rounds: int
+) -> dict[str, list[float]]:
+    """Time the forward pass of models built from their cfgs, BatchNorms folded as for inference.
+
+    Batch 1, float32, random weights and input; without reading the image and without NMS. In each
+    round every model runs once, each round starting with the next one.
+
+    Args:
+        cfgs: model YAMLs by name.
+        nc: number of classes.
+        imgsz: side of the input in pixels, a multiple of the models' strides.
+        device: where to run.
+        rounds: measured ones, after `WARM_UP` others.
+
+    Returns:
+        Milliseconds by name, a figure a round.
+    """
+    engine = shim.install()
+    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    with quiet():
+        models = {name: _ready(yolo, cfg, nc, device) for name, cfg in cfgs.items()}
+    x = torch.rand(1, 3, imgsz, imgsz, device=device)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    names = list(models)
+    with torch.no_grad():
+        for turn in range(-WARM_UP, rounds):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                elapsed_ms = _timed_ms(models[name], x)
+                if turn >= 0:
+                    times[name].append(elapsed_ms)
+    return times
+
+
+def _ready(yolo: Any, cfg: Path, nc: int, device: torch.device) -> Any:
+    return yolo.Model(str(cfg), ch=3, nc=nc).to(device).float().fuse().eval()
+
+
+def _timed_ms(model: Any, x: torch.Tensor) -> float:
+    _synchronize(x.device)
+    started_s = time.perf_counter()
+    model(x)
+    _synchronize(x.device)
+    return (time.perf_counter() - started_s) * 1e3
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,330 @@
+"""The outcome of a comparison as numbers, as tables and as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics as plain_statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from yolov5_ema.comparing.statistics import (
+    Difference,
+    Summary,
+    bonferroni_confidence,
+    paired_difference,
+    summarize,
+)
+
+METRICS = {"map50": "mAP50", "map50_95": "mAP50-95"}
+LEARNED_MAP50 = 0.05
+"""Below this, a model has hardly begun to learn."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What was found out about one model.
+
+    Attributes:
+        name: how it is called in tables.
+        parameters: of the model as it is trained.
+        gflops: for one image at the comparison's size.
+        latency_ms: a figure a round; empty if it was not measured.
+        figures: by metric (see `METRICS`) and seed, 0 to 1.
+    """
+
+    name: str
+    parameters: int
+    gflops: float
+    latency_ms: Sequence[float]
+    figures: Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds for one image; ``ratio`` is the median over rounds of model to baseline."""
+
+    median: float
+    quartile1: float
+    quartile3: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's line: by metric its summary, and its difference to the baseline; None where figures are missing."""
+
+    model: Model
+    is_baseline: bool
+    latency: Latency | None
+    summaries: Mapping[str, Summary | None]
+    differences: Mapping[str, Difference | None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A comparison, computed.
+
+    Attributes:
+        rows: the baseline's first.
+        seeds: that were asked for.
+        confidence: that all intervals of a metric hold together.
+        comparisons: models that are compared with the baseline.
+        level: confidence of each difference's interval, by Bonferroni.
+    """
+
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    confidence: float
+    comparisons: int
+    level: float
+
+    @property
+    def baseline(self) -> Row:
+        return self.rows[0]
+
+    @property
+    def candidates(self) -> tuple[Row, ...]:
+        return self.rows[1:]
+
+
+def build_report(
+    models: Sequence[Model], baseline: str, seeds: Sequence[int], confidence: float = 0.95
+) -> Report:
+    """Compute summaries, and paired differences to the baseline.
+
+    With several candidates each interval is widened so that, for one metric, all hold together with
+    ``confidence`` (Bonferroni). The two metrics are not corrected for each other.
+    """
+    reference = next(model for model in models if model.name == baseline)
+    others = [model for model in models if model is not reference]
+    level = bonferroni_confidence(confidence, max(len(others), 1))
+    rows = [_row(model, reference, confidence, level) for model in (reference, *others)]
+    return Report(tuple(rows), tuple(seeds), confidence, len(others), level)
+
+
+def _row(model: Model, reference: Model, confidence: float, level: float) -> Row:
+    is_baseline = model is reference
+    summaries: dict[str, Summary | None] = {}
+    differences: dict[str, Difference | None] = {}
+    for metric in METRICS:
+        figures = model.figures.get(metric, {})
+        summaries[metric] = summarize(figures.values(), confidence) if figures else None
+        if not is_baseline:
+            differences[metric] = paired_difference(figures, reference.figures.get(metric, {}), level)
+    return Row(model, is_baseline, _latency(model, reference), summaries, differences)
+
+
+def _latency(model: Model, reference: Model) -> Latency | None:
+    if len(model.latency_ms) < 2:
+        return None
+    low, median, high = plain_statistics.quantiles(model.latency_ms, n=4)
+    ratios = [mine / theirs for mine, theirs in zip(model.latency_ms, reference.latency_ms)]
+    return Latency(median, low, high, plain_statistics.median(ratios))
+
+
+# --- tables ---------------------------------------------------------------------------------
+
+
+def model_table(report: Report) -> list[list[str]]:
+    """Header and a line a model."""
+    lines = [["model", "seeds"]]
+    for label in METRICS.values():
+        lines[0] += [f"{label} ± sd", "min to max"]
+    lines[0] += ["parameters", "GFLOPs", "latency ms (quartiles)", "ratio"]
+    for row in report.rows:
+        line = [_name(row), f"{_complete(row)} of {len(report.seeds)}"]
+        for metric in METRICS:
+            line += _summary_cells(row.summaries[metric])
+        line += [f"{row.model.parameters:,}", f"{row.model.gflops:.2f}", *_latency_cells(row.latency)]
+        lines.append(line)
+    return lines
+
+
+def difference_table(report: Report) -> list[list[str]]:
+    """Header and a line for each candidate and metric."""
+    lines = [["model", "metric", "difference", f"{percent(report.level)} interval", "pairs", "verdict"]]
+    for row in report.candidates:
+        for metric, label in METRICS.items():
+            lines.append([row.model.name, label, *_difference_cells(row.differences[metric])])
+    return lines
+
+
+def _name(row: Row) -> str:
+    return f"{row.model.name} (baseline)" if row.is_baseline else row.model.name
+
+
+def _complete(row: Row) -> int:
+    return max((summary.n for summary in row.summaries.values() if summary), default=0)
+
+
+def _summary_cells(summary: Summary | None) -> list[str]:
+    if summary is None:
+        return ["missing", "-"]
+    spread = "" if summary.sd is None else f" ± {summary.sd:.4f}"
+    return [f"{summary.mean:.4f}{spread}", f"{summary.smallest:.4f} to {summary.largest:.4f}"]
+
+
+def _latency_cells(latency: Latency | None) -> list[str]:
+    if latency is None:
+        return ["not measured", "-"]
+    quartiles = f"{latency.quartile1:.2f} to {latency.quartile3:.2f}"
+    return [f"{latency.median:.2f} ({quartiles})", f"{latency.ratio:.2f}"]
+
+
+def _difference_cells(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return ["missing", "-", "0", "no pair of figures"]
+    interval = "none"
+    if difference.low is not None and difference.high is not None:
+        interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
+    return [f"{difference.mean:+.4f}", interval, str(difference.n), difference.verdict]
+
+
+def percent(level: float) -> str:
+    """A confidence as it is written in tables.
+
+    Example:
+        >>> percent(0.95), percent(1 - 0.05 / 3)
+        ('95 %', '98.3 %')
+    """
+    return f"{100 * level:.1f}".removesuffix(".0") + " %"
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """A table for the console: columns padded, all but the first to the right."""
+    widths = [max(map(len, column)) for column in zip(*table)]
+    lines = []
+    for cells in table:
+        first, *rest = (cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:])))
+        lines.append("  ".join([first, *rest]).rstrip())
+    return "\n".join(lines)
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    head, *body = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in table)
+    return "\n".join([head, "| --- " * len(table[0]) + "|", *body])
+
+
+def method_notes(report: Report) -> list[str]:
+    """How the intervals were made, and how far they reach."""
+    notes = []
+    if len(report.seeds) < 2:
+        notes.append("One seed: there is no spread to judge a difference by, and no verdict.")
+    else:
+        correction = ""
+        if report.comparisons > 1:
+            correction = (
+                f", Bonferroni-corrected for {report.comparisons} models against one baseline "
+                f"({percent(report.confidence)} together, {percent(report.level)} each)"
+            )
+        notes.append(
+            f"Differences are paired by seed; intervals are t intervals over seeds{correction}. The verdict is "
+            "'better' or 'worse' if the interval excludes 0."
+        )
+        notes.append(
+            "They tell what other seeds would give with this data and recipe, not what other images would; "
+            "mAP50 and mAP50-95 are judged apart."
+        )
+    notes += [
+        f"{row.model.name}, {METRICS[metric]}: every seed gave the same figure; the spread means nothing."
+        for row in report.rows
+        for metric, summary in row.summaries.items()
+        if summary is not None and summary.sd == 0
+    ]
+    best = max(
+        (row.summaries["map50"].largest for row in report.rows if row.summaries["map50"]), default=None
+    )
+    if best is not None and best < LEARNED_MAP50:
+        notes.append(
+            f"No run reached an mAP50 of {LEARNED_MAP50}: models that have hardly begun to learn say nothing "
+            "about each other. More epochs, or another --hyp?"
+        )
+    return notes
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """The report for JSON; fractions, milliseconds, and None where there is no figure."""
+    models = {}
+    for row in report.rows:
+        models[row.model.name] = {
+            "parameters": row.model.parameters,
+            "gflops": round(row.model.gflops, 4),
+            "latency_ms": asdict(row.latency) if row.latency else None,
+            "metrics": {metric: _with_values(row, metric) for metric in METRICS},
+            "differences": {metric: _difference_dict(found) for metric, found in row.differences.items()},
+        }
+    return {
+        "baseline": report.baseline.model.name,
+        "seeds": list(report.seeds),
+        "confidence": report.confidence,
+        "comparisons": report.comparisons,
+        "level": report.level,
+        "models": models,
+    }
+
+
+def _with_values(row: Row, metric: str) -> dict[str, Any] | None:
+    summary = row.summaries[metric]
+    if summary is None:
+        return None
+    return {**asdict(summary), "values": {str(seed): v for seed, v in row.model.figures[metric].items()}}
+
+
+def _difference_dict(difference: Difference | None) -> dict[str, Any] | None:
+    return {**asdict(difference), "verdict": difference.verdict} if difference else None
+
+
+def as_text(report: Report, title: str, notes: Sequence[str]) -> str:
+    """The report for the console."""
+    tables = map(aligned, (model_table(report), difference_table(report)))
+    return "\n\n".join([title, *tables, "\n".join(notes)])
+
+
+def as_markdown(report: Report, title: str, notes: Sequence[str]) -> str:
+    """The report as a Markdown file."""
+    tables = map(markdown, (model_table(report), difference_table(report)))
+    return "\n\n".join([f"# {title}", *tables, "\n".join(f"- {note}" for note in notes)]) + "\n"
+
+
+def as_csv(report: Report) -> str:
+    """A row for each model and metric."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(
+        ["model", "metric", "n", "mean", "sd", "min", "max", "difference", "low", "high", "level", "pairs"]
+        + ["verdict", "parameters", "gflops", "latency_ms", "latency_quartile1_ms", "latency_quartile3_ms"]
+    )
+    for row in report.rows:
+        latency = row.latency
+        cost = [row.model.parameters, _number(row.model.gflops)]
+        cost += (
+            [_number(v) for v in (latency.median, latency.quartile1, latency.quartile3)]
+            if latency
+            else [""] * 3
+        )
+        for metric, label in METRICS.items():
+            writer.writerow([row.model.name, label, *_csv_figures(row, metric), *cost])
+    return stream.getvalue()
+
+
+def _csv_figures(row: Row, metric: str) -> list[Any]:
+    summary, difference = row.summaries[metric], row.differences.get(metric)
+    figures: list[Any] = [0, "", "", "", ""]
+    if summary is not None:
+        figures = [summary.n, *map(_number, (summary.mean, summary.sd, summary.smallest, summary.largest))]
+    if row.is_baseline:
+        return [*figures, "", "", "", "", "", "baseline"]
+    if difference is None:
+        return [*figures, "", "", "", "", 0, "no pair of figures"]
+    numbers = map(_number, (difference.mean, difference.low, difference.high, difference.confidence))
+    return [*figures, *numbers, difference.n, difference.verdict]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

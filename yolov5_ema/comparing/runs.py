@@ -1,0 +1,324 @@
+"""Carrying a comparison out: its trainings one after another, each a process, skipped if done, resumed if begun."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Callable
+
+from yolov5_ema import files, reading
+from yolov5_ema.checkpoints.loading import load_checkpoint
+from yolov5_ema.comparing import machine, scoring
+from yolov5_ema.comparing.plan import Plan, read_json, write_json
+from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.scripts.leash import LEASH_ENV
+from yolov5_ema.scripts.seeding import SEED_ENV
+from yolov5_ema.upstream.locate import Engine
+
+TRAINING, TRAINED, FINISHED, FAILED, DIVERGED = "training", "trained", "finished", "failed", "diverged"
+LOG_LINES = 15
+"""How many of a failed run's last lines are shown."""
+
+_WAIT_FOR_LOCK_S = 15.0  # a training whose compare was killed ends within seconds
+_MOST_LOG = 2**20
+"""Bytes at a log's beginning or end that are looked at."""
+_TRANSFERRED = re.compile(r"Transferred (\d+)/(\d+) items")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the comparison: a model and a seed."""
+
+    cfg: str
+    seed: int
+    folder: Path
+
+    @property
+    def record_file(self) -> Path:
+        return self.folder.with_suffix(".json")
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_suffix(".log")
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "weights/last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "weights/best.pt"
+
+    def __str__(self) -> str:
+        return f"{self.cfg}, seed {self.seed}"
+
+
+@dataclass
+class Record:
+    """What is known of a run, kept beside its folder.
+
+    Attributes:
+        status: ``training``, ``trained`` (not scored yet), ``finished``, ``failed`` or ``diverged``; "" before.
+        figures: of best.pt, see `scoring.score`.
+        reason: of a failure.
+        attempts: a dict for each start: ``from_epoch``, and when it ended ``seconds`` and ``exit_code``.
+        transferred: weights that were taken over from ``--weights``, and all of the model's.
+    """
+
+    status: str = ""
+    figures: dict[str, float] | None = None
+    reason: str = ""
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    transferred: list[int] | None = None
+
+    @property
+    def resumed_at(self) -> list[int]:
+        """Epochs at which the training was resumed."""
+        return [attempt["from_epoch"] for attempt in self.attempts if attempt["from_epoch"]]
+
+
+Watch = Callable[[Run, int], None]
+"""Called about once a second with the run that trains and its finished epochs."""
+
+
+def runs_of(plan: Plan) -> list[Run]:
+    """All runs, seed by seed: what is there after an interruption can be compared in pairs."""
+    return [Run(name, seed, plan.folder / name / f"seed{seed}") for seed in plan.seeds for name in plan.cfgs]
+
+
+def record_of(run: Run) -> Record:
+    """What an earlier call noted of a run.
+
+    Raises:
+        UserError: the note cannot be read.
+    """
+    content = read_json(run.record_file)
+    if content is None:
+        return Record()
+    if not _is_record(content):
+        raise UserError(f"{run.record_file} is no record of a run; delete it and {run.folder}")
+    return Record(**content)
+
+
+def _is_record(content: Any) -> bool:
+    """Whether a note is as `Runner` leaves it."""
+    if not isinstance(content, dict) or not set(content) <= {one.name for one in fields(Record)}:
+        return False
+    record = Record(**content)
+    figures, attempts, share = record.figures or {}, record.attempts, record.transferred or [0, 0]
+    return (
+        record.status in ("", TRAINING, TRAINED, FINISHED, FAILED, DIVERGED)
+        and isinstance(record.reason, str)
+        and isinstance(figures, dict)
+        and set(figures) in (set(), set(scoring.FIGURES))
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in figures.values())
+        and isinstance(attempts, list)
+        and all(isinstance(one, dict) and type(one.get("from_epoch")) is int for one in attempts)
+        and isinstance(share, list)
+        and [type(number) for number in share] == [int, int]
+    )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int | None]:
+    """Hold the comparison's folder, made if need be, so that two calls do not train into it at once.
+
+    Yields:
+        A file descriptor for the trainings to inherit: the folder stays locked as long as one of them
+        lives. None where the system has no such locks.
+
+    Raises:
+        UserError: another call is at work there, or the folder cannot be made.
+    """
+    busy = f"another compare is at work in {folder}; wait for it or end it"
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(files.locked(folder / ".lock", busy, _WAIT_FOR_LOCK_S))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {folder}: {error.strerror or error}. Name another --project"
+            ) from error
+        yield held
+
+
+class Runner:
+    """Trains and scores the runs of a plan."""
+
+    def __init__(
+        self, plan: Plan, engine: Engine, lock: int | None, watch: Watch, poll_s: float = 1.0
+    ) -> None:
+        self._plan, self._engine, self._lock, self._watch, self._poll_s = plan, engine, lock, watch, poll_s
+
+    def carry_out(self, run: Run) -> Record:
+        """Bring a run to its end, from wherever it stands; the record says how that went."""
+        record = record_of(run)
+        if record.status in (FINISHED, DIVERGED):
+            return record
+        files.check_inside(run.folder, self._plan.folder)
+        with files.writing_in(run.folder.parent):
+            files.make_folder(run.folder.parent, inside=self._plan.folder)
+        if record.status != TRAINED:
+            self._train(run, record)
+        if record.status == TRAINED:
+            self._score(run, record)
+        return record
+
+    def _train(self, run: Run, record: Record) -> None:
+        if run.folder.exists() and not record.attempts:
+            raise UserError(
+                f"{run.folder} is there, and no run of this comparison made it; it is left as it is. Move it away, or "
+                "choose another --name"
+            )
+        epoch = self._epoch_to_resume(run)
+        if epoch >= self._plan.options.epochs:
+            self._note(run, record, TRAINED)
+            return
+        if epoch == 0:
+            shutil.rmtree(run.folder, ignore_errors=True)
+            run.log.unlink(missing_ok=True)
+        record.attempts.append({"from_epoch": epoch})
+        self._note(run, record, TRAINING)
+        started_s = time.monotonic()
+        code = self._call(run, self._resuming(run) if epoch else self._starting(run), watched=True)
+        record.attempts[-1].update(seconds=round(time.monotonic() - started_s, 1), exit_code=code)
+        record.transferred = record.transferred or _transferred(run.log)
+        status, reason = _outcome(run, code)
+        self._note(run, record, status, reason)
+
+    def _epoch_to_resume(self, run: Run) -> int:
+        """Finished epochs of a run that was begun; 0 to start anew, the plan's epochs if it was trained to its end."""
+        if not run.last.is_file():
+            return 0
+        try:
+            epoch = load_checkpoint(run.last, "cpu", engine=self._engine)["epoch"]
+        except (CheckpointError, KeyError, TypeError):  # cut off while it was written
+            return 0
+        # YOLOv5 sets -1 when it strips the optimizer off at the end
+        return epoch + 1 if epoch >= 0 else self._plan.options.epochs
+
+    def _starting(self, run: Run) -> list[str]:
+        place = ["--project", str(run.folder.parent), "--name", run.folder.name, "--exist-ok"]
+        return ["train", *self._plan.flags, "--cfg", str(self._plan.cfgs[run.cfg]), *place]
+
+    def _resuming(self, run: Run) -> list[str]:
+        return ["train", "--resume", str(run.last)]
+
+    def _score(self, run: Run, record: Record) -> None:
+        options = self._plan.options
+        output = run.folder / "figures.json"
+        flags = ["--weights", str(run.best), "--data", str(self._plan.data), "--task", self._plan.task]
+        flags += ["--imgsz", str(options.imgsz), "--batch-size", str(options.batch_size)]
+        flags += ["--device", str(options.device), "--output", str(output)]
+        flags += ["--single-cls"] if getattr(options, "single_cls", False) else []
+        code = self._call(run, ["run", str(scoring.__file__), *flags])
+        if code:
+            self._note(run, record, FAILED, f"evaluating {run.best} ended with exit code {code}")
+            return
+        figures = read_json(output)
+        if not all(map(math.isfinite, figures.values())):
+            self._note(run, record, FAILED, f"evaluating {run.best} gave {figures}")
+            return
+        record.figures = figures
+        self._note(run, record, FINISHED)
+
+    def _note(self, run: Run, record: Record, status: str, reason: str = "") -> None:
+        record.status, record.reason = status, reason
+        write_json(run.record_file, asdict(record))
+
+    def _call(self, run: Run, arguments: list[str], watched: bool = False) -> int:
+        """Run one of our commands into the run's log; it ends when this process does."""
+        environment = {**os.environ, LEASH_ENV: "1", SEED_ENV: str(run.seed)}
+        environment.update(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
+        kept = () if self._lock is None else (self._lock,)
+        with (
+            files.append_to(run.log) as log,
+            subprocess.Popen(
+                [sys.executable, "-m", "yolov5_ema", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=kept,
+            ) as process,
+        ):
+            try:
+                while True:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        return process.wait(self._poll_s)
+                    if watched:
+                        self._watch(run, epochs_done(run))
+            except BaseException:
+                process.terminate()
+                raise
+
+
+def epochs_done(run: Run) -> int:
+    """Epochs that a run has finished, as its ``results.csv`` says."""
+    return len({row[0] for row in _rows(run)})
+
+
+def _rows(run: Run) -> list[list[str]]:
+    try:
+        text = reading.read_text(run.folder / "results.csv", errors="ignore")
+        return [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()[1:]) if row]
+    except (OSError, csv.Error):
+        return []
+
+
+def _outcome(run: Run, code: int) -> tuple[str, str]:
+    """Status and reason of a training that has ended."""
+    epoch = _diverged_at(run)
+    if epoch is not None:
+        return DIVERGED, f"its loss was no number from epoch {epoch} on; delete {run.folder} to train it anew"
+    if code:
+        return FAILED, f"train ended with exit code {code}"
+    if not run.best.is_file():
+        return FAILED, f"train left no {run.best}"
+    return TRAINED, ""
+
+
+def _diverged_at(run: Run) -> int | None:
+    """The first epoch whose training losses (columns 1 to 3) are not finite."""
+    for row in _rows(run):
+        with contextlib.suppress(ValueError):
+            if not all(math.isfinite(float(cell)) for cell in row[1:4]):
+                return int(row[0])
+    return None
+
+
+def _transferred(log: Path) -> list[int] | None:
+    with files.open_regular(log) as stream:
+        found = _TRANSFERRED.search(stream.read(_MOST_LOG).decode(errors="ignore"))
+    return [int(number) for number in found.groups()] if found else None
+
+
+def log_tail(run: Run) -> str:
+    """The last lines of a run's log, progress bars as they ended."""
+    try:
+        with files.open_regular(run.log) as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _MOST_LOG))
+            text = stream.read(_MOST_LOG).decode(
+                errors="replace"
+            )  # as text, "\r" would read as an end of line
+    except OSError:
+        return ""
+    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
+    return "\n".join([line for line in lines if line][-LOG_LINES:])
+
+
+def provenance(plan: Plan, engine: Engine) -> dict[str, Any]:
+    """Software and machine, for the report."""
+    device = machine.torch_device(str(plan.options.device))
+    return {"software": machine.software(engine), "machine": machine.machine(device)}

@@ -1,0 +1,406 @@
+"""Predicting chunks of images in many processes, on one machine or a cluster, through Ray Data.
+
+A pool of actors, each with the detector in memory, takes chunks; the caller gets each chunk's results as it comes and
+is the only one that writes. Ray replaces an actor whose process was killed and does its chunk again. A chunk that has
+killed its worker time and again is refused, with the name of the image.
+
+The only file that imports ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import yolov5_ema
+from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.locate import YOLOV5_ENV, Engine
+
+ADDRESS_ENV = "RAY_ADDRESS"
+_AUTH_MODE_ENV = "RAY_AUTH_MODE"
+_TOKENS = "ray._private.authentication"
+"""Where Ray has what makes and checks tokens, if it has that."""
+_ENV_PREFIX = "YOLOV5_EMA_"
+_ENV_OF_THIS_PROCESS = "YOLOV5_EMA_ACTIVE"
+"""Not from `activation`, which brings torch: the ledger is a process of its own that imports this module."""
+_ANSWER_WITHIN_S = 10.0
+_ATTEMPTS = 3
+"""How often a chunk may kill its worker; before the last time, the worker says which image it is at."""
+
+Image = tuple[int, str, str]
+"""Place in the list, path as the user named it, path from the root."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker needs to know; sent to each.
+
+    Attributes:
+        engine: the YOLOv5 of the caller; a worker must find the same release.
+        weights_name: file name of the checkpoint, for messages.
+        options: of `predicting.Detector`.
+        prepare: called in a worker before YOLOv5 is imported; imports the user's plugins.
+    """
+
+    engine: Engine
+    weights_name: str
+    options: Any
+    prepare: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The workers that are asked for.
+
+    Attributes:
+        workers: their number; None for as many as the machines take.
+        threads: of each, and CPUs that it takes; None for 1, or for as many as leave room for ``workers``.
+        gpus_per_worker: such as 1 or 0.5; None for 1 where there are GPUs and ``cpu_only`` is off.
+        cpu_only: leave GPUs alone.
+        address: of a Ray cluster; None for a Ray on this machine that ends with the run.
+    """
+
+    workers: int | None = None
+    threads: int | None = None
+    gpus_per_worker: float | None = None
+    cpu_only: bool = False
+    address: str | None = None
+
+
+def check_installed(address: str | None = None) -> None:
+    """Check that Ray Data can be imported, and that a Ray which starts here keeps strangers out.
+
+    Args:
+        address: of a cluster that there is; None where one is to be started on this machine. Ray listens on all of a
+            machine's addresses, and whoever reaches it runs code in it, unless it demands a token.
+
+    Raises:
+        UserError: it cannot, or knows no token; says how to get it.
+    """
+    if not address:
+        os.environ.setdefault(_AUTH_MODE_ENV, "token")  # read once, when Ray is imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's C++ side writes to the terminal past every logger; its own files keep all
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        import ray.data
+    except ImportError as error:
+        raise UserError(f"--engine ray needs Ray Data ({error}): pip install 'yolov5-ema[ray]'") from error
+    if not address:
+        _check_keeps_strangers_out(ray.__version__)
+
+
+def _check_keeps_strangers_out(version: str) -> None:
+    if os.environ.get(_AUTH_MODE_ENV, "").lower() != "token":
+        print(
+            f"WARNING: {_AUTH_MODE_ENV}={os.environ.get(_AUTH_MODE_ENV)}: while Ray runs, whoever reaches this machine "
+            "over the network can run code on it",
+            file=sys.stderr,
+        )
+    elif not _knows_tokens():
+        raise UserError(
+            f"--engine ray: Ray {version} listens on all addresses of this machine and lets anybody run code on it. "
+            "Ray 2.52 and later ask for a token: pip install -U 'ray[data]>=2.52'. Where no stranger reaches this "
+            f"machine, {_AUTH_MODE_ENV}=disabled goes on without"
+        )
+
+
+def _knows_tokens() -> bool:
+    return importlib.util.find_spec(_TOKENS) is not None
+
+
+def predict_chunks(
+    chunks: Iterable[tuple[int, Sequence[Image]]], weights: Path, work: Work, pool: Pool
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Predict in the workers of a Ray; close the generator (`contextlib.closing`) to be sure that it has ended.
+
+    Args:
+        chunks: their numbers and images.
+        weights: the checkpoint; its bytes go to the workers, which need no such file.
+        work: what they do.
+        pool: how many there are, and where.
+
+    Yields:
+        A chunk's number and the results of its images, in no order of chunks.
+
+    Raises:
+        UserError: there is no such cluster, or not enough of it; a worker cannot do the work; an image kills its worker
+            each time.
+    """
+    import ray
+    import ray.data
+
+    worker: Any = _Worker  # ray.data's types know functions only
+    items = [{"chunk": number, "images": json.dumps(images)} for number, images in chunks]
+    with _connected(pool.address, work.engine):
+        size, cpus, gpus = _shape(pool, _alive_nodes(ray), len(items))
+        # alive as long as this reference is: a worker that is started anew reads it again
+        content = ray.put(weights.read_bytes())
+        ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Ledger).remote()
+        results = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            worker,
+            fn_constructor_args=(content, work, ledger, cpus, gpus > 0),
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            num_cpus=cpus,
+            num_gpus=gpus or None,
+        )  # actors are restarted, and their chunks done again, without limit: Ray Data's own default
+        yield from _rows(ray, results)
+
+
+def _rows(ray: Any, results: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    try:
+        for batch in results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            for row in batch.to_pylist():
+                if row["refusal"]:
+                    raise UserError(row["refusal"])
+                found = json.loads(row["results"])
+                _check_reachable(found)
+                yield row["chunk"], found
+    except ray.exceptions.RayActorError as error:
+        raise UserError(
+            f"a worker cannot be kept running: {_last_line(error)}. Each needs memory for torch and the model: "
+            "fewer --workers may do"
+        ) from error
+
+
+def _check_reachable(results: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse results of a node that does not see files that this one does."""
+    lacking = f"cannot be read: {os.strerror(errno.ENOENT)}"
+    for row in results:
+        if row["error"] == lacking and os.path.exists(row["image"]):
+            raise UserError(
+                f"{row['image']} is here, but not where a worker runs; every node must have the images under the "
+                f"same path ({os.path.abspath(row['image'])})"
+            )
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+
+
+# --- the connection ---------------------------------------------------------------------------
+
+
+@contextmanager
+def _connected(address: str | None, engine: Engine) -> Iterator[None]:
+    """A Ray for the length of a ``with`` block: the cluster at ``address``, or one that is started and ended here."""
+    import ray
+
+    if address and address.startswith("ray://"):
+        raise UserError(
+            "--ray-address ray://…: run the command on a node of the cluster, with --ray-address auto"
+        )
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.FATAL}
+    if not address:
+        options["include_dashboard"] = False
+    handler = signal.getsignal(signal.SIGTERM)
+    environment = worker_environment(engine)
+    if address and address != "auto":
+        _check_answers(address)
+    try:
+        with contextlib.nullcontext() if address == "auto" else _nothing_on_stderr():
+            ray.init(address=address or "local", runtime_env={"env_vars": environment}, **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        if not address:
+            raise UserError(f"Ray does not start here: {_last_line(error)}") from error
+        hint = (
+            "" if address == "auto" else ". If it wants a token, set RAY_AUTH_MODE=token; auto does by itself"
+        )
+        raise UserError(f"no Ray to work with at {address}: {_last_line(error)}{hint}") from error
+    try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has set one of its own
+        _be_quiet()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nobody listens; Ray would try for minutes, and then abort the process."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"--ray-address must be HOST:PORT or auto, not {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"there is no Ray at {address}: {error}") from error
+
+
+@contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    """For what Ray's C++ side says while it starts; errors come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _be_quiet() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    if hasattr(context, "max_consecutive_actor_init_deaths"):
+        context.max_consecutive_actor_init_deaths = _ATTEMPTS  # killed while it loads the model
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def worker_environment(engine: Engine) -> dict[str, str]:
+    """Environment variables of the workers: what the user told this process, and where the package is."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(_ENV_PREFIX)}
+    found.pop(_ENV_OF_THIS_PROCESS, None)
+    if engine.kind == "clone":
+        found[YOLOV5_ENV] = str(engine.root)
+    paths = []
+    home = Path(yolov5_ema.__file__).resolve().parent.parent
+    if home.name not in ("site-packages", "dist-packages"):
+        paths.append(str(home))
+    if found.get("YOLOV5_EMA_PLUGINS"):
+        paths.append(os.getcwd())
+    if paths:
+        found["PYTHONPATH"] = os.pathsep.join([*paths, "${PYTHONPATH}"])
+    return found
+
+
+# --- how many workers -------------------------------------------------------------------------
+
+
+def _alive_nodes(ray: Any) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _shape(pool: Pool, nodes: Sequence[Mapping[str, float]], chunks: int) -> tuple[int, int, float]:
+    """Number of workers, CPUs of each and GPUs of each that the nodes can hold.
+
+    Raises:
+        UserError: they cannot hold as many as are asked for; Ray would wait for ever.
+    """
+    all_gpus = sum(node.get("GPU", 0) for node in nodes)
+    gpus = pool.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if all_gpus and not pool.cpu_only else 0.0
+    least = pool.threads or 1
+    most = sum(_places(node, least, gpus) for node in nodes)
+    if (pool.workers or 1) > most:
+        all_cpus = sum(node.get("CPU", 0) for node in nodes)
+        raise UserError(
+            f"{f'--workers {pool.workers}' if pool.workers else '--engine ray'}: there is room for {most} workers "
+            f"with {least} CPUs and {gpus:g} GPUs each on {len(nodes)} nodes with {all_cpus:g} CPUs and "
+            f"{all_gpus:g} GPUs in all"
+        )
+    size = min(pool.workers or most, chunks)
+    if pool.threads or not pool.workers:
+        return size, least, gpus
+    widest = int(max(node.get("CPU", 0) for node in nodes))
+    fitting = (
+        c for c in range(widest, 1, -1) if sum(_places(node, c, gpus) for node in nodes) >= pool.workers
+    )
+    return size, next(fitting, 1), gpus
+
+
+def _places(node: Mapping[str, float], cpus: int, gpus: float) -> int:
+    by_cpu = int(node.get("CPU", 0) // cpus)
+    return min(by_cpu, int(node.get("GPU", 0) / gpus + 1e-6)) if gpus else by_cpu
+
+
+# --- in the workers ---------------------------------------------------------------------------
+
+
+class _Ledger:
+    """An actor that counts how often each chunk was begun, and knows the last image that a careful worker was at."""
+
+    def __init__(self) -> None:
+        self._begun: dict[int, int] = {}
+        self._at: dict[int, str] = {}
+
+    def begin(self, chunk: int) -> tuple[int, str | None]:
+        self._begun[chunk] = self._begun.get(chunk, 0) + 1
+        return self._begun[chunk], self._at.get(chunk)
+
+    def reach(self, chunk: int, image: str) -> None:
+        self._at[chunk] = image
+
+    def end(self, chunk: int) -> None:
+        self._begun.pop(chunk, None)
+        self._at.pop(chunk, None)
+
+
+class _Worker:
+    """A detector in a process of Ray's; takes a row with a chunk, gives one with its results."""
+
+    def __init__(self, content: Any, work: Work, ledger: Any, threads: int, on_gpu: bool) -> None:
+        self._ledger = ledger
+        self._refusal: str | None = None
+        try:
+            self._detector = _detector(content, work, threads, on_gpu)
+        except UserError as error:  # said with the first chunk: Ray would start a worker that fails anew
+            self._refusal = str(error)
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        import ray
+
+        chunk = int(row["chunk"])
+        images: list[Image] = json.loads(row["images"])
+        attempt, suspect = ray.get(self._ledger.begin.remote(chunk))
+        refusal = self._refusal
+        if attempt > _ATTEMPTS:
+            refusal = _killed_too_often(images, suspect)
+        if refusal:
+            return {"chunk": chunk, "results": "", "refusal": refusal}
+        results = []
+        for index, image, file in images:
+            if attempt == _ATTEMPTS:
+                ray.get(self._ledger.reach.remote(chunk, image))
+            results.append(vars(self._detector.predict(index, image, file)))
+        ray.get(self._ledger.end.remote(chunk))
+        return {"chunk": chunk, "results": json.dumps(results), "refusal": ""}
+
+
+def _killed_too_often(images: Sequence[Image], suspect: str | None) -> str:
+    span = f"{images[0][1]} to {images[-1][1]}"
+    at = f"; the last time at {suspect}" if suspect else ""
+    return (
+        f"the worker was killed {_ATTEMPTS} times while it was at the images {span}{at}. "
+        "If it was for want of memory, fewer --workers may do; else leave that image out"
+    )
+
+
+def _detector(content: Any, work: Work, threads: int, on_gpu: bool) -> Any:
+    import ray
+    import torch
+
+    torch.set_num_threads(threads)
+    work.prepare()
+    from yolov5_ema.detecting import detector as predicting
+    from yolov5_ema.engine import shim
+
+    engine = shim.install()
+    if engine.version != work.engine.version:
+        raise UserError(f"a worker has {engine}, but the command was given with {work.engine}")
+    if on_gpu and not torch.cuda.is_available():
+        raise UserError("a worker was given a GPU that its torch cannot use; --device cpu leaves GPUs alone")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, work.weights_name)
+        file.write_bytes(ray.get(content))
+        return predicting.Detector(engine, file, work.options, "cuda:0" if on_gpu else "cpu")

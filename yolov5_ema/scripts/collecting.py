@@ -1,0 +1,118 @@
+"""The detections that YOLOv5's ``val`` makes on its way to its figures."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import Patches
+
+
+@dataclass
+class Collected:
+    """What one run of ``val`` found.
+
+    Attributes:
+        detections: for each image with any, by its path, float32 of shape (N, 6): left, top, right, bottom in
+            pixels of the image, confidence, class; in descending order of confidence.
+        images: those that ``val`` judged, as it calls them: without the ones that it left out.
+        figures: P, R, mAP50, mAP50-95 as ``val`` computed them with all of these detections.
+    """
+
+    detections: dict[Path, np.ndarray] = field(default_factory=dict)
+    images: list[Path] = field(default_factory=list)
+    figures: tuple[float, ...] = ()
+
+
+@contextmanager
+def collected_detections(engine: Engine, max_det: int) -> Iterator[Collected]:
+    """Let ``val`` keep up to ``max_det`` detections of every image, draw no pictures, and hand out what it finds.
+
+    Args:
+        engine: the YOLOv5, with the shim installed; its ``val`` is to be run once inside the ``with`` block.
+        max_det: v6.0's own limit, which has no flag, is 300.
+
+    Yields:
+        Filled when ``val`` is through.
+    """
+    val: Any = importlib.import_module(engine.module_name("val"))
+    run = val.run
+    found = Collected()
+    patches = Patches()
+    suppress = val.non_max_suppression
+    if "max_det" not in inspect.signature(run).parameters:
+        suppress = functools.partial(suppress, max_det=max_det)
+    patches.set(val, "non_max_suppression", image_by_image(suppress))
+    patches.set(val, "create_dataloader", _noting_images(val.create_dataloader, found))
+
+    @functools.wraps(run)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(run).bind(*args, **kwargs)
+        given.apply_defaults()
+        given.arguments.update(callbacks=_callbacks(val, found), plots=False)
+        if "max_det" in given.arguments:
+            given.arguments["max_det"] = max_det
+        result = run(*given.args, **given.kwargs)
+        found.figures = tuple(float(figure) for figure in result[0][:4])
+        return result
+
+    patches.set(val, "run", wrapper)
+    try:
+        yield found
+    finally:
+        patches.undo()
+
+
+def image_by_image(suppress: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """YOLOv5's non-maximum suppression, called for each image apart.
+
+    Given a batch, it leaves the images out that come after its time limit (10 s in v6.0, less later), with no more than
+    a warning: on a slow machine, objects would count as missed that were found.
+    """
+
+    @functools.wraps(suppress)
+    def wrapper(prediction: Any, *args: Any, labels: Any = (), **kwargs: Any) -> list[Any]:
+        rows = (
+            prediction[0] if isinstance(prediction, (list, tuple)) else prediction
+        )  # (n, rows, 5 + classes)
+        found = []
+        for index in range(len(rows)):
+            own = [labels[index]] if len(labels) else ()
+            found += suppress(rows[index : index + 1], *args, labels=own, **kwargs)
+        return found
+
+    return wrapper
+
+
+def _noting_images(create_dataloader: Callable[..., Any], found: Collected) -> Callable[..., Any]:
+    @functools.wraps(create_dataloader)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        loader, dataset = create_dataloader(*args, **kwargs)
+        files = getattr(dataset, "im_files", None) or dataset.img_files  # renamed in v6.1
+        found.images = [Path(file) for file in files]
+        return loader, dataset
+
+    return wrapper
+
+
+def _callbacks(val: Any, found: Collected) -> Any:
+    def keep(pred: Any, native: Any, path: Path, *_: Any) -> None:
+        if path in found.detections:
+            raise UserError(f"{path} is evaluated twice")
+        found.detections[Path(path)] = native.detach().cpu().float().numpy().copy()
+
+    callbacks = val.Callbacks()
+    # v6.0 keeps one table for all of a process: an earlier run's callbacks would be called too
+    callbacks._callbacks = {hook: [] for hook in callbacks._callbacks}
+    callbacks.register_action("on_val_image_end", name="yolov5_ema", callback=keep)
+    return callbacks

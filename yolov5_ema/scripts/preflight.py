@@ -1,0 +1,232 @@
+"""Looking at what a command was given before YOLOv5 starts: nothing is written, nothing half-done."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import reprlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from yolov5_ema.cfgs.dry_run import check_model
+from yolov5_ema.cfgs.graph import Graph
+from yolov5_ema.cfgs.oddities import oddities, print_warnings
+from yolov5_ema.checkpoints import loading as checkpoints
+from yolov5_ema.data.dataset import class_names, load_dataset
+from yolov5_ema.data.image_names import image_id, refuse_shared_stems
+from yolov5_ema.data.yaml_files import load_yaml
+from yolov5_ema.engine.guards import resumed_training
+from yolov5_ema.engine.quirks import downloads
+from yolov5_ema.errors import CheckpointError, ConfigError, UserError
+from yolov5_ema.files import open_regular
+from yolov5_ema.scripts import exports
+from yolov5_ema.scripts.option_values import check_values
+from yolov5_ema.scripts.sources import ADDRESS, check_source
+from yolov5_ema.upstream.data_yaml import check_data, find_yaml, relative_bases
+from yolov5_ema.upstream.hyperparameters import names_read, read_hyp
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.source_code import code_in
+from yolov5_ema.weights.mistaken import HEAD, refuse_mistaken
+
+_SPLITS = {
+    "train": ("train", "val"),
+    "val": ("val",),
+    "test": ("test",),
+    "speed": ("val",),
+    "study": ("val",),
+}
+_ADVICE = {
+    "cfg": " 'yolov5-ema cfg' writes model YAMLs for any size, block and place.",
+    "data": " A data YAML names the folders of images and the classes; 'yolov5-ema data' makes some.",
+}
+_EXPORTED = {".onnx", ".torchscript", ".xml", ".engine", ".mlmodel", ".pb", ".tflite", ""}
+
+
+def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> None:
+    """Replace bare names of YAMLs by the files that they mean: the user's, YOLOv5's, or ours.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    for name in ("cfg", "hyp") if _classifies(script) else ("cfg", "data", "hyp"):
+        value = getattr(opt, name, None)
+        if not isinstance(value, (str, Path)) or not str(value) or str(value).startswith(ADDRESS):
+            continue
+        if isinstance(value, Path):  # a default of YOLOv5's own, not what the user wrote
+            continue
+        setattr(opt, name, _resolved(name, value, engine))
+    # YOLOv5 looks for these from its own folder
+    for name in ("model", "data") if _classifies(script) else ():
+        value = getattr(opt, name, None)
+        if isinstance(value, str) and value and os.path.exists(value):
+            setattr(opt, name, os.path.abspath(value))
+
+
+def _resolved(flag: str, value: str, engine: Engine) -> str:
+    if value.endswith(".zip"):
+        return value
+    found = find_yaml(value, engine)
+    if found is None:
+        raise ConfigError(
+            f"--{flag} {value}: no such file here, among the YAMLs of yolov5-ema or of {engine}.{_ADVICE.get(flag, '')}"
+        )
+    return str(found)
+
+
+def _classifies(script: str) -> bool:
+    """Whether a script takes a folder of images by class, or a data set's name, as its data."""
+    return script.startswith("classify.")
+
+
+def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
+    """Check the parsed flags of one of YOLOv5's scripts.
+
+    Raises:
+        UserError: names the flag, the file, and what to do.
+    """
+    has_folder, name = _classifies(script), script
+    script = script.split(".")[-1]
+    if resumed_training.resumes(opt):  # the run says the rest, and is checked where that is read
+        return resumed_training.refuse_unguarded(importlib.import_module(engine.module_name(name)))
+    if getattr(opt, "cfg", ""):
+        content = check_model(opt.cfg, engine)
+        if int(os.environ.get("RANK", "-1")) < 1:
+            print_warnings(oddities(Graph.from_cfg(content, str(opt.cfg))), str(opt.cfg))
+    _check_hyp(getattr(opt, "hyp", ""), name, engine)
+    if not has_folder:
+        _check_data(opt, script, engine)
+    for weights in _weights_of(opt):
+        _check_weights(weights, name, engine)
+    check_values(opt, name, engine)
+    if script in ("detect", "predict"):
+        check_source(opt, engine)
+        _check_runnable(opt, engine)
+    if script == "export":
+        exports.refuse_what_cannot_be(opt, engine)
+    project = _project_of(opt)
+    if project is not None:
+        _check_writable(project)
+
+
+def _weights_of(opt: argparse.Namespace) -> list[str]:
+    weights = getattr(opt, "weights", None)
+    classifier = getattr(opt, "model", None)  # of classify/train.py: a file, or a name that torchvision knows
+    if not weights and str(classifier).endswith(".pt"):
+        weights = classifier
+    if not weights:
+        return []
+    return [str(w) for w in (weights if isinstance(weights, (list, tuple)) else [weights])]
+
+
+def _check_weights(weights: str, script: str, engine: Engine) -> None:
+    if not weights or weights.startswith(ADDRESS):
+        return
+    path = Path(weights.strip().replace("'", ""))
+    if not path.exists():
+        downloadable = downloads.is_released_weight(weights) or (
+            "/" in weights and engine.version.startswith("7")
+        )
+        if downloadable and downloads.is_online():
+            return
+        raise CheckpointError(downloads.missing_weights_message(weights))
+    if path.suffix != path.suffix.lower():
+        raise CheckpointError(
+            f"{weights}: YOLOv5 tells what a file is by its ending, in small letters; rename it to "
+            f"{path.with_suffix(path.suffix.lower()).name}"
+        )
+    if not path.is_dir():
+        _check_weights_file(path, script, engine)
+
+
+def _check_weights_file(path: Path, script: str, engine: Engine) -> None:
+    """Say what a file is that YOLOv5 would stumble over; exported models are looked at where they are loaded."""
+    is_run = _runs_exported(script, engine)
+    with open_regular(path) as stream:  # a pipe or a device, whatever its name, would be waited for
+        refuse_mistaken(path, stream.read(HEAD), exported=is_run)
+    if is_run and (path.suffix.lower() in _EXPORTED or "torchscript" in path.name):
+        return
+    checkpoints.check_file(path, engine=engine)
+    if path.suffix != ".pt" and not script.endswith("export"):
+        raise CheckpointError(
+            f"{path} is a checkpoint whose name does not end in .pt, by which YOLOv5 goes: rename it"
+        )
+
+
+def _runs_exported(script: str, engine: Engine) -> bool:
+    """Whether a script takes exported models: all that predict, and from v6.1 on ``val``."""
+    kind = script.split(".")[-1]
+    common = importlib.import_module(engine.module_name("models.common"))
+    return kind in ("detect", "predict") or (kind == "val" and hasattr(common, "DetectMultiBackend"))
+
+
+def _check_hyp(hyp: Any, script: str, engine: Engine) -> None:
+    if isinstance(hyp, str) and hyp and not hyp.startswith(ADDRESS):
+        read_hyp(Path(hyp), names_read(engine, engine.root / f"{script.replace('.', '/')}.py"))
+
+
+def _check_runnable(opt: argparse.Namespace, engine: Engine) -> None:
+    if engine.version.startswith("6.0") and any("torchscript" in Path(w).name for w in _weights_of(opt)):
+        raise UserError(f"detect of {engine} cannot run TorchScript files; use the .pt or the .onnx file")
+
+
+def _check_data(opt: argparse.Namespace, script: str, engine: Engine) -> None:
+    data = getattr(opt, "data", None)
+    if script not in ("train", "val") or not data or isinstance(data, Path) or str(data).endswith(".zip"):
+        return
+    task = getattr(opt, "task", "train" if script == "train" else "val")
+    check_data(Path(str(data)), _SPLITS.get("train" if script == "train" else task, ("val",)), engine)
+    if script == "train":
+        _refuse_names_twice(Path(str(data)), engine)
+    if script == "val":
+        _check_names_of_results(opt, Path(str(data)), engine)
+
+
+def _check_names_of_results(opt: argparse.Namespace, file: Path, engine: Engine) -> None:
+    """``val`` writes what it detects by the names of images without their suffixes, or by these as numbers."""
+    by_id, by_stem = getattr(opt, "save_json", False), getattr(opt, "save_txt", False)
+    if opt.task not in ("train", "val", "test") or not (by_id or by_stem):
+        return
+    with contextlib.suppress(ConfigError):  # images that YOLOv5 fetches, or names that are fine with it
+        images = load_dataset(file, relative_bases(engine)).images(opt.task)
+        why = f"{'--save-json' if by_id else '--save-txt'} tells detections apart by that alone"
+        refuse_shared_stems(
+            images, why, (lambda image: image_id(str(image))) if by_id else (lambda i: i.stem)
+        )
+
+
+def _refuse_names_twice(file: Path, engine: Engine) -> None:
+    """Training of the PyPI package keeps figures by the names of the classes, and stops after the first epoch."""
+    loggers = engine.root / "utils" / "loggers" / "__init__.py"
+    if not loggers.is_file() or "self.class_name_keys" not in code_in(loggers).names:
+        return
+    names = class_names(load_yaml(file), file) or []
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"{file}: names has {reprlib.repr(twice[0])} twice, and {engine} keeps the figures of a training by name; "
+            "give each class a name of its own"
+        )
+
+
+def _project_of(opt: argparse.Namespace) -> Path | None:
+    project = getattr(opt, "project", None)
+    return Path(project) if project else None
+
+
+def _check_writable(project: Path) -> None:
+    """Try to write where the run will: in the project folder, or in the nearest folder above that exists."""
+    existing = project
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(0, f"{existing} is a file")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the run folder --project {project}: {error.strerror or error}. Name another --project."
+        ) from error

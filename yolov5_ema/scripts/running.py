@@ -1,0 +1,215 @@
+"""Running YOLOv5's own scripts, with every flag of theirs, under the shim."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import importlib
+import inspect
+import re
+import runpy
+import sys
+import urllib.error
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from yolov5_ema.errors import UserError
+from yolov5_ema.scripts import exports, preflight
+from yolov5_ema.scripts.run_folder import RunFolder
+from yolov5_ema.scripts.skipping import SourceFiles, any_name_printed
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import ModuleView, Patches
+
+_DATA_MODULES = ("datasets", "dataloaders")
+_AXES = {"0": "batch size", "2": "height", "3": "width"}
+_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+EXTRA_HELP = """\
+yolov5-ema's own flags, which every command takes:
+  --yolov5 PATH         use the YOLOv5 in this folder (else: the clone you stand in, else the PyPI package)
+  --plugin MODULE       import a module of yours that calls register_block (repeatable)
+  --conflicts CHOICE    error, ours or theirs: whose block a name means that both have
+  --trust-checkpoint    unpickle checkpoints whatever they hold: runs the code in them
+
+cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cfg yolov5s-ema.yaml
+"""
+
+
+def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str = "") -> int:
+    """Run one of YOLOv5's scripts as its own command line would.
+
+    Args:
+        engine: the YOLOv5, with the shim installed.
+        name: ``train``, ``val``, ``detect``, ``export`` …
+        argv: its flags.
+        more_help: on flags that the caller took off the line, for ``--help``.
+
+    Returns:
+        The exit code: 0, or 1 if it went on past files that could not be used in full, which it has reported.
+
+    Raises:
+        UserError: bad input; what YOLOv5 itself says with an assert is passed on as one.
+        SystemExit: from argparse (``--help``, an unknown flag).
+    """
+    if not engine.has_script(name):
+        raise UserError(f"{engine} has no {name.replace('.', '/')}.py")
+    if not engine.has_flags(name):
+        raise UserError(f"{name} of {engine} is no script with flags; to look at a cfg: yolov5-ema info CFG")
+    module = importlib.import_module(engine.module_name(name))
+    _refuse_settings(argv)
+    with _command_line(name, argv), _watched_parser(module, engine, name, more_help) as patches:
+        with speaking_plainly(engine):  # some look for files already
+            opt = module.parse_opt()
+        preflight.check(opt, name, engine)
+        folder = RunFolder.watched(module, patches)
+        files = SourceFiles.watched(module, patches, name, opt)
+        checks = (folder.removed_if_refused(), speaking_plainly(engine), exports.all_written(opt, name))
+        with contextlib.ExitStack() as stack:
+            for context in (any_name_printed(), *checks):
+                stack.enter_context(context)
+            if inspect.signature(module.main).parameters:
+                module.main(opt)
+            else:
+                patches.set(module, "parse_opt", lambda *_: opt)  # it was parsed, and checked, above
+                module.main()
+    return files.finish()
+
+
+def _refuse_settings(argv: Sequence[str]) -> None:
+    """Refuse ``data=x.yaml``, as the command line of ultralytics takes it; YOLOv5's parser prints its usage at that."""
+    for before, word in zip(["", *argv], argv):
+        name, equals, value = word.partition("=")
+        if equals and name.isidentifier() and not before.startswith("-") and not Path(word).exists():
+            flag = f"--{name} {value}" if value.lower() not in ("true", "") else f"--{name}"
+            raise UserError(
+                f"{word!r} is how settings are given to ultralytics' command; here it is a flag: {flag}"
+            )
+
+
+def run_file(engine: Engine, script: str, argv: Sequence[str]) -> int:
+    """Run a script of the user's with the shim installed, as ``python SCRIPT …`` would; returns the exit code.
+
+    A script of the YOLOv5 in use (``run segment/train.py``) goes through `run_script`.
+    """
+    path = Path(script)
+    if not path.is_file() and (engine.root / script).is_file():
+        path = engine.root / script
+    if not path.is_file():
+        raise UserError(f"no such script: {script}")
+    if engine.owns(str(path.resolve())):
+        relative = path.resolve().relative_to(engine.root).with_suffix("")
+        return run_script(engine, ".".join(relative.parts), argv)
+    sys.path.insert(0, str(path.resolve().parent))
+    with _command_line(script, argv):
+        sys.argv[0] = script
+        runpy.run_path(str(path), run_name="__main__")
+    return 0
+
+
+@contextmanager
+def _command_line(name: str, argv: Sequence[str]) -> Iterator[None]:
+    before = sys.argv
+    sys.argv = [f"yolov5-ema {name}", *argv]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: str) -> Iterator[Patches]:
+    """Let YOLOv5's own parser find our YAMLs by name, and mention our flags in its help."""
+
+    class Parser(argparse.ArgumentParser):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.setdefault("epilog", "\n".join(filter(None, (more_help, EXTRA_HELP))))
+            kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+            kwargs.setdefault(
+                "description", f"YOLOv5's own {name}, with the attention blocks known ({engine})"
+            )
+            super().__init__(*args, **kwargs)
+
+        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+            opt, rest = super().parse_known_args(args, namespace)
+            preflight.resolve_names(opt, engine, name)
+            return opt, rest
+
+    patches = Patches()
+    view = ModuleView(argparse, ArgumentParser=Parser)
+    patches.set(module, "argparse", view)
+    try:
+        yield patches
+    finally:
+        patches.undo()
+
+
+@contextmanager
+def speaking_plainly(engine: Engine) -> Iterator[None]:
+    """Turn the asserts and bare exceptions by which YOLOv5 tells a user of a mistake into UserErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause = _user_error_behind(error)
+        if cause is not None:
+            raise cause from error
+        message = _message_for(error, engine)
+        if message:
+            raise UserError(message) from error
+        raise
+
+
+def _message_for(error: Exception, engine: Engine) -> str:
+    """What to tell a user who has made the mistake behind an error; "" where none is known."""
+    file = _file_raised_in(error)
+    module = Path(str(file)).stem if engine.owns(file) else ""
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror}. What was saved before is whole."
+    if type(error).__module__.startswith("onnxruntime") and "invalid dimensions for input" in str(error):
+        return _other_size(str(error))
+    if isinstance(error, urllib.error.URLError):
+        return f"a download has failed: {error}. Fetch the file by other means and name it as it lies on the disk"
+    if isinstance(error, ModuleNotFoundError) and error.name and module:
+        package = error.name.split(".")[0]
+        return f"this needs the package {package}, which is not installed: pip install {package}"
+    if module in _DATA_MODULES and str(error).startswith("not enough values to unpack"):
+        return "no image of the data set can be used; the warnings above say why"
+    if module == "metrics" and isinstance(error, IndexError):
+        return "a label has a class that the data set does not have; 'yolov5-ema data stats' names the file and the row"
+    return str(error) if module and type(error) in (AssertionError, Exception) else ""
+
+
+def _other_size(said: str) -> str:
+    """An exported model takes images of the size that it was exported for."""
+    sides = re.findall(r"index: (\d) Got: (\d+) Expected: (\d+)", said)
+    listed = ", ".join(
+        f"{_AXES.get(axis, 'channels')} {expected}, not {got}" for axis, got, expected in sides
+    )
+    return (
+        f"the exported model was made for other images: {listed}. Give --img its size (and --batch-size 1), or "
+        "export it again with --dynamic"
+    )
+
+
+def _user_error_behind(error: BaseException) -> UserError | None:
+    """A UserError that YOLOv5 caught and wrapped."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _file_raised_in(error: BaseException) -> str | None:
+    traceback = error.__traceback__
+    file = None
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        traceback = traceback.tb_next
+    return file

@@ -1,0 +1,101 @@
+"""The random seed of a training, from outside: YOLOv5 v6.0 and v6.1 have no flag for it.
+
+Three things are drawn at random: the first weights, the order of the images, and the augmentation, which happens in
+worker processes whose seeds torch derives from its own generator. YOLOv5 v6.0 seeds once, before it builds the model,
+so that two models of different size see different images from the first batch on. Here the generators are
+seeded again where the training images are opened: two cfgs with one seed then train on the same
+images, in one order and augmented alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.source_code import code_in
+
+SEED_ENV = "YOLOV5_EMA_SEED"
+
+_LARGEST = 2**31 - 1
+
+
+def seed_from_environment() -> int | None:
+    """The seed that ``YOLOV5_EMA_SEED`` asks for; None if it is not set.
+
+    Raises:
+        UserError: it is no whole number from 0 to 2147483647.
+    """
+    text = os.environ.get(SEED_ENV, "")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) > _LARGEST:
+        raise UserError(f"{SEED_ENV} must be a whole number from 0 to {_LARGEST}, not {text!r}")
+    return int(text)
+
+
+@contextmanager
+def seeded_training(engine: Engine, argv: Sequence[str]) -> Iterator[list[str]]:
+    """Let YOLOv5's ``train`` use the seed of the environment, if there is one.
+
+    Yields:
+        The flags to run ``train`` with: those given, and ``--seed`` where this YOLOv5 knows it.
+
+    Raises:
+        UserError: the seed is no number.
+    """
+    seed = seed_from_environment()
+    if seed is None:
+        yield list(argv)
+        return
+    module = importlib.import_module(engine.module_name("train"))
+    patches = Patches()
+    try:
+        if _has_seed_flag(module):
+            yield [*argv, "--seed", str(seed)]
+        else:
+            _seed(module, seed, patches)
+            yield list(argv)
+    finally:
+        patches.undo()
+
+
+def _has_seed_flag(module: ModuleType) -> bool:
+    return code_in(Path(str(module.__file__))).has_flag("--seed")
+
+
+def _seed(module: Any, seed: int, patches: Patches) -> None:
+    init_seeds, create_dataloader = module.init_seeds, module.create_dataloader
+
+    @functools.wraps(init_seeds)
+    def seeded(given: int = 0, *args: Any, **kwargs: Any) -> None:
+        init_seeds(given, *args, **kwargs)  # it also chooses how cuDNN works, which must not hang on our seed
+        seed_generators(seed + given)
+
+    @functools.wraps(create_dataloader)
+    def with_its_own_seed(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("augment"):  # the training images
+            seed_generators(seed + max(int(os.environ.get("RANK", -1)), 0))
+        return create_dataloader(*args, **kwargs)
+
+    patches.set(module, "init_seeds", seeded)
+    patches.set(module, "create_dataloader", with_its_own_seed)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators of `random`, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

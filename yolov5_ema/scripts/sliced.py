@@ -1,0 +1,462 @@
+"""YOLOv5's detect and val on overlapping windows of big images, from outside of both.
+
+The script goes on as it is: it letterboxes an image, calls the model, suppresses and scales back. Here the call of
+the model is followed by calls on windows of the native image, and their raw predictions, moved into the coordinates
+of the letterboxed image, are added to the image's own. So every flag of the script keeps its meaning.
+
+YOLOv5's own suppression runs on the image's rows and on each window's rows apart. What is left is put together by
+`merge`: boxes of one window have been compared and are left alone; boxes of different windows are the same object if
+they overlap well, or if the worse view of the two lies in the better one by half. Views go by rank before confidence:
+an object whole in a window, then one that the whole image shows smaller than a window does, then one that a window
+cuts.
+
+Not sahi's own postprocessing: its greedy merging joins every two boxes of a class of which one lies in the other by
+half, and so swallows the people before others in a crowd. docs/slicing.md has the figures.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from yolov5_ema.data.image_files import problem_before_reading
+from yolov5_ema.data.slicing import Window, check_window, windows
+from yolov5_ema.errors import UserError
+from yolov5_ema.scripts.window_views import (
+    CUT,
+    SMALLER,
+    WHOLE,
+    Origin,
+    fits_a_window,
+    from_letterbox,
+    is_inside,
+    merge,
+    to_letterbox,
+    to_native,
+)
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import ModuleView, Patches
+
+SCRIPTS = ("detect", "val")
+MOST_VIEWS = 5  # of one object: four windows at their common corner, and the whole image
+_BATCH = 8  # windows a call of the model
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
+"""(n, 3, H, W) from 0 to 1 to raw predictions (n, rows, 5 + classes), whose boxes are x, y, w, h in pixels."""
+
+
+@contextmanager
+def sliced_inference(engine: Engine, script: str, size: int = 640, overlap: float = 0.2) -> Iterator[None]:
+    """Let a script of YOLOv5 look at windows of its images as well, for the length of a ``with`` block.
+
+    Images that are no larger than a window give what they gave without.
+
+    Args:
+        engine: the YOLOv5, with the shim installed.
+        script: ``detect`` or ``val``; its ``run`` is to be called inside the block.
+        size: width and height of a window in native pixels; each is scaled to the script's image size.
+        overlap: share of a window that the next one repeats.
+
+    Raises:
+        UserError: a size or an overlap that makes no windows; a script that cannot be sliced; from ``run``,
+            weights in a format that cannot.
+
+    Example:
+        >>> with sliced_inference(engine, "val", size=640, overlap=0.2):  # doctest: +SKIP
+        ...     val.run(data="data.yaml", weights="best.pt", imgsz=640)
+    """
+    check_window(size, overlap, "--slice")
+    if script not in SCRIPTS:
+        raise UserError(f"--slice: {script} of {engine} cannot be sliced; {' and '.join(SCRIPTS)} can")
+    module = importlib.import_module(engine.module_name(script))
+    patches = Patches()
+    try:
+        _Slicer(engine, size, overlap).attach(module, patches)
+        yield
+    finally:
+        patches.undo()
+
+
+@dataclass
+class Frame:
+    """A native image that the script is about to predict on.
+
+    Attributes:
+        shape: height and width in pixels.
+        pixels: reads it, (height, width, 3) in BGR.
+        ratio_pad: what val gives to ``scale_coords``; None where that computes it from the shapes, as in detect.
+    """
+
+    shape: tuple[int, int]
+    pixels: Callable[[], np.ndarray]
+    ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None
+
+    def gain_and_pad(self, height: int, width: int) -> tuple[float, float, float]:
+        """How native pixels became pixels of the letterboxed image: factor, left and top border."""
+        if self.ratio_pad is not None:
+            (gain, _), (left, top) = self.ratio_pad
+            return float(gain), float(left), float(top)
+        gain = min(height / self.shape[0], width / self.shape[1])
+        return gain, (width - self.shape[1] * gain) / 2, (height - self.shape[0] * gain) / 2
+
+
+class _Slicer:
+    """What is known in one run of a script: the images at hand, and where the rows of the last prediction are from."""
+
+    def __init__(self, engine: Engine, size: int, overlap: float) -> None:
+        self._engine = engine
+        self._size = size
+        self._overlap = overlap
+        self._letterbox: Any = None
+        self._hooks: list[RemovableHandle] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._frames: list[Frame] = []
+        self._origins: list[Origin] | None = None
+        self._conf_thres = 0.0
+        self._imgsz: Any = 640
+        self._stride = 32
+        self._inside = False
+
+    def attach(self, module: ModuleType, patches: Patches) -> None:
+        """Change what a script module calls: its run, loaders, models and suppression."""
+        augmentations = importlib.import_module(self._engine.module_name("utils.augmentations"))
+        self._letterbox = augmentations.letterbox
+        patches.set(module, "run", self._run(module, module.run, patches))
+        patches.set(module, "non_max_suppression", self._suppression(module.non_max_suppression))
+        for name in ("LoadImages", "LoadStreams", "LoadScreenshots"):
+            if hasattr(module, name):
+                patches.set(module, name, self._watched_source(getattr(module, name)))
+        if hasattr(module, "create_dataloader"):
+            patches.set(module, "create_dataloader", self._watched_loader(module.create_dataloader))
+        for name in ("attempt_load", "DetectMultiBackend"):
+            if hasattr(module, name):
+                patches.set(module, name, self._watched_model(getattr(module, name)))
+
+    # --- the run ---
+
+    def _run(self, module: ModuleType, run: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
+        signature = inspect.signature(run)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self._forget()
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            options = given.arguments
+            self._conf_thres = float(options["conf_thres"])
+            if not hasattr(module, "DetectMultiBackend"):
+                _refuse_other_formats(options, self._engine)
+            if options.get("model") is not None:  # the caller's own, as in training
+                self._watch_model(options["model"])
+            if options.get("dataloader") is not None:
+                options["dataloader"] = _WatchedLoader(options["dataloader"], self._note_batch)
+            inner = Patches()
+            try:
+                if _is_onnx(options) and not hasattr(module, "DetectMultiBackend"):
+                    self._watch_onnxruntime(inner)
+                return run(*given.args, **given.kwargs)
+            finally:
+                inner.undo()
+                self._forget()
+
+        return wrapper
+
+    # --- the images ---
+
+    def _watched_source(self, base: type) -> type:
+        slicer = self
+
+        class Watched(base):
+            def __next__(self) -> Any:
+                item = super().__next__()
+                slicer._imgsz, slicer._stride = self.img_size, self.stride
+                natives = item[2] if isinstance(item[2], list) else [item[2]]
+                slicer._frames = [Frame(x.shape[:2], lambda x=x: x) for x in natives]  # type: ignore[misc]
+                return item
+
+        Watched.__name__ = base.__name__
+        return Watched
+
+    def _watched_loader(self, create_dataloader: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            loader, dataset = create_dataloader(*args, **kwargs)
+            self._imgsz, self._stride = dataset.img_size, dataset.stride
+            return _WatchedLoader(loader, self._note_batch), dataset
+
+        return wrapper
+
+    def _note_batch(self, loader: Any, batch: Sequence[Any]) -> None:
+        self._imgsz, self._stride = loader.dataset.img_size, loader.dataset.stride
+        paths, shapes = batch[2], batch[3]
+        self._frames = [
+            Frame(shape, lambda path=path: _read(path), ratio_pad)  # type: ignore[misc]
+            for path, (shape, ratio_pad) in zip(paths, shapes)
+        ]
+
+    # --- the model ---
+
+    def _watched_model(self, load: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return self._watch_model(load(*args, **kwargs))
+
+        return wrapper
+
+    def _watch_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        self._hooks.append(model.register_forward_hook(self._after_forward, with_kwargs=True))
+        return model
+
+    def _after_forward(
+        self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Add the windows' rows to what the model said of whole images."""
+        if self._inside or not self._frames:
+            return None
+        images, *rest = args
+        options = {**kwargs, "visualize": False} if kwargs.get("visualize") else kwargs
+
+        def predict(batch: torch.Tensor) -> torch.Tensor:
+            return _first(model(batch, *rest, **options))
+
+        is_fixed = not getattr(model, "pt", True) and not getattr(model, "jit", False)
+        rows = self._with_windows(_first(output), images, predict, is_fixed)
+        return None if rows is None else _with_first(output, rows)
+
+    def _watch_onnxruntime(self, patches: Patches) -> None:
+        """v6.0's detect makes its session itself, from a module that it imports itself."""
+        import onnxruntime
+
+        slicer = self
+
+        class Session:
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                self._session = onnxruntime.InferenceSession(*args, **kwargs)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._session, name)
+
+            def run(self, names: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+                output = self._session.run(names, inputs)
+                ((key, images),) = inputs.items()
+
+                def predict(batch: torch.Tensor) -> torch.Tensor:
+                    return torch.from_numpy(self._session.run(names, {key: batch.numpy()})[0])
+
+                rows = slicer._with_windows(
+                    torch.from_numpy(output[0]), torch.from_numpy(images), predict, True
+                )
+                return output if rows is None else [rows.numpy(), *output[1:]]
+
+        view = ModuleView(onnxruntime, InferenceSession=Session)
+        patches.set_item(sys.modules, "onnxruntime", view)
+
+    # --- windows ---
+
+    def _with_windows(
+        self, whole: torch.Tensor, images: torch.Tensor, predict: Predict, is_fixed: bool
+    ) -> torch.Tensor | None:
+        """The prediction with the rows of the windows; None where no image is larger than a window.
+
+        Args:
+            whole: of the letterboxed images, (n, rows, 5 + classes).
+            images: these, (n, 3, H, W).
+            predict: calls the model.
+            is_fixed: whether it takes that shape of input only.
+        """
+        self._origins = None
+        cuts = [windows(f.shape[1], f.shape[0], self._size, self._overlap) for f in self._frames]
+        if all(len(cut) == 1 for cut in cuts):
+            return None
+        if len(self._frames) != len(images):
+            raise UserError(
+                f"--slice: the model is called on {len(images)} of {len(self._frames)} streams at a time; "
+                "give one --source"
+            )
+        self._inside = True
+        try:
+            found = [
+                self._rows_of(frame, cut, own, images, predict, is_fixed)
+                for frame, cut, own in zip(self._frames, cuts, whole)
+            ]
+        finally:
+            self._inside = False
+        self._origins = [origin for _, origin in found]
+        return torch.nn.utils.rnn.pad_sequence([rows for rows, _ in found], batch_first=True)
+
+    def _rows_of(
+        self,
+        frame: Frame,
+        cut: Sequence[Window],
+        own: torch.Tensor,
+        images: torch.Tensor,
+        predict: Predict,
+        is_fixed: bool,
+    ) -> tuple[torch.Tensor, Origin]:
+        """One image's rows: its own and those of its windows, in pixels of the letterboxed image."""
+        rows = [own[own[:, 4] > self._conf_thres].float()]
+        gain_and_pad = frame.gain_and_pad(*images.shape[2:])
+        ranks = [SMALLER * fits_a_window(from_letterbox(rows[0], gain_and_pad), cut, frame.shape).long()]
+        if len(cut) > 1:
+            for window, native in self._windows_of(frame, cut, images, predict, is_fixed):
+                rows.append(to_letterbox(native, gain_and_pad))
+                ranks.append(CUT * (~is_inside(native, window, frame.shape)).long())
+        counts = torch.tensor([len(part) for part in rows], device=own.device)
+        source = torch.arange(len(rows), device=own.device).repeat_interleave(counts)
+        return torch.cat(rows), Origin(source, torch.cat(ranks))
+
+    def _windows_of(
+        self, frame: Frame, cut: Sequence[Window], images: torch.Tensor, predict: Predict, is_fixed: bool
+    ) -> Iterator[tuple[Window, torch.Tensor]]:
+        """Each window and its rows, (rows, 5 + classes) with x1, y1, x2, y2 in native pixels."""
+        pixels = frame.pixels()
+        batch_size = len(images) if is_fixed else max(_BATCH, len(images))
+        for start in range(0, len(cut), batch_size):
+            some = cut[start : start + batch_size]
+            boxed = [self._letterboxed(pixels, window, images, is_fixed) for window in some]
+            stack = np.stack([image for image, _, _ in boxed])
+            if is_fixed and len(stack) < batch_size:
+                stack = np.concatenate([stack, np.zeros_like(stack[:1]).repeat(batch_size - len(stack), 0)])
+            batch = torch.from_numpy(stack).to(images.device).to(images.dtype) / 255
+            for window, (_, ratio, pad), rows in zip(some, boxed, predict(batch)):
+                kept = rows[rows[:, 4] > self._conf_thres].float()
+                yield window, to_native(kept, window, ratio, pad)
+
+    def _letterboxed(
+        self, pixels: np.ndarray, window: Window, images: torch.Tensor, is_fixed: bool
+    ) -> tuple[np.ndarray, float, tuple[float, float]]:
+        """A window as the model takes it, (3, H, W) in RGB; the factor and the borders that made it so."""
+        left, top, right, bottom = window
+        target = tuple(images.shape[2:]) if is_fixed else self._imgsz
+        image, ratio, pad = self._letterbox(
+            pixels[top:bottom, left:right], target, stride=self._stride, auto=not is_fixed
+        )
+        return np.ascontiguousarray(image.transpose(2, 0, 1)[::-1]), float(ratio[0]), pad
+
+    # --- suppression ---
+
+    def _suppression(self, suppress: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(suppress)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if self._origins is None:
+                return suppress(*args, **kwargs)
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            options = dict(given.arguments)
+            prediction = _first(options.pop("prediction"))
+            prediction = prediction.flatten(0, -3)  # v6.0 stacks once more with ONNX
+            labels = options.pop("labels") or [[]] * len(prediction)
+            return [
+                _suppressed(suppress, rows, origin, own, options)
+                for rows, origin, own in zip(prediction, self._origins, labels)
+            ]
+
+        return wrapper
+
+
+def _suppressed(
+    suppress: Callable[..., Any], rows: torch.Tensor, origin: Origin, labels: Any, options: dict[str, Any]
+) -> torch.Tensor:
+    """One image: YOLOv5's suppression of each source apart, and the boxes of all together, (n, 6).
+
+    A call a source: where more is given, YOLOv5 leaves out what comes after its time limit.
+    """
+    rows = rows[: len(origin.source)]
+    boxes = [rows.new_zeros((0, 6))]
+    sources, ranks = [origin.source[:0]], [origin.rank[:0]]
+    for number in range(int(origin.source.max()) + 1 if len(origin.source) else 1):
+        for rank in (WHOLE, SMALLER, CUT):
+            chosen = (origin.source == number) & (origin.rank == rank)
+            given = labels if number == 0 and rank == WHOLE else ()
+            if not len(given) and not chosen.any():
+                continue
+            found = suppress(rows[chosen][None], labels=[given] if len(given) else (), **options)[0]
+            boxes.append(found)
+            sources.append(torch.full_like(found[:, 0], number, dtype=torch.long))
+            ranks.append(torch.full_like(found[:, 0], rank, dtype=torch.long))
+    found_at = Origin(torch.cat(sources), torch.cat(ranks))
+    most = options["max_det"]
+    return merge(torch.cat(boxes), found_at, agnostic=bool(options["agnostic"]), limit=MOST_VIEWS * most)[
+        :most
+    ]
+
+
+class _WatchedLoader:
+    """A data loader that tells of each batch before it hands it on."""
+
+    def __init__(self, loader: Any, note: Callable[[Any, Sequence[Any]], None]) -> None:
+        self._loader = loader
+        self._note = note
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            self._note(self._loader, batch)
+            yield batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
+def _first(output: Any) -> torch.Tensor:
+    """The inference output of a model that may return training outputs beside it."""
+    while isinstance(output, (list, tuple)):
+        output = output[0]
+    return output
+
+
+def _with_first(output: Any, rows: torch.Tensor) -> Any:
+    """The same structure with another inference output."""
+    if not isinstance(output, (list, tuple)):
+        return rows
+    return type(output)([_with_first(output[0], rows), *output[1:]])
+
+
+def _read(path: str) -> np.ndarray:
+    problem = problem_before_reading(path)
+    if problem:
+        raise UserError(f"{path} {problem}")
+    image = cv2.imread(str(path))
+    if image is None:
+        raise UserError(f"{path}: cannot be read as an image")
+    return image
+
+
+def _weights_name(options: dict[str, Any]) -> str:
+    weights = options.get("weights")
+    return str(weights[0] if isinstance(weights, (list, tuple)) and weights else weights or "")
+
+
+def _is_onnx(options: dict[str, Any]) -> bool:
+    return Path(_weights_name(options)).suffix.lower() == ".onnx"
+
+
+def _refuse_other_formats(options: dict[str, Any], engine: Engine) -> None:
+    """v6.0 has no one class for all formats; what it runs by itself cannot be followed.
+
+    Raises:
+        UserError: names the file.
+    """
+    name = _weights_name(options)
+    if options.get("dnn"):
+        raise UserError(f"--slice: detect of {engine} cannot be sliced with --dnn; leave that out")
+    if not options.get("model") and (
+        "torchscript" in name or Path(name).suffix.lower() not in (".pt", ".onnx")
+    ):
+        raise UserError(f"--slice: {engine} cannot slice with {name}; use the .pt or the .onnx file")

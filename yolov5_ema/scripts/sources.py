@@ -1,0 +1,90 @@
+"""What ``detect --source`` names: files, cameras, addresses, the screen; looked at before YOLOv5 starts."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import importlib.util
+import re
+from pathlib import Path
+from urllib.parse import urlparse
+
+from yolov5_ema.data.image_files import IMAGES, VIDEOS
+from yolov5_ema.engine.quirks.display import has_display
+from yolov5_ema.errors import UserError
+from yolov5_ema.files import open_regular
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.source_code import Code, code_in
+
+ADDRESS = ("http://", "https://", "http:/", "https:/", "rtsp://", "rtmp://")
+_YOUTUBE = ("www.youtube.com", "youtube.com", "youtu.be", "m.youtube.com")
+_SCREEN = re.compile(r"screen(\s+\d+)*\s*", re.IGNORECASE)
+
+
+def check_source(opt: argparse.Namespace, engine: Engine) -> None:
+    """Check the source of the flags of ``detect``; what cannot be shown here is not asked for any more.
+
+    Raises:
+        UserError: it is not there, or needs what is not installed; the message says what to do.
+    """
+    source = str(opt.source)
+    if getattr(opt, "view_img", False) and not has_display():
+        print("no display here: --view-img is left out, results are saved")
+        opt.view_img = False
+    if Path(source).exists():
+        _check_file(source)
+        if source.lower().startswith("screen"):  # which v7.0 and later would take for the screen
+            opt.source = str(Path(source).absolute())
+    elif source.lower().startswith(ADDRESS):
+        _check_address(source, engine)
+    elif _SCREEN.fullmatch(source):
+        _check_screen(source, engine)
+    elif not source.isnumeric() and not source.endswith((".txt", ".streams")):
+        _check_pattern(source)
+
+
+def _check_file(source: str) -> None:
+    path = Path(source)
+    if not path.is_dir():
+        with open_regular(source):  # a list of streams too; a device such as a camera has a number
+            return
+    known = IMAGES | VIDEOS
+    if not any(file.suffix[1:].lower() in known for file in path.glob("*.*")):
+        raise UserError(
+            f"--source {source}: no images or videos in this folder; known are {', '.join(sorted(known))}"
+        )
+
+
+def _check_pattern(source: str) -> None:
+    if "*" not in source:
+        raise UserError(f"--source {source}: no such file or folder")
+    if not glob.glob(source, recursive=True):
+        raise UserError(f"--source {source}: no file matches")
+
+
+def _loaders(engine: Engine) -> Code:
+    files = (engine.root / "utils" / name for name in ("dataloaders.py", "datasets.py"))
+    return next((code_in(file) for file in files if file.is_file()), Code(""))
+
+
+def _check_address(source: str, engine: Engine) -> None:
+    if urlparse(source).hostname not in _YOUTUBE:
+        return
+    package, install = "pafy", "pafy youtube_dl"
+    if _loaders(engine).imports("ultralytics", "get_best_youtube_url"):
+        package = install = "pytubefix"
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"--source {source}: {engine} fetches videos of YouTube with the package {package}, which is not "
+            f"installed: pip install {install}. Or fetch the video yourself (pip install yt-dlp; yt-dlp {source}) and "
+            "name the file"
+        )
+
+
+def _check_screen(source: str, engine: Engine) -> None:
+    if not _loaders(engine).defines("LoadScreenshots"):
+        raise UserError(f"--source {source}: {engine} cannot look at the screen; v7.0 and later can")
+    if importlib.util.find_spec("mss") is None:
+        raise UserError(f"--source {source}: looking at the screen needs the package mss: pip install mss")
+    if not has_display():
+        raise UserError(f"--source {source}: there is no display here")

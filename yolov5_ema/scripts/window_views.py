@@ -1,0 +1,145 @@
+"""Views of one object in an image and in its windows: where their boxes lie, which are better, which are the same.
+
+See `yolov5_ema.scripts.sliced`; docs/slicing.md has the figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from yolov5_ema.data.slicing import Window
+
+CUT_MARGIN = 0.01  # of a window: how near to its border a box must end to count as cut, and at least 2 pixels
+CUT_MARGIN_PX = 2.0
+SAME_IOU = 0.45  # of two views of one object
+SAME_INSIDE = 0.5  # share of a worse view that lies in a better one of the same object
+
+
+@dataclass
+class Origin:
+    """Where boxes come from.
+
+    Attributes:
+        source: 0 for the whole image, then the number of the window; int64 (n,).
+        rank: `WHOLE`, `SMALLER` or `CUT`; int64 (n,).
+    """
+
+    source: torch.Tensor
+    rank: torch.Tensor
+
+
+WHOLE = 0
+"""A box that its window does not cut, or a box of the whole image that no window could show better."""
+
+SMALLER = 1
+"""A box of the whole image that lies in a window, which shows it larger, and is at most half as wide and high."""
+
+CUT = 2
+"""A box that ends where its window does, inside the image."""
+
+
+def merge(
+    boxes: torch.Tensor, origin: Origin, *, agnostic: bool = False, limit: int | None = None
+) -> torch.Tensor:
+    """Leave out the boxes that show the same object as a better box of another window.
+
+    Lower ranks are better, within a rank the more confident boxes. A box goes if there is a better one of its class
+    with which it has an IoU of `SAME_IOU`, or, for boxes that are not `WHOLE`, in which `SAME_INSIDE` of it lies;
+    except that boxes of one source and rank, which YOLOv5's suppression has compared, both stay.
+
+    Args:
+        boxes: (n, 6) of x1, y1, x2, y2, confidence, class.
+        origin: of the boxes.
+        agnostic: whether boxes of different classes can be the same object.
+        limit: how many boxes are compared, the most confident ones; None for all. Memory grows with its square.
+
+    Returns:
+        Those that are left, (k, 6), by falling confidence.
+    """
+    best = boxes[:, 4].argsort(descending=True, stable=True)[:limit]
+    order = best[origin.rank[best].argsort(stable=True)]
+    boxes, source, rank = boxes[order], origin.source[order], origin.rank[order]
+    is_compared = (source[:, None] == source) & (rank[:, None] == rank)  # by YOLOv5, with IoU
+    rival = _same_object(boxes, rank) & ~is_compared
+    if not agnostic:
+        rival &= boxes[:, None, 5] == boxes[:, 5]
+    kept = boxes[torch.from_numpy(_greedy(rival.cpu().numpy())).to(boxes.device)]
+    return kept[kept[:, 4].argsort(descending=True, stable=True)]
+
+
+def _greedy(rival: np.ndarray) -> np.ndarray:
+    """Go through items from the best on, each removing its rivals after it; which are left, (n,)."""
+    kept = np.ones(len(rival), dtype=bool)
+    for index, rivals in enumerate(rival):
+        if kept[index]:
+            kept[index + 1 :] &= ~rivals[index + 1 :]
+    return kept
+
+
+def _same_object(boxes: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
+    """Whether a box, along the first axis, shows the object of a worse one, along the second: (n, 6) to (n, n)."""
+    x1, y1, x2, y2 = boxes[:, :4].T
+    width = torch.minimum(x2[:, None], x2) - torch.maximum(x1[:, None], x1)
+    height = torch.minimum(y2[:, None], y2) - torch.maximum(y1[:, None], y1)
+    shared = width.clamp(min=0) * height.clamp(min=0)
+    area = (x2 - x1) * (y2 - y1)
+    overlaps = shared >= SAME_IOU * (area[:, None] + area - shared)
+    return overlaps | ((shared >= SAME_INSIDE * area) & (rank != WHOLE))
+
+
+def to_native(rows: torch.Tensor, window: Window, ratio: float, pad: tuple[float, float]) -> torch.Tensor:
+    """Rows with x, y, w, h in pixels of a letterboxed window, to x1, y1, x2, y2 in the image, inside the window."""
+    left, top, right, bottom = window
+    start = rows.new_tensor([left, top])
+    center = (rows[:, :2] - rows.new_tensor(pad)) / ratio + start
+    half = rows[:, 2:4] / ratio / 2
+    end = rows.new_tensor([right, bottom])
+    low = torch.maximum(center - half, start)
+    high = torch.minimum(center + half, end)
+    return torch.cat([low, high, rows[:, 4:]], dim=1)
+
+
+def to_letterbox(rows: torch.Tensor, gain_and_pad: tuple[float, float, float]) -> torch.Tensor:
+    """Rows with native x1, y1, x2, y2, to x, y, w, h in pixels of the letterboxed image."""
+    gain, left, top = gain_and_pad
+    low, high = rows[:, :2] * gain, rows[:, 2:4] * gain
+    center = (low + high) / 2 + rows.new_tensor([left, top])
+    return torch.cat([center, high - low, rows[:, 4:]], dim=1)
+
+
+def from_letterbox(rows: torch.Tensor, gain_and_pad: tuple[float, float, float]) -> torch.Tensor:
+    """The inverse of `to_letterbox`, of the boxes only: (n, 4)."""
+    gain, left, top = gain_and_pad
+    center = (rows[:, :2] - rows.new_tensor([left, top])) / gain
+    half = rows[:, 2:4] / gain / 2
+    return torch.cat([center - half, center + half], dim=1)
+
+
+def is_inside(boxes: torch.Tensor, window: Window, shape: tuple[int, int]) -> torch.Tensor:
+    """Whether native boxes, (n, 4 or more), keep off those borders of a window that are not the image's, (n,)."""
+    left, top, right, bottom = window
+    height, width = shape
+    margin = max(CUT_MARGIN_PX, CUT_MARGIN * max(right - left, bottom - top))
+    low = [left + margin if left > 0 else -math.inf, top + margin if top > 0 else -math.inf]
+    high = [
+        right - margin if right < width else math.inf,
+        bottom - margin if bottom < height else math.inf,
+    ]
+    inside = (boxes[:, :2] > boxes.new_tensor(low)) & (boxes[:, 2:4] < boxes.new_tensor(high))
+    return inside.all(dim=1)
+
+
+def fits_a_window(boxes: torch.Tensor, cut: Sequence[Window], shape: tuple[int, int]) -> torch.Tensor:
+    """Whether native boxes, (n, 4), lie inside a window that is twice as large each way, (n,)."""
+    fits = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    for window in cut if len(cut) > 1 else ():
+        left, top, right, bottom = window
+        half = boxes.new_tensor([(right - left) / 2, (bottom - top) / 2])
+        is_small = (boxes[:, 2:4] - boxes[:, :2] <= half).all(dim=1)
+        fits |= is_small & is_inside(boxes, window, shape)
+    return fits

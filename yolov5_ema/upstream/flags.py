@@ -1,0 +1,110 @@
+"""The flags that a command hands on to one of YOLOv5's scripts, as that script will understand them.
+
+YOLOv5's parsers take abbreviations: ``--single`` is ``--single-cls`` to them. Whoever looks at such flags before YOLOv5
+does must see the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import ModuleView, Patches
+
+
+class Given(NamedTuple):
+    """A flag on a command line.
+
+    Attributes:
+        typed: the flag as it was typed, such as ``--single``.
+        value: what stands behind it; None if that is another flag, or nothing.
+    """
+
+    typed: str
+    value: str | None
+
+
+def given_flags(engine: Engine, script: str, argv: Sequence[str]) -> dict[str, Given]:
+    """The flags on a command line.
+
+    Args:
+        engine: the YOLOv5, with the shim installed.
+        script: whose flags they are, such as ``val``.
+        argv: the command line.
+
+    Returns:
+        By the name under which the script has a flag's value, such as ``single_cls``; the last of each. One that the
+        script does not know, or that is short for several, is not in it: the script itself refuses that.
+    """
+    known = _flags_of(engine, script)
+    given = {}
+    for word, following in zip(argv, [*argv[1:], "--"]):
+        typed, is_joined, value = word.partition("=")
+        meant = _meant(typed, known)
+        if meant is not None:
+            behind = None if following.startswith("--") else following
+            given[known[meant]] = Given(typed, value if is_joined else behind)
+    return given
+
+
+def refuse_shortened(given: Mapping[str, Given], parser: argparse.ArgumentParser) -> None:
+    """Refuse abbreviations of flags that a command reads itself, which YOLOv5's script would read otherwise.
+
+    Args:
+        given: see `given_flags`.
+        parser: of the command, whose names for values are those of the script where they mean the same.
+
+    Raises:
+        UserError: names the flag.
+    """
+    own = {action.dest: action.option_strings for action in parser._actions}
+    for name, (typed, _) in given.items():
+        if name in own and typed not in own[name]:
+            raise UserError(f"{typed}: write {own[name][-1]} in full; '{parser.prog}' reads that flag itself")
+
+
+def _meant(typed: str, known: Mapping[str, str]) -> str | None:
+    if typed in known:
+        return typed
+    longer = [flag for flag in known if typed.startswith("--") and typed != "--" and flag.startswith(typed)]
+    return longer[0] if len(longer) == 1 else None
+
+
+class _Parser(Exception):
+    """The parser that a script was about to use."""
+
+
+def parser_of(script: Any) -> argparse.ArgumentParser | None:
+    """The parser of one of YOLOv5's scripts, or None if it has none.
+
+    Args:
+        script: its module, imported with the shim installed.
+    """
+
+    class Caught(argparse.ArgumentParser):
+        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+            raise _Parser(self)
+
+    if not hasattr(script, "parse_opt"):
+        return None
+    patches = Patches()
+    patches.set(script, "argparse", ModuleView(argparse, ArgumentParser=Caught))
+    try:
+        script.parse_opt()
+    except _Parser as caught:
+        parser: argparse.ArgumentParser = caught.args[0]
+        return parser
+    finally:
+        patches.undo()
+    return None
+
+
+def _flags_of(engine: Engine, script: str) -> dict[str, str]:
+    """All of a script's flags, and under which name it has their values."""
+    parser = parser_of(importlib.import_module(engine.module_name(script)))
+    actions = parser._actions if parser else []
+    return {flag: action.dest for action in actions for flag in action.option_strings}

@@ -1,0 +1,191 @@
+"""Finding the YOLOv5 to work with: the PyPI package ``yolov5`` or a clone of the repository."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolov5_ema.errors import EngineNotFoundError
+from yolov5_ema.upstream.source_code import code_in, dotted, value_of
+
+YOLOV5_ENV = "YOLOV5_EMA_YOLOV5"
+
+_HOW_TO_GET_ONE = (
+    "Install one (pip install 'yolov5-ema[v6]', or [v7]), point to a clone with --yolov5 PATH "
+    f"or the environment variable {YOLOV5_ENV}, or run the command inside a clone."
+)
+
+_OF_OTHERS = {"site-packages", "dist-packages"}
+
+_working_folder_counts: ContextVar[bool] = ContextVar("working folder counts", default=True)
+
+
+@functools.cache
+def _without_links(folder: str) -> str:
+    """A folder by its name without links; asked for each module that is loaded, of which many share a folder."""
+    return os.path.realpath(folder)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One YOLOv5 on this machine.
+
+    Attributes:
+        root: folder that holds ``models/``, ``utils/`` and ``train.py``.
+        kind: ``package`` (modules are called ``yolov5.models.yolo``) or ``clone`` (``models.yolo``).
+        version: such as ``6.0.7``; for a clone the release its files look like, such as ``6.1``.
+    """
+
+    root: Path
+    kind: str
+    version: str
+
+    def module_name(self, relative: str) -> str:
+        """Import name of a module given relative to the root: ``models.yolo``, ``train``."""
+        return f"yolov5.{relative}" if self.kind == "package" else relative
+
+    def relative_name(self, module_name: str) -> str | None:
+        """The inverse of `module_name`; None for a module that is not this YOLOv5's."""
+        if self.kind == "clone":
+            return module_name
+        return module_name[len("yolov5.") :] if module_name.startswith("yolov5.") else None
+
+    def owns(self, path: str | None) -> bool:
+        """Whether a source file lies under the root; not so those of an environment that somebody made in a clone."""
+        if not path or not os.path.isabs(path):  # torch has modules whose __file__ is a bare "_ops.py"
+            return False
+        folder, name = os.path.split(path)
+        file = os.path.join(_without_links(folder), name)
+        root = os.path.join(self.root, "")
+        names = (path, file, os.path.realpath(file) if os.path.islink(file) else file)
+        below = (name[len(root) :] for name in names if name.startswith(root))  # or linked to, file by file
+        return any(not _OF_OTHERS & set(rest.split(os.sep)) for rest in below)
+
+    def sources(self) -> list[Path]:
+        """Its source files, in order."""
+        return [file for file in sorted(self.root.rglob("*.py")) if self.owns(str(file))]
+
+    @property
+    def import_root(self) -> Path:
+        """Folder that has to be on ``sys.path`` for the modules to be importable."""
+        return self.root.parent if self.kind == "package" else self.root
+
+    def has_script(self, relative: str) -> bool:
+        """Whether there is a script such as ``train`` or ``segment.train``."""
+        return self._script(relative).is_file()
+
+    def has_flags(self, relative: str) -> bool:
+        """Whether a script takes flags, as its text says: others do their work when they are imported."""
+        return code_in(self._script(relative)).defines("parse_opt", "main")
+
+    def _script(self, relative: str) -> Path:
+        return (self.root / Path(*relative.split("."))).with_suffix(".py")
+
+    def __str__(self) -> str:
+        what = "PyPI package" if self.kind == "package" else "clone"
+        return f"YOLOv5 {self.version} ({what}, {self.root})"
+
+
+def is_yolov5_root(path: Path) -> bool:
+    """Whether a folder holds a YOLOv5: ``models/yolo.py``, ``utils/general.py`` and ``train.py``."""
+    return all((path / part).is_file() for part in ("models/yolo.py", "utils/general.py", "train.py"))
+
+
+def engine_at(path: Path) -> Engine:
+    """The YOLOv5 in a folder.
+
+    Raises:
+        EngineNotFoundError: the folder does not exist or holds no YOLOv5.
+    """
+    root = path.expanduser().resolve()
+    if not root.is_dir():
+        raise EngineNotFoundError(f"no such folder for --yolov5: {path}. {_HOW_TO_GET_ONE}")
+    if not is_yolov5_root(root):
+        raise EngineNotFoundError(
+            f"{path} is no YOLOv5: it lacks models/yolo.py, utils/general.py or train.py. {_HOW_TO_GET_ONE}"
+        )
+    if code_in(root / "models/yolo.py").imports("yolov5", within_function=False):
+        return Engine(root, "package", _package_version(root))
+    return Engine(root, "clone", _clone_version(root))
+
+
+@contextmanager
+def leaving_working_folder_alone() -> Iterator[None]:
+    """Within: `locate` takes no clone for standing in it. For what only looks at files, which may be a stranger's."""
+    token = _working_folder_counts.set(False)
+    try:
+        yield
+    finally:
+        _working_folder_counts.reset(token)
+
+
+def locate(path: str | os.PathLike[str] | None = None) -> Engine:
+    """Find the YOLOv5 to use.
+
+    In this order: ``path``; the environment variable ``YOLOV5_EMA_YOLOV5``; the working directory,
+    if it is a clone; the installed package ``yolov5``; a clone in ``./yolov5``. Within
+    `leaving_working_folder_alone`, without the working directory and what is in it.
+
+    Raises:
+        EngineNotFoundError: there is none; the message says how to get or name one.
+    """
+    named = path or os.environ.get(YOLOV5_ENV)
+    if named:
+        return engine_at(Path(named))
+    here = clone_here()
+    if here is not None and here.root == Path.cwd().resolve() and _working_folder_counts.get():
+        return here
+    package = _installed_package()
+    if package is not None:
+        return engine_at(package)
+    if here is not None and _working_folder_counts.get():
+        return here
+    hint = (
+        f"{here} is not used by commands that only look at files: if you trust its code, name it with --yolov5. "
+        if here is not None
+        else ""
+    )
+    raise EngineNotFoundError(f"no YOLOv5 found. {hint}{_HOW_TO_GET_ONE}")
+
+
+def clone_here() -> Engine | None:
+    """A clone that is the working directory, or lies in it as ``./yolov5``."""
+    here = Path.cwd()
+    places = [place for place in (here, here / "yolov5") if is_yolov5_root(place)]
+    return engine_at(places[0]) if places else None
+
+
+def _installed_package() -> Path | None:
+    spec = importlib.util.find_spec("yolov5")
+    if spec is None or spec.origin is None:
+        return None
+    root = Path(spec.origin).parent
+    return root if is_yolov5_root(root) else None
+
+
+def _package_version(root: Path) -> str:
+    for line in code_in(root / "__init__.py").all(ast.Assign):
+        declared = value_of(line.value)
+        if isinstance(declared, str) and "__version__" in map(dotted, line.targets):
+            return declared
+    try:
+        return importlib.metadata.version("yolov5")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _clone_version(root: Path) -> str:
+    """The release that a clone's files look like; upstream writes its version nowhere."""
+    if (root / "segment/train.py").is_file():
+        return "7.0+" if code_in(root / "utils/general.py").imports("ultralytics") else "7.0"
+    if (root / "classify/train.py").is_file() or (root / "utils/dataloaders.py").is_file():
+        return "6.2"
+    return "6.1" if code_in(root / "models/common.py").defines("DetectMultiBackend") else "6.0"
