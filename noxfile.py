@@ -47,7 +47,15 @@ def engine(session: nox.Session, release: str) -> None:
     place = VENV / "engines" / release
     if not place.is_dir():
         session.skip(f"yolov5 {release} is not laid aside: run `make engines`")
-    tests = session.posargs or ["tests/engine", "tests/cli"]
+    tests = session.posargs or [
+        "tests/upstream",
+        "tests/cfgs",
+        "tests/checkpoints",
+        "tests/engine",
+        "tests/scripts",
+        "tests/cli",
+        "tests/journeys",
+    ]
     session.run(str(VENV / "bin/python"), "-m", "pytest", *tests, env={"PYTHONPATH": str(place)})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import configparser
 import importlib
 import subprocess
@@ -11,56 +10,88 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import rooms
 
 import yolov5_ema
+from yolov5_ema import _moved
 from yolov5_ema.resources import find_shipped, models_dir
 
 PACKAGE = Path(yolov5_ema.__file__).parent
 REPOSITORY = PACKAGE.parent
-BASE = {"class_names", "errors", "files", "reading", "resources", "__init__"}
-CLASSIFICATION = {"classification", "engine", "weights", "blocks", "kernels", "data"}
-# a room and the rooms that it may import from
-MAY_IMPORT = {
-    "cli": {"cli", "paper", "explain", "reporting", *CLASSIFICATION, "data", "evaluation"},
-    "paper": {"paper", *CLASSIFICATION},
-    "explain": {"explain", *CLASSIFICATION, "data"},
-    "reporting": {"reporting", *CLASSIFICATION, "data", "evaluation"},
-    "classification": CLASSIFICATION,
-    "engine": {"engine", "weights", "blocks", "kernels", "data"},
-    "weights": {"weights", "blocks", "kernels"},
-    "blocks": {"blocks", "kernels"},
-    "kernels": {"kernels"},
-    "data": {"data"},
-    "evaluation": {"evaluation", "data"},
-}
 
 
-def _imports(path: Path) -> set[str]:
-    """Rooms of yolov5_ema that a file imports."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("yolov5_ema.")}
-    return found
+def test_imports_go_downward_and_in_no_circle():
+    graph = rooms.imports()
+    assert {rooms.room_of(module) for module in graph} == {*rooms.ROOMS, None}
+    assert not rooms.upward(
+        {name: imported for name, imported in graph.items() if name != "yolov5_ema.__main__"}
+    )
+    assert not rooms.circles(graph)
 
 
-def _files() -> list[Path]:
-    return [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE]
+def test_no_room_is_large():
+    counted = rooms.lines()
+    largest = max(counted, key=counted.__getitem__)
+    assert counted[largest] < rooms.LARGEST_SHARE * sum(counted.values()), largest
 
 
-@pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path):
-    room = path.relative_to(PACKAGE).parts[0]
-    upward = _imports(path) - BASE - MAY_IMPORT[room] - {"__version__"}
-    assert not upward, f"{room} must not import {upward}"
+@pytest.mark.parametrize(
+    "planted, upward, circles",
+    [
+        ({"low/a": "from house.high import b", "high/b": ""}, ["house.low.a imports house.high.b"], []),
+        (
+            {"low/a": "def f():\n    import house.high.b", "high/b": ""},
+            ["house.low.a imports house.high.b"],
+            [],
+        ),
+        ({"errors": "from house.low.a import X", "low/a": ""}, ["house.errors imports house.low.a"], []),
+        (
+            {
+                "low/a": "from house.low import b",
+                "low/b": "from house.low.c import X",
+                "low/c": "import house.low.a",
+            },
+            [],
+            [["house.low.a", "house.low.b", "house.low.c"]],
+        ),
+        (
+            {"high/a": "import house.low.b, house.errors", "low/b": "from house import errors", "errors": ""},
+            [],
+            [],
+        ),
+    ],
+)
+def test_the_checker_sees_what_is_planted(tmp_path, planted, upward, circles):
+    for name in ("high", "low"):
+        (tmp_path / "house" / name).mkdir(parents=True)
+    for name, code in planted.items():
+        (tmp_path / f"house/{name}.py").write_text(code)
+    (tmp_path / "house/__init__.py").touch()
+    graph = rooms.imports(tmp_path / "house")
+    assert rooms.upward(graph, ("high", "low")) == upward and rooms.circles(graph) == circles
 
 
-def test_the_checker_sees_an_upward_import(tmp_path):
-    (tmp_path / "x.py").write_text("from yolov5_ema.engine import shim\nimport yolov5_ema.cli.main\n")
-    assert _imports(tmp_path / "x.py") == {"engine", "cli"}
+def _homes_of_tests() -> list[Path]:
+    top = Path(__file__).parent
+    broader = {"docs", "hard", "journeys"}  # of several modules, by what they are about
+    return [
+        file.relative_to(top)
+        for file in sorted(top.rglob("test_*.py"))
+        if file.relative_to(top).parts[0] not in broader and file.name not in {"test_layout.py", "test_ci.py"}
+    ]
+
+
+@pytest.mark.parametrize("file", _homes_of_tests(), ids=str)
+def test_tests_stand_where_their_module_does(file):
+    """``test_NAME.py`` or ``test_NAME_ASPECT.py`` in the folder of a module, a package or a room called NAME."""
+    folder, name = PACKAGE / file.parent, file.stem.removeprefix("test_")
+    known = {
+        path.stem.lstrip("_")
+        for path in folder.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    known.add(file.parent.name)
+    assert any(name == one or name.startswith(f"{one}_") for one in known)
 
 
 def test_every_public_name_can_be_imported():
@@ -69,6 +100,15 @@ def test_every_public_name_can_be_imported():
     with pytest.raises(AttributeError, match="no_such_name"):
         yolov5_ema.no_such_name  # noqa: B018
     assert set(yolov5_ema.__all__) <= set(dir(yolov5_ema))
+
+
+@pytest.mark.parametrize("old", _moved._NEW)
+def test_names_of_modules_that_were_documented_still_lead_there(old):
+    with pytest.warns(DeprecationWarning, match=f"yolov5_ema.{old} is yolov5_ema.{_moved._NEW[old]} now"):
+        sys.modules.pop(f"yolov5_ema.{old}", None)
+        module = importlib.import_module(f"yolov5_ema.{old}")
+    assert module is importlib.import_module(f"yolov5_ema.{_moved._NEW[old]}")
+    assert module.__spec__.name == module.__name__ == f"yolov5_ema.{_moved._NEW[old]}"
 
 
 def test_blocks_import_torch_and_no_compiler():

@@ -14,6 +14,8 @@ import multiprocessing
 import os
 from typing import TYPE_CHECKING, Any
 
+from yolov5_ema._moved import answer_for_old_names
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -72,3 +74,4 @@ def _join_parent() -> None:
 
 
 _join_parent()
+answer_for_old_names()

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from synthetic_runs import Page, measured_of, write_classification, write_comparison, write_training
 
 from yolov5_ema.cli.main import main
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "reporting"))
-from synthetic_runs import Page, measured_of, write_classification, write_comparison, write_training
 
 CANARY = "canary-that-lies-outside"
 SCRIPT = "</style><script>alert(1)</script><svg onload=alert(2)>\"'"

@@ -123,7 +123,7 @@ def test_every_choice_is_documented():
 
 
 def test_doctor_refuses_a_wrong_name(monkeypatch, capsys):
-    """What it prints otherwise: tests/cli/test_main_job.py."""
+    """What it prints otherwise: tests/journeys/test_main_job.py."""
     monkeypatch.setenv(ENV, "fast")
     assert main(["doctor"]) == 2
     assert f"{ENV}=fast: no such implementation; choices: {LISTED}" in capsys.readouterr().err

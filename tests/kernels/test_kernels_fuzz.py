@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(native.library().handle is None, reason=native.l
 
 
 def fuzz(*arguments, **variables):
-    script = Path(__file__).with_name("fuzz_cases.py")
+    script = Path(__file__).parents[1] / "helpers/fuzz_cases.py"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, str(script), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)

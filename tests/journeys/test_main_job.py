@@ -353,7 +353,7 @@ def test_onnx_through_yolov5s_own_detect(trained, tiny_set, tmp_path):
     assert len(list((tmp_path / "runs/detect/exp/labels").glob("*.txt"))) == 4
 
 
-@pytest.mark.slow  # tests/engine/test_processes.py trains with two
+@pytest.mark.slow  # tests/engine/quirks/test_distributed.py trains with two
 def test_every_ddp_rank_has_the_shim(tmp_path):
     (tmp_path / "rank.py").write_text(
         "import os\nfrom yolov5.models.yolo import Model\n"

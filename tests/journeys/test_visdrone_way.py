@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from drone_set import HEIGHT, VAL, WIDTH, random_annotations, write_split, zipped
 
 from yolov5_ema.cli.main import main
 from yolov5_ema.data.dataset import load_dataset
 from yolov5_ema.evaluation.sources import dataset_truths
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
-from drone_set import HEIGHT, VAL, WIDTH, random_annotations, write_split, zipped
 
 
 @pytest.fixture(scope="module")

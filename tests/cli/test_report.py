@@ -5,16 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import NAMES, randomise, run_cli
+from synthetic_runs import Page, write_classification, write_comparison, write_training
 
 from yolov5_ema.cli.main import main
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "reporting"))
-from synthetic_runs import Page, write_classification, write_comparison, write_training
 
 
 def save_untrained(file: Path) -> None:

@@ -1,0 +1,119 @@
+"""The rooms of the package and what imports what, read from the source.
+
+``python docs/rooms.py`` draws them into ``docs/images/rooms.svg``.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent / "yolov5_ema"
+# from the top down: a room imports from those below it, and from the files that stand in no room
+ROOMS = (
+    *(
+        "cli",
+        "reporting",
+        "paper",
+        "explain",
+        "comparing",
+        "detecting",
+        "classification",
+        "scripts",
+        "engine",
+    ),
+    *("checkpoints", "cfgs", "upstream", "weights", "evaluation", "data", "blocks", "kernels"),
+)
+LARGEST_SHARE = 0.13
+Imports = Mapping[str, set[str]]
+
+
+def room_of(module: str, rooms: tuple[str, ...] = ROOMS) -> str | None:
+    """The room of a module such as ``yolov5_ema.cli.main``; None for a file that stands in none."""
+    name = [*module.split("."), ""][1]
+    return name if name in rooms else None
+
+
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
+    """The files of a package by the names of their modules."""
+    found = {}
+    for file in sorted(package.rglob("*.py")):
+        parts = file.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imports(package: Path = PACKAGE) -> dict[str, set[str]]:
+    """For each module the modules of the package that it imports, wherever in the file that stands.
+
+    The package itself (``import yolov5_ema``) is left out: it looks its public names up when they are asked for.
+    """
+    files = modules(package)
+    graph = {name: set(_imported(file, files)) - {name, package.name} for name, file in files.items()}
+    graph.pop(package.name)
+    return graph
+
+
+def _imported(file: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise ValueError(f"{file}: line {node.lineno}: relative import")
+        base = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        for alias in node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
+            name = base + alias.name
+            while name and name not in known:
+                name = name.rpartition(".")[0]
+            if name:
+                yield name
+
+
+def upward(graph: Imports, rooms: tuple[str, ...] = ROOMS) -> list[str]:
+    """Imports that lead from a room to one above it, or from a file outside the rooms into one."""
+    height = {room: len(rooms) - place for place, room in enumerate(rooms)}
+    wrong = []
+    for module, imported in graph.items():
+        own = room_of(module, rooms)
+        for other in imported:
+            its = room_of(other, rooms)
+            if its and its != own and height[its] > height.get(own or "", 0):
+                wrong.append(f"{module} imports {other}")
+    return sorted(wrong)
+
+
+def circles(graph: Imports) -> list[list[str]]:
+    """Groups of modules each of which imports, by way of others, itself (Tarjan's algorithm)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        order[module] = lowest[module] = len(order)
+        stack.append(module)
+        for other in sorted(graph.get(module, ())):
+            if other not in order:
+                visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in stack:
+                lowest[module] = min(lowest[module], order[other])
+        if lowest[module] == order[module]:
+            group = stack[stack.index(module) :]
+            del stack[-len(group) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in graph:
+        if module not in order:
+            visit(module)
+    return found
+
+
+def lines(package: Path = PACKAGE) -> dict[str, int]:
+    """Lines that are not blank, by room; those of the files outside the rooms under an empty name."""
+    counted: dict[str, int] = {}
+    for name, file in modules(package).items():
+        room = room_of(name) or ""
+        filled = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        counted[room] = counted.get(room, 0) + len(filled)
+    return counted

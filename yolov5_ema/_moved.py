@@ -1,0 +1,57 @@
+"""Modules that documents of version 0.1 name, where they were then: an import of the old name gives the new module."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_OLD = "yolov5_ema."
+_NEW = {
+    "engine.cfg_generator": "cfgs.generator",
+    "engine.checkpoints": "checkpoints.loading",
+    "engine.conversion": "checkpoints.conversion",
+    "engine.data_yaml": "upstream.data_yaml",
+    "engine.locate": "upstream.locate",
+    "engine.predictor": "detecting.loading",
+    "engine.sliced": "scripts.sliced",
+    "engine.transferring": "checkpoints.transferring",
+    "evaluation.statistics": "comparing.statistics",
+}
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Answers for the old names only, and only where nothing else does."""
+
+    def __init__(self) -> None:
+        self._own: dict[str, ModuleSpec | None] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: Any = None
+    ) -> ModuleSpec | None:
+        if fullname.removeprefix(_OLD) not in _NEW or not fullname.startswith(_OLD):
+            return None
+        return ModuleSpec(fullname, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        new = _OLD + _NEW[spec.name.removeprefix(_OLD)]
+        warnings.warn(f"{spec.name} is {new} now", DeprecationWarning, stacklevel=2)
+        module = importlib.import_module(new)
+        self._own[spec.name] = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It has run already; Python has just given it the old name's specification."""
+        if module.__spec__ is not None:
+            module.__spec__ = self._own.pop(module.__spec__.name, module.__spec__)
+
+
+def answer_for_old_names() -> None:
+    """Once a process."""
+    if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
+        sys.meta_path.append(_Moved())
