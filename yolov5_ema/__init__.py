@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import os
 from typing import TYPE_CHECKING, Any
 
 from yolov5_ema._moved import answer_for_old_names
+from yolov5_ema.settings import read
 
 __version__ = "0.1.0"
 
@@ -68,9 +68,10 @@ def _join_parent() -> None:
     A worker unpickles YOLOv5's datasets, so YOLOv5 must be importable in it; the worker re-imports
     this package because it is what the main process ran.
     """
-    if os.environ.get("YOLOV5_EMA_ACTIVE") and multiprocessing.parent_process() is not None:
+    active = read("active")
+    if active and multiprocessing.parent_process() is not None:
         shim = importlib.import_module(f"{__name__}.engine.shim")
-        shim.install(os.environ["YOLOV5_EMA_ACTIVE"])
+        shim.install(active)
 
 
 _join_parent()

@@ -16,6 +16,7 @@ import torch
 import yolov5_ema
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.errors import CheckpointError
+from yolov5_ema.settings import VARIABLES
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +158,11 @@ def test_the_refusal_names_what_was_found(engine, tmp_path):
     torch.save({"model": _Touch(os.system, "true")}, tmp_path / "evil.pt")
     with pytest.raises(CheckpointError, match=r"(posix|nt)\.system"):
         checkpoints.load_checkpoint(tmp_path / "evil.pt", engine=engine)
-    os.environ[checkpoints.TRUST_ENV] = "1"
+    os.environ[VARIABLES["trust"]] = "1"
     try:
         assert checkpoints.load_checkpoint(tmp_path / "evil.pt", engine=engine) == {"model": 0}
     finally:
-        del os.environ[checkpoints.TRUST_ENV]
+        del os.environ[VARIABLES["trust"]]
 
 
 def test_a_model_built_while_unpickling_is_checked_too(engine, tmp_path):

@@ -400,10 +400,8 @@ def test_addresses_where_there_is_no_ray(address, message, tmp_path):
 
 def test_workers_get_what_the_user_told_the_command(own_folder, monkeypatch):
     from yolov5_ema.detecting.by_ray import worker_environment
-    from yolov5_ema.engine.activation import ACTIVE_ENV
     from yolov5_ema.upstream.locate import Engine
 
-    assert ACTIVE_ENV == "YOLOV5_EMA_ACTIVE"
     for name, value in {"PLUGINS": "mine", "TRUST_CHECKPOINT": "1", "ACTIVE": "here"}.items():
         monkeypatch.setenv(f"YOLOV5_EMA_{name}", value)
     found = worker_environment(Engine(own_folder / "clone", "clone", "7.0"))

@@ -24,7 +24,8 @@ from yolov5_ema.comparing import scoring
 from yolov5_ema.comparing.plan import prepare, recipe_differences, save_recipe
 from yolov5_ema.comparing.runs import Record, Run, Runner, locked, log_tail
 from yolov5_ema.errors import UserError
-from yolov5_ema.scripts import leash, seeding
+from yolov5_ema.scripts import seeding
+from yolov5_ema.settings import VARIABLES, read
 from yolov5_ema.upstream.patching import Patches
 
 
@@ -275,7 +276,7 @@ def test_a_process_on_the_leash_ends_with_its_starter(tmp_path):
         "import time; from yolov5_ema.scripts.leash import end_with_parent; "
         "end_with_parent(); print('up', flush=True); time.sleep(60); print('never')"
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), leash.LEASH_ENV: "1"}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), VARIABLES["leash"]: "1"}
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
@@ -291,20 +292,20 @@ def test_a_process_on_the_leash_ends_with_its_starter(tmp_path):
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "one", "2147483648"])
 def test_a_seed_that_is_none(monkeypatch, text):
-    monkeypatch.setenv(seeding.SEED_ENV, text)
+    monkeypatch.setenv(VARIABLES["seed"], text)
     with pytest.raises(UserError, match="YOLOV5_EMA_SEED must be a whole number"):
-        seeding.seed_from_environment()
+        read("seed")
 
 
 def test_without_a_seed_train_is_left_alone(monkeypatch, engine):
     import importlib
 
-    monkeypatch.delenv(seeding.SEED_ENV, raising=False)
+    monkeypatch.delenv(VARIABLES["seed"], raising=False)
     module = importlib.import_module(engine.module_name("train"))
     before = dict(vars(module))
     with seeding.seeded_training(engine, ["--epochs", "1"]) as flags:
         assert flags == ["--epochs", "1"] and vars(module) == before
-    monkeypatch.setenv(seeding.SEED_ENV, "7")
+    monkeypatch.setenv(VARIABLES["seed"], "7")
     has_flag = "--seed" in Path(module.__file__).read_text(encoding="utf-8")  # v6.0 and v6.1 have none
     with seeding.seeded_training(engine, ["--epochs", "1"]) as flags:
         assert flags == ["--epochs", "1", *(["--seed", "7"] if has_flag else [])]
@@ -348,7 +349,7 @@ def train_tiny(tiny_set: Path, cwd: Path, cfg: str, seed: int, name: str) -> Pat
     done = run_cli(
         *("train", "--data", tiny_set, "--cfg", cfg, "--weights", "", *flags),
         cwd=cwd,
-        env={seeding.SEED_ENV: str(seed), "OMP_WAIT_POLICY": "PASSIVE"},
+        env={VARIABLES["seed"]: str(seed), "OMP_WAIT_POLICY": "PASSIVE"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return cwd / "runs/train" / name

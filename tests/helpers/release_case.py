@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from warm_python import run_warm
 
-from yolov5_ema.kernels.native import CACHE_ENV
+from yolov5_ema.settings import VARIABLES
 
 _HERE = Path(__file__).resolve().parent
 _LONGEST_S = 120
@@ -34,7 +34,7 @@ def run_in_child(code: str, namespace: dict[str, str], without: str | None = Non
     paths = map(str, (_HERE.parents[1], _HERE.parent, _HERE))
     environment = {**os.environ, "HOME": namespace["TMP"], "PYTHONPATH": os.pathsep.join(paths)}
     # not compiled again for each HOME
-    environment.setdefault(CACHE_ENV, str(Path.home() / ".cache/yolov5-ema"))
+    environment.setdefault(VARIABLES["cache"], str(Path.home() / ".cache/yolov5-ema"))
     environment.pop("YOLOV5_CONFIG_DIR", None)
     case = json.dumps([code, namespace, (without or "").split()])
     done = run_warm("release_case", case, cwd=Path.cwd(), env=environment, longest_s=_LONGEST_S)

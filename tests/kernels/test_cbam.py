@@ -14,6 +14,7 @@ from yolov5_ema.blocks import CBAM
 from yolov5_ema.errors import UserError
 from yolov5_ema.kernels import dispatch, native
 from yolov5_ema.kernels.cbam import cpp
+from yolov5_ema.settings import VARIABLES
 
 SHAPES = [
     (1, 1, 1, 1),
@@ -321,7 +322,7 @@ def test_which_one_runs(implementation, dtype, kernel, monkeypatch):
     assert f"implementation={implementation}" in repr(block)
     block(torch.rand(1, 16, 3, 3, dtype=dtype))
     assert bool(calls) == kernel
-    monkeypatch.setenv(dispatch.ENV, "exact")
+    monkeypatch.setenv(VARIABLES["implementation"], "exact")
     calls.clear()
     block(torch.rand(1, 16, 3, 3, dtype=dtype))
     assert not calls
@@ -330,8 +331,8 @@ def test_which_one_runs(implementation, dtype, kernel, monkeypatch):
 def test_wrong_names(monkeypatch):
     with pytest.raises(ValueError, match="CBAM: no implementation is called 'fast'"):
         CBAM(16, implementation="fast")
-    monkeypatch.setenv(dispatch.ENV, "fast")
-    with pytest.raises(UserError, match=dispatch.ENV):
+    monkeypatch.setenv(VARIABLES["implementation"], "fast")
+    with pytest.raises(UserError, match=VARIABLES["implementation"]):
         CBAM(16)(torch.rand(1, 16, 3, 3))
 
 

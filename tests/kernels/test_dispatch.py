@@ -11,7 +11,8 @@ from yolov5_ema.blocks import EMA
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import UserError
 from yolov5_ema.kernels import dispatch, native
-from yolov5_ema.kernels.dispatch import CHOICES, ENV, Choice, check_implementation, choose
+from yolov5_ema.kernels.dispatch import CHOICES, Choice, check_implementation, choose
+from yolov5_ema.settings import VARIABLES
 
 LISTED = "auto, reference, exact, cpp, triton"
 
@@ -19,7 +20,7 @@ LISTED = "auto, reference, exact, cpp, triton"
 @pytest.fixture(autouse=True)
 def kernels_are_there(monkeypatch):
     """As on a machine with a compiler and a GPU; nothing is run here."""
-    monkeypatch.delenv(ENV, raising=False)
+    monkeypatch.delenv(VARIABLES["implementation"], raising=False)
     monkeypatch.setattr(dispatch, "_missing", lambda kernel: "")
 
 
@@ -71,14 +72,16 @@ def test_a_block_without_such_a_kernel():
 
 
 def test_the_environment_is_over_the_option(monkeypatch):
-    monkeypatch.setenv(ENV, "reference")
+    monkeypatch.setenv(VARIABLES["implementation"], "reference")
     assert choose("EMA", "cpp", "cpu", torch.float32).name == "reference"
     with dispatch.forced("exact"):
         assert choose("EMA", "cpp", "cpu", torch.float32).name == "exact"
-    monkeypatch.setenv(ENV, "")
+    monkeypatch.setenv(VARIABLES["implementation"], "")
     assert choose("EMA", "exact", "cpu", torch.float32).name == "exact"
-    monkeypatch.setenv(ENV, "fast")
-    with pytest.raises(UserError, match=f"{ENV}=fast: no such implementation; choices: {LISTED}"):
+    monkeypatch.setenv(VARIABLES["implementation"], "fast")
+    with pytest.raises(
+        UserError, match=f"{VARIABLES['implementation']}=fast: no such implementation; choices: {LISTED}"
+    ):
         EMA(8, groups=2)(torch.zeros(1, 8, 2, 2))
 
 
@@ -124,9 +127,12 @@ def test_every_choice_is_documented():
 
 def test_doctor_refuses_a_wrong_name(monkeypatch, capsys):
     """What it prints otherwise: tests/journeys/test_main_job.py."""
-    monkeypatch.setenv(ENV, "fast")
+    monkeypatch.setenv(VARIABLES["implementation"], "fast")
     assert main(["doctor"]) == 2
-    assert f"{ENV}=fast: no such implementation; choices: {LISTED}" in capsys.readouterr().err
+    assert (
+        f"{VARIABLES['implementation']}=fast: no such implementation; choices: {LISTED}"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_detector_predicts_the_same_by_any_implementation():

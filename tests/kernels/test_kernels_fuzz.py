@@ -11,6 +11,7 @@ import pytest
 from conftest import REPOSITORY
 
 from yolov5_ema.kernels import native
+from yolov5_ema.settings import VARIABLES
 
 pytestmark = pytest.mark.skipif(native.library().handle is None, reason=native.library().reason)
 
@@ -34,7 +35,7 @@ def sanitized(tmp_path):
     return {
         "LD_PRELOAD": " ".join(map(str, libraries)),
         "ASAN_OPTIONS": options,
-        native.CACHE_ENV: str(tmp_path / "kernels"),
+        VARIABLES["cache"]: str(tmp_path / "kernels"),
     }
 
 

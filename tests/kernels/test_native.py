@@ -15,6 +15,7 @@ from conftest import REPOSITORY, randomise
 
 from yolov5_ema.blocks import EMA
 from yolov5_ema.kernels import dispatch, native, ownership
+from yolov5_ema.settings import VARIABLES
 
 needs_compiler = pytest.mark.skipif(native.library().handle is None, reason=native.library().reason)
 
@@ -22,7 +23,7 @@ needs_compiler = pytest.mark.skipif(native.library().handle is None, reason=nati
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
-    monkeypatch.setenv(native.CACHE_ENV, str(folder))
+    monkeypatch.setenv(VARIABLES["cache"], str(folder))
     return folder
 
 
@@ -74,7 +75,7 @@ def test_without_a_compiler_a_block_gives_the_same(tmp_path):
         **os.environ,
         "PATH": str(tmp_path),
         "PYTHONPATH": str(REPOSITORY),
-        native.CACHE_ENV: str(tmp_path),
+        VARIABLES["cache"]: str(tmp_path),
     }
     environment.pop("CXX", None)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -181,7 +182,7 @@ def planted(tmp_path, cache, monkeypatch):
     monkeypatch.setenv("CANARY", str(canary))
     folder = tmp_path / "parent" / "cache"
     folder.mkdir(parents=True, mode=0o700)
-    monkeypatch.setenv(native.CACHE_ENV, str(folder))
+    monkeypatch.setenv(VARIABLES["cache"], str(folder))
     file = folder / f"kernels-{native._fingerprint(compiler, *native._VARIANTS[0])}.so"
     flags = ["-x", "c", "-shared", "-fPIC"]
     subprocess.run([compiler, *flags, str(source), "-o", str(file)], check=True)
@@ -256,7 +257,7 @@ def test_without_a_folder_it_is_built_for_the_process(cache, monkeypatch):
 @pytest.mark.slow
 def test_four_processes_build_at_once(tmp_path):
     code = "from yolov5_ema.kernels import native; assert native.library().handle, native.library().reason"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), native.CACHE_ENV: str(tmp_path / "cache")}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), VARIABLES["cache"]: str(tmp_path / "cache")}
     running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(4)]
     assert [process.wait() for process in running] == [0] * 4
     assert len(list((tmp_path / "cache").iterdir())) == 1

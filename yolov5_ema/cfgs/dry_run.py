@@ -15,10 +15,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from yolov5_ema.cfgs.conflicts import conflicts_choice
 from yolov5_ema.cfgs.rows import checked_model
 from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.settings import chosen_conflicts
 from yolov5_ema.upstream.locate import Engine
 
 _SIDE = 256  # pixels; what YOLOv5 itself uses to find the strides
@@ -42,7 +42,7 @@ def check_model(cfg: str | Path, engine: Engine) -> dict[str, Any]:
     """
     content = load_yaml(Path(cfg))
     yolo = importlib.import_module(engine.module_name("models.yolo"))
-    checked_model(content, yolo, where=str(cfg), conflicts=conflicts_choice())
+    checked_model(content, yolo, where=str(cfg), conflicts=chosen_conflicts())
     check_builds(content, yolo, str(cfg))
     return content
 

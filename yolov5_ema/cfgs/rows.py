@@ -29,7 +29,6 @@ from yolov5_ema.blocks.positions import (
 from yolov5_ema.cfgs.graph import SECTIONS, Graph, Row
 from yolov5_ema.errors import ConfigError
 
-CHOICES = ("error", "ours", "theirs")
 OUR_PREFIX = "yolov5_ema."
 
 WRAPPERS = frozenset({"AutoShape", "DetectMultiBackend"})

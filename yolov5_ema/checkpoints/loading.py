@@ -30,6 +30,7 @@ from yolov5_ema.blocks import registry
 from yolov5_ema.checkpoints.state import check_models, check_modules, check_names, mend
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import replacement
+from yolov5_ema.settings import read
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.weights.checkpoint_files import (
     PickleFile,
@@ -46,8 +47,6 @@ from yolov5_ema.weights.names import taken_by_torch
 from yolov5_ema.weights.paths import PATHS
 from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
-TRUST_ENV = "YOLOV5_EMA_TRUST_CHECKPOINT"
-
 _CLASS_MODULES = ("models.common", "models.experimental", "models.yolo")
 _NEVER_IN_A_CHECKPOINT = {"AutoShape", "DetectMultiBackend"}  # wrappers that open files when built
 
@@ -56,9 +55,9 @@ _said: ContextVar[bool | None] = ContextVar("trust said in Python", default=None
 
 
 def is_trusted() -> bool:
-    """Whether the user said ``--trust-checkpoint`` (or set ``YOLOV5_EMA_TRUST_CHECKPOINT=1``, or `trusting`)."""
+    """Whether the user said ``--trust-checkpoint`` (or the variable that stands for it, or `trusting`)."""
     said = _said.get()
-    return os.environ.get(TRUST_ENV, "") not in ("", "0") if said is None else said
+    return bool(read("trust")) if said is None else said
 
 
 @contextmanager

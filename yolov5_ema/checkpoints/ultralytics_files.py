@@ -27,6 +27,7 @@ from yolov5_ema.checkpoints.state import name_options
 from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular
+from yolov5_ema.settings import VARIABLES
 from yolov5_ema.weights.inert_pickle import Followed, Items, Made, MalformedPickle, class_name, follow
 from yolov5_ema.weights.names import OF_YOLOV5, taken_by_torch
 from yolov5_ema.weights.vocabulary import odd_calls, short_storages
@@ -97,7 +98,7 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} holds what no checkpoint of ultralytics needs: {'; '.join(odd[:8])}. Nothing of it was run. If it "
             "is a block of your own, import the module that registers it; if you know where the file comes from and "
-            f"trust it with your machine, set {checkpoints.TRUST_ENV}=1."
+            f"trust it with your machine, set {VARIABLES['trust']}=1."
         )
     if short_storages(opened.root, opened.sizes):
         raise CheckpointError(f"{path} is cut off or was changed: a storage is shorter than the file says")

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from yolov5_ema.errors import UserError
-
-PLUGINS_ENV = "YOLOV5_EMA_PLUGINS"
+from yolov5_ema.settings import read
 
 
 def load_plugins() -> None:
@@ -18,7 +17,7 @@ def load_plugins() -> None:
     Raises:
         UserError: a module cannot be imported.
     """
-    for name in filter(None, os.environ.get(PLUGINS_ENV, "").split(os.pathsep)):
+    for name in read("plugins"):
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         try:

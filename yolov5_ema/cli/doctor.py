@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from yolov5_ema import __version__
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.errors import UserError
+from yolov5_ema.settings import VARIABLES, read
 
 if TYPE_CHECKING:
     from yolov5_ema.engine.activation import Finding
@@ -74,9 +74,9 @@ def _print_torch() -> None:
 def _print_implementations() -> None:
     from yolov5_ema.kernels import dispatch
 
-    asked = os.environ.get(dispatch.ENV)
+    asked = read("implementation")
     if asked:
-        print(f"{dispatch.ENV}={asked}")
+        print(f"{VARIABLES['implementation']}={asked}")
     for device, (name, reason) in dispatch.survey("EMA").items():
         print(f"EMA on {device:<8}{name}: {reason}")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from yolov5_ema.cli._yolov5 import PLUGINS_ENV, load_plugins
+from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.errors import EngineNotFoundError, UserError
+from yolov5_ema.settings import read
 
 if TYPE_CHECKING:
     from yolov5_ema.weights.inspection import Inspection, ModelReport
@@ -82,9 +82,9 @@ class _Judge:
         return inspection.inspect_file(path, self._allowed, self._blocks)
 
     def _learn(self) -> None:
-        from yolov5_ema.upstream.locate import YOLOV5_ENV, locate
+        from yolov5_ema.upstream.locate import locate
 
-        if os.environ.get(PLUGINS_ENV):
+        if read("plugins"):
             load_plugins()
             from yolov5_ema.blocks import get_block, list_blocks
 
@@ -93,7 +93,7 @@ class _Judge:
         try:
             engine = locate()
         except EngineNotFoundError:
-            if os.environ.get(YOLOV5_ENV):
+            if read("yolov5"):
                 raise
             self.by = "the names of modules alone, for no YOLOv5 was found"
             return

@@ -7,13 +7,16 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from yolov5_ema import __version__
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import DISK_ERRORS
+from yolov5_ema.settings import CONFLICTS, Settings
 
 COMMANDS = {
     "train": "yolov5_ema.cli.train",
@@ -53,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _own_environment():
-            return _dispatch(arguments)
+        return _dispatch(arguments)
     except UserError as error:
         print(f"yolov5-ema: error: {_which_process()}{error}", file=sys.stderr)
         return 2
@@ -86,27 +88,6 @@ def _which_process() -> str:
     return f"rank {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
-@contextmanager
-def _own_environment() -> Iterator[None]:
-    """What a call's flags put into the environment is gone when it ends: the next call in this process has its own."""
-    before = _of_this_program()
-    try:
-        yield
-    finally:
-        for name in _of_this_program().keys() - before.keys():
-            os.environ.pop(name)
-        os.environ.update(before)
-
-
-def _of_this_program() -> dict[str, str]:
-    """Without the one that says whether the shim is installed, which outlives a call."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith("YOLOV5_EMA_") and name != "YOLOV5_EMA_ACTIVE"
-    }
-
-
 def _dispatch(arguments: list[str]) -> int:
     ours, of_a_script = _split(arguments)
     common, rest = _common_parser().parse_known_args(ours)
@@ -124,9 +105,8 @@ def _dispatch(arguments: list[str]) -> int:
             raise UserError(_unknown_flag(word))
     if command not in COMMANDS:
         raise UserError(_unknown(command))
-    _apply_common(common)
     module = importlib.import_module(COMMANDS[command])
-    with _surroundings(command):
+    with _settings(common).exported(), _surroundings(command):
         return int(module.main(argv) or 0)
 
 
@@ -168,21 +148,23 @@ def _common_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="yolov5-ema", add_help=False, allow_abbrev=False)
     parser.add_argument("--yolov5")
     parser.add_argument("--plugin", action="append", default=[])
-    parser.add_argument("--conflicts", choices=("error", "ours", "theirs"))
+    parser.add_argument("--conflicts", choices=CONFLICTS)
     parser.add_argument("--trust-checkpoint", action="store_true")
     return parser
 
 
-def _apply_common(common: argparse.Namespace) -> None:
-    """Through the environment, so that DDP ranks and worker processes get the same."""
+def _settings(common: argparse.Namespace) -> Settings:
+    """Those of the environment, and over them what the command line says."""
+    said: dict[str, Any] = {}
     if common.yolov5:
-        os.environ["YOLOV5_EMA_YOLOV5"] = os.path.abspath(os.path.expanduser(common.yolov5))
+        said["yolov5"] = os.path.abspath(os.path.expanduser(common.yolov5))
     if common.conflicts:
-        os.environ["YOLOV5_EMA_CONFLICTS"] = common.conflicts
+        said["conflicts"] = common.conflicts
     if common.trust_checkpoint:
-        os.environ["YOLOV5_EMA_TRUST_CHECKPOINT"] = "1"
+        said["trust"] = True
     if common.plugin:
-        os.environ["YOLOV5_EMA_PLUGINS"] = os.pathsep.join(common.plugin)
+        said["plugins"] = tuple(common.plugin)
+    return replace(Settings.from_environment(), **said)
 
 
 def _overview() -> str:

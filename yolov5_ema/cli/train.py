@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.errors import UserError
+from yolov5_ema.settings import INITS, Settings
 
 SUMMARY = "train a detector: YOLOv5's own train, with every flag of it"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run YOLOv5's ``train``; ``YOLOV5_EMA_SEED`` seeds it, also where YOLOv5 has no ``--seed``."""
+    """Run YOLOv5's ``train``; the setting ``seed`` counts also where YOLOv5 has no ``--seed``."""
     own, rest = _own_flags().parse_known_args(argv)
     from yolov5_ema.engine import shim
     from yolov5_ema.engine.quirks import distributed
-    from yolov5_ema.engine.quirks.weight_transfer import INIT_ENV
     from yolov5_ema.scripts import leash, seeding
     from yolov5_ema.scripts import running as scripts
     from yolov5_ema.upstream.flags import given_flags
@@ -29,9 +29,8 @@ def main(argv: Sequence[str]) -> int:
     weights = given_flags(engine, "train", rest).get("weights")
     if own.init == "identity" and weights is not None and weights.value == "":
         raise UserError("--init identity is for pretrained --weights: from scratch there is nothing to keep")
-    if own.init:  # through the environment, so that DDP ranks get it
-        os.environ[INIT_ENV] = own.init
-    with seeding.seeded_training(engine, rest) as flags:
+    chosen = replace(Settings.from_environment(), init=own.init) if own.init else Settings.from_environment()
+    with chosen.exported(), seeding.seeded_training(engine, rest) as flags:
         scripts.run_script(engine, "train", flags, more_help=_own_flags().format_help())
     return 0
 
@@ -42,7 +41,7 @@ def _own_flags() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--init",
-        choices=("none", "identity"),
+        choices=INITS,
         help="how attention blocks start that the --weights lack: identity, so that they change nothing at first",
     )
     return parser

@@ -22,8 +22,7 @@ from yolov5_ema.checkpoints.loading import load_checkpoint
 from yolov5_ema.comparing import machine, scoring
 from yolov5_ema.comparing.plan import Plan, read_json, write_json
 from yolov5_ema.errors import CheckpointError, UserError
-from yolov5_ema.scripts.leash import LEASH_ENV
-from yolov5_ema.scripts.seeding import SEED_ENV
+from yolov5_ema.settings import Settings
 from yolov5_ema.upstream.locate import Engine
 
 TRAINING, TRAINED, FINISHED, FAILED, DIVERGED = "training", "trained", "finished", "failed", "diverged"
@@ -239,7 +238,7 @@ class Runner:
 
     def _call(self, run: Run, arguments: list[str], watched: bool = False) -> int:
         """Run one of our commands into the run's log; it ends when this process does."""
-        environment = {**os.environ, LEASH_ENV: "1", SEED_ENV: str(run.seed)}
+        environment = {**os.environ, **Settings(leash=True, seed=run.seed).as_environment()}
         environment.update(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
         kept = () if self._lock is None else (self._lock,)
         with (

@@ -22,21 +22,19 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable
 
 import yolov5_ema
 from yolov5_ema.errors import UserError
-from yolov5_ema.upstream.locate import YOLOV5_ENV, Engine
+from yolov5_ema.settings import Settings
+from yolov5_ema.upstream.locate import Engine
 
 ADDRESS_ENV = "RAY_ADDRESS"
 _AUTH_MODE_ENV = "RAY_AUTH_MODE"
 _TOKENS = "ray._private.authentication"
 """Where Ray has what makes and checks tokens, if it has that."""
-_ENV_PREFIX = "YOLOV5_EMA_"
-_ENV_OF_THIS_PROCESS = "YOLOV5_EMA_ACTIVE"
-"""Not from `activation`, which brings torch: the ledger is a process of its own that imports this module."""
 _ANSWER_WITHIN_S = 10.0
 _ATTEMPTS = 3
 """How often a chunk may kill its worker; before the last time, the worker says which image it is at."""
@@ -268,15 +266,15 @@ def _be_quiet() -> None:
 
 def worker_environment(engine: Engine) -> dict[str, str]:
     """Environment variables of the workers: what the user told this process, and where the package is."""
-    found = {name: value for name, value in os.environ.items() if name.startswith(_ENV_PREFIX)}
-    found.pop(_ENV_OF_THIS_PROCESS, None)
+    settings = replace(Settings.from_environment(), active=None)
     if engine.kind == "clone":
-        found[YOLOV5_ENV] = str(engine.root)
+        settings = replace(settings, yolov5=str(engine.root))
+    found = settings.as_environment()
     paths = []
     home = Path(yolov5_ema.__file__).resolve().parent.parent
     if home.name not in ("site-packages", "dist-packages"):
         paths.append(str(home))
-    if found.get("YOLOV5_EMA_PLUGINS"):
+    if settings.plugins:
         paths.append(os.getcwd())
     if paths:
         found["PYTHONPATH"] = os.pathsep.join([*paths, "${PYTHONPATH}"])

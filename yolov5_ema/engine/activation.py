@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -19,10 +20,9 @@ from yolov5_ema.engine.guards import GUARDS
 from yolov5_ema.engine.quirks import QUIRKS, Quirk, SourceModule
 from yolov5_ema.engine.quirks.fonts import CONFIG_ENV
 from yolov5_ema.errors import UserError
+from yolov5_ema.settings import exporting
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
-
-ACTIVE_ENV = "YOLOV5_EMA_ACTIVE"
 
 _lock = threading.RLock()
 _active: Activation | None = None
@@ -35,7 +35,8 @@ class Activation:
         self.engine = engine
         self.patches = Patches()
         self._finder = _Finder(self)
-        self._environment = {name: os.environ.get(name) for name in (ACTIVE_ENV, CONFIG_ENV)}
+        self._config = os.environ.get(CONFIG_ENV)
+        self._told_to_workers = ExitStack()
         self._path_entry = str(engine.import_root)
         self._added_path = False
         self._patched: set[str] = set()
@@ -53,7 +54,7 @@ class Activation:
             sys.path.insert(0, self._path_entry)
             self._added_path = True
         sys.meta_path.insert(0, self._finder)
-        os.environ[ACTIVE_ENV] = str(self.engine.root)  # for spawned workers
+        self._told_to_workers.enter_context(exporting(active=str(self.engine.root)))
         for name, module in list(sys.modules.items()):
             if self.engine.owns(getattr(module, "__file__", None)):
                 self.after_import(name, module)
@@ -63,11 +64,11 @@ class Activation:
             sys.meta_path.remove(self._finder)
         self.patches.undo()
         self._patched.clear()
-        for name, value in self._environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        self._told_to_workers.close()
+        if self._config is None:
+            os.environ.pop(CONFIG_ENV, None)
+        else:
+            os.environ[CONFIG_ENV] = self._config
         if self._added_path:
             with contextlib.suppress(ValueError):
                 sys.path.remove(self._path_entry)
@@ -109,7 +110,7 @@ class _Loader(SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         subject = self._activation.source_module(module.__name__, self.path)
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             for quirk in QUIRKS:
                 if quirk.needed(subject):
                     stack.enter_context(quirk.while_running(subject))

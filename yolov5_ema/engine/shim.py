@@ -7,6 +7,7 @@ A row's module may be a class, not only a name, and a string argument is evaluat
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -19,10 +20,10 @@ from types import FrameType, ModuleType, TracebackType
 from typing import Any, Callable, Union
 
 from yolov5_ema.blocks.positions import UnclearNumbersError
-from yolov5_ema.cfgs.conflicts import CONFLICTS_ENV, conflicts_choice, set_choice
 from yolov5_ema.cfgs.rows import checked_model, is_block
 from yolov5_ema.engine import activation, ultralytics_adapter
 from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.settings import VARIABLES, chosen_conflicts, exporting
 from yolov5_ema.upstream.locate import Engine, engine_at, locate
 from yolov5_ema.upstream.patching import Patches
 
@@ -40,7 +41,7 @@ def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
             ``models.yolo`` / ``yolov5`` module. Or ``"ultralytics"``, or that module: the package of YOLOv8 and
             later, which gets an adapter of its own, beside a YOLOv5 if need be.
         conflicts: what a name means that YOLOv5 defines as well (a fork's own CBAM): ``error`` (say so),
-            ``ours`` or ``theirs``. None: the environment variable ``YOLOV5_EMA_CONFLICTS``, or ``error``.
+            ``ours`` or ``theirs``. None: what the settings say, or ``error``.
 
     Returns:
         The YOLOv5 found; for ultralytics that package, as an `Engine` of kind ``ultralytics``. A second
@@ -57,7 +58,7 @@ def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
         >>> model = Model("models/yolov5s-ema.yaml")  # doctest: +SKIP
     """
     global _installed
-    chosen = conflicts_choice(conflicts)
+    chosen = chosen_conflicts(conflicts)
     if ultralytics_adapter.names_ultralytics(yolo):
         return ultralytics_adapter.install(conflicts=chosen)
     engine = _engine_of(yolo)
@@ -66,7 +67,7 @@ def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
         if _installed is None:
             _installed = _patched(engine)
         if conflicts is not None:
-            _installed.set_item(os.environ, CONFLICTS_ENV, conflicts)
+            _installed.set_item(os.environ, VARIABLES["conflicts"], conflicts)
     return engine
 
 
@@ -138,15 +139,19 @@ def installed(yolo: Yolo = None, *, conflicts: str | None = None) -> Iterator[En
     Yields:
         The YOLOv5 found.
     """
-    was_installed, before = is_installed(yolo), os.environ.get(CONFLICTS_ENV)
+    if is_installed(yolo):
+        with (
+            contextlib.nullcontext()
+            if conflicts is None
+            else exporting(conflicts=chosen_conflicts(conflicts))
+        ):
+            yield install(yolo)
+        return
     engine = install(yolo, conflicts=conflicts)
     try:
         yield engine
     finally:
-        if not was_installed:
-            uninstall(yolo if ultralytics_adapter.names_ultralytics(yolo) else None)
-        elif conflicts is not None:
-            set_choice(before)
+        uninstall(yolo if ultralytics_adapter.names_ultralytics(yolo) else None)
 
 
 def _engine_of(yolo: Yolo) -> Engine:
@@ -167,7 +172,7 @@ def _with_blocks(parse_model: Callable[..., Any], module: ModuleType) -> Callabl
     @functools.wraps(parse_model)
     def wrapper(d: dict[str, Any], ch: list[int]) -> Any:
         where = _cfg_name()
-        model = checked_model(d, module, where=where, conflicts=conflicts_choice())
+        model = checked_model(d, module, where=where, conflicts=chosen_conflicts())
         try:
             return parse_model(model, ch)
         except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:

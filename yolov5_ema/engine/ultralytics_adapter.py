@@ -30,11 +30,12 @@ from typing import Any, Callable
 from torch import nn
 
 from yolov5_ema.blocks.positions import UnclearNumbersError
-from yolov5_ema.cfgs.rows import CHOICES, is_block
+from yolov5_ema.cfgs.rows import is_block
 from yolov5_ema.cfgs.ultralytics_rows import BlockRow, block_rows
 from yolov5_ema.engine import ultralytics_guards
 from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
 from yolov5_ema.resources import models_dir
+from yolov5_ema.settings import CONFLICTS
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.weights.alignment import align
@@ -102,8 +103,8 @@ def install(*, conflicts: str = "error") -> Ultralytics:
         EngineNotFoundError: `ultralytics` is not installed.
     """
     global _installed
-    if conflicts not in CHOICES:
-        raise UserError(f"conflicts must be one of {', '.join(CHOICES)}, not {conflicts!r}")
+    if conflicts not in CONFLICTS:
+        raise UserError(f"conflicts must be one of {', '.join(CONFLICTS)}, not {conflicts!r}")
     try:
         package = importlib.import_module(NAME)
     except ModuleNotFoundError as error:

@@ -1,14 +1,13 @@
 """Which implementation of a block runs: one place that decides, and says why.
 
 By itself it takes the fastest that the device, the dtype and the moment allow. ``EMA(…, implementation=…)`` asks
-for another one, and the environment variable ``YOLOV5_EMA_IMPLEMENTATION`` for all blocks, over what they say.
+for another one, and the settings (an environment variable) for all blocks, over what they say.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -18,8 +17,7 @@ from torch.autograd import forward_ad
 
 from yolov5_ema.errors import UserError
 from yolov5_ema.kernels import native
-
-ENV = "YOLOV5_EMA_IMPLEMENTATION"
+from yolov5_ema.settings import VARIABLES, read
 
 CHOICES = {
     "auto": "the fastest that can run",
@@ -75,12 +73,14 @@ def asked_for(implementation: str) -> str:
     """
     if _forced:
         return _forced[-1]
-    name = os.environ.get(ENV)
+    name = read("implementation")
     if not name:
         return implementation
     if name not in CHOICES:
-        raise UserError(f"{ENV}={name}: no such implementation; choices: {', '.join(CHOICES)}")
-    return name
+        raise UserError(
+            f"{VARIABLES['implementation']}={name}: no such implementation; choices: {', '.join(CHOICES)}"
+        )
+    return str(name)
 
 
 def choose(

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from yolov5_ema.kernels.ownership import is_private_file, is_private_folder
-
-CACHE_ENV = "YOLOV5_EMA_CACHE"
+from yolov5_ema.settings import read
 
 _SOURCES = Path(__file__).parent / "cpp"
 _COMPILERS = ("c++", "g++", "clang++")
@@ -112,7 +111,7 @@ def _cache_folder() -> Path | None:
     """Where libraries are kept; None if others could put one there, or nothing can be written."""
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(os.environ.get(CACHE_ENV) or Path(base) / "yolov5-ema").absolute()
+        folder = Path(read("cache") or Path(base) / "yolov5-ema").absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # of Path.home(), for a user without one
         return None

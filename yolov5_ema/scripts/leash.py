@@ -6,18 +6,16 @@ import os
 import sys
 import threading
 
-LEASH_ENV = "YOLOV5_EMA_LEASH"
-"""Set to 1 in the environment of a process whose standard input is a pipe that its starter holds open."""
+from yolov5_ema.settings import take
 
 
 def end_with_parent() -> None:
-    """If the environment asks for it, end this process as soon as its standard input is closed.
+    """If the settings ask for it, end this process as soon as its standard input, a pipe, is closed by its starter.
 
     A training left behind by a killed ``compare`` would go on writing where the next one resumes.
     """
-    if os.environ.pop(LEASH_ENV, "") != "1":  # popped: workers of this process are not on that leash
-        return
-    threading.Thread(target=_watch, args=(sys.stdin.fileno(),), daemon=True).start()
+    if take("leash"):  # workers of this process are not on that leash
+        threading.Thread(target=_watch, args=(sys.stdin.fileno(),), daemon=True).start()
 
 
 def _watch(stdin: int) -> None:

@@ -22,33 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from yolov5_ema.errors import UserError
+from yolov5_ema.settings import read
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import code_in
 
-SEED_ENV = "YOLOV5_EMA_SEED"
-
-_LARGEST = 2**31 - 1
-
-
-def seed_from_environment() -> int | None:
-    """The seed that ``YOLOV5_EMA_SEED`` asks for; None if it is not set.
-
-    Raises:
-        UserError: it is no whole number from 0 to 2147483647.
-    """
-    text = os.environ.get(SEED_ENV, "")
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) > _LARGEST:
-        raise UserError(f"{SEED_ENV} must be a whole number from 0 to {_LARGEST}, not {text!r}")
-    return int(text)
-
 
 @contextmanager
 def seeded_training(engine: Engine, argv: Sequence[str]) -> Iterator[list[str]]:
-    """Let YOLOv5's ``train`` use the seed of the environment, if there is one.
+    """Let YOLOv5's ``train`` use the seed of the settings, if there is one.
 
     Yields:
         The flags to run ``train`` with: those given, and ``--seed`` where this YOLOv5 knows it.
@@ -56,7 +38,7 @@ def seeded_training(engine: Engine, argv: Sequence[str]) -> Iterator[list[str]]:
     Raises:
         UserError: the seed is no number.
     """
-    seed = seed_from_environment()
+    seed = read("seed")
     if seed is None:
         yield list(argv)
         return

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolov5_ema.errors import EngineNotFoundError
+from yolov5_ema.settings import VARIABLES, read
 from yolov5_ema.upstream.source_code import code_in, dotted, value_of
-
-YOLOV5_ENV = "YOLOV5_EMA_YOLOV5"
 
 _HOW_TO_GET_ONE = (
     "Install one (pip install 'yolov5-ema[v6]', or [v7]), point to a clone with --yolov5 PATH "
-    f"or the environment variable {YOLOV5_ENV}, or run the command inside a clone."
+    f"or the environment variable {VARIABLES['yolov5']}, or run the command inside a clone."
 )
 
 _OF_OTHERS = {"site-packages", "dist-packages"}
@@ -130,14 +129,14 @@ def leaving_working_folder_alone() -> Iterator[None]:
 def locate(path: str | os.PathLike[str] | None = None) -> Engine:
     """Find the YOLOv5 to use.
 
-    In this order: ``path``; the environment variable ``YOLOV5_EMA_YOLOV5``; the working directory,
+    In this order: ``path``; the settings (``--yolov5``); the working directory,
     if it is a clone; the installed package ``yolov5``; a clone in ``./yolov5``. Within
     `leaving_working_folder_alone`, without the working directory and what is in it.
 
     Raises:
         EngineNotFoundError: there is none; the message says how to get or name one.
     """
-    named = path or os.environ.get(YOLOV5_ENV)
+    named = path or read("yolov5")
     if named:
         return engine_at(Path(named))
     here = clone_here()

@@ -12,8 +12,8 @@ import yolov5_ema
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints.loading import load_checkpoint
-from yolov5_ema.engine.quirks.weight_transfer import INIT_ENV
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.settings import VARIABLES
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_without_the_shim_half_of_it_is_lost(script, checkpoint):
 
 
 def test_identity_at_step_0(script, checkpoint, monkeypatch):
-    monkeypatch.setenv(INIT_ENV, "identity")
+    monkeypatch.setenv(VARIABLES["init"], "identity")
     model = build("EMA", nc=2)
     as_train_does(script, checkpoint, model, ["a", "b"])
     image = torch.rand(1, 3, 64, 64)
@@ -70,7 +70,7 @@ def test_identity_at_step_0(script, checkpoint, monkeypatch):
 
 
 def test_identity_without_a_fresh_block_is_refused(script, checkpoint, monkeypatch):
-    monkeypatch.setenv(INIT_ENV, "identity")
+    monkeypatch.setenv(VARIABLES["init"], "identity")
     with pytest.raises(ConfigError, match="no row of the cfg is a fresh attention block"):
         as_train_does(script, checkpoint, build("none", nc=2), ["a", "b"])
 

@@ -1,6 +1,6 @@
 """Training in several processes: on a machine without GPUs, if asked for, and in one run folder.
 
-YOLOv5 takes each process of ``torchrun`` to have a GPU of its own. With ``YOLOV5_EMA_CPU_DDP=1`` they share the CPU and
+YOLOv5 takes each process of ``torchrun`` to have a GPU of its own. With the setting ``cpu_ddp`` they share the CPU and
 talk through gloo: slow, and meant for trying out, before GPUs are paid for, whether a training runs in several
 processes at all.
 """
@@ -20,15 +20,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
 from yolov5_ema.errors import UserError
+from yolov5_ema.settings import VARIABLES, read
 from yolov5_ema.upstream.patching import ModuleView, Patches
 from yolov5_ema.upstream.source_code import parameters
 
-CPU_DDP_ENV = "YOLOV5_EMA_CPU_DDP"
+_VARIABLE = VARIABLES["cpu_ddp"]
 
 
 def is_cpu_ddp() -> bool:
     """Whether this is a process of ``torchrun``, and the user asked for the CPU."""
-    return os.environ.get(CPU_DDP_ENV, "") not in ("", "0") and "LOCAL_RANK" in os.environ
+    return bool(read("cpu_ddp")) and "LOCAL_RANK" in os.environ
 
 
 def check_devices() -> None:
@@ -42,7 +43,7 @@ def check_devices() -> None:
         return
     raise UserError(
         f"torchrun started process {wanted} on this machine, which has GPUs for {there}: YOLOv5 trains with one "
-        f"a process. Lower --nproc_per_node, or set {CPU_DDP_ENV}=1 to try several processes out on the CPU."
+        f"a process. Lower --nproc_per_node, or set {_VARIABLE}=1 to try several processes out on the CPU."
     )
 
 
@@ -54,7 +55,7 @@ class _CpuOfARank(str):
 
 def _cpu_needed(module: SourceModule) -> str | None:
     if is_cpu_ddp() and module.code.calls("dist.barrier", "dist.init_process_group"):
-        return f"{CPU_DDP_ENV} is set: the processes of torchrun share the CPU"
+        return f"{_VARIABLE} is set: the processes of torchrun share the CPU"
     return None
 
 
@@ -159,7 +160,7 @@ def _keep(norm: Any, mean: torch.Tensor, variance: torch.Tensor) -> None:
 CPU_DDP = Quirk(
     name="cpu-ddp",
     symptom="torchrun without GPUs: insufficient CUDA devices for DDP command",
-    versions=f"all; off unless {CPU_DDP_ENV}=1",
+    versions=f"all; off unless {_VARIABLE}=1",
     needed=_cpu_needed,
     settled=lambda module: not is_cpu_ddp(),
     apply=_cpu_apply,

@@ -10,13 +10,13 @@ import ast
 import functools
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.settings import read
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import Code
 from yolov5_ema.weights.heads import names_of
@@ -24,8 +24,6 @@ from yolov5_ema.weights.identity import start_as_identity
 from yolov5_ema.weights.transfer import transfer
 
 _FUNCTION = "intersect_dicts"
-INIT_ENV = "YOLOV5_EMA_INIT"
-INITS = ("none", "identity")
 
 
 def _needed(module: SourceModule) -> str | None:
@@ -88,7 +86,7 @@ def _by_structure(theirs: Any) -> Callable[..., dict[str, Any]]:
         )
         logger.info(found.table())
         _forget_training_state(caller["ckpt"], da, db, logger)
-        if os.environ.get(INIT_ENV) == "identity":
+        if read("init") == "identity":
             _start_as_identity(target, found.state, found.fresh_blocks, logger)
         return found.state
 

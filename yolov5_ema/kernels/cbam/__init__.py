@@ -43,7 +43,7 @@ def cbam(
 
     Raises:
         UserError: a kernel was asked for on its own device and cannot run there; or the environment variable
-            ``YOLOV5_EMA_IMPLEMENTATION`` holds no implementation's name.
+            the environment holds no implementation's name.
     """
     if is_symbolic(x):
         return spatial_gate(channel_gate(x))

@@ -42,7 +42,7 @@ def ema(
     Raises:
         RuntimeError: shapes, devices or dtypes that do not fit together.
         UserError: a kernel was asked for on its own device and cannot run there; or the environment variable
-            ``YOLOV5_EMA_IMPLEMENTATION`` holds no implementation's name.
+            the environment holds no implementation's name.
     """
     parameters = (w1, b1, gamma, beta, w3, b3)
     if is_symbolic(x):

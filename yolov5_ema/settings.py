@@ -1,0 +1,189 @@
+"""What the user chose for the whole program: one frozen object, from the environment and the command line.
+
+Processes that are started (ranks of torchrun, workers, trainings of ``compare``) find it in their environment. No other
+file reads or writes these variables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, Callable
+
+from yolov5_ema.errors import UserError
+
+CONFLICTS = ("error", "ours", "theirs")
+INITS = ("none", "identity")
+LARGEST_SEED = 2**31 - 1
+
+VARIABLES = {
+    "yolov5": "YOLOV5_EMA_YOLOV5",
+    "plugins": "YOLOV5_EMA_PLUGINS",
+    "conflicts": "YOLOV5_EMA_CONFLICTS",
+    "trust": "YOLOV5_EMA_TRUST_CHECKPOINT",
+    "implementation": "YOLOV5_EMA_IMPLEMENTATION",
+    "cache": "YOLOV5_EMA_CACHE",
+    "seed": "YOLOV5_EMA_SEED",
+    "init": "YOLOV5_EMA_INIT",
+    "cpu_ddp": "YOLOV5_EMA_CPU_DDP",
+    "leash": "YOLOV5_EMA_LEASH",
+    "active": "YOLOV5_EMA_ACTIVE",
+}
+"""The environment variable of each field of `Settings`."""
+
+_OF_ONE_PROCESS = ("active", "leash")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for all that a process does.
+
+    Attributes:
+        yolov5: folder of the YOLOv5 to use; None: see `yolov5_ema.locate`.
+        plugins: modules to import before a model is built.
+        conflicts: what a name means that both YOLOv5 and this package have, one of `CONFLICTS`.
+        trust: unpickle whatever a checkpoint holds.
+        implementation: of all blocks, see `yolov5_ema.kernels.dispatch`; None: what each was built with.
+        cache: folder of compiled kernels; None: the user's cache folder.
+        seed: of a training; None: YOLOv5's own.
+        init: how blocks start that the pretrained weights lack, one of `INITS`.
+        cpu_ddp: the processes of torchrun share the CPU.
+        leash: this process ends when the one that started it does.
+        active: folder of the YOLOv5 that the shim is installed for, told to spawned workers.
+    """
+
+    yolov5: str | None = None
+    plugins: tuple[str, ...] = ()
+    conflicts: str = "error"
+    trust: bool = False
+    implementation: str | None = None
+    cache: str | None = None
+    seed: int | None = None
+    init: str = "none"
+    cpu_ddp: bool = False
+    leash: bool = False
+    active: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """The settings of this process.
+
+        Raises:
+            UserError: a variable holds what is none of its values; names it.
+        """
+        return cls(**{name: read(name) for name in VARIABLES})
+
+    def as_environment(self) -> dict[str, str]:
+        """Environment variables that hold these settings, without those that are as if nothing had been said."""
+        texts = {VARIABLES[field.name]: _as_text(getattr(self, field.name)) for field in fields(self)}
+        unsaid = {VARIABLES[field.name]: _as_text(field.default) for field in fields(self)}
+        return {name: text for name, text in texts.items() if text != unsaid[name]}
+
+    @contextmanager
+    def exported(self) -> Iterator[None]:
+        """Within: the settings of this process and of those that it starts. Then all is as it was before.
+
+        Whether a shim is installed is not a matter of the caller's, and stays as it is.
+        """
+        before = _said()
+        _put(before, {name: text for name, text in self.as_environment().items() if name in _names()})
+        try:
+            yield
+        finally:
+            _put(_said(), before)
+
+
+def read(name: str) -> Any:
+    """One field of `Settings.from_environment`.
+
+    Raises:
+        UserError: the variable holds what is none of its values.
+    """
+    text = os.environ.get(VARIABLES[name], "")
+    reader = _READERS.get(name)
+    if not text:
+        return getattr(Settings, name)
+    return reader(text) if reader else text
+
+
+@contextmanager
+def exporting(**changes: Any) -> Iterator[None]:
+    """Within: these fields are the settings of this process and of those that it starts; others are left alone."""
+    names = [VARIABLES[name] for name in changes]
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    after = Settings(**changes).as_environment()
+    _put(names, {name: after[name] for name in names if name in after})
+    try:
+        yield
+    finally:
+        _put(names, before)
+
+
+def take(name: str) -> Any:
+    """`read`, and forget: processes that this one starts are not told."""
+    value = read(name)
+    os.environ.pop(VARIABLES[name], None)
+    return value
+
+
+def chosen_conflicts(said: str | None = None) -> str:
+    """What is said, else what the settings say, of names that both YOLOv5 and this package have.
+
+    Raises:
+        UserError: it is none of `CONFLICTS`.
+    """
+    return read("conflicts") if said is None else _one_of("conflicts", CONFLICTS)(said)
+
+
+def _names() -> set[str]:
+    return {variable for name, variable in VARIABLES.items() if name not in _OF_ONE_PROCESS}
+
+
+def _said() -> dict[str, str]:
+    return {name: os.environ[name] for name in _names() if name in os.environ}
+
+
+def _put(old: Any, new: Mapping[str, str]) -> None:
+    for name in set(old) - new.keys():
+        os.environ.pop(name, None)
+    os.environ.update(new)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return os.pathsep.join(value)
+    if isinstance(value, bool):
+        return "1" if value else ""
+    return "" if value is None else str(value)
+
+
+def _one_of(name: str, choices: tuple[str, ...]) -> Callable[[str], str]:
+    def checked(text: str) -> str:
+        if text not in choices:
+            raise UserError(f"{name} must be one of {', '.join(choices)}, not {text!r}")
+        return text
+
+    return checked
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise UserError(f"{VARIABLES['seed']} must be a whole number from 0 to {LARGEST_SEED}, not {text!r}")
+    return int(text)
+
+
+def _is_on(text: str) -> bool:
+    return text != "0"
+
+
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "plugins": lambda text: tuple(filter(None, text.split(os.pathsep))),
+    "conflicts": _one_of("conflicts", CONFLICTS),
+    "trust": _is_on,
+    "seed": _seed,
+    "init": _one_of(VARIABLES["init"], INITS),
+    "cpu_ddp": _is_on,
+    "leash": _is_on,
+}
