@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import csv
 import datetime
-import importlib
 import io
 import statistics
 import tempfile
@@ -85,7 +84,7 @@ def exported(weights: Path, block: str, implementation: str, imgsz: int) -> Path
 
 def save_checkpoint(file: Path, block: str) -> None:
     engine = shim.install()
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    yolo = engine.module("models.yolo")
     model = yolo.Model(build_cfg(size="s", block=block))
     model.nc, model.names = 80, [f"class{i}" for i in range(80)]
     torch.save({"epoch": -1, "model": model.half(), "ema": None, "updates": None, "optimizer": None}, file)

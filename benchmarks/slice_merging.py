@@ -28,7 +28,6 @@ import argparse
 import contextlib
 import csv
 import datetime
-import importlib
 import io
 import os
 import platform
@@ -252,7 +251,7 @@ def moved(file: Path, at: int) -> np.ndarray:
 
 def predicted(engine: Engine, data: Path, weights: Path) -> list[Scene]:
     """What ``val --slice`` is about to put together, in pixels of the mosaics."""
-    val = importlib.import_module(engine.module_name("val"))
+    val = engine.module("val")
     origins: list[Origin] = []
 
     def keep_all(boxes: torch.Tensor, origin: Origin, **_: Any) -> torch.Tensor:

@@ -30,7 +30,7 @@ for root, file in zip(sys.argv[1::2], sys.argv[2::2]):
     engine = engine_at(Path(root))
     activation.activate(engine)
     logging.disable(logging.INFO)
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    yolo = engine.module("models.yolo")
     cfg = yaml.safe_load((Path(root) / "models/yolov5s.yaml").read_text())
     torch.manual_seed(0)
     model = yolo.Model({**cfg, "nc": 3, "width_multiple": 0.25}).eval()

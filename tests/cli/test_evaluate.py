@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import re
 import shutil
@@ -152,7 +151,7 @@ def of_val(learned, tmp_path_factory):
     """Figures that val.run returns, and its run folder with predictions as JSON and as text."""
     folder = tmp_path_factory.mktemp("val")
     with yolov5_ema.installed() as engine:
-        val = importlib.import_module(engine.module_name("val"))
+        val = engine.module("val")
         data, weights = map(str, learned)
         options = {"data": data, "weights": weights, "imgsz": 96, "batch_size": 4, "half": False}
         options["conf_thres"] = CONFIDENCE
@@ -234,7 +233,7 @@ def test_all_columns_judge_the_images_that_val_judges(odd_set, learned, own_fold
         assert f"images/val/{name}.jpg: " in said.err, name
     ours = json.loads(Path("o.json").read_text())
     with yolov5_ema.installed() as engine:
-        val = importlib.import_module(engine.module_name("val"))
+        val = engine.module("val")
         options = {
             "data": str(odd_set),
             "weights": str(learned[1]),
@@ -257,7 +256,7 @@ def test_all_columns_judge_the_images_that_val_judges(odd_set, learned, own_fold
     )
     # what val keeps of the labels is as before: the next val leaves the same images out
     with yolov5_ema.installed() as engine:
-        val = importlib.import_module(engine.module_name("val"))
+        val = engine.module("val")
         assert val.run(**options, project=str(own_folder), plots=False)[0][:4] == pytest.approx(
             found, abs=1e-9
         )
@@ -343,7 +342,7 @@ def test_submit_by_weights(drone_set, tmp_path):
     """An untrained detector of ten classes on images without any label."""
     run_cli("cfg", "--size", "n", "--block", "EMA", "--nc", 10, "-o", "ten.yaml", cwd=tmp_path)
     with yolov5_ema.installed() as engine:
-        yolo = importlib.import_module(engine.module_name("models.yolo"))
+        yolo = engine.module("models.yolo")
         model = yolo.Model("ten.yaml")
         model.names, model.nc = list(CLASSES), len(CLASSES)  # as train attaches them
         model.model[-1].m[0].bias.data += 4  # certain of objects, as no untrained detector is

@@ -16,14 +16,13 @@ from yolov5_ema.cli.main import main
 
 def save_untrained(file: Path) -> None:
     """best.pt of yolov5n with EMA and three classes, its weights at random."""
-    import importlib
 
     from yolov5_ema.checkpoints.loading import save_checkpoint
     from yolov5_ema.engine import shim
     from yolov5_ema.resources import find_shipped
 
     engine = shim.install()
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    yolo = engine.module("models.yolo")
     model = yolo.Model(str(find_shipped("yolov5n-ema.yaml")), ch=3, nc=len(NAMES))
     model.names = list(NAMES)
     randomise(model.model[-1])  # Detect's biases say that there is nothing

@@ -230,9 +230,8 @@ def test_resumed_at():
 
 @pytest.mark.parametrize("more", [(), ("map50s",)])  # the PyPI package 7.0.14 returns one thing more
 def test_score_takes_the_first_four_figures(engine, monkeypatch, more):
-    import importlib
 
-    val = importlib.import_module(engine.module_name("val"))
+    val = engine.module("val")
     given: dict[str, object] = {}
 
     def play(**flags):
@@ -298,10 +297,9 @@ def test_a_seed_that_is_none(monkeypatch, text):
 
 
 def test_without_a_seed_train_is_left_alone(monkeypatch, engine):
-    import importlib
 
     monkeypatch.delenv(VARIABLES["seed"], raising=False)
-    module = importlib.import_module(engine.module_name("train"))
+    module = engine.module("train")
     before = dict(vars(module))
     with seeding.seeded_training(engine, ["--epochs", "1"]) as flags:
         assert flags == ["--epochs", "1"] and vars(module) == before

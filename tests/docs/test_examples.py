@@ -241,7 +241,7 @@ def test_rows_of_models_build():
 
     seen = set()
     with yolov5_ema.installed() as engine:
-        yolo = importlib.import_module(engine.module_name("models.yolo"))
+        yolo = engine.module("models.yolo")
         for example in all_examples():
             if example.language != "yaml" or example.is_data or not example.is_run:
                 continue

@@ -51,10 +51,9 @@ OF_HONEST_RUNS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def script() -> Script:
     """The train.py of the installed YOLOv5, as the guard sees it."""
-    import importlib
 
     engine = shim.install()
-    module = importlib.import_module(engine.module_name("train"))
+    module = engine.module("train")
     source = Path(module.__file__).read_text(encoding="utf-8")
     return resumed_training._script(SourceModule(engine, "train", source, module))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -45,7 +43,7 @@ def computed(case, release):
 
 def by_yolov5(case, engine) -> dict[str, float]:
     """As its `val.run` puts its functions together."""
-    val = importlib.import_module(engine.module_name("val"))
+    val = engine.module("val")
     thresholds = torch.linspace(0.5, 0.95, 10)
     stats = []
     for truth, found in case:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -122,7 +120,7 @@ def test_a_picture_of_which_nothing_is_left(engine, red_detector):
 @pytest.mark.parametrize("classes", [(), (1,)])
 def test_surviving_candidates_are_those_of_yolov5(engine, classes):
     """Boxes, scores and classes equal `non_max_suppression`'s, in its order."""
-    general = importlib.import_module(engine.module_name("utils.general"))
+    general = engine.module("utils.general")
     generator = torch.Generator().manual_seed(3)
     for _ in range(5):
         boxes = torch.rand(400, 8, generator=generator)

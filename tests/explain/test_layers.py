@@ -8,10 +8,11 @@ from torch import nn
 
 import yolov5_ema
 from yolov5_ema.blocks import create_block
+from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.detectors import candidates_of
-from yolov5_ema.explain.layers import block_name, choose, find_blocks, in_order
+from yolov5_ema.explain.layers import choose, find_blocks, in_order
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_derived_classes_and_blocks_within_blocks():
             super().__init__(16)
             self.inner = create_block("ECA", 16)
 
-    assert block_name(Mine()) == "SE" and block_name(nn.Conv2d(1, 1, 1)) is None
+    assert block_of(Mine()) == block_of(Mine) == "SE" and block_of(nn.Conv2d(1, 1, 1)) == ""
     model = nn.Sequential(nn.Conv2d(3, 16, 1), Mine(), nn.Sequential(create_block("ECA", 16)))
     assert list(find_blocks(model)) == ["1", "2.0"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from pathlib import Path
 
 import pytest
@@ -64,13 +63,13 @@ def command_once(engine) -> None:
         write_good_data(folder)
         (folder / "mine.yaml").write_bytes(as_text(SMALL))
         assert main(["info", "mine.yaml", "--imgsz", "64"]) == 0
-        importlib.import_module(engine.module_name("models.yolo")).Model("mine.yaml")
+        engine.module("models.yolo").Model("mine.yaml")
 
 
 def preflight_then_build(file: Path, folder: Path, engine) -> None:
     """`train` up to where it would train; there, what YOLOv5 does with the cfg next."""
-    train = importlib.import_module(engine.module_name("train"))
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    train = engine.module("train")
+    yolo = engine.module("models.yolo")
     built = []
 
     def in_place_of_training(opt, *_):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import cv2
@@ -112,8 +111,8 @@ def lay_out(folder: Path) -> None:
 
 def preflight(script: str, engine, folder: Path, *flags: object) -> tuple[int, object]:
     """A script up to where it would start; there, what YOLOv5 does with the data YAML next."""
-    module = importlib.import_module(engine.module_name(script))
-    general = importlib.import_module(engine.module_name("utils.general"))
+    module = engine.module(script)
+    general = engine.module("utils.general")
     understood = []
 
     def in_place_of_the_script(opt, *_):

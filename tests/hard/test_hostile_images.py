@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import sys
@@ -39,7 +38,7 @@ def weights(tiny_set, tmp_path_factory) -> Path:
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
     with yolov5_ema.installed() as engine, torch.random.fork_rng():
         torch.manual_seed(0)
-        yolo = importlib.import_module(engine.module_name("models.yolo"))
+        yolo = engine.module("models.yolo")
         model = yolo.Model(str(models_dir() / "yolov5n-ema.yaml"), nc=3)
         for layer in model.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):

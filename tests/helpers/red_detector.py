@@ -71,7 +71,7 @@ def _model(engine: Engine) -> Any:
         "backbone": [[-1, 1, "Conv", [8, CELL, CELL, 0]], [-1, 1, "Spotlight", []]],
         "head": [[[1], 1, "Detect", ["nc", "anchors"]]],
     }  # fmt: skip
-    model = importlib.import_module(engine.module_name("models.yolo")).Model(cfg).eval()
+    model = engine.module("models.yolo").Model(cfg).eval()
     model.names = ["red", "blue"]
     conv, _, detect = model.model
     conv.act = torch.nn.ReLU(inplace=True)

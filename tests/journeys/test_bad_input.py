@@ -255,7 +255,6 @@ def test_images_of_another_size_than_an_exported_model_takes(own_folder, tmp_pat
 
 
 def test_a_class_beyond_those_of_the_data_set():
-    import importlib
 
     from yolov5_ema.scripts.running import speaking_plainly
 
@@ -263,7 +262,7 @@ def test_a_class_beyond_those_of_the_data_set():
         yolov5_ema.installed() as engine,
         pytest.raises(yolov5_ema.UserError, match="'yolov5-ema data stats'"),
     ):
-        matrix = importlib.import_module(engine.module_name("utils.metrics")).ConfusionMatrix(nc=2)
+        matrix = engine.module("utils.metrics").ConfusionMatrix(nc=2)
         box = torch.tensor([[8.0, 8, 40, 40]])
         with speaking_plainly(engine):
             matrix.process_batch(

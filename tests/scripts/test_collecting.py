@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import itertools
 import types
@@ -23,7 +22,7 @@ def engine():
 
 def test_no_image_is_lost_to_the_time_limit(engine, monkeypatch):
     """A clock that jumps by minutes: YOLOv5 stops after the first image of the batch."""
-    general = importlib.import_module(engine.module_name("utils.general"))
+    general = engine.module("utils.general")
     clock = itertools.count(step=600)
     monkeypatch.setattr(general, "time", types.SimpleNamespace(time=lambda: next(clock)))
     rows = torch.tensor([[[20.0, 20, 10, 10, 0.9, 0.8], [60, 60, 10, 10, 0.7, 0.9]]]).repeat(3, 1, 1)
@@ -37,7 +36,7 @@ def test_no_image_is_lost_to_the_time_limit(engine, monkeypatch):
 
 
 def test_val_is_as_before_afterwards(engine):
-    val = importlib.import_module(engine.module_name("val"))
+    val = engine.module("val")
     before = val.run, val.non_max_suppression
     with collected_detections(engine, 500) as found:
         assert val.run is not before[0] and val.non_max_suppression is not before[1]
@@ -46,7 +45,7 @@ def test_val_is_as_before_afterwards(engine):
 
 
 def test_a_second_evaluation_in_one_process_leaves_the_first_alone(engine, monkeypatch):
-    val = importlib.import_module(engine.module_name("val"))
+    val = engine.module("val")
     sent = []
 
     def run(data, max_det=300, callbacks=None, plots=True):

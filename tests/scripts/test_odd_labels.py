@@ -48,7 +48,7 @@ from yolov5_ema.data.image_size import reason_left_out
 from yolov5_ema.data.yolo_format import read_labels
 from yolov5_ema.scripts.odd_labels import polygon_from
 name = "utils.dataloaders" if ENGINE.has_script("utils.dataloaders") else "utils.datasets"
-verify = importlib.import_module(ENGINE.module_name(name)).verify_image_label
+verify = ENGINE.module(name).verify_image_label
 rows = lambda table: np.unique(np.asarray(table, np.float32).round(6), axis=0)
 left_out = set()
 for label in sorted(Path(TMP, "labels").iterdir()):

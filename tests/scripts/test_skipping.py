@@ -81,9 +81,7 @@ def test_names_of_results(flags, listed, names, capsys):
 
 def test_too_thin_is_what_yolov5_cannot_scale():
     with yolov5_ema.installed() as engine:
-        import importlib
-
-        letterbox = importlib.import_module(engine.module_name("utils.augmentations")).letterbox
+        letterbox = engine.module("utils.augmentations").letterbox
         found = set()
         for size in (64, [64, 96]):
             for long in (1, 100, 6400, 20_000):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 
 import cv2
@@ -51,7 +50,7 @@ def quietly(run, **options):
 
 def detected(engine, weights, source, project, size=None, **options):
     """Rows (n, 6) of class, x, y, w, h, confidence that detect writes for one image."""
-    module = importlib.import_module(engine.module_name("detect"))
+    module = engine.module("detect")
     context = sliced_inference(engine, "detect", size, OVERLAP) if size else contextlib.nullcontext()
     settings = {
         "conf_thres": 0.0001,
@@ -73,7 +72,7 @@ def detected(engine, weights, source, project, size=None, **options):
 
 def recorded(engine, script, run, monkeypatch):
     """What is given to YOLOv5's suppression, call by call, (rows, 5 + classes), while `run` runs."""
-    module = importlib.import_module(engine.module_name(script))
+    module = engine.module(script)
     seen = []
 
     def note(
@@ -95,9 +94,9 @@ def scaling(general):
 
 def by_hand(engine, weights, file, conf):
     """Rows of the whole image and of every window, in native pixels: the engine's own functions, window by window."""
-    general = importlib.import_module(engine.module_name("utils.general"))
-    letterbox = importlib.import_module(engine.module_name("utils.augmentations")).letterbox
-    experimental = importlib.import_module(engine.module_name("models.experimental"))
+    general = engine.module("utils.general")
+    letterbox = engine.module("utils.augmentations").letterbox
+    experimental = engine.module("models.experimental")
     model = quietly(experimental.attempt_load, weights=str(weights)).eval()
     picture = cv2.imread(str(file))
     height, width = picture.shape[:2]
@@ -130,7 +129,7 @@ def test_rows_of_windows_are_those_of_the_model_moved(engine, trained, big_set, 
         )
 
     seen = recorded(engine, "detect", run, monkeypatch)
-    general = importlib.import_module(engine.module_name("utils.general"))
+    general = engine.module("utils.general")
     rows = torch.cat(seen)
     native = scaling(general)((64, 64), general.xywh2xyxy(rows[:, :4]), (120, 160))  # 160 x 120 in 64 x 64
     found = torch.cat([native, rows[:, 4:]], 1).numpy()
@@ -163,7 +162,7 @@ def test_val_moves_boxes_as_its_own_scaling_undoes(engine, trained, big_set, tmp
     monkeypatch.setattr(sliced.Frame, "gain_and_pad", noted)
     seen = torch.cat(recorded(engine, "val", run, monkeypatch))
     (_, ratio_pad, letterboxed), *_ = [shape for shape in shapes if shape[0] == (120, 160)]
-    general = importlib.import_module(engine.module_name("utils.general"))
+    general = engine.module("utils.general")
     native = scaling(general)(letterboxed, general.xywh2xyxy(seen[:, :4]), (120, 160), ratio_pad)
     found = torch.cat([native, seen[:, 4:]], 1).numpy()
     for name in ("1", "2"):
@@ -182,7 +181,7 @@ def test_an_image_no_larger_than_a_window_is_as_without(engine, trained, big_set
 
 
 def test_val_of_such_images_is_as_without(engine, trained, tiny_set, tmp_path):
-    module = importlib.import_module(engine.module_name("val"))
+    module = engine.module("val")
     options = {
         "data": str(tiny_set),
         "weights": str(trained),
@@ -198,7 +197,7 @@ def test_val_of_such_images_is_as_without(engine, trained, tiny_set, tmp_path):
 
 def test_a_model_and_a_loader_of_the_callers_own(engine, trained, big_set, tmp_path):
     """As train gives them to val: the same figures as with the file's name, and no hook left on the model."""
-    module = importlib.import_module(engine.module_name("val"))
+    module = engine.module("val")
     options = {"imgsz": IMGSZ, "batch_size": 3, "plots": False, "conf_thres": 0.0001, "half": False}
     model = quietly(
         module.attempt_load if hasattr(module, "attempt_load") else _loader(engine), weights=str(trained)
@@ -223,12 +222,12 @@ def test_a_model_and_a_loader_of_the_callers_own(engine, trained, big_set, tmp_p
 
 
 def _loader(engine):
-    return importlib.import_module(engine.module_name("models.experimental")).attempt_load
+    return engine.module("models.experimental").attempt_load
 
 
 def test_everything_is_put_back(engine, trained, big_set, tmp_path):
     for script in ("detect", "val"):
-        module = importlib.import_module(engine.module_name(script))
+        module = engine.module(script)
         before = dict(vars(module))
         with sliced_inference(engine, script, SIZE, OVERLAP):
             assert module.run is not before["run"]
@@ -343,7 +342,7 @@ def test_what_cannot_be_sliced(engine, trained, big_set, tmp_path):
     with pytest.raises(UserError, match=r"train of .* cannot be sliced"), sliced_inference(engine, "train"):
         pass
     if engine.version.startswith("6.0"):
-        module = importlib.import_module(engine.module_name("detect"))
+        module = engine.module("detect")
         for weights in ("best.tflite", "best.torchscript.pt", "saved_model"):
             with pytest.raises(UserError, match=weights), sliced_inference(engine, "detect"):
                 module.run(weights=weights, source=str(big_set), project=tmp_path / "runs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import types
 
 import pytest
@@ -37,7 +36,7 @@ def options(source: object, **flags: object) -> argparse.Namespace:
 def test_no_window_is_opened_without_a_display(no_display, capsys):
     """YOLOv5's own check opens one, and OpenCV's Qt would end this process."""
     with yolov5_ema.installed() as engine:
-        general = importlib.import_module(engine.module_name("utils.general"))
+        general = engine.module("utils.general")
         assert general.check_imshow() is False
     assert "no display here" in capsys.readouterr().out
 

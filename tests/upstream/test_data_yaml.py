@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def test_roboflows_splits_beside_the_yaml(roboflow, engine, monkeypatch, capsys)
     dataset = load_dataset(roboflow)
     assert [len(dataset.images(split)) for split in ("train", "val")] == [8, 4]
     check_data(roboflow, ("train", "val"), engine)
-    general = importlib.import_module(engine.module_name("utils.general"))
+    general = engine.module("utils.general")
     found = general.check_dataset(str(roboflow))
     assert Path(found["train"]) == roboflow.parent / "train/images"
     assert [Path(entry) for entry in found["val"]] == [roboflow.parent / "valid/images"]

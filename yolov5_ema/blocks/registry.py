@@ -11,6 +11,9 @@ from typing import Any, Callable, TypeVar, overload
 from torch import nn
 
 _BlockType = TypeVar("_BlockType", bound=type)
+PREFIX = "yolov5_ema."
+"""Before a block's name in a row: this package's block, whatever else the name means."""
+
 _PLACEMENT = ("device", "dtype")  # where a block lives, not what it computes
 
 
@@ -163,6 +166,24 @@ def block_info(name: str) -> BlockInfo:
     near = [called] if called else near
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"no block is named {name!r}.{hint} Registered: {', '.join(list_blocks())}")
+
+
+def block_of(what: object) -> str:
+    """The registered name of a block, however it is at hand; empty for what is no block.
+
+    Args:
+        what: a module, a class, or a name as rows of model YAMLs have it. A class that derives from a block's is that
+            block.
+
+    >>> block_of("yolov5_ema.EMA"), block_of(get_block("CA")), block_of(nn.Identity())
+    ('EMA', 'CA', '')
+    """
+    if isinstance(what, str):
+        bare = what.removeprefix(PREFIX)
+        return bare if bare in _REGISTRY else ""
+    by_class = {info.cls: name for name, info in _REGISTRY.items()}
+    kind = what if isinstance(what, type) else type(what)
+    return next((by_class[cls] for cls in kind.__mro__ if cls in by_class), "")
 
 
 def get_block(name: str) -> type:

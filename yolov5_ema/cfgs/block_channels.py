@@ -19,10 +19,10 @@ def check_fit(graph: Graph, block: str, options: Mapping[str, Any]) -> None:
     # Not at the top: torch need not be imported for a model without a block.
     import torch
 
-    from yolov5_ema.blocks import create_block, list_blocks
+    from yolov5_ema.blocks.registry import block_of, create_block
 
-    name = block.removeprefix("yolov5_ema.")
-    if name not in list_blocks():
+    name = block_of(block)
+    if not name:
         return
     channels = _channels(graph)
     attended = [row for row in graph.rows if row.attends and channels[row] is not None]

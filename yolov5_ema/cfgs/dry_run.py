@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +40,7 @@ def check_model(cfg: str | Path, engine: Engine) -> dict[str, Any]:
         ConfigError: names file, row and what is wrong.
     """
     content = load_yaml(Path(cfg))
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    yolo = engine.module("models.yolo")
     checked_model(content, yolo, where=str(cfg), conflicts=chosen_conflicts())
     check_builds(content, yolo, str(cfg))
     return content

@@ -373,9 +373,9 @@ def _stride_factor(row: Row) -> float | None:
 
 def _is_registered(module: str) -> bool:
     # Not at the top: the registry imports torch, and only a base with rows of its own needs it.
-    from yolov5_ema.blocks import list_blocks
+    from yolov5_ema.blocks.registry import block_of
 
-    return module.removeprefix("yolov5_ema.") in list_blocks()
+    return bool(block_of(module))
 
 
 def _positive(value: Any) -> float | None:

@@ -29,8 +29,6 @@ from yolov5_ema.blocks.positions import (
 from yolov5_ema.cfgs.graph import SECTIONS, Graph, Row
 from yolov5_ema.errors import ConfigError
 
-OUR_PREFIX = "yolov5_ema."
-
 WRAPPERS = frozenset({"AutoShape", "DetectMultiBackend"})
 """Modules of YOLOv5's around a model; they open files, or fetch them, when built."""
 
@@ -65,7 +63,7 @@ def checked_model(
         place = f"{where}, {row.section} row {index}"
         module = resolve_module(row.module, yolo, place, conflicts)
         incoming = [None if source.row is None else nominal[source.row] for source in row.sources]
-        if is_block(module):
+        if registry.block_of(module):
             options = block_options(module, row, place, incoming[0])
             args = [_INPUT_CHANNELS, *(_quoted(value, place) for value in options)]
             nominal[row] = incoming[0]
@@ -112,14 +110,14 @@ def resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> t
         raise ConfigError(
             f"{place}: the module must be a name such as Conv, or a torch.nn.Module class, not {name!r}"
         )
-    if name.startswith(OUR_PREFIX):
-        return _our_block(name[len(OUR_PREFIX) :], place)
+    if name.startswith(registry.PREFIX):
+        return _our_block(name[len(registry.PREFIX) :], place)
     theirs = _lookup(yolo, name)
     is_ours = name in registry.list_blocks()
     if is_ours and theirs is not None and theirs is not registry.get_block(name) and conflicts == "error":
         raise ConfigError(
             f"{place}: {name} is both a module of the YOLO at hand ({theirs.__module__}) and a block of yolov5-ema. "
-            f"Write {OUR_PREFIX}{name} for ours, or choose for all rows with --conflicts ours|theirs "
+            f"Write {registry.PREFIX}{name} for ours, or choose for all rows with --conflicts ours|theirs "
             f"(install(conflicts=...) in Python)."
         )
     if is_ours and (theirs is None or conflicts == "ours"):
@@ -172,11 +170,6 @@ def _is_for_rows(cls: type) -> bool:
 
 def _is_module_class(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, nn.Module)
-
-
-def is_block(module: type) -> bool:
-    """Whether a class is a registered attention block."""
-    return any(module is registry.get_block(name) for name in registry.list_blocks())
 
 
 def _checked_argument(argument: Any, place: str) -> Any:
@@ -265,7 +258,7 @@ def with_options_by_name(cfg: Any, layers: Sequence[Any] = ()) -> None:
         if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
             continue
         block = _class_of(layers[index]) if index < len(layers) else _known_block(row[2])
-        if is_block(block):
+        if registry.block_of(block):
             row[3] = _by_name(block, row[3])
 
 
@@ -275,8 +268,8 @@ def _class_of(layer: Any) -> type:
 
 
 def _known_block(name: Any) -> type:
-    bare = name.removeprefix(OUR_PREFIX) if isinstance(name, str) else ""
-    return registry.get_block(bare) if bare in registry.list_blocks() else type(None)
+    known = registry.block_of(name) if isinstance(name, str) else ""
+    return registry.get_block(known) if known else type(None)
 
 
 def _by_name(block: type, args: list[Any]) -> list[Any]:

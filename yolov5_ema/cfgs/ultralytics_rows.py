@@ -14,8 +14,14 @@ from typing import Any
 
 from torch import nn
 
+from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.cfgs.graph import SECTIONS, Graph, Row
-from yolov5_ema.cfgs.rows import block_options, check_activation, is_block, nominal_output, resolve_module
+from yolov5_ema.cfgs.rows import (
+    block_options,
+    check_activation,
+    nominal_output,
+    resolve_module,
+)
 
 # modules whose first argument is not their number of output channels
 _OTHER_FIRST_ARGUMENT = ("AIFI", "CBFuse", "HGBlock", "HGStem", "ResNetLayer")
@@ -56,7 +62,7 @@ def block_rows(cfg: Mapping[str, Any], tasks: ModuleType, *, where: str, conflic
         place = f"{where}, {row.section} row {index}"
         module = resolve_module(row.module, names, place, conflicts)
         incoming = [None if source.row is None else nominal[source.row] for source in row.sources]
-        if is_block(module):
+        if block_of(module):
             found.append(BlockRow(index, module, block_options(module, row, place, incoming[0]), place))
             nominal[row] = incoming[0]
         elif module.__name__ in _OTHER_FIRST_ARGUMENT:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,10 @@ import torch
 from torch import nn
 
 import yolov5_ema
+from yolov5_ema.blocks.registry import PREFIX, block_of
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.graph import Graph
-from yolov5_ema.cfgs.rows import OUR_PREFIX, is_block, with_options_by_name
+from yolov5_ema.cfgs.rows import with_options_by_name
 from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.checkpoints.models import (
     MODEL_CLASSES,
@@ -167,7 +167,7 @@ def _plain_cfg(cfg: Mapping[str, Any], source: Path) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if isinstance(value, type):
-            return f"{OUR_PREFIX}{value.__name__}" if is_block(value) else value.__name__
+            return f"{PREFIX}{block_of(value)}" if block_of(value) else value.__name__
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -189,12 +189,12 @@ def _cfg_of_this_model(model: Any, engine: Engine) -> dict[str, Any]:
     pixels = (head.anchors.float() * head.stride.float().view(-1, 1, 1).cpu()).flatten(1).tolist()
     if not _nearly(cfg["anchors"], pixels):
         cfg["anchors"] = [[_rounded(value) for value in level] for level in pixels]
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    yolo = engine.module("models.yolo")
     rows = [row for section in ("backbone", "head") for row in cfg[section]]
     for row, layer in zip(rows, model.model):
         built = layer[0] if type(layer) is nn.Sequential and len(layer) else layer
-        if is_block(type(built)) and not row[2].startswith(OUR_PREFIX) and hasattr(yolo, row[2]):
-            row[2] = f"{OUR_PREFIX}{row[2]}"
+        if block_of(built) and not row[2].startswith(PREFIX) and hasattr(yolo, row[2]):
+            row[2] = f"{PREFIX}{row[2]}"
     names = getattr(model, "names", None)
     if names:
         cfg["names"] = [str(name) for name in (names.values() if isinstance(names, Mapping) else names)]
@@ -237,7 +237,7 @@ def _built(
     facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], source: Path, engine: Engine
 ) -> Any:
     """The model of a cfg, with these tensors."""
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    yolo = engine.module("models.yolo")
     cfg = copy.deepcopy(facts["cfg"])
     _check_fits(cfg, tensors, yolo, source)
     cls = class_for(facts["class"], yolo, engine, source)

@@ -237,7 +237,7 @@ def allow_list(engine: Engine) -> list[Any]:
     """What a checkpoint may name: ``(object, dotted name)`` pairs for `torch.serialization`."""
     allowed: dict[str, Any] = {}
     for name in _CLASS_MODULES:
-        module = importlib.import_module(engine.module_name(name))
+        module = engine.module(name)
         for attribute, cls in _module_classes(module):  # v7.0 keeps old names: Model is DetectionModel
             allowed[f"{name}.{attribute}"] = cls
             allowed[f"yolov5.{name}.{attribute}"] = cls
@@ -268,7 +268,7 @@ def _forward_of(cls: type, name: str) -> Any:
 
 def _later_names(engine: Engine) -> Iterator[tuple[str, type]]:
     """Names that v6.2 gave to classes which earlier releases have as well: checkpoints of both load in both."""
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    yolo = engine.module("models.yolo")
     if not hasattr(yolo, "DetectionModel"):
         yield "DetectionModel", yolo.Model
 
@@ -326,7 +326,7 @@ def module_aliases(engine: Engine) -> Iterator[None]:
     """
     other = {}
     for name in ("models", "utils", *_CLASS_MODULES):
-        module = importlib.import_module(engine.module_name(name))
+        module = engine.module(name)
         other[name if engine.kind == "package" else f"yolov5.{name}"] = module
     if engine.kind == "clone" and "yolov5" not in sys.modules:
         other["yolov5"] = ModuleType("yolov5")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,7 @@ def _agreed_nc(source: Any, content: Mapping[str, Any], cfg: Path) -> int:
 
 
 def _built(cfg: Path, content: Mapping[str, Any], nc: int, engine: Engine) -> Any:
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    yolo = engine.module("models.yolo")
     cls = class_for(class_of_cfg(content), yolo, engine, cfg)
     with quiet(), torch.random.fork_rng(devices=[]):
         return cls(str(cfg), ch=int(content.get("ch", 3)), nc=nc)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +34,7 @@ def measure_latency(
         Milliseconds by name, a figure a round.
     """
     engine = shim.install()
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    yolo = engine.module("models.yolo")
     with quiet():
         models = {name: _ready(yolo, cfg, nc, device) for name, cfg in cfgs.items()}
     x = torch.rand(1, 3, imgsz, imgsz, device=device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
-import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -157,7 +156,7 @@ def _refuse_own_flags(engine: Engine, flags: Sequence[str]) -> None:
 
 def _parsed(engine: Engine, argv: list[str]) -> argparse.Namespace:
     """The flags as YOLOv5's own parser sees them, so that a mistake is told now and not by the first training."""
-    module: Any = importlib.import_module(engine.module_name("train"))
+    module: Any = engine.module("train")
     before, sys.argv = sys.argv, ["yolov5-ema compare", *argv]
     try:
         options: argparse.Namespace = module.parse_opt()

@@ -6,7 +6,6 @@ A script for ``yolov5-ema run``: a process of its own, so that nothing of one ev
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ def score(
         UserError: the data or the weights cannot be used.
     """
     engine = shim.install()
-    val: Any = importlib.import_module(engine.module_name("val"))
+    val: Any = engine.module("val")
     with speaking_plainly(engine):
         found, *_ = val.run(
             data=str(data),

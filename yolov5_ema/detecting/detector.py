@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,11 +99,11 @@ class Detector:
         names = self._model.names
         self.names = [str(name) for name in (names.values() if isinstance(names, dict) else names)]
         self._stride = _stride(self._model, engine)
-        general = importlib.import_module(engine.module_name("utils.general"))
+        general = engine.module("utils.general")
         self._suppress = general.non_max_suppression
         self._scale_back = getattr(general, "scale_boxes", None) or general.scale_coords  # renamed in v6.2
         self.imgsz: tuple[int, int] = tuple(general.check_img_size(list(options.imgsz), s=self._stride))
-        self._letterbox = importlib.import_module(engine.module_name("utils.augmentations")).letterbox
+        self._letterbox = engine.module("utils.augmentations").letterbox
         self._check_classes(weights)
 
     def _check_classes(self, weights: Path) -> None:
@@ -171,7 +170,7 @@ class Detector:
 
 def _loaded(engine: Engine, weights: Path) -> torch.nn.Module:
     check_file(weights, engine=engine)
-    experimental = importlib.import_module(engine.module_name("models.experimental"))
+    experimental = engine.module("models.experimental")
     try:
         model = experimental.attempt_load(str(weights)).eval()
     except (KeyError, AttributeError, TypeError) as error:  # some other program's checkpoint
@@ -187,7 +186,7 @@ def _loaded(engine: Engine, weights: Path) -> torch.nn.Module:
 def _stride(model: Any, engine: Engine) -> int:
     """The stride that ``detect`` lets images be padded to: from v6.1 on at least 32."""
     stride = int(model.stride.max())
-    common = importlib.import_module(engine.module_name("models.common"))
+    common = engine.module("models.common")
     return max(stride, 32) if hasattr(common, "DetectMultiBackend") else stride
 
 
@@ -197,7 +196,7 @@ def device_of(engine: Engine, flag: str) -> torch.device:
     Raises:
         UserError: there is no such device.
     """
-    torch_utils = importlib.import_module(engine.module_name("utils.torch_utils"))
+    torch_utils = engine.module("utils.torch_utils")
     with speaking_plainly(engine):
         device: torch.device = torch_utils.select_device(flag)
     return device

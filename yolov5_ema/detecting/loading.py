@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def load(
         >>> results.pandas().xyxy[0]                                   # doctest: +SKIP
     """
     engine = shim.install()
-    experimental = importlib.import_module(engine.module_name("models.experimental"))
+    experimental = engine.module("models.experimental")
     with trusting(trust), as_yolov5_builds(Path(weights)):
         check_file(Path(weights), engine=engine)
         model = experimental.attempt_load(str(weights)).to(_device(device)).eval()
@@ -52,7 +51,7 @@ def load(
         raise UserError(f"{weights} holds no detector")
     if hasattr(model, "autoshape"):  # up to v6.0 a method, which also copies the attributes
         return model.autoshape()
-    common = importlib.import_module(engine.module_name("models.common"))
+    common = engine.module("models.common")
     return common.AutoShape(model)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def model_info(cfg: str | Path, nc: int | None = None, imgsz: int = 640) -> Mode
         ConfigError: the YAML cannot be used.
     """
     engine = shim.install()
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    yolo = engine.module("models.yolo")
     content = check_model(cfg, engine)
     with quiet():
         model = yolo.Model(str(cfg), ch=3, nc=nc)

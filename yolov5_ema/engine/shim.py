@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import os
 import sys
 import threading
@@ -20,7 +19,8 @@ from types import FrameType, ModuleType, TracebackType
 from typing import Any, Callable, Union
 
 from yolov5_ema.blocks.positions import UnclearNumbersError
-from yolov5_ema.cfgs.rows import checked_model, is_block
+from yolov5_ema.blocks.registry import block_of
+from yolov5_ema.cfgs.rows import checked_model
 from yolov5_ema.engine import activation, ultralytics_adapter
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.settings import VARIABLES, chosen_conflicts, exporting
@@ -85,7 +85,7 @@ def _patched(engine: Engine) -> Patches:
 def _with_parser(engine: Engine) -> Any:
     """The module that reads model YAMLs."""
     try:
-        module = importlib.import_module(engine.module_name("models.yolo"))
+        module = engine.module("models.yolo")
     except SyntaxError as error:
         place = f"{error.filename}, line {error.lineno}"
         raise UserError(f"{engine} cannot be imported: {place}: {error.msg}") from error
@@ -208,7 +208,7 @@ def _row_of(traceback: TracebackType | None, code: Any) -> int | None:
 def _hint(model: dict[str, Any], index: int) -> str:
     """For a block that was given a number: it may have been meant as channels, as tutorials write it."""
     module, args = [*model["backbone"], *model["head"]][index][2:]
-    if not is_block(module) or len(args) < 2:
+    if not block_of(module) or len(args) < 2:
         return ""
     return f". (The channels are taken from the row that it reads: [{module.__name__}, []] is enough.)"
 

@@ -30,7 +30,7 @@ from typing import Any, Callable
 from torch import nn
 
 from yolov5_ema.blocks.positions import UnclearNumbersError
-from yolov5_ema.cfgs.rows import is_block
+from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.cfgs.ultralytics_rows import BlockRow, block_rows
 from yolov5_ema.engine import ultralytics_guards
 from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
@@ -237,7 +237,7 @@ def _by_structure(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _has_blocks(model: Any) -> bool:
-    return isinstance(model, nn.Module) and any(is_block(type(module)) for module in model.modules())
+    return isinstance(model, nn.Module) and any(block_of(module) for module in model.modules())
 
 
 def _with_rows(model: Any, order: list[int | None]) -> Any:

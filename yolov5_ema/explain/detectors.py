@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from torchvision.ops import batched_nms
 from yolov5_ema.checkpoints.loading import check_file
 from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.errors import UserError
-from yolov5_ema.explain.layers import Candidates, block_name, candidates
+from yolov5_ema.explain.layers import Candidates, block_of, candidates
 from yolov5_ema.explain.looks import Area, Found, Look, TooThinError, class_numbers
 from yolov5_ema.scripts.running import speaking_plainly
 from yolov5_ema.upstream.locate import Engine
@@ -74,9 +73,9 @@ class Detector:
             self.model: nn.Module = model
             self._stride = max(32, int(model.stride.max()))
             self._classes = class_numbers(options.classes, self.names, file)
-            general = importlib.import_module(engine.module_name("utils.general"))
+            general = engine.module("utils.general")
             self._imgsz = int(general.check_img_size(options.imgsz, s=self._stride))
-            self._letterbox = importlib.import_module(engine.module_name("utils.augmentations")).letterbox
+            self._letterbox = engine.module("utils.augmentations").letterbox
             self.candidates = candidates_of(model, self._stride)
 
     def look(self, pixels: np.ndarray) -> Look:
@@ -228,8 +227,8 @@ def _corners(xywh: torch.Tensor) -> torch.Tensor:
 def _is_block_row(module: nn.Module) -> bool:
     """Whether a row is a block or, as one with a number of repeats is, a sequence of them."""
     if isinstance(module, nn.Sequential) and len(module):
-        return all(block_name(one) for one in module)
-    return block_name(module) is not None
+        return all(block_of(one) for one in module)
+    return bool(block_of(module))
 
 
 def _before_blocks(row: int, rows: Any) -> int:
@@ -241,7 +240,7 @@ def _before_blocks(row: int, rows: Any) -> int:
 
 def _loaded(engine: Engine, file: Path) -> nn.Module:
     check_file(file, engine=engine)
-    experimental = importlib.import_module(engine.module_name("models.experimental"))
+    experimental = engine.module("models.experimental")
     model: nn.Module = experimental.attempt_load(str(file)).eval()
     rows = getattr(model, "model", None)
     if type(model).__name__ == "ClassificationModel":

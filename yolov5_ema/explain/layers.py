@@ -10,7 +10,7 @@ from typing import Any, Callable
 import torch
 from torch import nn
 
-from yolov5_ema.blocks import registry
+from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.errors import UserError
 
 _SHOWN = 20  # layers in a message
@@ -44,18 +44,12 @@ class Layer:
         return self.block or f"{type(self.module).__name__}, no block"
 
 
-def block_name(module: nn.Module) -> str | None:
-    """The name that a module's class is registered by, its own or one that it derives from."""
-    by_class = {registry.get_block(name): name for name in registry.list_blocks()}
-    return next((by_class[cls] for cls in type(module).__mro__ if cls in by_class), None)
-
-
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The registered blocks in a model by the names of their modules; blocks within blocks are parts of these."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         is_part = any(name.startswith(f"{outer}.") for outer in found)
-        if not is_part and block_name(module) is not None:
+        if not is_part and block_of(module):
             found[name] = module
     return found
 
@@ -161,7 +155,7 @@ def candidates(
         module = model.get_submodule(name)
         stride = round(batch.shape[2] / height)
         place = f"{place}, stride {stride}"
-        return Layer(place, names.index(name), shown(name), module, block_name(module), channels, stride)
+        return Layer(place, names.index(name), shown(name), module, block_of(module), channels, stride)
 
     names = list(traced.shapes)
     return Candidates(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -140,7 +139,7 @@ def _count_classifier(name: str) -> Counts:
 
 def _count_detector(printed: PrintedRow) -> Counts:
     engine = shim.install()
-    yolo = importlib.import_module(engine.module_name("models.yolo"))
+    yolo = engine.module("models.yolo")
     cfg = build_cfg(**printed.detector) if printed.detector else str(find_shipped(printed.cfg))
     with quiet():
         model = yolo.Model(cfg)  # on the CPU: it compares the values of its anchors

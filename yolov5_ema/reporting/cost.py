@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from yolov5_ema.blocks.registry import list_blocks
+from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.runs import CLASSIFY, Run
 
@@ -91,7 +91,6 @@ def _detector_cost(run: Run) -> Cost:
         found = _counted(cfg, _imgsz(run))
     except UserError as error:
         return Cost(known, rows=_plain_rows(cfg), reason=str(error).splitlines()[0])
-    blocks = set(list_blocks())
     rows = [
         Row(
             index=row.index,
@@ -99,7 +98,7 @@ def _detector_cost(run: Run) -> Cost:
             repeats=row.repeats,
             module=str(row.module),
             args=str(row.args),
-            is_block=_bare(row.module) in blocks,
+            is_block=bool(block_of(str(row.module))),
             channels=row.channels or None,
             stride=row.stride,
             parameters=row.parameters,
@@ -136,17 +135,12 @@ def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
 
 def _plain_rows(cfg: Mapping[str, Any]) -> list[Row]:
     """Rows as they are written, where nothing could be counted."""
-    blocks = set(list_blocks())
     rows: list[Row] = []
     for row in [*(cfg.get("backbone") or []), *(cfg.get("head") or [])]:
         source, repeats, module, args = (*row, *[""] * 4)[:4] if isinstance(row, list) else (row, 1, "", "")
         shown = repeats if type(repeats) is int else 1
-        rows.append(Row(len(rows), str(source), shown, str(module), str(args), _bare(module) in blocks))
+        rows.append(Row(len(rows), str(source), shown, str(module), str(args), bool(block_of(str(module)))))
     return rows
-
-
-def _bare(module: Any) -> str:
-    return str(module).rsplit(".", 1)[-1]
 
 
 # --- classifiers ----------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +44,7 @@ def collected_detections(engine: Engine, max_det: int) -> Iterator[Collected]:
     Yields:
         Filled when ``val`` is through.
     """
-    val: Any = importlib.import_module(engine.module_name("val"))
+    val: Any = engine.module("val")
     run = val.run
     found = Collected()
     patches = Patches()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from yolov5_ema.blocks import registry
+from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.locate import Engine
@@ -78,7 +78,7 @@ def refuse_what_cannot_be(opt: argparse.Namespace, engine: Engine) -> None:
 
 def formats(engine: Engine) -> list[str]:
     """What a YOLOv5 can export to, by the names that ``--include`` takes."""
-    export = importlib.import_module(engine.module_name("export"))
+    export = engine.module("export")
     if hasattr(export, "export_formats"):  # v6.1 and later
         return [name for name in export.export_formats()["Argument"] if name != "-"]
     return [name[len("export_") :] for name in vars(export) if name.startswith("export_")]
@@ -89,11 +89,10 @@ def _wanted(opt: argparse.Namespace) -> list[str]:
 
 
 def _attention_blocks(opt: argparse.Namespace, engine: Engine) -> list[str]:
-    importlib.import_module(engine.module_name("models.yolo"))
+    engine.module("models.yolo")
     checkpoint = checkpoints.load_checkpoint(_weights(opt), "cpu", engine=engine)
     model = checkpoint.get("ema") or checkpoint["model"]
-    blocks = {registry.get_block(name) for name in registry.list_blocks()}
-    return sorted({type(m).__name__ for m in model.modules() if type(m) in blocks})
+    return sorted(set(filter(None, map(block_of, model.modules()))))
 
 
 def _check_libraries(name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +61,7 @@ def odd_images_kept(engine: Engine, nc: int) -> Iterator[None]:
         engine: the YOLOv5, with the shim installed.
         nc: number of classes.
     """
-    module: Any = importlib.import_module(engine.module_name(_module_of(engine)))
+    module: Any = engine.module(_module_of(engine))
     kind = module.LoadImagesAndLabels
     patches = Patches()
     patches.set(kind, "cache_labels", _with_odd_images(kind.cache_labels, module, nc))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import os
 import reprlib
 import tempfile
@@ -90,7 +89,7 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     has_folder, name = _classifies(script), script
     script = script.split(".")[-1]
     if resumed_training.resumes(opt):  # the run says the rest, and is checked where that is read
-        return resumed_training.refuse_unguarded(importlib.import_module(engine.module_name(name)))
+        return resumed_training.refuse_unguarded(engine.module(name))
     if getattr(opt, "cfg", ""):
         content = check_model(opt.cfg, engine)
         if int(os.environ.get("RANK", "-1")) < 1:
@@ -126,9 +125,7 @@ def _check_weights(weights: str, script: str, engine: Engine) -> None:
         return
     path = Path(weights.strip().replace("'", ""))
     if not path.exists():
-        downloadable = downloads.is_released_weight(weights) or (
-            "/" in weights and engine.version.startswith("7")
-        )
+        downloadable = downloads.is_released_weight(weights) or ("/" in weights and engine.release >= (7, 0))
         if downloadable and downloads.is_online():
             return
         raise CheckpointError(downloads.missing_weights_message(weights))
@@ -158,7 +155,7 @@ def _check_weights_file(path: Path, script: str, engine: Engine) -> None:
 def _runs_exported(script: str, engine: Engine) -> bool:
     """Whether a script takes exported models: all that predict, and from v6.1 on ``val``."""
     kind = script.split(".")[-1]
-    common = importlib.import_module(engine.module_name("models.common"))
+    common = engine.module("models.common")
     return kind in ("detect", "predict") or (kind == "val" and hasattr(common, "DetectMultiBackend"))
 
 
@@ -168,7 +165,7 @@ def _check_hyp(hyp: Any, script: str, engine: Engine) -> None:
 
 
 def _check_runnable(opt: argparse.Namespace, engine: Engine) -> None:
-    if engine.version.startswith("6.0") and any("torchscript" in Path(w).name for w in _weights_of(opt)):
+    if engine.release == (6, 0) and any("torchscript" in Path(w).name for w in _weights_of(opt)):
         raise UserError(f"detect of {engine} cannot run TorchScript files; use the .pt or the .onnx file")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import importlib
 import inspect
 import re
 import runpy
@@ -59,7 +58,7 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
         raise UserError(f"{engine} has no {name.replace('.', '/')}.py")
     if not engine.has_flags(name):
         raise UserError(f"{name} of {engine} is no script with flags; to look at a cfg: yolov5-ema info CFG")
-    module = importlib.import_module(engine.module_name(name))
+    module = engine.module(name)
     _refuse_settings(argv)
     with _command_line(name, argv), _watched_parser(module, engine, name, more_help) as patches:
         with speaking_plainly(engine):  # some look for files already

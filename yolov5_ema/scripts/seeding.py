@@ -10,7 +10,6 @@ images, in one order and augmented alike.
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -42,7 +41,7 @@ def seeded_training(engine: Engine, argv: Sequence[str]) -> Iterator[list[str]]:
     if seed is None:
         yield list(argv)
         return
-    module = importlib.import_module(engine.module_name("train"))
+    module = engine.module("train")
     patches = Patches()
     try:
         if _has_seed_flag(module):

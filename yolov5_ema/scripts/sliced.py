@@ -16,7 +16,6 @@ half, and so swallows the people before others in a crowd. docs/slicing.md has t
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
@@ -80,7 +79,7 @@ def sliced_inference(engine: Engine, script: str, size: int = 640, overlap: floa
     check_window(size, overlap, "--slice")
     if script not in SCRIPTS:
         raise UserError(f"--slice: {script} of {engine} cannot be sliced; {' and '.join(SCRIPTS)} can")
-    module = importlib.import_module(engine.module_name(script))
+    module = engine.module(script)
     patches = Patches()
     try:
         _Slicer(engine, size, overlap).attach(module, patches)
@@ -135,7 +134,7 @@ class _Slicer:
 
     def attach(self, module: ModuleType, patches: Patches) -> None:
         """Change what a script module calls: its run, loaders, models and suppression."""
-        augmentations = importlib.import_module(self._engine.module_name("utils.augmentations"))
+        augmentations = self._engine.module("utils.augmentations")
         self._letterbox = augmentations.letterbox
         patches.set(module, "run", self._run(module, module.run, patches))
         patches.set(module, "non_max_suppression", self._suppression(module.non_max_suppression))

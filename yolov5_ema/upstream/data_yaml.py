@@ -90,7 +90,7 @@ def image_root(content: Mapping[str, Any], file: Path, engine: Engine) -> Path:
 
 def relative_bases(engine: Engine) -> list[Path]:
     """Folders that a relative ``path`` may start from, beside the working directory and the YAML's own."""
-    return [] if engine.version.startswith("6.0") else [engine.root]
+    return [] if engine.release == (6, 0) else [engine.root]
 
 
 def may_download(file: Path, engine: Engine) -> bool:

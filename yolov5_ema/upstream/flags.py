@@ -7,7 +7,6 @@ does must see the same.
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -105,6 +104,6 @@ def parser_of(script: Any) -> argparse.ArgumentParser | None:
 
 def _flags_of(engine: Engine, script: str) -> dict[str, str]:
     """All of a script's flags, and under which name it has their values."""
-    parser = parser_of(importlib.import_module(engine.module_name(script)))
+    parser = parser_of(engine.module(script))
     actions = parser._actions if parser else []
     return {flag: action.dest for action in actions for flag in action.option_strings}

@@ -7,11 +7,13 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from yolov5_ema.errors import EngineNotFoundError
 from yolov5_ema.settings import VARIABLES, read
@@ -22,6 +24,7 @@ _HOW_TO_GET_ONE = (
     f"or the environment variable {VARIABLES['yolov5']}, or run the command inside a clone."
 )
 
+_NEWEST = (7, 0)
 _OF_OTHERS = {"site-packages", "dist-packages"}
 
 _working_folder_counts: ContextVar[bool] = ContextVar("working folder counts", default=True)
@@ -50,6 +53,16 @@ class Engine:
     def module_name(self, relative: str) -> str:
         """Import name of a module given relative to the root: ``models.yolo``, ``train``."""
         return f"yolov5.{relative}" if self.kind == "package" else relative
+
+    def module(self, relative: str) -> Any:
+        """A module of it, imported; `module_name` says how it is named."""
+        return importlib.import_module(self.module_name(relative))
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """The release by two numbers, such as (6, 0); what has no number is taken for the newest."""
+        numbers = re.match(r"(\d+)\.(\d+)", self.version)
+        return (int(numbers[1]), int(numbers[2])) if numbers else _NEWEST
 
     def relative_name(self, module_name: str) -> str | None:
         """The inverse of `module_name`; None for a module that is not this YOLOv5's."""

@@ -49,8 +49,8 @@ def moved_rows(source: list[Layer], target: list[Layer], pairs: Pairs) -> Pairs:
 
 
 def is_block(layer: Layer) -> bool:
-    """Whether a row is an attention block: known by class, or by name where the class is another YOLOv5's."""
-    return layer.kind in registry.list_blocks()
+    """Whether a row is an attention block: known by name, as its class may be another YOLOv5's."""
+    return bool(registry.block_of(layer.kind))
 
 
 def _affinity(source: Layer, target: Layer) -> float:

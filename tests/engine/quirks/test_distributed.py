@@ -24,7 +24,7 @@ SPY = """
 import importlib, os, torch
 from yolov5_ema.engine import activation, shim
 engine = shim.install()
-train = importlib.import_module(engine.module_name("train"))
+train = engine.module("train")
 rank = max(int(os.environ.get("RANK", "0")), 0)
 steps, models = [], []
 Average = train.ModelEMA

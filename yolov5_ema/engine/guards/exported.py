@@ -6,7 +6,6 @@ What is judged and why is in `yolov5_ema.checkpoints.exported_models`.
 from __future__ import annotations
 
 import functools
-import importlib
 from pathlib import Path
 from typing import Any, Callable
 
@@ -66,7 +65,7 @@ def _exported_apply(module: SourceModule, patches: Patches) -> None:
         patches.set(theirs, "check_suffix", _checked_suffix(theirs.check_suffix))
         return
     backend = theirs.DetectMultiBackend
-    downloads = importlib.import_module(module.engine.module_name("utils.downloads"))
+    downloads = module.engine.module("utils.downloads")
     name = "_model_type" if hasattr(backend, "_model_type") else "model_type"
     patches.set(
         backend, name, staticmethod(_checked_form(getattr(backend, name), downloads.attempt_download))

@@ -7,10 +7,10 @@ by their names: it goes on to ``TF`` and the same name.
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import Any, Callable
 
-from yolov5_ema.cfgs.rows import checked_model, is_block
+from yolov5_ema.blocks.registry import block_of
+from yolov5_ema.cfgs.rows import checked_model
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.upstream.locate import Engine
@@ -22,7 +22,7 @@ _WHERE = "the model's own YAML"
 def _checked(parse_model: Callable[..., Any], known: dict[str, Any], engine: Engine) -> Callable[..., Any]:
     @functools.wraps(parse_model)
     def wrapper(d: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        yolo = importlib.import_module(engine.module_name("models.yolo"))
+        yolo = engine.module("models.yolo")
         return parse_model(_with_names(checked_model(d, yolo, where=_WHERE), d, known), *args, **kwargs)
 
     return wrapper
@@ -34,7 +34,7 @@ def _with_names(model: dict[str, Any], rows: dict[str, Any], known: dict[str, An
         for index, (checked, raw) in enumerate(zip(model[section], rows[section])):
             module, name = checked[2], raw[2]
             counterpart = f"TF{str(name).replace('nn.', '')}"
-            if not isinstance(name, str) or is_block(module) or counterpart not in known:
+            if not isinstance(name, str) or block_of(module) or counterpart not in known:
                 raise ConfigError(
                     f"{_WHERE}, {section} row {index}: YOLOv5 has no {name} for TensorFlow. "
                     "Export onnx and convert that file instead."

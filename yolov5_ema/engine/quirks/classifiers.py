@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from yolov5_ema.cfgs.rows import is_block
+from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.patching import Patches
@@ -70,9 +70,7 @@ def cutoff_of(model: Any, usual: int) -> int:
 
 
 def _has_block(row: nn.Module) -> bool:
-    return any(
-        is_block(type(part)) for part in row.modules()
-    )  # a block that is repeated stands in a Sequential
+    return any(block_of(part) for part in row.modules())  # a block that is repeated stands in a Sequential
 
 
 CLASSIFIER_CUTOFF = Quirk(
