@@ -117,3 +117,70 @@ def lines(package: Path = PACKAGE) -> dict[str, int]:
         filled = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         counted[room] = counted.get(room, 0) + len(filled)
     return counted
+
+
+def arrows(graph: Imports, rooms: tuple[str, ...] = ROOMS) -> dict[str, list[str]]:
+    """From each room to those that it imports from, without those that it reaches through others."""
+    direct: dict[str, set[str]] = {room: set() for room in rooms}
+    for module, imported in graph.items():
+        own = room_of(module, rooms)
+        found = {room_of(other, rooms) for other in imported} - {None, own}
+        direct.get(own or "", set()).update(room for room in found if room)
+    below: dict[str, set[str]] = {}
+    for room in reversed(rooms):
+        below[room] = direct[room].union(*(below[other] for other in direct[room]))
+    return {
+        room: [one for one in rooms if one in direct[room] and not any(one in below[o] for o in direct[room])]
+        for room in rooms
+    }
+
+
+_WIDTH, _HEIGHT, _ACROSS, _DOWN = 124, 34, 160, 84
+
+
+def picture(graph: Imports, rooms: tuple[str, ...] = ROOMS) -> str:
+    """An SVG of the rooms, each above all that it imports from, with an arrow to the nearest of them."""
+    leads_to = arrows(graph, rooms)
+    level: dict[str, int] = {}
+    for room in reversed(rooms):
+        level[room] = 1 + max((level[other] for other in leads_to[room]), default=-1)
+    rows = [
+        [room for room in rooms if level[room] == number] for number in range(max(level.values()), -1, -1)
+    ]
+    widest = max(map(len, rows))
+    middle = {
+        room: ((widest - len(row)) * _ACROSS / 2 + (place + 0.5) * _ACROSS, (number + 0.5) * _DOWN)
+        for number, row in enumerate(rows)
+        for place, room in enumerate(row)
+    }
+    parts = [_arrow(middle[room], middle[other]) for room in rooms for other in leads_to[room]]
+    parts += [_box(room, *middle[room]) for room in rooms]
+    size = f"{widest * _ACROSS} {len(rows) * _DOWN}"
+    style = "rect{fill:#eef3fb;stroke:#3d5a9e}path{fill:none;stroke:#8a93a5}"
+    style += "text{font:14px sans-serif;text-anchor:middle}"
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}">',
+            f"<style>{style}</style>",
+            *parts,
+            "</svg>\n",
+        ]
+    )
+
+
+def _box(room: str, x: float, y: float) -> str:
+    corner = f'x="{x - _WIDTH / 2:g}" y="{y - _HEIGHT / 2:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="6"'
+    return f'<rect {corner}/><text x="{x:g}" y="{y + 5:g}">{room}</text>'
+
+
+def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
+    (x, y), (to_x, to_y) = (start[0], start[1] + _HEIGHT / 2), (end[0], end[1] - _HEIGHT / 2)
+    bend = (to_y - y) / 2
+    head = f"M{to_x - 4:g} {to_y - 8:g}L{to_x:g} {to_y:g}L{to_x + 4:g} {to_y - 8:g}"
+    return f'<path d="M{x:g} {y:g}C{x:g} {y + bend:g} {to_x:g} {to_y - bend:g} {to_x:g} {to_y:g}{head}"/>'
+
+
+PICTURE = Path(__file__).resolve().parent / "images" / "rooms.svg"
+
+if __name__ == "__main__":
+    PICTURE.write_text(picture(imports()), encoding="utf-8")

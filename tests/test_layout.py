@@ -71,6 +71,20 @@ def test_the_checker_sees_what_is_planted(tmp_path, planted, upward, circles):
     assert rooms.upward(graph, ("high", "low")) == upward and rooms.circles(graph) == circles
 
 
+def test_the_page_of_the_rooms_is_up_to_date():
+    page = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
+    for room in rooms.ROOMS:
+        doc = importlib.import_module(f"yolov5_ema.{room}").__doc__
+        assert f"| `{room}/` | {(doc or '').splitlines()[0]} |" in page
+    picture = rooms.picture(rooms.imports())
+    assert rooms.PICTURE.read_text(encoding="utf-8") == picture, "run: python docs/rooms.py"
+
+
+def test_arrows_lead_to_the_nearest_rooms_only():
+    graph = {"p.a.x": {"p.b.x", "p.c.x"}, "p.b.x": {"p.c.y", "p.e"}, "p.c.x": set(), "p.e": set()}
+    assert rooms.arrows(graph, ("a", "b", "c")) == {"a": ["b"], "b": ["c"], "c": []}
+
+
 def _homes_of_tests() -> list[Path]:
     top = Path(__file__).parent
     broader = {"docs", "hard", "journeys"}  # of several modules, by what they are about

@@ -1,0 +1,1 @@
+"""Data sets: formats, converters, statistics, windows; the same reading for every command."""
