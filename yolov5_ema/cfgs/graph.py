@@ -220,7 +220,8 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Whether a value of a YAML is a whole number; ``true`` is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -240,7 +241,7 @@ def _check_settings(cfg: Any, name: str) -> None:
         near = difflib.get_close_matches(key, unknown, n=1)
         hint = f"; it has '{near[0]}', is that the one?" if near else ""
         raise ConfigError(f"{name}: the key '{key}' is missing{hint} (a data YAML is not a model YAML)")
-    if not _is_int(cfg["nc"]) or cfg["nc"] < 1:
+    if not is_int(cfg["nc"]) or cfg["nc"] < 1:
         raise ConfigError(
             f"{name}: nc is {_shown(cfg['nc'])}; it must be a whole number of classes, 1 or more"
         )
@@ -255,7 +256,7 @@ def _check_settings(cfg: Any, name: str) -> None:
             f"such as [10,13, 16,30, 33,23]; found {_shown(cfg['anchors'])}"
         )
     channels = cfg.get("ch", 3)
-    if not _is_int(channels) or not 1 <= channels <= _MOST_CHANNELS:
+    if not is_int(channels) or not 1 <= channels <= _MOST_CHANNELS:
         raise ConfigError(
             f"{name}: ch is {_shown(channels)}; it must be the number of the image's channels, such as 3"
         )
@@ -280,7 +281,7 @@ def _check_repeats(rows: Sequence[Row], depth: float, name: str) -> None:
 
 
 def _anchors_are_fine(anchors: Any) -> bool:
-    if _is_int(anchors):
+    if is_int(anchors):
         return 1 <= anchors <= _MOST_ANCHORS
     return (
         isinstance(anchors, (list, tuple))
@@ -299,12 +300,12 @@ def _read_row(raw: Any, section: str, before: list[Row], name: str) -> Row:
     read, number, module, args = raw
     several = isinstance(read, (list, tuple))
     references = list(read) if several else [read]
-    if not references or not all(_is_int(r) for r in references):
+    if not references or not all(is_int(r) for r in references):
         raise ConfigError(
             f"{where}: 'from' must be a row number such as -1 or a list of them such as [-1, 6]"
         )
     sources = [_read_source(reference, before, where) for reference in references]
-    if not _is_int(number) or not 1 <= number < 2**53:
+    if not is_int(number) or not 1 <= number < 2**53:
         raise ConfigError(
             f"{where}: 'number' is {_shown(number)}; it says how often the module repeats: 1 or more"
         )

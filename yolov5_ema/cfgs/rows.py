@@ -26,7 +26,7 @@ from yolov5_ema.blocks.positions import (
     readings,
     refuses_unclear_numbers,
 )
-from yolov5_ema.cfgs.graph import SECTIONS, Graph, Row
+from yolov5_ema.cfgs.graph import SECTIONS, Graph, Row, is_int
 from yolov5_ema.errors import ConfigError
 
 WRAPPERS = frozenset({"AutoShape", "DetectMultiBackend"})
@@ -294,10 +294,6 @@ def nominal_output(module: type, row: Row, incoming: list[int | None]) -> int | 
     """Channels before the width multiple, as YAMLs write them; None where they are not known."""
     if module.__name__ == "Concat":
         return sum(incoming) if None not in incoming else None  # type: ignore[arg-type]
-    if row.args and _is_int(row.args[0]) and module.__module__.split(".")[0] != "torch":
+    if row.args and is_int(row.args[0]) and module.__module__.split(".")[0] != "torch":
         return row.args[0]
     return incoming[0]
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

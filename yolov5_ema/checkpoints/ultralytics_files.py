@@ -30,7 +30,7 @@ from yolov5_ema.files import open_regular
 from yolov5_ema.settings import VARIABLES
 from yolov5_ema.weights.inert_pickle import Followed, Items, Made, MalformedPickle, class_name, follow
 from yolov5_ema.weights.names import OF_YOLOV5, taken_by_torch
-from yolov5_ema.weights.vocabulary import odd_calls, short_storages
+from yolov5_ema.weights.vocabulary import arguments_of, odd_calls, short_storages
 
 _LAYERS = re.compile(r"ultralytics\.nn\.(modules(\.\w+)?|tasks)\.[A-Za-z]\w*")  # v10Detect is one
 _OF_TRAINING = re.compile(r"ultralytics\.utils\.(loss|tal)\.[A-Za-z]\w*")
@@ -108,12 +108,10 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
 def _without_namespaces(pickle: Followed) -> Followed:
     """Without the calls that make empty namespaces of settings, which their state then fills."""
     kept = SimpleNamespace(**vars(pickle))
-    kept.calls = [call for call in pickle.calls if not (class_name(call) == _NAMESPACE and not _args(call))]
+    kept.calls = [
+        call for call in pickle.calls if not (class_name(call) == _NAMESPACE and not arguments_of(call))
+    ]
     return kept  # type: ignore[return-value]
-
-
-def _args(call: Made) -> list[Any]:
-    return call.args.items if isinstance(call.args, Items) else [call.args]
 
 
 def _allow_list(names: set[str]) -> dict[str, Any]:
@@ -194,4 +192,4 @@ def _check_cache(pickle: Followed) -> None:
 def _is_array_of_objects(call: Made) -> bool:
     """The dtype of the one array that holds the dict."""
     state = call.state.items if isinstance(call.state, Items) else []
-    return class_name(call) == "numpy.dtype" and _args(call)[:1] == ["O8"] and state == _OBJECTS
+    return class_name(call) == "numpy.dtype" and arguments_of(call)[:1] == ["O8"] and state == _OBJECTS

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from yolov5_ema.data import problems as problems_of
 from yolov5_ema.data.coco_format import Instances, read_instances
@@ -28,7 +27,7 @@ from yolov5_ema.data.dataset import IMAGE_SUFFIXES, SPLITS
 from yolov5_ema.data.image_size import read_image_info
 from yolov5_ema.data.problems import Problem
 from yolov5_ema.data.workers import all_cores, chunked, run_chunks
-from yolov5_ema.data.writing import Journal, Record, place_bytes, place_link, workspace
+from yolov5_ema.data.writing import Journal, Record, place_bytes, place_link, place_yaml, workspace
 from yolov5_ema.data.yolo_format import clip_corners, first_of_each, format_labels, to_millionths
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import make_folder, remove_inside
@@ -518,9 +517,4 @@ def _write_yaml(out: Path, names: list[str], drafts: str) -> Path:
     content["coco_annotations"] = {
         split: finished[split]["annotations"] for split in SPLITS if split in finished
     }
-    text = "# Written by `yolov5-ema data coco`.\n"
-    text += yaml.safe_dump(
-        content, sort_keys=False, default_flow_style=None, width=10_000, allow_unicode=True
-    )
-    place_bytes(text.encode(), str(out / YAML_NAME), drafts)
-    return out / YAML_NAME
+    return place_yaml(content, "# Written by `yolov5-ema data coco`.\n", out / YAML_NAME, drafts)

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
-
 from yolov5_ema.data import problems as problems_of
 from yolov5_ema.data.archives import Place, unpacked_bytes
 from yolov5_ema.data.conversion import (
@@ -42,7 +40,7 @@ from yolov5_ema.data.writing import (
     Journal,
     Record,
     draft_of,
-    place_bytes,
+    place_yaml,
     workspace,
 )
 from yolov5_ema.errors import UserError
@@ -345,12 +343,9 @@ def _write_yaml(out: Path, drafts: str) -> Path | None:
     content.update(nc=len(CLASSES), names=list(CLASSES))
     if official:
         content.update(visdrone_annotations=official, coco_annotations=coco)
-    text = "# VisDrone2019-DET, written by `yolov5-ema data visdrone`.\n"
-    text += yaml.safe_dump(
-        content, sort_keys=False, default_flow_style=None, width=10_000, allow_unicode=True
+    return place_yaml(
+        content, "# VisDrone2019-DET, written by `yolov5-ema data visdrone`.\n", out / YAML_NAME, drafts
     )
-    place_bytes(text.encode(), str(out / YAML_NAME), drafts)
-    return out / YAML_NAME
 
 
 def _complete_folder(out: Path, split: str) -> str | None:

@@ -11,9 +11,11 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+import yaml
 
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import check_inside, exclusive, locked, make_folder, open_regular
@@ -77,6 +79,13 @@ def place_bytes(content: bytes, target: str, drafts: str) -> None:
     finally:
         os.close(descriptor)
     os.replace(draft, target)
+
+
+def place_yaml(content: Mapping[str, Any], heading: str, file: Path, drafts: str) -> Path:
+    """`place_bytes` of a data YAML that begins with a comment; returns its path."""
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=10_000, allow_unicode=True)
+    place_bytes((heading + text).encode(), str(file), drafts)
+    return file
 
 
 def place_link(source: str, target: str, drafts: str, copy: bool = False) -> None:

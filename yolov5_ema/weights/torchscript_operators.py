@@ -6,12 +6,9 @@ starts something, prints, or reads memory that a tensor does not own; and of tor
 
 from __future__ import annotations
 
+from yolov5_ema.weights.names import words
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_ARITHMETIC = _words(
+_ARITHMETIC = words(
     "abs abs_ add add_ addcdiv addcmul addmm addmm_ baddbmm bmm ceil ceil_ clamp clamp_ clamp_max "
     "clamp_max_ clamp_min clamp_min_ clip clip_ cos cosh cross cumprod cumsum div div_ divide dot "
     "einsum erf exp exp_ expm1 floor floor_ floor_divide floordiv fmod frac log log10 log1p log2 log_ "
@@ -20,18 +17,18 @@ _ARITHMETIC = _words(
     "sqrt_ square sub sub_ subtract tan tanh tanh_ true_divide truediv trunc trunc_ outer atan atan2 "
     "asin acos logsumexp bilinear hypot"
 )
-_COMPARING = _words(
+_COMPARING = words(
     "all any bitwise_and bitwise_not bitwise_or bitwise_xor eq equal ge greater greater_equal gt "
     "isclose isfinite isinf isnan le less less_equal logical_and logical_not logical_or logical_xor lt "
     "masked_fill masked_fill_ ne nan_to_num not_equal where __and__ __or__ __not__ __is__ __isnot__ "
     "__contains__ __xor__ __range_length __derive_index"
 )
-_REDUCING = _words(
+_REDUCING = words(
     "amax amin aminmax argmax argmin argsort count_nonzero kthvalue max mean median min norm prod sort "
     "std std_mean sum topk unique_consecutive var var_mean nonzero frobenius_norm linalg_norm "
     "linalg_vector_norm"
 )
-_SHAPING = _words(
+_SHAPING = words(
     "adjoint alias broadcast_tensors broadcast_to cat channel_shuffle chunk clone column_stack concat "
     "concatenate constant_pad_nd contiguous detach diag diagonal dim diff expand expand_as flatten flip "
     "fold gather hstack im2col col2im index index_add index_copy index_fill index_put index_put_ "
@@ -44,11 +41,11 @@ _SHAPING = _words(
     "unsqueeze_ view view_as vstack type_as size stride len to bool float double half int long item "
     "is_floating_point copy_ fill_ zero_ cpu cuda"
 )
-_MAKING = _words(
+_MAKING = words(
     "arange empty empty_like eye full full_like linspace ones ones_like scalar_tensor tensor zeros "
     "zeros_like one_hot"
 )
-_LAYERS = _words(
+_LAYERS = words(
     "_convolution _convolution_mode adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d "
     "adaptive_max_pool2d alpha_dropout avg_pool1d avg_pool2d batch_norm celu conv1d conv2d conv3d "
     "conv_transpose1d conv_transpose2d convolution dropout dropout_ elu elu_ embedding feature_dropout "
@@ -62,12 +59,12 @@ _LAYERS = _words(
     "affine_grid_generator"
 )
 # what a tensor is, and what modules call their own attributes; as an operator each is harmless
-_ASKING = _words(
+_ASKING = words(
     "device dtype layout shape data name type requires_grad is_cuda is_mps is_cpu is_quantized "
     "is_sparse names id gamma polar alpha_dropout"
 )
 # forms of the language rather than operators
-_LANGUAGE = _words(
+_LANGUAGE = words(
     "annotate unchecked_cast unchecked_unwrap_optional NumToTensor ImplicitTensorToNum "
     "ScalarImplicit IntImplicit FloatImplicit rangelist list append values keys items get format"
 )
@@ -77,7 +74,7 @@ ALLOWED = frozenset().union(
 )
 """Names of torch's operators, without the namespaces ``aten`` and ``prim``."""
 
-OF_LIBRARIES = _words(
+OF_LIBRARIES = words(
     "torchvision.nms torchvision.roi_align torchvision.deform_conv2d prepacked.conv2d_clamp_run "
     "prepacked.conv2d_transpose_clamp_run prepacked.linear_clamp_run"
 )
@@ -86,7 +83,7 @@ OF_LIBRARIES = _words(
 OF_MOBILE = r"__torch__\.torch\.classes\.xnnpack\.(Conv2d|TransposeConv2d|Linear)OpContext"
 """Weights as ``export --optimize`` packs them: the only classes written in C++ that a file may have."""
 
-FORBIDDEN_WORDS = _words(
+FORBIDDEN_WORDS = words(
     "while for with import lambda fork awaitable wait print classes uninitialized __setstate__"
 )
 """Words of the language that no traced model needs: loops, tasks of their own, output, classes written in C++, and what

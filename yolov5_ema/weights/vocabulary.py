@@ -60,7 +60,7 @@ def _of_calls(pickle: Followed) -> Iterator[str]:
             yield "a call of what the file has made itself"
         elif name not in _JUDGES and name not in _HARMLESS:
             yield f"{name}: called while the file is read, not only filled with its state"
-        elif name in _JUDGES and not _JUDGES[name](_args(call)):
+        elif name in _JUDGES and not _JUDGES[name](arguments_of(call)):
             yield f"{name}: called with what no checkpoint needs"
         elif not _is_filled_as_it_should(call, name):
             yield f"{name}: filled with what no checkpoint needs"
@@ -75,7 +75,7 @@ def _is_filled_as_it_should(call: Made, name: str) -> bool:
 def _of_instances(pickle: Followed) -> Iterator[str]:
     for made in pickle.instances:
         name = class_name(made)
-        if not name or name in _JUDGES or _args(made) or not _is_state(made.state):
+        if not name or name in _JUDGES or arguments_of(made) or not _is_state(made.state):
             yield f"{name or 'what the file has made itself'}: made in a way that no checkpoint needs"
         elif not _has_few_layers(made.state):
             yield f"{name}: has more layers than any"
@@ -122,7 +122,7 @@ def _tensors_have_memory(pickle: Followed) -> bool:
 
 def _args_of_tensor(call: Made) -> list[Any]:
     """The arguments by which a call makes a tensor of a storage; none for other calls."""
-    name, args = class_name(call), _args(call)
+    name, args = class_name(call), arguments_of(call)
     if name == "torch._tensor._rebuild_from_type_v2" and len(args) > 2 and isinstance(args[0], Named):
         name, args = args[0].name, args[2].items if isinstance(args[2], Items) else []
     return args if _REBUILT_TENSOR.fullmatch(name) else []
@@ -145,7 +145,8 @@ def short_storages(root: Followed, sizes: Mapping[str, int]) -> list[str]:
     return short
 
 
-def _args(call: Made) -> list[Any]:
+def arguments_of(call: Made) -> list[Any]:
+    """What a pickle calls a class or function with."""
     return call.args.items if isinstance(call.args, Items) else [call.args]
 
 
@@ -257,15 +258,15 @@ def _is_parameter(args: list[Any]) -> bool:
 def _is_empty(value: Any) -> bool:
     """None, or a dict or an OrderedDict of nothing."""
     if isinstance(value, Made):
-        is_plain = class_name(value) == "collections.OrderedDict" and not _args(value)
+        is_plain = class_name(value) == "collections.OrderedDict" and not arguments_of(value)
         return is_plain and not value.pairs and not value.items and value.state is None
     return value is None or (isinstance(value, Table) and not value.pairs)
 
 
 def _whole_numbers(value: Any) -> list[int] | None:
     """The items of a tuple, or a ``torch.Size``, of sizes or strides."""
-    if class_name(value) == "torch.Size" and len(_args(value)) == 1:
-        value = _args(value)[0]
+    if class_name(value) == "torch.Size" and len(arguments_of(value)) == 1:
+        value = arguments_of(value)[0]
     parts: list[Any] = value.items if isinstance(value, Items) else [None]
     return parts if _is_size(parts) else None
 
@@ -279,7 +280,7 @@ def _is_of_a_subclass(args: list[Any]) -> bool:
     return _REBUILT.fullmatch(args[0].name) is not None and _is_parameter(args[2].items)
 
 
-def _never(_args: list[Any]) -> bool:
+def _never(arguments_of: list[Any]) -> bool:
     return False
 
 
