@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from yolov5_ema.kernels.ema.reference import ema_reference
+from yolov5_ema.kernels.ema import EMAArguments, ema_reference
 
 EPS = 1e-5
 NAMES = ("x", "w1", "b1", "gamma", "beta", "w3", "b3")
@@ -112,11 +112,12 @@ def run(case: Case, path: str, device: str = "cpu") -> tuple[torch.Tensor, tuple
     """Output and all gradients from the kernels, on the path that is asked for."""
     from yolov5_ema.kernels.ema import triton as kernels
 
-    inputs, grad = tensors(case, device)
+    (x, *parameters), grad = tensors(case, device)
+    arguments = EMAArguments(*parameters, case.groups, EPS)
     limit, kernels._FUSED_LIMIT = kernels._FUSED_LIMIT, 2**31 if path == "fused" else 0
     try:
-        out, stats = kernels.forward(*inputs, case.groups, EPS)
-        grads = kernels.backward(grad, inputs[0], stats, *inputs[1:], case.groups, EPS)
+        out, stats = kernels.forward(x, arguments)
+        grads = kernels.backward(grad, x, stats, arguments)
     finally:
         kernels._FUSED_LIMIT = limit
     return out, grads
@@ -126,7 +127,7 @@ def defined(case: Case, device: str, dtype: torch.dtype) -> tuple[torch.Tensor, 
     """Output and all gradients from the definition, computed in ``dtype``."""
     inputs, grad = tensors(case, device)
     leaves = [t.to(dtype).requires_grad_() for t in inputs]
-    out = ema_reference(*leaves, case.groups, EPS)
+    out = ema_reference(leaves[0], EMAArguments(*leaves[1:], case.groups, EPS))
     return out.detach(), torch.autograd.grad(out, leaves, grad.to(dtype))
 
 

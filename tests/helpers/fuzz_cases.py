@@ -23,8 +23,8 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from yolov5_ema.blocks import CBAM, EMA
 from yolov5_ema.kernels import dispatch, memory, native
 from yolov5_ema.kernels.cbam import cpp as cbam_cpp
+from yolov5_ema.kernels.ema import EMAArguments, exact
 from yolov5_ema.kernels.ema import cpp as ema_cpp
-from yolov5_ema.kernels.ema import exact
 
 SANITIZE = (
     ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address", "-fopenmp"),
@@ -171,29 +171,29 @@ CBAM_CALLS = {
 
 def ema_forward_operator(rng, dtype):
     x, _, parameters, groups = ema_arguments(rng, dtype)
-    arguments = spoiled((x, *parameters, groups), rng)
-    out, _ = torch.ops.yolov5_ema.ema_forward(*arguments, 1e-5)
+    arguments = (*spoiled((x, *parameters, groups), rng), 1e-5)
+    out, _ = torch.ops.yolov5_ema.ema_forward(*arguments)
     if is_ordinary(arguments):
-        agree(out, exact.forward(*arguments, 1e-5)[0])
+        agree(out, exact.forward(arguments[0], EMAArguments(*arguments[1:]))[0])
 
 
 def ema_backward_operator(rng, dtype):
     x, stats, parameters, groups = ema_arguments(rng, dtype)
-    arguments = spoiled((torch.rand_like(x), x, stats, *parameters, groups), rng)
-    found = torch.ops.yolov5_ema.ema_backward(*arguments, 1e-5)
+    arguments = (*spoiled((torch.rand_like(x), x, stats, *parameters, groups), rng), 1e-5)
+    found = torch.ops.yolov5_ema.ema_backward(*arguments)
     if is_ordinary(arguments):
-        for one, expected in zip(found, exact.backward(*arguments, 1e-5)):
+        for one, expected in zip(found, exact.backward(*arguments[:3], EMAArguments(*arguments[3:]))):
             agree(one, expected)
 
 
 def ema_past_the_dispatcher(rng, dtype):
     x, stats, parameters, groups = ema_arguments(rng, dtype)
     if rng.random() < 0.5:
-        *arguments, groups = spoiled((x, *parameters, groups), rng)
-        ema_cpp.forward(*arguments, groups=groups, eps=1e-5)
+        x, *arguments = spoiled((x, *parameters, groups), rng)
+        ema_cpp.forward(x, EMAArguments(*arguments, 1e-5))
     else:
-        *arguments, groups = spoiled((torch.rand_like(x), x, stats, *parameters, groups), rng)
-        ema_cpp.backward(*arguments, groups=groups, eps=1e-5)
+        grad, x, stats, *arguments = spoiled((torch.rand_like(x), x, stats, *parameters, groups), rng)
+        ema_cpp.backward(grad, x, stats, EMAArguments(*arguments, 1e-5))
 
 
 def cbam_operator(rng, dtype):
@@ -310,8 +310,8 @@ def no_checks():
     memory.check_memory = lambda *_: None
     global MAY_BE_RAISED
     MAY_BE_RAISED = Exception
-    ema_cpp.check_arguments = lambda x, parameters, groups: x.shape[1] // groups
-    ema_cpp.check_backward = lambda grad, x, stats, parameters, groups: x.shape[1] // groups
+    ema_cpp.check_arguments = lambda x, arguments: x.shape[1] // arguments.groups
+    ema_cpp.check_backward = lambda grad, x, stats, arguments: x.shape[1] // arguments.groups
 
 
 def main():

@@ -18,7 +18,7 @@ from torch import nn
 
 from yolov5_ema.blocks import EMA
 from yolov5_ema.kernels import dispatch, native
-from yolov5_ema.kernels.ema import ema_exact, ema_reference, exact
+from yolov5_ema.kernels.ema import EMAArguments, ema_exact, ema_reference, exact
 
 NAMES = ("x", "w1", "b1", "gamma", "beta", "w3", "b3")
 # N, groups, k, H, W
@@ -56,7 +56,7 @@ def run(name, block, x):
     if name != "expression":
         with dispatch.forced(name):
             return block(x)
-    return ema_exact(x, *parameters(block), block.groups, block.gn.eps)
+    return ema_exact(x, EMAArguments(*parameters(block), block.groups, block.gn.eps))
 
 
 def parameters(block):
@@ -150,10 +150,14 @@ def test_deviation_of_y_at_a_mean_of_1000(name):
     block, x = block_and_input((1, 1, 4, 30, 30))
     block.conv1x1.weight.data *= 1e-3  # gates that are neither 0 nor 1
     x = 1000 + 0.1 * x.detach()
-    run_forward = exact.forward if name == "exact" else torch.ops.yolov5_ema.ema_forward
     with torch.no_grad():
-        mu, rstd, _ = run_forward(x, *parameters(block), 1, 0.0)[1].unbind(1)
-        truth = exact.forward(x.double(), *parameters(copy.deepcopy(block).double()), 1, 0.0)[1]
+        arguments = EMAArguments(*parameters(block), 1, 0.0)
+        if name == "exact":
+            stats = exact.forward(x, arguments)[1]
+        else:
+            stats = torch.ops.yolov5_ema.ema_forward(x, *arguments)[1]
+        mu, rstd, _ = stats.unbind(1)
+        truth = exact.forward(x.double(), arguments.to(torch.float64))[1]
     torch.testing.assert_close(mu.double(), truth[:, 0], rtol=1e-6, atol=0)
     torch.testing.assert_close(rstd.double(), truth[:, 1], rtol=2e-2, atol=0)
 
@@ -243,7 +247,7 @@ class _Bound:
         names = ("conv1x1.weight", "conv1x1.bias", "gn.weight", "gn.bias", "conv3x3.weight", "conv3x3.bias")
         from yolov5_ema.kernels.ema import ema
 
-        return ema(x, *(values[n] for n in names), self.block.groups, self.block.gn.eps)
+        return ema(x, EMAArguments(*(values[n] for n in names), self.block.groups, self.block.gn.eps))
 
 
 @every_kernel
@@ -441,7 +445,7 @@ def test_groups_that_do_not_fit_threads():
 def test_reference_is_the_published_form():
     """One value a pixel of the map, written with torch's own layers (the loops are in tests/blocks)."""
     block, x = block_and_input((1, 1, 3, 4, 5), torch.float64)
-    out = ema_reference(x, *parameters(block), 1, block.gn.eps)
+    out = ema_reference(x, EMAArguments(*parameters(block), 1, block.gn.eps))
     gate_h = block.conv1x1(x.mean(3, keepdim=True)).sigmoid()
     gate_w = block.conv1x1(x.mean(2, keepdim=True)).sigmoid()
     x1, x2 = block.gn(x * gate_h * gate_w), block.conv3x3(x)

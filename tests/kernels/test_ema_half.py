@@ -15,7 +15,7 @@ from conftest import randomise, run_cli
 import yolov5_ema
 from yolov5_ema.blocks import EMA
 from yolov5_ema.kernels import dispatch, native
-from yolov5_ema.kernels.ema import ema_exact
+from yolov5_ema.kernels.ema import EMAArguments, ema_exact
 
 IMPLEMENTATIONS = [
     "reference",
@@ -35,7 +35,7 @@ def run(name, block, x):
             return block(x)
     one, three, norm = block.conv1x1, block.conv3x3, block.gn
     parameters = (one.weight, one.bias, norm.weight, norm.bias, three.weight, three.bias)
-    return ema_exact(x, *parameters, block.groups, norm.eps)
+    return ema_exact(x, EMAArguments(*parameters, block.groups, norm.eps))
 
 
 @every_implementation

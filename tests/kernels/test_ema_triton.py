@@ -18,6 +18,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from yolov5_ema.kernels.ema import EMAArguments  # noqa: E402
 from yolov5_ema.kernels.ema import triton as kernels  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -123,10 +124,10 @@ def test_blocks_hold_what_they_must(k, h, w, fused):
 
 def test_an_empty_batch_gives_an_empty_output_and_zero_gradients():
     inputs, _ = cases.tensors(cases.Case(1, 4, 6, 7, 2))
-    x = inputs[0][:0]
-    out, stats = kernels.forward(x, *inputs[1:], 2, cases.EPS)
+    x, arguments = inputs[0][:0], EMAArguments(*inputs[1:], 2, cases.EPS)
+    out, stats = kernels.forward(x, arguments)
     assert out.shape == (0, 4, 6, 7) and stats.shape == (0, 3, 2)
-    grads = kernels.backward(out, x, stats, *inputs[1:], 2, cases.EPS)
+    grads = kernels.backward(out, x, stats, arguments)
     assert [g.shape for g in grads] == [x.shape, *(t.shape for t in inputs[1:])]
     assert all(bool((g == 0).all()) for g in grads)
 
@@ -150,15 +151,16 @@ def _launches(monkeypatch, shape, groups, dtype=torch.float32):
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "_check", lambda *_: None)  # it refuses tensors without storage
         for name, kernel in vars(kernels).items():
-            if isinstance(kernel, triton.JITFunction) and name.startswith(("_fused", "_split")):
+            if isinstance(kernel, triton.JITFunction) and name.startswith(("fused", "split")):
                 patch.setattr(kernels, name, _Recorder(kernel, launches))
         k = shape[1] // groups
         sizes = [shape, (k, k, 1, 1), (k,), (k,), (k,), (k, k, 3, 3), (k,)]
         x, *parameters = (torch.empty(size, device="meta") for size in sizes)
         x = x.to(dtype)
-        _, stats = kernels.forward(x, *parameters, groups, cases.EPS)
+        arguments = EMAArguments(*parameters, groups, cases.EPS)
+        _, stats = kernels.forward(x, arguments)
         forward = len(launches)
-        kernels.backward(x, x, stats, *parameters, groups, cases.EPS)
+        kernels.backward(x, x, stats, arguments)
     return launches[:forward], launches[forward:]
 
 

@@ -26,7 +26,15 @@ from yolov5_ema.blocks.common import AttentionBlock, check_bool, check_positive_
 from yolov5_ema.blocks.positions import Named, named_numbers
 from yolov5_ema.blocks.registry import register_block
 from yolov5_ema.kernels.dispatch import check_implementation
-from yolov5_ema.kernels.ema import attended, ema, ema_exact, ema_reference, gated, means_of_sides
+from yolov5_ema.kernels.ema import (
+    EMAArguments,
+    attended,
+    ema,
+    ema_exact,
+    ema_reference,
+    gated,
+    means_of_sides,
+)
 from yolov5_ema.kernels.layers import is_norm_of_each_channel, is_same_size_convolution
 
 _DEFAULT_GROUPS = Named(32)  # told apart, by identity, from the same number given by the caller
@@ -124,11 +132,12 @@ class EMA(AttentionBlock):
         w1, b1, w3, b3 = self.conv1x1.weight, self.conv1x1.bias, self.conv3x3.weight, self.conv3x3.bias
         gamma, beta, eps = self.gn.weight, self.gn.bias, self.gn.eps
         assert b1 is not None and b3 is not None  # TorchScript takes a convolution's bias for optional
+        arguments = EMAArguments(w1, b1, gamma, beta, w3, b3, self.groups, eps)
         if not self.cross_spatial:
-            return ema_reference(x, w1, b1, gamma, beta, w3, b3, self.groups, eps, False)  # (N, C, H, W)
+            return ema_reference(x, arguments, False)  # (N, C, H, W)
         if torch.jit.is_scripting():
-            return ema_exact(x, w1, b1, gamma, beta, w3, b3, self.groups, eps)  # (N, C, H, W)
-        return ema(x, w1, b1, gamma, beta, w3, b3, self.groups, eps, self.implementation)  # (N, C, H, W)
+            return ema_exact(x, arguments)  # (N, C, H, W)
+        return ema(x, arguments, self.implementation)  # (N, C, H, W)
 
     def _layers_are_plain(self) -> bool:
         """Whether their parameters say all that there is to know about them."""

@@ -12,26 +12,19 @@ import torch
 from torch._subclasses import FakeTensor
 
 from yolov5_ema.kernels.dispatch import asked_for, choose, needs_plain_operations
-from yolov5_ema.kernels.ema.arguments import check_unless_traced, is_in_reach_of_32_bits
+from yolov5_ema.kernels.ema.arguments import EMAArguments, check_unless_traced, is_in_reach_of_32_bits
 from yolov5_ema.kernels.ema.exact import ema_exact
 from yolov5_ema.kernels.ema.function import EMAFunction
 from yolov5_ema.kernels.ema.reference import attended, ema_reference, gated, means_of_sides
 from yolov5_ema.kernels.memory import has_memory
 from yolov5_ema.kernels.numerics import is_symbolic
 
-__all__ = ["attended", "ema", "ema_exact", "ema_reference", "gated", "means_of_sides"]
+__all__ = ["EMAArguments", "attended", "ema", "ema_exact", "ema_reference", "gated", "means_of_sides"]
 
 
 def ema(
     x: torch.Tensor,
-    w1: torch.Tensor,
-    b1: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    w3: torch.Tensor,
-    b3: torch.Tensor,
-    groups: int,
-    eps: float,
+    arguments: EMAArguments,
     implementation: str = "auto",
 ) -> torch.Tensor:
     """Efficient multi-scale attention, with the arguments and the result of `ema_reference`.
@@ -41,23 +34,24 @@ def ema(
 
     Raises:
         RuntimeError: shapes, devices or dtypes that do not fit together.
-        UserError: a kernel was asked for on its own device and cannot run there; or the environment variable
-            the environment holds no implementation's name.
+        UserError: a kernel was asked for on its own device and cannot run there; or
+            the environment variable holds no implementation's name.
     """
-    parameters = (w1, b1, gamma, beta, w3, b3)
     if is_symbolic(x):
         plain = ema_reference if asked_for(implementation) == "reference" else ema_exact
-        return plain(x, *parameters, groups, eps)
-    check_unless_traced(x, parameters, groups)
+        return plain(x, arguments)
+    check_unless_traced(x, arguments)
     name = choose("EMA", implementation, x.device.type, x.dtype).name
     if name == "reference":
-        return ema_reference(x, *parameters, groups, eps)
+        return ema_reference(x, arguments)
     if name == "exact" and needs_plain_operations():
-        return ema_exact(x, *parameters, groups, eps)
-    if not _operators_know((x, *parameters)) or (name == "triton" and not _is_small(x, groups)):
-        return ema_exact(x, *parameters, groups, eps)
+        return ema_exact(x, arguments)
+    if not _operators_know((x, *arguments.parameters())) or (
+        name == "triton" and not _is_small(x, arguments.groups)
+    ):
+        return ema_exact(x, arguments)
     wide = torch.promote_types(x.dtype, torch.float32)
-    return EMAFunction.apply(x, *[p.to(wide) for p in parameters], groups, eps, name != "exact")
+    return EMAFunction.apply(x, *arguments.to(wide), name != "exact")
 
 
 def _operators_know(tensors: Sequence[torch.Tensor]) -> bool:

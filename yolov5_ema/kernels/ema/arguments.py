@@ -1,19 +1,57 @@
 """What EMA's arguments must be, whichever implementation computes it."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+# no `from __future__ import annotations`: TorchScript reads the types of a NamedTuple's fields, not their names
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from yolov5_ema.kernels.numerics import is_symbolic
 
 _NARROW = (torch.float16, torch.bfloat16)
-_NAMES = ("w1", "b1", "gamma", "beta", "w3", "b3")
 
 
-def check_arguments(x: torch.Tensor, parameters: Sequence[torch.Tensor], groups: int) -> int:
+class EMAArguments(NamedTuple):
+    """What EMA is computed with besides its input: parameters that all groups share, and two numbers.
+
+    TorchScript takes it as it is. Operators of torch take it unpacked, in this order.
+
+    Attributes:
+        w1: weight of the 1x1 convolution, (k, k, 1, 1), with k = C / groups channels in a group.
+        b1: its bias, (k,).
+        gamma: weight of the GroupNorm, which normalises each channel by itself, (k,).
+        beta: its bias, (k,).
+        w3: weight of the 3x3 convolution, (k, k, 3, 3).
+        b3: its bias, (k,).
+        groups: groups G that the channels are split into.
+        eps: of the GroupNorm.
+    """
+
+    w1: Tensor
+    b1: Tensor
+    gamma: Tensor
+    beta: Tensor
+    w3: Tensor
+    b3: Tensor
+    groups: int
+    eps: float
+
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All but the two numbers."""
+        return self.w1, self.b1, self.gamma, self.beta, self.w3, self.b3
+
+    def to(self, dtype: torch.dtype) -> "EMAArguments":
+        """The same with parameters in another dtype."""
+        w1, b1, gamma, beta, w3, b3 = [tensor.to(dtype) for tensor in self.parameters()]
+        return EMAArguments(w1, b1, gamma, beta, w3, b3, self.groups, self.eps)
+
+
+_NAMES = EMAArguments._fields[:6]
+
+
+def check_arguments(x: Tensor, arguments: EMAArguments) -> int:
     """Channels of a group; a ``RuntimeError``, as a layer of torch raises, if shapes or devices do not fit together."""
+    parameters, groups = arguments.parameters(), arguments.groups
     k = parameters[0].shape[0] if parameters[0].dim() else 0
     if groups < 1 or k < 1 or x.dim() != 4 or x.shape[1] != groups * k or x.shape[2] < 1 or x.shape[3] < 1:
         raise RuntimeError(
@@ -28,7 +66,7 @@ def check_arguments(x: torch.Tensor, parameters: Sequence[torch.Tensor], groups:
     return k
 
 
-def _what_is_wrong(x: torch.Tensor, parameters: Sequence[torch.Tensor], k: int) -> str:
+def _what_is_wrong(x: Tensor, parameters: tuple[Tensor, ...], k: int) -> str:
     sizes = ((k, k, 1, 1), (k,), (k,), (k,), (k, k, 3, 3), (k,))
     for name, parameter, size in zip(_NAMES, parameters, sizes):
         if parameter.shape != size:
@@ -39,11 +77,9 @@ def _what_is_wrong(x: torch.Tensor, parameters: Sequence[torch.Tensor], k: int) 
     return f"EMA: expected all tensors on one device, got the input on {x.device} and {devices}"
 
 
-def check_backward(
-    grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, parameters: Sequence[torch.Tensor], groups: int
-) -> int:
+def check_backward(grad: Tensor, x: Tensor, stats: Tensor, arguments: EMAArguments) -> int:
     """The same for backward."""
-    k = check_arguments(x, parameters, groups)
+    k, groups = check_arguments(x, arguments), arguments.groups
     if grad.shape != x.shape or stats.shape != (x.shape[0] * groups, 3, k):
         raise RuntimeError(
             f"EMA: gradient of shape {list(grad.shape)} and statistics of shape {list(stats.shape)} do not fit an "
@@ -60,13 +96,13 @@ def is_in_reach_of_32_bits(k: int, h: int, w: int) -> bool:
     return largest < 2**31 and h + w < 2**20 and k <= 2**14
 
 
-def check_dtypes(x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> None:
+def check_dtypes(x: Tensor, arguments: EMAArguments) -> None:
     """A ``RuntimeError`` for what a convolution of torch refuses: integers, and dtypes that are not those of x.
 
     Half-precision maps may have parameters in float32, which all is computed in. Under autocast these mix freely.
     """
     dtype = x.dtype
-    for parameter in parameters:
+    for parameter in arguments.parameters():
         if parameter.dtype is not dtype and not _may_mix(x, parameter.dtype):
             raise RuntimeError(
                 f"EMA: input type ({dtype}) and parameter type ({parameter.dtype}) should be the same"
@@ -75,7 +111,7 @@ def check_dtypes(x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> None:
         raise RuntimeError(f"EMA: expected a floating-point input, got {dtype}")
 
 
-def _may_mix(x: torch.Tensor, dtype: torch.dtype) -> bool:
+def _may_mix(x: Tensor, dtype: torch.dtype) -> bool:
     mixable = (torch.float32, *_NARROW)
     if x.dtype not in mixable or dtype not in mixable:
         return False
@@ -84,9 +120,9 @@ def _may_mix(x: torch.Tensor, dtype: torch.dtype) -> bool:
     )
 
 
-def check_unless_traced(x: torch.Tensor, parameters: Sequence[torch.Tensor], groups: int) -> None:
+def check_unless_traced(x: Tensor, arguments: EMAArguments) -> None:
     """All that can be said of the arguments; a trace would take the answers for constants, and says so in warnings."""
     if torch.jit.is_tracing() or is_symbolic(x):
         return
-    check_arguments(x, parameters, groups)
-    check_dtypes(x, parameters)
+    check_arguments(x, arguments)
+    check_dtypes(x, arguments)

@@ -5,41 +5,34 @@ from __future__ import annotations
 import torch
 
 from yolov5_ema.kernels.ema import exact
-from yolov5_ema.kernels.ema.arguments import check_arguments, check_backward
+from yolov5_ema.kernels.ema.arguments import EMAArguments, check_arguments, check_backward
 from yolov5_ema.kernels.memory import Array, call, check_source, laid_out
 
 
-def forward(
-    x: torch.Tensor, *parameters: torch.Tensor, groups: int, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(x: torch.Tensor, arguments: EMAArguments) -> tuple[torch.Tensor, torch.Tensor]:
     """As `yolov5_ema.kernels.ema.exact.forward`."""
-    k = check_arguments(x, parameters, groups)
+    k, parameters = check_arguments(x, arguments), arguments.parameters()
     if x.numel() == 0:
-        return exact.forward(x, *parameters, groups, eps)  # type: ignore[arg-type, call-arg]
+        return exact.forward(x, arguments)
     work = laid_out(x, parameters[0].dtype)
     n, _, h, w = shape = x.shape
     out = work.new_empty(shape)
-    stats = work.new_empty(n * groups, 3, k)
+    stats = work.new_empty(n * arguments.groups, 3, k)
     arrays = (
         Array(work, shape),
         Array(_flatten(parameters), (10 * k * k + 4 * k,)),
     )
-    call("ema_forward", work.dtype, arrays, (out, stats), (n * groups, k, h, w), eps)
+    call("ema_forward", work.dtype, arrays, (out, stats), (n * arguments.groups, k, h, w), arguments.eps)
     return out.to(x.dtype), stats
 
 
 def backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    stats: torch.Tensor,
-    *parameters: torch.Tensor,
-    groups: int,
-    eps: float,
+    grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, arguments: EMAArguments
 ) -> tuple[torch.Tensor, ...]:
     """As `yolov5_ema.kernels.ema.exact.backward`."""
-    k = check_backward(grad, x, stats, parameters, groups)
+    k, parameters = check_backward(grad, x, stats, arguments), arguments.parameters()
     if x.numel() == 0:
-        return exact.backward(grad, x, stats, *parameters, groups, eps)  # type: ignore[arg-type, call-arg]
+        return exact.backward(grad, x, stats, arguments)
     work = laid_out(x, parameters[0].dtype)
     grad = laid_out(grad, work.dtype)
     n, _, h, w = shape = x.shape
@@ -48,10 +41,10 @@ def backward(
     arrays = (
         Array(grad, shape),
         Array(work, shape),
-        Array(laid_out(stats), (n * groups, 3, k)),
+        Array(laid_out(stats), (n * arguments.groups, 3, k)),
         Array(_flatten(parameters), (10 * k * k + 4 * k,)),
     )
-    call("ema_backward", work.dtype, arrays, (dx, sums), (n * groups, k, h, w), eps)
+    call("ema_backward", work.dtype, arrays, (dx, sums), (n * arguments.groups, k, h, w), arguments.eps)
     pieces = sums.split([p.numel() for p in parameters])
     grads = [piece.reshape(p.shape).to(p.dtype, copy=True) for piece, p in zip(pieces, parameters)]
     return (dx.to(x.dtype), *grads)

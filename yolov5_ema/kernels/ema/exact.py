@@ -16,27 +16,18 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from yolov5_ema.kernels.ema.arguments import check_unless_traced
+from yolov5_ema.kernels.ema.arguments import EMAArguments, check_unless_traced
 from yolov5_ema.kernels.numerics import as_constant
 
 
-def ema_exact(
-    x: torch.Tensor,
-    w1: torch.Tensor,
-    b1: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    w3: torch.Tensor,
-    b3: torch.Tensor,
-    groups: int,
-    eps: float,
-) -> torch.Tensor:
+def ema_exact(x: torch.Tensor, arguments: EMAArguments) -> torch.Tensor:
     """What `yolov5_ema.kernels.ema.reference.ema_reference` computes, at any size, of any number of images.
 
     Arguments and result are those of `ema_reference` (with ``cross_spatial=True``). Computed in float32 at least.
     """
     if not torch.jit.is_scripting():
-        check_unless_traced(x, (w1, b1, gamma, beta, w3, b3), groups)
+        check_unless_traced(x, arguments)
+    w1, b1, gamma, beta, w3, b3, groups, eps = arguments
     n, _, h, w = x.shape
     k = w1.shape[0]  # of x it would be no constant in ONNX, which group_norm wants
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -119,7 +110,8 @@ class _Group(NamedTuple):
     c: torch.Tensor  # (NG, k, 1, W)
 
 
-def _describe(x: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, groups: int) -> _Group:
+def _describe(x: torch.Tensor, arguments: EMAArguments) -> _Group:
+    w1, b1, groups = arguments.w1, arguments.b1, arguments.groups
     n, c, h, w = x.shape
     gx = x.reshape(n * groups, c // groups, h, w).to(w1.dtype)
     columns = gx.sum(2)
@@ -128,49 +120,31 @@ def _describe(x: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, groups: int) 
     return _Group(gx, columns, means, gates[:, :, :h].unsqueeze(3), gates[:, :, h:].unsqueeze(2))
 
 
-def forward(
-    x: torch.Tensor,
-    w1: torch.Tensor,
-    b1: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    w3: torch.Tensor,
-    b3: torch.Tensor,
-    groups: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(x: torch.Tensor, arguments: EMAArguments) -> tuple[torch.Tensor, torch.Tensor]:
     """The output, and what `backward` wants to be given again.
 
     Args:
         x: (N, C, H, W), any floating dtype.
-        w1, b1, gamma, beta, w3, b3: as for `ema_exact`; all of one dtype, float32 or float64, which is computed in.
-        groups, eps: as for `ema_exact`.
+        arguments: parameters of one dtype, float32 or float64, which is computed in, groups and eps.
 
     Returns:
         The output (N, C, H, W) in the dtype of ``x``, and (NG, 3, k): mean of y, 1 / its deviation, and q.
     """
-    group = _describe(x, w1, b1, groups)
+    group = _describe(x, arguments)
     y = (group.gx * group.a).mul_(group.c)  # (NG, k, H, W)
     mu = y.mean((2, 3))  # (NG, k)
     y -= mu[:, :, None, None]
     pixels = y.shape[2] * y.shape[3]
-    rstd = (torch.linalg.vector_norm(y, dim=(2, 3)).square() / pixels + eps).rsqrt()
-    q = _weights_of_1x1(shifted_means(group.gx, group.columns), w3, b3)
+    rstd = (torch.linalg.vector_norm(y, dim=(2, 3)).square() / pixels + arguments.eps).rsqrt()
+    q = _weights_of_1x1(shifted_means(group.gx, group.columns), arguments.w3, arguments.b3)
     stats = torch.stack([mu, rstd, q], dim=1)
-    gate = _gate(group, y, stats, gamma, beta, w3, b3)
+    gate = _gate(group, y, stats, arguments)
     return (group.gx * gate).reshape(x.shape).to(x.dtype), stats
 
 
-def _gate(
-    group: _Group,
-    centred: torch.Tensor,
-    stats: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    w3: torch.Tensor,
-    b3: torch.Tensor,
-) -> torch.Tensor:
+def _gate(group: _Group, centred: torch.Tensor, stats: torch.Tensor, arguments: EMAArguments) -> torch.Tensor:
     """sigmoid(map) (NG, 1, H, W), given y minus its mean."""
+    _, _, gamma, beta, w3, b3, _, _ = arguments
     _, rstd, q = stats.unbind(1)
     kernel, bias = _one_output_kernel(beta, w3, b3)
     from_1x1 = torch.matmul((q * gamma * rstd).unsqueeze(1), centred.flatten(2))  # (NG, 1, HW)
@@ -179,30 +153,21 @@ def _gate(
 
 
 def backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    stats: torch.Tensor,
-    w1: torch.Tensor,
-    b1: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    w3: torch.Tensor,
-    b3: torch.Tensor,
-    groups: int,
-    eps: float,
+    grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, arguments: EMAArguments
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of `forward`'s output times ``grad`` (N, C, H, W).
 
     Returns:
         Of ``x``, in its dtype; of w1, b1, gamma, beta, w3, b3, in theirs.
     """
-    group = _describe(x, w1, b1, groups)
+    w1, _, gamma, beta, w3, b3, _, _ = arguments
+    group = _describe(x, arguments)
     gx, columns, _, a, c = group
     n, k, h, w = gx.shape
     pixels = h * w
     mu, rstd, q = stats.unbind(1)  # (NG, k) each
     centred = (gx * a).mul_(c).sub_(mu[:, :, None, None])  # (NG, k, H, W)
-    gate = _gate(group, centred, stats, gamma, beta, w3, b3)  # (NG, 1, H, W)
+    gate = _gate(group, centred, stats, arguments)  # (NG, 1, H, W)
     kernel, _ = _one_output_kernel(beta, w3, b3)
 
     g = grad.reshape(gx.shape).to(gx.dtype)
@@ -232,10 +197,10 @@ def backward(
     dyx = dy * gx
     d_a = torch.matmul(dyx, c.transpose(2, 3)) * a * (1 - a)  # (NG, k, H, 1)
     d_c = torch.matmul(a.transpose(2, 3), dyx) * c * (1 - c)  # (NG, k, 1, W)
-    arguments = torch.cat([d_a.squeeze(3), d_c.squeeze(2)], dim=2)  # (NG, k, H+W)
-    d_w1 = torch.bmm(arguments, group.means.transpose(1, 2)).sum(0)
-    d_b1 = arguments.sum((0, 2))
-    d_means = torch.matmul(w1.flatten(1).t(), arguments)  # (NG, k, H+W)
+    d_scores = torch.cat([d_a.squeeze(3), d_c.squeeze(2)], dim=2)  # (NG, k, H+W)
+    d_w1 = torch.bmm(d_scores, group.means.transpose(1, 2)).sum(0)
+    d_b1 = d_scores.sum((0, 2))
+    d_means = torch.matmul(w1.flatten(1).t(), d_scores)  # (NG, k, H+W)
 
     dx = torch.matmul(kernel, shifted).reshape(gx.shape)
     dx += dy.mul_(a).mul_(c)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from yolov5_ema.kernels.ema import exact
-from yolov5_ema.kernels.ema.arguments import check_arguments, check_backward
+from yolov5_ema.kernels.ema.arguments import EMAArguments, check_arguments, check_backward
 from yolov5_ema.kernels.ema.exact import ema_exact
 from yolov5_ema.kernels.memory import somebody_looks
 
@@ -30,8 +30,7 @@ torch.library.define(
 def _forward_cpu(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
     from yolov5_ema.kernels.ema import cpp
 
-    *parameters, groups, eps = rest
-    return cpp.forward(x, *parameters, groups=groups, eps=eps)
+    return cpp.forward(x, EMAArguments(*rest))
 
 
 def _backward_cpu(
@@ -39,8 +38,7 @@ def _backward_cpu(
 ) -> tuple[torch.Tensor, ...]:
     from yolov5_ema.kernels.ema import cpp
 
-    *parameters, groups, eps = rest
-    return cpp.backward(grad, x, stats, *parameters, groups=groups, eps=eps)
+    return cpp.backward(grad, x, stats, EMAArguments(*rest))
 
 
 torch.library.impl(_FORWARD, "CPU", _forward_cpu)
@@ -51,7 +49,7 @@ torch.library.impl(_BACKWARD, "CPU", _backward_cpu)
 def _forward_cuda(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
     from yolov5_ema.kernels.ema import triton
 
-    return triton.forward(x, *rest)
+    return triton.forward(x, EMAArguments(*rest))
 
 
 @torch.library.impl(_BACKWARD, "CUDA")
@@ -60,29 +58,41 @@ def _backward_cuda(
 ) -> tuple[torch.Tensor, ...]:
     from yolov5_ema.kernels.ema import triton
 
-    return triton.backward(grad, x, stats, *rest)
+    return triton.backward(grad, x, stats, EMAArguments(*rest))
 
 
 @torch.library.register_fake(_FORWARD)
 def _forward_shapes(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    *parameters, groups, _ = rest
-    k = check_arguments(x, parameters, groups)
-    return x.new_empty(x.shape), parameters[0].new_empty(x.shape[0] * groups, 3, k)
+    arguments = EMAArguments(*rest)
+    k = check_arguments(x, arguments)
+    return x.new_empty(x.shape), arguments.w1.new_empty(x.shape[0] * arguments.groups, 3, k)
 
 
 @torch.library.register_fake(_BACKWARD)
 def _backward_shapes(
     grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    *parameters, groups, _ = rest
-    check_backward(grad, x, stats, parameters, groups)
-    return (x.new_empty(x.shape), *(p.new_empty(p.shape) for p in parameters))
+    arguments = EMAArguments(*rest)
+    check_backward(grad, x, stats, arguments)
+    return (x.new_empty(x.shape), *(p.new_empty(p.shape) for p in arguments.parameters()))
 
 
-def _kernel(x: torch.Tensor, name: str) -> Any:
+def _run_forward(x: torch.Tensor, arguments: EMAArguments, kernel: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    if not kernel:
+        return exact.forward(x, arguments)
     if somebody_looks() or not x.is_cpu:
-        return getattr(torch.ops.yolov5_ema, f"ema_{name}")
-    return _forward_cpu if name == "forward" else _backward_cpu
+        return torch.ops.yolov5_ema.ema_forward(x, *arguments)
+    return _forward_cpu(x, *arguments)
+
+
+def _run_backward(
+    grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, arguments: EMAArguments, kernel: bool
+) -> tuple[torch.Tensor, ...]:
+    if not kernel:
+        return exact.backward(grad, x, stats, arguments)
+    if somebody_looks() or not x.is_cpu:
+        return torch.ops.yolov5_ema.ema_backward(grad, x, stats, *arguments)
+    return _backward_cpu(grad, x, stats, *arguments)
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
@@ -99,25 +109,23 @@ class EMAFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        """``rest``: w1, b1, gamma, beta, w3, b3, groups, eps, and whether to use the kernel."""
-        *arguments, kernel = rest
-        run: Any = _kernel(x, "forward") if kernel else exact.forward
+        """``rest``: an `EMAArguments`, unpacked for autograd to see the tensors, and whether to use the kernel."""
+        arguments, ctx.kernel = EMAArguments(*rest[:-1]), rest[-1]
         with _no_autocast(x.device.type):
-            out, stats = run(x, *arguments)
-        ctx.save_for_backward(x, stats, *arguments[:6])
-        ctx.groups, ctx.eps, ctx.kernel = rest[6:]
+            out, stats = _run_forward(x, arguments, ctx.kernel)
+        ctx.save_for_backward(x, stats, *arguments.parameters())
+        ctx.groups, ctx.eps = arguments.groups, arguments.eps
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of x and the parameters; differentiable once more if autograd is asked for that."""
-        x, stats, *parameters = ctx.saved_tensors
-        arguments: Any = (*parameters, ctx.groups, ctx.eps)
+        x, stats, w1, b1, gamma, beta, w3, b3 = ctx.saved_tensors
+        arguments = EMAArguments(w1, b1, gamma, beta, w3, b3, ctx.groups, ctx.eps)
         with _no_autocast(x.device.type):
             if not torch.compiler.is_compiling() and _wants_plain_gradients(grad):
                 return (*_differentiable_gradients(grad, x, arguments), None, None, None)
-            run: Any = _kernel(x, "backward") if ctx.kernel else exact.backward
-            return (*run(grad, x, stats, *arguments), None, None, None)
+            return (*_run_backward(grad, x, stats, arguments, ctx.kernel), None, None, None)
 
 
 def _wants_plain_gradients(grad: torch.Tensor) -> bool:
@@ -126,11 +134,11 @@ def _wants_plain_gradients(grad: torch.Tensor) -> bool:
 
 
 def _differentiable_gradients(
-    grad: torch.Tensor, x: torch.Tensor, arguments: Any
+    grad: torch.Tensor, x: torch.Tensor, arguments: EMAArguments
 ) -> list[torch.Tensor | None]:
-    inputs = (x, *arguments[:6])
+    inputs = (x, *arguments.parameters())
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     with torch.enable_grad():
-        out = ema_exact(x, *arguments)
+        out = ema_exact(x, arguments)
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=torch.is_grad_enabled()))
     return [next(found) if tensor.requires_grad else None for tensor in inputs]

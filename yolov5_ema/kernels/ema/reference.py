@@ -12,31 +12,20 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from yolov5_ema.kernels.ema.arguments import check_unless_traced
+from yolov5_ema.kernels.ema.arguments import EMAArguments, check_unless_traced
 from yolov5_ema.kernels.numerics import saturate, stable_mean
 
 
 def ema_reference(
     x: torch.Tensor,
-    w1: torch.Tensor,
-    b1: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    w3: torch.Tensor,
-    b3: torch.Tensor,
-    groups: int,
-    eps: float,
+    arguments: EMAArguments,
     cross_spatial: bool = True,
 ) -> torch.Tensor:
     """Section 3.2 of the paper, step by step.
 
     Args:
         x: feature map (N, C, H, W), any floating dtype.
-        w1, b1: of the shared 1x1 convolution, (k, k, 1, 1) and (k,), with k = C / groups.
-        gamma, beta: of the GroupNorm that normalises each channel by itself, (k,).
-        w3, b3: of the 3x3 convolution, (k, k, 3, 3) and (k,).
-        groups: groups G the channels are split into.
-        eps: of the GroupNorm.
+        arguments: parameters, groups and eps.
         cross_spatial: False for the ablation EMA_no, see `yolov5_ema.blocks.EMA`.
 
     Returns:
@@ -46,7 +35,8 @@ def ema_reference(
         RuntimeError: shapes, devices or dtypes that do not fit together.
     """
     if not torch.jit.is_scripting():
-        check_unless_traced(x, (w1, b1, gamma, beta, w3, b3), groups)
+        check_unless_traced(x, arguments)
+    w1, b1, gamma, beta, w3, b3, groups, eps = arguments
     n, _, h, w = x.shape
     k = w1.shape[0]  # a constant also where the size of x is not
     gx = x.reshape(n * groups, k, h, w)  # (NG, k, H, W)
