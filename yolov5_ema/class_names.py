@@ -6,9 +6,11 @@ import os
 import re
 import reprlib
 import unicodedata
-from collections.abc import Mapping
-from pathlib import PurePosixPath, PureWindowsPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Union
+
+from yolov5_ema.errors import UserError
 
 Names = Union["list[str]", "dict[int, str]"]
 
@@ -87,3 +89,28 @@ def _fault_of_one(name: Any) -> str | None:
             "give it another name"
         )
     return None
+
+
+def class_numbers(wanted: Sequence[str | int], names: Sequence[str], file: Path) -> list[int]:
+    """The numbers of classes that ``--classes`` asks for, ascending, each once.
+
+    Args:
+        wanted: names as texts; numbers as texts or not.
+        names: of the classes that a model knows.
+        file: of the model, for the message.
+
+    Raises:
+        UserError: the model does not know one.
+    """
+    numbers = []
+    for one in wanted:
+        if one in names:
+            numbers.append(names.index(str(one)))
+        elif str(one).isdecimal() and int(one) < len(names):
+            numbers.append(int(one))
+        else:
+            more = ", …" if len(names) > 10 else ""
+            raise UserError(
+                f"--classes {one}: {file} knows the classes {', '.join(names[:10])}{more} (0 to {len(names) - 1})"
+            )
+    return sorted(set(numbers))

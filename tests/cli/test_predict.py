@@ -292,7 +292,10 @@ MISTAKES = {
     "suffix": (["--source", "IMAGE", "-o", "out.csv"], "must be .parquet or .json"),
     "no folder": (["--source", "IMAGE", "-o", "no/out.json"], "there is no folder no"),
     "threshold": (["--source", "IMAGE", "--conf-thres", "2"], "--conf-thres must be 0 to 1"),
-    "class": (["--source", "IMAGE", "--classes", "3", "-o", "out.json"], "knows the classes 0 to 2"),
+    "class": (
+        ["--source", "IMAGE", "--classes", "3", "-o", "out.json"],
+        "knows the classes disc, box, cross (0 to 2)",
+    ),
     "size": (["--source", "IMAGE", "--img", "0"], "one or two numbers"),
     "workers": (["--source", "IMAGE", "--workers", "2"], "goes with --engine ray"),
     "device": (["--source", "IMAGE", "--engine", "ray", "--device", "1"], "Ray hands out the GPUs"),
@@ -435,9 +438,9 @@ def test_ray_gives_the_same_file(trained, folder, own_folder):
 
 SLOWLY = """
 import os, signal, time
-from yolov5_ema.detecting import detector as predicting
+from yolov5_ema.detecting import rows
 
-read = predicting.read_image
+read = rows.read_image
 
 def slowly(file):
     time.sleep(0.05)
@@ -445,7 +448,7 @@ def slowly(file):
         os.kill(os.getpid(), signal.SIGKILL)
     return read(file)
 
-predicting.read_image = slowly
+rows.read_image = slowly
 """
 
 

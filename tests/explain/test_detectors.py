@@ -11,11 +11,12 @@ from red_detector import red_picture, written_red_detector
 import yolov5_ema
 from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints import loading as checkpoints
+from yolov5_ema.detecting.protocol import TooThinError
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.detectors import Detector, Options, best_candidate, surviving
 from yolov5_ema.explain.inside import share_inside
 from yolov5_ema.explain.layers import choose
-from yolov5_ema.explain.looks import Area, Look, TooThinError, maps_of
+from yolov5_ema.explain.looks import Area, Look, maps_of
 
 pytest.importorskip("captum")
 
@@ -43,11 +44,11 @@ def test_both_maps_point_at_the_object_that_the_weights_look_for(engine, red_det
     """Grad-CAM of a head that is linear in one channel of positive weight is that channel, where it is not 0."""
     detector = Detector(engine, red_detector, Options(imgsz=128))
     look = detector.look(red_picture())
-    assert {one.name for one in look.found} == {"red"} and look.details == [
+    assert {detector.names[number] for number in look.found.class_id} == {"red"} and look.details == [
         f"red: {len(look.found)}, the best 1.00"
     ]
-    for one in look.found:
-        x, y = (one.xyxy[0] + one.xyxy[2]) / 2, (one.xyxy[1] + one.xyxy[3]) / 2
+    for left, top, right, bottom in look.found.xyxy:
+        x, y = (left + right) / 2, (top + bottom) / 2
         assert 72 <= x <= 104 and 24 <= y <= 56
     (found,) = maps(detector, look)
     assert (found.layer.name, found.layer.block, found.layer.stride) == ("1", "Spotlight", 8)
@@ -80,14 +81,14 @@ def test_maps_lie_on_the_picture_and_not_on_its_padding(engine, red_detector):
     assert found.cam.shape == found.gate.shape == (67, 128)
     middle = np.argwhere(found.cam > 0.5 * found.cam.max()).mean(axis=0)
     assert middle == pytest.approx([25.8, 56.3], abs=4)
-    for one in look.found:
-        assert 0 <= one.xyxy[0] < one.xyxy[2] <= 128 and 0 <= one.xyxy[1] < one.xyxy[3] <= 67
+    for left, top, right, bottom in look.found.xyxy:
+        assert 0 <= left < right <= 128 and 0 <= top < bottom <= 67
 
 
 def test_a_chosen_class_is_what_is_explained(engine, red_detector):
     blue = Detector(engine, red_detector, Options(imgsz=128, classes=("blue",)))
     look = blue.look(red_picture())
-    assert not look.found and "best candidate: blue 0.00" in look.words
+    assert not len(look.found) and "best candidate: blue 0.00" in look.words
     assert (
         Detector(engine, red_detector, Options(imgsz=128, classes=("0",)))
         .look(red_picture())
@@ -100,13 +101,13 @@ def test_a_chosen_class_is_what_is_explained(engine, red_detector):
 def test_the_score_is_the_sum_over_detections(engine, red_detector):
     look = Detector(engine, red_detector, Options(imgsz=128)).look(red_picture())
     total = look.score(look.batch).item()
-    assert total == pytest.approx(sum(one.score for one in look.found), rel=1e-5) and total > 0.9
+    assert total == pytest.approx(look.found.confidence.sum(), rel=1e-5) and total > 0.9
     assert look.score(look.batch.repeat(2, 1, 1, 1)).tolist() == pytest.approx([total, total])
 
 
 def test_without_a_detection_the_best_candidate_is_explained(engine, red_detector):
     look = Detector(engine, red_detector, Options(imgsz=128)).look(np.zeros((128, 128, 3), np.uint8))
-    assert not look.found and look.words.startswith(
+    assert not len(look.found) and look.words.startswith(
         "no detection; Grad-CAM is of the best candidate: red 0.00"
     )
     assert look.score(look.batch).shape == (1,)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from yolov5_ema.data.detections import Detections
 from yolov5_ema.explain.layers import Layer
-from yolov5_ema.explain.looks import Area, Found, Look, Maps
+from yolov5_ema.explain.looks import Area, Look, Maps
 from yolov5_ema.explain.page import Entry, page
 from yolov5_ema.explain.picture import LEAST_SPAN, Column, _gate_scale, blended, draw, shortened
 
@@ -21,8 +22,9 @@ from yolov5_ema.explain.picture import LEAST_SPAN, Column, _gate_scale, blended,
 def column(title="a.pt", gate=(0.49, 0.51), size=(40, 60), words="1 detection"):
     height, width = size
     picture = np.full((height, width, 3), 128, np.uint8)
+    found = Detections.of_rows(np.array([[5, 5, 25, 20, 0.9, 0]], np.float32))
     look = Look(picture, torch.zeros(1, 3, *size), Area(0, 0, width, height), lambda x: x,
-                [Found((5, 5, 25, 20), 0, "cat", 0.9)], words, ["cat: 1, the best 0.90"])  # fmt: skip
+                found, words, ["cat: 1, the best 0.90"])  # fmt: skip
     cam = np.zeros(size, np.float32)
     cam[5:20, 5:25] = 2
     low, high = gate

@@ -17,8 +17,8 @@ from yolov5_ema import __version__
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
-    from yolov5_ema.detecting.detector import Detector, Options
     from yolov5_ema.detecting.parts import Manifest, Parts
+    from yolov5_ema.detecting.protocol import Detector, Thresholds
     from yolov5_ema.detecting.sources import Source
     from yolov5_ema.upstream.locate import Engine
 
@@ -268,49 +268,55 @@ def _predict(args: argparse.Namespace) -> int:
     engine = shim.install()
     if args.threads:
         torch.set_num_threads(args.threads)
-    detector, options = _detector(args, engine)
-    settings = _settings(args, engine, detector, options)
+    detector, thresholds = _detector(args, engine)
+    settings = _settings(args, engine, detector, thresholds)
     manifest = _manifest(args, source, settings)
     with prediction_parts.opened(args.out, manifest, resume=args.resume, force=args.force) as parts:
         if args.engine == "ray":
             del detector  # it was here to be checked
-            _carry_out(parts, _by_ray(args, source, engine, options, parts))
+            _carry_out(parts, _by_ray(args, source, engine, thresholds, parts))
         else:
-            _carry_out(parts, _by_this_process(detector, source, parts))
+            _carry_out(parts, _by_this_process(detector, thresholds, source, parts))
         found = _Found()
         _join(args.out, parts, found, detector_names=settings["names"], form=args.out.suffix.lower())
         parts.remove()
     return _report(args, manifest, found)
 
 
-def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Options]:
-    """The model in this process: to work with, or, with ray, to see what is wrong before workers start."""
-    from yolov5_ema.detecting.detector import Detector, Options, device_of
+def _model_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {"imgsz": (args.imgsz[0], args.imgsz[-1]), "half": args.half}
 
-    options = Options(
-        imgsz=(args.imgsz[0], args.imgsz[-1]),
+
+def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thresholds]:
+    """The model in this process: to work with, or, with ray, to see what is wrong before workers start."""
+    from yolov5_ema.class_names import class_numbers
+    from yolov5_ema.detecting.loading import device_of, load_detector
+    from yolov5_ema.detecting.protocol import Thresholds
+
+    device = "cpu" if args.engine == "ray" else device_of(engine, args.device)
+    detector = load_detector(args.weights, engine=engine, device=device, **_model_options(args))
+    classes = class_numbers(args.classes or (), detector.names, args.weights)
+    return detector, Thresholds(
         conf_thres=args.conf_thres,
         iou_thres=args.iou_thres,
         max_det=args.max_det,
-        classes=tuple(sorted(set(args.classes))) if args.classes else None,
+        classes=tuple(classes) or None,
         agnostic_nms=args.agnostic_nms,
         augment=args.augment,
-        half=args.half,
     )
-    device = "cpu" if args.engine == "ray" else device_of(engine, args.device)
-    return Detector(engine, args.weights, options, device), options
 
 
 def _settings(
-    args: argparse.Namespace, engine: Engine, detector: Detector, options: Options
+    args: argparse.Namespace, engine: Engine, detector: Detector, thresholds: Thresholds
 ) -> dict[str, Any]:
     from yolov5_ema.reading import sha256_of
 
     return {
         "weights": args.weights.name,
         "weights_sha256": sha256_of(args.weights),
-        **asdict(options),
         "imgsz": list(detector.imgsz),
+        **asdict(thresholds),
+        "half": args.half,
         "names": detector.names,
         "yolov5": engine.version,
         "yolov5_ema": __version__,
@@ -333,13 +339,15 @@ def _manifest(args: argparse.Namespace, source: Source, settings: Mapping[str, A
 Results = Iterator["tuple[int, list[dict[str, Any]]]"]
 
 
-def _by_this_process(detector: Detector, source: Source, parts: Parts) -> Results:
+def _by_this_process(detector: Detector, thresholds: Thresholds, source: Source, parts: Parts) -> Results:
+    from yolov5_ema.detecting.rows import row_of
+
     for chunk, images in _chunks(source, parts):
-        yield chunk, [vars(detector.predict(*image)) for image in images]
+        yield chunk, [row_of(detector, thresholds, *image) for image in images]
 
 
 def _by_ray(
-    args: argparse.Namespace, source: Source, engine: Engine, options: Options, parts: Parts
+    args: argparse.Namespace, source: Source, engine: Engine, thresholds: Thresholds, parts: Parts
 ) -> Results:
     from yolov5_ema.cli._yolov5 import load_plugins
     from yolov5_ema.detecting import by_ray as ray_engine
@@ -347,7 +355,7 @@ def _by_ray(
     return ray_engine.predict_chunks(
         _chunks(source, parts),
         args.weights,
-        ray_engine.Work(engine, args.weights.name, options, load_plugins),
+        ray_engine.Work(engine, args.weights.name, _model_options(args), thresholds, load_plugins),
         ray_engine.Pool(
             workers=args.workers,
             threads=args.threads,

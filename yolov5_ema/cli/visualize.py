@@ -170,7 +170,7 @@ def _subjects(args: argparse.Namespace) -> list[Subject]:
 
 
 def _detectors(args: argparse.Namespace) -> list[Subject]:
-    from yolov5_ema.detecting.detector import device_of
+    from yolov5_ema.detecting.loading import device_of
     from yolov5_ema.engine import shim
     from yolov5_ema.explain.detectors import Detector, Options
 
@@ -234,7 +234,7 @@ class _Run:
 
     def _show(self, number: int, image: str, stack: ExitStack) -> None:
         from yolov5_ema.data.image_files import read_image
-        from yolov5_ema.explain.looks import TooThinError
+        from yolov5_ema.detecting.protocol import TooThinError
 
         pixels, problem = read_image(image)
         try:
@@ -268,10 +268,10 @@ class _Run:
         return columns
 
     def _count(self, image: str, columns: Sequence[Column]) -> None:
+        from yolov5_ema.class_names import class_numbers
         from yolov5_ema.data.dataset import label_path
         from yolov5_ema.data.yolo_format import read_labels
         from yolov5_ema.explain.inside import mask_of
-        from yolov5_ema.explain.looks import class_numbers
 
         file = label_path(Path(image))
         rows = read_labels(file, len(self._subjects[0].names))

@@ -24,12 +24,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import yolov5_ema
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import Settings
 from yolov5_ema.upstream.locate import Engine
+
+if TYPE_CHECKING:
+    from yolov5_ema.detecting.protocol import Thresholds
 
 ADDRESS_ENV = "RAY_ADDRESS"
 _AUTH_MODE_ENV = "RAY_AUTH_MODE"
@@ -50,13 +53,15 @@ class Work:
     Attributes:
         engine: the YOLOv5 of the caller; a worker must find the same release.
         weights_name: file name of the checkpoint, for messages.
-        options: of `predicting.Detector`.
+        options: of `load_detector`.
+        thresholds: what is kept.
         prepare: called in a worker before YOLOv5 is imported; imports the user's plugins.
     """
 
     engine: Engine
     weights_name: str
-    options: Any
+    options: Mapping[str, Any]
+    thresholds: Thresholds
     prepare: Callable[[], None]
 
 
@@ -349,6 +354,7 @@ class _Worker:
 
     def __init__(self, content: Any, work: Work, ledger: Any, threads: int, on_gpu: bool) -> None:
         self._ledger = ledger
+        self._thresholds = work.thresholds
         self._refusal: str | None = None
         try:
             self._detector = _detector(content, work, threads, on_gpu)
@@ -357,6 +363,8 @@ class _Worker:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         import ray
+
+        from yolov5_ema.detecting.rows import row_of
 
         chunk = int(row["chunk"])
         images: list[Image] = json.loads(row["images"])
@@ -370,7 +378,7 @@ class _Worker:
         for index, image, file in images:
             if attempt == _ATTEMPTS:
                 ray.get(self._ledger.reach.remote(chunk, image))
-            results.append(vars(self._detector.predict(index, image, file)))
+            results.append(row_of(self._detector, self._thresholds, index, image, file))
         ray.get(self._ledger.end.remote(chunk))
         return {"chunk": chunk, "results": json.dumps(results), "refusal": ""}
 
@@ -390,7 +398,7 @@ def _detector(content: Any, work: Work, threads: int, on_gpu: bool) -> Any:
 
     torch.set_num_threads(threads)
     work.prepare()
-    from yolov5_ema.detecting import detector as predicting
+    from yolov5_ema.detecting.loading import load_detector
     from yolov5_ema.engine import shim
 
     engine = shim.install()
@@ -401,4 +409,4 @@ def _detector(content: Any, work: Work, threads: int, on_gpu: bool) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, work.weights_name)
         file.write_bytes(ray.get(content))
-        return predicting.Detector(engine, file, work.options, "cuda:0" if on_gpu else "cpu")
+        return load_detector(file, engine=engine, device="cuda:0" if on_gpu else "cpu", **work.options)

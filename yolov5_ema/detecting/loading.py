@@ -1,17 +1,67 @@
-"""A trained detector as something to call on images."""
+"""The one door to a trained detector: `load_detector` for the commands, `load` for code that uses the package."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from yolov5_ema.checkpoints.loading import check_file, trusting
-from yolov5_ema.checkpoints.models import as_yolov5_builds
+from yolov5_ema.checkpoints.loading import trusting
+from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Detector, with_module
+from yolov5_ema.detecting.yolov5_pt import Yolov5Detector
 from yolov5_ema.engine import shim
 from yolov5_ema.errors import UserError
+from yolov5_ema.scripts.running import speaking_plainly
+from yolov5_ema.upstream.locate import Engine
+
+_FORMATS = (Yolov5Detector,)
+"""What opens which file: the first whose ``reads`` says so; else the last, which says what is wrong with the file."""
+
+
+def load_detector(
+    weights: str | os.PathLike[str],
+    *,
+    engine: Engine,
+    device: torch.device | str = "cpu",
+    trust: bool | None = None,
+    imgsz: tuple[int, int] = (640, 640),
+    half: bool = False,
+    least_stride: int = 1,
+    tasks: Sequence[str] = (DETECT,),
+) -> Detector:
+    """Load a detector, whatever its file is.
+
+    Args:
+        weights: the file.
+        engine: the YOLOv5, with the shim installed.
+        device: where the model runs.
+        trust: unpickle whatever the file holds, while it is loaded. None: as ``--trust-checkpoint`` says.
+        imgsz: height and width in pixels that images are scaled into; raised to multiples of the stride.
+        half: compute in half precision; on a GPU only.
+        least_stride: the stride is at least this.
+        tasks: what it may be for, see `yolov5_ema.detecting.protocol`.
+
+    Raises:
+        UserError: the file cannot be used, holds no detector, or one for another task; a `CheckpointError` if it is
+            missing, torn, or holds what no checkpoint needs.
+    """
+    file = Path(weights)
+    form = next((form for form in _FORMATS if form.reads(file)), _FORMATS[-1])
+    with trusting(trust):
+        detector = form(file, engine, device, imgsz, half, least_stride)
+    if detector.task not in tasks:
+        raise UserError(
+            f"{file} is a segmentation model: 'yolov5-ema run segment/predict.py' and segment/val.py run those"
+        )
+    return detector
+
+
+def is_read(weights: str | os.PathLike[str]) -> bool:
+    """Whether `load_detector` is made for such a file; YOLOv5's own scripts run others, such as exported models."""
+    return any(form.reads(Path(weights)) for form in _FORMATS)
 
 
 def load(
@@ -35,6 +85,7 @@ def load(
     Raises:
         CheckpointError: missing, torn, or holding what no checkpoint needs.
         EngineNotFoundError: there is no YOLOv5 to build the model with.
+        UserError: it holds no detector.
 
     Example:
         >>> import yolov5_ema
@@ -43,12 +94,10 @@ def load(
         >>> results.pandas().xyxy[0]                                   # doctest: +SKIP
     """
     engine = shim.install()
-    experimental = engine.module("models.experimental")
-    with trusting(trust), as_yolov5_builds(Path(weights)):
-        check_file(Path(weights), engine=engine)
-        model = experimental.attempt_load(str(weights)).to(_device(device)).eval()
-    if not hasattr(model, "stride"):
-        raise UserError(f"{weights} holds no detector")
+    detector = load_detector(
+        weights, engine=engine, device=_device(device), trust=trust, tasks=(DETECT, SEGMENT)
+    )
+    model: Any = with_module(detector).module
     if hasattr(model, "autoshape"):  # up to v6.0 a method, which also copies the attributes
         return model.autoshape()
     common = engine.module("models.common")
@@ -59,3 +108,15 @@ def _device(device: Any) -> torch.device:
     if device is None:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
+
+
+def device_of(engine: Engine, flag: str) -> torch.device:
+    """The device that YOLOv5's ``--device`` names.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    torch_utils = engine.module("utils.torch_utils")
+    with speaking_plainly(engine):
+        device: torch.device = torch_utils.select_device(flag)
+    return device

@@ -58,7 +58,7 @@ def write(
 
     Args:
         file: to be written.
-        rows: of `ImageResult`, as dicts.
+        rows: as `rows.row_of` makes them.
         form: one of `SUFFIXES`.
         names: of the classes.
         settings: go into the metadata of a Parquet file.

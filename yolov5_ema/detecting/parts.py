@@ -236,7 +236,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _is_result(row: Any, classes: int) -> bool:
-    """Whether a line of a part is an `ImageResult`."""
+    """Whether a line of a part is a row as `rows.row_of` makes them."""
     if not isinstance(row, dict) or set(row) != _FIELDS or type(row["index"]) is not int:
         return False
     if not _is_text(row["image"]) or not (row["error"] is None or _is_text(row["error"])):

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from yolov5_ema.class_names import class_numbers
 from yolov5_ema.classification.checkpoints import load_classifier
+from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.layers import candidates
-from yolov5_ema.explain.looks import Area, Look, class_numbers
+from yolov5_ema.explain.looks import Area, Look
 
 _MOST_NAMED = 5
 
@@ -72,7 +74,7 @@ class Classifier:
             return self.model(inputs)[:, wanted].sum(1)  # (N,)
 
         height, width = picture.shape[:2]
-        return Look(picture, batch, Area(0, 0, width, height), score, (), words, details)
+        return Look(picture, batch, Area(0, 0, width, height), score, Detections(), words, details)
 
 
 def _last_stage(model: Any) -> list[str]:

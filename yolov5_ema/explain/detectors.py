@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
 from torchvision.ops import batched_nms
 
-from yolov5_ema.checkpoints.loading import check_file
 from yolov5_ema.checkpoints.models import as_yolov5_builds
+from yolov5_ema.class_names import class_numbers
+from yolov5_ema.data.detections import Detections
+from yolov5_ema.detecting.loading import load_detector
+from yolov5_ema.detecting.protocol import DETECT, SEGMENT, with_module
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.layers import Candidates, block_of, candidates
-from yolov5_ema.explain.looks import Area, Found, Look, TooThinError, class_numbers
-from yolov5_ema.scripts.running import speaking_plainly
+from yolov5_ema.explain.looks import Area, Look
 from yolov5_ema.upstream.locate import Engine
 
 _ROW = re.compile(r"model\.(\d+)")
@@ -63,49 +64,40 @@ class Detector:
     def __init__(
         self, engine: Engine, file: Path, options: Options, device: torch.device | str = "cpu"
     ) -> None:
+        size = (options.imgsz, options.imgsz)
+        self._detector = with_module(
+            load_detector(
+                file, engine=engine, device=device, imgsz=size, least_stride=32, tasks=(DETECT, SEGMENT)
+            )
+        )
         self.file = file
+        self.model = self._detector.module
+        self.names = self._detector.names
         self._options = options
-        self._device = torch.device(device)
-        with speaking_plainly(engine), as_yolov5_builds(file):
-            model: Any = _loaded(engine, file).to(self._device).float()
-            names = model.names
-            self.names = [str(name) for name in (names.values() if isinstance(names, dict) else names)]
-            self.model: nn.Module = model
-            self._stride = max(32, int(model.stride.max()))
-            self._classes = class_numbers(options.classes, self.names, file)
-            general = engine.module("utils.general")
-            self._imgsz = int(general.check_img_size(options.imgsz, s=self._stride))
-            self._letterbox = engine.module("utils.augmentations").letterbox
-            self.candidates = candidates_of(model, self._stride)
+        self._classes = class_numbers(options.classes, self.names, file)
+        with as_yolov5_builds(file):
+            self.candidates = candidates_of(self.model, self._detector.stride)
 
     def look(self, pixels: np.ndarray) -> Look:
-        """See a picture; raises `looks.TooThinError`, or a UserError if the model's values are not finite."""
+        """See a picture; raises `TooThinError`, or a UserError if the model's values are not finite."""
         height, width = pixels.shape[:2]
-        try:
-            boxed, ratio, (pad_x, pad_y) = self._letterbox(
-                pixels, self._imgsz, stride=self._stride, auto=True
-            )
-        except cv2.error as error:  # a side of it would be 0 pixels
-            raise TooThinError(
-                f"is too narrow: {width} x {height} pixels leave nothing when scaled to {self._imgsz}"
-            ) from error
-        area = Area(round(pad_x - 0.1), round(pad_y - 0.1), round(width * ratio[0]), round(height * ratio[1]))
-        rgb = np.ascontiguousarray(boxed[..., ::-1])
-        batch = torch.from_numpy(rgb).to(self._device).permute(2, 0, 1)[None].float() / 255
+        batch, gain, (pad_x, pad_y) = self._detector.boxed(pixels)
+        area = Area(round(pad_x - 0.1), round(pad_y - 0.1), round(width * gain[0]), round(height * gain[1]))
         with torch.no_grad():
             boxes = self._outputs(batch)[0][0, :, : 5 + len(self.names)].cpu()  # (n, 5 + nc)
         if not torch.isfinite(boxes).all():
             raise UserError(f"{self.file} gives values that are not finite; its weights hold NaN or infinity")
         kept, found = self._detections(boxes, area)
         words = f"{len(found)} detection{'s' * (len(found) != 1)}"
-        if not found:
+        if not len(found):
             kept = best_candidate(boxes, self._classes)
             name, score = self.names[int(kept[0, 1])], float(_scores(boxes)[tuple(kept[0])])
             words = f"no detection; Grad-CAM is of the best candidate: {name} {score:.2f}"
         elif self._classes:
             words += f" of {', '.join(self.names[number] for number in self._classes)}"
-        picture = rgb[area.top : area.top + area.height, area.left : area.left + area.width]
-        return Look(picture, batch, area, self._score(kept), found, words, _by_class(found))
+        shown = batch[0, :, area.top : area.top + area.height, area.left : area.left + area.width]
+        picture = (shown * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        return Look(picture, batch, area, self._score(kept), found, words, _by_class(found, self.names))
 
     def _outputs(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, n, 5 + nc + …) each: boxes and scores in pixels and 0 to 1; the head's raw output."""
@@ -118,7 +110,7 @@ class Detector:
 
         From the head's raw output: v6.0 writes boxes into the result of its sigmoid, which then has no gradient.
         """
-        rows, classes = kept.to(self._device).unbind(1)  # (k,) each
+        rows, classes = kept.to(next(self.model.parameters()).device).unbind(1)  # (k,) each
 
         def score(batch: torch.Tensor) -> torch.Tensor:
             chosen = self._outputs(batch)[1][:, rows]  # (N, k, 5 + nc + …)
@@ -127,25 +119,21 @@ class Detector:
 
         return score
 
-    def _detections(self, boxes: torch.Tensor, area: Area) -> tuple[torch.Tensor, list[Found]]:
+    def _detections(self, boxes: torch.Tensor, area: Area) -> tuple[torch.Tensor, Detections]:
         options = self._options
         kept = surviving(boxes, options.conf_thres, options.iou_thres, options.max_det, self._classes)
         corners = _corners(boxes[kept[:, 0], :4]) - torch.tensor([area.left, area.top] * 2)
         corners = corners.clamp(min=0).minimum(torch.tensor([area.width, area.height] * 2).float())
         scores = _scores(boxes)[kept[:, 0], kept[:, 1]]
-        found = [
-            Found((xyxy[0], xyxy[1], xyxy[2], xyxy[3]), number, self.names[number], score)
-            for xyxy, number, score in zip(corners.tolist(), kept[:, 1].tolist(), scores.tolist())
-        ]
-        return kept, found
+        return kept, Detections(corners.numpy(), scores.numpy(), kept[:, 1].numpy())
 
 
-def _by_class(found: Sequence[Found]) -> list[str]:
+def _by_class(found: Detections, names: Sequence[str]) -> list[str]:
     best: dict[str, float] = {}
-    for one in found:  # the highest score comes first
-        best.setdefault(one.name, one.score)
-    counts = Counter(one.name for one in found)
-    return [f"{name}: {count}, the best {best[name]:.2f}" for name, count in counts.most_common()]
+    shown = [names[number] for number in found.class_id]
+    for name, score in zip(shown, found.confidence):  # the highest score comes first
+        best.setdefault(name, score)
+    return [f"{name}: {count}, the best {best[name]:.2f}" for name, count in Counter(shown).most_common()]
 
 
 def candidates_of(model: Any, stride: int) -> Candidates:
@@ -236,17 +224,3 @@ def _before_blocks(row: int, rows: Any) -> int:
     while row > 0 and _is_block_row(rows[row]):
         row -= 1
     return row
-
-
-def _loaded(engine: Engine, file: Path) -> nn.Module:
-    check_file(file, engine=engine)
-    experimental = engine.module("models.experimental")
-    model: nn.Module = experimental.attempt_load(str(file)).eval()
-    rows = getattr(model, "model", None)
-    if type(model).__name__ == "ClassificationModel":
-        raise UserError(
-            f"{file} is a classifier of YOLOv5's classify/train.py; only those of 'yolov5-ema classify' are shown"
-        )
-    if not isinstance(rows, nn.Sequential) or not hasattr(rows[-1], "anchors") or not hasattr(model, "names"):
-        raise UserError(f"{file} holds no detector")
-    return model

@@ -11,19 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.gates import watched_gates
 from yolov5_ema.explain.gradcam import grad_cam
 from yolov5_ema.explain.layers import Candidates, Layer
-
-
-class Found(NamedTuple):
-    """A detection: its box in pixels of `Look.picture`, its class, its score."""
-
-    xyxy: tuple[float, float, float, float]
-    class_id: int
-    name: str
-    score: float
 
 
 class Area(NamedTuple):
@@ -44,7 +36,7 @@ class Look:
         batch: the input, of shape (1, 3, H', W').
         area: where the picture is in it.
         score: what Grad-CAM explains: a batch to a number an image, of shape (N,), with gradients.
-        found: detections; of a classifier none.
+        found: detections in pixels of ``picture``; of a classifier none.
         words: what was found and is explained, in a line.
         details: more of it, a line each.
     """
@@ -53,7 +45,7 @@ class Look:
     batch: torch.Tensor
     area: Area
     score: Callable[[torch.Tensor], torch.Tensor]
-    found: Sequence[Found]
+    found: Detections
     words: str
     details: Sequence[str]
 
@@ -73,10 +65,6 @@ class Subject(Protocol):
         Raises:
             TooThinError: nothing is left of it in the model's size.
         """
-
-
-class TooThinError(ValueError):
-    """A picture of which nothing is left when it is scaled to the model's size."""
 
 
 @dataclass(frozen=True)
@@ -158,23 +146,3 @@ def _range(cells: torch.Tensor) -> tuple[float, float, float]:
     if not len(known):
         return (float("nan"),) * 3
     return float(known.min()), float(known.mean()), float(known.max())
-
-
-def class_numbers(wanted: Sequence[str], names: Sequence[str], file: Path) -> list[int]:
-    """Classes by name or number.
-
-    Raises:
-        UserError: a model does not know one.
-    """
-    numbers = []
-    for text in wanted:
-        if text in names:
-            numbers.append(names.index(text))
-        elif text.isdecimal() and int(text) < len(names):
-            numbers.append(int(text))
-        else:
-            more = ", …" if len(names) > 10 else ""
-            raise UserError(
-                f"--classes {text}: {file} knows the classes {', '.join(names[:10])}{more} (0 to {len(names) - 1})"
-            )
-    return sorted(set(numbers))

@@ -15,7 +15,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from yolov5_ema.explain.looks import Found, Look, Maps
+from yolov5_ema.data.detections import Detections
+from yolov5_ema.explain.looks import Look, Maps
 
 LEAST_SPAN = 0.1
 """Least width of the gates' colour scale: what varies by less looks as flat as it is."""
@@ -120,8 +121,8 @@ def _gate_scale(columns: Sequence[Column]) -> Normalize:
     return Normalize(low - widening, high + widening)
 
 
-def _draw_boxes(axes: Any, found: Sequence[Found], colour: str, width: float) -> None:
-    for left, top, right, bottom in (one.xyxy for one in found):
+def _draw_boxes(axes: Any, found: Detections, colour: str, width: float) -> None:
+    for left, top, right, bottom in found.xyxy:
         across, down = [left, right, right, left, left], [top, top, bottom, bottom, top]
         axes.plot(np.subtract(across, 0.5), np.subtract(down, 0.5), color=colour, linewidth=width)
 

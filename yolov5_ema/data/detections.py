@@ -1,0 +1,33 @@
+"""Detections of one image: the form in which all parts of the package hand them on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one image.
+
+    Mappings of these have the image's path relative to its split as their key, see
+    `yolov5_ema.data.image_names.keys_of_images`.
+
+    Attributes:
+        xyxy: float32 of shape (N, 4): left, top, right, bottom in pixels of the image.
+        confidence: float32 of shape (N,), in descending order.
+        class_id: int64 of shape (N,), counted from 0.
+    """
+
+    xyxy: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    confidence: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    class_id: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    @classmethod
+    def of_rows(cls, rows: np.ndarray) -> Detections:
+        """From YOLOv5's own form, float32 of shape (N, 6): left, top, right, bottom, confidence, class."""
+        return cls(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64))

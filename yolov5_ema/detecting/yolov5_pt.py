@@ -1,0 +1,128 @@
+"""YOLOv5's checkpoints as detectors: what YOLOv5's ``detect`` finds in an image, as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from yolov5_ema.checkpoints.loading import check_file
+from yolov5_ema.checkpoints.models import as_yolov5_builds
+from yolov5_ema.data.detections import Detections
+from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Boxed, Thresholds, TooThinError
+from yolov5_ema.errors import UserError
+from yolov5_ema.scripts.running import speaking_plainly
+from yolov5_ema.upstream.locate import Engine
+
+
+class Yolov5Detector:
+    """A ``.pt`` checkpoint of YOLOv5; a `protocol.TorchDetector`.
+
+    One image at a time goes through letterboxing, model, suppression and scaling back, all of them the release's own.
+
+    Args:
+        file: the checkpoint.
+        engine: the YOLOv5, with the shim installed.
+        device: where the model runs.
+        imgsz: height and width in pixels; raised to multiples of the stride.
+        half: compute in half precision; on a GPU only, as in ``detect``.
+        least_stride: the stride is at least this.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or is no detector.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        engine: Engine,
+        device: torch.device | str,
+        imgsz: tuple[int, int],
+        half: bool,
+        least_stride: int,
+    ) -> None:
+        self.file = file
+        self._device = torch.device(device)
+        self._half = half and self._device.type != "cpu"
+        with speaking_plainly(engine), as_yolov5_builds(file):
+            model: Any = _loaded(engine, file)
+            names = model.names
+            self.names = [str(name) for name in (names.values() if isinstance(names, dict) else names)]
+            self.task = SEGMENT if type(model.model[-1]).__name__ == "Segment" else DETECT
+            self.stride = max(_stride(model, engine), least_stride)
+            general = engine.module("utils.general")
+            self.imgsz: tuple[int, int] = tuple(general.check_img_size(list(imgsz), s=self.stride))
+        self.module: torch.nn.Module = (model.half() if self._half else model.float()).to(self._device)
+        self._suppress = general.non_max_suppression
+        self._scale_back = getattr(general, "scale_boxes", None) or general.scale_coords  # renamed in v6.2
+        self._letterbox = engine.module("utils.augmentations").letterbox
+
+    @staticmethod
+    def reads(file: Path) -> bool:
+        """Whether a file is, by its name, a checkpoint; what it really is, loading it says."""
+        return file.suffix == ".pt" and "torchscript" not in file.name
+
+    def boxed(self, pixels: np.ndarray) -> Boxed:
+        """See `protocol.TorchDetector`."""
+        try:
+            boxed, gain, pad = self._letterbox(pixels, list(self.imgsz), stride=self.stride, auto=True)
+        except cv2.error as error:  # a side of it would be 0 pixels
+            height, width = pixels.shape[:2]
+            raise TooThinError(
+                f"is too narrow: {width} x {height} pixels leave nothing when scaled to {max(self.imgsz)}"
+            ) from error
+        batch = torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1)[::-1])).to(self._device)
+        return Boxed((batch.half() if self._half else batch.float())[None] / 255, gain, pad)
+
+    def detect(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
+        """See `protocol.Detector`."""
+        return [self._detected(pixels, thresholds) for pixels in images]
+
+    @torch.no_grad()
+    def _detected(self, pixels: np.ndarray, thresholds: Thresholds) -> Detections:
+        """As ``detect``, step by step."""
+        batch = self.boxed(pixels).batch
+        output = self.module(batch, augment=thresholds.augment)
+        while isinstance(output, (list, tuple)):
+            output = output[0]
+        found: torch.Tensor = self._suppress(
+            output,
+            thresholds.conf_thres,
+            thresholds.iou_thres,
+            list(thresholds.classes) if thresholds.classes else None,
+            thresholds.agnostic_nms,
+            max_det=thresholds.max_det,
+        )[0]
+        if len(found):
+            found[:, :4] = self._scale_back(batch.shape[2:], found[:, :4], pixels.shape).round()
+        return Detections.of_rows(found.float().cpu().numpy())
+
+
+def _loaded(engine: Engine, file: Path) -> torch.nn.Module:
+    check_file(file, engine=engine)
+    experimental = engine.module("models.experimental")
+    model: torch.nn.Module = experimental.attempt_load(str(file)).eval()
+    if type(model).__name__ == "ClassificationModel":
+        raise UserError(
+            f"{file} is a classifier of YOLOv5's classify/train.py, no detector; "
+            "'yolov5-ema run classify/predict.py' runs those"
+        )
+    rows = getattr(model, "model", None)
+    if (
+        not isinstance(rows, torch.nn.Sequential)
+        or not hasattr(rows[-1], "anchors")
+        or not hasattr(model, "names")
+    ):
+        raise UserError(f"{file} holds no detector")
+    return model
+
+
+def _stride(model: Any, engine: Engine) -> int:
+    """The stride that ``detect`` lets images be padded to: from v6.1 on at least 32."""
+    stride = int(model.stride.max())
+    common = engine.module("models.common")
+    return max(stride, 32) if hasattr(common, "DetectMultiBackend") else stride
