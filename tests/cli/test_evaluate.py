@@ -302,6 +302,22 @@ def test_what_val_refuses_leaves_nothing(tiny_set, capsys):
     assert not Path("runs").exists()
 
 
+def test_weights_that_know_more_classes_than_the_data_are_refused(learned, own_folder, capsys):
+    content = yaml.safe_load(learned[0].read_text())
+    Path("two.yaml").write_text(yaml.safe_dump({**content, "nc": 2, "names": ["disc", "box"]}))
+    for file in (learned[0].parent / "labels").rglob("*.txt"):
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("2")]
+        place = own_folder / "labels" / file.relative_to(learned[0].parent / "labels")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(f"{line}\n" for line in lines))
+    (own_folder / "images").symlink_to(learned[0].parent / "images")
+    Path("two.yaml").write_text(Path("two.yaml").read_text().replace(str(learned[0].parent), str(own_folder)))
+    assert evaluate("--data", "two.yaml", "--weights", learned[1], "--img", 96) == 2
+    said = capsys.readouterr().err
+    assert "best.pt knows 3 classes, and two.yaml has 2: they do not belong together" in said
+    assert not Path("runs").exists()
+
+
 # --- the benchmark's folder ---
 
 

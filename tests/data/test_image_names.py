@@ -6,34 +6,52 @@ from pathlib import Path
 
 import pytest
 
-from yolov5_ema.data.image_names import names_of_images, refuse_shared_stems
+from yolov5_ema.data.image_names import image_id, keys_of_images, name_of, named_once
 from yolov5_ema.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("files", "names"),
+    ("files", "keys"),
     [
-        (["s/a/1.jpg", "s/b/2.jpg"], ["1", "2"]),
-        (["s/a/1.jpg", "s/b/1.jpg", "s/b/2.jpg"], ["a/1.jpg", "b/1.jpg", "2"]),
-        (["s/1.jpg", "s/1.png"], ["1.jpg", "1.png"]),
-        (["s/1.jpg", "s/1.png", "s/1.jpg.bmp"], ["1.jpg", "1.png", "1.jpg.bmp"]),
-        (["s/1.jpg", "s/1.jpg"], ["1"]),
-        (["/x/1.jpg", "1.jpg"], [Path("/x/1.jpg"), Path("1.jpg").absolute()]),
+        (["s/a/1.jpg", "s/b/2.jpg"], ["a/1.jpg", "b/2.jpg"]),
+        (["s/a/1.jpg", "s/b/1.jpg", "s/b/2.jpg"], ["a/1.jpg", "b/1.jpg", "b/2.jpg"]),
+        (["s/1.jpg", "s/1.png", "s/a/1.jpg"], ["1.jpg", "1.png", "a/1.jpg"]),
+        (["s/1.jpg", "s/1.jpg"], ["1.jpg"]),
+        ([], []),
     ],
 )
-def test_every_image_has_a_name_of_its_own(files, names):
-    found = names_of_images(map(Path, files))
-    assert list(found) == list(dict.fromkeys(map(Path, files)))
-    if isinstance(names[0], str):
-        assert list(found.values()) == names
-    else:
-        assert [Path("/", name) for name in found.values()] == names
-    assert len(set(found.values())) == len(found)
+def test_every_image_has_a_key_of_its_own(files, keys, own_folder):
+    found = keys_of_images(map(Path, files))
+    assert list(found) == list(dict.fromkeys(map(Path, files))) and list(found.values()) == keys
+
+
+def test_a_key_is_the_same_however_the_path_is_spelled(own_folder):
+    Path("s/a").mkdir(parents=True)
+    Path("s/a/1.jpg").touch()
+    Path("s/a/2.jpg").symlink_to("1.jpg")
+    Path("linked").symlink_to("s")
+    found = keys_of_images([Path("s/a/1.jpg"), Path("linked/a/1.jpg").absolute(), Path("linked/a/2.jpg")])
+    assert list(found.values()) == ["1.jpg", "1.jpg", "2.jpg"]  # a link that is an image is another image
+    found = keys_of_images([Path("1.jpg"), Path("/1.jpg")])
+    assert [Path("/", key) for key in found.values()] == [own_folder.resolve() / "1.jpg", Path("/1.jpg")]
+
+
+def test_names_and_ids():
+    assert [name_of(image) for image in ("a/1.jpg", Path("b/x.y.PNG"), "x.y", "a.jpg.txt")] == [
+        *("1", "x.y", "x.y", "a.jpg.txt")
+    ]
+    assert [image_id(image) for image in ("a/0012.jpg", "b/x.y.png", "7", Path("1.5.jpg"))] == [
+        12,
+        "x.y",
+        7,
+        "1.5",
+    ]
 
 
 def test_two_of_one_name_are_refused():
-    refuse_shared_stems([Path("a/1.jpg"), Path("a/2.jpg"), Path("a/1.jpg")], "Why")
+    files = [Path("a/1.jpg"), Path("a/2.jpg"), Path("a/1.jpg")]
+    assert named_once(files, "Why") == {"1": files[0], "2": files[1]}
     with pytest.raises(UserError, match=r"a/1\.jpg and b/1\.png are both called 1\. Why; rename one"):
-        refuse_shared_stems([Path("a/1.jpg"), Path("b/1.png")], "Why")
+        named_once(["a/1.jpg", "b/1.png"], "Why")
     with pytest.raises(UserError, match="are both called 1"):
-        refuse_shared_stems([Path("1.jpg"), Path("0001.jpg")], "Why", lambda image: int(image.stem))
+        named_once([Path("1.jpg"), Path("0001.jpg")], "Why", image_id)

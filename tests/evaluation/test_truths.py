@@ -95,11 +95,11 @@ def test_visdrone_annotations_that_cannot_be_used(folder, tmp_path):
 def test_coco_instances(tmp_path):
     found = coco_truth(write_json(tmp_path / "i.json", instances()))
     assert found.names == ("bus", "car") and found.category_ids == {30: 1, 10: 0}
-    assert list(found.truths) == ["a", "b"] and found.image_ids == {7: "b", 2: "a"}
-    b = found.truths["b"]
+    assert list(found.truths) == ["a.jpg", "x/b.jpg"] and found.image_ids == {7: "x/b.jpg", 2: "a.jpg"}
+    b = found.truths["x/b.jpg"]
     assert b.classes.tolist() == [1, 0] and b.ignored.tolist() == [False, True] and b.areas.tolist() == [6, 4]
     renamed = coco_truth(tmp_path / "i.json", ["car"])
-    assert renamed.truths["b"].classes.tolist() == [0, -1]
+    assert renamed.truths["x/b.jpg"].classes.tolist() == [0, -1]
 
 
 def test_coco_instances_give_back_ignored_regions(tmp_path):
@@ -107,9 +107,8 @@ def test_coco_instances_give_back_ignored_regions(tmp_path):
     rows = [{**region, "id": n, "category_id": n} for n in (10, 30)]
     rows += [{**region, "id": 20 + n, "category_id": n, "bbox": [9, 9, 5, 5]} for n in (10, 30)]
     found = coco_truth(write_json(tmp_path / "i.json", instances(annotations=rows)))
-    assert found.truths["b"].regions.tolist() == [[0, 0, 9, 9], [9, 9, 5, 5]] and not len(
-        found.truths["b"].boxes
-    )
+    b = found.truths["x/b.jpg"]
+    assert b.regions.tolist() == [[0, 0, 9, 9], [9, 9, 5, 5]] and not len(b.boxes)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +170,9 @@ def test_labels(tmp_path):
         return label_truth(judged, ["x", "y"], "set.yaml", image_sizes(judged.files))
 
     found = truth()
-    assert found.truths["a"].classes.tolist() == [0, 1]  # the repeated one is dropped, as YOLOv5 does
-    np.testing.assert_allclose(found.truths["a"].boxes, [[0, 0, 100, 100], [90, 40, 20, 20]])
-    assert len(found.truths["b"].classes) == 0
+    assert found.truths["a.png"].classes.tolist() == [0, 1]  # the repeated one is dropped, as YOLOv5 does
+    np.testing.assert_allclose(found.truths["a.png"].boxes, [[0, 0, 100, 100], [90, 40, 20, 20]])
+    assert len(found.truths["b.png"].classes) == 0
     (tmp_path / "labels/a.txt").write_text("2 0.5 0.5 0.1 0.2\n")
     with pytest.raises(UserError, match=r"a\.txt, line 1: class 2 is none of 0 to 1"):
         truth()
@@ -234,15 +233,15 @@ def test_coco_results(tmp_path):
     rows = [{**row, "category_id": 30, "score": 0.2}, {**row, "category_id": 10, "score": 0.8}]
     rows.append({"image_id": "a", "category_id": 10, "bbox": [0, 0, 1, 1], "score": 0.5})
     found = read_predictions(write_json(tmp_path / "r.json", rows), truth)
-    assert found["b"].scores.tolist() == [0.8, 0.2] and found["b"].classes.tolist() == [0, 1]
-    assert found["a"].classes.tolist() == [0]
+    assert found["x/b.jpg"].scores.tolist() == [0.8, 0.2] and found["x/b.jpg"].classes.tolist() == [0, 1]
+    assert found["a.jpg"].classes.tolist() == [0]
 
 
 def test_what_category_ids_of_a_results_json_mean(tmp_path, capsys):
     truth = coco_truth(write_json(tmp_path / "i.json", instances()))
     rows = [{"image_id": name, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5} for name in "ab"]
     file = write_json(tmp_path / "r.json", rows)
-    assert read_predictions(file, truth)["a"].classes.tolist() == [1]
+    assert read_predictions(file, truth)["a.jpg"].classes.tolist() == [1]
     assert "taken as classes counted from 0" in capsys.readouterr().out
     with pytest.raises(UserError, match="category_id 1 is none of 10 to 30"):
         read_predictions(file, truth, category_ids="coco")
@@ -356,7 +355,7 @@ def test_numeric_names_as_numbers(tmp_path):
         ([{**GOOD, "bbox": [500, 2, 3, 4]}], "outside the image of 100 x 90 pixels"),
         ([{**GOOD, "category_id": 77}], "category_id 77 is none of 10 to 30"),
         (["x"], "detection 1 lacks"),
-        ([GOOD], "no detections for 1 of 2 images, such as a. .*--missing-as-empty"),
+        ([GOOD], "no detections for 1 of 2 images, such as a.jpg. .*--missing-as-empty"),
     ],
 )
 def test_results_json_that_cannot_be_used(tmp_path, content, words):

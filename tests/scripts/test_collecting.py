@@ -60,4 +60,4 @@ def test_a_second_evaluation_in_one_process_leaves_the_first_alone(engine, monke
             val.run(data)
         both.append(found)
     assert sent == [1, 2]
-    assert [found.detections[Path("image.jpg")][0, 0] for found in both] == [1, 2]
+    assert [found.detections[Path("image.jpg")].xyxy[0, 0] for found in both] == [1, 2]

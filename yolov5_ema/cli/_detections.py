@@ -7,28 +7,15 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
-    from yolov5_ema.evaluation.records import Predictions
+    from yolov5_ema.scripts.collecting import Collected
     from yolov5_ema.upstream.flags import Given
     from yolov5_ema.upstream.locate import Engine
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What YOLOv5's ``val`` found in a split.
-
-    Attributes:
-        images: those that it judged.
-        by_image: of each the detections, in descending order of score.
-    """
-
-    images: list[Path]
-    by_image: dict[Path, Predictions]
 
 
 @dataclass(frozen=True)
@@ -76,8 +63,12 @@ class Request:
 
 def detect_split(
     request: Request, engine: Engine, dataset: Dataset, folder: Path, *, keep_odd: bool = False
-) -> Detections:
+) -> Collected:
     """Run YOLOv5's ``val`` on a split and keep what it detects.
+
+    Not `Detector.detect`: the figures of the protocol ``yolov5`` are those of what ``val`` detects, which differs by
+    its batches, by its borders around images, and by boxes that it gives several classes. Whether the files can be used
+    is asked at the one door to detectors before.
 
     Args:
         request: what is asked for.
@@ -87,7 +78,7 @@ def detect_split(
         keep_odd: detect in images with odd label rows as well, which ``val`` by itself leaves out.
 
     Raises:
-        UserError: as ``yolov5-ema val``.
+        UserError: as ``yolov5-ema val``; as `load_detector`; a detector knows classes that the data set lacks.
     """
     from yolov5_ema.cli._slicing import take_flags
     from yolov5_ema.scripts import running as scripts
@@ -95,6 +86,7 @@ def detect_split(
     from yolov5_ema.scripts.odd_labels import odd_images_kept
     from yolov5_ema.scripts.sliced import sliced_inference
 
+    _check_weights(request, engine, dataset)
     windows, flags = take_flags(request.flags)
     line = ["--data", str(dataset.file), "--weights", *request.weights, "--task", request.task]
     place = ["--project", str(folder), "--name", "val"]
@@ -107,17 +99,19 @@ def detect_split(
         scripts.run_script(engine, "val", [*line, *place, *flags])
     if not found.images:
         raise UserError(f"val of {engine} has looked at no image")
-    by_image = {image: _as_predictions(found.detections.get(image)) for image in found.images}
-    return Detections(found.images, by_image)
+    return found
 
 
-def _as_predictions(rows: Any) -> Predictions:
-    import numpy as np
+def _check_weights(request: Request, engine: Engine, dataset: Dataset) -> None:
+    """Refuse weights that ``val`` would stumble over; those that it fetches, or that only it runs, it checks itself."""
+    from yolov5_ema.detecting.loading import is_read, load_detector
 
-    from yolov5_ema.evaluation.records import Predictions
-
-    if rows is None:
-        return Predictions()
-    values = np.asarray(rows, dtype=np.float64)
-    boxes = np.concatenate([values[:, :2], values[:, 2:4] - values[:, :2]], axis=1)
-    return Predictions(boxes, values[:, 4], values[:, 5].astype(np.int64))
+    for file in filter(is_read, request.weights):
+        if not Path(file).is_file():
+            continue
+        known = len(load_detector(file, engine=engine).names)
+        if known > len(dataset.names) and "single_cls" not in request.given(engine):
+            raise UserError(
+                f"{file} knows {known} classes, and {dataset.file} has {len(dataset.names)}: "
+                "they do not belong together"
+            )

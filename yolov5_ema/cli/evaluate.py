@@ -178,7 +178,7 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
 
 
 def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
-    from yolov5_ema.data.image_names import refuse_shared_stems
+    from yolov5_ema.data.image_names import named_once
     from yolov5_ema.evaluation import predictions, sources
     from yolov5_ema.upstream.data_yaml import engine_at_hand, open_dataset
 
@@ -187,7 +187,7 @@ def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict
         truths = sources.annotation_truths(args.annotations, args.image_sizes, None, PROTOCOLS)
     else:
         dataset = open_dataset(args.data, engine)
-        refuse_shared_stems(dataset.images(args.task), "Predictions go by that name")
+        named_once(dataset.images(args.task), "Predictions go by that name")
         truths = sources.dataset_truths(dataset, args.task, PROTOCOLS, _judged(args, dataset, engine))
     found = predictions.read_predictions(
         args.predictions,
@@ -204,6 +204,7 @@ def _by_weights(
 ) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
     from yolov5_ema.cli._detections import Request, detect_split
     from yolov5_ema.evaluation import sources
+    from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.upstream.data_yaml import open_dataset
 
     request = Request(args.weights, args.data, args.task, args.max_det, rest, build_parser())
@@ -215,7 +216,7 @@ def _by_weights(
     truths = sources.dataset_truths(dataset, args.task, args.protocol, judged)
     if "single_cls" in request.given(engine):
         truths = {protocol: sources.single_class(truth) for protocol, truth in truths.items()}
-    predictions = {name: found.by_image[file] for name, file in judged.files.items()}
+    predictions = {key: Predictions.of(found.of(file)) for key, file in judged.files.items()}
     return truths, predictions, _release_of(engine.version)
 
 

@@ -256,6 +256,7 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
     from yolov5_ema.cfgs.dry_run import quiet
     from yolov5_ema.cli._detections import Request, detect_split
     from yolov5_ema.evaluation.judged import Rules, labelled_images, words_of
+    from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.sources import dataset_truths, single_class
     from yolov5_ema.evaluation.yolov5 import MAX_DET
     from yolov5_ema.reporting.measuring import folders_of, measure
@@ -278,7 +279,7 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
     if judged.left_out:
         print(f"yolov5-ema: {words_of(judged.left_out, len(images))}", file=sys.stderr)
     truths = dataset_truths(dataset, settings["split"], ["yolov5"], judged)["yolov5"]
-    predictions = {name: found.by_image[file] for name, file in judged.files.items()}
+    predictions = {key: Predictions.of(found.of(file)) for key, file in judged.files.items()}
     truths = single_class(truths) if is_single else truths
     # a data set that only a file has named shows no picture from elsewhere
     places = None if is_typed else folders_of(dataset, settings["split"])

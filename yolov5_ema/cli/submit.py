@@ -88,10 +88,11 @@ def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str, Predictions], int]:
-    """Detections by the images' names; and how many images could not be looked at, which have none."""
+    """Detections by the images' keys; and how many images could not be looked at, which have none."""
     import tempfile
 
     from yolov5_ema.cli._detections import Request, detect_split
+    from yolov5_ema.data.image_names import keys_of_images
     from yolov5_ema.evaluation.judged import not_judged, words_of
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.scripts.odd_labels import has_odd_images
@@ -107,8 +108,10 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
     left_out = not_judged(images, found.images)
     if left_out:
         print(f"yolov5-ema: {words_of(left_out, len(images))}\n  Their files are empty", file=sys.stderr)
-    none = {image.stem: Predictions() for image, _ in left_out}
-    return {**{image.stem: found.by_image[image] for image in found.images}, **none}, len(left_out)
+    every = [*found.images, *(image for image, _ in left_out)]
+    return {key: Predictions.of(found.of(image)) for image, key in keys_of_images(every).items()}, len(
+        left_out
+    )
 
 
 def _by_predictions(args: argparse.Namespace) -> dict[str, Predictions]:
@@ -127,11 +130,11 @@ def _checked(dataset: Dataset, task: str) -> list[Path]:
     Raises:
         UserError: the classes are not the benchmark's, or two results would be called the same.
     """
-    from yolov5_ema.data.image_names import refuse_shared_stems
+    from yolov5_ema.data.image_names import named_once
 
     _check_classes(dataset.names)
     images = dataset.images(task)
-    refuse_shared_stems(images, "The benchmark takes one file of results of that name")
+    named_once(images, "The benchmark takes one file of results of that name")
     return images
 
 

@@ -1,71 +1,82 @@
-"""What images are called in results: by their stems, where these tell them apart."""
+"""What images are called: inside by their paths, and in files of results and annotations by their names.
+
+Inside, an image's key is its path relative to the folder that its split's images lie in, which no other image has.
+VisDrone's and YOLO's text files, and YOLOv5's results JSON, know a name only: `named_once` finds the image by that, and
+refuses two images of one name.
+"""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Callable
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+from typing import Any, Callable, TypeVar
 
+from yolov5_ema.data.dataset import IMAGE_SUFFIXES
 from yolov5_ema.errors import UserError
 
+_Image = TypeVar("_Image", str, Path)
 
-def names_of_images(images: Iterable[Path]) -> dict[Path, str]:
-    """A name for each image that no other one has.
 
-    Returns:
-        By image its name without a suffix; where several images have that one, the path from the folder that they
-        all lie in.
+def keys_of_images(images: Iterable[Path]) -> dict[Path, str]:
+    """A key for each image: its path, in POSIX form, from the folder that they all lie in.
+
+    Links to folders are followed, so that two spellings of one image's path give one key; a link that is an image
+    itself is not.
 
     Example:
-        >>> list(names_of_images([Path("set/a/1.jpg"), Path("set/b/1.jpg"), Path("set/b/2.jpg")]).values())
-        ['a/1.jpg', 'b/1.jpg', '2']
+        >>> list(keys_of_images([Path("set/a/1.jpg"), Path("set/b/1.jpg")]).values())
+        ['a/1.jpg', 'b/1.jpg']
     """
     files = list(dict.fromkeys(images))
-    stems = Counter(file.stem for file in files)
-    if len(stems) == len(files):
-        return {file: file.stem for file in files}
-    places = _places(files)
-    names = {file: file.stem if stems[file.stem] == 1 else places[file] for file in files}
-    return names if len(set(names.values())) == len(files) else places
+    folders = {folder: os.path.realpath(folder) for folder in {file.parent for file in files}}
+    top = os.path.commonpath(folders.values()) if folders else ""
+    below = {folder: PurePath(os.path.relpath(place, top)) for folder, place in folders.items()}
+    return {file: (below[file.parent] / file.name).as_posix() for file in files}
 
 
-def _places(files: Sequence[Path]) -> dict[Path, str]:
-    absolute = {file: os.path.abspath(file) for file in files}
-    top = os.path.commonpath([os.path.dirname(place) for place in absolute.values()])
-    return {file: Path(os.path.relpath(place, top)).as_posix() for file, place in absolute.items()}
+def name_of(image: str | PurePath) -> str:
+    """The name of an image, or of its key, without folders and without the suffix of images.
 
-
-def refuse_shared_stems(
-    images: Iterable[Path], why: str, key: Callable[[Path], Any] = lambda image: image.stem
-) -> None:
-    """Refuse images of which two have one name without the suffix.
-
-    Args:
-        images: their files.
-        why: what goes by that name, as a sentence without its full stop.
-        key: what results call an image, if not by that name.
-
-    Raises:
-        UserError: names two such images.
+    Example:
+        >>> name_of("a/x.y.jpg"), name_of("x.y")
+        ('x.y', 'x.y')
     """
-    seen: dict[Any, Path] = {}
-    for image in images:
-        other = seen.setdefault(key(image), image)
-        if other != image:
-            raise UserError(
-                f"{other} and {image} are both called {key(image)}. {why}; rename one of them, or take their "
-                "folders one at a time"
-            )
+    name = PurePath(image).name
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def image_id(image: str) -> int | str:
+def image_id(image: str | PurePath) -> int | str:
     """The id that YOLOv5's ``val --save-json`` gives an image: its name as a number if it is one.
 
     Example:
         >>> image_id("000042.jpg"), image_id("9999942_00000_d_0000214.jpg")
         (42, '9999942_00000_d_0000214')
     """
-    stem = os.path.splitext(os.path.basename(image))[0]
-    return int(stem) if stem.isdecimal() else stem
+    name = name_of(image)
+    return int(name) if name.isdecimal() else name
+
+
+def named_once(
+    images: Iterable[_Image], why: str, name: Callable[[_Image], Any] = name_of
+) -> dict[Any, _Image]:
+    """Images by the names that some file gives them.
+
+    Args:
+        images: their files or keys.
+        why: what goes by that name, as a sentence without its full stop.
+        name: the file's rule.
+
+    Raises:
+        UserError: names two images that have one name.
+    """
+    found: dict[Any, _Image] = {}
+    for image in images:
+        other = found.setdefault(name(image), image)
+        if other != image:
+            raise UserError(
+                f"{other} and {image} are both called {name(image)}. {why}; rename one of them, or take their "
+                "folders one at a time"
+            )
+    return found

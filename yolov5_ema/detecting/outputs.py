@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.data.image_names import image_id
+from yolov5_ema.data.image_names import image_id, named_once
 from yolov5_ema.errors import UserError
 
 SUFFIXES = (".parquet", ".json")
@@ -36,14 +36,9 @@ def check_image_ids(images: Iterable[str]) -> None:
     Raises:
         UserError: names two images with one id.
     """
-    seen: dict[Any, str] = {}
-    for image in images:
-        other = seen.setdefault(image_id(image), image)
-        if other is not image:
-            raise UserError(
-                f"{other} and {image} would both be image_id {image_id(image)!r} in COCO's JSON; "
-                "a .parquet has the paths"
-            )
+    named_once(
+        images, "COCO's JSON tells images apart by that image_id alone; a .parquet has the paths", image_id
+    )
 
 
 def write(

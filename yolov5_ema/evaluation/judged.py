@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from yolov5_ema.data.dataset import label_path
-from yolov5_ema.data.image_names import names_of_images
+from yolov5_ema.data.image_names import keys_of_images
 from yolov5_ema.data.image_size import reason_left_out
 from yolov5_ema.data.yolo_format import POLYGON_FROM, Labels, read_labels
 from yolov5_ema.errors import UserError
@@ -36,16 +36,18 @@ class LabelledImages:
     """The images of a split that are judged.
 
     Attributes:
-        files: by name, see `names_of_images`.
-        rows: labels by name: class, x and y of the center, width, height; float64 of shape (M, 5).
+        files: by key, see `keys_of_images`.
+        rows: labels by key: class, x and y of the center, width, height; float64 of shape (M, 5).
         left_out: images of the split that are not among them.
         kept: images among them that YOLOv5's ``val`` by itself leaves out.
+        left_out_keys: of those of ``left_out``.
     """
 
     files: Mapping[str, Path]
     rows: Mapping[str, np.ndarray]
     left_out: Sequence[LeftOut] = ()
     kept: Sequence[LeftOut] = ()
+    left_out_keys: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,13 @@ def labelled_images(images: Sequence[Path], nc: int, rules: Rules) -> LabelledIm
     left_out = [LeftOut(image, reason) for image, reason in reasons.items() if reason]
     if not files:
         raise UserError(f"no image can be judged; the first, {left_out[0].image}: {left_out[0].reason}")
-    names = names_of_images(files)
+    keys = keys_of_images([*images, *files])
     labels = {file: _labels(file, nc, rules) for file in files}
-    rows = {names[file]: _rows(found) for file, found in labels.items()}
+    rows = {keys[file]: _rows(found) for file, found in labels.items()}
     odd = ((file, found.reason_left_out) for file, found in labels.items())
     kept = [LeftOut(file, reason) for file, reason in odd if reason and rules.keep_odd]
-    return LabelledImages({names[file]: file for file in files}, rows, left_out, kept)
+    left_out_keys = frozenset(keys[image] for image, _ in left_out)
+    return LabelledImages({keys[file]: file for file in files}, rows, left_out, kept, left_out_keys)
 
 
 def not_judged(images: Sequence[Path], judged: Sequence[Path]) -> list[LeftOut]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from yolov5_ema.data import visdrone_format as visdrone
+from yolov5_ema.data.image_names import image_id, name_of, named_once
 from yolov5_ema.data.text_rows import parse_rows, read_lines
 from yolov5_ema.data.yolo_format import to_xywh_pixels
 from yolov5_ema.errors import UserError
@@ -35,7 +36,7 @@ def read_predictions(
             ``auto``: the first of ``coco`` and ``index`` that fits; what would fit as well is printed.
 
     Returns:
-        For each image, by its name.
+        For each image, by its key.
 
     Raises:
         UserError: names the file, the row and what to do: a malformed row, an image or a class that there is not, a
@@ -91,29 +92,29 @@ class _Images:
     def __init__(self, truth: TruthSet) -> None:
         self._truth = truth
         self._by_id: dict[Any, list[str]] = {}
-        for name in (*truth.truths, *truth.left_out):
-            if name.isdecimal():
-                self._by_id.setdefault(int(name), []).append(name)
-        self._by_id.update({name: [name] for name in (*truth.truths, *truth.left_out)})
-        self._by_id.update({identity: [name] for identity, name in truth.image_ids.items()})
+        for key in (*truth.truths, *truth.left_out):
+            for called in {name_of(key), image_id(key)}:
+                self._by_id.setdefault(called, []).append(key)
+        self._by_id.update({identity: [key] for identity, key in truth.image_ids.items()})
 
     def named(self, identity: Any, where: str) -> str | None:
-        """The image that is meant; None for one that is not judged.
+        """The key of the image that is meant; None for one that is not judged.
 
         Raises:
             UserError: there is none, or more than one.
         """
-        names = [name for name in self._by_id.get(identity, []) if self._is_known(name)]
-        if not names:
+        keys = [key for key in self._by_id.get(identity, []) if self._is_known(key)]
+        if not keys:
             raise UserError(f"{where}: image_id {identity!r} is none of the images in {self._truth.source}")
-        if len(names) > 1:
+        if len(keys) > 1:
+            what = "name" if isinstance(identity, str) else "number"
             raise UserError(
-                f"{where}: image_id {identity!r} is the number of {' and of '.join(names[:2])}; rename one of them"
+                f"{where}: image_id {identity!r} is the {what} of {' and of '.join(keys[:2])}; rename one of them"
             )
-        return names[0] if names[0] in self._truth.truths else None
+        return keys[0] if keys[0] in self._truth.truths else None
 
-    def _is_known(self, name: str) -> bool:
-        return name in self._truth.truths or name in self._truth.left_out
+    def _is_known(self, key: str) -> bool:
+        return key in self._truth.truths or key in self._truth.left_out
 
 
 # --- which class a number means ---------------------------------------------------------------
@@ -175,23 +176,25 @@ def _reading(used: set[Any], readings: Mapping[str, Mapping[int, int]], wanted: 
 
 
 def _from_text(place: Path, truth: TruthSet, category_ids: str) -> dict[str, Predictions]:
-    files = {file.stem: file for file in _text_files(place) if file.stem not in truth.left_out}
-    unknown = [file for stem, file in files.items() if stem not in truth.truths]
+    known = named_once((*truth.truths, *truth.left_out), f"{place} tells detections apart by that alone")
+    of_images = {file: known.get(file.stem) for file in _text_files(place)}
+    unknown = [file for file, key in of_images.items() if key is None]
     if unknown:
         more = f" ({len(unknown)} such files)" if len(unknown) > 1 else ""
         raise UserError(f"{unknown[0]}: there is no image {unknown[0].stem} in {truth.source}{more}")
-    lines = {stem: read_lines(file) for stem, file in files.items()}
+    files = {key: file for file, key in of_images.items() if key is not None and key in truth.truths}
+    lines = {key: read_lines(file) for key, file in files.items()}
     found = {
-        stem: _from_visdrone(file, truth.truths[stem], truth)
-        for stem, file in files.items()
-        if any("," in line for line in lines[stem])
+        key: _from_visdrone(file, truth.truths[key], truth)
+        for key, file in files.items()
+        if any("," in line for line in lines[key])
     }
-    others = {stem: _yolo_rows(lines[stem], file) for stem, file in files.items() if stem not in found}
+    others = {key: _yolo_rows(lines[key], file) for key, file in files.items() if key not in found}
     readings = {name: class_of for name, class_of in _readings(truth).items() if name != "coco"}
     used = {number for rows in others.values() for number in rows[:, 0].tolist()}
     first_class = int(_reading(used, readings, category_ids, place) == "one-based")
-    for stem, rows in others.items():
-        found[stem] = _from_yolo(rows - [first_class, 0, 0, 0, 0, 0], truth.truths[stem], files[stem], truth)
+    for key, rows in others.items():
+        found[key] = _from_yolo(rows - [first_class, 0, 0, 0, 0, 0], truth.truths[key], files[key], truth)
     return found
 
 
@@ -265,26 +268,28 @@ def write_visdrone_results(folder: Path, predictions: Mapping[str, Predictions],
 
     Args:
         folder: to write; it must not exist or be empty.
-        predictions: by the images' names.
+        predictions: by the images' keys; a file is called by the name of its image.
         max_det: rows of a file.
 
     Returns:
         How many rows were written.
 
     Raises:
-        UserError: the folder holds something, or cannot be written; nothing half-written stays.
+        UserError: the folder holds something, or cannot be written, or two images have one name; nothing half-written
+            stays.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is left as it is; name another folder")
+    named = named_once(predictions, f"{folder} takes one file of that name")
     written = 0
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as draft:
             inside = Path(draft) / "results"
             inside.mkdir()
-            for image, found in predictions.items():
-                rows = _visdrone_rows(found.best(max_det))
-                (inside / f"{image}.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+            for name, key in named.items():
+                rows = _visdrone_rows(predictions[key].best(max_det))
+                (inside / f"{name}.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
                 written += len(rows)
             os.replace(inside, folder)
     except OSError as error:

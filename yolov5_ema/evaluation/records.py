@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 
 NO_CLASS = -1
@@ -21,7 +22,8 @@ class Truth:
     """Ground truth of one image.
 
     Attributes:
-        image: its name, without a suffix; unique in an evaluation.
+        image: its key, unique in an evaluation: its path relative to the split's folder, or a name where no more is
+            known.
         width: in pixels.
         height: in pixels.
         boxes: float64 of shape (M, 4): left, top, width, height in pixels.
@@ -76,6 +78,13 @@ class Predictions:
     boxes: np.ndarray = field(default_factory=_no_boxes)
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @classmethod
+    def of(cls, found: Detections) -> Predictions:
+        """What a detector found, in double precision."""
+        corners = found.xyxy.astype(np.float64)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        return cls(boxes, found.confidence.astype(np.float64), found.class_id)
 
     def by_score(self) -> Predictions:
         """The same, best first; equal scores stay in order."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from yolov5_ema.data import visdrone_format as visdrone
 from yolov5_ema.data.dataset import IMAGE_SUFFIXES, Dataset
-from yolov5_ema.data.image_names import refuse_shared_stems
+from yolov5_ema.data.image_names import keys_of_images, name_of, named_once
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.judged import LabelledImages, Rules, labelled_images
 from yolov5_ema.evaluation.records import NO_CLASS, Truth, clipped
@@ -45,23 +45,19 @@ def dataset_truths(
     """
     images = judged or labelled_images(dataset.images(split), len(dataset.names), Rules())
     sizes = image_sizes(images.files)
-    left_out = frozenset(image.stem for image, _ in images.left_out)
-    labels = replace(label_truth(images, dataset.names, str(dataset.file), sizes), left_out=left_out)
+    labels = label_truth(images, dataset.names, str(dataset.file), sizes)
     if set(protocols) <= {"yolov5"}:
         return dict.fromkeys(protocols, labels)
     text = dataset.extra_path("visdrone_annotations", split)
     instances = dataset.extra_path("coco_annotations", split)
-    if text is not None or instances is not None:
-        refuse_shared_stems(
-            images.files.values(), f"{text or instances} tells images apart by that name alone"
-        )
     if text is not None:
-        full = _of_images(visdrone_truth(text, sizes, dataset.names, only_sized=True), sizes)
+        full = visdrone_truth(text, sizes, dataset.names, only_sized=True)
+        _check_all_there(full, set(sizes) - set(full.truths))
     elif instances is not None:
-        full = _of_images(coco_truth(instances, dataset.names), sizes)
+        full = _of_images(coco_truth(instances, dataset.names), sizes, images.left_out_keys)
     else:
         full = labels
-    full = replace(full, left_out=left_out)
+    full = replace(full, left_out=images.left_out_keys)
     every = {"yolov5": labels, "coco": _as_coco(full) if text is not None else full, "visdrone": full}
     return {protocol: every[protocol] for protocol in protocols}
 
@@ -95,11 +91,10 @@ def image_set(images: Sequence[Path], names: Sequence[str], source: str) -> Trut
     """Images without any ground truth: what predictions of them need to be read.
 
     Raises:
-        UserError: two images have one name without the suffix, or one cannot be read.
+        UserError: one cannot be read.
     """
-    refuse_shared_stems(images, "Detections go by that name")
-    sizes = image_sizes({image.stem: image for image in images})
-    return TruthSet(source, tuple(names), {stem: Truth(stem, *sizes[stem]) for stem in sorted(sizes)})
+    sizes = image_sizes({key: image for image, key in keys_of_images(images).items()})
+    return TruthSet(source, tuple(names), {key: Truth(key, *size) for key, size in sizes.items()})
 
 
 def single_class(truth: TruthSet) -> TruthSet:
@@ -117,12 +112,44 @@ def _as_coco(full: TruthSet) -> TruthSet:
     return replace(full, truths={image: clipped(truth) for image, truth in full.truths.items()})
 
 
-def _of_images(truth: TruthSet, sizes: Sizes) -> TruthSet:
-    lacking = [stem for stem in sizes if stem not in truth.truths]
+def _of_images(truth: TruthSet, keys: Collection[str], left_out: Collection[str]) -> TruthSet:
+    """The images of a split among those of an instances JSON, by the keys that they have in the split.
+
+    An image is the one of its name; among several of one name, the one whose path ends as its own does.
+    """
+    by_name: dict[str, list[str]] = {}
+    for image in truth.truths:
+        by_name.setdefault(name_of(image), []).append(image)
+    meant = {key: _meant(key, by_name.get(name_of(key), [])) for key in (*keys, *left_out)}
+    _check_all_there(truth, [key for key in keys if meant[key] is None])
+    found = [key for key, image in meant.items() if image is not None]
+    key_of = named_once(found, f"{truth.source} has one image of that name", lambda key: meant[key])
+    truths = {key_of.get(image, ""): entry for image, entry in truth.truths.items()}
+    return replace(
+        truth,
+        truths={key: replace(entry, image=key) for key, entry in truths.items() if key in keys},
+        image_ids={identity: key_of[image] for identity, image in truth.image_ids.items() if image in key_of},
+    )
+
+
+def _meant(key: str, images: Sequence[str]) -> str | None:
+    """Which of the images of one name an image of a split is; None if that cannot be told."""
+    own = PurePosixPath(key).parts[:-1]
+    same_end = [image for image in images if _end_alike(own, PurePosixPath(image).parts[:-1])]
+    chosen = same_end if len(images) > 1 else images
+    return chosen[0] if len(chosen) == 1 else None
+
+
+def _end_alike(one: Sequence[str], other: Sequence[str]) -> bool:
+    shared = min(len(one), len(other))
+    return one[len(one) - shared :] == other[len(other) - shared :]
+
+
+def _check_all_there(truth: TruthSet, lacking: Collection[str]) -> None:
     if lacking:
-        raise UserError(f"{truth.source} has no annotations for {len(lacking)} images, such as {lacking[0]}")
-    chosen: Mapping[str, Truth] = {image: entry for image, entry in truth.truths.items() if image in sizes}
-    return replace(truth, truths=chosen)
+        raise UserError(
+            f"{truth.source} has no annotations for {len(lacking)} images, such as {min(lacking)}"
+        )
 
 
 def _sizes_beside(folder: Path) -> Sizes:
@@ -134,5 +161,4 @@ def _sizes_beside(folder: Path) -> Sizes:
     )
     if not files:
         raise UserError(f"{folder}: the sizes of the images are not known; pass --image-sizes FILE.json")
-    refuse_shared_stems(files, "Annotations go by that name")
-    return image_sizes({file.stem: file for file in files})
+    return image_sizes({key: file for file, key in keys_of_images(files).items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 
 from yolov5_ema.data import visdrone_format as visdrone
 from yolov5_ema.data.dataset import IMAGE_SUFFIXES
+from yolov5_ema.data.image_names import name_of, named_once
 from yolov5_ema.data.text_rows import BadLine
 from yolov5_ema.data.yolo_format import to_xywh_pixels
 from yolov5_ema.errors import UserError
@@ -22,7 +23,7 @@ from yolov5_ema.files import open_regular
 from yolov5_ema.reading import MOST_JSON, parse_json, read_bytes
 
 Sizes = Mapping[str, "tuple[int, int]"]
-"""Width and height in pixels by the images' names."""
+"""Width and height in pixels by the images' keys."""
 _EXIF_ORIENTATION, _QUARTER_TURNS = 274, (5, 6, 7, 8)
 _LONGEST = 100_000
 """Pixels; a longer side is a mistake, and its mask of ignored regions would not fit into memory."""
@@ -35,10 +36,10 @@ class TruthSet:
     Attributes:
         source: where it is from, for messages.
         names: of the classes.
-        truths: by the images' names, in the order in which protocols should get them.
-        image_ids: what results files may call an image by, beside its name.
+        truths: by the images' keys, in the order in which protocols should get them.
+        image_ids: what results files may call an image by, beside its name, and its key.
         category_ids: class for each category id of results files; empty: the class itself.
-        left_out: names of images that are not judged; detections in them are passed over.
+        left_out: keys of images that are not judged; detections in them are passed over.
     """
 
     source: str
@@ -52,7 +53,7 @@ class TruthSet:
 def visdrone_truth(
     folder: Path, sizes: Sizes, names: Sequence[str] = visdrone.CLASSES, *, only_sized: bool = False
 ) -> TruthSet:
-    """VisDrone-DET annotations: a text file an image, sorted by name.
+    """VisDrone-DET annotations: a text file an image, sorted by name, which is all that it says of the image.
 
     Args:
         folder: of the text files.
@@ -61,7 +62,8 @@ def visdrone_truth(
         only_sized: leave out files of images whose size is not given, instead of refusing them.
 
     Raises:
-        UserError: there is no file, there are not 10 names, a line is malformed, or an image's size is not known.
+        UserError: there is no file, there are not 10 names, a line is malformed, an image's size is not known, or two
+            images have one name.
     """
     files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
     if not files:
@@ -70,18 +72,18 @@ def visdrone_truth(
         raise UserError(
             f"{folder} holds VisDrone's annotations of 10 classes, but there are {len(names)} names"
         )
-    unknown = [file.stem for file in files if file.stem not in sizes]
-    if only_sized:
-        files = [file for file in files if file.stem in sizes]
-    elif unknown:
+    keys = named_once(sizes, f"{folder} tells images apart by that name alone")
+    unknown = [file.stem for file in files if file.stem not in keys]
+    if unknown and not only_sized:
         raise UserError(
             f"{folder}: the size of {_some(unknown)} is not known; it takes the images, or --image-sizes"
         )
-    truths = {file.stem: _visdrone_image(file, *sizes[file.stem]) for file in files}
+    found = {keys[file.stem]: file for file in files if file.stem in keys}
+    truths = {key: _visdrone_image(file, key, *sizes[key]) for key, file in found.items()}
     return TruthSet(str(folder), tuple(names), truths)
 
 
-def _visdrone_image(file: Path, width: int, height: int) -> Truth:
+def _visdrone_image(file: Path, key: str, width: int, height: int) -> Truth:
     rows = visdrone.read_annotations(file)
     _refuse(rows.bad)
     category = rows.values[:, visdrone.CATEGORY].astype(np.int64)
@@ -89,7 +91,7 @@ def _visdrone_image(file: Path, width: int, height: int) -> Truth:
     objects = rows.values[~is_region]
     of_objects = category[~is_region]
     return Truth(
-        image=file.stem,
+        image=key,
         width=width,
         height=height,
         boxes=objects[:, :4],
@@ -119,7 +121,7 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
         categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
         images = {_as_id(entry["id"]): entry for entry in content["images"]}
         sizes = {
-            key: (Path(str(entry["file_name"])).stem, *_size(entry["width"], entry["height"]))
+            key: (PurePath(str(entry["file_name"])).as_posix(), *_size(entry["width"], entry["height"]))
             for key, entry in images.items()
         }
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -128,7 +130,7 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
     if odd:
         raise UserError(f"{file}: an image's id must be a number or a name, not {odd[0]!r}")
     _refuse_repeated([_as_id(entry["id"]) for entry in content["images"]], f"{file}: image id")
-    _refuse_repeated([stem for stem, _, _ in sizes.values()], f"{file}: image name")
+    _refuse_repeated([name for name, _, _ in sizes.values()], f"{file}: image name")
     all_names = (
         tuple(names)
         if names is not None
@@ -175,7 +177,7 @@ def _check_annotation(
 
 
 def _coco_image(
-    stem: str, width: int, height: int, entries: list[dict[str, Any]], class_of: Mapping[int, int]
+    name: str, width: int, height: int, entries: list[dict[str, Any]], class_of: Mapping[int, int]
 ) -> Truth:
     is_region = [entry.get("visdrone_category") == visdrone.IGNORED_REGION for entry in entries]
     first = min((entry["category_id"] for entry, region in zip(entries, is_region) if region), default=None)
@@ -184,7 +186,7 @@ def _coco_image(
     boxes = np.array([entry["bbox"] for entry in objects], dtype=np.float64).reshape(-1, 4)
     areas = [entry.get("area", box[2] * box[3]) for entry, box in zip(objects, boxes)]
     return Truth(
-        image=stem,
+        image=name,
         width=width,
         height=height,
         boxes=boxes,
@@ -196,7 +198,7 @@ def _coco_image(
 
 
 def label_truth(images: LabelledImages, names: Sequence[str], source: str, sizes: Sizes) -> TruthSet:
-    """YOLO labels beside images; an image without a label file has no objects.
+    """YOLO labels beside images, sorted by the images' names; an image without a label file has no objects.
 
     Args:
         images: that are judged, with their labels.
@@ -204,16 +206,17 @@ def label_truth(images: LabelledImages, names: Sequence[str], source: str, sizes
         source: for messages.
         sizes: of the images.
     """
-    truths = {name: _label_image(name, *sizes[name], images.rows[name]) for name in sorted(images.files)}
-    return TruthSet(source, tuple(names), truths)
+    keys = sorted(images.files, key=lambda key: (name_of(key), key))
+    truths = {key: _label_image(key, *sizes[key], images.rows[key]) for key in keys}
+    return TruthSet(source, tuple(names), truths, left_out=images.left_out_keys)
 
 
-def _label_image(name: str, width: int, height: int, rows: np.ndarray) -> Truth:
+def _label_image(key: str, width: int, height: int, rows: np.ndarray) -> Truth:
     # YOLOv5 drops a row that is there already, and holds its numbers in single precision
     first = np.unique(rows.astype(np.float32), axis=0, return_index=True)[1]
     labels = rows[first]
     return Truth(
-        image=name,
+        image=key,
         width=width,
         height=height,
         boxes=to_xywh_pixels(labels[:, 1:], width, height),
@@ -223,12 +226,12 @@ def _label_image(name: str, width: int, height: int, rows: np.ndarray) -> Truth:
 
 
 def image_sizes(files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
-    """Width and height of each image as it is shown, from its header, by its name.
+    """Width and height of each image as it is shown, from its header, by its key.
 
     Raises:
         UserError: one cannot be read.
     """
-    return {name: _image_size(file) for name, file in files.items()}
+    return {key: _image_size(file) for key, file in files.items()}
 
 
 def _image_size(file: Path) -> tuple[int, int]:

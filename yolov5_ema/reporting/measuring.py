@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from yolov5_ema.data.dataset import Dataset, entries_of, is_there, place_of
+from yolov5_ema.data.image_names import keys_of_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.confusion import ConfusionMatrix
 from yolov5_ema.evaluation.records import NO_CLASS, Predictions
@@ -196,11 +197,11 @@ def measure(
     Args:
         dataset: the data set.
         truths: its labels, for the split that ``settings`` names.
-        predictions: by the images' names.
+        predictions: by the images' keys.
         release: whose rules hold, see `Yolov5Protocol`.
         settings: see `settings_of`; ``samples`` is how many images to keep.
         pictures_from: folders that an image must lie in to be shown, see `folders_of`; None: wherever it lies.
-        files: of the images by their names; None: of those of the split by their stems.
+        files: of the images by their keys; None: those of the split.
 
     Raises:
         UserError: the split holds no object.
@@ -212,7 +213,7 @@ def measure(
         matrix.update(truth, predictions[name])
     result = protocol.compute()
     if files is None:
-        files = {image.stem: image for image in dataset.images(settings["split"])}
+        files = {key: image for image, key in keys_of_images(dataset.images(settings["split"])).items()}
     shown = [
         name
         for name, truth in truths.truths.items()

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
@@ -22,15 +21,18 @@ class Collected:
     """What one run of ``val`` found.
 
     Attributes:
-        detections: for each image with any, by its path, float32 of shape (N, 6): left, top, right, bottom in
-            pixels of the image, confidence, class; in descending order of confidence.
         images: those that ``val`` judged, as it calls them: without the ones that it left out.
+        detections: by those of them that ``val`` has found something in; see `of`.
         figures: P, R, mAP50, mAP50-95 as ``val`` computed them with all of these detections.
     """
 
-    detections: dict[Path, np.ndarray] = field(default_factory=dict)
     images: list[Path] = field(default_factory=list)
+    detections: dict[Path, Detections] = field(default_factory=dict)
     figures: tuple[float, ...] = ()
+
+    def of(self, image: Path) -> Detections:
+        """What was found in one of ``images``."""
+        return self.detections.get(image, Detections())
 
 
 @contextmanager
@@ -108,7 +110,7 @@ def _callbacks(val: Any, found: Collected) -> Any:
     def keep(pred: Any, native: Any, path: Path, *_: Any) -> None:
         if path in found.detections:
             raise UserError(f"{path} is evaluated twice")
-        found.detections[Path(path)] = native.detach().cpu().float().numpy().copy()
+        found.detections[Path(path)] = Detections.of_rows(native.detach().cpu().float().numpy().copy())
 
     callbacks = val.Callbacks()
     # v6.0 keeps one table for all of a process: an earlier run's callbacks would be called too

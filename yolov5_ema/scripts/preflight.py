@@ -15,7 +15,7 @@ from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.cfgs.oddities import oddities, print_warnings
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.data.dataset import class_names, load_dataset
-from yolov5_ema.data.image_names import image_id, refuse_shared_stems
+from yolov5_ema.data.image_names import image_id, name_of, named_once
 from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.engine.guards import resumed_training
 from yolov5_ema.engine.quirks import downloads
@@ -189,9 +189,7 @@ def _check_names_of_results(opt: argparse.Namespace, file: Path, engine: Engine)
     with contextlib.suppress(ConfigError):  # images that YOLOv5 fetches, or names that are fine with it
         images = load_dataset(file, relative_bases(engine)).images(opt.task)
         why = f"{'--save-json' if by_id else '--save-txt'} tells detections apart by that alone"
-        refuse_shared_stems(
-            images, why, (lambda image: image_id(str(image))) if by_id else (lambda i: i.stem)
-        )
+        named_once(images, why, image_id if by_id else name_of)
 
 
 def _refuse_names_twice(file: Path, engine: Engine) -> None:
