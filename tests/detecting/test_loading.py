@@ -73,9 +73,9 @@ def test_an_image_of_which_nothing_is_left(detector):
 
 
 def test_what_is_seen_is_the_image_within_borders(detector):
-    seen = detector.boxed(_noise(48, 96))
-    assert seen.batch.shape == (1, 3, 64, 96) and seen.gain == (1, 1) and seen.pad == (0, 8)
-    shown = (seen.batch[0, :, 8:56] * 255).round().byte().permute(1, 2, 0).numpy()
+    batch, gain, pad = detector.boxed(_noise(48, 96))
+    assert batch.shape == (1, 3, 64, 96) and gain == (1, 1) and pad == (0, 8)
+    shown = (batch[0, :, 8:56] * 255).round().byte().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(shown[..., ::-1], _noise(48, 96))
 
 

@@ -180,6 +180,7 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
 def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
     from yolov5_ema.data.image_names import named_once
     from yolov5_ema.evaluation import predictions, sources
+    from yolov5_ema.evaluation.yolov5 import RELEASES, rules_of
     from yolov5_ema.upstream.data_yaml import engine_at_hand, open_dataset
 
     engine = engine_at_hand()
@@ -195,7 +196,7 @@ def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict
         missing_as_empty=args.missing_as_empty,
         category_ids=args.category_ids,
     )
-    release = _release_of(engine.version if engine else "")
+    release = rules_of(engine.release) if engine else RELEASES[-1]
     return {protocol: truths[protocol] for protocol in args.protocol}, found, release
 
 
@@ -205,6 +206,7 @@ def _by_weights(
     from yolov5_ema.cli._detections import Request, detect_split
     from yolov5_ema.evaluation import sources
     from yolov5_ema.evaluation.records import Predictions
+    from yolov5_ema.evaluation.yolov5 import rules_of
     from yolov5_ema.upstream.data_yaml import open_dataset
 
     request = Request(args.weights, args.data, args.task, args.max_det, rest, build_parser())
@@ -217,7 +219,7 @@ def _by_weights(
     if "single_cls" in request.given(engine):
         truths = {protocol: sources.single_class(truth) for protocol, truth in truths.items()}
     predictions = {key: Predictions.of(found.of(file)) for key, file in judged.files.items()}
-    return truths, predictions, _release_of(engine.version)
+    return truths, predictions, rules_of(engine.release)
 
 
 def _check_truths(args: argparse.Namespace, dataset: Dataset, engine: Engine) -> None:
@@ -265,10 +267,6 @@ def _labelled(
     from yolov5_ema.scripts.odd_labels import polygon_from
 
     return labelled_images(images, len(dataset.names), Rules(polygon_from(engine), args.keep_odd, by_val))
-
-
-def _release_of(version: str) -> str:
-    return "6.0" if version.startswith(("6.0", "6.1")) else "6.2"
 
 
 # --- figures ---------------------------------------------------------------------------------

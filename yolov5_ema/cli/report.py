@@ -213,6 +213,7 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
         UserError: it cannot be evaluated, or was not to be.
     """
     from yolov5_ema.engine import shim
+    from yolov5_ema.evaluation.yolov5 import rules_of
     from yolov5_ema.reporting import measuring
     from yolov5_ema.upstream.data_yaml import open_dataset
 
@@ -222,7 +223,7 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
         return _kept(run, split)
     data = open_dataset(args.data).file if args.data else measuring.data_of(run.options, run.folder)
     imgsz = args.imgsz or _training_size(run.options)
-    release = _release(shim.install().version)
+    release = rules_of(shim.install().release)
     settings = measuring.settings_of(
         run.weights, data, split=split, imgsz=imgsz, samples=args.samples, release=release
     )
@@ -297,11 +298,6 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
 def _training_size(options: Mapping[str, Any]) -> int:
     size = options.get("imgsz")
     return size if type(size) is int and 32 <= size <= _LARGEST_SIDE else 640
-
-
-def _release(version: str) -> str:
-    """Whose rules the protocol follows: those of the YOLOv5 at hand, as in ``evaluate``."""
-    return "6.0" if version.startswith(("6.0", "6.1")) else "6.2"
 
 
 def _origin(device: str) -> dict[str, Any]:

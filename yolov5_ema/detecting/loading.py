@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from yolov5_ema.checkpoints.loading import trusting
-from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Detector, with_module
+from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Detector, Format, with_module
 from yolov5_ema.detecting.yolov5_pt import Yolov5Detector
 from yolov5_ema.engine import shim
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.running import speaking_plainly
 from yolov5_ema.upstream.locate import Engine
 
-_FORMATS = (Yolov5Detector,)
+_FORMATS: tuple[Format, ...] = (Yolov5Detector,)
 """What opens which file: the first whose ``reads`` says so; else the last, which says what is wrong with the file."""
 
 

@@ -1,7 +1,7 @@
 """What every detector can do, whatever its file is and whatever runs it.
 
-A new format is one file beside this one: a class with these attributes, whose ``reads`` says which files it takes, and
-a line in the table of `yolov5_ema.detecting.loading`.
+A new format is one file beside this one, which holds a `Format`, and a word in the table of
+`yolov5_ema.detecting.loading`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,9 +17,14 @@ from torch import nn
 
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.locate import Engine
 
 DETECT, SEGMENT = "detect", "segment"
 """Tasks of detectors: boxes, and boxes with masks."""
+
+
+Pair = tuple[float, float]
+"""Of the horizontal and the vertical."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +85,6 @@ class Detector(Protocol):
         """
 
 
-class Boxed(NamedTuple):
-    """An image as a model sees it.
-
-    Attributes:
-        batch: float of shape (1, 3, H, W), RGB, 0 to 1, on the model's device.
-        gain: width and height of the image in it as shares of the image's own.
-        pad: borders at the left and at the top in pixels, halves among them.
-    """
-
-    batch: torch.Tensor
-    gain: tuple[float, float]
-    pad: tuple[float, float]
-
-
 @runtime_checkable
 class TorchDetector(Detector, Protocol):
     """A detector that can be looked into.
@@ -104,8 +95,34 @@ class TorchDetector(Detector, Protocol):
 
     module: nn.Module
 
-    def boxed(self, pixels: np.ndarray) -> Boxed:
-        """An image, uint8 of shape (H, W, 3) in BGR, as the model sees it; raises `TooThinError`."""
+    def boxed(self, pixels: np.ndarray) -> tuple[torch.Tensor, Pair, Pair]:
+        """An image, uint8 of shape (H, W, 3) in BGR, as the model sees it.
+
+        Returns:
+            The batch, float of shape (1, 3, H', W'), RGB, 0 to 1, on the model's device; width and height of the image
+            in it as shares of its own; the borders at its left and its top in pixels.
+
+        Raises:
+            TooThinError: see `Detector.detect`.
+        """
+
+
+class Format(Protocol):
+    """What opens files of one kind: a class of detectors."""
+
+    def reads(self, file: Path) -> bool:
+        """Whether it is made for a file."""
+
+    def __call__(
+        self,
+        file: Path,
+        engine: Engine,
+        device: torch.device | str,
+        imgsz: tuple[int, int],
+        half: bool,
+        least_stride: int,
+    ) -> Detector:
+        """The detector in it; arguments and errors as those of `load_detector`."""
 
 
 def with_module(detector: Detector) -> TorchDetector:

@@ -13,7 +13,7 @@ import torch
 from yolov5_ema.checkpoints.loading import check_file
 from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.data.detections import Detections
-from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Boxed, Thresholds, TooThinError
+from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Pair, Thresholds, TooThinError
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.running import speaking_plainly
 from yolov5_ema.upstream.locate import Engine
@@ -24,13 +24,7 @@ class Yolov5Detector:
 
     One image at a time goes through letterboxing, model, suppression and scaling back, all of them the release's own.
 
-    Args:
-        file: the checkpoint.
-        engine: the YOLOv5, with the shim installed.
-        device: where the model runs.
-        imgsz: height and width in pixels; raised to multiples of the stride.
-        half: compute in half precision; on a GPU only, as in ``detect``.
-        least_stride: the stride is at least this.
+    Arguments as those of `load_detector`.
 
     Raises:
         UserError: the checkpoint cannot be used, or is no detector.
@@ -66,7 +60,7 @@ class Yolov5Detector:
         """Whether a file is, by its name, a checkpoint; what it really is, loading it says."""
         return file.suffix == ".pt" and "torchscript" not in file.name
 
-    def boxed(self, pixels: np.ndarray) -> Boxed:
+    def boxed(self, pixels: np.ndarray) -> tuple[torch.Tensor, Pair, Pair]:
         """See `protocol.TorchDetector`."""
         try:
             boxed, gain, pad = self._letterbox(pixels, list(self.imgsz), stride=self.stride, auto=True)
@@ -76,7 +70,7 @@ class Yolov5Detector:
                 f"is too narrow: {width} x {height} pixels leave nothing when scaled to {max(self.imgsz)}"
             ) from error
         batch = torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1)[::-1])).to(self._device)
-        return Boxed((batch.half() if self._half else batch.float())[None] / 255, gain, pad)
+        return (batch.half() if self._half else batch.float())[None] / 255, gain, pad
 
     def detect(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
         """See `protocol.Detector`."""
@@ -85,7 +79,7 @@ class Yolov5Detector:
     @torch.no_grad()
     def _detected(self, pixels: np.ndarray, thresholds: Thresholds) -> Detections:
         """As ``detect``, step by step."""
-        batch = self.boxed(pixels).batch
+        batch, _, _ = self.boxed(pixels)
         output = self.module(batch, augment=thresholds.augment)
         while isinstance(output, (list, tuple)):
             output = output[0]

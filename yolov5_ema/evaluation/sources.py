@@ -134,15 +134,14 @@ def _of_images(truth: TruthSet, keys: Collection[str], left_out: Collection[str]
 
 def _meant(key: str, images: Sequence[str]) -> str | None:
     """Which of the images of one name an image of a split is; None if that cannot be told."""
-    own = PurePosixPath(key).parts[:-1]
-    same_end = [image for image in images if _end_alike(own, PurePosixPath(image).parts[:-1])]
-    chosen = same_end if len(images) > 1 else images
+    own = _bare(key)
+    alike = [image for image in images if own.endswith(_bare(image)) or _bare(image).endswith(own)]
+    chosen = alike if len(images) > 1 else images
     return chosen[0] if len(chosen) == 1 else None
 
 
-def _end_alike(one: Sequence[str], other: Sequence[str]) -> bool:
-    shared = min(len(one), len(other))
-    return one[len(one) - shared :] == other[len(other) - shared :]
+def _bare(image: str) -> str:
+    return f"/{PurePosixPath(image).with_suffix('')}"
 
 
 def _check_all_there(truth: TruthSet, lacking: Collection[str]) -> None:

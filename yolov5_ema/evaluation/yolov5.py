@@ -30,6 +30,16 @@ _CONFIDENCES = np.linspace(0, 1, 1000)
 _RECALLS = np.linspace(0, 1, 101)
 
 
+def rules_of(release: tuple[int, int]) -> str:
+    """Which of `RELEASES` a release follows.
+
+    Example:
+        >>> rules_of((6, 1)), rules_of((7, 0))
+        ('6.0', '6.2')
+    """
+    return "6.0" if release < (6, 2) else "6.2"
+
+
 class Yolov5Protocol:
     """``P``, ``R``, ``mAP50`` and ``mAP50-95`` as YOLOv5's ``val`` prints them, as fractions.
 
