@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Callable, TypeVar, overload
 
 from torch import nn
+
+from yolov5_ema.texts import nearest
 
 _BlockType = TypeVar("_BlockType", bound=type)
 PREFIX = "yolov5_ema."
@@ -160,10 +161,8 @@ def block_info(name: str) -> BlockInfo:
     """
     if name in _REGISTRY:
         return _REGISTRY[name]
-    folded = {known.lower(): known for known in _REGISTRY}
     called = block_called(str(name))
-    near = [folded[match] for match in difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)]
-    near = [called] if called else near
+    near = [called] if called else nearest(name, _REGISTRY, most=3, likeness=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"no block is named {name!r}.{hint} Registered: {', '.join(list_blocks())}")
 

@@ -18,6 +18,7 @@ from yolov5_ema.cfgs.rows import checked_model
 from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.settings import chosen_conflicts
+from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
 
 _SIDE = 256  # pixels; what YOLOv5 itself uses to find the strides
@@ -68,7 +69,7 @@ def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str) -> torch.nn.Se
         except ConfigError:
             raise
         except Exception as error:  # what a layer's constructor says of arguments that somebody wrote
-            raise ConfigError(f"{cfg}: it cannot be built: {_reason(error)}") from error
+            raise ConfigError(f"{cfg}: it cannot be built: {first_line(error)}") from error
         _check_last(layers[-1], cfg)
         _run_through(yolo, layers, saved, channels, cfg)
     return layers
@@ -99,12 +100,8 @@ def _run_through(yolo: Any, layers: torch.nn.Sequential, saved: list[int], chann
         if row is None:
             raise
         raise ConfigError(
-            f"{cfg}, row {row.i}: {row.type} reading {row.f} cannot run: {_reason(error)}"
+            f"{cfg}, row {row.i}: {row.type} reading {row.f} cannot run: {first_line(error)}"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0][:500] if str(error).strip() else type(error).__name__
 
 
 def _layer_at(traceback: TracebackType | None) -> Any:

@@ -6,7 +6,6 @@ and :func:`format_cfg` the YAML file. The files in ``models/`` are the recipes i
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import shlex
@@ -20,6 +19,7 @@ from yolov5_ema.cfgs.graph import OUTPUT_MODULES, Graph, Row, is_plain_name
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import find_shipped
+from yolov5_ema.texts import did_you_mean, nearest
 
 # depth_multiple, width_multiple of YOLOv5's five sizes.
 SIZES = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.0, 1.0), "x": (1.33, 1.25)}
@@ -298,8 +298,7 @@ def load_base(path: str | os.PathLike[str]) -> Any:
     if not file.exists():
         file = find_shipped(name) or file
     if not file.exists():
-        near = difflib.get_close_matches(name, SHIPPED, n=1)
-        hint = f"; did you mean the shipped {near[0]}?" if near else ""
+        hint = did_you_mean([f"the shipped {near}" for near in nearest(name, SHIPPED)], otherwise="")
         raise ConfigError(f"{name}: there is no such file{hint}")
     return read_yaml(file, name=name)
 

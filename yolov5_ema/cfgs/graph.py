@@ -7,7 +7,6 @@ Numbers exist only while reading a cfg and while writing one, and nothing has to
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.texts import nearest
 
 REQUIRED_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
 SECTIONS = ("backbone", "head")
@@ -238,7 +238,7 @@ def _check_settings(cfg: Any, name: str) -> None:
         if key in cfg:
             continue
         unknown = [str(k) for k in cfg if k not in REQUIRED_KEYS]
-        near = difflib.get_close_matches(key, unknown, n=1)
+        near = nearest(key, unknown)
         hint = f"; it has '{near[0]}', is that the one?" if near else ""
         raise ConfigError(f"{name}: the key '{key}' is missing{hint} (a data YAML is not a model YAML)")
     if not is_int(cfg["nc"]) or cfg["nc"] < 1:

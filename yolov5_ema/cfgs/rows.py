@@ -8,7 +8,6 @@ holds classes instead of names and plain literals instead of expressions.
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from yolov5_ema.blocks.positions import (
 )
 from yolov5_ema.cfgs.graph import SECTIONS, Graph, Row, is_int
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.texts import did_you_mean, nearest
 
 WRAPPERS = frozenset({"AutoShape", "DetectMultiBackend"})
 """Modules of YOLOv5's around a model; they open files, or fetch them, when built."""
@@ -139,10 +139,8 @@ def _our_block(name: str, place: str) -> type:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    folded = {other.lower(): other for other in known}
-    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-    meant = registry.block_called(name) or (folded[near[0]] if near else "")
-    hint = f"; did you mean {meant}?" if meant else "."
+    called = registry.block_called(name)
+    hint = did_you_mean([called] if called else nearest(name, known, likeness=0.5))
     blocks = ", ".join(registry.list_blocks())
     return f"{hint} Attention blocks: {blocks}; a block of your own needs --plugin its_module (in Python: import it)"
 

@@ -36,6 +36,7 @@ from yolov5_ema.checkpoints.models import (
 from yolov5_ema.checkpoints.state_dicts import own_memory, read_tensors
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import refuse_present, whole_files
+from yolov5_ema.texts import first_line, listed
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.weights.checkpoint_files import HEADER
 from yolov5_ema.weights.inspection import without_secrets
@@ -276,9 +277,8 @@ def _building(source: Path) -> Iterator[None]:
         ArithmeticError,
         MemoryError,
     ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{source}: its model YAML does not build a model that runs: {reason}"
+            f"{source}: its model YAML does not build a model that runs: {first_line(error)}"
         ) from error
 
 
@@ -309,10 +309,7 @@ def _check_fits(cfg: dict[str, Any], tensors: Mapping[str, torch.Tensor], yolo: 
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{what}: {', '.join(names[:5])}{more}"
+    return f"{what}: {listed(names, 5)}" if names else ""
 
 
 def _names(facts: Mapping[str, Any], model: Any) -> Any:

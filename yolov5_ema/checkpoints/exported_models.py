@@ -25,6 +25,7 @@ from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular
+from yolov5_ema.texts import first_line
 from yolov5_ema.weights.onnx_files import check_locations, read_onnx
 from yolov5_ema.weights.torchscript_files import CONFIG, check_torchscript, extra_file
 
@@ -55,8 +56,7 @@ def load_torchscript(
     try:
         return _jit_load(io.BytesIO(content), map_location=map_location, _extra_files=_extra_files)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise CheckpointError(f"{path} cannot be loaded as TorchScript: {reason}") from error
+        raise CheckpointError(f"{path} cannot be loaded as TorchScript: {first_line(error)}") from error
 
 
 def check_exported(path: Path, form: str) -> None:

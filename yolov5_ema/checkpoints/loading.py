@@ -31,6 +31,7 @@ from yolov5_ema.checkpoints.state import check_models, check_modules, check_name
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import replacement
 from yolov5_ema.settings import read
+from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.weights.checkpoint_files import (
     PickleFile,
@@ -119,14 +120,13 @@ def _unpickled(
         with safe_globals(allow_list(engine)):
             return torch.load(content, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(path, str(error).splitlines()[0])) from error
+        raise CheckpointError(_refusal(path, first_line(error))) from error
     except UserError:  # a model that is built while a trusted file is read goes through the shim
         raise
     except (
         Exception
     ) as error:  # torch and the file's own classes raise what they like over a file that is odd
-        reason = str(error).splitlines()[0][:500] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _with_any_path() -> ModuleType:

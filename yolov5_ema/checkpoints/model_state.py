@@ -22,6 +22,7 @@ from yolov5_ema.checkpoints.layer_state import fault_of_layer
 from yolov5_ema.checkpoints.models import MODEL_CLASSES
 from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.errors import CheckpointError
+from yolov5_ema.texts import first_line
 from yolov5_ema.weights.structure import on_meta
 
 HEADS = ("Detect", "Segment")
@@ -211,10 +212,10 @@ def _run_without_memory(model: Any, path: Path) -> None:
     except Exception as error:
         if _MEMORY_WANTED.search(str(error)) or not all(map(_is_known, model.modules())):
             return
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = first_line(error, 300)
         raise CheckpointError(
             f"{path}: its model is not as YOLOv5 builds one: it cannot run{_row_in(error.__traceback__)} "
-            f"({type(error).__name__}: {reason[0][:300]}){_FUSED if _LACKS_NORM in reason[0] else ''}"
+            f"({type(error).__name__}: {reason}){_FUSED if _LACKS_NORM in reason else ''}"
         ) from error
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.weights import kinds
 
@@ -28,7 +29,7 @@ def as_yolov5_builds(source: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0][:300] if str(error).strip() else "no reason given"
+        reason = first_line(error) if str(error) else "no reason given"
         raise CheckpointError(
             f"{source}: its model is not as YOLOv5 builds one ({type(error).__name__}: {reason})"
         ) from error

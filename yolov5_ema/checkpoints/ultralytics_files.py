@@ -28,6 +28,7 @@ from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular
 from yolov5_ema.settings import VARIABLES
+from yolov5_ema.texts import first_line
 from yolov5_ema.weights.inert_pickle import Followed, Items, Made, MalformedPickle, class_name, follow
 from yolov5_ema.weights.names import OF_YOLOV5, taken_by_torch
 from yolov5_ema.weights.vocabulary import arguments_of, odd_calls, short_storages
@@ -63,8 +64,7 @@ def load(file: Any, map_location: Any = None, **options: Any) -> Any:
     except (
         Exception
     ) as error:  # torch and the file's own classes raise what they like over a file that is odd
-        reason = str(error).splitlines()[0][:500] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     check_modules(checkpoint, path)
     _check_names(checkpoint, path)
     name_options(checkpoint)

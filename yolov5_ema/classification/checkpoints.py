@@ -14,6 +14,7 @@ from torch import nn
 
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import replacement
+from yolov5_ema.texts import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -88,7 +89,7 @@ def save_plainly(content: Any, file: Path) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError(first_line(error)) from error
 
 
 def is_classifier(path: str | Path) -> bool:
@@ -189,8 +190,7 @@ def load_plainly(file: Path) -> Any:
         KeyError,
         TypeError,
     ) as error:
-        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} cannot be read: {reason}") from error
+        raise CheckpointError(f"{file} cannot be read: {first_line(error)}") from error
 
 
 def _followed(file: Path, content: BinaryIO | None = None) -> PickleFile:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from yolov5_ema.classification.images import SUFFIXES
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import listed
 
 VAL_FOLDERS = ("val", "valid", "validation", "test")
 
@@ -67,8 +68,8 @@ def list_images(folder: Path) -> Listing:
             empty.append(name)
     if empty:
         raise UserError(
-            f"{folder}: no pictures in the folders of {_some(empty)}. Remove empty folders, or fill them; "
-            f"pictures end with {', '.join(sorted(SUFFIXES))}"
+            f"{folder}: no pictures in the folders of {listed(map(repr, empty), 10)}. Remove empty folders, or "
+            f"fill them; pictures end with {', '.join(sorted(SUFFIXES))}"
         )
     return Listing(names, files, labels)
 
@@ -78,8 +79,8 @@ def check_same_classes(train: Listing, val: Listing, root: Path) -> None:
     only_train = sorted(set(train.names) - set(val.names))
     only_val = sorted(set(val.names) - set(train.names))
     if only_train or only_val:
-        parts = [f"in train alone: {_some(only_train)}"] if only_train else []
-        parts += [f"in val alone: {_some(only_val)}"] if only_val else []
+        parts = [f"in train alone: {listed(map(repr, only_train), 10)}"] if only_train else []
+        parts += [f"in val alone: {listed(map(repr, only_val), 10)}"] if only_val else []
         raise UserError(f"{root}: train and val do not have the same classes; {'; '.join(parts)}")
 
 
@@ -93,8 +94,3 @@ def _pictures(folder: Path) -> list[str]:
             if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
         ]
     return found
-
-
-def _some(names: list[str], most: int = 10) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(name) for name in names[:most]) + rest

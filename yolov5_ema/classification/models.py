@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from types import ModuleType
 from typing import Any
@@ -13,6 +12,7 @@ from yolov5_ema.classification.places import insert_blocks
 from yolov5_ema.classification.pretrained import load_file, published
 from yolov5_ema.classification.stems import STEMS, use_cifar_stem
 from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.texts import did_you_mean, nearest
 
 
 def create_classifier(
@@ -97,8 +97,7 @@ def _drops(name: str, **rates: float) -> dict[str, float]:
 
 def _check(timm: ModuleType, name: str, num_classes: int, stem: str) -> None:
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(nearest(name, timm.list_models(), most=3), otherwise="")
         raise ConfigError(f"timm {timm.__version__} has no model {name!r}{hint}")
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ConfigError(f"num_classes must be 1 or more, got {num_classes!r}")

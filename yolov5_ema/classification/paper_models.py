@@ -6,7 +6,6 @@ arXiv 2305.13563.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from yolov5_ema.classification.models import create_classifier
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.texts import did_you_mean, nearest
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ def paper_model(name: str) -> PaperModel:
     """
     if name in _MODELS:
         return _MODELS[name]
-    near = difflib.get_close_matches(name, _MODELS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(nearest(name, _MODELS))
     raise ConfigError(f"the paper has no classifier {name!r}{hint} There are: {', '.join(_MODELS)}")
 
 

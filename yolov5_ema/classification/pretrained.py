@@ -15,6 +15,7 @@ from torch import nn
 from yolov5_ema.classification.notices import say
 from yolov5_ema.classification.places import attention_places
 from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.texts import first_line
 
 _REACH_SECONDS = 5
 _FILE = "model.safetensors"
@@ -122,8 +123,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torn files make any kind of error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as weights: {reason}") from error
+        raise CheckpointError(f"{path}: cannot be read as weights: {first_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

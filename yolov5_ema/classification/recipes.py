@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +13,7 @@ from yolov5_ema.classification.transforms import AUGMENTATIONS
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import data_dir, find_shipped
+from yolov5_ema.texts import did_you_mean, nearest
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 SCHEDULES = ("step", "cosine", "constant")
@@ -177,8 +177,7 @@ def checked(key: str, value: Any, where: str) -> Any:
     """
     place = f"{where}: " if where else ""
     if key not in _CHECKS:
-        near = difflib.get_close_matches(str(key), _CHECKS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(nearest(key, _CHECKS))
         raise ConfigError(f"{place}no setting {key!r}{hint} There are: {', '.join(_CHECKS)}")
     try:
         return _CHECKS[key](value)

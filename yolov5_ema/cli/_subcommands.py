@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import did_you_mean, nearest
 
 
 def run_subcommand(program: str, commands: Mapping[str, str], argv: Sequence[str]) -> int:
@@ -28,8 +28,7 @@ def run_subcommand(program: str, commands: Mapping[str, str], argv: Sequence[str
         return 0
     command, *rest = argv
     if command not in commands:
-        near = difflib.get_close_matches(command, commands, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
+        hint = did_you_mean(nearest(command, commands))
         raise UserError(f"{program}: no command {command!r}{hint} There are: {', '.join(commands)}")
     return int(importlib.import_module(commands[command]).main(rest) or 0)
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.texts import aligned
 
 SUMMARY = "list the attention blocks, their options and papers"
 
@@ -25,11 +26,9 @@ def main(argv: Sequence[str]) -> int:
     from yolov5_ema.blocks import block_info, list_blocks
 
     load_plugins()
-    names = list_blocks(args.pattern)
-    print(f"{'block':<8}{f'at {args.channels}':>12}  {'options':<36} paper")
-    for name in names:
-        found = block_info(name)
-        print(f"{name:<8}{_parameters(name, args.channels):>12}  {found.signature:<36} {found.paper}")
+    infos = [block_info(name) for name in list_blocks(args.pattern)]
+    rows = [(one.name, _parameters(one.name, args.channels), one.signature, one.paper) for one in infos]
+    print(aligned([("block", f"at {args.channels}", "options", "paper"), *rows], left=(0, 2, 3)))
     return 0
 
 

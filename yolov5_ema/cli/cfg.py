@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
 import sys
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from yolov5_ema.cfgs.generator import (
 from yolov5_ema.cfgs.oddities import oddities, print_warnings
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
+from yolov5_ema.texts import did_you_mean, nearest
 
 SUMMARY = "write a model YAML with an attention block at any place of YOLOv5"
 
@@ -151,8 +151,7 @@ def resolve_block(name: str, options: Mapping[str, Any]) -> str:
         known = [option for option, _ in info.options]
         for option in options:
             if option not in known:
-                near = difflib.get_close_matches(option, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else "."
+                hint = did_you_mean(nearest(option, known))
                 takes = info.signature or "none"
                 raise ConfigError(f"{info.name} has no option {option}{hint} It takes: {takes}")
     return info.name

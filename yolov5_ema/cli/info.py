@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.texts import aligned, first_line
 
 if TYPE_CHECKING:
     from yolov5_ema.engine.model_info import ModelInfo
@@ -52,26 +53,23 @@ def main(argv: Sequence[str]) -> int:
     ) as error:  # what fits on paper, and not in this machine
         if isinstance(error, UserError):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{args.cfg}: the model cannot be built and run here: {reason}") from error
+        raise ConfigError(
+            f"{args.cfg}: the model cannot be built and run here: {first_line(error)}"
+        ) from error
     print(json.dumps(found.as_dict(), indent=2) if args.json else _table(found))
     print_warnings(found.warnings, args.cfg)
     return 0
 
 
 def _table(found: ModelInfo) -> str:
-    source = max(len(str(row.source)) for row in found.rows) + 2
-    module = max(18, *(len(str(row.module)) for row in found.rows)) + 1
-    lines = [
-        f"{'':>3}{'from':>{source}}{'n':>4}  {'module':<{module}}{'channels':>9}{'stride':>8}"
-        f"{'parameters':>13}{'GFLOPs':>10}  args"
-    ]
+    table = [("", "from", "n", "module", "channels", "stride", "parameters", "GFLOPs", "args")]
     for row in found.rows:
-        stride = "" if row.stride is None else row.stride
-        lines.append(
-            f"{row.index:>3}{row.source!s:>{source}}{row.repeats:>4}  {row.module!s:<{module}}"
-            f"{row.channels or '':>9}{stride:>8}{row.parameters:>13,}{row.flops / 1e9:>10.3f}  {row.args}"
+        stride = "" if row.stride is None else str(row.stride)
+        sizes = (str(row.channels or ""), stride, f"{row.parameters:,}", f"{row.flops / 1e9:.3f}")
+        table.append(
+            (str(row.index), str(row.source), str(row.repeats), str(row.module), *sizes, str(row.args))
         )
+    lines = [aligned(table, left=(3, 8))]
     lines.append(
         f"{found.cfg}: {len(found.rows)} rows, {found.parameters:,} parameters, {found.gflops:.2f} GFLOPs "
         f"at {found.imgsz} x {found.imgsz}, nc={found.nc}"

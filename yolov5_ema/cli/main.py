@@ -17,6 +17,7 @@ from yolov5_ema import __version__
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import DISK_ERRORS
 from yolov5_ema.settings import CONFLICTS, Settings
+from yolov5_ema.texts import did_you_mean, nearest
 
 COMMANDS = {
     "train": "yolov5_ema.cli.train",
@@ -191,10 +192,7 @@ def _unknown_flag(word: str) -> str:
 
 
 def _unknown(command: str) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else "."
+    hint = did_you_mean(nearest(command, COMMANDS))
     return f"no command {command!r}{hint} There are: {', '.join(COMMANDS)}. See yolov5-ema --help"
 
 

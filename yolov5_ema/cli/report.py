@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
+from yolov5_ema.texts import first_line
 
 if TYPE_CHECKING:
     from yolov5_ema.reporting.measuring import Measured
@@ -198,7 +199,7 @@ def _measured(
         except UserError as error:
             if _is_asked(args):
                 raise
-            reasons[run.name] = str(error).splitlines()[0]
+            reasons[run.name] = first_line(error)
     return measured, reasons
 
 

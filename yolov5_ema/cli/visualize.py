@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import aligned, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -189,7 +190,7 @@ def _device(flag: str) -> Any:
         device = torch.device(f"cuda:{flag}" if flag.isdecimal() else flag)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {flag}: there is no such device ({str(error).splitlines()[0]})") from error
+        raise UserError(f"--device {flag}: there is no such device ({first_line(error)})") from error
     return device
 
 
@@ -347,9 +348,7 @@ class _Run:
         if not rows:
             print("no labelled boxes for these images (looked in labels/ beside images/)", file=sys.stderr)
             return
-        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-        for row in rows:
-            print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
+        print(aligned(rows, left=range(len(rows[0]))))
 
 
 def _lines(problems: Sequence[tuple[str, str]]) -> str:

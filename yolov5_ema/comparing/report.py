@@ -16,6 +16,7 @@ from yolov5_ema.comparing.statistics import (
     paired_difference,
     summarize,
 )
+from yolov5_ema.texts import aligned
 
 METRICS = {"map50": "mAP50", "map50_95": "mAP50-95"}
 LEARNED_MAP50 = 0.05
@@ -190,16 +191,6 @@ def percent(level: float) -> str:
         ('95 %', '98.3 %')
     """
     return f"{100 * level:.1f}".removesuffix(".0") + " %"
-
-
-def aligned(table: Sequence[Sequence[str]]) -> str:
-    """A table for the console: columns padded, all but the first to the right."""
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = []
-    for cells in table:
-        first, *rest = (cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:])))
-        lines.append("  ".join([first, *rest]).rstrip())
-    return "\n".join(lines)
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:

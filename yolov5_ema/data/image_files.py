@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from yolov5_ema.texts import first_line
+
 # what YOLOv5 v6.0 to the newest call images and videos, in any of its releases
 IMAGES = {"bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm", "heic"}
 VIDEOS = {"asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv", "webm"}
@@ -75,7 +77,7 @@ def problem_before_reading(file: str | os.PathLike[str]) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    text = (str(getattr(error, "err", "")) or str(error) or type(error).__name__).strip().splitlines()[0]
+    text = first_line(getattr(error, "err", "") or error)
     if _PIXEL_LIMIT in text:
         return f"has more pixels than OpenCV reads ({text})"
     return f"cannot be read: {text}"

@@ -14,6 +14,7 @@ from yolov5_ema.data.image_size import read_image_info, reason_left_out
 from yolov5_ema.data.problems import Problem, of_line
 from yolov5_ema.data.yolo_format import read_labels
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.texts import aligned
 
 MARKS = (8, 16, 32)
 """Pixels: the cell of YOLOv5's finest head (stride 8), two of its cells, and four, COCO's bound of "small"."""
@@ -151,16 +152,9 @@ def table(names: Sequence[str], stats: Sequence[SplitStats]) -> str:
     ]
     shares = [[_share(count, split.boxes) for count in split.class_counts] for split in stats]
     classes = [(name, [split[index] for split in shares]) for index, name in enumerate(names)]
-    label_width = max(len(label) for label, _ in rows + classes)
-    width = max(16, *(len(cell) + 2 for _, cells in rows + classes for cell in cells))
-    lines = [" " * label_width + "".join(f"{split.split:>{width}}" for split in stats)]
-    lines += [
-        f"{label:<{label_width}}" + "".join(f"{cell:>{width}}" for cell in cells) for label, cells in rows
-    ]
-    lines += ["", "boxes of each class"]
-    lines += [
-        f"{name:<{label_width}}" + "".join(f"{cell:>{width}}" for cell in cells) for name, cells in classes
-    ]
+    table = [("", *(split.split for split in stats)), *((label, *cells) for label, cells in rows + classes)]
+    lines = aligned(table).split("\n")
+    lines[1 + len(rows) : 1 + len(rows)] = ["", "boxes of each class"]
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ import re
 import reprlib
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from yolov5_ema.data.dataset import is_there
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.resources import find_shipped
+from yolov5_ema.texts import listed
 from yolov5_ema.upstream.data_yaml import check_data
 from yolov5_ema.upstream.hyperparameters import check_hyp, names_read, read_hyp
 from yolov5_ema.upstream.locate import Engine
@@ -248,12 +249,11 @@ def _say_what_was_left(
         (unknown, "no options of this train; left out"),
     ):
         if names:
-            print(f"{where}: {_listed(names)}: {reason}", file=sys.stderr)
+            print(f"{where}: {listed(map(_shown, names), 12)}: {reason}", file=sys.stderr)
 
 
-def _listed(names: Iterable[str]) -> str:
-    shown = [name if name.isidentifier() and len(name) < 40 else reprlib.repr(name) for name in names]
-    return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")
+def _shown(name: str) -> str:
+    return name if name.isidentifier() and len(name) < 40 else reprlib.repr(name)
 
 
 # --- data set and hyperparameters -----------------------------------------------------------

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from yolov5_ema.evaluation.results import Result
+from yolov5_ema.texts import aligned
 
 _NOTHING = "-"
 _SIDE_BY_SIDE = {
@@ -43,7 +44,7 @@ def side_by_side(results: Sequence[Result], mean_over_classes: bool = False) -> 
         ]
         if set(cells) != {_NOTHING}:
             rows.append([label, *cells])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def class_table(results: Sequence[Result]) -> str:
@@ -59,7 +60,7 @@ def class_table(results: Sequence[Result]) -> str:
                 _percent(figures.get(m, math.nan) if held else math.nan, result) for m in ("AP", "AP50")
             ]
         rows.append([name, *cells])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def size_table(result: Result) -> str:
@@ -69,7 +70,7 @@ def size_table(result: Result) -> str:
     bounds = {"tiny": "below 16 px", "small": "16 to 32", "medium": "32 to 96", "large": "96 and more"}
     for size, figures in result.by_size.items():
         rows.append([f"{size} ({bounds[size]})", *(_percent(figures[name], result) for name in metrics)])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def as_json(results: Sequence[Result]) -> str:
@@ -102,12 +103,3 @@ def _percent(value: float, result: Result) -> str:
     if math.isnan(value):
         return _NOTHING
     return f"{value * (1 if result.unit == 'percent' else 100):.2f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for first, *rest in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:]))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

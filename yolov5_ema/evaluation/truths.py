@@ -21,6 +21,7 @@ from yolov5_ema.evaluation.judged import LabelledImages
 from yolov5_ema.evaluation.records import NO_CLASS, Truth
 from yolov5_ema.files import open_regular
 from yolov5_ema.reading import MOST_JSON, parse_json, read_bytes
+from yolov5_ema.texts import listed
 
 Sizes = Mapping[str, "tuple[int, int]"]
 """Width and height in pixels by the images' keys."""
@@ -76,7 +77,7 @@ def visdrone_truth(
     unknown = [file.stem for file in files if file.stem not in keys]
     if unknown and not only_sized:
         raise UserError(
-            f"{folder}: the size of {_some(unknown)} is not known; it takes the images, or --image-sizes"
+            f"{folder}: the size of {listed(unknown, 3)} is not known; it takes the images, or --image-sizes"
         )
     found = {keys[file.stem]: file for file in files if file.stem in keys}
     truths = {key: _visdrone_image(file, key, *sizes[key]) for key, file in found.items()}
@@ -314,8 +315,3 @@ def _refuse_repeated(values: Sequence[Any], what: str) -> None:
         if value in seen:
             raise UserError(f"{what} {value!r} stands there twice; each image must have its own")
         seen.add(value)
-
-
-def _some(names: Sequence[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more

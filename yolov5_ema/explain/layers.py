@@ -12,6 +12,7 @@ from torch import nn
 
 from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import listed
 
 _SHOWN = 20  # layers in a message
 
@@ -215,5 +216,4 @@ def _refuse_idle(patterns: Iterable[str], layers: Sequence[Layer]) -> None:
     for pattern in patterns:
         if not any(_fits(layer, [pattern]) for layer in layers):
             known = list(dict.fromkeys(f"{layer.name} ({layer.kind})" for layer in layers))
-            more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-            raise UserError(f"--blocks {pattern}: no such layer; there are {', '.join(known[:_SHOWN])}{more}")
+            raise UserError(f"--blocks {pattern}: no such layer; there are {listed(known, _SHOWN)}")

@@ -10,6 +10,7 @@ from yolov5_ema.paper.counting import CONVENTIONS
 from yolov5_ema.paper.matching import CUT_OFF, ROUNDED, TWO_DIGITS
 from yolov5_ema.paper.printed import accuracy_source
 from yolov5_ema.paper.tables import Figure, Row
+from yolov5_ema.texts import aligned
 
 _HEADER = ("row", "figure", "paper", "ours, in full", "over baseline", "the paper's way", "which", "match")
 _LEFT = (0, 1, 6, 7)  # columns of words
@@ -33,17 +34,8 @@ def as_text(rows: Sequence[Row]) -> str:
     """For a terminal."""
     parts = []
     for title, lines in _tables(rows):
-        widths = [max(map(len, column)) for column in zip(_HEADER, *lines)]
-        parts.append(title)
-        for line in (_HEADER, *lines):
-            cells = (
-                cell.ljust(width) if place in _LEFT else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(line, widths))
-            )
-            parts.append("  ".join(cells).rstrip())
-        parts.append("")
-    width = max(map(len, CONVENTIONS))
-    parts += [f"{name:<{width}}  {meaning}" for name, meaning in CONVENTIONS.items()]
+        parts += [title, aligned([_HEADER, *lines], left=_LEFT), ""]
+    parts.append(aligned(list(CONVENTIONS.items()), left=(0, 1)))
     return "\n".join([*parts, "", *_closing(rows)])
 
 

@@ -14,6 +14,7 @@ import yaml
 from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.runs import CLASSIFY, Run
+from yolov5_ema.texts import first_line
 
 _LARGEST_SIDE = 10_000
 """Pixels; a file that says more is not followed."""
@@ -90,7 +91,7 @@ def _detector_cost(run: Run) -> Cost:
     try:
         found = _counted(cfg, _imgsz(run))
     except UserError as error:
-        return Cost(known, rows=_plain_rows(cfg), reason=str(error).splitlines()[0])
+        return Cost(known, rows=_plain_rows(cfg), reason=first_line(error))
     rows = [
         Row(
             index=row.index,
@@ -129,8 +130,7 @@ def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
         except UserError as error:
             raise UserError(str(error).replace(str(file), "its model YAML")) from error
         except Exception as error:  # whatever a model of somebody's raises while it is built
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"its model cannot be built here: {reason}") from error
+            raise UserError(f"its model cannot be built here: {first_line(error)}") from error
 
 
 def _plain_rows(cfg: Mapping[str, Any]) -> list[Row]:
@@ -159,7 +159,7 @@ def _classifier_cost(run: Run) -> Cost:
     try:
         parameters, gflops, imgsz = _counted_classifier(run.weights)
     except Exception as error:  # as above
-        return Cost(known, reason=(str(error) or type(error).__name__).splitlines()[0])
+        return Cost(known, reason=first_line(error))
     return Cost(known or parameters, gflops, imgsz)
 
 

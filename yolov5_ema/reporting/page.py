@@ -12,6 +12,7 @@ from typing import Any
 import yolov5_ema
 from yolov5_ema.reporting import classes, outcome, settings, training
 from yolov5_ema.reporting.parts import Material, shown
+from yolov5_ema.texts import listed
 
 GENERATOR = "yolov5-ema report"
 """How a page of ours is known."""
@@ -48,8 +49,7 @@ def _title(material: Material) -> str:
     if len(material.sources) == 1:
         return f"Report of {material.sources[0].name}"
     models = list(dict.fromkeys([run.model for run in material.runs] or [s.name for s in material.sources]))
-    listed = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
-    return f"{listed}: {len(material.runs) or len(material.sources)} runs"
+    return f"{listed(models, 4)}: {len(material.runs) or len(material.sources)} runs"
 
 
 def _subtitle(material: Material) -> str:

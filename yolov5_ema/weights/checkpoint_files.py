@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Callable
 
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular
+from yolov5_ema.texts import first_line
 from yolov5_ema.weights import archives, mistaken
 from yolov5_ema.weights.archives import Entry
 from yolov5_ema.weights.inert_pickle import Followed, Items, MalformedPickle, Named, follow
@@ -195,8 +196,9 @@ def refuse_another_reading(path: Path, opened: PickleFile, stream: BinaryIO) -> 
     try:
         found = torch._C.PyTorchFileReader(stream).get_record("data.pkl")
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {reason}") from None
+        raise CheckpointError(
+            f"{path} is no PyTorch checkpoint, or cut off: {first_line(error, 200)}"
+        ) from None
     if found != opened.program:
         raise CheckpointError(
             f"{path} is an archive in which two programs find different things; it is not loaded"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from yolov5_ema.texts import listed
 from yolov5_ema.weights.inert_pickle import COMPUTED
 from yolov5_ema.weights.names import GETATTR, OF_YOLOV5, words
 
@@ -46,9 +47,7 @@ def release_with(name: str) -> str:
 
 def shown_names(names: Iterable[str], most: int = 12) -> str:
     """Names joined by commas, harmless to a terminal and not endlessly many."""
-    found = sorted(names)
-    shown = [(name if name.isprintable() else repr(name))[:200] for name in found[:most]]
-    return ", ".join(shown) + (f" and {len(found) - most} more" if len(found) > most else "")
+    return listed(((name if name.isprintable() else repr(name))[:200] for name in sorted(names)), most)
 
 
 def what_helps(names: Iterable[str], engine: str) -> str:

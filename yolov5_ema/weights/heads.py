@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 import torch
 
+from yolov5_ema.texts import listed
 from yolov5_ema.weights.structure import Layer
 
 _BOX = 5  # x, y, width, height, objectness: outputs of an anchor ahead of its classes
@@ -129,8 +130,7 @@ def _take_anchors(done: HeadTransfer, found: torch.Tensor, present: torch.Tensor
 
 def _on_classes(classes: list[int | None], names: Names) -> str:
     fresh = [names[i] if names else str(i) for i, at in enumerate(classes) if at is None]
-    listed = ", ".join(map(str, fresh[:8])) + (f" … ({len(fresh)})" if len(fresh) > 8 else "")
-    return f"classes that the checkpoint does not have start fresh: {listed}"
+    return f"classes that the checkpoint does not have start fresh: {listed(fresh, 8)}"
 
 
 def names_of(value: object) -> list[str] | None:

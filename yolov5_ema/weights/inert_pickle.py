@@ -22,6 +22,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Callable
 
+from yolov5_ema.texts import first_line
 from yolov5_ema.weights.paths import PATHS
 
 MAX_STEPS = 5_000_000
@@ -145,8 +146,7 @@ def follow(data: bytes, start: int = 0) -> Followed:
     except IndexError:
         raise MalformedPickle("it takes more than it has", machine.names) from None
     except (ValueError, KeyError, OverflowError, struct.error, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MalformedPickle(reason, machine.names) from None
+        raise MalformedPickle(first_line(error), machine.names) from None
     return Followed(value, stream.tell(), machine)
 
 

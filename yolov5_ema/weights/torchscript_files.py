@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_ema.errors import CheckpointError
+from yolov5_ema.texts import first_line
 from yolov5_ema.weights import archives
 from yolov5_ema.weights.archives import Entry
 from yolov5_ema.weights.checkpoint_files import item_size
@@ -77,8 +78,9 @@ def check_torchscript(content: bytes, path: Path) -> None:
             f"{path} is no TorchScript file, or cut off: its pickle breaks off ({error})"
         ) from None
     except (ValueError, RuntimeError) as error:  # RuntimeError: of torch's reader
-        reason = str(error).splitlines()[0][:200]
-        raise CheckpointError(f"{path} is no TorchScript file, or cut off: {reason}") from None
+        raise CheckpointError(
+            f"{path} is no TorchScript file, or cut off: {first_line(error, 200)}"
+        ) from None
     if odd is not None:
         raise CheckpointError(
             f"{path}: TorchScript is a program, and this one does what no exported detector needs: {odd}. Nothing of "

@@ -6,12 +6,13 @@ inserted row shifts every name behind it, and half of a pretrained detector is l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from yolov5_ema.texts import listed
 from yolov5_ema.weights.alignment import align, is_block, moved_rows
 from yolov5_ema.weights.conversions import Tensors, tensors_for
 from yolov5_ema.weights.heads import Names, transfer_head
@@ -183,19 +184,12 @@ def _norms_of(misfits: set[str], wanted: Tensors) -> Iterator[str]:
 def _reasons(misfits: set[str], found: Tensors, wanted: Tensors) -> Iterator[str]:
     missing = [name for name in wanted if name in misfits and name not in found]
     if missing:
-        yield f"not in the checkpoint: {_listed(missing)}"
+        yield f"not in the checkpoint: {listed(missing, 3)}"
     other = [n for n in wanted if n in misfits and n in found and found[n].shape != wanted[n].shape]
     if other:
+        more = f" … ({len(other)} tensors)" if len(other) > 1 else ""
         sizes = f"{_size(found[other[0]])} in the checkpoint, {_size(wanted[other[0]])} here"
-        yield f"{other[0]} is {sizes}{_more(other, 1)}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + _more(names, 3)
-
-
-def _more(names: Sequence[str], shown: int) -> str:
-    return f" … ({len(names)} tensors)" if len(names) > shown else ""
+        yield f"{other[0]} is {sizes}{more}"
 
 
 def _size(tensor: torch.Tensor) -> str:

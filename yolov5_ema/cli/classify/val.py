@@ -18,6 +18,7 @@ from yolov5_ema.cli.classify._options import (
     worker_count,
 )
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import aligned
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.evaluation import Evaluation
@@ -74,18 +75,18 @@ def main(argv: Sequence[str]) -> int:
 
 def _table(found: Evaluation, names: list[str]) -> str:
     rows = found.by_class(names)
-    wide = max(12, *(len(name) for name in names[:_MOST_ROWS]))
-    lines = [f"{'class':{wide}}  {'images':>8}  {'top-1':>7}  {'top-5':>7}"]
-    lines.append(f"{'all':{wide}}  {found.images:>8}  {found.top1:>7.2%}  {found.top5:>7.2%}")
-    shown = rows
+    shown, note = rows, []
     if len(rows) > _MOST_ROWS:
         counted = [row for row in rows if row["images"]]
         shown = sorted(counted, key=lambda row: row["top1"])[:10]
-        lines.append(f"the {len(shown)} worst of {len(rows)} classes; metrics.json has all:")
+        note = [f"the {len(shown)} worst of {len(rows)} classes; metrics.json has all:"]
+    table = [("class", "images", "top-1", "top-5")]
+    table.append(("all", str(found.images), f"{found.top1:.2%}", f"{found.top5:.2%}"))
     for row in shown:
         accuracy = "-" if row["top1"] is None else f"{row['top1']:.2%}"
-        lines.append(f"{row['name']:{wide}}  {row['images']:>8}  {accuracy:>7}")
-    return "\n".join(lines)
+        table.append((row["name"], str(row["images"]), accuracy, ""))
+    head, every, *classes = aligned(table).split("\n")
+    return "\n".join([head, every, *note, *classes])
 
 
 def _report_unreadable(found: Evaluation, most: int = 20) -> int:
