@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import itertools
 import os
 import stat
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from yolov5_ema import files
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import locked, open_regular, replacement, write_whole
+from yolov5_ema.files import (
+    free_names,
+    locked,
+    open_regular,
+    replacement,
+    sha256_of,
+    whole_folder,
+    write_whole,
+)
 from yolov5_ema.reading import leads_outside
 
 
@@ -124,6 +139,151 @@ def test_a_lock_is_held_by_one_and_follows_no_link(tmp_path):
     with pytest.raises(UserError, match="is a link"), locked(tmp_path / "link", "busy"):
         pass
     assert victim.read_text() == "mine"
+
+
+# --- locks between processes ---------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from yolov5_ema.files import locked
+with locked(Path(sys.argv[1]), "busy"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def start_holder(place: Path) -> subprocess.Popen[str]:
+    """Another process that holds a lock until its standard input is closed."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_two_processes_exclude_each_other_and_a_killed_one_frees_the_lock(tmp_path, is_folder):
+    place = tmp_path / "place"
+    if is_folder:
+        place.mkdir()
+    for end in (subprocess.Popen.kill, lambda process: process.stdin.close()):
+        with start_holder(place) as holder:
+            with pytest.raises(UserError, match="at work"), locked(place, "at work"):
+                pass
+            end(holder)
+            with locked(place, "at work", patience_s=20.0):
+                pass
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_a_lock_is_waited_for_as_long_as_was_said(tmp_path):
+    place = tmp_path / "lock"
+    place.write_text("of an earlier version")  # is no obstacle, and stays
+    with locked(place, "busy"):
+        started_s = time.monotonic()
+        with pytest.raises(UserError, match="busy"), locked(place, "busy", patience_s=0.3):
+            pass
+        assert time.monotonic() - started_s >= 0.3
+    assert place.read_text() == "of an earlier version"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_no_lock(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe or a device; remove it"), locked(tmp_path / "pipe", "busy"):
+        pass
+
+
+@pytest.mark.parametrize("system", ["Windows", "a network drive"])
+def test_where_folders_cannot_be_locked_a_file_beside_them_is(tmp_path, monkeypatch, system):
+    real = files._try_to_lock
+    monkeypatch.setattr(files, "_WINDOWS", system == "Windows")
+    monkeypatch.setattr(
+        files, "_try_to_lock", lambda one: None if stat.S_ISDIR(os.fstat(one).st_mode) else real(one)
+    )
+    place = tmp_path / "exp"
+    place.mkdir()
+    (tmp_path / "link").symlink_to(place)
+    with locked(place, "busy") as to_hand_on:
+        assert (to_hand_on is None) == (system == "Windows")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".exp.lock", "exp", "link"]
+        for name in (place, tmp_path / "link"):
+            with pytest.raises(UserError, match="busy"), locked(name, "busy"):
+                pass
+        assert (tmp_path / ".exp.lock").is_file() and not list(place.iterdir())
+    assert not (tmp_path / ".exp.lock").exists()
+    (tmp_path / ".exp.lock").symlink_to(place / "victim")
+    with pytest.raises(UserError, match="is a link"), locked(place, "busy"):
+        pass
+    assert not (place / "victim").exists()
+
+
+def test_a_lock_file_that_its_last_holder_removes_is_made_anew(tmp_path, monkeypatch):
+    place, real, removed = tmp_path / "lock", files._try_to_lock, []
+
+    def slow(descriptor):
+        taken = real(descriptor)
+        if not removed:
+            removed.append(place.unlink())
+        return taken
+
+    monkeypatch.setattr(files, "_try_to_lock", slow)
+    with locked(place, "busy") as held:
+        assert os.path.samestat(os.fstat(held), place.stat())
+
+
+def test_a_drive_without_locks_holds_nobody_up(tmp_path, monkeypatch):
+    import filelock
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(filelock, "lock_descriptor", refuse)
+    with locked(tmp_path / "lock", "busy") as held, locked(tmp_path, "busy") as folder:
+        assert held is None and folder is None
+
+
+# --- folders, names, digests ---------------------------------------------------------------------
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    place = tmp_path / "new/set"
+    with pytest.raises(RuntimeError, match="stopped"), whole_folder(place) as draft:
+        (draft / "x").write_text("half")
+        raise RuntimeError("stopped")
+    assert not list((tmp_path / "new").iterdir())
+    place.mkdir()
+    with whole_folder(place) as draft:
+        (draft / "x").write_text("whole")
+        assert not list(place.iterdir())
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [
+        "new",
+        "new/set",
+        "new/set/x",
+    ]
+
+
+def test_a_folder_that_holds_something_is_not_replaced(tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    message = f"{tmp_path} cannot be written: Directory not empty"
+    with pytest.raises(UserError, match=message), whole_folder(tmp_path) as draft:
+        (draft / "x").touch()
+    assert (tmp_path / "mine").read_text() == "kept" and not (tmp_path / "x").exists()
+
+
+def test_names_that_may_be_free():
+    assert list(itertools.islice(free_names("exp", joint=""), 3)) == ["exp", "exp2", "exp3"]
+    assert list(itertools.islice(free_names("a.b", ".png"), 2)) == ["a.b.png", "a.b-2.png"]
+
+
+@pytest.mark.parametrize("size", [0, 3, (1 << 20) + 1])
+def test_the_sha256_of_a_file(tmp_path, size):
+    content = os.urandom(size)
+    (tmp_path / "x").write_bytes(content)
+    assert sha256_of(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+    with pytest.raises(UserError, match="no file that can be read"):
+        sha256_of(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "C:\\x", "..\\x", "a\0b", "", 3, None])

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import itertools
 import os
 import re
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,11 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from yolov5_ema.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from yolov5_ema.texts import first_line
 
 DISK_ERRORS = frozenset(
     getattr(errno, name)
@@ -34,6 +33,7 @@ DISK_ERRORS = frozenset(
 )
 """What a file system answers when it is full, may not be written to, or fails."""
 
+_WINDOWS = os.name == "nt"
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks it
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 _PLAIN = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -60,6 +60,36 @@ def open_regular(file: str | os.PathLike[str]) -> BinaryIO:
         os.close(descriptor)
         raise _no_file(file)
     return os.fdopen(descriptor, "rb")
+
+
+def sha256_of(file: str | os.PathLike[str]) -> str:
+    """Of the content of a regular file of any size, read by pieces.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        OSError: as ``open`` does.
+        UserError: it is no regular file.
+    """
+    digest = hashlib.sha256()
+    with open_regular(file) as stream:
+        for piece in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def free_names(stem: str, suffix: str = "", joint: str = "-") -> Iterator[str]:
+    """A name, and then the same with numbers, to take the first that is free.
+
+    Example:
+        >>> names = free_names("a", ".png")
+        >>> next(names), next(names), next(names)
+        ('a.png', 'a-2.png', 'a-3.png')
+    """
+    yield stem + suffix
+    for number in itertools.count(2):
+        yield f"{stem}{joint}{number}{suffix}"
 
 
 def _no_file(file: str | os.PathLike[str]) -> UserError:
@@ -112,36 +142,65 @@ def locked(place: Path, busy: str, patience_s: float = 0.0) -> Iterator[int | No
     """Hold a lock for the length of a ``with`` block; it ends with the process, however that ends.
 
     Args:
-        place: a file, made if need be and never emptied; or a folder that is there.
+        place: a file, made if need be and never emptied; or a folder that is there. Where the system locks no folders
+            (Windows, network drives), a hidden file beside it is locked, which is gone afterwards.
         busy: the message if another process holds it.
         patience_s: how long to wait for that one.
 
     Yields:
-        The descriptor, for child processes to inherit: the lock is held as long as one of them lives. None where the
-        system has no such locks.
+        The descriptor, for child processes to inherit: the lock is held as long as one of them lives. None on Windows,
+        where they inherit none, and on a drive without locks.
 
     Raises:
         OSError: the file cannot be made.
         UserError: another process holds it, or it is no file.
     """
-    descriptor = _opened_to_lock(place)
+    until_s = time.monotonic() + patience_s
+    is_folder, beside = place.is_dir(), None
+    descriptor = None if is_folder and _WINDOWS else _held(place, busy, until_s)
+    if is_folder and descriptor is None:
+        real = place.resolve()
+        beside = real.with_name(f".{real.name}.lock")
+        descriptor = _held(beside, busy, until_s)
     try:
-        if descriptor is None:
-            yield None
-            return
-        is_held = _wait_for(descriptor, busy, patience_s)
-        yield descriptor if is_held else None
+        yield None if _WINDOWS else descriptor
     finally:
         if descriptor is not None:
-            os.close(descriptor)
+            _let_go(descriptor, beside)
 
 
-def _opened_to_lock(place: Path) -> int | None:
-    if fcntl is None and place.is_dir():  # Windows cannot open folders
-        return None
+def _held(place: Path, busy: str, until_s: float) -> int | None:
+    """A descriptor that holds the lock as long as it is open; None where there are no locks."""
+    while True:
+        descriptor = _opened_to_lock(place)
+        taken = _try_to_lock(descriptor)
+        if taken and _is_at(descriptor, place):
+            return descriptor
+        os.close(descriptor)
+        if taken is None:
+            return None
+        if not taken and time.monotonic() >= until_s:
+            raise UserError(busy)
+        time.sleep(0.1)
+
+
+def _let_go(descriptor: int, made: Path | None) -> None:
+    """End a lock, and remove the file that was made for it: while it is held, or others could have locked it."""
+    with contextlib.suppress(OSError):
+        if made is not None and not _WINDOWS:
+            made.unlink()
+    os.close(descriptor)
+    with contextlib.suppress(OSError):
+        if made is not None and _WINDOWS:  # which removes no file that anybody has opened
+            made.unlink()
+
+
+def _opened_to_lock(place: Path) -> int:
     if place.is_dir():
         return os.open(place, os.O_RDONLY | _PLAIN)
     flags = os.O_RDWR | os.O_CREAT | _NO_FOLLOW | _NO_WAIT | _PLAIN
+    if _WINDOWS and place.is_symlink():  # nothing there keeps `open` from following it
+        raise UserError(f"{place} is a link, not the file that a lock is held on; remove it")
     try:
         descriptor = os.open(place, flags, 0o666)
     except OSError as error:
@@ -154,30 +213,21 @@ def _opened_to_lock(place: Path) -> int | None:
     return descriptor
 
 
-def _wait_for(descriptor: int, busy: str, patience_s: float) -> bool:
-    """Whether the lock is held now; False on a file system that has none."""
-    until_s = time.monotonic() + patience_s
-    while True:
-        taken = _try_to_lock(descriptor)
-        if taken is not False:
-            return taken is True
-        if time.monotonic() >= until_s:
-            raise UserError(busy)
-        time.sleep(0.1)
-
-
 def _try_to_lock(descriptor: int) -> bool | None:
     """True: it is held now; False: by another process; None: there are no locks here."""
-    try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            import msvcrt
+    import filelock  # here, for a block is imported without it
 
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        return True
-    except OSError as error:
-        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK) else None
+    try:
+        return bool(filelock.lock_descriptor(descriptor, blocking=False))
+    except OSError:
+        return None
+
+
+def _is_at(descriptor: int, place: Path) -> bool:
+    """Whether a file that was opened is still the one of that name: its last holder may have removed it."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(place))
+    return False
 
 
 # --- writing --------------------------------------------------------------------------------
@@ -238,6 +288,41 @@ def whole_files(files: Sequence[Path], *, parents: bool = False, sync: bool = Fa
             os.replace(draft, file)
 
 
+@contextmanager
+def moved_when_whole(file: Path, drafts: Path) -> Iterator[Path]:
+    """A draft in a folder for drafts, on the same disk, which is moved to the place of a file if the block succeeds.
+
+    For writers of very many files, who say themselves what is wrong.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    with _draft_of(file, drafts) as draft:
+        yield draft
+        os.replace(draft, file)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside the place of one that is missing or empty, moved there in the end; or nothing is left of it.
+
+    Args:
+        folder: the place; folders above it that are missing are made.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with _said_plainly([folder]):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            draft = Path(scratch) / "draft"
+            draft.mkdir()
+            yield draft
+            if folder.exists():
+                folder.rmdir()
+            os.replace(draft, folder)
+
+
 def refuse_link(place: Path, what: str) -> None:
     """Refuse a link in the place of a folder that is this program's own.
 
@@ -282,8 +367,8 @@ def _reason(error: BaseException) -> str | None:
         if isinstance(seen, OSError):
             return seen.strerror or str(seen)
         seen = seen.__cause__ or seen.__context__
-    text = str(error)
-    return text.splitlines()[0] if "inline_container" in text or "PytorchStreamWriter" in text else None
+    said = str(error)
+    return first_line(error) if "inline_container" in said or "PytorchStreamWriter" in said else None
 
 
 def link_or_copy(source: Path, file: Path) -> None:
@@ -350,32 +435,32 @@ def exclusive(file: str | os.PathLike[str]) -> int:
 
 
 @contextmanager
-def _draft_of(place: Path) -> Iterator[Path]:
-    """An empty file beside a place, gone in the end unless it was moved.
+def _draft_of(place: Path, folder: Path | None = None) -> Iterator[Path]:
+    """An empty file beside a place, or in a folder on the same disk; gone in the end unless it was moved.
 
     It is locked meanwhile, so that nobody takes it for one that a killed process left.
     """
-    _remove_stale(place.parent)
-    draft, descriptor = _made_draft(place)
+    folder = folder or place.parent
+    _remove_stale(folder)
+    draft, descriptor = _made_draft(folder, place.name)
     try:
-        if fcntl is None:  # Windows moves no file that is open
+        if _WINDOWS:  # it moves no file that is open
             os.close(descriptor)
         yield draft
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()
-        if fcntl is not None:
+        if not _WINDOWS:
             os.close(descriptor)
 
 
-def _made_draft(place: Path) -> tuple[Path, int]:
-    short = os.fsencode(place.name)[:100].decode("utf-8", "ignore")
+def _made_draft(folder: Path, name: str) -> tuple[Path, int]:
+    short = os.fsencode(name)[:100].decode("utf-8", "ignore")
     while True:
-        draft = place.parent / f".{short}{_MARK}{secrets.token_hex(8)}.tmp"
+        draft = folder / f".{short}{_MARK}{secrets.token_hex(8)}.tmp"
         with contextlib.suppress(FileExistsError):
             descriptor = exclusive(draft)
-            is_taken = fcntl is not None and _try_to_lock(descriptor) is False
-            if not is_taken and (os.fstat(descriptor).st_nlink or fcntl is None):
+            if _WINDOWS or (_try_to_lock(descriptor) is not False and os.fstat(descriptor).st_nlink):
                 return draft, descriptor
             os.close(descriptor)  # somebody took it for stale before it was locked
 
@@ -406,7 +491,7 @@ def _remove_if_stale(draft: str) -> None:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
             return
-        is_unused = _try_to_lock(descriptor) if fcntl is not None else None
+        is_unused = None if _WINDOWS else _try_to_lock(descriptor)
         is_old = time.time() - status.st_mtime > _STALE_WITHOUT_LOCKS_S
         if is_unused or (is_unused is None and is_old):
             os.unlink(draft)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -69,20 +68,6 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
     except MemoryError:
         raise ValueError("it holds more than fits into memory") from None
-
-
-def sha256_of(file: str | os.PathLike[str]) -> str:
-    """Of the content of a regular file of any size.
-
-    Raises:
-        OSError: as ``open`` does.
-        UserError: it is no regular file.
-    """
-    digest = hashlib.sha256()
-    with open_regular(file) as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def leads_outside(name: object) -> bool:

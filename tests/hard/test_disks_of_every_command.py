@@ -17,10 +17,10 @@ import yolov5_ema
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints.loading import save_checkpoint
-from yolov5_ema.cli._runs import run_folder
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import replacement
+from yolov5_ema.runs import run_folder
 
 
 @pytest.fixture(scope="module")

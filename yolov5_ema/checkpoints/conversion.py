@@ -8,7 +8,6 @@ bit for bit.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from yolov5_ema.checkpoints.models import (
 )
 from yolov5_ema.checkpoints.state_dicts import own_memory, read_tensors
 from yolov5_ema.errors import CheckpointError, UserError
-from yolov5_ema.files import refuse_present, whole_files
+from yolov5_ema.files import refuse_present, sha256_of, whole_files
 from yolov5_ema.texts import first_line, listed
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.weights.checkpoint_files import HEADER
@@ -143,7 +142,7 @@ def _facts(checkpoint: Any, model: Any, source: Path, engine: Engine) -> dict[st
             "torch": torch.__version__,
             "yolov5": engine.version,
         },
-        "source": {"name": source.name, "bytes": source.stat().st_size, "sha256": _sha256(source)},
+        "source": {"name": source.name, "bytes": source.stat().st_size, "sha256": sha256_of(source)},
     }
 
 
@@ -221,14 +220,6 @@ def _yaml_header(source: Path, target: Path, facts: Mapping[str, Any]) -> list[s
         f"The model of {source.name} (sha256 {facts['source']['sha256'][:16]}…), whose tensors are in {target.name}.",
         f"Written by {versions}. Usable as --cfg.",
     ]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 # --- building ------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from yolov5_ema.cli._runs import fresh_folder
 from yolov5_ema.errors import UserError
+from yolov5_ema.runs import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         test=TEST_IMAGES,
         imgsz=args.imgsz,
     )
-    run = fresh_folder(args.dir)
+    run = RunFolder.fresh(args.dir).path
     scores = _train_and_use(args, data, run)
     agreement = compare_onnx(
         run / "train/weights/best.onnx",

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     """
     args, rest = build_parser().parse_known_args(argv)
     _check(args, rest)
-    from yolov5_ema.cli._runs import run_folder
+    from yolov5_ema.runs import run_folder
 
     if args.nosave:
         if args.weights:

@@ -309,7 +309,7 @@ def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thres
 def _settings(
     args: argparse.Namespace, engine: Engine, detector: Detector, thresholds: Thresholds
 ) -> dict[str, Any]:
-    from yolov5_ema.reading import sha256_of
+    from yolov5_ema.files import sha256_of
 
     return {
         "weights": args.weights.name,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import free_names
 from yolov5_ema.texts import aligned, first_line
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ class _Run:
         if self._args.labels:
             self._count(image, columns)
         if self._folder is None:
-            from yolov5_ema.cli._runs import run_folder
+            from yolov5_ema.runs import run_folder
 
             args = self._args
             self._folder = stack.enter_context(run_folder(args.project, args.name, args.exist_ok))
@@ -298,10 +299,8 @@ class _Run:
 
     def _free_name(self, stem: str) -> str:
         """``a.png``; ``a-2.png`` for another picture of that name."""
-        name, number = f"{stem}.png", 1
-        while name.lower() in self._taken:  # some file systems do not tell A from a
-            number += 1
-            name = f"{stem}-{number}.png"
+        # some file systems do not tell A from a
+        name = next(one for one in free_names(stem, ".png") if one.lower() not in self._taken)
         self._taken.add(name.lower())
         return name
 

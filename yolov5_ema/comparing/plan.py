@@ -16,7 +16,7 @@ from yolov5_ema import reading
 from yolov5_ema.comparing import machine
 from yolov5_ema.data.dataset import Dataset, label_path, load_dataset
 from yolov5_ema.errors import ConfigError, UserError
-from yolov5_ema.files import write_whole
+from yolov5_ema.files import sha256_of, write_whole
 from yolov5_ema.scripts import preflight
 from yolov5_ema.upstream.data_yaml import check_data, relative_bases
 from yolov5_ema.upstream.flags import given_flags
@@ -283,7 +283,7 @@ def _size(path: Path) -> int:
 
 def _sha256(path: Path) -> str:
     try:
-        return reading.sha256_of(path)
+        return sha256_of(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 

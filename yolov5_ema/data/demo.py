@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import numpy as np
 import yaml
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import write_whole, writing_in
+from yolov5_ema.files import whole_folder, write_whole
 from yolov5_ema.reading import read_bytes, read_json
 
 NAMES = ("car", "plane", "silo")
@@ -173,15 +172,7 @@ def _files(directory: Path, split: str, name: str) -> tuple[Path, Path]:
 
 
 def _write_all(directory: Path, plan: _Plan) -> None:
-    """Draw into a folder beside the goal and rename it when it is complete."""
-    with writing_in(directory):
-        _draw_all(directory, plan)
-
-
-def _draw_all(directory: Path, plan: _Plan) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
-        fresh = Path(scratch) / "set"
+    with whole_folder(directory) as fresh:
         for kind in ("images", "labels"):
             for split in SPLITS:
                 (fresh / kind / split).mkdir(parents=True)
@@ -192,9 +183,6 @@ def _draw_all(directory: Path, plan: _Plan) -> None:
             _write_labels(label_file, labels)
         manifest = json.dumps(plan.manifest(), indent=2)
         (fresh / _MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-        if directory.exists():
-            directory.rmdir()  # empty, or it would have been refused
-        fresh.rename(directory)
 
 
 def _write_image(path: Path, picture: np.ndarray) -> None:

@@ -7,7 +7,6 @@ off leaves nothing but drafts, which the next one removes.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import yaml
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import check_inside, exclusive, locked, make_folder, open_regular
+from yolov5_ema.files import append_to, check_inside, locked, make_folder, moved_when_whole, open_regular
 from yolov5_ema.reading import leads_outside, parse_json, read_bytes
 
 STATE_FOLDER = ".yolov5-ema"
@@ -26,7 +25,6 @@ _LOCK_PATIENCE_S = 5.0  # workers of a run that was killed go within a second or
 MOST_JOURNAL = 2**30
 """Bytes; some ten million images."""
 _MOST_PIXELS = 2**31
-_numbers = itertools.count()
 
 
 @contextlib.contextmanager
@@ -70,15 +68,8 @@ def disk_errors(out: Path) -> Iterator[None]:
 
 def place_bytes(content: bytes, target: str, drafts: str) -> None:
     """Write a file whole; an older one of the name is replaced."""
-    draft = _draft(drafts)
-    descriptor = exclusive(draft)
-    try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(descriptor, view) :]
-    finally:
-        os.close(descriptor)
-    os.replace(draft, target)
+    with draft_of(target, drafts) as file:
+        file.write(content)
 
 
 def place_yaml(content: Mapping[str, Any], heading: str, file: Path, drafts: str) -> Path:
@@ -114,13 +105,8 @@ def place_link(source: str, target: str, drafts: str, copy: bool = False) -> Non
 @contextlib.contextmanager
 def draft_of(target: str | Path, drafts: str) -> Iterator[BinaryIO]:
     """A file to write to, which gets its name when the block ends without an error."""
-    draft = _draft(drafts)
-    try:
-        with os.fdopen(exclusive(draft), "wb") as file:
-            yield file
-        os.replace(draft, target)
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    with moved_when_whole(Path(target), Path(drafts)) as draft, open(draft, "wb") as file:
+        yield file
 
 
 class Record(NamedTuple):
@@ -195,7 +181,7 @@ class Journal:
         earlier = sorted(self.made_before - set(records))
         with draft_of(self.file, drafts) as file:
             file.write(_line(self.header) + _line({"done": rows, "made": earlier}))
-        self._stream = open(self.file, "ab")  # noqa: SIM115
+        self._stream = append_to(self.file)
 
     def add(self, names: Sequence[str], records: Sequence[Record]) -> None:
         """Note images whose files are in their places."""
@@ -244,12 +230,7 @@ def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
 
-def _draft(drafts: str) -> str:
-    return f"{drafts}/{os.getpid()}-{next(_numbers)}"
-
-
 def _replace_by(make: Any, source: str, target: str, drafts: str) -> None:
-    draft = _draft(drafts)
-    make(source, draft)
-    os.replace(draft, target)
-    Path(draft).unlink(missing_ok=True)  # a rename between two names of one file does nothing
+    with moved_when_whole(Path(target), Path(drafts)) as draft:
+        draft.unlink()
+        make(source, draft)

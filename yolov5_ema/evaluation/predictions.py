@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from yolov5_ema.data.yolo_format import to_xywh_pixels
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.records import NO_CLASS, Predictions, Truth, check_predictions
 from yolov5_ema.evaluation.truths import TruthSet, read_json
+from yolov5_ema.files import whole_folder
 
 
 def read_predictions(
@@ -282,18 +281,11 @@ def write_visdrone_results(folder: Path, predictions: Mapping[str, Predictions],
         raise UserError(f"{folder} exists and is left as it is; name another folder")
     named = named_once(predictions, f"{folder} takes one file of that name")
     written = 0
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as draft:
-            inside = Path(draft) / "results"
-            inside.mkdir()
-            for name, key in named.items():
-                rows = _visdrone_rows(predictions[key].best(max_det))
-                (inside / f"{name}.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-                written += len(rows)
-            os.replace(inside, folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    with whole_folder(folder) as draft:
+        for name, key in named.items():
+            rows = _visdrone_rows(predictions[key].best(max_det))
+            (draft / f"{name}.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+            written += len(rows)
     return written
 
 

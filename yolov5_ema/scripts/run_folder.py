@@ -1,94 +1,34 @@
-"""The folder that a run makes for itself: gone again if the run was refused before it had results.
-
-Other processes work beside it and, if somebody names such a ``--project``, within it. So what is taken away is what the
-run made, and a folder above it only if the run made it and it is empty.
-"""
+"""Which folder a YOLOv5 script takes for its run: watched through its own call of `increment_path`."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import locked
+from yolov5_ema.runs import RunFolder
 from yolov5_ema.upstream.patching import Patches
 
 _SETTINGS = {"opt.yaml", "hyp.yaml"}
 
 
-class MadeFolder:
-    """A folder that this process made, and the folders above it that it made for it."""
-
-    def __init__(self, folder: Path) -> None:
-        """Make the folder.
-
-        Raises:
-            OSError: it cannot be made; a FileExistsError where there is one, whoever made it and when.
-        """
-        self.folder = folder.absolute()
-        self._made = _make(self.folder)
-
-    def remove(self, parts: Collection[str] = ()) -> None:
-        """Take away the files right in the folder, these of the folders in it, and what is empty then.
-
-        Args:
-            parts: names of folders that go with all that is in them.
-        """
-        with contextlib.suppress(OSError):
-            for entry in list(os.scandir(self.folder)):
-                if entry.is_symlink() or not entry.is_dir():
-                    os.unlink(entry.path)
-                elif entry.name in parts:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-        self.remove_if_empty()
-
-    def remove_if_empty(self) -> None:
-        """Take the folder away, and those above it that were made for it, as far as they are empty."""
-        _remove_empty(self._made)
-
-
-def _make(folder: Path) -> list[Path]:
-    """Make a folder and what is missing above it; returns what this call made, the outermost first."""
-    missing = [folder]
-    while not missing[-1].parent.exists():
-        missing.append(missing[-1].parent)
-    made: list[Path] = []
-    try:
-        for above in reversed(missing[1:]):
-            with contextlib.suppress(FileExistsError):  # another process was first: it is not ours
-                above.mkdir()
-                made.append(above)
-        folder.mkdir()
-    except BaseException:
-        _remove_empty(made)
-        raise
-    return [*made, folder]
-
-
-def _remove_empty(made: list[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for folder in reversed(made):
-            folder.rmdir()
-
-
-class RunFolder:
+class WatchedRunFolder:
     """What one run of a YOLOv5 script made, as its own call of `increment_path` says.
 
     The folder is made at once: had the script made it a little later, two runs could have found the same name free.
     """
 
     def __init__(self) -> None:
-        self._made: list[MadeFolder] = []
+        self._made: list[RunFolder] = []
         self._held: set[Path] = set()
         self._locks = contextlib.ExitStack()
 
     @classmethod
-    def watched(cls, module: ModuleType, patches: Patches) -> RunFolder:
+    def watched(cls, module: ModuleType, patches: Patches) -> WatchedRunFolder:
         """Watch the `increment_path` that a script module uses."""
         made = cls()
         increment_path = getattr(module, "increment_path", None)
@@ -124,7 +64,7 @@ class RunFolder:
     def _make(self, path: Path) -> bool:
         """Whether the folder was made now; YOLOv5 makes it too, and says why it cannot."""
         with contextlib.suppress(OSError):
-            self._made.append(MadeFolder(path))
+            self._made.append(RunFolder.make(path.absolute()))
             return True
         return False
 
@@ -133,14 +73,14 @@ class RunFolder:
         if path in self._held:
             return
         with contextlib.suppress(OSError):
-            self._locks.enter_context(locked(path, busy_message(path)))
+            self._locks.enter_context(RunFolder(path).held())
             self._held.add(path)
 
 
-def _remove_without_results(made: MadeFolder) -> None:
-    if not made.folder.is_dir():
+def _remove_without_results(made: RunFolder) -> None:
+    if not made.path.is_dir():
         return
-    entries = list(made.folder.iterdir())
+    entries = list(made.path.iterdir())
     settings = [entry for entry in entries if entry.name in _SETTINGS or "tfevents" in entry.name]
     inner = [entry for entry in entries if entry.is_dir()]
     if len(settings) + len(inner) < len(entries) or any(any(folder.iterdir()) for folder in inner):
@@ -151,11 +91,6 @@ def _remove_without_results(made: MadeFolder) -> None:
         for file in settings:
             file.unlink()
     made.remove_if_empty()
-
-
-def busy_message(folder: Path) -> str:
-    """What is said of a run folder that another run is writing to."""
-    return f"another run is writing to {folder}; wait for its end, or choose another --name"
 
 
 def _asked(path: Any, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> tuple[bool, bool]:

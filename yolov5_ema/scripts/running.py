@@ -18,7 +18,7 @@ from typing import Any
 
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts import exports, preflight
-from yolov5_ema.scripts.run_folder import RunFolder
+from yolov5_ema.scripts.run_folder import WatchedRunFolder
 from yolov5_ema.scripts.skipping import SourceFiles, any_name_printed
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import ModuleView, Patches
@@ -64,7 +64,7 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
         with speaking_plainly(engine):  # some look for files already
             opt = module.parse_opt()
         preflight.check(opt, name, engine)
-        folder = RunFolder.watched(module, patches)
+        folder = WatchedRunFolder.watched(module, patches)
         files = SourceFiles.watched(module, patches, name, opt)
         checks = (folder.removed_if_refused(), speaking_plainly(engine), exports.all_written(opt, name))
         with contextlib.ExitStack() as stack:

@@ -23,6 +23,7 @@ import numpy as np
 from yolov5_ema.data.image_files import read_image
 from yolov5_ema.data.video_files import VideoFile
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import free_names
 from yolov5_ema.reading import read_text
 from yolov5_ema.upstream.patching import ModuleView, Patches
 
@@ -113,14 +114,14 @@ class SourceFiles:
 
         Labels and crops are called by the stem of a name, pictures by the whole, later releases' videos by the stem.
         """
-        path, number = Path(file), 1
-        by_stem = self._by_stem or is_video
-        key = self._key(path, by_stem)
-        while (number > 1 and key in self._listed) or self._taken.setdefault((is_video, key), file) != file:
-            number += 1
-            path = path.with_name(f"{Path(file).stem}-{number}{Path(file).suffix}")
+        path, by_stem = Path(file), self._by_stem or is_video
+        for name in free_names(path.stem, path.suffix):
+            path = path.with_name(name)
             key = self._key(path, by_stem)
-        if number == 1:
+            is_own = path == Path(file)
+            if (is_own or key not in self._listed) and self._taken.setdefault((is_video, key), file) == file:
+                break
+        if is_own:
             return file
         if (file, path.name) not in self._renamed:
             self._renamed.append((file, path.name))

@@ -128,8 +128,8 @@ def _line(row: Row) -> str:
 
 
 def _save(args: argparse.Namespace, rows: Sequence[Row]) -> None:
-    from yolov5_ema.cli._runs import run_folder
     from yolov5_ema.files import write_whole
+    from yolov5_ema.runs import run_folder
 
     with run_folder(args.project, args.name, args.exist_ok, parts=["labels"]) as folder:
         write_whole(folder / "predictions.json", json.dumps(rows, indent=1) + "\n")

@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(args: argparse.Namespace, settings: Settings, folder: Path | None) -> int:
     from yolov5_ema.classification import training
     from yolov5_ema.classification.datasets import open_data
-    from yolov5_ema.cli._runs import fresh_folder, held
+    from yolov5_ema.runs import RunFolder
 
     machine = training.find_machine(args.device, args.devices, args.nodes, 0)
     machine.workers = worker_count(args.workers, machine.here)
@@ -96,9 +96,9 @@ def _run(args: argparse.Namespace, settings: Settings, folder: Path | None) -> i
             return _finish(settings, data, folder, machine) if first else 0
     is_new = folder is None
     if is_new and first:
-        folder = fresh_folder(args.project, args.name, args.exist_ok)
+        folder = RunFolder.fresh(args.project, args.name, args.exist_ok).path
     try:
-        with held(folder) if first and folder is not None else nullcontext():
+        with RunFolder(folder).held() if first and folder is not None else nullcontext():
             if is_new and folder is not None:
                 _begin(folder, settings, args, machine.workers)
             if first:

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     require("timm", "torchmetrics")
     from yolov5_ema.classification.datasets import open_data
     from yolov5_ema.classification.evaluation import evaluate, write_evaluation
-    from yolov5_ema.cli._runs import run_folder
+    from yolov5_ema.runs import run_folder
 
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: must be 1 or more")
