@@ -1,4 +1,4 @@
-# make demo | make test need Python >= 3.9 and make, nothing else.
+# make demo | make test need Python >= 3.10 and make, nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nox
 
-PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TORCH = [
     nox.param("torch==2.6.0", id="oldest"),
     nox.param("torch", id="newest"),

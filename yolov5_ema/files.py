@@ -289,17 +289,22 @@ def whole_files(files: Sequence[Path], *, parents: bool = False, sync: bool = Fa
 
 
 @contextmanager
-def moved_when_whole(file: Path, drafts: Path) -> Iterator[Path]:
-    """A draft in a folder for drafts, on the same disk, which is moved to the place of a file if the block succeeds.
+def moved_when_whole(file: str | os.PathLike[str], drafts: str) -> Iterator[str]:
+    """A new name in a folder for drafts; what is there when the block succeeds is moved to the place of a file.
 
-    For writers of very many files, who say themselves what is wrong.
+    For writers of very many files, who hold the folder, empty it before and afterwards, and say themselves what is
+    wrong.
 
     Raises:
         OSError: the file system refuses.
     """
-    with _draft_of(file, drafts) as draft:
+    draft = os.path.join(drafts, secrets.token_hex(8))
+    try:
         yield draft
         os.replace(draft, file)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)  # is still there after a move, too, if both are names of one file
 
 
 @contextmanager
@@ -435,14 +440,13 @@ def exclusive(file: str | os.PathLike[str]) -> int:
 
 
 @contextmanager
-def _draft_of(place: Path, folder: Path | None = None) -> Iterator[Path]:
-    """An empty file beside a place, or in a folder on the same disk; gone in the end unless it was moved.
+def _draft_of(place: Path) -> Iterator[Path]:
+    """An empty file beside a place, gone in the end unless it was moved.
 
     It is locked meanwhile, so that nobody takes it for one that a killed process left.
     """
-    folder = folder or place.parent
-    _remove_stale(folder)
-    draft, descriptor = _made_draft(folder, place.name)
+    _remove_stale(place.parent)
+    draft, descriptor = _made_draft(place)
     try:
         if _WINDOWS:  # it moves no file that is open
             os.close(descriptor)
@@ -454,10 +458,10 @@ def _draft_of(place: Path, folder: Path | None = None) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def _made_draft(folder: Path, name: str) -> tuple[Path, int]:
-    short = os.fsencode(name)[:100].decode("utf-8", "ignore")
+def _made_draft(place: Path) -> tuple[Path, int]:
+    short = os.fsencode(place.name)[:100].decode("utf-8", "ignore")
     while True:
-        draft = folder / f".{short}{_MARK}{secrets.token_hex(8)}.tmp"
+        draft = place.parent / f".{short}{_MARK}{secrets.token_hex(8)}.tmp"
         with contextlib.suppress(FileExistsError):
             descriptor = exclusive(draft)
             if _WINDOWS or (_try_to_lock(descriptor) is not False and os.fstat(descriptor).st_nlink):
@@ -473,7 +477,7 @@ def _sync(draft: Path) -> None:
 
 def _remove_stale(folder: Path) -> None:
     """Remove drafts that killed processes left in a folder; looked for once a process."""
-    key = os.path.realpath(folder)
+    key = os.path.abspath(folder)
     if key in _tidied:
         return
     _tidied.add(key)

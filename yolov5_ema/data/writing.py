@@ -17,7 +17,15 @@ from typing import Any, BinaryIO, NamedTuple
 import yaml
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import append_to, check_inside, locked, make_folder, moved_when_whole, open_regular
+from yolov5_ema.files import (
+    append_to,
+    check_inside,
+    exclusive,
+    locked,
+    make_folder,
+    moved_when_whole,
+    open_regular,
+)
 from yolov5_ema.reading import leads_outside, parse_json, read_bytes
 
 STATE_FOLDER = ".yolov5-ema"
@@ -92,7 +100,8 @@ def place_link(source: str, target: str, drafts: str, copy: bool = False) -> Non
             return
         except FileExistsError:
             with contextlib.suppress(OSError):
-                _replace_by(make, source, target, drafts)
+                with moved_when_whole(target, drafts) as draft:
+                    make(source, draft)
                 return
         except FileNotFoundError:
             raise
@@ -105,7 +114,7 @@ def place_link(source: str, target: str, drafts: str, copy: bool = False) -> Non
 @contextlib.contextmanager
 def draft_of(target: str | Path, drafts: str) -> Iterator[BinaryIO]:
     """A file to write to, which gets its name when the block ends without an error."""
-    with moved_when_whole(Path(target), Path(drafts)) as draft, open(draft, "wb") as file:
+    with moved_when_whole(target, drafts) as draft, os.fdopen(exclusive(draft), "wb") as file:
         yield file
 
 
@@ -228,9 +237,3 @@ def _list(value: Any) -> list[Any]:
 
 def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-
-
-def _replace_by(make: Any, source: str, target: str, drafts: str) -> None:
-    with moved_when_whole(Path(target), Path(drafts)) as draft:
-        draft.unlink()
-        make(source, draft)
