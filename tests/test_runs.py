@@ -70,6 +70,17 @@ def test_a_folder_that_cannot_be_made_leaves_no_parents(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_never_overwrites_another(tmp_path):
+    names = [RunFolder.fresh(tmp_path / "demo").path.name for _ in range(3)]
+    assert names == ["exp", "exp2", "exp3"]
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make"):
+        RunFolder.fresh(tmp_path / "file")
+
+
 def test_names_go_on_from_the_ones_that_are_taken(tmp_path):
     made = [RunFolder.fresh(tmp_path, "exp.v1").path.name for _ in range(3)]
     assert made == ["exp.v1", "exp.v12", "exp.v13"]

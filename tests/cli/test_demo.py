@@ -45,17 +45,6 @@ def test_output_without_a_table_is_an_error():
         demo.read_scores("all is well")
 
 
-def test_a_run_never_overwrites_another(tmp_path):
-    names = [demo.fresh_folder(tmp_path / "demo").name for _ in range(3)]
-    assert names == ["exp", "exp2", "exp3"]
-
-
-def test_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make"):
-        demo.fresh_folder(tmp_path / "file")
-
-
 @pytest.mark.parametrize(
     "argv, message",
     [
