@@ -12,7 +12,7 @@ from torch import nn
 
 import yolov5_ema
 from yolov5_ema.checkpoints import loading as checkpoints
-from yolov5_ema.class_names import as_folder_name, fault_of_names, names_as_text
+from yolov5_ema.class_names import as_folder_name, class_numbers, fault_of_names, names_as_text
 from yolov5_ema.data.dataset import class_names
 from yolov5_ema.engine.guards.crops import place_of_crop
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
@@ -64,6 +64,21 @@ def test_numbers_in_a_checkpoint_become_text(engine, tmp_path):
     layer.names = [0, 1, "two"]
     torch.save({"model": layer}, tmp_path / "m.pt")
     assert checkpoints.load_checkpoint(tmp_path / "m.pt", engine=engine)["model"].names == ["0", "1", "two"]
+
+
+def test_classes_by_name_or_number():
+    names = ["cat", "1", "dog"]
+    assert class_numbers(["dog", "cat", "dog"], names, Path("a.pt")) == [0, 2]
+    assert class_numbers(["1", "2", "0"], ["b", "a", "1"], Path("a.pt")) == [0, 2]  # a name before a number
+    assert (
+        class_numbers([1, 0], ["b", "a", "1"], Path("a.pt")) == [0, 1]
+        and class_numbers([], names, Path("a")) == []
+    )
+    for wanted in ("cow", "3", "-1", 3, -1):
+        with pytest.raises(
+            UserError, match=rf"--classes {wanted}: a\.pt knows the classes cat, 1, dog \(0 to 2\)"
+        ):
+            class_numbers([wanted], names, Path("a.pt"))
 
 
 def test_the_name_of_a_folder():
