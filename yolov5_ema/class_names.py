@@ -1,4 +1,4 @@
-"""Names of classes: from a checkpoint, an exported model or a data YAML, all of which a stranger may have written."""
+"""Class names from a checkpoint, an exported model or a data YAML. None of these can be trusted."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _LONGEST = 1000
 _MOST = 100_000
 _NOT_IN_FOLDERS = r'[/\\:*?"<>|]' if os.name == "nt" else r"[/\\]"
 _NOT_PRINTED = {"Cc", "Cs", "Zl", "Zp"}
-"""Unicode's categories of control characters, halves of characters, and ends of lines."""
+"""Unicode categories of control characters, surrogates and line separators."""
 
 
 def fault_of_names(names: Any, count: int | None = None) -> str | None:
-    """What is wrong with names of classes; None if nothing is.
+    """What is wrong with class names; None if nothing is.
 
     Args:
-        names: a list or tuple of texts, or a dict of texts by whole numbers. Numbers are taken as names too: a YAML
-            without quotes makes them of digits.
+        names: a list or tuple of strings, or a dict from class number to string. A number is accepted as a name too:
+            YAML reads digits without quotes as a number.
         count: how many classes the model has; each must have a name. None: not known.
 
     Example:
@@ -50,14 +50,14 @@ def fault_of_names(names: Any, count: int | None = None) -> str | None:
 
 
 def names_as_text(names: Any) -> Names:
-    """Names that `fault_of_names` finds no fault with, numbers among them as text."""
+    """Names that `fault_of_names` accepts, with numbers turned into strings."""
     if isinstance(names, Mapping):
         return {key: str(name) for key, name in names.items()}
     return [str(name) for name in names]
 
 
 def as_folder_name(name: str) -> str:
-    """A name of a class as the name of one folder, whatever it holds.
+    """A class name made safe to use as the name of a folder.
 
     Example:
         >>> as_folder_name("car/van"), as_folder_name("..")
@@ -65,7 +65,8 @@ def as_folder_name(name: str) -> str:
     """
     safe = "".join("_" if unicodedata.category(char) in _NOT_PRINTED else char for char in name)
     safe = re.sub(_NOT_IN_FOLDERS, "_", safe)
-    while len(safe.encode("utf-8")) > 200:  # most file systems take 255 bytes
+    # most file systems allow 255 bytes
+    while len(safe.encode("utf-8")) > 200:
         safe = safe[:-1]
     return safe if safe.strip(". ") else "_"
 
@@ -80,9 +81,12 @@ def _fault_of_one(name: Any) -> str | None:
     if isinstance(name, (int, float)):
         return None
     if type(name) is not str:
-        return f"{reprlib.repr(name)} in names is no name of a class: it must be text"
+        return f"{reprlib.repr(name)} in names is not a class name: it must be text"
     if len(name) > _LONGEST or any(unicodedata.category(char) in _NOT_PRINTED for char in name):
-        return f"{reprlib.repr(name)} in names is no name of a class: it must be text, on one line"
+        return (
+            f"{reprlib.repr(name)} in names is not a class name: it must be text on one line, of at most "
+            f"{_LONGEST} characters"
+        )
     if any(".." in kind(name).parts or kind(name).root for kind in (PurePosixPath, PureWindowsPath)):
         return (
             f"the class name {reprlib.repr(name)} would lead out of the folder of crops that detect makes; "
@@ -92,15 +96,15 @@ def _fault_of_one(name: Any) -> str | None:
 
 
 def class_numbers(wanted: Sequence[str | int], names: Sequence[str], file: Path) -> list[int]:
-    """The numbers of classes that ``--classes`` asks for, ascending, each once.
+    """The class numbers that ``--classes`` asks for, in ascending order and without repeats.
 
     Args:
-        wanted: names as texts; numbers as texts or not.
-        names: of the classes that a model knows.
-        file: of the model, for the message.
+        wanted: class names, or class numbers as strings or integers.
+        names: the model's class names.
+        file: the model's file, for the message.
 
     Raises:
-        UserError: the model does not know one.
+        UserError: the model does not know one of them.
     """
     numbers = []
     for one in wanted:

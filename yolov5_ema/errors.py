@@ -1,23 +1,23 @@
-"""Errors that are the user's to mend: shown as one message, never as a traceback."""
+"""Errors that the user can fix: the command line shows them as one message, never as a traceback."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: a file, a row of a cfg, a flag.
+    """The user passed something that cannot be used: a file, a row of a cfg or a flag.
 
-    The message says what was wrong, where (file, row, layer), and what to do about it.
-    The command line prints it and ends with exit code 2.
+    The message says what is wrong, where (file, row, layer), and what to do about it.
+    The command line prints the message and exits with code 2.
     """
 
 
 class ConfigError(UserError, ValueError):
-    """A model YAML, a data YAML or one of their rows cannot be used as it stands."""
+    """A model YAML, a data YAML or a row of one is invalid."""
 
 
 class CheckpointError(UserError):
-    """A weights file is missing, torn, no checkpoint, or holds what it should not."""
+    """A weights file is missing or damaged, is not a checkpoint, or holds something that it must not hold."""
 
 
 class EngineNotFoundError(UserError, ImportError):
-    """No YOLOv5 was found where it was looked for."""
+    """No YOLOv5 was found in the places that were searched."""

@@ -1,4 +1,4 @@
-"""Reading no more of a file than can be used, whatever it is and whoever gave it."""
+"""Reading files that nobody has checked: regular files only, and never more than a given number of bytes."""
 
 from __future__ import annotations
 
@@ -12,55 +12,56 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular
 
 MOST_TEXT = 256 * 2**20
-"""Bytes of a text file, such as a list of millions of lines; a JSON of annotations is allowed more."""
+"""Limit in bytes for a text file: enough for a list of millions of lines. A JSON file of annotations may be larger."""
 MOST_JSON = 4 * 2**30
 
 
 def read_bytes(file: str | os.PathLike[str], most: int = MOST_TEXT) -> bytes:
-    """The content of a regular file that has no more bytes than ``most``.
+    """The content of a regular file of at most ``most`` bytes.
 
     Raises:
         OSError: as ``open`` does.
-        UserError: it is no regular file, or larger.
+        UserError: it is not a regular file, or is larger.
     """
     with open_regular(file) as stream:
         if os.fstat(stream.fileno()).st_size <= most:
-            content = stream.read(most + 1)  # it may grow meanwhile
+            # the file may have grown since its size was read
+            content = stream.read(most + 1)
             if len(content) <= most:
                 return content
-    raise UserError(f"{os.fspath(file)} is larger than {_in_words(most)}, more than such a file can have")
+    raise UserError(f"{os.fspath(file)} is larger than {_in_words(most)}, the limit for such a file")
 
 
 def read_text(
     file: str | os.PathLike[str], most: int = MOST_TEXT, *, encoding: str = "utf-8", errors: str = "strict"
 ) -> str:
-    """The same as text, with any ends of lines as ``\\n``.
+    """The content of a regular text file of at most ``most`` bytes, with every line ending as ``\\n``.
 
     Raises:
         OSError: as ``open`` does.
-        UnicodeDecodeError: it is no text.
-        UserError: it is no regular file, or larger.
+        UnicodeDecodeError: it is not text in this encoding.
+        UserError: it is not a regular file, or is larger.
     """
     text = read_bytes(file, most).decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(file: str | os.PathLike[str], most: int = MOST_TEXT) -> Any:
-    """What a JSON file holds.
+    """The value in a JSON file of at most ``most`` bytes.
 
     Raises:
         OSError: as ``open`` does.
-        ValueError: it is no JSON.
-        UserError: it is no regular file, or larger.
+        ValueError: it is not valid JSON.
+        UserError: it is not a regular file, or is larger.
     """
     return parse_json(read_bytes(file, most))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds; a text that Python's reader cannot end with is no JSON either.
+    """The value of a JSON text.
 
     Raises:
-        ValueError: it is none, is nested too deeply, or has more in it than this machine can hold.
+        ValueError: it is not valid JSON, is nested too deeply, or needs more memory than there is.
     """
     try:
         return json.loads(text)
@@ -71,7 +72,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def leads_outside(name: object) -> bool:
-    """Whether a name out of an archive, a journal or a manifest is none of a file within a folder.
+    """Whether a name from an archive, a journal or a manifest could lead out of the folder it is meant for.
+
+    A name that is not text, is empty, or has more than 4096 characters counts as one that could.
 
     Example:
         >>> leads_outside("val/a.jpg"), leads_outside("../a.jpg"), leads_outside("C:/a"), leads_outside(3)

@@ -1,14 +1,15 @@
 """Finding the files that ship with the package: model YAMLs and dataset YAMLs.
 
-A wheel holds them inside the package (``yolov5_ema/_shipped``); a checkout and an editable
-install have them beside it (``models/``, ``data/``).
+In a wheel they are inside the package (``yolov5_ema/_shipped``). In a checkout or an editable install they are beside
+it (``models/``, ``data/``).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_LONGEST_NAME = 255  # bytes; of a longer one, file systems do not say whether it is there
+# bytes; file systems raise an error when asked whether a file with a longer name exists
+_LONGEST_NAME = 255
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -30,7 +31,7 @@ def data_dir() -> Path:
 def find_shipped(name: str) -> Path | None:
     """Path of the shipped YAML called ``name`` (``yolov5s-ema.yaml``, ``visdrone.yaml``), or None.
 
-    Only bare names are looked up: a name with a folder in it is the user's own path.
+    Only bare names are looked up: a name that contains a folder is a path of the user's own.
     """
     if not name or Path(name).name != name or len(name.encode()) > _LONGEST_NAME:
         return None

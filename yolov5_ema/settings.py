@@ -1,7 +1,7 @@
-"""What the user chose for the whole program: one frozen object, from the environment and the command line.
+"""The settings of the whole program: one frozen object, from the environment and the command line.
 
-Processes that are started (ranks of torchrun, workers, trainings of ``compare``) find it in their environment. No other
-file reads or writes these variables.
+Child processes (ranks of torchrun, workers, trainings of ``compare``) read the settings from their environment. No
+other file reads or writes these variables.
 """
 
 from __future__ import annotations
@@ -38,20 +38,21 @@ _OF_ONE_PROCESS = ("active", "leash")
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for all that a process does.
+    """Settings that apply to everything a process does.
 
     Attributes:
         yolov5: folder of the YOLOv5 to use; None: see `yolov5_ema.locate`.
         plugins: modules to import before a model is built.
-        conflicts: what a name means that both YOLOv5 and this package have, one of `CONFLICTS`.
-        trust: unpickle whatever a checkpoint holds.
-        implementation: of all blocks, see `yolov5_ema.kernels.dispatch`; None: what each was built with.
+        conflicts: what a block's name means if YOLOv5 has a class of the same name; one of `CONFLICTS`.
+        trust: unpickle checkpoints without checking what they hold.
+        implementation: the implementation of all blocks, see `yolov5_ema.kernels.dispatch`; None: the one that each
+            block was built with.
         cache: folder of compiled kernels; None: the user's cache folder.
-        seed: of a training; None: YOLOv5's own.
-        init: how blocks start that the pretrained weights lack, one of `INITS`.
+        seed: random seed of a training; None: YOLOv5's own.
+        init: how to initialize blocks that are missing from the pretrained weights; one of `INITS`.
         cpu_ddp: the processes of torchrun share the CPU.
-        leash: this process ends when the one that started it does.
-        active: folder of the YOLOv5 that the shim is installed for, told to spawned workers.
+        leash: this process ends when its parent process does.
+        active: folder of the YOLOv5 that the shim is installed for; spawned workers read it.
     """
 
     yolov5: str | None = None
@@ -71,21 +72,21 @@ class Settings:
         """The settings of this process.
 
         Raises:
-            UserError: a variable holds what is none of its values; names it.
+            UserError: a variable has an invalid value; the message names the variable.
         """
         return cls(**{name: read(name) for name in VARIABLES})
 
     def as_environment(self) -> dict[str, str]:
-        """Environment variables that hold these settings, without those that are as if nothing had been said."""
+        """Environment variables that hold these settings, without those that have their default value."""
         texts = {VARIABLES[field.name]: _as_text(getattr(self, field.name)) for field in fields(self)}
         unsaid = {VARIABLES[field.name]: _as_text(field.default) for field in fields(self)}
         return {name: text for name, text in texts.items() if text != unsaid[name]}
 
     @contextmanager
     def exported(self) -> Iterator[None]:
-        """Within: the settings of this process and of those that it starts. Then all is as it was before.
+        """Context manager: these settings apply to this process and its children; the former ones come back on exit.
 
-        Whether a shim is installed is not a matter of the caller's, and stays as it is.
+        ``active``, which says whether a shim is installed, is left as it is: the caller does not decide it.
         """
         before = _said()
         _put(before, {name: text for name, text in self.as_environment().items() if name in _names()})
@@ -99,7 +100,7 @@ def read(name: str) -> Any:
     """One field of `Settings.from_environment`.
 
     Raises:
-        UserError: the variable holds what is none of its values.
+        UserError: the variable has an invalid value.
     """
     text = os.environ.get(VARIABLES[name], "")
     reader = _READERS.get(name)
@@ -110,7 +111,7 @@ def read(name: str) -> Any:
 
 @contextmanager
 def exporting(**changes: Any) -> Iterator[None]:
-    """Within: these fields are the settings of this process and of those that it starts; others are left alone."""
+    """Context manager: changes these settings for this process and its children, and leaves the others alone."""
     names = [VARIABLES[name] for name in changes]
     before = {name: os.environ[name] for name in names if name in os.environ}
     after = Settings(**changes).as_environment()
@@ -122,17 +123,17 @@ def exporting(**changes: Any) -> Iterator[None]:
 
 
 def take(name: str) -> Any:
-    """`read`, and forget: processes that this one starts are not told."""
+    """`read`, then remove the variable, so that child processes do not see it."""
     value = read(name)
     os.environ.pop(VARIABLES[name], None)
     return value
 
 
 def chosen_conflicts(said: str | None = None) -> str:
-    """What is said, else what the settings say, of names that both YOLOv5 and this package have.
+    """``said`` if given, else the setting ``conflicts``.
 
     Raises:
-        UserError: it is none of `CONFLICTS`.
+        UserError: it is not one of `CONFLICTS`.
     """
     return read("conflicts") if said is None else _one_of("conflicts", CONFLICTS)(said)
 

@@ -329,7 +329,7 @@ def write_onnx(file: Path, metadata: dict[str, str], location: str | None = None
     ("metadata", "named"),
     [
         ({"stride": "32", "names": "[__import__('os').mkdir('never')]"}, "'names'"),
-        ({"stride": "32", "names": "{0: 'a', 1: ['b']}"}, "no name of a class"),
+        ({"stride": "32", "names": "{0: 'a', 1: ['b']}"}, "not a class name"),
         ({"stride": "32", "names": "['../../a']"}, "lead out of the folder"),
         ({"stride": "32", "names": "[]"}, "names"),
         ({"stride": "32", "names": "{1: 'a'}"}, "class 0"),

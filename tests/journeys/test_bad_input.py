@@ -174,7 +174,7 @@ def test_data_with_other_mistakes(refused, tiny_set, own_folder):
     [
         ("[yes, no, maybe]", "YAML takes for a truth value"),
         ("[a, a, b]", "names has 'a' twice"),
-        ("[a, null, c]", "None in names is no name of a class"),
+        ("[a, null, c]", "None in names is not a class name"),
         ('{"0": a, "1": b, "2": c}', "names must count its classes from 0"),
         ("[2020-01-01, b, c]", "it must be text"),
     ],

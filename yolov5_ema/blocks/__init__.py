@@ -1,6 +1,6 @@
-"""Attention blocks that keep the shape of a feature map, and the registry that names them.
+"""Attention blocks that keep the shape of a feature map, and the registry that finds them by name.
 
-A new block is one file here with a class under ``@register_block``, and one import below.
+To add a block, write one file here with a class decorated by ``@register_block``, and add one import below.
 """
 
 from yolov5_ema.blocks.ca import CA

@@ -3,8 +3,9 @@
 Paper: "Coordinate Attention for Efficient Mobile Network Design", Hou et al., CVPR 2021, arXiv 2103.02907.
 Reference implementation: https://github.com/houqb/CoordAttention
 
-Deviations: input and output channels are one number (the reference's product fails where they differ); means
-are summed in float32 for half-precision inputs, and float16 overflow saturates.
+Deviations:
+- input and output have the same number of channels (in the reference the final product fails if they differ);
+- means are summed in float32 for half-precision inputs, and float16 overflow saturates.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ _LEAST_HIDDEN = 8
 class CA(AttentionBlock):
     """Coordinate attention (arXiv 2103.02907, section 3.2, equations 4 to 9).
 
-    The means over W and over H go through one 1x1 convolution, BatchNorm and hard-swish, then through one
-    1x1 convolution each: ``out = X * sigmoid(g_h) * sigmoid(g_w)``.
+    The means over W and over H go through one shared 1x1 convolution, BatchNorm and hard-swish, then each through a
+    1x1 convolution of its own: ``out = X * sigmoid(g_h) * sigmoid(g_w)``.
 
-    Parameters: hidden = max(8, channels // reduction) channels; 25,648 at 512 channels. Names as in the
-    reference: ``conv1``, ``bn1``, ``conv_h``, ``conv_w``.
+    Parameters: 25,648 at 512 channels, with hidden = max(8, channels // reduction) channels. The layers' names are
+    those of the reference: ``conv1``, ``bn1``, ``conv_h``, ``conv_w``.
 
     Args:
         channels: channels C of the feature map.
         reduction: the hidden channels are ``channels // reduction``, but at least 8; any value of at least 1
             works.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
 
     Raises:
-        ValueError: an option that is no integer or below 1.
+        ValueError: an option that is not an integer or below 1.
 
     >>> import torch
     >>> CA(64)(torch.rand(2, 64, 20, 12)).shape
@@ -77,7 +78,7 @@ class CA(AttentionBlock):
         return x * gate_w * gate_h  # (N, C, H, W)
 
     def zero_gate_(self) -> None:
-        """Zero the last parameters: the gate is 1/2 * 1/2 everywhere, and learns from there."""
+        """Set the last parameters to zero, so that training starts with a gate of 1/2 * 1/2 everywhere."""
         zero_(self.conv_h, self.conv_w)
 
     def extra_repr(self) -> str:

@@ -3,11 +3,13 @@
 Paper: "CBAM: Convolutional Block Attention Module", Woo et al., ECCV 2018, arXiv 1807.06521.
 Reference implementation: https://github.com/Jongchan/attention-module
 
-How its passes over the feature map are computed is the business of `yolov5_ema.kernels.cbam`.
+`yolov5_ema.kernels.cbam` computes its passes over the feature map.
 
-Deviations: names of the parameters (the reference's are mapped when a state dict is loaded); means are summed
-in float32 for half-precision inputs, and float16 overflow saturates; a single pixel in training mode works,
-see CBAM; where several values attain a maximum they share its gradient evenly (the reference gives it to one).
+Deviations:
+- the parameters have other names (the reference's are mapped when a state dict is loaded);
+- means are summed in float32 for half-precision inputs, and float16 overflow saturates;
+- a single pixel in training mode works, see CBAM;
+- if several values are equal to a maximum, they share its gradient evenly (the reference gives it to one of them).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from yolov5_ema.kernels.dispatch import check_implementation
 
 
 class _ChannelGate(nn.Module):
-    """One gate a channel, from its mean and its maximum through one shared MLP (equation 2)."""
+    """One gate for each channel, from its mean and its maximum through one shared MLP (equation 2)."""
 
     def __init__(
         self, channels: int, hidden: int, device: torch.device | str | None, dtype: torch.dtype | None
@@ -48,12 +50,12 @@ class _ChannelGate(nn.Module):
         return scale(x, self.gate(mean, peak).to(x.dtype))  # (N, C, H, W)
 
     def gate(self, mean: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:
-        """The gate (N, C) from means and maxima of the channels."""
+        """The gate (N, C) from the means and maxima of the channels, (N, C) each."""
         score = self._mlp(mean) + self._mlp(peak)  # (N, C)
         return score.sigmoid()
 
     def gate_of_both(self, pooled: torch.Tensor) -> torch.Tensor:
-        """The same from both in one tensor (2, N, C), in half as many steps."""
+        """The gate (N, C) from means and maxima stacked in one tensor (2, N, C), in half as many steps."""
         return self._mlp(pooled).sum(0).sigmoid()  # (N, C)
 
     def _mlp(self, v: torch.Tensor) -> torch.Tensor:
@@ -62,7 +64,7 @@ class _ChannelGate(nn.Module):
 
 
 class _SpatialGate(nn.Module):
-    """One gate a pixel, from the maximum and the mean over its channels (equation 3)."""
+    """One gate for each pixel, from the maximum and the mean over its channels (equation 3)."""
 
     def __init__(
         self, kernel_size: int, device: torch.device | str | None, dtype: torch.dtype | None
@@ -78,7 +80,8 @@ class _SpatialGate(nn.Module):
     def squash(self, score: torch.Tensor) -> torch.Tensor:
         """The gate (N, 1, H, W) from the convolved maps."""
         score = saturate(score)
-        if self.training and is_single_value(score, 1):  # has no batch statistics: take the running ones
+        # a single value has no batch statistics: use the running ones
+        if self.training and is_single_value(score, 1):
             bn = self.bn
             score = F.batch_norm(score, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
         else:
@@ -90,10 +93,10 @@ class _SpatialGate(nn.Module):
 class CBAM(AttentionBlock):
     """Convolutional block attention (arXiv 1807.06521, equations 1 to 3): channel gate, then spatial gate.
 
-    As published by its authors: biases in the MLP, BatchNorm after the spatial convolution.
+    As in the authors' code, the MLP has biases and a BatchNorm follows the spatial convolution.
 
-    In training mode a batch that is one image of one pixel has no batch statistics (``nn.BatchNorm2d``
-    raises): the spatial gate then uses its running statistics and leaves them unchanged.
+    In training mode a batch of one image with one pixel has no batch statistics (``nn.BatchNorm2d`` raises). The
+    spatial gate then uses its running statistics and leaves them unchanged.
 
     Parameters: 33,412 at 512 channels. Loads the reference's ``ChannelGate.mlp.1``, ``ChannelGate.mlp.3``,
     ``SpatialGate.spatial.conv`` and ``SpatialGate.spatial.bn``.
@@ -102,24 +105,25 @@ class CBAM(AttentionBlock):
         channels: channels C of the feature map.
         reduction: the MLP's hidden channels are ``channels // reduction``.
         kernel_size: side of the spatial gate's convolution, odd.
-        implementation: how it is computed: auto, reference, exact or cpp (`yolov5_ema.kernels.dispatch`); the result
-            is the same.
-        device: of the parameters.
-        dtype: of the parameters.
+        implementation: how the block is computed: auto, reference, exact or cpp (`yolov5_ema.kernels.dispatch`). The
+            result is the same.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
 
     Raises:
-        ValueError: an option that is no integer or below 1, a reduction above the channels, an even kernel,
-            or an unknown implementation.
+        ValueError: an option that is not an integer or below 1, a reduction larger than the number of channels, an
+            even kernel size, or an unknown implementation.
 
     >>> import torch
     >>> CBAM(64, reduction=8)(torch.rand(2, 64, 20, 12)).shape
     torch.Size([2, 64, 20, 12])
     """
 
-    implementation = "auto"  # of blocks in checkpoints from before there was a choice
+    # for blocks in old checkpoints, from before this attribute existed
+    implementation = "auto"
 
     reference_names: ClassVar[dict[str, str]] = {
         "ChannelGate.mlp.1": "channel_gate.fc1",
@@ -155,11 +159,11 @@ class CBAM(AttentionBlock):
         return cbam(x, self.channel_gate, self.spatial_gate, self.implementation)  # (N, C, H, W)
 
     def _gates_are_its_own(self) -> bool:
-        """Whether they have the parts that are asked for below; wrapped or replaced ones need not."""
+        """Whether the gates are the ones built here: wrapped or replaced gates may not have the methods used below."""
         return type(self.channel_gate) is _ChannelGate and type(self.spatial_gate) is _SpatialGate
 
     def zero_gate_(self) -> None:
-        """Zero the last parameters: the gate is 1/2 * 1/2 everywhere, and learns from there."""
+        """Set the last parameters to zero, so that training starts with a gate of 1/2 * 1/2 everywhere."""
         zero_(self.channel_gate.fc2, self.spatial_gate.bn)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""What the block files share: checks of options, half-precision safety, names of reference checkpoints."""
+"""Helpers for all blocks: checks of options, safe half-precision arithmetic, parameter names of public checkpoints."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = [
 
 
 def check_positive_int(block: str, option: str, value: Any) -> int:
-    """``value`` if it is an integer of at least 1, else a ``ValueError`` naming block, option and value.
+    """``value`` if it is an integer of at least 1; otherwise raises a ``ValueError`` naming block, option and value.
 
-    Booleans and floats are refused, also whole ones: in a YAML ``16.0`` or ``True`` is a slip.
+    Booleans and floats are refused, even whole ones: ``16.0`` or ``True`` in a YAML is probably a mistake.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{block}: {option} must be an integer, got {value!r} ({type(value).__name__})")
@@ -37,14 +37,17 @@ def check_positive_int(block: str, option: str, value: Any) -> int:
 
 
 def check_bool(block: str, option: str, value: Any) -> bool:
-    """``value`` if it is True or False, else a ``ValueError`` naming block, option and value."""
+    """``value`` if it is True or False; otherwise raises a ``ValueError`` naming block, option and value."""
     if not isinstance(value, bool):
         raise ValueError(f"{block}: {option} must be True or False, got {value!r} ({type(value).__name__})")
     return value
 
 
 def check_odd_kernel(block: str, value: Any) -> int:
-    """``value`` if it is an odd integer of at least 1: an even kernel cannot keep the size of its input."""
+    """``value`` if it is an odd integer of at least 1; otherwise raises a ``ValueError``.
+
+    A convolution with an even kernel cannot keep the size of its input.
+    """
     size = check_positive_int(block, "kernel_size", value)
     if size % 2 == 0:
         raise ValueError(f"{block}: kernel_size must be odd, got {size}; use {size - 1} or {size + 1}")
@@ -52,7 +55,7 @@ def check_odd_kernel(block: str, value: Any) -> int:
 
 
 def check_reduction(block: str, channels: int, value: Any) -> int:
-    """``value`` if ``channels // value`` leaves at least one hidden channel, else a ``ValueError``."""
+    """``value`` if ``channels // value`` leaves at least one hidden channel; otherwise raises a ``ValueError``."""
     reduction = check_positive_int(block, "reduction", value)
     if reduction > channels:
         raise ValueError(
@@ -63,8 +66,9 @@ def check_reduction(block: str, channels: int, value: Any) -> int:
 
 
 def is_single_value(x: torch.Tensor, channels: int) -> bool:
-    """Whether a batch has one value for each channel; of what `torch.fx` traces, which may be any, it is not said."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 - alone, or TorchScript compiles what follows
+    """Whether a batch has exactly one value for each channel; False while `torch.fx` traces, which knows no shapes."""
+    # noqa: as one condition, TorchScript would compile what follows
+    if not torch.jit.is_scripting():  # noqa: SIM102
         if is_symbolic(x):
             return False
     return x.numel() == channels
@@ -91,11 +95,11 @@ def zero_(*modules: nn.Module) -> None:
 
 
 class AttentionBlock(nn.Module):
-    """Base of the blocks here: loads checkpoints of the public reference implementations too.
+    """Base class of the blocks here. They also load the state dicts of the public reference implementations.
 
-    ``reference_names`` maps a parameter's or submodule's name in the reference to ours; it is applied under
-    any prefix, and only where our own name isn't already in the state dict. Deriving from this class is
-    optional. So is a method ``zero_gate_()`` that makes the gate a constant, for ``--init identity``.
+    ``reference_names`` maps a parameter's or submodule's name in the reference to the name here. It is applied under
+    any prefix, and only if the name here is not already in the state dict. A block need not derive from this class.
+    It need not have a method ``zero_gate_()`` either, which makes the gate a constant for ``--init identity``.
     """
 
     reference_names: ClassVar[dict[str, str]] = {}

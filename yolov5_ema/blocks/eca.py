@@ -4,8 +4,9 @@ Paper: "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Netwo
 arXiv 1910.03151.
 Reference implementation: https://github.com/BangguWu/ECANet
 
-Deviations: the kernel follows from the channels by the paper's rule unless given (the reference module's own
-default is 3); means are summed in float32 for half-precision inputs.
+Deviations:
+- by default the kernel size follows from the channels by the paper's rule (the reference's default is 3);
+- means are summed in float32 for half-precision inputs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from yolov5_ema.blocks.registry import register_block
 
 
 def eca_kernel_size(channels: int) -> int:
-    """The paper's kernel for so many channels: the odd number next to (log2(channels) + 1) / 2.
+    """The paper's kernel size for a number of channels: (log2(channels) + 1) / 2, cut to an integer, then made odd.
+
+    An even integer becomes the next odd one.
 
     >>> [eca_kernel_size(channels) for channels in (1, 64, 256, 512)]
     [1, 3, 5, 5]
@@ -34,21 +37,21 @@ def eca_kernel_size(channels: int) -> int:
 class ECA(AttentionBlock):
     """Efficient channel attention (arXiv 1910.03151, section 3.2).
 
-    A one-dimensional convolution runs along the channels' means: ``out = X * sigmoid(conv(mean(X)))``.
+    A one-dimensional convolution runs along the means of the channels: ``out = X * sigmoid(conv(mean(X)))``.
 
-    Parameters: kernel_size; 5 at 512 channels. Name as in the reference: ``conv``.
+    Parameters: ``kernel_size``, so 5 at 512 channels. The layer's name is that of the reference: ``conv``.
 
     Args:
         channels: channels C of the feature map.
         kernel_size: odd number of neighbouring channels; None for the paper's rule (gamma 2, b 1).
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
 
     Raises:
-        ValueError: an option that is no integer or below 1, an even kernel.
+        ValueError: an option that is not an integer or below 1, or an even kernel size.
 
     >>> import torch
     >>> block = ECA(64)
@@ -78,7 +81,7 @@ class ECA(AttentionBlock):
         return x * gate.squeeze(1)[:, :, None, None]  # (N, C, H, W)
 
     def zero_gate_(self) -> None:
-        """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""
+        """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""
         zero_(self.conv)
 
     def extra_repr(self) -> str:

@@ -4,15 +4,15 @@ Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouy
 arXiv 2305.13563.
 Reference implementation: https://github.com/YOLOonMe/EMA-attention-module
 
-How it is computed is the business of `yolov5_ema.kernels.ema`, which reads the parameters of ``conv1x1``, ``conv3x3``
-and ``gn`` where these are the plain layers that the block built. Where one has a hook, another geometry or class, a
-parametrisation or a forward of its own, all three are called instead, in the paper's form.
+`yolov5_ema.kernels.ema` computes it. If ``conv1x1``, ``conv3x3`` and ``gn`` are the plain layers that the block built,
+the kernels read their parameters directly. If one of them has a hook, another geometry or class, a parametrization or
+a forward of its own, all three layers are called instead, in the paper's form.
 
-Deviations, none of which changes a value the reference gives:
-- the groups must divide the channels, checked when the block is built (the reference fails in forward);
+Deviations, none of which changes a value that the reference gives:
+- the number of groups must divide the channels, checked when the block is built (the reference fails in forward);
 - statistics are summed in float32 for half-precision inputs, and float16 overflow saturates;
 - one group on a 1 x 1 map of one image works (``nn.GroupNorm`` refuses a single value per channel);
-- ``cross_spatial=False`` is the ablation EMA_no of the paper's Table 4, which the reference doesn't publish.
+- ``cross_spatial=False`` is the ablation EMA_no of the paper's Table 4, which the reference does not contain.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from yolov5_ema.kernels.ema import (
 )
 from yolov5_ema.kernels.layers import is_norm_of_each_channel, is_same_size_convolution
 
-_DEFAULT_GROUPS = Named(32)  # told apart, by identity, from the same number given by the caller
+# compared by identity, so that a 32 given by the caller is not taken for the default
+_DEFAULT_GROUPS = Named(32)
 
 
 @register_block(paper="Ouyang et al., ICASSP 2023, arXiv 2305.13563")
@@ -52,32 +53,32 @@ class EMA(AttentionBlock):
         map  = softmax(mean(x1)) . x2 + softmax(mean(x2)) . x1              cross-spatial learning, (1, H, W)
         out  = X * sigmoid(map)
 
-    Without cross-spatial learning (EMA_no in Table 4) the paper keeps both branches, and the parameter count,
-    but gives no formula. The reading here drops just the step that is ablated, the weighting of each branch's
-    channels by the other's pooled ones, and keeps what section 3.2 does around it: the branches are
-    aggregated by a sum, followed by a sigmoid. The map then has k channels instead of one::
+    Without cross-spatial learning (EMA_no in Table 4) the paper keeps both branches and the parameter count, but
+    gives no formula. The form chosen here leaves out only the ablated step, in which the pooled channels of each
+    branch weight the channels of the other. The rest of section 3.2 stays: a sum of the branches, then a sigmoid. The
+    map then has k channels instead of one::
 
         out = X * sigmoid(x1 + x2)
 
-    Parameters: 10 k^2 + 4 k, shared by all groups. Names as in the reference: ``conv1x1``,
+    Parameters: 10 k^2 + 4 k, shared by all groups. The layers' names are those of the reference: ``conv1x1``,
     ``conv3x3``, ``gn``.
 
     Args:
         channels: channels C of the feature map.
-        groups: groups G the channels are split into, 32 by default; must divide ``channels``.
+        groups: number of groups G that the channels are split into, 32 by default; it must divide ``channels``.
         cross_spatial: False for the ablation.
         factor: the reference's name for ``groups``; give one of the two.
-        implementation: how it is computed: auto, reference, exact, cpp or triton (`yolov5_ema.kernels.dispatch`); the
-            result is the same. The ablation is always computed as the reference.
-        device: of the parameters.
-        dtype: of the parameters.
+        implementation: how the block is computed: auto, reference, exact, cpp or triton
+            (`yolov5_ema.kernels.dispatch`). The result is the same. The ablation always uses the reference.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
 
     Raises:
-        ValueError: an option of the wrong type or below 1, groups that don't divide the channels, ``groups`` and
-            ``factor`` given with different values, or an unknown implementation.
+        ValueError: an option of the wrong type or below 1, a number of groups that does not divide the channels,
+            ``groups`` and ``factor`` with different values, or an unknown implementation.
 
     >>> import torch
     >>> block = EMA(64, groups=8)
@@ -87,7 +88,8 @@ class EMA(AttentionBlock):
     672
     """
 
-    implementation = "auto"  # of blocks in checkpoints from before there was a choice
+    # for blocks in old checkpoints, from before this attribute existed
+    implementation = "auto"
 
     @named_numbers
     def __init__(
@@ -140,7 +142,7 @@ class EMA(AttentionBlock):
         return ema(x, arguments, self.implementation)  # (N, C, H, W)
 
     def _layers_are_plain(self) -> bool:
-        """Whether their parameters say all that there is to know about them."""
+        """Whether the layers are plain, so that their parameters are all the kernels need."""
         norm = self.gn
         k = norm.num_channels if isinstance(norm, nn.GroupNorm) else 0
         return (
@@ -150,7 +152,7 @@ class EMA(AttentionBlock):
         )
 
     def _by_layers(self, x: torch.Tensor) -> torch.Tensor:
-        """The paper's form by whatever the layers are."""
+        """The paper's form, computed by calling the layers."""
         n, c, h, w = x.shape
         gx = x.reshape(n * self.groups, c // self.groups, h, w)  # (NG, k, H, W)
         x1 = self.gn(gated(gx, self.conv1x1(means_of_sides(gx))))  # (NG, k, H, W)
@@ -158,7 +160,7 @@ class EMA(AttentionBlock):
         return attended(gx, x1, x2, self.cross_spatial).reshape(x.shape)  # (N, C, H, W)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What TorchScript compiles: where the layers are to be called, a block that does only that."""
+        """The module that TorchScript compiles: for layers that are not plain, a block that only calls them."""
         if self._layers_are_plain():
             return self
         twin = copy.copy(self)
@@ -166,7 +168,7 @@ class EMA(AttentionBlock):
         return twin
 
     def zero_gate_(self) -> None:
-        """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""
+        """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""
         zero_(self.gn, self.conv3x3)
 
     def extra_repr(self) -> str:
@@ -177,7 +179,7 @@ class EMA(AttentionBlock):
 
 
 class _EMAByLayers(EMA):
-    """What TorchScript is given of a block with other layers than the plain ones."""
+    """The block that TorchScript compiles if the layers are not plain."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._by_layers(x)  # (N, C, H, W)

@@ -3,9 +3,13 @@
 Paper: "NAM: Normalization-based Attention Module", Liu et al., NeurIPS 2021 workshop, arXiv 2111.12419.
 Reference implementation: https://github.com/Christian-lyc/NAM
 
-Deviations: all scales zero gives equal shares, not NaN; a single value per channel in training mode works,
-see NAM; float16 overflow saturates. As in the reference, only the channel attention is built (the paper's
-pixel attention is not part of the published code), and the shares are constants in backward.
+Deviations:
+- if all scales are zero, the shares are equal (the reference gives NaN);
+- a single value per channel in training mode works, see NAM;
+- float16 overflow saturates.
+
+As in the reference, only the channel attention is built (the published code does not contain the paper's pixel
+attention), and the shares are constants in the backward pass.
 """
 
 from __future__ import annotations
@@ -29,10 +33,11 @@ from yolov5_ema.blocks.registry import register_block
 
 
 def _shares(weight: torch.Tensor) -> torch.Tensor:
-    """Each scale's part of them all, (C, 1, 1), in float32 at least."""
+    """The share of each channel's scale in the sum of all scales, (C, 1, 1), in float32 or wider."""
     scale = weight.detach().abs()
     wide = torch.promote_types(scale.dtype, torch.float32)
-    scale = scale.to(wide) + 1e-30  # moves no scale in use, never 0
+    # too small to change a scale that occurs in practice, but keeps the sum above 0
+    scale = scale.to(wide) + 1e-30
     return (scale / scale.sum())[:, None, None]
 
 
@@ -40,25 +45,26 @@ def _shares(weight: torch.Tensor) -> torch.Tensor:
 class NAM(AttentionBlock):
     """Normalization-based attention (arXiv 2111.12419, section 3, equations 1 and 2), the channel part.
 
-    BatchNorm's own scales say how much a channel matters: with the shares ``w = |gamma| / sum(|gamma|)``,
-    ``out = X * sigmoid(w * BatchNorm(X))``. As in the reference, no gradient flows through the shares.
+    The scales (gamma) of BatchNorm measure how much a channel matters. With the shares
+    ``w = |gamma| / sum(|gamma|)``, ``out = X * sigmoid(w * BatchNorm(X))``. As in the reference, no gradient flows
+    through the shares.
 
-    Where all gammas are zero the shares are 1 / C each, as for any equal gammas, so the block stays finite
-    and can still learn. In training mode a batch with one value per channel has no batch statistics
-    (``nn.BatchNorm2d`` raises): the running statistics are used and left unchanged.
+    If all gammas are zero, each share is 1 / C, as for any equal gammas, so the block stays finite and can still
+    learn. In training mode a batch with one value per channel has no batch statistics (``nn.BatchNorm2d`` raises).
+    The block then uses the running statistics and leaves them unchanged.
 
     Parameters: 2 * channels; 1,024 at 512 channels. Loads the reference's ``Channel_Att.bn2``.
 
     Args:
         channels: channels C of the feature map.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
 
     Raises:
-        ValueError: channels that are no integer or below 1.
+        ValueError: channels that are not an integer or below 1.
 
     >>> import torch
     >>> NAM(64)(torch.rand(2, 64, 20, 12)).shape
@@ -81,7 +87,8 @@ class NAM(AttentionBlock):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bn = self.bn
-        if self.training and is_single_value(x, self.channels):  # has no batch statistics
+        # a single value per channel has no batch statistics: use the running ones
+        if self.training and is_single_value(x, self.channels):
             y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
         else:
             y = bn(x)  # (N, C, H, W)
@@ -89,7 +96,7 @@ class NAM(AttentionBlock):
         return x * (saturate(y) * share.to(y.dtype)).sigmoid().to(x.dtype)  # (N, C, H, W)
 
     def zero_gate_(self) -> None:
-        """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""
+        """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""
         zero_(self.bn)
 
     def extra_repr(self) -> str:

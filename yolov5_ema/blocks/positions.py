@@ -1,8 +1,8 @@
-"""Numbers that a block is given by position, where public code reads them in another way.
+"""Refuses positional numbers of a block that public code would read in another way.
 
 The public EMA is ``EMA(channels, c2=None, factor=32)``, ultralytics' CBAM is ``CBAM(c1, kernel_size=7)``, and rows of
-YOLOv5 forks begin with one or two numbers of channels. A number that could mean two things is refused, with each
-meaning spelled out by name.
+YOLOv5 forks begin with one or two numbers of channels. A number that could mean two things is refused. The message
+shows how to write each meaning with named options.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _FROM_THE_ROW = ". The number of channels is not written: a block takes it from 
 
 
 class Named(int):
-    """An integer that was given by name, or is a default: it means one thing, wherever it is passed on."""
+    """An integer that was given by name or is a default: its meaning is clear even if it is passed on by position."""
 
 
 class Reading(NamedTuple):
-    """One thing that the numbers could mean, and the options that say it."""
+    """One possible meaning of the numbers, and the named options that express it."""
 
     meaning: str
     options: dict[str, Any]
 
 
 class UnclearNumbersError(ValueError):
-    """The numbers given to a block could mean more than one thing, or are not how its options are given.
+    """The positional numbers of a block could mean more than one thing, or do not fit its options.
 
     Args:
         block: name of the block.
-        values: what was given by position behind the channels.
-        found: what that could mean.
-        channels: the number that stands before them where Python code called the block.
+        values: the positional values after the channels.
+        found: their possible meanings.
+        channels: the channels that a Python call passed before them.
     """
 
     def __init__(self, block: str, values: Sequence[Any], found: list[Reading], channels: Any = None) -> None:
@@ -46,7 +46,7 @@ class UnclearNumbersError(ValueError):
         super().__init__(self._said(f"{block}({given})", self._call))
 
     def in_row(self) -> str:
-        """The same for a row of a YAML."""
+        """The message for a row of a YAML instead of a Python call."""
         said = self._said(f"{self.block} {self.values}", self._row)
         return said + (_FROM_THE_ROW if any(_CHANNELS in reading.meaning for reading in self.found) else "")
 
@@ -65,7 +65,7 @@ class UnclearNumbersError(ValueError):
 
 
 def named_numbers(init: _Init) -> _Init:
-    """Decorator of a block's ``__init__``: it refuses numbers by position that could mean two things.
+    """Decorator for a block's ``__init__`` that refuses positional numbers that could mean two things.
 
     >>> from yolov5_ema.blocks import CBAM
     >>> CBAM(64, 16).reduction, CBAM(64, kernel_size=7).kernel_size
@@ -76,7 +76,8 @@ def named_numbers(init: _Init) -> _Init:
     yolov5_ema.blocks.positions.UnclearNumbersError: CBAM(64, 7) can be read in more than one way: \
 if kernel_size is 7, write CBAM(64, kernel_size=7); if reduction is 7, write CBAM(64, reduction=7)
     """
-    options = _positional(init)[2:]  # behind self and channels
+    # without self and channels
+    options = _positional(init)[2:]
     block = init.__qualname__.split(".")[-2]
 
     @functools.wraps(init)
@@ -92,12 +93,12 @@ if kernel_size is 7, write CBAM(64, kernel_size=7); if reduction is 7, write CBA
 
 
 def refuses_unclear_numbers(block: type) -> bool:
-    """Whether a block's constructor looks at numbers by position itself; it passes over those of the kind `Named`."""
+    """Whether a block's constructor checks positional numbers itself; it does not check those of type `Named`."""
     return getattr(block.__init__, "refuses_unclear_numbers", False)  # type: ignore[misc]
 
 
 def options_of(block: type) -> list[inspect.Parameter]:
-    """The options that a block's constructor takes by position, behind the channels."""
+    """The options that a block's constructor takes by position after the channels."""
     return _positional(block)[1:]
 
 
@@ -108,12 +109,12 @@ def _positional(function: Any) -> list[inspect.Parameter]:
 def readings(
     options: Sequence[inspect.Parameter], values: Sequence[Any], channels: Collection[int]
 ) -> list[Reading]:
-    """What values given by position could mean; empty if they mean what their order says, and nothing else.
+    """The possible meanings of positional values; empty if their order is the only possible reading.
 
     Args:
-        options: those of the block, see `options_of`.
-        values: what is given behind the channels.
-        channels: what is known of the number of channels; also as a YAML writes it, before the width multiple.
+        options: the block's options, see `options_of`.
+        values: the positional values after the channels.
+        channels: the numbers of channels that the block may have, such as the one in a YAML before the width multiple.
     """
     if not values:
         return []
@@ -131,7 +132,8 @@ def _leading_channels(
 ) -> int:
     """How many of the first values are, or may be, numbers of channels."""
     first, *others = values
-    is_left_out = first is None and not fits  # the public EMA(64, None, 8)
+    # as in a call of the public EMA: EMA(64, None, 8)
+    is_left_out = first is None and not fits
     if not _is_number(first) and not is_left_out:
         return 0
     lead = 2 if others and _is_number(first) and others[0] == first and _is_number(others[0]) else 1
@@ -142,14 +144,14 @@ def _leading_channels(
 
 
 def _behind_channels(options: Sequence[inspect.Parameter], values: Sequence[Any], lead: int) -> list[Reading]:
-    """What follows the number of channels, as public code reads it."""
+    """The possible meanings of the values after the number of channels, as public code reads them."""
     rest = values[lead:]
     first = f"{values[0]} is {_CHANNELS}" if values[0] is not None else f"{_CHANNELS} is left out"
     if not rest:
         return [Reading(first, {})]
     assigned = _assigned(options, rest)
     if assigned is None or not _divides(assigned.get("groups", 1), values[0]):
-        return [Reading(f"{first}, for there is no option that {list(rest)} could be", {})]
+        return [Reading(f"{first} (no option takes {list(rest)})", {})]
     found = [assigned]
     if len(rest) == 1 and _may_be_kernel(options, rest[0]):
         found.insert(0, {_KERNEL: rest[0]})
@@ -157,7 +159,8 @@ def _behind_channels(options: Sequence[inspect.Parameter], values: Sequence[Any]
 
 
 def _divides(groups: Any, channels: Any) -> bool:
-    if not _is_number(groups) or not _is_number(channels):  # a block of the user's may take a text, say
+    # a user's own block may take a string, for example
+    if not _is_number(groups) or not _is_number(channels):
         return True
     return bool(groups > 0 and channels % groups == 0)
 
@@ -171,14 +174,14 @@ def _told(options: dict[str, Any]) -> str:
 
 
 def _in_order(options: Sequence[inspect.Parameter], values: Sequence[Any]) -> dict[str, Any] | None:
-    """The values as options in their order; None if they are too many, or of other types."""
+    """The values as options in their order; None if there are too many or their types do not fit."""
     if len(values) > len(options) or not all(map(_fits, options, values)):
         return None
     return {option.name: value for option, value in zip(options, values)}
 
 
 def _assigned(options: Sequence[inspect.Parameter], values: Sequence[Any]) -> dict[str, Any] | None:
-    """The values as the next options that could be meant; None if one of them fits none."""
+    """The values, each as the next option that it fits; None if one fits no option."""
     found: dict[str, Any] = {}
     left = iter(options)
     for value in values:
@@ -201,11 +204,12 @@ def _fits(option: inspect.Parameter, value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) is int  # no bool, and none that was named
+    # neither bool nor Named
+    return type(value) is int
 
 
 def _may_be_kernel(options: Sequence[inspect.Parameter], value: Any) -> bool:
-    """Whether a number that takes the place of another option could be the block's odd kernel."""
+    """Whether a number in the place of another option could be the block's odd kernel size."""
     is_behind = _KERNEL in [option.name for option in options[1:]]
     return is_behind and _is_number(value) and value > 0 and value % 2 == 1
 

@@ -1,4 +1,4 @@
-"""The registry of attention blocks: names by which YAML files, the command line and docs find them."""
+"""The registry of attention blocks: YAML files, the command line and the docs find blocks here by name."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from yolov5_ema.texts import nearest
 
 _BlockType = TypeVar("_BlockType", bound=type)
 PREFIX = "yolov5_ema."
-"""Before a block's name in a row: this package's block, whatever else the name means."""
+"""Prefix of a block's name in a row: it selects this package's block even if another class has the same name."""
 
-_PLACEMENT = ("device", "dtype")  # where a block lives, not what it computes
+# parameters that say where a block is stored, not what it computes
+_PLACEMENT = ("device", "dtype")
 
 
 @dataclass(frozen=True)
 class BlockInfo:
-    """What is known of a registered block.
+    """Name, class, paper and options of a registered block.
 
-    ``options`` holds (name, default) of every constructor parameter but ``channels``, ``device`` and
-    ``dtype``; the default is ``inspect.Parameter.empty`` for an option that has none.
+    ``options`` holds (name, default) for each constructor parameter except ``channels``, ``device`` and ``dtype``.
+    The default is ``inspect.Parameter.empty`` for a parameter without one.
     """
 
     name: str
@@ -33,7 +34,7 @@ class BlockInfo:
 
     @property
     def signature(self) -> str:
-        """The options as one writes them: ``groups=32, cross_spatial=True``."""
+        """The options as Python code writes them: ``groups=32, cross_spatial=True``."""
         empty = inspect.Parameter.empty
         return ", ".join(
             name if default is empty else f"{name}={default!r}" for name, default in self.options
@@ -48,7 +49,7 @@ class BlockInfo:
 
 _REGISTRY: dict[str, BlockInfo] = {}
 
-# what other code calls the blocks, in small letters and without underscores
+# names of the blocks in other projects, in lower case and without underscores
 _OTHER_NAMES = {
     "EMA": ("emaattention", "emattention", "efficientmultiscaleattention", "emamodule", "emalayer"),
     "CA": ("coordatt", "coordattention", "coordinateattention", "cablock", "coordatten"),
@@ -61,7 +62,7 @@ _OTHER_NAMES = {
 
 
 def _read_signature(cls: Any) -> list[inspect.Parameter]:
-    """Constructor parameters after ``channels``; TypeError if the class cannot be a block."""
+    """Constructor parameters after ``channels``; raises a ``TypeError`` if the class cannot be a block."""
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         raise TypeError(f"a block is a subclass of torch.nn.Module, got {cls!r}")
     parameters = list(inspect.signature(cls).parameters.values())
@@ -83,17 +84,17 @@ def register_block(
     cls: None = ..., *, name: str | None = ..., paper: str = ..., force: bool = ...
 ) -> Callable[[_BlockType], _BlockType]: ...
 def register_block(cls: Any = None, *, name: str | None = None, paper: str = "", force: bool = False) -> Any:
-    """Class decorator that makes an attention block known by name; used bare or with arguments.
+    """Class decorator that registers an attention block under a name; use it with or without arguments.
 
     Args:
         cls: an ``nn.Module`` subclass whose first constructor parameter is ``channels``.
-        name: the name to register under, by default the class's own; a plain Python identifier.
+        name: the name to register under, a plain Python identifier; the class's own name by default.
         paper: one line for tables: authors, venue, arXiv id.
         force: replace another class of that name instead of raising.
 
     Raises:
         TypeError: not an ``nn.Module`` subclass, or the first constructor parameter isn't ``channels``.
-        ValueError: the name belongs to another class already (and not ``force``), or is no identifier.
+        ValueError: the name already belongs to another class (without ``force``), or is not an identifier.
 
     >>> from torch import nn
     >>> from yolov5_ema.blocks import create_block, register_block
@@ -130,7 +131,7 @@ def register_block(cls: Any = None, *, name: str | None = None, paper: str = "",
 
 
 def unregister_block(name: str) -> None:
-    """Forget the block called ``name``. Raises ``ValueError`` if there is none."""
+    """Remove the block called ``name`` from the registry. Raises ``ValueError`` if there is none."""
     del _REGISTRY[block_info(name).name]
 
 
@@ -144,7 +145,7 @@ def list_blocks(pattern: str = "") -> list[str]:
 
 
 def block_called(name: str) -> str:
-    """The registered block that other code knows under ``name``; empty if there is none.
+    """The registered name of the block that other projects call ``name``; an empty string if there is none.
 
     >>> block_called("CoordAtt"), block_called("eca_layer"), block_called("Conv")
     ('CA', 'ECA', '')
@@ -154,7 +155,7 @@ def block_called(name: str) -> str:
 
 
 def block_info(name: str) -> BlockInfo:
-    """Name, class, paper and options of the block called ``name``; ``ValueError`` as for `get_block`.
+    """Name, class, paper and options of the block called ``name``; raises a ``ValueError`` as `get_block` does.
 
     >>> block_info("SA").signature
     'groups=64'
@@ -168,10 +169,10 @@ def block_info(name: str) -> BlockInfo:
 
 
 def block_of(what: object) -> str:
-    """The registered name of a block, however it is at hand; empty for what is no block.
+    """The registered name of a block given as a module, a class or a name; an empty string if it is not a block.
 
     Args:
-        what: a module, a class, or a name as rows of model YAMLs have it. A class that derives from a block's is that
+        what: a module, a class, or a name as in a row of a model YAML. A subclass of a block's class counts as that
             block.
 
     >>> block_of("yolov5_ema.EMA"), block_of(get_block("CA")), block_of(nn.Identity())
@@ -186,7 +187,10 @@ def block_of(what: object) -> str:
 
 
 def get_block(name: str) -> type:
-    """Class of the block called ``name``; ``ValueError`` naming the nearest names and all of them if unknown.
+    """Class of the block called ``name``.
+
+    Raises:
+        ValueError: no such block; the message lists the most similar names and all registered ones.
 
     >>> get_block("EMA").__name__
     'EMA'
@@ -198,7 +202,7 @@ def create_block(name: str, channels: int, **options: Any) -> nn.Module:
     """A new block for feature maps of ``channels`` channels.
 
     Raises:
-        ValueError: an unknown name, an option the block doesn't have, or a value it refuses.
+        ValueError: an unknown name, an option that the block does not have, or a value that it refuses.
 
     >>> create_block("ECA", 64, kernel_size=5).kernel_size
     5

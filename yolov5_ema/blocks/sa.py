@@ -4,10 +4,12 @@ Paper: "SA-Net: Shuffle Attention for Deep Convolutional Neural Networks", Zhang
 arXiv 2102.00240.
 Reference implementation: https://github.com/wofmanaf/SA-Net
 
-Deviations: the four raw parameters live in submodules as ``weight`` and ``bias``, because the
-optimizer of YOLOv5 v6.0 collects parameters by those names and would never train others (the reference's
-names are mapped when a state dict is loaded); too few channels for the groups is an error, not parameters of
-size zero; statistics are summed in float32 for half-precision inputs.
+Deviations:
+- the four raw parameters are in submodules, as ``weight`` and ``bias``: the optimizer of YOLOv5 v6.0 collects
+  parameters by those names and would never train others (the reference's names are mapped when a state dict is
+  loaded);
+- too few channels for the groups is an error (the reference builds parameters of size zero);
+- statistics are summed in float32 for half-precision inputs.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from yolov5_ema.blocks.registry import register_block
 
 
 class _Affine(nn.Module):
-    """``weight * x + bias`` a channel; starts as the constant 1, as in the reference."""
+    """``weight * x + bias`` for each channel; it starts as the constant 1, as in the reference."""
 
     def __init__(self, channels: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -42,24 +44,25 @@ class _Affine(nn.Module):
 class SA(AttentionBlock):
     """Shuffle attention (arXiv 2102.00240, section 3, equations 1 to 3).
 
-    Every group is halved. The first half is gated a channel from its mean, the second a pixel from its
-    GroupNorm, each after a learned scale and shift; then all channels are shuffled across the two halves.
+    Each group is split into two halves. The first half gets one gate for each channel, from the channel's mean. The
+    second half gets one gate for each value, from its GroupNorm. Both gates have a learned scale and shift. At the
+    end all channels are shuffled across the two halves.
 
     Parameters: 3 * channels / groups, shared by all groups; 24 at 512 channels. Loads the reference's
     ``cweight``, ``cbias``, ``sweight``, ``sbias`` and ``gn``.
 
     Args:
         channels: channels C of the feature map, a multiple of ``2 * groups``.
-        groups: groups G the channels are split into.
-        device: of the parameters.
-        dtype: of the parameters.
+        groups: number of groups G that the channels are split into.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
 
     Raises:
-        ValueError: an option that is no integer or below 1, or channels that aren't a multiple of ``2 *
-            groups``.
+        ValueError: an option that is not an integer or below 1, or channels that are not a multiple of
+            ``2 * groups``.
 
     >>> import torch
     >>> SA(64, groups=8)(torch.rand(2, 64, 20, 12)).shape
@@ -120,7 +123,7 @@ class SA(AttentionBlock):
         return out.transpose(1, 2).reshape(n, c, h, w)  # ... read by columns: (N, C, H, W)
 
     def zero_gate_(self) -> None:
-        """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""
+        """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""
         zero_(self.channel, self.spatial)
 
     def extra_repr(self) -> str:

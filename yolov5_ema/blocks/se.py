@@ -4,8 +4,10 @@ Paper: "Squeeze-and-Excitation Networks", Hu et al., CVPR 2018, arXiv 1709.01507
 Reference implementations: https://github.com/hujie-frank/SENet (Caffe),
 https://github.com/moskomule/senet.pytorch
 
-Deviations: names of the parameters (``fc.0`` and ``fc.2`` of the PyTorch one are mapped when a state dict is
-loaded); means are summed in float32 for half-precision inputs, and float16 overflow saturates.
+Deviations:
+- the parameters have other names (``fc.0`` and ``fc.2`` of the PyTorch reference are mapped when a state dict is
+  loaded);
+- means are summed in float32 for half-precision inputs, and float16 overflow saturates.
 """
 
 from __future__ import annotations
@@ -32,26 +34,26 @@ from yolov5_ema.blocks.registry import register_block
 class SE(AttentionBlock):
     """Squeeze and excitation (arXiv 1709.01507, equations 2 to 4).
 
-    ``out = X * sigmoid(W2 relu(W1 mean(X)))``, one gate a channel.
+    ``out = X * sigmoid(W2 relu(W1 mean(X)))``, one gate for each channel.
 
-    Without biases by default, as equation 3 writes it and the PyTorch reference builds it.
+    There are no biases by default, as in equation 3 and in the PyTorch reference.
 
-    Parameters: 2 * C * hidden with hidden = channels // reduction, and hidden + C more with biases; at 512
-    channels and reduction 16, 32,768 without and 33,312 with them. Loads the reference's ``fc.0`` and
-    ``fc.2``.
+    Parameters: 2 * C * hidden with hidden = channels // reduction, and hidden + C more with biases. At 512
+    channels and reduction 16 these are 32,768 without biases and 33,312 with them. Loads the reference's ``fc.0``
+    and ``fc.2``.
 
     Args:
         channels: channels C of the feature map.
         reduction: the hidden channels are ``channels // reduction``.
         bias: add a bias to both linear layers.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any N, H, W >= 1, in the input's dtype.
 
     Raises:
-        ValueError: an option of the wrong type or below 1, a reduction above the channels.
+        ValueError: an option of the wrong type or below 1, or a reduction larger than the number of channels.
 
     >>> import torch
     >>> SE(64, reduction=8)(torch.rand(2, 64, 20, 12)).shape
@@ -85,7 +87,7 @@ class SE(AttentionBlock):
         return x * gate[:, :, None, None]  # (N, C, H, W)
 
     def zero_gate_(self) -> None:
-        """Zero the last parameters: the gate is 1/2 everywhere, and learns from there."""
+        """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""
         zero_(self.fc2)
 
     def extra_repr(self) -> str:
