@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from offline_ultralytics import offline
-from sahi import AutoDetectionModel
-from sahi.predict import get_prediction, get_sliced_prediction
 
 import yolov5_ema
+
+pytest.importorskip("sahi", reason="sahi is not installed")
+
+from sahi import AutoDetectionModel
+from sahi.predict import get_prediction, get_sliced_prediction
 
 SIZE, CONFIDENCE = 64, 0.001
 

@@ -288,8 +288,7 @@ def test_a_cut_box_gives_way_however_sure_it_is():
 
 def test_a_child_before_a_grown_up_stays():
     """sahi's merging takes them for one: the small box lies in the large one of its class."""
-    from sahi.postprocess.combine import batched_nms
-
+    batched_nms = pytest.importorskip("sahi.postprocess.combine").batched_nms
     found = boxes([0, 0, 40, 100, 0.9, 0], [10, 60, 25, 100, 0.6, 0])
     np.testing.assert_allclose(merge(found, origin([1, 1], [WHOLE, WHOLE])), found)
     assert list(batched_nms(found.double().numpy(), "IOS", 0.5)) == [0]

@@ -1,8 +1,8 @@
 """Big images as overlapping windows: where the windows lie, and a data set cut along them for training.
 
-The windows are sahi's (``sahi.slicing.get_slice_bboxes``), in training sets and in inference alike. The rest of
-``sahi.slicing`` is not used: ``slice_coco`` goes from COCO JSON to COCO JSON in one process, writes every JPEG
-window as PNG, cannot go on where it was interrupted, and reads images with Pillow, where YOLOv5 reads with OpenCV.
+The windows lie where sahi's do (``sahi.slicing.get_slice_bboxes``), in training sets and in inference alike; a test
+compares them. sahi itself is not used: its ``slice_coco`` goes from COCO JSON to COCO JSON in one process, writes every
+JPEG window as PNG, cannot go on where it was interrupted, and reads images with Pillow, where YOLOv5 reads with OpenCV.
 """
 
 from __future__ import annotations
@@ -75,10 +75,18 @@ def windows(width: int, height: int, size: int, overlap: float) -> list[Window]:
     """
     if width <= size and height <= size:
         return [(0, 0, width, height)]
-    from sahi.slicing import get_slice_bboxes
+    step = size - int(overlap * size)
+    return [
+        (left, top, min(left + size, width), min(top + size, height))
+        for top in _starts(height, size, step)
+        for left in _starts(width, size, step)
+    ]
 
-    boxes = get_slice_bboxes(height, width, size, size, False, overlap, overlap)
-    return [(int(x1), int(y1), int(x2), int(y2)) for x1, y1, x2, y2 in boxes]
+
+def _starts(length: int, size: int, step: int) -> list[int]:
+    """Where windows begin along a side of an image, the last so that it ends with the image."""
+    last = max(length - size, 0)
+    return [*range(0, last, step), last]
 
 
 @dataclass(frozen=True)
