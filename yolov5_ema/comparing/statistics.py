@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 BETTER = "better"
 WORSE = "worse"
@@ -133,7 +132,7 @@ def paired_difference(
         low=None if half is None else mean - half,
         high=None if half is None else mean + half,
         confidence=confidence,
-        p=float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(len(seeds))), len(seeds) - 1)) if sd else None,
+        p=_p_value(mean, sd, len(seeds)) if sd else None,
     )
 
 
@@ -158,11 +157,20 @@ def _checked(values: Iterable[float]) -> np.ndarray:
     return figures
 
 
+def _p_value(mean: float, sd: float, n: int) -> float:
+    """Of the two-sided paired t test."""
+    from scipy import stats
+
+    return float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))
+
+
 def _half_width(figures: np.ndarray, confidence: float) -> float | None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
     n = len(figures)
     if n < 2:
         return None
+    from scipy import stats
+
     quantile = stats.t.ppf((1 + confidence) / 2, n - 1)
     return float(quantile * figures.std(ddof=1) / math.sqrt(n))

@@ -185,7 +185,7 @@ def _library() -> tuple[Any, Any]:
     """The classes ``COCO`` and ``COCOeval``: compiled ones, whose figures are the same, or pycocotools' own."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:  # Python 3.9, or a platform without wheels
+    except ImportError:  # a platform without wheels
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
