@@ -23,6 +23,7 @@ help:
 	@echo "make test-matrix  the tests of engines and commands with each release of YOLOv5 as the installed one,"
 	@echo "                and all tests with each Python that is here (gigabytes each); MATRIX='-s ...' chooses"
 	@echo "                ENGINE=v7: with YOLOv5 7.0.14 installed instead of 6.0.7; TORCH=2.6.0: with that torch"
+	@echo "                MATRIX='-s lowest': with the oldest versions of all that is needed"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation into site/, strictly: a broken link or reference is an error"
 	@echo "make bench      what the blocks cost on this CPU, and how fast the protocols are"
@@ -31,14 +32,14 @@ help:
 # the stamp of a set of extras is newer than the metadata when they are installed
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade pip  # the one that comes with Python 3.9 stumbles over today's metadata
+	$(PIP) install --quiet --upgrade pip  # the one that comes with Python 3.10 does not read today's metadata
 
-$(VENV)/.demo-$(SETUP): setup.cfg pyproject.toml | $(BIN)/python
+$(VENV)/.demo-$(SETUP): pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet --editable '.[$(ENGINE),export]' $(TORCH:%='torch==%')
 	rm -f $(VENV)/.demo-* $(VENV)/.dev-*  # what was there before is there no more
 	touch $@
 
-$(VENV)/.dev-$(SETUP): setup.cfg pyproject.toml | $(BIN)/python
+$(VENV)/.dev-$(SETUP): pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet --editable '.[$(ENGINE),export,dev]' $(TORCH:%='torch==%')
 	rm -f $(VENV)/.demo-* $(VENV)/.dev-*
 	touch $@ $(VENV)/.demo-$(SETUP)

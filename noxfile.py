@@ -1,8 +1,8 @@
 """The tests with every release of YOLOv5 and every Python that this machine has: ``make test-matrix``.
 
-Two kinds of sessions: ``engine`` runs the tests of engines and commands in the development environment with another
+Three kinds of sessions: ``engine`` runs the tests of engines and commands in the development environment with another
 release of YOLOv5 as the installed package; ``python`` makes an environment of its own for each Python, YOLOv5 and
-torch. A Python that is not here is skipped by name. By itself nox runs each release, and each Python with v6 and the
+torch; ``lowest`` installs the oldest release that pyproject.toml allows of everything, on the oldest Python. A Python that is not here is skipped by name. By itself nox runs each release, and each Python with v6 and the
 newest torch; ``nox --list`` names the rest, ``nox -s "python-3.13(oldest, v7)"`` runs one, and what follows ``--`` goes
 to pytest.
 """
@@ -15,12 +15,20 @@ from pathlib import Path
 
 import nox
 
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+# the oldest as in pyproject.toml
 TORCH = [
     nox.param("torch==2.6.0", id="oldest"),
     nox.param("torch", id="newest"),
-]  # the oldest as in setup.cfg
+]
 ENGINES = [nox.param("v6", id="v6"), nox.param("v7", id="v7")]  # extras
+LOWEST_TESTS = (
+    "tests/blocks",
+    "tests/kernels/test_ema_exact.py",
+    "tests/cfgs",
+    "tests/data",
+    "tests/evaluation",
+)
 RELEASES = ("6.0.7", "6.1.9", "6.2.3", "7.0.14")
 
 HERE = Path(__file__).resolve().parent
@@ -32,7 +40,7 @@ nox.needs_version = ">=2024.4"
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["engine", *(f"python-{python}(newest, v6)" for python in PYTHONS)]
+nox.options.sessions = ["engine", *(f"python-{python}(newest, v6)" for python in PYTHONS), "lowest"]
 
 # Pythons that pyenv has, by their own names: its shims stand on the path, and fail for all but the chosen ones
 _pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -64,8 +72,26 @@ def engine(session: nox.Session, release: str) -> None:
 @nox.parametrize("torch", TORCH)
 def python(session: nox.Session, engine: str, torch: str) -> None:
     """All tests in an environment with a Python, a YOLOv5 from PyPI, and the oldest or the newest torch for it."""
+    if torch != "torch" and session.python == "3.14":
+        session.skip("the first torch for Python 3.14 is 2.9")
     session.install("--editable", f".[{engine},export,dev]", torch)
+    _lay_engines(session)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """The oldest Python with the oldest of everything that pyproject.toml allows: tests, and one training."""
+    session.install("--resolution", "lowest-direct", "--editable", ".[v6,export,dev]")
+    _lay_engines(session)
+    session.run("python", "-m", "pytest", *(session.posargs or LOWEST_TESTS))
+    session.run(
+        "python", "-m", "yolov5_ema", "demo", "--dir", session.create_tmp(), "--epochs", "2", "--imgsz", "128"
+    )
+
+
+def _lay_engines(session: nox.Session) -> None:
+    """Tests look for the releases of YOLOv5 beside their Python."""
     laid_aside = Path(session.virtualenv.location) / "engines"
     if not laid_aside.exists():
         laid_aside.symlink_to(VENV / "engines")
-    session.run("python", "-m", "pytest", *session.posargs)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import configparser
 import re
 from pathlib import Path
 from typing import Any
 
+import pyproject
 import pytest
 import yaml
 
@@ -24,10 +24,8 @@ def makefile() -> str:
 
 
 @pytest.fixture(scope="module")
-def metadata() -> configparser.ConfigParser:
-    parser = configparser.ConfigParser()
-    parser.read(REPOSITORY / "setup.cfg", encoding="utf-8")
-    return parser
+def metadata() -> dict[str, Any]:
+    return pyproject.PROJECT
 
 
 def commands(workflow: dict[str, Any]) -> list[str]:
@@ -46,14 +44,14 @@ def test_every_command_is_a_make_target_with_known_variables(workflow, makefile)
 
 def test_what_the_matrix_varies_is_there(workflow, metadata):
     matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
-    assert set(matrix["engine"]) <= set(metadata["options.extras_require"])
-    classifiers = re.findall(r"Python :: (3\.\d+)", metadata["metadata"]["classifiers"])
+    assert set(matrix["engine"]) <= set(metadata["optional-dependencies"])
+    classifiers = re.findall(r"Python :: (3\.\d+)", "\n".join(metadata["classifiers"]))
     assert matrix["python"] == classifiers  # as text: 3.10 unquoted would be 3.1
-    assert metadata["options"]["python_requires"] == f">={classifiers[0]}"
+    assert metadata["requires-python"] == f">={classifiers[0]}"
 
 
 def test_the_oldest_torch_is_the_one_that_is_asked_for(workflow, metadata):
-    (bound,) = re.findall(r"^torch>=(\S+)", metadata["options"]["install_requires"], re.MULTILINE)
+    (bound,) = re.findall(r"^torch>=(\S+)", "\n".join(metadata["dependencies"]), re.MULTILINE)
     assert workflow["jobs"]["test"]["strategy"]["matrix"]["torch"] == [f"{bound}.0", ""]
     assert f'"torch=={bound}.0"' in (REPOSITORY / "noxfile.py").read_text(encoding="utf-8")
 
@@ -64,6 +62,24 @@ def test_the_local_matrix_has_the_same_pythons_and_engines(workflow):
     (pythons,) = re.findall(r"^PYTHONS = \((.*)\)$", text, re.MULTILINE)
     assert re.findall(r'"([^"]+)"', pythons) == matrix["python"]
     assert all(f'id="{engine}"' in text for engine in matrix["engine"])
+
+
+def test_the_oldest_of_everything_is_tried_on_the_oldest_python():
+    text = (REPOSITORY / "noxfile.py").read_text(encoding="utf-8")
+    assert "@nox.session(python=PYTHONS[0])\ndef lowest" in text and '"lowest-direct"' in text
+    unbounded = [
+        name
+        for name in [*pyproject.PROJECT["dependencies"], *pyproject.PROJECT["optional-dependencies"]["dev"]]
+        if not re.search(r"[=>]=", name) and not name.startswith("yolov5-ema[")
+    ]
+    assert not unbounded, "without a bound the oldest release of all is what lowest-direct takes"
+
+
+def test_the_script_of_the_checkout_lints_and_tests(makefile):
+    script = (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
+    targets = re.findall(r"^make (\S+)$", script, re.MULTILINE)
+    assert targets == ["lint", "test"]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
 def test_releases_that_tests_drive_are_laid_aside_by_make(makefile):

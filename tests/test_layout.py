@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import configparser
 import importlib
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import pyproject
 import pytest
 import rooms
 
@@ -144,16 +144,46 @@ def test_help_does_not_import_torch():
         assert f"\n  {command} " in done.stdout
 
 
+_LIBRARIES = (
+    "faster_coco_eval",
+    "jinja2",
+    "matplotlib",
+    "pandas",
+    "pycocotools",
+    "safetensors",
+    "sahi",
+    "scipy",
+)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import yolov5_ema.evaluation",
+        "import yolov5_ema.comparing.statistics",
+        "import yolov5_ema.engine.shim, yolov5_ema.scripts.running",
+        "import yolov5_ema.data.slicing; yolov5_ema.data.slicing.windows(900, 900, 640, 0.2)",
+        "from yolov5_ema.cli.main import main; main(['--help'])",
+        "from yolov5_ema.cli.main import main; main(['train', '--help'])",
+    ],
+)
+def test_libraries_that_some_commands_need_are_imported_where_they_are_used(code):
+    """Before an engine is there: YOLOv5 imports pandas and matplotlib by itself."""
+    check = f"import sys; print(*[name for name in {_LIBRARIES} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{check}"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.split()) == (0, [])
+
+
 def test_shipped_files_are_found_by_name():
     assert find_shipped("yolov5s-ema.yaml") == models_dir() / "yolov5s-ema.yaml"
     assert find_shipped("hyp.demo.yaml") is not None
     assert find_shipped("models/yolov5s-ema.yaml") is None and find_shipped("no.yaml") is None
 
 
-def test_setup_cfg_lists_every_package():
-    config = configparser.ConfigParser()
-    config.read(REPOSITORY / "setup.cfg")
-    listed = set(config["options"]["packages"].split())
+def test_pyproject_lists_every_package():
+    listed = set(pyproject.CONTENT["tool"]["setuptools"]["packages"])
     packages = {".".join(path.parent.relative_to(REPOSITORY).parts) for path in PACKAGE.rglob("__init__.py")}
     assert listed == packages | {"yolov5_ema._shipped.models", "yolov5_ema._shipped.data"}
 
@@ -176,6 +206,20 @@ def test_the_wheel_holds_code_and_yamls(tmp_path):
         names = set(wheel.namelist())
         wheel.extractall(tmp_path / "site")
     assert "yolov5_ema/py.typed" in names and "yolov5_ema/engine/quirks/loss.py" in names
+    (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    text = (tmp_path / "site" / metadata).read_text(encoding="utf-8")
+    for line in (
+        "License-Expression: GPL-3.0-or-later",
+        "Requires-Python: >=3.10",
+        "Classifier: Typing :: Typed",
+    ):
+        assert f"\n{line}\n" in text
+    assert f"\nVersion: {yolov5_ema.__version__}\n" in text and "\nProject-URL: Paper, " in text
+    assert not [
+        line
+        for line in text.splitlines()
+        if "sahi" in line and "Requires-Dist" in line and "extra" not in line
+    ]
     shipped = {Path(name).name for name in names if name.startswith("yolov5_ema/_shipped/models/")}
     assert shipped == {path.name for path in (REPOSITORY / "models").rglob("*.yaml")}
     code = (

@@ -8,7 +8,6 @@ that are not run, must name commands and flags that exist.
 from __future__ import annotations
 
 import ast
-import configparser
 import contextlib
 import functools
 import importlib
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyproject
 import pytest
 import yaml
 from conftest import run_cli
@@ -180,11 +180,10 @@ def _make(words: list[str]) -> list[str]:
 
 
 def _pip(words: list[str]) -> list[str]:
-    metadata = configparser.ConfigParser()
-    metadata.read(REPOSITORY / "setup.cfg", encoding="utf-8")
+    known = pyproject.PROJECT["optional-dependencies"].keys()
     extras = re.findall(r"\[([\w,]+)\]", " ".join(words))
     asked = {name for group in extras for name in group.split(",")}
-    return [f"no extra {name}" for name in asked - set(metadata["options.extras_require"])]
+    return [f"no extra {name}" for name in asked - known]
 
 
 PROGRAMS = {
