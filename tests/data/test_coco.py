@@ -404,7 +404,7 @@ def test_ids_that_are_whole_floats(source, tmp_path):
     assert [int(row[0]) for row in label_rows(tmp_path / "out/labels/val2017/000001.txt")] == [0, 1]
     truth = coco_truth(tmp_path / "out/annotations/instances_val2017.json", ("dog", "cat"))
     assert [len(entry.classes) for entry in truth.truths.values()] == [2, 1]
-    assert truth.image_ids == {1: "000001", 2: "000002"}
+    assert truth.image_ids == {1: "000001.jpg", 2: "000002.jpg"}
 
 
 @pytest.mark.parametrize("odd", [1.5, float("nan"), float("inf"), True, None, [1], "1"])
