@@ -7,10 +7,10 @@ other file reads or writes these variables.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Callable
+from typing import Any
 
 from yolov5_ema.errors import UserError
 

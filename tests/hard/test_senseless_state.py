@@ -9,8 +9,9 @@ import copy
 import math
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable
+from typing import Any
 
 import cv2
 import numpy as np

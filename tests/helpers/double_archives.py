@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
-from typing import Callable
+from collections.abc import Callable
 
 _END = struct.Struct("<4s4H2LH")
 

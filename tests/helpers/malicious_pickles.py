@@ -10,8 +10,9 @@ import io
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 CANARY = "ran"
 TOUCH = f"touch {CANARY}"

@@ -20,9 +20,9 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, NoReturn
 
 LIBRARIES = (
     *("torch", "torchvision", "torch.utils.tensorboard", "thop", "cv2", "requests", "boto3", "setuptools"),

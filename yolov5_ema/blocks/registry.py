@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Callable, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from torch import nn
 

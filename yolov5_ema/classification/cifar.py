@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
-import socket
 import tarfile
 import urllib.error
 import urllib.request
@@ -156,7 +155,7 @@ def _fetch(url: str, draft: Path, timeout: float) -> None:
                 while chunk := answer.read(1 << 20):
                     stream.write(chunk)
                     bar.update(len(chunk))
-    except (urllib.error.URLError, http.client.HTTPException, socket.timeout, ConnectionError) as error:
+    except (TimeoutError, urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"{url} cannot be reached: {reason}. Without a network, fetch {ARCHIVE} elsewhere and name it: "

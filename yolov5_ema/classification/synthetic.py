@@ -7,7 +7,7 @@ from one distribution whatever the class, so that colour says nothing of it.
 from __future__ import annotations
 
 import zlib
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 

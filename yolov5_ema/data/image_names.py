@@ -8,9 +8,9 @@ refuses two images of one name.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
-from typing import Any, Callable, TypeVar
+from typing import Any, TypeVar
 
 from yolov5_ema.data.dataset import IMAGE_SUFFIXES
 from yolov5_ema.errors import UserError

@@ -9,8 +9,9 @@ speed; `yolov5_ema.weights.inert_pickle`, which keeps what a file would call, ta
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 

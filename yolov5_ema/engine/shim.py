@@ -12,11 +12,11 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
-from typing import Any, Callable, Union
+from typing import Any, Union
 
 from yolov5_ema.blocks.positions import UnclearNumbersError
 from yolov5_ema.blocks.registry import block_of

@@ -9,9 +9,10 @@ import pickle
 import reprlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable
+from typing import Any
 
 import cv2
 import torch

@@ -7,7 +7,8 @@ references to be imported. Here these references lead through this module, which
 from __future__ import annotations
 
 import importlib
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import yolov5_ema
 

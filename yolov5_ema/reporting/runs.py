@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Any
 
 from yolov5_ema.data.dataset import is_there
 from yolov5_ema.data.yaml_files import read_yaml
@@ -119,7 +119,7 @@ class Comparison:
     runs: list[Run] = field(default_factory=list)
 
 
-Source = Union[Run, Evaluated, Comparison]
+Source = Run | Evaluated | Comparison
 
 
 def read_source(place: Path) -> Source:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import types
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 _ABSENT = object()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -13,7 +13,7 @@ from yolov5_ema.weights.structure import Layer
 
 _BOX = 5  # x, y, width, height, objectness: outputs of an anchor ahead of its classes
 
-Names = Optional[Sequence[str]]
+Names = Sequence[str] | None
 
 
 @dataclass

@@ -19,8 +19,8 @@ import io
 import math
 import pickletools
 import struct
-from collections.abc import Iterator
-from typing import Any, Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from yolov5_ema.texts import first_line
 from yolov5_ema.weights.paths import PATHS

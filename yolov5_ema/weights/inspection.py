@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from yolov5_ema.errors import CheckpointError
 from yolov5_ema.weights import checkpoint_files

@@ -6,8 +6,8 @@ Windows writes ``pathlib.WindowsPath``, which no other system can make; Python 3
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Callable
 
 
 def posix_text(*parts: str) -> str:

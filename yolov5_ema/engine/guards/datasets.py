@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from yolov5_ema.class_names import fault_of_names, names_as_text
 from yolov5_ema.data.dataset import SPLITS, is_there, place_of

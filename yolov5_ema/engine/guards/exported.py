@@ -6,8 +6,9 @@ What is judged and why is in `yolov5_ema.checkpoints.exported_models`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import cv2
 import torch

@@ -10,8 +10,8 @@ import contextlib
 import functools
 import glob
 import os
-from collections.abc import Iterator
-from typing import Any, Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import UserError

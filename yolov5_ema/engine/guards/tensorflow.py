@@ -7,7 +7,8 @@ by their names: it goes on to ``TF`` and the same name.
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.cfgs.rows import checked_model

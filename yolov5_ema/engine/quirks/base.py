@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable
+from typing import Any
 
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches

@@ -12,7 +12,8 @@ import functools
 import inspect
 import os
 import tempfile
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn

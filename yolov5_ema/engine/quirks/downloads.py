@@ -6,8 +6,9 @@ import functools
 import importlib.util
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
 from yolov5_ema.errors import CheckpointError

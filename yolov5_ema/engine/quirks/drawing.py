@@ -7,7 +7,8 @@ of the user's, drawn into, would be another picture the next time it is given to
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import functools
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.upstream.patching import Patches

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.upstream.patching import Patches

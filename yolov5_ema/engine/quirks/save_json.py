@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.files import write_whole

@@ -11,8 +11,8 @@ import functools
 import importlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any, Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import ConfigError
