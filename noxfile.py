@@ -1,10 +1,12 @@
 """The tests with every release of YOLOv5 and every Python that this machine has: ``make test-matrix``.
 
-Three kinds of sessions: ``engine`` runs the tests of engines and commands in the development environment with another
-release of YOLOv5 as the installed package; ``python`` makes an environment of its own for each Python, YOLOv5 and
-torch; ``lowest`` installs the oldest release that pyproject.toml allows of everything, on the oldest Python. A Python that is not here is skipped by name. By itself nox runs each release, and each Python with v6 and the
-newest torch; ``nox --list`` names the rest, ``nox -s "python-3.13(oldest, v7)"`` runs one, and what follows ``--`` goes
-to pytest.
+Three kinds of sessions. ``engine`` runs the tests of engines and commands in the development environment with another
+release of YOLOv5 as the installed package. ``python`` makes an environment of its own for each Python, YOLOv5 and
+torch. ``lowest`` installs, on the oldest Python, the oldest release of everything that pyproject.toml allows.
+
+A Python that is not here is skipped by name. By itself nox runs each release, each Python with v6 and the newest torch,
+and ``lowest``; ``nox --list`` names the rest, ``nox -s "python-3.13(oldest, v7)"`` runs one, and what follows ``--``
+goes to pytest.
 """
 
 from __future__ import annotations
