@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# torch's own function that asks for these is not in 2.6
+_GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{name}") for name in _HOOKS)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -14,7 +16,7 @@ def is_watched(module: nn.Module) -> bool:
     for name in _HOOKS:
         if state[name]:
             return True
-    return "forward" in state or torch_module._has_any_global_hook()
+    return "forward" in state or any(_GLOBAL_HOOKS)
 
 
 def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
