@@ -23,6 +23,7 @@ from yolov5_ema.comparing import runs as comparison_runs
 from yolov5_ema.comparing import scoring
 from yolov5_ema.comparing.plan import prepare, recipe_differences, save_recipe
 from yolov5_ema.comparing.runs import Record, Run, Runner, locked, log_tail
+from yolov5_ema.data.dataset import Dataset, load_dataset
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts import seeding
 from yolov5_ema.settings import VARIABLES, read
@@ -130,8 +131,8 @@ def test_test_split_without_labels_is_not_reported(tiny_set, tmp_path):
     import shutil
 
     shutil.copytree(tiny_set.parent, tmp_path / "set", ignore=shutil.ignore_patterns("*.cache"))
-    dataset = comparison.load_dataset(tiny_set)
-    moved = comparison.Dataset(dataset.file, tmp_path / "set", dataset.names, dataset.content)
+    dataset = load_dataset(tiny_set)
+    moved = Dataset(dataset.file, tmp_path / "set", dataset.names, dataset.content)
     assert comparison._chosen_task(moved, "auto") == "test"
     for label in (tmp_path / "set/labels/test").iterdir():
         label.write_text("")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from yolov5_ema.data.dataset import load_dataset
 from yolov5_ema.data.visdrone_format import CLASSES
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.coco import CocoProtocol
-from yolov5_ema.evaluation.judged import Rules, labelled_images
+from yolov5_ema.evaluation.judged import labelled_images
 from yolov5_ema.evaluation.predictions import read_predictions, write_visdrone_results
 from yolov5_ema.evaluation.records import Predictions, Truth, clipped
 from yolov5_ema.evaluation.truths import (
@@ -163,10 +164,11 @@ def test_labels(tmp_path):
     (tmp_path / "labels/a.txt").write_text(
         "1 0.5 0.5 0.1 0.2\n0 0.25 0.5 0.5 1\n1 0.5000000001 0.5 0.1 0.2\n"
     )
-    images = sorted((tmp_path / "images").glob("*"))
+    (tmp_path / "set.yaml").write_text(f"path: {tmp_path}\nval: images\nnames: [x, y]\n")
+    dataset = load_dataset(tmp_path / "set.yaml")
 
     def truth():
-        judged = labelled_images(images, 2, Rules())
+        judged = labelled_images(dataset, "val")
         return label_truth(judged, ["x", "y"], "set.yaml", image_sizes(judged.files))
 
     found = truth()

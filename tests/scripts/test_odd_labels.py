@@ -46,7 +46,7 @@ from pathlib import Path
 import numpy as np
 from yolov5_ema.data.image_size import reason_left_out
 from yolov5_ema.data.yolo_format import read_labels
-from yolov5_ema.scripts.odd_labels import polygon_from
+from yolov5_ema.upstream.loaders import polygon_from
 name = "utils.dataloaders" if ENGINE.has_script("utils.dataloaders") else "utils.datasets"
 verify = ENGINE.module(name).verify_image_label
 rows = lambda table: np.unique(np.asarray(table, np.float32).round(6), axis=0)

@@ -37,7 +37,7 @@ def roboflow(tiny_set, own_folder):
 def test_roboflows_splits_beside_the_yaml(roboflow, engine, monkeypatch, capsys):
     dataset = load_dataset(roboflow)
     assert [len(dataset.images(split)) for split in ("train", "val")] == [8, 4]
-    check_data(roboflow, ("train", "val"), engine)
+    check_data(load_dataset(roboflow), ("train", "val"), engine)
     general = engine.module("utils.general")
     found = general.check_dataset(str(roboflow))
     assert Path(found["train"]) == roboflow.parent / "train/images"

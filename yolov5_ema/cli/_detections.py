@@ -85,17 +85,19 @@ def detect_split(
     from yolov5_ema.scripts.collecting import collected_detections
     from yolov5_ema.scripts.odd_labels import odd_images_kept
     from yolov5_ema.scripts.sliced import sliced_inference
+    from yolov5_ema.upstream.data_yaml import opening_once
 
     _check_weights(request, engine, dataset)
     windows, flags = take_flags(request.flags)
     line = ["--data", str(dataset.file), "--weights", *request.weights, "--task", request.task]
     place = ["--project", str(folder), "--name", "val"]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(opening_once(dataset))
         found = stack.enter_context(collected_detections(engine, request.max_det))
         if windows is not None:
             stack.enter_context(sliced_inference(engine, "val", *windows))
         if keep_odd:
-            stack.enter_context(odd_images_kept(engine, len(dataset.names)))
+            stack.enter_context(odd_images_kept(engine, dataset))
         scripts.run_script(engine, "val", [*line, *place, *flags])
     if not found.images:
         raise UserError(f"val of {engine} has looked at no image")

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.results import Result
     from yolov5_ema.evaluation.truths import TruthSet
-    from yolov5_ema.upstream.locate import Engine
 
 SUMMARY = "evaluate weights or predictions by the protocols of YOLOv5, COCO and VisDrone"
 
@@ -189,7 +188,7 @@ def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict
     else:
         dataset = open_dataset(args.data, engine)
         named_once(dataset.images(args.task), "Predictions go by that name")
-        truths = sources.dataset_truths(dataset, args.task, PROTOCOLS, _judged(args, dataset, engine))
+        truths = sources.dataset_truths(dataset, args.task, PROTOCOLS, _judged(args, dataset))
     found = predictions.read_predictions(
         args.predictions,
         truths["coco"],  # labels know nothing of category ids
@@ -207,14 +206,12 @@ def _by_weights(
     from yolov5_ema.evaluation import sources
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.yolov5 import rules_of
-    from yolov5_ema.upstream.data_yaml import open_dataset
 
     request = Request(args.weights, args.data, args.task, args.max_det, rest, build_parser())
     engine, dataset = request.opened()
-    _check_truths(args, dataset, engine)
+    _check_truths(args, dataset)
     found = detect_split(request, engine, dataset, folder, keep_odd=args.keep_odd)
-    dataset = open_dataset(args.data, engine)  # val may have fetched it
-    judged = _judged(args, dataset, engine, found.images)
+    judged = _judged(args, dataset, found.images)
     truths = sources.dataset_truths(dataset, args.task, args.protocol, judged)
     if "single_cls" in request.given(engine):
         truths = {protocol: sources.single_class(truth) for protocol, truth in truths.items()}
@@ -222,7 +219,7 @@ def _by_weights(
     return truths, predictions, rules_of(engine.release)
 
 
-def _check_truths(args: argparse.Namespace, dataset: Dataset, engine: Engine) -> None:
+def _check_truths(args: argparse.Namespace, dataset: Dataset) -> None:
     """Read all that detections will be compared with, so that a mistake in it is told before they are made.
 
     Raises:
@@ -232,41 +229,36 @@ def _check_truths(args: argparse.Namespace, dataset: Dataset, engine: Engine) ->
     from yolov5_ema.evaluation import sources
 
     try:
-        images = dataset.images(args.task)
+        dataset.images(args.task)
     except ConfigError:
         if dataset.content.get("download"):
             return
         raise
-    sources.dataset_truths(dataset, args.task, args.protocol, _labelled(args, dataset, engine, images))
+    sources.dataset_truths(dataset, args.task, args.protocol, _labelled(args, dataset))
 
 
 def _judged(
-    args: argparse.Namespace, dataset: Dataset, engine: Engine | None, by_val: Sequence[Path] | None = None
+    args: argparse.Namespace, dataset: Dataset, by_val: Sequence[Path] | None = None
 ) -> LabelledImages:
     """The images that are judged; says which are not, and which are although YOLOv5's val leaves them out."""
     from yolov5_ema.evaluation.judged import words_of, words_of_kept
 
-    images = dataset.images(args.task)
-    judged = _labelled(args, dataset, engine, images, by_val)
+    judged = _labelled(args, dataset, by_val)
+    total = len(dataset.images(args.task))
     if judged.left_out:
         hint = "" if args.keep_odd else "\n  --keep-odd judges those with odd label rows, by their other rows"
-        print(f"yolov5-ema: {words_of(judged.left_out, len(images))}{hint}", file=sys.stderr)
+        print(f"yolov5-ema: {words_of(judged.left_out, total)}{hint}", file=sys.stderr)
     if judged.kept:
-        print(f"yolov5-ema: {words_of_kept(judged.kept, len(images))}", file=sys.stderr)
+        print(f"yolov5-ema: {words_of_kept(judged.kept, total)}", file=sys.stderr)
     return judged
 
 
 def _labelled(
-    args: argparse.Namespace,
-    dataset: Dataset,
-    engine: Engine | None,
-    images: Sequence[Path],
-    by_val: Sequence[Path] | None = None,
+    args: argparse.Namespace, dataset: Dataset, by_val: Sequence[Path] | None = None
 ) -> LabelledImages:
     from yolov5_ema.evaluation.judged import Rules, labelled_images
-    from yolov5_ema.scripts.odd_labels import polygon_from
 
-    return labelled_images(images, len(dataset.names), Rules(polygon_from(engine), args.keep_odd, by_val))
+    return labelled_images(dataset, args.task, Rules(args.keep_odd, by_val))
 
 
 # --- figures ---------------------------------------------------------------------------------

@@ -262,7 +262,6 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
     from yolov5_ema.evaluation.sources import dataset_truths, single_class
     from yolov5_ema.evaluation.yolov5 import MAX_DET
     from yolov5_ema.reporting.measuring import folders_of, measure
-    from yolov5_ema.scripts.odd_labels import polygon_from
 
     batch_size = run.options.get("batch_size")
     batch_size = min(batch_size, 32) if type(batch_size) is int and batch_size > 0 else 16
@@ -276,10 +275,12 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
     with tempfile.TemporaryDirectory() as folder, quiet(), contextlib.redirect_stdout(io.StringIO()):
         engine, dataset = request.opened()
         found = detect_split(request, engine, dataset, Path(folder))
-    images = dataset.images(settings["split"])
-    judged = labelled_images(images, len(dataset.names), Rules(polygon_from(engine), judged=found.images))
+    judged = labelled_images(dataset, settings["split"], Rules(judged=found.images))
     if judged.left_out:
-        print(f"yolov5-ema: {words_of(judged.left_out, len(images))}", file=sys.stderr)
+        print(
+            f"yolov5-ema: {words_of(judged.left_out, len(dataset.images(settings['split'])))}",
+            file=sys.stderr,
+        )
     truths = dataset_truths(dataset, settings["split"], ["yolov5"], judged)["yolov5"]
     predictions = {key: Predictions.of(found.of(file)) for key, file in judged.files.items()}
     truths = single_class(truths) if is_single else truths

@@ -103,7 +103,7 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
         raise UserError(f"{single.typed}: the benchmark wants VisDrone's classes")
     images = _checked(dataset, args.task)
     with tempfile.TemporaryDirectory() as folder:
-        keep_odd = has_odd_images(images, len(dataset.names))
+        keep_odd = has_odd_images(dataset, args.task)
         found = detect_split(request, engine, dataset, Path(folder), keep_odd=keep_odd)
     left_out = not_judged(images, found.images)
     if left_out:

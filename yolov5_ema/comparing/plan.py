@@ -14,11 +14,11 @@ from typing import Any
 
 from yolov5_ema import reading
 from yolov5_ema.comparing import machine
-from yolov5_ema.data.dataset import Dataset, label_path, load_dataset
+from yolov5_ema.data.dataset import Dataset, label_path
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import sha256_of, write_whole
 from yolov5_ema.scripts import preflight
-from yolov5_ema.upstream.data_yaml import check_data, relative_bases
+from yolov5_ema.upstream.data_yaml import check_data, open_dataset
 from yolov5_ema.upstream.flags import given_flags
 from yolov5_ema.upstream.locate import Engine
 
@@ -104,9 +104,9 @@ def prepare(
     for cfg in named.values():
         preflight.check(_with(options, cfg=str(cfg)), "train", engine)
     file = Path(options.data).resolve()
-    dataset = load_dataset(file, relative_bases(engine))
+    dataset = open_dataset(str(file), engine)
     chosen = _chosen_task(dataset, task)
-    check_data(file, ("train", "val", chosen), engine)
+    check_data(dataset, ("train", "val", chosen), engine)
     plan = Plan(
         folder=folder.resolve(),
         data=file,

@@ -23,8 +23,9 @@ from yolov5_ema.data.conversion import (
     journal_file,
     last_entry,
 )
-from yolov5_ema.data.dataset import IMAGE_SUFFIXES, SPLITS
+from yolov5_ema.data.dataset import SPLITS
 from yolov5_ema.data.image_size import read_image_info
+from yolov5_ema.data.listing import IMAGE_SUFFIXES
 from yolov5_ema.data.problems import Problem
 from yolov5_ema.data.workers import all_cores, chunked, run_chunks
 from yolov5_ema.data.writing import Journal, Record, place_bytes, place_link, place_yaml, workspace

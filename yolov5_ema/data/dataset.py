@@ -1,22 +1,43 @@
-"""YOLOv5's data YAMLs: where the images and labels of a split are."""
+"""YOLOv5's data YAMLs: where the images and labels of a split are; opened by `upstream.data_yaml.open_dataset`."""
 
 from __future__ import annotations
 
 import os
 import reprlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from yolov5_ema.class_names import fault_of_names
-from yolov5_ema.data.text_rows import read_lines
+from yolov5_ema.data.listing import IMAGE_SUFFIXES, files_below, has_suffix
 from yolov5_ema.data.yaml_files import read_yaml
+from yolov5_ema.data.yolo_format import POLYGON_FROM, Labels, read_labels
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.reading import read_text
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = {".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
 _MOST_CLASSES = 100_000
+
+
+class ImagesNotFoundError(ConfigError):
+    """A data YAML names a place for a split that is not there."""
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How the YOLOv5 at hand reads a data set; by default as the newest does.
+
+    Attributes:
+        bases: folders to which a relative ``path`` may be relative, beside the working directory and the YAML's own.
+        image_suffixes: of the files that are images, such as ``.jpg``.
+        polygon_from: columns from which a label row is a polygon, see `POLYGON_FROM`.
+    """
+
+    bases: tuple[Path, ...] = ()
+    image_suffixes: frozenset[str] = IMAGE_SUFFIXES
+    polygon_from: int = POLYGON_FROM
 
 
 @dataclass(frozen=True)
@@ -28,35 +49,118 @@ class Dataset:
         root: folder that its splits are relative to.
         names: of the classes, in their order.
         content: the YAML as it stands.
+        conventions: by which its images and labels are read.
     """
 
     file: Path
     root: Path
     names: tuple[str, ...]
     content: Mapping[str, Any]
+    conventions: Conventions = Conventions()
+    _listed: dict[str, tuple[Path, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def splits(self) -> list[str]:
         """Those of train, val and test that the YAML names."""
         return [split for split in SPLITS if self.content.get(split)]
 
-    def images(self, split: str) -> list[Path]:
-        """The images of a split, sorted, each once.
+    def entries(self, split: str) -> list[str]:
+        """The folders, lists or images that the YAML names for a split; empty if it does not name the split.
 
         Raises:
-            ConfigError: the YAML does not name the split, its place is missing, or no image is there.
+            ConfigError: they are no texts.
         """
-        entries = entries_of(self.content, split, self.file)
+        value = self.content.get(split)
+        entries = (
+            value
+            if isinstance(value, (list, tuple))
+            else [value]
+            if value is not None and value != ""
+            else []
+        )
+        for entry in entries:
+            if not isinstance(entry, str) or not entry or "\0" in entry:
+                raise ConfigError(
+                    f"{self.file}: {split} must name a folder of images, such as images/{split}, or a list of them, "
+                    f"not {reprlib.repr(entry)}"
+                )
+        return list(entries)
+
+    def place(self, entry: str) -> Path:
+        """Where an entry of a split is, see `place_of`."""
+        return place_of(self.root, entry)
+
+    def images(self, split: str) -> list[Path]:
+        """The images of a split, each once, in the order in which YOLOv5 has them.
+
+        They are looked for once; what was found stays.
+
+        Raises:
+            ImagesNotFoundError: the place that the YAML names for the split is missing.
+            ConfigError: the YAML does not name the split, or no image is there.
+        """
+        if split not in self._listed:
+            self._listed[split] = tuple(self._images(split))
+        return list(self._listed[split])
+
+    def _images(self, split: str) -> list[Path]:
+        entries = self.entries(split)
         if not entries:
             raise ConfigError(
-                f"{self.file}: the key {split!r} is missing; it has {', '.join(self.splits) or 'no splits'}"
+                f"{self.file}: the key {split!r} is missing; it must name the folder of the {split} images, "
+                f"such as '{split}: images/{split}' (the file has {', '.join(self.splits) or 'no splits'})"
             )
-        found: set[Path] = set()
+        found: dict[str, Path] = {}
         for entry in entries:
-            found.update(_images_at(place_of(self.root, entry), self.file, split))
+            found.update(self._images_at(self.place(entry), split))
         if not found:
-            raise ConfigError(f"{self.file}: no images for {split} in {', '.join(entries)}")
-        return sorted(found)
+            known = ", ".join(sorted(suffix[1:] for suffix in self.conventions.image_suffixes))
+            raise ConfigError(
+                f"{self.file}: no images for {split} in {', '.join(entries)}; known are {known}"
+            )
+        return list(dict.fromkeys(found[name] for name in sorted(found)))
+
+    def _images_at(self, place: Path, split: str) -> Iterator[tuple[str, Path]]:
+        """The images of a place, each with the name that YOLOv5 has for it."""
+        if is_there(place) and place.is_dir():
+            if place.resolve() == Path(place.resolve().anchor):
+                raise ConfigError(f"{self.file}: {split} is the whole file system")
+            real, length = os.path.realpath(place), len(str(place))
+            files = filter(self._is_image, files_below(str(place)))
+            yield from ((real + file[length:], Path(file)) for file in files if not os.path.isdir(file))
+        elif not is_there(place) or not place.is_file():
+            raise ImagesNotFoundError(
+                f"{self.file}: {split} images not found at {str(place)[:1000]!r} (looked from {Path.cwd()}); "
+                "correct 'path' or run the command from the folder that it is relative to"
+            )
+        elif self._is_image(str(place)):
+            yield os.path.realpath(place), place
+        else:
+            yield from self._images_listed(place)
+
+    def _images_listed(self, file: Path) -> Iterator[tuple[str, Path]]:
+        """Those of a text file: paths from the working directory, or from the text file's folder behind ``./``."""
+        try:
+            lines = read_text(file, errors="replace").strip().splitlines()
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
+        folder = os.path.dirname(os.path.realpath(file))
+        for line in filter(self._is_image, lines):
+            if line.startswith("./"):
+                yield os.path.join(folder, line[2:]), file.parent / line
+            else:
+                yield line, Path(line)
+
+    def _is_image(self, file: str) -> bool:
+        return has_suffix(file, self.conventions.image_suffixes)
+
+    def labels(self, image: Path) -> Labels:
+        """The labels of an image, see `read_labels`.
+
+        Raises:
+            UserError: their file is there and cannot be read.
+        """
+        return read_labels(label_path(image), len(self.names), self.conventions.polygon_from)
 
     def extra_path(self, key: str, split: str) -> Path | None:
         """What an optional mapping from splits to places (such as ``coco_annotations``) says of a split.
@@ -72,14 +176,31 @@ class Dataset:
             raise ConfigError(f"{self.file}: {key}, {split}: {str(place)[:1000]!r} is missing")
         return place
 
+    def refuse_unfit_names(self, why: str = "their figures could not be told apart") -> None:
+        """Refuse classes that have no name, or one name together.
 
-def load_dataset(file: Path, bases: Sequence[Path] = ()) -> Dataset:
+        Raises:
+            ConfigError: says which, and why that cannot be.
+        """
+        if not self.names:
+            raise ConfigError(f"{self.file}: names must list the classes")
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise ConfigError(
+                f"{self.file}: names has {reprlib.repr(twice[0])} twice; {why}; give each class a name of its own"
+            )
+
+
+def load_dataset(
+    file: Path, conventions: Conventions = Conventions(), *, as_yolov5_takes_it: bool = False
+) -> Dataset:
     """Read a data YAML.
 
     Args:
         file: the YAML.
-        bases: folders to which a relative ``path`` may be relative, before the YAML's own folder is tried;
-            the working directory is always the first.
+        conventions: how to read it.
+        as_yolov5_takes_it: two classes may have one name, and classes none where the YAML names COCO's files for
+            the PyPI package to convert.
 
     Raises:
         ConfigError: it cannot be read, or names no classes.
@@ -87,7 +208,11 @@ def load_dataset(file: Path, bases: Sequence[Path] = ()) -> Dataset:
     content = read_yaml(file)
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: a data YAML must hold keys such as path, train, val, names")
-    return Dataset(file, dataset_root(content, file, bases), _names(content, file), content)
+    root = dataset_root(content, file, conventions.bases)
+    dataset = Dataset(file, root, _names(content, file), content, conventions)
+    if not as_yolov5_takes_it:
+        dataset.refuse_unfit_names()
+    return dataset
 
 
 def dataset_root(content: Mapping[str, Any], file: Path, bases: Sequence[Path] = ()) -> Path:
@@ -137,25 +262,6 @@ def is_there(place: Path) -> bool:
         return False
 
 
-def entries_of(content: Mapping[str, Any], split: str, file: Path) -> list[str]:
-    """The folders, lists or images that a data YAML names for a split; empty if it does not name the split.
-
-    Raises:
-        ConfigError: they are no texts.
-    """
-    value = content.get(split)
-    entries = (
-        value if isinstance(value, (list, tuple)) else [value] if value is not None and value != "" else []
-    )
-    for entry in entries:
-        if not isinstance(entry, str) or not entry or "\0" in entry:
-            raise ConfigError(
-                f"{file}: {split} must name a folder of images, such as images/{split}, or a list of them, "
-                f"not {reprlib.repr(entry)}"
-            )
-    return list(entries)
-
-
 def class_names(content: Mapping[str, Any], file: Path) -> list[str] | None:
     """The names of a data YAML in the order of their classes; None if there is no such key.
 
@@ -168,7 +274,8 @@ def class_names(content: Mapping[str, Any], file: Path) -> list[str] | None:
     if isinstance(names, Mapping):
         if not all(type(key) is int for key in names) or sorted(names) != list(range(len(names))):
             raise ConfigError(
-                f"{file}: names must count its classes from 0 without a gap, not {reprlib.repr(list(names))}"
+                f"{file}: names must count its classes from 0 without a gap, not {reprlib.repr(list(names))}; "
+                f"{_how_to_number(names)}"
             )
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list):
@@ -203,52 +310,36 @@ def _first(entry: Any) -> str:
     return str(entry[0] if isinstance(entry, list) and entry else entry)[:4096]
 
 
+def names_coco_files(content: Mapping[str, Any]) -> bool:
+    """Whether a data YAML names COCO's files, which the PyPI package converts before it trains."""
+    return content.get("train_json_path") is not None
+
+
+def _how_to_number(names: Mapping[Any, Any]) -> str:
+    if any(isinstance(key, str) for key in names):
+        return "write the numbers without quotes, such as 0: person"
+    missing = next(number for number in range(len(names) + 1) if number not in names)
+    return (
+        f"if the labels count like that, give class {missing} a name too, such as {missing}: unused; else count "
+        "the names, and the labels, without it"
+    )
+
+
 def _names(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     names, nc = class_names(content, file), content.get("nc")
-    if names is None and type(nc) is int and 0 < nc <= _MOST_CLASSES:
-        names = [f"class{index}" for index in range(nc)]
-    if not names:
-        raise ConfigError(f"{file}: names must list the classes, not {reprlib.repr(content.get('names'))}")
-    if nc is not None and nc != len(names):
-        raise ConfigError(f"{file}: nc is {reprlib.repr(nc)}, but there are {len(names)} names")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    if names_coco_files(content):
+        return tuple(names or ())
+    if names is None and nc is None:
+        raise ConfigError(f"{file}: 'nc' (number of classes) and 'names' (their list) are missing")
+    if nc is not None and (type(nc) is not int or not 1 <= nc <= _MOST_CLASSES):
         raise ConfigError(
-            f"{file}: names has {reprlib.repr(twice)} twice; their figures could not be told apart"
+            f"{file}: nc must be a whole number of classes, at least 1 and at most {_MOST_CLASSES}, "
+            f"not {reprlib.repr(nc)}"
         )
+    if nc is not None and names is None:
+        return tuple(f"class{index}" for index in range(nc))
+    if not names:
+        raise ConfigError(f"{file}: names is empty; it must list the classes")
+    if nc is not None and nc != len(names):
+        raise ConfigError(f"{file}: nc is {nc}, but there are {len(names)} names")
     return tuple(names)
-
-
-def _images_at(place: Path, file: Path, split: str) -> Iterator[Path]:
-    if not is_there(place):
-        raise _not_found(place, file, split)
-    if place.is_dir():
-        if place.resolve() == Path(place.resolve().anchor):
-            raise ConfigError(f"{file}: {split} is the whole file system")
-        yield from _images_below(place)
-    elif place.is_file() and place.suffix == ".txt":
-        for line in filter(None, map(str.strip, read_lines(place))):
-            yield place.parent / line if line.startswith("./") else Path(line)
-    elif place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
-        yield place
-    else:
-        raise _not_found(place, file, split)
-
-
-def _images_below(top: Path) -> Iterator[Path]:
-    """The images in a folder and those in it, through links as well; each folder once, for links may go in circles."""
-    seen: set[tuple[int, int]] = set()
-    for folder, below, names in os.walk(top, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            below.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        yield from (Path(folder, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _not_found(place: Path, file: Path, split: str) -> ConfigError:
-    return ConfigError(
-        f"{file}: {split} images not found at {str(place)[:1000]!r} (looked from {Path.cwd()}); "
-        "correct 'path' or run the command from the folder that it is relative to"
-    )

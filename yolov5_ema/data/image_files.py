@@ -14,9 +14,6 @@ from PIL import Image
 
 from yolov5_ema.texts import first_line
 
-# what YOLOv5 v6.0 to the newest call images and videos, in any of its releases
-IMAGES = {"bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm", "heic"}
-VIDEOS = {"asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv", "webm"}
 _START_OF_JPEG = b"\xff\xd8"
 _END_OF_JPEG = b"\xff\xd9"
 # YOLOv5 6.1 and 6.2 put a function of their own in the place of `cv2.imread`, to which a cut off JPEG is none at all

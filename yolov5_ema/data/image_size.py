@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from yolov5_ema.data.listing import IMAGE_SUFFIXES
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular
 
 _HEAD = 4096  # most JPEGs name their size within so many bytes
-_FORMATS = {"bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"}
 _LEAST_SIDE = 10
 _END_OF_JPEG = b"\xff\xd9"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -72,7 +72,8 @@ def reason_left_out(file: str | os.PathLike[str]) -> str:
         return str(error).removeprefix(str(file)).strip()
     except Exception as error:  # Pillow raises what it likes on torn files
         return f"cannot be read as an image: {error}"
-    if form not in _FORMATS:
+    # YOLOv5 holds the name of the format against its list of suffixes
+    if f".{form}" not in IMAGE_SUFFIXES:
         return f"is an image of the format {form}, which YOLOv5 does not take"
     if min(width, height) < _LEAST_SIDE:
         return f"is {width} x {height} pixels; YOLOv5 takes none of fewer than {_LEAST_SIDE} on a side"

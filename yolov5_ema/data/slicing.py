@@ -28,7 +28,7 @@ from tqdm import tqdm
 from yolov5_ema.data.dataset import SPLITS, Dataset, label_path, place_of
 from yolov5_ema.data.image_files import read_image
 from yolov5_ema.data.text_rows import BadLine
-from yolov5_ema.data.yolo_format import read_labels, to_xywh_pixels
+from yolov5_ema.data.yolo_format import to_xywh_pixels
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import link_or_copy, locked, make_folder, open_regular, write_whole
 from yolov5_ema.reading import read_json
@@ -205,10 +205,7 @@ def slice_split(
         UserError: something bad in a file under ``strict``; the disk is full or not writable.
     """
     images = dataset.images(split)
-    jobs = [
-        _Job(image, name, split, out, plan, len(dataset.names))
-        for image, name in _named(images, dataset.root)
-    ]
+    jobs = [_Job(image, name, split, out, plan, dataset) for image, name in _named(images, dataset.root)]
     report = SliceReport()
     try:
         for folder in ("images", "labels"):
@@ -283,10 +280,10 @@ class _Job:
     split: str
     out: Path
     plan: SlicePlan
-    nc: int
+    dataset: Dataset
 
     def run(self) -> SliceReport:
-        rows = read_labels(label_path(self.image), self.nc)
+        rows = self.dataset.labels(self.image)
         size = _size_by_header(self.image)
         if size is not None:
             cuts, report = self._cuts(rows.values, size)

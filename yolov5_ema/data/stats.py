@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from yolov5_ema.data.dataset import Dataset, label_path
+from yolov5_ema.data.dataset import Dataset
 from yolov5_ema.data.image_size import read_image_info, reason_left_out
 from yolov5_ema.data.problems import Problem, of_line
-from yolov5_ema.data.yolo_format import read_labels
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.texts import aligned
 
@@ -93,7 +92,7 @@ def split_stats(data: Dataset, split: str, imgsz: int) -> SplitStats:
     nc = len(data.names)
     classes, sizes, per_image, problems = [], [], [], []
     for image in data.images(split):
-        labels = read_labels(label_path(image), nc)
+        labels = data.labels(image)
         reason = reason_left_out(image) or labels.reason_left_out
         if reason:
             problems.append(Problem("image", str(image), reason))

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,8 @@ from yolov5_ema.data.conversion import (
     journal_file,
     last_entry,
 )
-from yolov5_ema.data.dataset import IMAGE_SUFFIXES, SPLITS
+from yolov5_ema.data.dataset import SPLITS
+from yolov5_ema.data.listing import IMAGE_SUFFIXES
 from yolov5_ema.data.problems import Problem
 from yolov5_ema.data.visdrone_chunks import (
     Chunk,
@@ -129,7 +130,7 @@ def _check_room(out: Path, needed: int, found: Sequence[SplitSource]) -> None:
         )
 
 
-def _listed(place: Place, suffixes: set[str], optional: bool = False) -> dict[str, str]:
+def _listed(place: Place, suffixes: Collection[str], optional: bool = False) -> dict[str, str]:
     if optional and place.inside is None and not os.path.isdir(place.path):
         return {}
     return {

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolov5_ema.data.dataset import IMAGE_SUFFIXES
+from yolov5_ema.data.listing import IMAGE_SUFFIXES
 from yolov5_ema.errors import UserError
 from yolov5_ema.reading import read_text
 

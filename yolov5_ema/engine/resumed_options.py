@@ -27,7 +27,7 @@ from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.resources import find_shipped
 from yolov5_ema.texts import listed
-from yolov5_ema.upstream.data_yaml import check_data
+from yolov5_ema.upstream.data_yaml import check_data, open_dataset
 from yolov5_ema.upstream.hyperparameters import check_hyp, names_read, read_hyp
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.source_code import Code
@@ -276,8 +276,12 @@ def _data(value: Any, typed: argparse.Namespace, where: str, run: Path, script: 
             f"{where}: the data set {value[:300]!r} is not there (looked from {Path.cwd()} and the folders above "
             f"{run}); name its data YAML with --data beside --resume"
         )
-    check_data(file, ("train", "val"), script.engine)
+    _check_data(file, script.engine)
     return str(file)
+
+
+def _check_data(file: Path, engine: Engine) -> None:
+    check_data(open_dataset(str(file), engine, as_yolov5_takes_it=True), ("train", "val"), engine)
 
 
 def _typed(typed: argparse.Namespace) -> str:
@@ -328,7 +332,7 @@ def _checked_dict(content: dict[str, Any], where: str, script: Script) -> dict[s
         file = Path(folder) / "data.yaml"
         file.write_text(yaml.safe_dump(kept), encoding="utf-8")
         try:
-            check_data(file, ("train", "val"), script.engine)
+            _check_data(file, script.engine)
         except ConfigError as error:
             raise ConfigError(str(error).replace(str(file), f"{where}, data")) from error
     return kept

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from yolov5_ema.data.dataset import label_path
+from yolov5_ema.data.dataset import Dataset
 from yolov5_ema.data.image_names import keys_of_images
 from yolov5_ema.data.image_size import reason_left_out
-from yolov5_ema.data.yolo_format import POLYGON_FROM, Labels, read_labels
+from yolov5_ema.data.yolo_format import Labels
 from yolov5_ema.errors import UserError
 
 _SHOWN = 20
@@ -55,34 +55,33 @@ class Rules:
     """Which images are judged.
 
     Attributes:
-        polygon_from: columns from which the YOLOv5 whose ``val`` is followed takes a row for a polygon.
         keep_odd: judge images with odd label rows as well, by those of their rows that can be used.
         judged: what that ``val`` did judge; None: found out from the files.
     """
 
-    polygon_from: int = POLYGON_FROM
     keep_odd: bool = False
     judged: Sequence[Path] | None = None
 
 
-def labelled_images(images: Sequence[Path], nc: int, rules: Rules) -> LabelledImages:
+def labelled_images(dataset: Dataset, split: str, rules: Rules = Rules()) -> LabelledImages:
     """The images of a split that are judged, with their labels.
 
     Raises:
-        UserError: a class in the labels is none of 0 to ``nc`` - 1, a file of labels cannot be read, or no image
+        UserError: a class in the labels is none of the data set, a file of labels cannot be read, or no image
             can be judged.
     """
+    images = dataset.images(split)
     if rules.judged is None:
-        reasons = {image: _reason(image, nc, rules) for image in images}
+        reasons = {image: _reason(image, dataset, rules) for image in images}
         files = [image for image, reason in reasons.items() if not reason]
     else:
         files = list(dict.fromkeys(rules.judged))
-        reasons = {image: _reason(image, nc, rules) or why for image, why in not_judged(images, files)}
+        reasons = {image: _reason(image, dataset, rules) or why for image, why in not_judged(images, files)}
     left_out = [LeftOut(image, reason) for image, reason in reasons.items() if reason]
     if not files:
         raise UserError(f"no image can be judged; the first, {left_out[0].image}: {left_out[0].reason}")
     keys = keys_of_images([*images, *files])
-    labels = {file: _labels(file, nc, rules) for file in files}
+    labels = {file: dataset.labels(file) for file in files}
     rows = {keys[file]: _rows(found) for file, found in labels.items()}
     odd = ((file, found.reason_left_out) for file, found in labels.items())
     kept = [LeftOut(file, reason) for file, reason in odd if reason and rules.keep_odd]
@@ -117,13 +116,9 @@ def _listed(head: str, images: Sequence[LeftOut]) -> str:
     return "\n".join([head, *lines, *more])
 
 
-def _labels(image: Path, nc: int, rules: Rules) -> Labels:
-    return read_labels(label_path(image), nc, rules.polygon_from)
-
-
-def _reason(image: Path, nc: int, rules: Rules) -> str:
+def _reason(image: Path, dataset: Dataset, rules: Rules) -> str:
     """Why an image is not judged; "" if it is."""
-    return reason_left_out(image) or ("" if rules.keep_odd else _labels(image, nc, rules).reason_left_out)
+    return reason_left_out(image) or ("" if rules.keep_odd else dataset.labels(image).reason_left_out)
 
 
 def _rows(labels: Labels) -> np.ndarray:

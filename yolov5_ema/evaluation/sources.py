@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from yolov5_ema.data import visdrone_format as visdrone
-from yolov5_ema.data.dataset import IMAGE_SUFFIXES, Dataset
+from yolov5_ema.data.dataset import Dataset
 from yolov5_ema.data.image_names import keys_of_images, name_of, named_once
+from yolov5_ema.data.listing import IMAGE_SUFFIXES
 from yolov5_ema.errors import UserError
-from yolov5_ema.evaluation.judged import LabelledImages, Rules, labelled_images
+from yolov5_ema.evaluation.judged import LabelledImages, labelled_images
 from yolov5_ema.evaluation.records import NO_CLASS, Truth, clipped
 from yolov5_ema.evaluation.truths import (
     Sizes,
@@ -43,7 +44,7 @@ def dataset_truths(
         UserError: images, labels or annotations cannot be used, annotations lack an image of the split, or go by
             names that two images have.
     """
-    images = judged or labelled_images(dataset.images(split), len(dataset.names), Rules())
+    images = judged or labelled_images(dataset, split)
     sizes = image_sizes(images.files)
     labels = label_truth(images, dataset.names, str(dataset.file), sizes)
     if set(protocols) <= {"yolov5"}:

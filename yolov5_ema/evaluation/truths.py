@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from yolov5_ema.data import visdrone_format as visdrone
-from yolov5_ema.data.dataset import IMAGE_SUFFIXES
 from yolov5_ema.data.image_names import name_of, named_once
+from yolov5_ema.data.listing import IMAGE_SUFFIXES
 from yolov5_ema.data.text_rows import BadLine
 from yolov5_ema.data.yolo_format import to_xywh_pixels
 from yolov5_ema.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from yolov5_ema.data.dataset import Dataset, entries_of, is_there, place_of
+from yolov5_ema.data.dataset import Dataset, is_there
 from yolov5_ema.data.image_names import keys_of_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.confusion import ConfusionMatrix
@@ -244,8 +244,7 @@ def _evenly(names: Sequence[str], count: int) -> list[str]:
 def folders_of(dataset: Dataset, split: str) -> list[Path]:
     """Where the images of a split lie by what its data YAML says: its root, the split's folders, those of its lists."""
     found = [dataset.root]
-    for entry in entries_of(dataset.content, split, dataset.file):
-        place = place_of(dataset.root, entry)
+    for place in map(dataset.place, dataset.entries(split)):
         found.append(place if place.is_dir() else place.parent)
     return [Path(os.path.realpath(folder)) for folder in found]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import reprlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from yolov5_ema.cfgs.dry_run import check_model
 from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.cfgs.oddities import oddities, print_warnings
 from yolov5_ema.checkpoints import loading as checkpoints
-from yolov5_ema.data.dataset import class_names, load_dataset
+from yolov5_ema.data.dataset import Dataset
 from yolov5_ema.data.image_names import image_id, name_of, named_once
-from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.engine.guards import resumed_training
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
@@ -24,7 +22,7 @@ from yolov5_ema.files import open_regular
 from yolov5_ema.scripts import exports
 from yolov5_ema.scripts.option_values import check_values
 from yolov5_ema.scripts.sources import ADDRESS, check_source
-from yolov5_ema.upstream.data_yaml import check_data, find_yaml, relative_bases
+from yolov5_ema.upstream.data_yaml import check_data, find_yaml, open_dataset
 from yolov5_ema.upstream.hyperparameters import names_read, read_hyp
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.source_code import code_in
@@ -174,36 +172,32 @@ def _check_data(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     if script not in ("train", "val") or not data or isinstance(data, Path) or str(data).endswith(".zip"):
         return
     task = getattr(opt, "task", "train" if script == "train" else "val")
-    check_data(Path(str(data)), _SPLITS.get("train" if script == "train" else task, ("val",)), engine)
+    dataset = open_dataset(str(data), engine, as_yolov5_takes_it=True)
+    check_data(dataset, _SPLITS.get("train" if script == "train" else task, ("val",)), engine)
     if script == "train":
-        _refuse_names_twice(Path(str(data)), engine)
+        _refuse_names_twice(dataset, engine)
     if script == "val":
-        _check_names_of_results(opt, Path(str(data)), engine)
+        _check_names_of_results(opt, dataset)
 
 
-def _check_names_of_results(opt: argparse.Namespace, file: Path, engine: Engine) -> None:
+def _check_names_of_results(opt: argparse.Namespace, dataset: Dataset) -> None:
     """``val`` writes what it detects by the names of images without their suffixes, or by these as numbers."""
     by_id, by_stem = getattr(opt, "save_json", False), getattr(opt, "save_txt", False)
     if opt.task not in ("train", "val", "test") or not (by_id or by_stem):
         return
     with contextlib.suppress(ConfigError):  # images that YOLOv5 fetches, or names that are fine with it
-        images = load_dataset(file, relative_bases(engine)).images(opt.task)
+        images = dataset.images(opt.task)
         why = f"{'--save-json' if by_id else '--save-txt'} tells detections apart by that alone"
         named_once(images, why, image_id if by_id else name_of)
 
 
-def _refuse_names_twice(file: Path, engine: Engine) -> None:
+def _refuse_names_twice(dataset: Dataset, engine: Engine) -> None:
     """Training of the PyPI package keeps figures by the names of the classes, and stops after the first epoch."""
     loggers = engine.root / "utils" / "loggers" / "__init__.py"
     if not loggers.is_file() or "self.class_name_keys" not in code_in(loggers).names:
         return
-    names = class_names(load_yaml(file), file) or []
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ConfigError(
-            f"{file}: names has {reprlib.repr(twice[0])} twice, and {engine} keeps the figures of a training by name; "
-            "give each class a name of its own"
-        )
+    if dataset.names:
+        dataset.refuse_unfit_names(f"{engine} keeps the figures of a training by name")
 
 
 def _project_of(opt: argparse.Namespace) -> Path | None:

@@ -20,6 +20,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.scripts import exports, preflight
 from yolov5_ema.scripts.run_folder import WatchedRunFolder
 from yolov5_ema.scripts.skipping import SourceFiles, any_name_printed
+from yolov5_ema.upstream.data_yaml import opening_once
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import ModuleView, Patches
 
@@ -60,7 +61,8 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
         raise UserError(f"{name} of {engine} is no script with flags; to look at a cfg: yolov5-ema info CFG")
     module = engine.module(name)
     _refuse_settings(argv)
-    with _command_line(name, argv), _watched_parser(module, engine, name, more_help) as patches:
+    watched = _watched_parser(module, engine, name, more_help)
+    with opening_once(), _command_line(name, argv), watched as patches:
         with speaking_plainly(engine):  # some look for files already
             opt = module.parse_opt()
         preflight.check(opt, name, engine)

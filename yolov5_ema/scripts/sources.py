@@ -9,12 +9,11 @@ import re
 from pathlib import Path
 from urllib.parse import urlparse
 
-from yolov5_ema.data.image_files import IMAGES, VIDEOS
 from yolov5_ema.engine.quirks.display import has_display
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular
+from yolov5_ema.upstream.loaders import image_suffixes, loader_code, video_suffixes
 from yolov5_ema.upstream.locate import Engine
-from yolov5_ema.upstream.source_code import Code, code_in
 
 ADDRESS = ("http://", "https://", "http:/", "https:/", "rtsp://", "rtmp://")
 _YOUTUBE = ("www.youtube.com", "youtube.com", "youtu.be", "m.youtube.com")
@@ -32,7 +31,7 @@ def check_source(opt: argparse.Namespace, engine: Engine) -> None:
         print("no display here: --view-img is left out, results are saved")
         opt.view_img = False
     if Path(source).exists():
-        _check_file(source)
+        _check_file(source, engine)
         if source.lower().startswith("screen"):  # which v7.0 and later would take for the screen
             opt.source = str(Path(source).absolute())
     elif source.lower().startswith(ADDRESS):
@@ -43,16 +42,15 @@ def check_source(opt: argparse.Namespace, engine: Engine) -> None:
         _check_pattern(source)
 
 
-def _check_file(source: str) -> None:
+def _check_file(source: str, engine: Engine) -> None:
     path = Path(source)
     if not path.is_dir():
         with open_regular(source):  # a list of streams too; a device such as a camera has a number
             return
-    known = IMAGES | VIDEOS
-    if not any(file.suffix[1:].lower() in known for file in path.glob("*.*")):
-        raise UserError(
-            f"--source {source}: no images or videos in this folder; known are {', '.join(sorted(known))}"
-        )
+    known = image_suffixes(engine) | video_suffixes(engine)
+    if not any(file.suffix.lower() in known for file in path.glob("*.*")):
+        endings = ", ".join(sorted(suffix[1:] for suffix in known))
+        raise UserError(f"--source {source}: no images or videos in this folder; known are {endings}")
 
 
 def _check_pattern(source: str) -> None:
@@ -62,16 +60,11 @@ def _check_pattern(source: str) -> None:
         raise UserError(f"--source {source}: no file matches")
 
 
-def _loaders(engine: Engine) -> Code:
-    files = (engine.root / "utils" / name for name in ("dataloaders.py", "datasets.py"))
-    return next((code_in(file) for file in files if file.is_file()), Code(""))
-
-
 def _check_address(source: str, engine: Engine) -> None:
     if urlparse(source).hostname not in _YOUTUBE:
         return
     package, install = "pafy", "pafy youtube_dl"
-    if _loaders(engine).imports("ultralytics", "get_best_youtube_url"):
+    if loader_code(engine).imports("ultralytics", "get_best_youtube_url"):
         package = install = "pytubefix"
     if importlib.util.find_spec(package) is None:
         raise UserError(
@@ -82,7 +75,7 @@ def _check_address(source: str, engine: Engine) -> None:
 
 
 def _check_screen(source: str, engine: Engine) -> None:
-    if not _loaders(engine).defines("LoadScreenshots"):
+    if not loader_code(engine).defines("LoadScreenshots"):
         raise UserError(f"--source {source}: {engine} cannot look at the screen; v7.0 and later can")
     if importlib.util.find_spec("mss") is None:
         raise UserError(f"--source {source}: looking at the screen needs the package mss: pip install mss")

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from yolov5_ema.data.dataset import (
+    SPLITS,
+    Conventions,
     Dataset,
-    class_names,
-    dataset_root,
-    entries_of,
+    ImagesNotFoundError,
     is_there,
     load_dataset,
-    place_of,
+    names_coco_files,
 )
-from yolov5_ema.data.image_files import IMAGES
-from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.errors import ConfigError, EngineNotFoundError
 from yolov5_ema.resources import data_dir, find_shipped
+from yolov5_ema.upstream.loaders import image_suffixes, polygon_from
 from yolov5_ema.upstream.locate import Engine, locate
 
 # the data YAMLs of YOLOv5 v6.0 and later; others in its folder are what a user has put there
@@ -38,8 +37,12 @@ _OF_YOLOV5 = frozenset(
     )
     + ("imagenet1000", "objects365", "sku-110k", "visdrone", "voc", "xview")
 )
-_MOST_CLASSES = 100_000
+_NOT_FETCHED = (
+    ". What it says under 'download' is done only out of YOLOv5's own YAMLs: fetch the images yourself, if you know "
+    "where they come from."
+)
 _approved: ContextVar[str | None] = ContextVar("approved download", default=None)
+_opened: ContextVar[dict[Path, Dataset] | None] = ContextVar("opened data sets", default=None)
 
 
 def find_yaml(name: str, engine: Engine | None = None) -> Path | None:
@@ -53,12 +56,16 @@ def find_yaml(name: str, engine: Engine | None = None) -> Path | None:
     return min((file for file in files if file.name == name), default=None)
 
 
-def open_dataset(name: str, engine: Engine | None = None) -> Dataset:
+def open_dataset(name: str, engine: Engine | None = None, *, as_yolov5_takes_it: bool = False) -> Dataset:
     """The data set of a data YAML, found and read as `val` of the YOLOv5 at hand would.
+
+    All commands open data sets here. It stands beside what is known of each YOLOv5, for where files are looked for
+    and what is read of them is a matter of its release; the room `data` knows of none.
 
     Args:
         name: the user's YAML, or the bare name of one that ships with yolov5-ema or with YOLOv5.
         engine: the YOLOv5; None: whichever is found, if one is.
+        as_yolov5_takes_it: see `load_dataset`.
 
     Raises:
         ConfigError: there is no such file, it cannot be read, or it names no classes.
@@ -68,7 +75,31 @@ def open_dataset(name: str, engine: Engine | None = None) -> Dataset:
     if file is None:
         places = "yolov5-ema" if engine is None else f"yolov5-ema or of {engine}"
         raise ConfigError(f"{name}: no such data YAML here or among those of {places}")
-    return load_dataset(file, [] if engine is None else relative_bases(engine))
+    conventions, opened = conventions_of(engine), _opened.get()
+    dataset = (opened or {}).get(file.absolute())
+    if dataset is None or dataset.conventions != conventions:
+        dataset = load_dataset(file, conventions, as_yolov5_takes_it=True)
+    if not as_yolov5_takes_it:
+        dataset.refuse_unfit_names()
+    if opened is not None:
+        opened[file.absolute()] = dataset
+    return dataset
+
+
+@contextmanager
+def opening_once(*known: Dataset) -> Iterator[None]:
+    """Within: `open_dataset` reads each data YAML once, and the images of each split are looked for once.
+
+    A command's own steps so get the same data set as YOLOv5, which asks for its own by the name of the file.
+
+    Args:
+        known: what is open already.
+    """
+    token = _opened.set({**(_opened.get() or {}), **{dataset.file.absolute(): dataset for dataset in known}})
+    try:
+        yield
+    finally:
+        _opened.reset(token)
 
 
 def engine_at_hand() -> Engine | None:
@@ -79,18 +110,16 @@ def engine_at_hand() -> Engine | None:
         return None
 
 
-def image_root(content: Mapping[str, Any], file: Path, engine: Engine) -> Path:
-    """The folder that a data YAML's splits are relative to; see `dataset_root`.
+def conventions_of(engine: Engine | None) -> Conventions:
+    """How a YOLOv5 reads data sets; None: as the newest does.
 
-    A relative ``path`` means, in v6.0, one from the working directory, and from v6.1 on one from
-    YOLOv5's own folder, which for the PyPI package is inside site-packages.
+    A relative ``path`` means, in v6.0, one from the working directory, and from v6.1 on one from YOLOv5's own folder,
+    which for the PyPI package is inside site-packages.
     """
-    return dataset_root(content, file, relative_bases(engine))
-
-
-def relative_bases(engine: Engine) -> list[Path]:
-    """Folders that a relative ``path`` may start from, beside the working directory and the YAML's own."""
-    return [] if engine.release == (6, 0) else [engine.root]
+    if engine is None:
+        return Conventions()
+    bases = () if engine.release == (6, 0) else (engine.root,)
+    return Conventions(bases, image_suffixes(engine), polygon_from(engine))
 
 
 def may_download(file: Path, engine: Engine) -> bool:
@@ -120,79 +149,30 @@ def approved_download(text: Any) -> bool:
     return isinstance(text, str) and text == _approved.get()
 
 
-def check_data(file: Path, splits: tuple[str, ...], engine: Engine) -> None:
-    """Check a data YAML: its keys, and that each split has images.
+def check_data(dataset: Dataset, splits: Iterable[str], engine: Engine) -> None:
+    """Check that splits of a data set have images.
 
     Raises:
         ConfigError: names the file, the key or the folder, and what to do.
     """
-    content = load_yaml(file)
-    if content.get("train_json_path") is not None and "train" in splits:
-        _check_coco_keys(content, file)
-        return  # the PyPI package converts COCO data itself
-    _check_classes(content, file)
-    root = image_root(content, file, engine)
-    for split in ("train", "val", "test"):  # YOLOv5 puts the root before each, whichever it goes on to use
-        entries_of(content, split, file)
+    if names_coco_files(dataset.content) and "train" in splits:
+        _check_coco_keys(dataset.content, dataset.file)
+        return
+    for split in SPLITS:  # YOLOv5 puts the root before each, whichever it goes on to use
+        dataset.entries(split)
     for split in splits:
-        entries = entries_of(content, split, file)
-        if not entries:
-            raise ConfigError(
-                f"{file}: the key {split!r} is missing; it must name the folder of the {split} images, "
-                f"such as '{split}: images/{split}'"
-            )
-        for entry in entries:
-            _check_split(place_of(root, entry), split, file, content.get("download"), engine)
+        try:
+            dataset.images(split)
+        except ImagesNotFoundError as error:
+            download = dataset.content.get("download")
+            if not isinstance(download, str) or not may_download(dataset.file, engine):
+                raise ConfigError(f"{error}{_NOT_FETCHED if download else ''}") from None
 
 
-def _check_coco_keys(content: dict[str, Any], file: Path) -> None:
+def _check_coco_keys(content: Mapping[str, Any], file: Path) -> None:
     for key in ("train_json_path", "val_json_path", "train_image_dir", "val_image_dir"):
         value = content.get(key)
         if not isinstance(value, str) or not is_there(Path(value)):
             raise ConfigError(
                 f"{file}: {key} must name what is there, not {reprlib.repr(value)} (train_json_path asks for COCO data)"
             )
-
-
-def _check_classes(content: dict[str, Any], file: Path) -> None:
-    names, nc = class_names(content, file), content.get("nc")
-    if names is None and nc is None:
-        raise ConfigError(f"{file}: 'nc' (number of classes) and 'names' (their list) are missing")
-    if nc is not None and (type(nc) is not int or not 1 <= nc <= _MOST_CLASSES):
-        raise ConfigError(
-            f"{file}: nc must be a whole number of classes, at least 1 and at most {_MOST_CLASSES}, "
-            f"not {reprlib.repr(nc)}"
-        )
-    if "names" in content and not names:
-        raise ConfigError(f"{file}: names is empty; it must list the classes")
-    if names is not None and nc is not None and len(names) != nc:
-        raise ConfigError(f"{file}: nc is {nc}, but there are {len(names)} names")
-
-
-def _check_split(place: Path, split: str, file: Path, download: Any, engine: Engine) -> None:
-    if not is_there(place):
-        if isinstance(download, str) and may_download(file, engine):
-            return
-        fetch = (
-            " What it says under 'download' is done only out of YOLOv5's own YAMLs: fetch the images yourself, if you "
-            "know where they come from."
-            if download
-            else ""
-        )
-        raise ConfigError(
-            f"{file}: {split} images not found at {_shown(place)} (looked from {Path.cwd()}); "
-            f"correct 'path' or run the command from the folder that it is relative to.{fetch}"
-        )
-    if place.resolve() == Path(place.resolve().anchor):
-        raise ConfigError(f"{file}: {split} is the whole file system")
-    if place.is_dir() and not _has_file(place, IMAGES):
-        raise ConfigError(f"{file}: no images for {split} in {place}; known are {', '.join(sorted(IMAGES))}")
-
-
-def _shown(place: Path, most: int = 1000) -> str:
-    text = str(place)
-    return text if text.isprintable() and len(text) <= most else repr(text[:most])
-
-
-def _has_file(folder: Path, suffixes: set[str]) -> bool:
-    return any(path.suffix[1:].lower() in suffixes for path in folder.rglob("*.*"))

@@ -13,13 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.class_names import fault_of_names, names_as_text
-from yolov5_ema.data.dataset import SPLITS, is_there, place_of
-from yolov5_ema.data.yaml_files import load_yaml
+from yolov5_ema.data.dataset import SPLITS, class_names, is_there, place_of
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import ConfigError
-from yolov5_ema.upstream.data_yaml import approving, image_root, may_download
+from yolov5_ema.upstream.data_yaml import approving, may_download, open_dataset
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
 
@@ -28,13 +26,14 @@ def _guarded(check_dataset: Callable[..., Any], engine: Engine) -> Callable[...,
     @functools.wraps(check_dataset)
     def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(data, Mapping):
-            content = _with_names(_without_download(data), "the data set")
-            return check_dataset(content, *args, **kwargs)
+            names = class_names(data, Path("the data set"))
+            return check_dataset(_with_names(_without_download(data), names), *args, **kwargs)
         file = Path(str(data))
         if not is_there(file) or _is_archive(file):
             return check_dataset(data, *args, **kwargs)
-        content = _with_names(load_yaml(file), str(file))
-        root = image_root(content, file, engine).resolve()
+        dataset = open_dataset(str(file), engine, as_yolov5_takes_it=True)
+        root = dataset.root.resolve()
+        content = _with_names(dataset.content, list(dataset.names))
         content = {**content, **_found_below(root, content), "path": str(root)}
         if not may_download(file, engine):
             content = _without_download(content)
@@ -74,19 +73,12 @@ def _without_download(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "download"}
 
 
-def _with_names(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """With names of classes that are text, for YOLOv5 joins them to texts; a list, and nc, as v6.0 needs them."""
-    names = data.get("names")
-    if names is None:
-        return data
-    fault = fault_of_names(names)
-    if fault:
-        raise ConfigError(f"{where}: {fault}")
-    texts = names_as_text(names)
-    if isinstance(texts, dict) and sorted(texts) == list(range(len(texts))):
-        texts = [texts[index] for index in range(len(texts))]
+def _with_names(data: Mapping[str, Any], names: list[str] | None) -> dict[str, Any]:
+    """With a list of the classes' names, as text, for YOLOv5 joins them to texts; and with nc, which v6.0 needs."""
+    if not names:
+        return dict(data)
     nc = data.get("nc")
-    return {**data, "nc": len(texts) if nc is None else nc, "names": texts}
+    return {**data, "nc": len(names) if nc is None else nc, "names": names}
 
 
 def _refuse_without_network(data: dict[str, Any], file: Path) -> None:

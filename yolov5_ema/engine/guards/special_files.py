@@ -9,10 +9,12 @@ import builtins
 import contextlib
 import functools
 import glob
+import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+from yolov5_ema.data.listing import IMAGE_SUFFIXES, files_below, has_suffix
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular, replacement
@@ -22,15 +24,19 @@ from yolov5_ema.upstream.patching import Patches
 _OPENS = frozenset({"cv2.imread", "Image.open", "open"})
 _MODULES = ("datasets", "dataloaders")
 _TO_READ = frozenset("rbt")
-_MOST_FOLDERS = 100_000
 
 
 def open_file(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
     """`open`, which reads nothing but regular files, and no larger text than there can be.
 
+    An image that is to be read as text is the whole of a split: YOLOv5 takes the file for a list of images, and gets
+    a list of this one.
+
     Raises:
         UserError: it is a pipe, a socket or a device, or too large.
     """
+    if mode == "r" and has_suffix(str(file), IMAGE_SUFFIXES):
+        return io.StringIO(str(file))
     if set(mode) <= _TO_READ:
         _check(file, None if "b" in mode else MOST_TEXT)
     return builtins.open(file, mode, *args, **kwargs)
@@ -56,29 +62,7 @@ def found_by_glob(pattern: str, *args: Any, **kwargs: Any) -> list[str]:
     top, is_all, _ = str(pattern).partition(f"{os.sep}**{os.sep}*.*")
     if not is_all or glob.has_magic(top):
         return glob.glob(pattern, *args, **kwargs)
-    return [
-        os.path.join(folder, name)
-        for folder, names in _folders_below(top)
-        for name in names
-        if "." in name and not name.startswith(".")
-    ]
-
-
-def _folders_below(top: str) -> Iterator[tuple[str, list[str]]]:
-    """Folders, those behind links too, with all names in them; hidden ones are passed over, as glob does."""
-    above = {top: frozenset([os.path.realpath(top)])}
-    for count, (folder, folders, files) in enumerate(os.walk(top, followlinks=True)):
-        if count > _MOST_FOLDERS:
-            raise UserError(
-                f"{top} has more than {_MOST_FOLDERS:,} folders in it; links may lead from one to another"
-            )
-        real = above.pop(folder)
-        yield folder, [*folders, *files]
-        kept = {
-            name: os.path.realpath(os.path.join(folder, name)) for name in folders if not name.startswith(".")
-        }
-        folders[:] = [name for name, place in kept.items() if place not in real]
-        above.update({os.path.join(folder, name): real | {kept[name]} for name in folders})
+    return list(files_below(top))
 
 
 def _saving_whole(make: Callable[..., Any]) -> Callable[..., Any]:
