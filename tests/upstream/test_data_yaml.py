@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import laid_aside
+from release_case import run_in_child
 
 import yolov5_ema
 from yolov5_ema.cli.main import main
@@ -88,3 +90,68 @@ def test_val_writes_no_detections_of_two_images_under_one_name(
     Path("two.yaml").write_text("train: images\nval: images\nnc: 1\nnames: [a]\n")
     assert word in refused("val", "--data", "two.yaml", "--weights", "nowhere.pt", flag)
     assert "weights not found" in refused("val", "--data", "two.yaml", "--weights", "nowhere.pt")
+
+
+_SPLITS = """
+import importlib
+from pathlib import Path
+import yaml
+from yolov5_ema.upstream.data_yaml import check_data, open_dataset
+from yolov5_ema.upstream.loaders import loader_module
+general, loaders = (
+    importlib.import_module(ENGINE.module_name(name)) for name in ("utils.general", loader_module(ENGINE))
+)
+file = Path(TMP, "of_kinds.yaml")
+for split, count in KINDS.items():
+    entry = yaml.safe_load(split)
+    file.write_text(yaml.safe_dump({"path": PATH, "train": entry, "val": entry, "names": ["a", "b", "c"]}))
+    dataset = open_dataset(str(file), ENGINE)
+    check_data(dataset, ("train", "val"), ENGINE)
+    found = general.check_dataset(str(file))["val"]
+    theirs = loaders.LoadImagesAndLabels(found, 64, 2)
+    files = getattr(theirs, "im_files", None) or theirs.img_files
+    ours = dataset.images("val")
+    assert [str(Path(TMP, image).resolve()) for image in ours] == [str(Path(image).resolve()) for image in files], (
+        split, ours, files)
+    assert len(ours) == count, (split, ours)
+    rows = [dataset.labels(image).seen for image in ours]
+    assert [len(row) for row in rows] == [len(label) for label in theirs.labels], split
+    for cache in Path(TMP).rglob("*?.cache"):
+        cache.unlink()
+"""
+_KINDS = {
+    "images/val": 5,
+    "./images/val": 5,
+    "[images/val, more-images]": 6,
+    "[more-images, images/val, more-images]": 6,
+    "list.txt": 3,
+    "[list.txt, images/val]": 6,
+    "list": 3,
+    "images/val/val1.jpg": 1,
+    "../images/val": 5,
+}
+
+
+@pytest.mark.parametrize(
+    ("release", "path"),
+    [
+        ("6.0.7", ""),
+        *(pytest.param(name, ".", marks=pytest.mark.slow) for name in ("6.0.7", "6.1.9", "6.2.3")),
+        ("7.0.14", "."),
+    ],
+)
+def test_the_images_of_a_split_are_those_that_yolov5_loads(release, path, tiny_set, own_folder):
+    shutil.copytree(tiny_set.parent, own_folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.cache"))
+    images = own_folder / "images/val"
+    (images / "sub").mkdir()
+    shutil.copy(images / "val0.jpg", images / "sub/Another.JPG")
+    shutil.copy(images / "val0.jpg", images / "._val0.jpg")
+    (images / ".thumbs").mkdir()
+    shutil.copy(images / "val0.jpg", images / ".thumbs/val9.jpg")
+    (own_folder / "more-images").mkdir()
+    shutil.copy(images / "val0.jpg", own_folder / "more-images/z.jpg")
+    lines = ("./images/val/val2.jpg", str(images / "val1.jpg"), "./more-images/z.jpg", "./of_kinds.yaml")
+    for name in ("list.txt", "list"):
+        (own_folder / name).write_text("\n".join(lines))
+    namespace = {"ROOT": str(laid_aside(release)), "TMP": str(own_folder), "KINDS": _KINDS, "PATH": path}
+    assert run_in_child(_SPLITS, namespace) == ""

@@ -35,10 +35,10 @@ def open_file(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
     Raises:
         UserError: it is a pipe, a socket or a device, or too large.
     """
-    if mode == "r" and has_suffix(str(file), IMAGE_SUFFIXES):
-        return io.StringIO(str(file))
     if set(mode) <= _TO_READ:
         _check(file, None if "b" in mode else MOST_TEXT)
+    if mode == "r" and has_suffix(str(file), IMAGE_SUFFIXES):
+        return io.StringIO(str(file))
     return builtins.open(file, mode, *args, **kwargs)
 
 
