@@ -14,10 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from yolov5_ema.cfgs.rows import checked_model
 from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.errors import ConfigError
-from yolov5_ema.settings import chosen_conflicts
 from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
 
@@ -42,7 +40,6 @@ def check_model(cfg: str | Path, engine: Engine) -> dict[str, Any]:
     """
     content = load_yaml(Path(cfg))
     yolo = engine.module("models.yolo")
-    checked_model(content, yolo, where=str(cfg), conflicts=chosen_conflicts())
     check_builds(content, yolo, str(cfg))
     return content
 
@@ -52,7 +49,7 @@ def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str) -> torch.nn.Se
 
     Args:
         content: what a model YAML holds.
-        yolo: YOLOv5's ``models.yolo``, with the shim installed.
+        yolo: YOLOv5's ``models.yolo``, with the shim installed, which checks the rows before they are built.
         cfg: file name for messages; the shim reads this variable too.
 
     Returns:

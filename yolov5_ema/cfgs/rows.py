@@ -10,7 +10,9 @@ from __future__ import annotations
 import ast
 import inspect
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import deepcopy
 from types import ModuleType
 from typing import Any
@@ -37,6 +39,10 @@ _WORDS = ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "near
 _LONGEST_TEXT = 1000  # characters of an argument
 _NO_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
 _NOTHING = object()
+_COUNTS = ("ch", "nc")
+_kept: ContextVar[dict[tuple[str, str, str], dict[str, list[Any]]] | None] = ContextVar(
+    "checked rows", default=None
+)
 _INPUT_CHANNELS = "ch[f]"  # evaluated in parse_model's frame: the row's true, scaled input channels
 
 
@@ -54,6 +60,33 @@ def checked_model(
     Raises:
         ConfigError: names file, row and fix.
     """
+    kept, asked = _kept.get(), (yolo.__name__, conflicts, _without_counts(cfg))
+    if kept is None or asked not in kept:
+        safe = _checked_rows(cfg, yolo, where, conflicts)
+        if kept is None:
+            return {**deepcopy(dict(cfg)), **safe}
+        kept[asked] = safe
+    return {**deepcopy(dict(cfg)), **deepcopy(kept[asked])}
+
+
+@contextmanager
+def checking_once() -> Iterator[None]:
+    """Within: `checked_model` looks at the same rows once, as they come from the preflight and from `parse_model`."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def _without_counts(cfg: Mapping[str, Any]) -> str:
+    """All that a model dict says, but for what YOLOv5 puts there itself once it knows the data set."""
+    return repr(sorted((str(key), value) for key, value in cfg.items() if key not in _COUNTS))
+
+
+def _checked_rows(
+    cfg: Mapping[str, Any], yolo: ModuleType, where: str, conflicts: str
+) -> dict[str, list[Any]]:
     graph = Graph.from_cfg(cfg, where)
     check_activation(cfg, where)
     nominal: dict[Row, int | None] = {}
@@ -71,7 +104,7 @@ def checked_model(
             args = [_checked_argument(argument, place) for argument in row.args]
             nominal[row] = nominal_output(module, row, incoming)
         safe[row.section].append([deepcopy(raw[0]), row.number, module, args])
-    return {**deepcopy(dict(cfg)), **safe}
+    return safe
 
 
 def check_activation(cfg: Mapping[str, Any], where: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from yolov5_ema.cfgs.rows import checking_once
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts import exports, preflight
 from yolov5_ema.scripts.run_folder import WatchedRunFolder
@@ -62,7 +63,7 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
     module = engine.module(name)
     _refuse_settings(argv)
     watched = _watched_parser(module, engine, name, more_help)
-    with opening_once(), _command_line(name, argv), watched as patches:
+    with opening_once(), checking_once(), _command_line(name, argv), watched as patches:
         with speaking_plainly(engine):  # some look for files already
             opt = module.parse_opt()
         preflight.check(opt, name, engine)
