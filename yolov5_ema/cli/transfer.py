@@ -70,10 +70,10 @@ def main(argv: Sequence[str]) -> int:
 def _names(data: str | None) -> list[str] | None:
     if data is None:
         return None
+    from yolov5_ema.data.dataset import class_names
     from yolov5_ema.data.yaml_files import load_yaml
-    from yolov5_ema.weights.heads import names_of
 
-    names = names_of(load_yaml(Path(data)).get("names"))
+    names = class_names(load_yaml(Path(data)), Path(data))
     if not names:
         raise ConfigError(f"{data}: 'names', the list of the classes, is missing")
     return names
