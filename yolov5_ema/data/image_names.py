@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-from yolov5_ema.data.dataset import IMAGE_SUFFIXES
+from yolov5_ema.data.listing import IMAGE_SUFFIXES
 from yolov5_ema.errors import UserError
 
 _Image = TypeVar("_Image", str, Path)
