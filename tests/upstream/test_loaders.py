@@ -16,7 +16,7 @@ OLDEST_VIDEOS = {".mov", ".avi", ".mp4", ".mpg", ".mpeg", ".m4v", ".wmv", ".mkv"
     ("release", "module", "without_images", "videos", "columns"),
     [
         ("6.0.7", "utils.datasets", {".pfm"}, OLDEST_VIDEOS, 9),
-        ("6.1.9", "utils.dataloaders", {".pfm"}, VIDEO_SUFFIXES, 9),
+        ("6.1.9", "utils.dataloaders", {".pfm"}, VIDEO_SUFFIXES, 7),
         ("6.2.3", "utils.dataloaders", set(), VIDEO_SUFFIXES, 7),
         ("7.0.14", "utils.dataloaders", set(), VIDEO_SUFFIXES, 7),
     ],
