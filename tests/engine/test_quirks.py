@@ -613,7 +613,7 @@ _SYMPTOMS = {
     "safe-checkpoints": "Weights only load failed",
     "one-copy-of-classes": "AssertionError",
     "autoanchor-few-boxes": "must match the size",
-    "stale-label-cache": "which is no image of the data set",
+    "stale-label-cache": "which is not an image of the data set",
     "save-json": "'list' object has no attribute 'get'",
     "onnx-exporter": "Error",
     "openvino-converter": "openvino.inference_engine",

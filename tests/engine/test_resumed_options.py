@@ -123,7 +123,7 @@ def test_what_leaves_the_machine_is_for_the_command_line(last, script, capsys):
     assert found["s3_upload_dir"] == "s3://mine" and "unheard_of" not in found
     said = capsys.readouterr().err
     assert "bucket" in said and "neptune_token" in said and "type them beside --resume" in said
-    assert "unheard_of, wandb_id: no options of this train" in said and "secret" not in said
+    assert "unheard_of, wandb_id: unknown to this YOLOv5's train" in said and "secret" not in said
 
 
 @pytest.mark.parametrize("place", ["/somewhere/else", "../../..", "runs/train/other", "/"])
@@ -152,18 +152,18 @@ def test_a_run_is_written_where_it_lies(last, script, place):
         ({"workers": [8]}, "workers must be"),
         ({"data": 5}, "data must name a data YAML, not 5"),
         ({"data": ["a"]}, "data must name a data YAML"),
-        ({"data": "https://example.org/set.zip"}, "nothing is fetched because a file says so"),
-        ({"data": "clearml://x"}, "nothing is fetched because a file says so"),
-        ({"data": "set.ZIP"}, "nothing is fetched"),
+        ({"data": "https://example.org/set.zip"}, "an address in a run's options is not fetched"),
+        ({"data": "clearml://x"}, "an address in a run's options is not fetched"),
+        ({"data": "set.ZIP"}, "is not fetched"),
         ({"data": "gone/x.yaml"}, "the data set 'gone/x.yaml' is not there"),
         ({"data": "a" * 5000}, "is not there"),
         ({"data": "/dev/zero"}, "is not there"),
-        ({"data": {"train": "x", "download": "touch canary"}}, "data is no path of a data YAML"),
+        ({"data": {"train": "x", "download": "touch canary"}}, "data must be the path of a data YAML"),
         ({"hyp": {"lr0": "1e-3"}}, "lr0 must be a number, not '1e-3' (YAML takes 1e-3 for text"),
         ({"hyp": {"lr0": 0.1}}, "opt.yaml, hyp: missing hyperparameters: anchor_t, box, "),
         ({"hyp": {"anchors": 10**6}}, "anchors must be a number up to 100"),
         ({"hyp": ["lr0"]}, "hyp must name a file of hyperparameters"),
-        ({"hyp": "/dev/zero"}, "are not there, nor is"),
+        ({"hyp": "/dev/zero"}, "were not found, and neither was"),
     ],
 )
 def test_what_is_not_of_its_type_is_refused(last, script, says, message):
@@ -275,7 +275,7 @@ def test_a_run_with_links_out_of_it_is_refused(last, script, tmp_path):
             options_of(last, script)
         place.unlink()
     os.mkfifo(run / "results.csv")
-    with pytest.raises(UserError, match="or no file"):
+    with pytest.raises(UserError, match="or not a regular file"):
         options_of(last, script)
 
 
@@ -285,7 +285,7 @@ def test_a_run_with_links_out_of_it_is_refused(last, script, tmp_path):
 def test_what_the_command_says(last, refused, monkeypatch):
     lone = Path("lone.pt")
     shutil.copy(last, lone)
-    assert "lies in no folder called weights" in refused("train", "--resume", lone)
+    assert "must lie in a folder called weights" in refused("train", "--resume", lone)
     assert "gone/weights/last.pt: no such file" in refused("train", "--resume", "gone/weights/last.pt")
     Path("empty").mkdir()
     monkeypatch.chdir("empty")
@@ -295,7 +295,7 @@ def test_what_the_command_says(last, refused, monkeypatch):
 def test_a_train_that_reads_options_otherwise_is_refused(monkeypatch):
     import types
 
-    with pytest.raises(UserError, match="how it reads the options of a run is not known"):
+    with pytest.raises(UserError, match="It may read the options of a run in another way"):
         resumed_training.refuse_unguarded(types.SimpleNamespace(main=print, __file__="fork/train.py"))
 
 

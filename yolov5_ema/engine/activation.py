@@ -1,4 +1,4 @@
-"""Switching the quirks on: an import hook over YOLOv5's own files, and its complete undoing."""
+"""Switching quirks and guards on and off: an import hook for YOLOv5's own files, which can be undone completely."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _active: Activation | None = None
 
 
 class Activation:
-    """The quirks of one YOLOv5, switched on."""
+    """The active quirks of one YOLOv5."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -74,7 +74,7 @@ class Activation:
                 sys.path.remove(self._path_entry)
 
     def _refuse_strangers(self) -> None:
-        """A clone's packages are called `models` and `utils`: someone else's must not stand there."""
+        """Refuse if other packages are already imported as `models` or `utils`: a clone needs these names."""
         if self.engine.kind == "package":
             return
         for name in ("models", "utils"):
@@ -83,26 +83,32 @@ class Activation:
             if place and not self.engine.owns(place):
                 raise UserError(
                     f"another package called {name!r} is already imported, from {place}; "
-                    f"{self.engine} needs that name. Start a new Python process."
+                    f"{self.engine} needs this name. Start a new Python process."
                 )
 
     def source_module(self, name: str, path: str) -> SourceModule:
         return _source_module(self.engine, self.engine.relative_name(name) or name, Path(path))
 
     def after_import(self, name: str, module: ModuleType, looked_at: SourceModule | None = None) -> None:
-        """Apply the quirks that a module needs, once; ``looked_at``: the module, if it was looked at before it ran."""
+        """Apply the quirks that a module needs, once.
+
+        Args:
+            name: the module's import name.
+            module: the module, which has run.
+            looked_at: what was read of it before it ran, if the import hook did so.
+        """
         path = getattr(module, "__file__", None)
         if name in self._patched or not path or not path.endswith(".py"):
             return
         self._patched.add(name)
         subject = (looked_at or self.source_module(name, path)).after(module)
-        for quirk in (*QUIRKS, *GUARDS):  # guards last: around what quirks have put there
+        for quirk in (*QUIRKS, *GUARDS):  # guards last, so that they wrap what quirks have set
             if quirk.needed(subject):
                 quirk.apply(subject, self.patches)
 
 
 class _Loader(SourceFileLoader):
-    """Runs a module inside the contexts, and followed by the changes, that its quirks ask for."""
+    """Runs a module inside the contexts of its quirks, then applies their changes."""
 
     def __init__(self, fullname: str, path: str, activation: Activation) -> None:
         super().__init__(fullname, path)
@@ -119,7 +125,7 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder:
-    """A meta path finder that answers for YOLOv5's own files only."""
+    """A meta path finder that finds YOLOv5's own files only."""
 
     def __init__(self, activation: Activation) -> None:
         self._activation = activation
@@ -138,7 +144,7 @@ class _Finder:
 
 
 def activate(engine: Engine) -> Activation:
-    """Switch the quirks of a YOLOv5 on; a second call for the same one changes nothing.
+    """Switch the quirks of a YOLOv5 on; a second call for the same YOLOv5 changes nothing.
 
     Raises:
         UserError: the quirks of another YOLOv5 are on in this process.
@@ -158,7 +164,7 @@ def activate(engine: Engine) -> Activation:
 
 
 def deactivate() -> None:
-    """Undo `activate`: every attribute, the import hook and the environment are as before."""
+    """Undo `activate`: every attribute, the import hook and the environment are as they were before."""
     global _active
     with _lock:
         if _active is not None:
@@ -172,18 +178,18 @@ def active_engine() -> Engine | None:
 
 
 def survey(engine: Engine) -> list[tuple[str, str, str]]:
-    """Which quirks an engine needs here, from its text alone: ``(quirk, module, reason)`` rows."""
+    """List which quirks a YOLOv5 needs here, from its source text alone, as ``(quirk, module, reason)`` rows."""
     return [(one.name, module, reason) for one in findings(engine, QUIRKS) for module, reason in one.places]
 
 
 @dataclass
 class Finding:
-    """What the text of a YOLOv5 says of one quirk or guard.
+    """What the source text of a YOLOv5 shows about one quirk or guard.
 
     Attributes:
-        name: of the quirk.
-        places: modules that need it, and why.
-        is_settled: whether there is one that needs it, or one that shows that it is not needed.
+        name: name of the quirk.
+        places: ``(module, reason)`` for each module that needs it.
+        is_settled: whether some module needs the quirk, or shows that this YOLOv5 does not need it.
     """
 
     name: str
@@ -192,7 +198,7 @@ class Finding:
 
 
 def findings(engine: Engine, quirks: Sequence[Quirk]) -> list[Finding]:
-    """What each of some quirks finds in an engine's text; nothing of it is imported."""
+    """Look for the given quirks in the source text of a YOLOv5, without importing it."""
     found = [Finding(quirk.name) for quirk in quirks]
     for path in engine.sources():
         subject = _source_module(engine, ".".join(path.relative_to(engine.root).with_suffix("").parts), path)

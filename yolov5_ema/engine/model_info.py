@@ -18,7 +18,7 @@ from yolov5_ema.kernels.dispatch import forced
 
 @dataclass(frozen=True)
 class RowInfo:
-    """One row of a built model; ``flops`` for the whole input, one image."""
+    """One row of a built model; ``flops`` is for one image of the full input size."""
 
     index: int
     source: Any
@@ -33,9 +33,9 @@ class RowInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A built model. ``flops`` counts a multiply-add as two, for one image of imgsz x imgsz pixels.
+    """A built model. ``flops`` is for one image of imgsz x imgsz pixels; a multiply-add counts as two operations.
 
-    ``warnings`` is what looks like an oversight in the YAML (`yolov5_ema.cfgs.oddities`).
+    ``warnings`` names what looks like a mistake in the YAML (`yolov5_ema.cfgs.oddities`).
     """
 
     cfg: str
@@ -55,18 +55,19 @@ class ModelInfo:
 
 
 def model_info(cfg: str | Path, nc: int | None = None, imgsz: int = 640) -> ModelInfo:
-    """Build a model from its YAML and count it.
+    """Build a model from its YAML and count its parameters and operations.
 
-    Operations are those of convolutions and matrix products, counted by torch's own `FlopCounterMode` as
-    they run on the meta device, EMA in the paper's form (what runs needs fewer: docs/exact-ema.md). It sees the
-    batch dimension, into which EMA folds its groups; counters that take a layer's shape at batch 1 (thop's figure in
-    YOLOv5's summary line) miss most of EMA.
-    Normalisation and activations are not counted.
+    torch's `FlopCounterMode` counts the operations of convolutions and matrix products while the model runs on the
+    meta device. Normalisation and activations are not counted. EMA is counted in the paper's form; the faster
+    implementation needs fewer operations (docs/exact-ema.md).
+
+    `FlopCounterMode` sees the batch dimension, into which EMA folds its groups. Counters that take a layer's shape at
+    batch 1, such as thop in YOLOv5's summary line, miss most of EMA.
 
     Args:
         cfg: path of a model YAML.
-        nc: number of classes instead of the YAML's.
-        imgsz: side of the square input in pixels; rounded up to the stride by YOLOv5's own rule.
+        nc: number of classes, used instead of the YAML's.
+        imgsz: side of the square input in pixels; rounded up to a multiple of the stride, as YOLOv5 does.
 
     Raises:
         ConfigError: the YAML cannot be used.
@@ -92,12 +93,12 @@ def model_info(cfg: str | Path, nc: int | None = None, imgsz: int = 640) -> Mode
 
 
 def _count(model: torch.nn.Module, imgsz: int) -> tuple[dict[str, int], dict[int, tuple[int, ...]]]:
-    """Operations by module name, and each row's output shape."""
+    """Return the operations by module name, and the output shape of each row."""
     shapes: dict[int, tuple[int, ...]] = {}
     for index, module in enumerate(model.model):  # type: ignore[arg-type]
         module.register_forward_hook(lambda _m, _i, out, index=index: shapes.update({index: _shape(out)}))
     channels = model.yaml.get("ch", 3)  # type: ignore[operator, union-attr]
-    # in training mode Detect builds no grids, and its convolutions are the same
+    # in training mode, Detect runs the same convolutions but builds no grids
     model = model.to("meta").train()
     with forced("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, channels, imgsz, imgsz, device="meta"))

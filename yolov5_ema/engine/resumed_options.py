@@ -1,9 +1,11 @@
-"""The options of a training that is resumed: read from its run, and reduced to what a run may say of itself.
+"""The options of a resumed training: read from its run, and reduced to those that a run may set.
 
-YOLOv5 takes them from ``opt.yaml`` beside the weights, or out of the checkpoint, and does what they say: where to
-write, what to upload and where to, what to put into a command line. But whoever made the run wrote them, which need not
-be who resumes it. So a run says how it is trained, and on what; where it is written is where it lies; and what leaves
-the machine is for the command line to say.
+YOLOv5 reads the options from the run's ``opt.yaml`` or from the checkpoint, and follows all of them: where to write,
+what to upload and where, what to put into a command line. The run may come from somebody else. So here:
+
+- the run sets how to train, and on which data set;
+- the run's folder is the one that the checkpoint lies in;
+- uploads and other network options are taken from the command line only.
 """
 
 from __future__ import annotations
@@ -59,13 +61,13 @@ _LONGEST = 1000
 
 @dataclass(frozen=True)
 class Script:
-    """A training script of a YOLOv5.
+    """YOLOv5's training script.
 
     Attributes:
-        engine: the YOLOv5.
-        file: the script.
-        source: its text.
-        parser: what reads its command line.
+        engine: the YOLOv5 that the script belongs to.
+        file: path of the script.
+        source: text of the script.
+        parser: the parser of its command line.
     """
 
     engine: Engine
@@ -75,21 +77,21 @@ class Script:
 
     @property
     def actions(self) -> dict[str, argparse.Action]:
-        """Its options by their names."""
+        """The script's options by name."""
         return {action.dest: action for action in self.parser._actions if action.dest != "help"}
 
 
 def options_to_resume(last: Path, typed: argparse.Namespace, script: Script) -> dict[str, Any]:
-    """The options with which a run goes on.
+    """Return the options for resuming a run.
 
     Args:
-        last: its ``weights/last.pt``.
-        typed: what stands on the command line beside ``--resume``.
-        script: that is to go on with it.
+        last: the run's ``weights/last.pt``.
+        typed: the options on the command line beside ``--resume``.
+        script: the script that resumes the run.
 
     Raises:
-        UserError: there are none, one of them is not of its type, or the data set or the run's folder cannot be
-            used as they are; names the file and the option.
+        UserError: the run has no options, an option has the wrong type, or the data set or the run's folder cannot be
+            used. The message names the file and the option.
     """
     run = last.parent.parent
     _check_place(last, run)
@@ -99,7 +101,7 @@ def options_to_resume(last: Path, typed: argparse.Namespace, script: Script) -> 
     missing = [name for name in _NEEDED if held.get(name) is None]
     if missing:
         raise ConfigError(
-            f"{where}: missing options: {', '.join(missing)}; it is damaged, or of another training"
+            f"{where}: missing options: {', '.join(missing)}; the file is damaged, or belongs to another training"
         )
     options = {name: _of_file(action, held, typed, where) for name, action in actions.items()}
     options["data"] = _data(held["data"], typed, where, run, script)
@@ -120,21 +122,21 @@ def _check_place(last: Path, run: Path) -> None:
             f"--resume {last}: this folder holds no weights/last.pt; name the checkpoint itself"
         )
     if not last.is_file():
-        raise CheckpointError(f"--resume {last}: it is no file of weights")
+        raise CheckpointError(f"--resume {last}: this is not a regular file; name the checkpoint itself")
     if last.suffix.lower() in (".yaml", ".yml"):
         raise CheckpointError(
             f"--resume {last}: name the checkpoint, not its options: --resume {last.parent / 'weights/last.pt'}"
         )
     if last.parent.name != "weights":
         raise CheckpointError(
-            f"--resume {last}: a training goes on in the folder that its checkpoint lies in, RUN/weights/last.pt, "
-            "and this one lies in no folder called weights. Make one for it: mkdir -p RUN/weights, move the file "
-            "there, and its opt.yaml, if you have it, to RUN/opt.yaml"
+            f"--resume {last}: the checkpoint must lie in a folder called weights, as RUN/weights/last.pt, because a "
+            "training is resumed in the folder of its run. Make that folder with mkdir -p RUN/weights, move the file "
+            "there, and move its opt.yaml, if you have it, to RUN/opt.yaml"
         )
 
 
 def _refuse_links_out(run: Path) -> None:
-    """What goes on in a folder writes to its files, and would write through a link to wherever it leads."""
+    """Refuse links that lead out of the run's folder: a resumed training would write through them."""
     home = os.path.realpath(run)
     for folder in (run, run / "weights"):
         for entry in os.scandir(folder):
@@ -142,13 +144,13 @@ def _refuse_links_out(run: Path) -> None:
             inside = os.path.realpath(entry.path).startswith(home + os.sep)
             if not (kept or (entry.is_symlink() and inside)):
                 raise UserError(
-                    f"{entry.path} is a link to outside of the run's folder, or no file: a training that goes on would "
-                    "write there. Put a copy in its place"
+                    f"{entry.path} is a link to outside of the run's folder, or not a regular file: the resumed "
+                    "training would write there. Put a copy in its place"
                 )
 
 
 def _held(last: Path, engine: Engine) -> tuple[dict[str, Any], str]:
-    """What a run says of itself, and where."""
+    """Return the options that a run holds, and a text that says where they were found."""
     file = last.parent.parent / "opt.yaml"
     check_file(last, engine=engine)
     if is_there(file):
@@ -160,12 +162,12 @@ def _held(last: Path, engine: Engine) -> tuple[dict[str, Any], str]:
         if held is None:
             raise CheckpointError(
                 f"--resume {last}: {file} is missing, and this checkpoint does not hold the options of its training. "
-                "Put the opt.yaml of that training there; or start anew with --weights and the options"
+                "Put the opt.yaml of that training there, or start a new training with --weights and the options"
             )
         held = vars(held) if isinstance(held, argparse.Namespace) else held
     if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
         raise ConfigError(
-            f"{where} must hold the options of a training by their names; it is damaged, or another file"
+            f"{where} must hold the options of a training by name; it is damaged, or it is another file"
         )
     return held, where
 
@@ -174,7 +176,7 @@ def _held(last: Path, engine: Engine) -> tuple[dict[str, Any], str]:
 
 
 def _of_file(action: argparse.Action, held: Mapping[str, Any], typed: argparse.Namespace, where: str) -> Any:
-    """An option as the run has it, if it is one that a run may set; else as it was typed."""
+    """Return an option's value from the run if a run may set it, else from the command line."""
     name = action.dest
     if not _may_be_of_file(action) or name not in held:
         return getattr(typed, name, action.default)
@@ -183,7 +185,7 @@ def _of_file(action: argparse.Action, held: Mapping[str, Any], typed: argparse.N
 
 
 def _may_be_of_file(action: argparse.Action) -> bool:
-    """Numbers, switches and choices cannot name a place; of texts, a few are known to name none."""
+    """Whether a run may set an option: numbers, switches, choices and a few texts, which cannot name a path."""
     name = action.dest
     if name in _OF_THE_PLACE or _LEAVES_THE_MACHINE.search(name):
         return False
@@ -246,7 +248,7 @@ def _say_what_was_left(
     unknown = [name for name in held if name not in actions and name not in _OF_THE_PLACE]
     for names, reason in (
         (left, "not taken from a file; type them beside --resume if you want them"),
-        (unknown, "no options of this train; left out"),
+        (unknown, "unknown to this YOLOv5's train; ignored"),
     ):
         if names:
             print(f"{where}: {listed(map(_shown, names), 12)}: {reason}", file=sys.stderr)
@@ -260,7 +262,7 @@ def _shown(name: str) -> str:
 
 
 def _data(value: Any, typed: argparse.Namespace, where: str, run: Path, script: Script) -> Any:
-    """The data set, checked as one that was typed."""
+    """Return the data set, after the same checks as for one on the command line."""
     if isinstance(value, dict):
         return _checked_dict(value, where, script)
     if not isinstance(value, str) or not value:
@@ -285,7 +287,7 @@ def _check_data(file: Path, engine: Engine) -> None:
 
 
 def _typed(typed: argparse.Namespace) -> str:
-    """The data set on the command line; "" if there is none, for YOLOv5's own default is no text."""
+    """The data set on the command line, or "" if there is none: YOLOv5's default is not a string."""
     given = getattr(typed, "data", None)
     return given if isinstance(given, str) and not given.lower().endswith(".zip") else ""
 
@@ -295,13 +297,16 @@ def _typed_instead(value: str, typed: argparse.Namespace, where: str) -> str:
     if given:
         return given
     raise ConfigError(
-        f"{where}: data is {value[:300]!r}, and nothing is fetched because a file says so. Fetch it yourself, and "
-        "write the path of its YAML there"
+        f"{where}: data is {value[:300]!r}; an address in a run's options is not fetched. Fetch the data set yourself, "
+        "and write the path of its YAML there"
     )
 
 
 def _found(value: str, run: Path, engine: Engine) -> Path | None:
-    """A data YAML by its path from here, by its bare name, or from where the training was started: above its run."""
+    """Find a data YAML: by its path from here, by its bare name, or from the folders above its run.
+
+    One of the folders above the run is usually the folder in which the training was started.
+    """
     if not value:
         return None
     if _is_file(Path(value)):
@@ -322,10 +327,11 @@ def _is_file(place: Path) -> bool:
 
 
 def _checked_dict(content: dict[str, Any], where: str, script: Script) -> dict[str, Any]:
-    """A data set that stands in the options itself, as loggers put it there: without what would be fetched or run."""
+    """Check a data set that loggers have written into the options, and leave out its ``download``."""
     if Code(script.source).calls("data.endswith"):
         raise ConfigError(
-            f"{where}: data is no path of a data YAML, which {script.engine} needs; write what stands there into a file"
+            f"{where}: data must be the path of a data YAML for {script.engine}, not the data set itself; write the "
+            "data set into a file and name it there"
         )
     kept = {name: value for name, value in content.items() if name != "download"}
     with tempfile.TemporaryDirectory() as folder:
@@ -339,7 +345,7 @@ def _checked_dict(content: dict[str, Any], where: str, script: Script) -> dict[s
 
 
 def _hyp(value: Any, where: str, run: Path, script: Script) -> dict[str, Any]:
-    """The hyperparameters themselves: v6.0 and v6.1 keep a path, which may lead nowhere by now, and the run a copy."""
+    """Return the hyperparameters. v6.0 and v6.1 keep only their path; if it is gone, the run has a copy."""
     needed = names_read(script.engine, script.file)
     if isinstance(value, dict):
         return check_hyp(value, f"{where}, hyp", needed)
@@ -349,5 +355,5 @@ def _hyp(value: Any, where: str, run: Path, script: Script) -> dict[str, Any]:
         if _is_file(file):
             return read_hyp(file, needed)
     raise ConfigError(
-        f"{where}: the hyperparameters {str(value)[:300]!r} are not there, nor is {run / 'hyp.yaml'}"
+        f"{where}: the hyperparameters {str(value)[:300]!r} were not found, and neither was {run / 'hyp.yaml'}"
     )

@@ -1,8 +1,8 @@
-"""Making YOLOv5's `parse_model` know the attention blocks, without editing YOLOv5.
+"""Teaching YOLOv5's `parse_model` the attention blocks, without editing YOLOv5.
 
-A row's module may be a class, not only a name, and a string argument is evaluated in
-`parse_model`'s own frame. So the shim hands `parse_model` the block's class with the argument
-``"ch[f]"``, which becomes the block's true, scaled input channels. No copy of `parse_model` is made.
+`parse_model` accepts a class as a row's module, not only a name, and evaluates string arguments in its own frame. So
+the shim passes it the block's class and the argument ``"ch[f]"``, which evaluates to the true, scaled number of input
+channels. `parse_model` itself is not copied.
 """
 
 from __future__ import annotations
@@ -34,21 +34,22 @@ _installed: Patches | None = None
 
 
 def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
-    """Teach a YOLOv5 the attention blocks, and mend what today's libraries break in it.
+    """Teach a YOLOv5 the attention blocks, and fix what breaks in it with today's libraries.
+
+    A second call for the same YOLOv5 changes only ``conflicts``, if that is given.
 
     Args:
         yolo: which YOLOv5: None to look for one (see `locate`), the folder of a clone, or an imported
-            ``models.yolo`` / ``yolov5`` module. Or ``"ultralytics"``, or that module: the package of YOLOv8 and
-            later, which gets an adapter of its own, beside a YOLOv5 if need be.
-        conflicts: what a name means that YOLOv5 defines as well (a fork's own CBAM): ``error`` (say so),
-            ``ours`` or ``theirs``. None: what the settings say, or ``error``.
+            ``models.yolo`` / ``yolov5`` module. ``"ultralytics"``, or that module, means the package of YOLOv8 and
+            later. It has an adapter of its own, which can be installed beside a YOLOv5.
+        conflicts: which class a name means if YOLOv5 defines that name too (a fork's own CBAM): ``ours``,
+            ``theirs``, or ``error`` to raise an error. None takes the setting, or ``error``.
 
     Returns:
-        The YOLOv5 found; for ultralytics that package, as an `Engine` of kind ``ultralytics``. A second
-        call for the same one changes nothing but ``conflicts``, if that is named.
+        The YOLOv5 found; for ultralytics that package, as an `Engine` of kind ``ultralytics``.
 
     Raises:
-        EngineNotFoundError: there is no YOLOv5, or no ultralytics.
+        EngineNotFoundError: no YOLOv5, or no ultralytics, was found.
         UserError: the shim is installed for another YOLOv5; `uninstall` it first.
 
     Example:
@@ -91,13 +92,13 @@ def _with_parser(engine: Engine) -> Any:
         raise UserError(f"{engine} cannot be imported: {place}: {error.msg}") from error
     if not engine.owns(getattr(module, "__file__", None)):
         raise UserError(
-            f"{engine}: its models/yolo.py is not what this process has imported, {module!r}, which would not be "
+            f"{engine}: this process has already imported another models/yolo.py, {module!r}, which would not be "
             "guarded. Start a new Python process"
         )
     if not hasattr(module, "parse_model"):
         raise UserError(
-            f"{module.__file__} has no function parse_model: it is of no YOLOv5 v6.0 or later. Name another: "
-            "--yolov5 PATH"
+            f"{module.__file__} has no function parse_model: it does not belong to YOLOv5 v6.0 or later. Name "
+            "another: --yolov5 PATH"
         )
     return module
 
@@ -108,8 +109,8 @@ def uninstall(yolo: Yolo = None) -> None:
     YOLOv5's modules stay imported, with every attribute as they defined it.
 
     Args:
-        yolo: None, or the YOLOv5 that the shim must be installed for to be removed. ``"ultralytics"``:
-            remove the adapter of that package, and nothing else.
+        yolo: remove the shim only if it is installed for this YOLOv5; None removes it in any case.
+            ``"ultralytics"`` removes the adapter of that package, and nothing else.
     """
     global _installed
     if ultralytics_adapter.names_ultralytics(yolo):
@@ -126,7 +127,7 @@ def uninstall(yolo: Yolo = None) -> None:
 
 
 def is_installed(yolo: Yolo = None) -> bool:
-    """Whether the shim is in place in this process; for ``"ultralytics"``: the adapter of that package."""
+    """Whether the shim is installed in this process; for ``"ultralytics"``, whether that package's adapter is."""
     if ultralytics_adapter.names_ultralytics(yolo):
         return ultralytics_adapter.is_installed()
     return _installed is not None
@@ -134,7 +135,7 @@ def is_installed(yolo: Yolo = None) -> bool:
 
 @contextmanager
 def installed(yolo: Yolo = None, *, conflicts: str | None = None) -> Iterator[Engine]:
-    """The shim for the length of a ``with`` block; left in place if it was before.
+    """Install the shim for the length of a ``with`` block; a shim that was installed before stays.
 
     Yields:
         The YOLOv5 found.
@@ -189,14 +190,14 @@ def _with_blocks(parse_model: Callable[..., Any], module: ModuleType) -> Callabl
 
 
 def _cfg_name() -> str:
-    """File name of the cfg that `Model.__init__` is building, for messages."""
+    """The file name of the cfg that `Model.__init__` is building, for messages."""
     frame: FrameType | None = sys._getframe(2)
     cfg = frame.f_locals.get("cfg") if frame else None
     return str(cfg) if isinstance(cfg, (str, Path)) and str(cfg) else "model dict"
 
 
 def _row_of(traceback: TracebackType | None, code: Any) -> int | None:
-    """The row that `parse_model` was at when it failed: its loop variable ``i``."""
+    """The row at which `parse_model` failed: its loop variable ``i``."""
     while traceback is not None:
         if traceback.tb_frame.f_code is code:
             row = traceback.tb_frame.f_locals.get("i")
@@ -206,11 +207,11 @@ def _row_of(traceback: TracebackType | None, code: Any) -> int | None:
 
 
 def _hint(model: dict[str, Any], index: int) -> str:
-    """For a block that was given a number: it may have been meant as channels, as tutorials write it."""
+    """A hint for a block with arguments: tutorials pass the channels there, which this plugin does not need."""
     module, args = [*model["backbone"], *model["head"]][index][2:]
     if not block_of(module) or len(args) < 2:
         return ""
-    return f". (The channels are taken from the row that it reads: [{module.__name__}, []] is enough.)"
+    return f". (The channels are taken from the row that the block reads: [{module.__name__}, []] is enough.)"
 
 
 def _row_text(cfg: dict[str, Any], index: int) -> str:

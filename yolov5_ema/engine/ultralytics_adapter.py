@@ -1,17 +1,18 @@
-"""Making the package `ultralytics` (YOLOv8, YOLO11 and later) know the attention blocks, from outside.
+"""Teaching the package `ultralytics` (YOLOv8, YOLO11 and later) the attention blocks, without editing it.
 
-Its `parse_model` looks a row's module up in its module's globals and a string argument in its own
-local names. So a row ``[-1, 1, EMA, [16]]`` becomes one whose module is a class made for that row and
-whose arguments are the strings ``ch`` and ``f``: the class picks the true, scaled input channels
-``ch[f]`` and builds the plain block. No copy of `parse_model` is made.
+The `parse_model` of ultralytics looks up a row's module in the globals of its file, and a string argument in its own
+local variables. So in a row ``[-1, 1, EMA, [16]]`` the adapter replaces the module by a class made for that row, and
+the arguments by the strings ``ch`` and ``f``. The class takes the true, scaled input channels ``ch[f]`` and builds the
+plain block. `parse_model` itself is not copied.
 
-Pretrained weights are taken over by name there too, and names hold row numbers: rows are paired by structure
-before (`yolov5_ema.weights.alignment`).
+Like YOLOv5, ultralytics transfers pretrained weights by name, and names hold row numbers. So the adapter first pairs
+the rows of both models by structure (`yolov5_ema.weights.alignment`).
 
-What ultralytics unpickles, executes or loads is guarded meanwhile (`yolov5_ema.engine.ultralytics_guards`).
+While the adapter is installed, guards check what ultralytics unpickles, executes or loads
+(`yolov5_ema.engine.ultralytics_guards`).
 
-Training on several GPUs starts new processes on a file that ultralytics writes; that file gets the lines
-that install the adapter there too.
+For training on several GPUs, ultralytics writes a file and starts new processes that run it. The adapter adds lines to
+this file that install it there too.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ yolov5_ema.install("ultralytics", conflicts={conflicts!r})
 
 """
 
-# what ultralytics has pickled itself, for these processes alone
+# the trainer that ultralytics pickles for these processes only
 _OWN_STATE = (
     "from ultralytics.utils.patches import torch_load",
     "from yolov5_ema.engine.ultralytics_guards import load_own_state as torch_load",
@@ -82,7 +83,7 @@ class Ultralytics(Engine):
 
 
 def names_ultralytics(yolo: Any) -> bool:
-    """Whether what is given to `yolov5_ema.install` means the package `ultralytics`."""
+    """Whether an argument of `yolov5_ema.install` means the package `ultralytics`."""
     if isinstance(yolo, ModuleType):
         return yolo.__name__.split(".")[0] == NAME
     return isinstance(yolo, str) and yolo == NAME
@@ -91,16 +92,17 @@ def names_ultralytics(yolo: Any) -> bool:
 def install(*, conflicts: str = "error") -> Ultralytics:
     """Teach the package `ultralytics` the attention blocks.
 
-    From then on ``YOLO("my.yaml")`` takes rows such as ``[-1, 1, EMA, []]``, and finds the YAMLs that ship here
-    (``yolo11n-ema.yaml``, ``yolov8s-ema.yaml``) by their bare names. Files of the user's go first.
+    From then on ``YOLO("my.yaml")`` accepts rows such as ``[-1, 1, EMA, []]``, and finds the YAMLs of this package
+    (``yolo11n-ema.yaml``, ``yolov8s-ema.yaml``) by their bare names. The user's own files take precedence.
 
     Args:
-        conflicts: what a name means that ultralytics defines as well: ``error``, ``ours`` or ``theirs``.
+        conflicts: which class a name means if ultralytics defines that name too: ``error``, ``ours`` or ``theirs``.
 
     Returns:
         The package found. A second call changes nothing.
 
     Raises:
+        UserError: ``conflicts`` is none of these three.
         EngineNotFoundError: `ultralytics` is not installed.
     """
     global _installed
@@ -161,7 +163,8 @@ def _with_blocks(parse_model: Callable[..., Any], tasks: ModuleType, conflicts: 
         globals_of_tasks = Patches()
         try:
             for row in found:
-                name = f"{row.block.__name__} {next(_numbers)}"  # no other thread's, and nobody's name
+                # the space and the number keep it apart from all other names, also those of other threads
+                name = f"{row.block.__name__} {next(_numbers)}"
                 globals_of_tasks.set_item(vars(tasks), name, _builder(row))
                 section, index = (
                     (backbone, row.index) if row.index < len(backbone) else (head, row.index - len(backbone))
@@ -175,9 +178,9 @@ def _with_blocks(parse_model: Callable[..., Any], tasks: ModuleType, conflicts: 
 
 
 class _Arguments(list):
-    """The arguments of a block's row for `parse_model`, which replaces them by its own ``ch`` and ``f``.
+    """The arguments of a block's row, which `parse_model` replaces by its own ``ch`` and ``f``.
 
-    Printed, they are what the block gets: its channels and options.
+    Printed, they show what the block gets: its channels and options.
     """
 
     def __init__(self, options: list[Any]) -> None:
@@ -200,7 +203,8 @@ def _builder(row: BlockRow) -> type:
                 raise ConfigError(f"{row.place}: {error.in_row()}") from error
             except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:
                 hint = (
-                    f". (The channels are taken from the row that it reads: [{row.block.__name__}, []] is enough.)"
+                    ". (The channels are taken from the row that the block reads: "
+                    f"[{row.block.__name__}, []] is enough.)"
                     if row.options
                     else ""
                 )
@@ -208,17 +212,15 @@ def _builder(row: BlockRow) -> type:
                     f"{row.place}: [{row.block.__name__}, {row.options}]: {error}{hint}"
                 ) from error
 
-    Builder.__module__, Builder.__qualname__ = (
-        row.block.__module__,
-        row.block.__qualname__,
-    )  # as it is printed
+    # the names that ultralytics prints
+    Builder.__module__, Builder.__qualname__ = row.block.__module__, row.block.__qualname__
     return Builder
 
 
 def _by_structure(load: Callable[..., Any]) -> Callable[..., Any]:
-    """ultralytics' taking over of weights, shown a pretrained model whose rows stand where ours do.
+    """Wrap the weight transfer of ultralytics: reorder the pretrained model's rows to match the new model's first.
 
-    Only where one of the two models has a row that is a block: for others nothing changes.
+    This is done only if one of the two models has an attention block.
     """
 
     @functools.wraps(load)
@@ -242,7 +244,7 @@ def _has_blocks(model: Any) -> bool:
 
 
 def _with_rows(model: Any, order: list[int | None]) -> Any:
-    """The same model with its rows in another order; it shares them, and is good for its state dict only."""
+    """A copy of a model with its rows in another order. It shares the rows; only its state dict is usable."""
     rows = nn.Sequential(*(nn.Identity() if index is None else model.model[index] for index in order))
     moved = copy.copy(model)
     moved.__dict__["_modules"] = {**model._modules, "model": rows}
@@ -250,7 +252,7 @@ def _with_rows(model: Any, order: list[int | None]) -> Any:
 
 
 def _with_shipped(check_yaml: Callable[..., Any]) -> Callable[..., Any]:
-    """ultralytics' search for a YAML; where it finds none, those that ship here are looked at."""
+    """Wrap ultralytics' search for a YAML: if it finds none, look among those of this package."""
 
     @functools.wraps(check_yaml)
     def wrapper(file: Any, *args: Any, **kwargs: Any) -> Any:
@@ -266,7 +268,7 @@ def _with_shipped(check_yaml: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _shipped(name: str) -> Path | None:
-    """The YAML that ships under a bare name, with the letter of a scale (yolo11n-ema.yaml) or without."""
+    """The shipped YAML of a bare name, with the letter of a scale (yolo11n-ema.yaml) or without it."""
     if Path(name).name != name:
         return None
     without_scale = re.sub(r"(?<=\d)[nsmlx](?=-)", "", name)
@@ -275,7 +277,7 @@ def _shipped(name: str) -> Path | None:
 
 
 def _in_every_rank(generate_ddp_file: Callable[..., str], conflicts: str) -> Callable[..., str]:
-    """The file that every process of a training on several GPUs runs, beginning with our installing there."""
+    """Make the file that each process of a training on several GPUs runs install the adapter first."""
 
     @functools.wraps(generate_ddp_file)
     def wrapper(*args: Any, **kwargs: Any) -> str:

@@ -1,4 +1,4 @@
-"""The calls by which the package `ultralytics` runs what a file says, wrapped while the adapter is installed."""
+"""Guards for the package `ultralytics`: the calls that can run code from a file are wrapped while the adapter is on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from yolov5_ema.upstream.patching import ModuleView, Patches
 _NAME = "ultralytics"
 _WITH_TORCHSCRIPT = ("nn.backends.pytorch", "nn.autobackend")
 _WITH_OPENCV = ("nn.backends.onnx", "nn.autobackend")
-# how a file or folder of a form ends, and the form by YOLOv5's names; what is left out is looked at elsewhere
+# endings of file and folder names, and the export format in YOLOv5's terms; other formats are checked elsewhere
 _FORMS = {
     ".onnx": "onnx",
     "_openvino_model": "xml",
@@ -51,7 +51,7 @@ _FORMS = {
 
 
 def apply(patches: Patches) -> None:
-    """Wrap them; each only where the ultralytics at hand has it."""
+    """Wrap those of the calls that the installed release of ultralytics has."""
     patches.view(_module("utils.patches"), "torch", load=ultralytics_files.load)
     data = _module("data.utils")
     patches.view(data, "np", load=ultralytics_files.load_array)
@@ -80,7 +80,7 @@ def _module(name: str) -> ModuleType:
 def _module_with(name: str, attribute: str) -> ModuleType | None:
     try:
         module = _module(name)
-    except ImportError:  # another release, or a library that it needs is not here
+    except ImportError:  # another release, or one of its optional libraries is not installed
         return None
     return module if hasattr(module, attribute) else None
 
@@ -91,19 +91,19 @@ def _is_of_the_package(file: Any) -> bool:
 
 
 def _refuse_code(source: Any, scope: dict[str, Any] | None = None, *_: Any) -> None:
-    """``exec``, for ``download`` of the data YAMLs that the package ships."""
+    """A replacement for ``exec``: runs only the ``download`` code of data YAMLs that the package ships."""
     file = ((scope or {}).get("yaml") or {}).get("yaml_file", "")
     if file and _is_of_the_package(file):
         exec(source, scope)
         return
     raise ConfigError(
-        f"{file or 'the data YAML'} says under 'download' to run {reprlib.repr(source)}, which is done out of "
-        "ultralytics' own YAMLs only. Nothing was run: fetch the data yourself, if you know where it comes from."
+        f"{file or 'the data YAML'}: 'download' is code to run, {reprlib.repr(source)}. Such code is run only for "
+        "ultralytics' own YAMLs. Nothing was run: fetch the data yourself if you trust its source."
     )
 
 
 def _asked_for(download: Callable[..., Any]) -> Callable[..., Any]:
-    """``safe_download``: fetched and unpacked is what a user names, and what the package's own YAMLs name."""
+    """``safe_download``, for addresses that the user or one of the package's own YAMLs names."""
 
     @functools.wraps(download)
     def wrapper(url: Any, *args: Any, **kwargs: Any) -> Any:
@@ -111,18 +111,20 @@ def _asked_for(download: Callable[..., Any]) -> Callable[..., Any]:
         named = data if isinstance(data, dict) else {}
         if str(url) == str(named.get("download")) and not _is_of_the_package(named.get("yaml_file", "")):
             raise ConfigError(
-                f"{named.get('yaml_file')} says under 'download' to fetch {reprlib.repr(str(url))}, which is done out "
-                "of ultralytics' own YAMLs only. Nothing was fetched: do it yourself, if you know where it comes from."
+                f"{named.get('yaml_file')}: 'download' names {reprlib.repr(str(url))}. Downloads are made only for "
+                "ultralytics' own YAMLs. Nothing was fetched: fetch the data yourself if you trust its source."
             )
         if Path(str(url)).suffix.lower() in (".yaml", ".yml"):
-            raise ConfigError(f"{url} is an archive as well as a YAML; it is not unpacked")
+            raise ConfigError(
+                f"{url} is named as a YAML but would be unpacked as an archive; it was not unpacked"
+            )
         return download(url, *args, **kwargs)
 
     return wrapper
 
 
 def _own_script_only(command: Any, *args: Any, **kwargs: Any) -> Any:
-    """``subprocess.run``, for the scripts that the package ships."""
+    """A replacement for ``subprocess.run``: runs only the scripts that the package ships."""
     if (
         isinstance(command, list)
         and len(command) == 2
@@ -131,15 +133,15 @@ def _own_script_only(command: Any, *args: Any, **kwargs: Any) -> Any:
     ):
         return subprocess.run(command, *args, **kwargs)
     raise ConfigError(
-        f"a data YAML says under 'download' to run {reprlib.repr(command)}. Nothing was run: fetch the data yourself, "
-        "if you know where it comes from."
+        f"a data YAML: 'download' is a command to run, {reprlib.repr(command)}. Nothing was run: fetch the data "
+        "yourself if you trust its source."
     )
 
 
 def _checked(init: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        # 'model'; up to 8.3 'weights'
+        # the parameter is called model; up to 8.3 it was weights
         given = args[0] if args else kwargs.get("model", kwargs.get("weights"))
         file = given[0] if isinstance(given, (list, tuple)) and given else given
         if isinstance(file, (str, os.PathLike)):
@@ -152,7 +154,7 @@ def _checked(init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_form(file: Path) -> None:
-    """Look at an exported model by how its name ends, and whatever else it could be taken for by its name."""
+    """Check an exported model as every format that its name could stand for."""
     name = file.name.lower()
     for ending, form in _FORMS.items():
         if ending in name:
@@ -163,14 +165,14 @@ def check_form(file: Path) -> None:
 
 
 def load_own_state(file: Any, **options: Any) -> Any:
-    """What ultralytics has just written for its processes of a training on several GPUs: a trainer, and what it needs.
+    """Load the trainer that ultralytics has just written for its own processes of a training on several GPUs.
 
     Raises:
-        CheckpointError: it does not lie beside the script that ultralytics wrote for these processes.
+        CheckpointError: the file does not lie beside the script that ultralytics wrote for these processes.
     """
     place, script = Path(str(file)).resolve(), Path(str(getattr(sys.modules["__main__"], "__file__", "")))
     if script.resolve().with_suffix(".pt") != place:
-        raise CheckpointError(f"{file} is no state of a training on several GPUs")
+        raise CheckpointError(f"{file} is not the state of a training on several GPUs")
     options["weights_only"] = False
     try:
         return torch.load(place, **options)

@@ -1,7 +1,7 @@
-"""What worker processes that start from nothing need: YOLOv5 importable before they unpickle any of it.
+"""Spawned worker processes: YOLOv5 must be importable before they unpickle any of its objects.
 
-A spawned worker (Windows, macOS; Python 3.14 everywhere) gets YOLOv5's functions and datasets as
-references to be imported. Here these references lead through this module, which installs the shim first.
+A spawned worker (Windows, macOS; Python 3.14 everywhere) gets YOLOv5's functions and data sets as import paths. The
+plugin replaces these paths with functions of this module, which install the shim first.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ ORIGINALS: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
 def call(root: str, module: str, name: str, *args: Any) -> Any:
-    """Call a function of YOLOv5's, given by names, in whatever process this is."""
+    """Call a function of YOLOv5 by the name of its module and its own name, in any process."""
     _join(root, module)
     return ORIGINALS[module, name](*args)
 
 
 def rebuild(root: str, module: str, name: str) -> Any:
-    """An empty object of a class of YOLOv5's; unpickling fills it."""
+    """Make an empty object of one of YOLOv5's classes; unpickling fills it."""
     cls = getattr(_join(root, module), name)
     return cls.__new__(cls)
 

@@ -1,8 +1,8 @@
-"""Guards: where YOLOv5 executes, unpickles or fetches what a file says, it asks here first.
+"""Guards: checks at the places where YOLOv5 executes, unpickles or fetches what a file says.
 
-A guard has the form of a quirk (`yolov5_ema.engine.quirks.base.Quirk`): it looks at the text of one YOLOv5 module, and
-wraps the calls by which that module could run something out of a file. It stands at the call, so that every command
-and every kind of file passes it.
+A guard is a `yolov5_ema.engine.quirks.base.Quirk`: it looks at the text of one YOLOv5 module, and wraps the calls by
+which that module could run something from a file. Because the check is made at the call, it covers every command and
+every kind of file.
 """
 
 from __future__ import annotations

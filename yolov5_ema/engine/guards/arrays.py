@@ -1,4 +1,4 @@
-"""``np.load(…, allow_pickle=True)`` and ``np.save``: label caches lie in the data set, which may be a stranger's."""
+"""``np.load(…, allow_pickle=True)`` and ``np.save``: their files lie in the data set, which may come from anybody."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from yolov5_ema.upstream.patching import Patches
 
 
 def load(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **options: Any) -> Any:
-    """`np.load`, without pickles; a label cache is read without unpickling it.
+    """`np.load` without pickles; a label cache is read without unpickling it.
 
     Raises:
-        FileNotFoundError: there is none.
-        UserError: an array that stands for an image is none.
-        pickle.UnpicklingError: it is no label cache as YOLOv5 writes them of this data set. Why is printed, and
-            YOLOv5 looks at the labels anew.
+        FileNotFoundError: the file does not exist.
+        UserError: an array that should be a decoded image is not one.
+        pickle.UnpicklingError: the file is not a label cache that YOLOv5 wrote for this data set. The reason is
+            printed, and YOLOv5 reads the labels again.
     """
     if not allow_pickle:
         return _picture(np.load(file, mmap_mode, allow_pickle=False, **options), file)
@@ -32,32 +32,32 @@ def load(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **options
     try:
         held[()] = _of_these_images(read_label_cache(file), sys._getframe(1).f_locals.get("self"))
     except (UnusableCache, UserError) as error:
-        print(f"WARNING: {file} is not used: {error}. The labels are read anew.", file=sys.stderr)
+        print(f"WARNING: {file} is not used: {error}. The labels are read again.", file=sys.stderr)
         raise pickle.UnpicklingError(str(error)) from None
     return held
 
 
 def _of_these_images(cache: dict[str, Any], dataset: Any) -> dict[str, Any]:
-    """A cache that names no other image than the data set does: YOLOv5 goes on with those of the cache."""
+    """Refuse a cache that names an image outside of the data set: YOLOv5 would use the cache's list of images."""
     listed = getattr(dataset, "im_files", None) or getattr(dataset, "img_files", None)
     if listed is None:
         return cache
     other = next(iter(cache.keys() - set(listed) - NOTES), None)
     if other is not None:
-        raise UnusableCache(f"it names {other[:200]!r}, which is no image of the data set")
+        raise UnusableCache(f"it names {other[:200]!r}, which is not an image of the data set")
     return cache
 
 
 def _picture(array: Any, file: Any) -> Any:
-    """What lies beside an image as ``.npy`` is taken for the image, decoded."""
+    """Check an array: YOLOv5 uses an ``.npy`` file beside an image as the decoded image."""
     is_one = isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 3 and array.size
     if not is_one or array.shape[2] != 3:
-        raise UserError(f"{file} is no decoded image, uint8 of shape (height, width, 3); remove it")
+        raise UserError(f"{file} is not a decoded image, uint8 of shape (height, width, 3); remove it")
     return array
 
 
 def save(file: Any, array: Any, *args: Any, **kwargs: Any) -> None:
-    """`np.save`; the file is replaced whole, and a link that stands in its place is not followed."""
+    """`np.save`, but the file is replaced in one step, and a link in its place is not followed."""
     if not isinstance(file, (str, os.PathLike)):
         np.save(file, array, *args, **kwargs)
         return
@@ -70,7 +70,7 @@ def save(file: Any, array: Any, *args: Any, **kwargs: Any) -> None:
 
 def _needed(module: SourceModule) -> str | None:
     if {"np.load", "np.save"} & module.code.names and "np" in module.code.own_names:
-        return "it loads arrays that lie in the data set, or saves them there"
+        return "it loads arrays from the data set, or saves them there"
     return None
 
 

@@ -1,10 +1,13 @@
-"""``os.system`` and ``subprocess``: the commands that YOLOv5's own files spell out, with plain words put into them.
+"""``os.system`` and ``subprocess``: only commands that YOLOv5's own files spell out, filled with plain words, are run.
 
-A command for a shell must be one that stands in the text of the module that runs it, as a string or an f-string; what
-the f-string puts in may hold nothing that a shell reads as more than a word. A command without a shell must begin with
-a program that the module names. So a bucket, an address or a file's name cannot become a second command, in any
-release; and a release's new commands need no list. git, which runs what a repository's settings say, is asked about
-YOLOv5's own folder only, never about the one that a user stands in.
+- A shell command must be in the text of the module that runs it, as a string or an f-string. What the f-string inserts
+  may hold no character that is special to a shell.
+- A command without a shell must begin with a program that the module names.
+- git, which runs what a repository's settings say, is asked only about YOLOv5's own folder, never about the user's
+  working directory.
+
+So the name of a bucket, an address or a file cannot become a second command. The rules are read from each release's own
+text, so new commands of a release need no list here.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from yolov5_ema.upstream.data_yaml import approved_download
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import Code
 
-# what may stand outside quotes, and within them: nothing that a shell looks at
+# what may be inserted outside quotes and inside them: no character that is special to a shell
 _WORD = r"[\w./:=@+,%-]*" if os.name != "nt" else r"[\w./:=@+,\\-]*"
 _WITHIN = {"'": r"[^'\n\0]*", '"': r'[^"$`\\!\n\0]*' if os.name != "nt" else r'[^"%\n\0]*'}
 _UNHEARD = re.compile(r"\s*>\s*/dev/null(\s+2>&1)?\s*$")
@@ -39,8 +42,8 @@ class Commands:
     """What one module of YOLOv5 may run.
 
     Args:
-        name: of the module, for messages.
-        code: its syntax tree.
+        name: the module's name, for messages.
+        code: the module's syntax tree.
         root: YOLOv5's folder, the only one that git is asked about.
     """
 
@@ -51,7 +54,7 @@ class Commands:
 
     @functools.cached_property
     def _templates(self) -> tuple[list[re.Pattern[str]], set[str]]:
-        """Patterns of whole commands, and the programs that they begin with."""
+        """Regular expressions of whole commands, and the programs that they begin with."""
         patterns, programs = [], set()
         for pattern, beginning in _commands_in(self._code):
             patterns.append(re.compile(pattern))
@@ -59,11 +62,12 @@ class Commands:
         return patterns, programs
 
     def check(self, command: Any, shell: bool) -> None:
-        """Let a command pass.
+        """Refuse a command that the module does not spell out.
 
         Raises:
-            UserError: it is none that the module spells out.
-            CalledProcessError: likewise, but of git, which YOLOv5 only asks what it is.
+            UserError: the command is not in the module's text.
+            CalledProcessError: the same for a git command; YOLOv5 asks git only about its own version, and expects
+                that this can fail.
         """
         if approved_download(command) or (
             self._allows_text(command) if shell else self._allows_list(command)
@@ -74,7 +78,7 @@ class Commands:
             raise subprocess.CalledProcessError(126, "git", output=b"")
         raise UserError(
             f"YOLOv5's {self._name} would run a command with more in it than plain names: {shown}. It was not run. "
-            "Give the file, bucket or address in it a name without spaces and without signs that a shell reads."
+            "Give the file, bucket or address in it a name without spaces and without special characters of a shell."
         )
 
     def _allows_text(self, command: Any) -> bool:
@@ -91,16 +95,16 @@ class Commands:
         )
 
     def _refuse_foreign_repository(self, takes_folder: bool) -> None:
-        """git runs what the settings of a repository say, and the working folder may be a stranger's.
+        """Allow git only in YOLOv5's own folder: git runs what a repository's settings say.
 
         Raises:
-            CalledProcessError: YOLOv5's own folder is no repository.
+            CalledProcessError: YOLOv5's own folder is not a repository.
         """
         if not takes_folder or not (self._root / ".git").exists():
             raise subprocess.CalledProcessError(128, "git", output=b"")
 
     def wrapped(self, run: Callable[..., Any], *, shell: bool) -> Callable[..., Any]:
-        """``run``, which is handed only what `check` lets pass; ``shell``: whether it always has a shell run it."""
+        """Wrap ``run`` so that `check` sees each command first; ``shell``: whether ``run`` always uses a shell."""
 
         @functools.wraps(run)
         def guarded(command: Any, *args: Any, **kwargs: Any) -> Any:
@@ -119,7 +123,7 @@ def _is_git(command: Any) -> bool:
 
 
 def _commands_in(code: Code) -> Iterator[tuple[str, str]]:
-    """For each text in a module that begins as a command does: a pattern for what it can become, and the beginning."""
+    """For each string of a module that may be a command: a pattern of what it can become, and its first word."""
     joined: list[list[Any]] = [
         [part.value if isinstance(part, ast.Constant) else None for part in node.values]
         for node in code.all(ast.JoinedStr)
@@ -131,7 +135,7 @@ def _commands_in(code: Code) -> Iterator[tuple[str, str]]:
 
 
 def _pattern(parts: list[Any]) -> str:
-    """Of an f-string's parts, None for what is put in."""
+    """The regular expression for the parts of an f-string, where None is an inserted value."""
     found, quote = "", ""
     for part in parts:
         if part is None:
@@ -147,7 +151,7 @@ def _pattern(parts: list[Any]) -> str:
 def _needed(module: SourceModule) -> str | None:
     code = module.code
     if {"os.system", "os.popen", "subprocess", "check_output"} & (code.names | code.own_names):
-        return "it runs commands, with names out of files in them"
+        return "it runs commands that contain names from files"
     return None
 
 

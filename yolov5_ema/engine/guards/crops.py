@@ -1,7 +1,7 @@
-"""``detect --save-crop``: each crop goes into one folder of its class, below the run's.
+"""``detect --save-crop``: each crop goes into the folder of its class, inside the run's folder.
 
-YOLOv5 joins the run's folder and the name of a class, which a checkpoint, an exported model or a data YAML brings
-along: a name with slashes makes folders within folders, one with ``..`` or a path of its own writes anywhere.
+YOLOv5 joins the run's folder and the class name, which comes from a checkpoint, an exported model or a data YAML. A
+class name with slashes would make nested folders; one with ``..`` or an absolute path could write anywhere.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FUNCTION = "save_one_box"
 
 def _needed(module: SourceModule) -> str | None:
     if _FUNCTION in module.code.own_names:
-        return "it writes crops into folders that are called as a file's classes"
+        return "it writes crops into folders named after classes, whose names come from a file"
     return None
 
 
@@ -43,14 +43,14 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 
 
 def place_of_crop(file: Path, crops: Path) -> Path:
-    """Where a crop goes: in a folder right below that of all crops, called as the class, without its slashes.
+    """Return where a crop is written: in a folder named after its class, without slashes, directly inside ``crops``.
 
     Args:
         file: where YOLOv5 would write it.
         crops: the folder of all crops.
 
     Raises:
-        UserError: it would lie elsewhere.
+        UserError: the crop would be written outside of ``crops``.
     """
     try:
         *folders, name = file.relative_to(crops).parts
@@ -58,7 +58,7 @@ def place_of_crop(file: Path, crops: Path) -> Path:
         folders, name = [], ""
     if not folders or ".." in (*folders, name):
         raise UserError(
-            f"a crop would be written to {file}, which is not in {crops}: the model names a class so. "
+            f"a crop would be written to {file}, which is not in {crops}, because of a class name in the model. "
             "Give the class another name"
         )
     place = crops / as_folder_name("/".join(folders)) / name
@@ -71,7 +71,7 @@ def place_of_crop(file: Path, crops: Path) -> Path:
 
 CROPS_STAY = Quirk(
     name="crops-stay",
-    symptom="detect --save-crop writes outside of its run folder, where the name of a class leads",
+    symptom="detect --save-crop writes outside of its run folder, to wherever the name of a class leads",
     versions="all from 5.0",
     needed=_needed,
     apply=_apply,

@@ -1,8 +1,8 @@
-"""``check_dataset``: the door that every data set of YOLOv5's scripts goes through.
+"""``check_dataset``: the function with which all of YOLOv5's scripts read a data YAML.
 
-A data YAML may say, under ``download``, what to run or to fetch where images are missing; that is done for YOLOv5's own
-YAMLs and for ours, see `may_download`. A relative ``path`` is found where a user would look for it; each YOLOv5 by
-itself takes it from somewhere else.
+Under ``download``, a data YAML may say what to run or fetch if images are missing. This is done only for the YAMLs that
+ship with YOLOv5 or with this package, see `may_download`. A relative ``path`` is looked for where a user expects it,
+because releases of YOLOv5 differ in where they look.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _guarded(check_dataset: Callable[..., Any], engine: Engine) -> Callable[...,
 
 
 def _found_below(root: Path, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The splits, where one is found otherwise than it says; only v7.0 and later find these by themselves."""
+    """Return the splits with the places where they were found; only v7.0 and later search for them themselves."""
     found: dict[str, Any] = {}
     for split in SPLITS:
         entries = data.get(split)
@@ -62,9 +62,10 @@ def _below(root: Path, entry: str) -> str:
 
 
 def _is_archive(file: Path) -> bool:
-    """Of images and a YAML, in which YOLOv5 by itself ignores ``download``.
+    """Whether a file is an archive of images and a YAML; YOLOv5 ignores ``download`` in that YAML.
 
-    By its name as well: a YAML can be made that is an archive too, and is unpacked over its neighbours.
+    The name must end in ``.zip`` too: a file can be a valid YAML and a valid archive at once, and would be unpacked
+    over the files beside it.
     """
     return file.suffix == ".zip" and file.is_file() and zipfile.is_zipfile(file)
 
@@ -74,7 +75,7 @@ def _without_download(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_names(data: Mapping[str, Any], names: list[str] | None) -> dict[str, Any]:
-    """With a list of the classes' names, as text, for YOLOv5 joins them to texts; and with nc, which v6.0 needs."""
+    """Return the data set with ``names`` as a list of strings, which YOLOv5 expects, and with ``nc``, for v6.0."""
     if not names:
         return dict(data)
     nc = data.get("nc")
@@ -82,10 +83,10 @@ def _with_names(data: Mapping[str, Any], names: list[str] | None) -> dict[str, A
 
 
 def _refuse_without_network(data: dict[str, Any], file: Path) -> None:
-    """Say at once that images are missing which YOLOv5 would try to download.
+    """Refuse at once if images are missing that YOLOv5 would try to download without a network.
 
     Raises:
-        ConfigError: there are no validation images, a ``download`` key, and no network.
+        ConfigError: validation images are missing, there is a ``download`` key, and there is no network.
     """
     entries = data.get("val") or []
     missing = [

@@ -1,7 +1,7 @@
-"""``eval`` and ``exec`` of YOLOv5's modules: literals, the few forms of a checked row, and nothing else.
+"""``eval`` and ``exec`` in YOLOv5's modules: they accept literals and the few forms of a checked row, nothing else.
 
-Each module that says ``eval`` or ``exec`` gets functions of that name among its own globals, which Python finds before
-the built-in ones.
+Each module that uses ``eval`` or ``exec`` gets functions of these names in its globals, which Python finds before the
+built-in ones.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from yolov5_ema.errors import ConfigError
 from yolov5_ema.upstream.data_yaml import approved_download
 from yolov5_ema.upstream.patching import Patches
 
-_LOCAL_NAMES = ("nc", "anchors")  # what parse_model has under these names, which YAMLs use as arguments
+_LOCAL_NAMES = ("nc", "anchors")  # local variables of parse_model that YAMLs use as arguments
 _LONGEST = 1_000_000  # characters of a literal
 _NO_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
 
 
 def evaluate(source: Any, *scopes: Any) -> Any:
-    """``eval``, for what can run nothing: see the module's head. ``scopes`` are not looked at.
+    """A replacement for ``eval`` that cannot run code, see the head of this module. ``scopes`` are ignored.
 
     Raises:
-        ConfigError: the text is anything else.
+        ConfigError: the text is neither a literal nor a form of a checked row.
     """
     frame = sys._getframe(1)
     text = source.strip() if isinstance(source, str) else ""
@@ -42,16 +42,16 @@ def evaluate(source: Any, *scopes: Any) -> Any:
             pass
         if _is_known(text, frame):
             return eval(text, frame.f_globals, frame.f_locals)
-        if _is_unknown_word(text, frame):  # parse_model goes on with the text itself: "nearest"
+        if _is_unknown_word(text, frame):  # parse_model then uses the text itself, such as "nearest"
             raise NameError(f"name {text!r} is not defined")
     raise ConfigError(
         f"{reprlib.repr(source)} would be run as code by {_place(frame)}; only texts, numbers and lists of them are "
-        "taken out of a file. Nothing was run."
+        "read from a file. Nothing was run."
     )
 
 
 def _is_known(text: str, frame: FrameType) -> bool:
-    """Whether a text is one of the forms that a checked row, or its activation, has in ``parse_model``."""
+    """Whether a text is one of the forms that ``parse_model`` evaluates for a checked row or its activation."""
     if text == "ch[f]":
         return frame.f_code.co_name == "parse_model"
     if text in _LOCAL_NAMES:
@@ -60,7 +60,7 @@ def _is_known(text: str, frame: FrameType) -> bool:
 
 
 def _is_layer(text: str, frame: FrameType) -> bool:
-    """Whether a plain name, or ``nn.`` and one, is that of a kind of layers."""
+    """Whether a plain name, with or without ``nn.``, is the name of a layer class."""
     if not re.fullmatch(r"(nn\.)?[A-Za-z_]\w*", text):
         return False
     found = getattr(nn, text[3:], None) if text.startswith("nn.") else frame.f_globals.get(text)
@@ -71,7 +71,7 @@ def _is_layer(text: str, frame: FrameType) -> bool:
 
 
 def execute(source: Any, *scopes: Any) -> None:
-    """``exec``, for the downloads of YOLOv5's own data YAMLs.
+    """A replacement for ``exec`` that runs only the downloads of approved data YAMLs, see `approved_download`.
 
     Raises:
         ConfigError: the text is anything else.
@@ -80,8 +80,8 @@ def execute(source: Any, *scopes: Any) -> None:
         exec(source, *scopes)
         return
     raise ConfigError(
-        f"{_place(sys._getframe(1))} would run code out of a file: {reprlib.repr(source)}. Nothing was run. "
-        "If you know where the file comes from, run it yourself."
+        f"{_place(sys._getframe(1))} would run code from a file: {reprlib.repr(source)}. Nothing was run. "
+        "If you trust the source of the file, run the code yourself."
     )
 
 
@@ -95,7 +95,7 @@ def _place(frame: FrameType) -> str:
 
 
 def _needed(module: SourceModule) -> str | None:
-    return "it evaluates texts" if {"eval", "exec"} & module.code.names else None
+    return "it runs texts with eval or exec" if {"eval", "exec"} & module.code.names else None
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:

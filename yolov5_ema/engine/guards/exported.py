@@ -1,6 +1,6 @@
-"""Exported models: `DetectMultiBackend` of v6.1 and later, and v6.0's ``detect``, load them in a dozen forms.
+"""Exported models, which `DetectMultiBackend` of v6.1 and later and ``detect`` of v6.0 load in a dozen formats.
 
-What is judged and why is in `yolov5_ema.checkpoints.exported_models`.
+`yolov5_ema.checkpoints.exported_models` says what is checked and why.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMS = (
     *("pt", "jit", "onnx", "xml", "engine", "coreml", "saved_model"),
     *("pb", "tflite", "edgetpu", "tfjs", "paddle", "triton"),
 )
-"""In the order in which YOLOv5 asks for them."""
+"""The formats, in the order in which YOLOv5 checks for them."""
 
 _OF_V60 = {".onnx": "onnx", ".tflite": "tflite", ".pb": "pb", "": "saved_model"}
 
@@ -53,7 +53,7 @@ TORCHSCRIPT = Quirk(
 
 def _exported_needed(module: SourceModule) -> str | None:
     if "cv2.dnn.readNetFromONNX" in module.code.names or module.code.defines("DetectMultiBackend"):
-        return "it loads exported models, and evaluates what they say of themselves"
+        return "it loads exported models, and evaluates their metadata"
     return None
 
 
@@ -75,7 +75,7 @@ def _exported_apply(module: SourceModule, patches: Patches) -> None:
 
 
 def _checked_form(model_type: Callable[..., Any], download: Callable[..., Any]) -> Callable[..., Any]:
-    """YOLOv5's own deciding on the form of a file, with the file looked at as that form."""
+    """Wrap YOLOv5's detection of a file's format: check the file as that format."""
 
     @functools.wraps(model_type)
     def wrapper(file: Any = "path/to/model.pt", *args: Any, **kwargs: Any) -> Any:
@@ -83,7 +83,7 @@ def _checked_form(model_type: Callable[..., Any], download: Callable[..., Any]) 
         form = next((name for name, is_it in zip(FORMS, found) if is_it), "")
         if form not in ("pt", "triton", ""):
             if not Path(str(file)).exists():
-                download(file)  # as YOLOv5 does next, but before it is looked at
+                download(file)  # YOLOv5 does this next; the check below needs the file now
             check_exported(Path(str(file)), form)
         return found
 
@@ -100,7 +100,7 @@ def _checked_result(init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _checked_suffix(check_suffix: Callable[..., Any]) -> Callable[..., Any]:
-    """v6.0's ``detect`` goes by the suffix, after a look at whether it knows that."""
+    """Wrap the check of suffixes: ``detect`` of v6.0 chooses the format by the suffix."""
 
     @functools.wraps(check_suffix)
     def wrapper(file: Any, *args: Any, **kwargs: Any) -> Any:

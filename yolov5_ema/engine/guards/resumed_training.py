@@ -1,4 +1,4 @@
-"""``train --resume``: what YOLOv5 takes from ``opt.yaml``, or out of a checkpoint, is what was checked here."""
+"""``train --resume``: YOLOv5 gets only checked options, whether they come from ``opt.yaml`` or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _GUARDED = "options_are_checked"
 
 
 def resumes(opt: Any) -> bool:
-    """Whether a training is to go on with the options of its run, which stand in a file."""
+    """Whether a training resumes with the options of its run, which are read from a file."""
     resume = getattr(opt, "resume", False)
-    # asked of a service, not read from a file
+    # a logging service provides these options; no file is read
     is_remote = isinstance(resume, str) and resume.startswith(_REMOTE)
     return bool(resume) and not getattr(opt, "evolve", None) and not is_remote
 
 
 def refuse_unguarded(module: ModuleType) -> None:
-    """Refuse a training script that reads the options of its runs in a way that is not known here.
+    """Refuse a training script that reads the options of its runs in an unknown way.
 
     Raises:
-        UserError: it would take them unchecked.
+        UserError: the script would use the options unchecked.
     """
     if not hasattr(module.main, _GUARDED):
         raise UserError(
-            f"--resume: {module.__file__} is no train.py of YOLOv5 v6.0 or later, and how it reads the options of a "
-            "run is not known; they would not be checked"
+            f"--resume: {module.__file__} is not the train.py of YOLOv5 v6.0 or later. It may read the options of a "
+            "run in another way, and they would not be checked. Use the train.py of a YOLOv5 from v6.0 on"
         )
 
 
@@ -53,7 +53,7 @@ def _needed(module: SourceModule) -> str | None:
     if main is None or not module.code.has_flag("--resume") or parameters(main)[:1] != ["opt"]:
         return None
     if any(_takes_all(call) for call in main.calls("argparse.Namespace")):
-        return "--resume does what the options say that stand in a file: write, upload, download, run"
+        return "--resume does what the options in a file say: write, upload, download, run"
     return None
 
 
@@ -79,7 +79,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 
 
 def _last(opt: Any, module: Any) -> Path:
-    """The checkpoint that is meant; seen from where its run can be told."""
+    """The checkpoint to resume from, with enough of its path to show the folder of its run."""
     if isinstance(opt.resume, str):
         last = Path(
             module.check_file(opt.resume) if opt.resume.startswith(("http:/", "https:/")) else opt.resume
@@ -91,7 +91,7 @@ def _last(opt: Any, module: Any) -> Path:
                 f"--resume: there is no last.pt below {Path.cwd()}; name it: --resume RUN/weights/last.pt"
             )
         last = Path(newest)
-    for inside in ("weights/last.pt", "last.pt"):  # the run's folder, or the one in it
+    for inside in ("weights/last.pt", "last.pt"):  # if the run's folder or its weights folder is named
         if last.is_dir() and (last / inside).is_file():
             last = last / inside
     return last if len(last.parts) > 2 and ".." not in last.parts[-3:] else last.absolute()
@@ -100,13 +100,15 @@ def _last(opt: Any, module: Any) -> Path:
 def _script(module: SourceModule) -> Script:
     parser = parser_of(module.module)
     if parser is None:
-        raise UserError(f"--resume: {module.module.__file__} has no parser of its options")
+        raise UserError(
+            f"--resume: {module.module.__file__} has no parser of its command line; name another YOLOv5"
+        )
     return Script(module.engine, Path(str(module.module.__file__)), module.source, parser)
 
 
 @contextmanager
 def _handed_over(checked: dict[str, Any], last: Path, module: Any) -> Iterator[None]:
-    """Let a script find the checked options wherever it looks for those of the run, and start with no others."""
+    """Within: the script reads the checked options wherever it looks for the run's, and cannot start with others."""
     patches = Patches()
     text, place = yaml.safe_dump(checked, sort_keys=False), last.parent.parent / "opt.yaml"
     patches.set(module, "open", _opening(vars(module).get("open", builtins.open), place, text))
@@ -141,9 +143,9 @@ def _loading(inner: Callable[..., Any], last: Path, checked: dict[str, Any]) -> 
 
 
 def _check_state(checkpoint: Any, last: Path) -> None:
-    """What YOLOv5 takes from a checkpoint that it goes on with, each of its kind."""
+    """Check the types of what YOLOv5 reads from a checkpoint when it resumes."""
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{last} is no checkpoint of a training")
+        raise CheckpointError(f"{last} is not a checkpoint of a training")
     is_model = isinstance(checkpoint.get("model"), nn.Module)
     optimizer = checkpoint.get("optimizer")
     groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
@@ -162,7 +164,7 @@ def _check_state(checkpoint: Any, last: Path) -> None:
     wrong = [name for name, is_fine in fits.items() if not is_fine]
     if wrong:
         raise CheckpointError(
-            f"{last}: its {', '.join(wrong)} is not what a training leaves; it cannot be resumed from"
+            f"{last}: unexpected content under {', '.join(wrong)}; a training cannot be resumed from this checkpoint"
         )
 
 
@@ -175,8 +177,11 @@ def _only_with(train: Callable[..., Any], checked: dict[str, Any]) -> Callable[.
             if name not in _SET_BY_MAIN and (name not in checked or value != checked[name])
         )
         if other or hyp != checked["hyp"]:
-            raise UserError(f"--resume: {', '.join(other) or 'hyp'}: not as checked; nothing was trained")
-        return train(dict(hyp), opt, *args, **kwargs)  # which scales them, and keeps those of opt
+            raise UserError(
+                f"--resume: {', '.join(other) or 'hyp'}: the script changed what was checked; nothing was trained"
+            )
+        # a copy, because train scales the hyperparameters but keeps those of opt
+        return train(dict(hyp), opt, *args, **kwargs)
 
     return wrapper
 

@@ -1,6 +1,6 @@
-"""Images and labels of a data set: YOLOv5 opens them without looking, and waits for ever where one is a pipe.
+"""Images and labels of a data set: YOLOv5 opens them unchecked, and waits forever if one of them is a pipe.
 
-It also looks for them behind links, and never comes to an end where these lead in circles.
+It also searches folders behind links, and never ends if these links form a circle.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _TO_READ = frozenset("rbt")
 
 
 def open_file(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-    """`open`, which reads nothing but regular files, and no larger text than there can be.
+    """`open`, which reads only regular files, and text files only up to a size limit.
 
     An image that is to be read as text is the whole of a split: YOLOv5 takes the file for a list of images, and gets
     a list of this one.
 
     Raises:
-        UserError: it is a pipe, a socket or a device, or too large.
+        UserError: the file is a pipe, a socket or a device, or too large.
     """
     if set(mode) <= _TO_READ:
         _check(file, None if "b" in mode else MOST_TEXT)
@@ -43,7 +43,7 @@ def open_file(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
 
 
 def checked(read: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that reads an image, after a look at whether that is a regular file."""
+    """Wrap a function that reads an image: check first that the file is a regular file."""
 
     @functools.wraps(read)
     def wrapper(file: Any, *args: Any, **kwargs: Any) -> Any:
@@ -54,7 +54,7 @@ def checked(read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def found_by_glob(pattern: str, *args: Any, **kwargs: Any) -> list[str]:
-    """`glob.glob`; all below a folder (``FOLDER/**/*.*``) without going round in circles of links.
+    """`glob.glob`, but ``FOLDER/**/*.*`` (all files below a folder) does not follow links in circles.
 
     Raises:
         UserError: there are more folders than any data set has.
@@ -66,9 +66,9 @@ def found_by_glob(pattern: str, *args: Any, **kwargs: Any) -> list[str]:
 
 
 def _saving_whole(make: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that gives an image of Pillow's, which is saved whole; a link in that place is replaced by the image.
+    """Wrap a function that returns a Pillow image: saving it replaces the whole file, or a link in its place, at once.
 
-    YOLOv5 saves a JPEG anew that lacks its end mark, in its own place.
+    YOLOv5 rewrites a JPEG in place if its end marker is missing.
     """
 
     @functools.wraps(make)
@@ -92,12 +92,12 @@ def _save(save: Callable[..., None], place: Any, *args: Any, **kwargs: Any) -> N
 def _check(file: Any, most: int | None = None) -> None:
     if not isinstance(file, (str, os.PathLike)):
         return
-    with (
-        contextlib.suppress(OSError, ValueError),
-        open_regular(file) as stream,
-    ):  # its reader says what is wrong
+    # other errors are reported by the function that reads the file
+    with contextlib.suppress(OSError, ValueError), open_regular(file) as stream:
         if most is not None and os.fstat(stream.fileno()).st_size > most:
-            raise UserError(f"{os.fspath(file)} is larger than {most // 2**20} MiB, too large for a text")
+            raise UserError(
+                f"{os.fspath(file)} is larger than {most // 2**20} MiB, too large for a text file"
+            )
 
 
 def _needed(module: SourceModule) -> str | None:
@@ -121,7 +121,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 
 SPECIAL_FILES = Quirk(
     name="special-files",
-    symptom="train and val wait for ever where an image of the data set is a named pipe",
+    symptom="train and val wait forever if an image of the data set is a named pipe",
     versions="all",
     needed=_needed,
     apply=_apply,

@@ -1,7 +1,7 @@
-"""``models/tf.py`` builds a model anew in TensorFlow, from the rows that a checkpoint keeps: these are checked as well.
+"""``models/tf.py`` rebuilds a model in TensorFlow from the rows in a checkpoint, which are checked here as well.
 
-Its `parse_model` evaluates names of modules and arguments, as the one of ``models/yolo.py`` does, and needs the modules
-by their names: it goes on to ``TF`` and the same name.
+Its `parse_model` evaluates the names of modules and arguments, as that of ``models/yolo.py`` does. It needs each module
+by its name, because it puts ``TF`` before the name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _checked(parse_model: Callable[..., Any], known: dict[str, Any], engine: Eng
 
 
 def _with_names(model: dict[str, Any], rows: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """A checked model with plain names of modules again, each of which has a counterpart in TensorFlow."""
+    """Return a checked model with plain module names again, each of which must have a TensorFlow counterpart."""
     for section in ("backbone", "head"):
         for index, (checked, raw) in enumerate(zip(model[section], rows[section])):
             module, name = checked[2], raw[2]
@@ -46,7 +46,7 @@ def _with_names(model: dict[str, Any], rows: dict[str, Any], known: dict[str, An
 
 def _needed(module: SourceModule) -> str | None:
     if module.name == "models.tf" and module.code.defines("parse_model"):
-        return "it evaluates the rows that a checkpoint keeps"
+        return "it evaluates the rows in a checkpoint"
     return None
 
 

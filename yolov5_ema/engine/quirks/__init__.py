@@ -1,7 +1,7 @@
-"""What old YOLOv5 code needs on today's libraries: one small, named function each.
+"""Quirks: small, named fixes that old YOLOv5 code needs to run with today's libraries.
 
-A quirk looks at the syntax tree of one YOLOv5 module and at the installed libraries, and does
-nothing unless both say that it is needed. `QUIRKS` is the list that ``yolov5-ema doctor`` prints.
+A quirk looks at the syntax tree of one YOLOv5 module and at the installed libraries, and does nothing unless both show
+that it is needed. `QUIRKS` is the list that ``yolov5-ema doctor`` prints.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ QUIRKS: tuple[Quirk, ...] = (
     TORCH_HAS_CUDA,
     TORCH_AMP,
     AMP_CHECK,
-    CPU_DDP,  # after torch-amp, whose view of torch.cuda it adds to
+    CPU_DDP,  # after torch-amp, because it extends that quirk's view of torch.cuda
     ONE_RUN_FOLDER,
     RESUME_IN_RANKS,
     RANDRANGE_FLOAT,

@@ -1,4 +1,4 @@
-"""The check of mixed precision (``check_amp``) in PyPI packages that import ``models.common`` for it."""
+"""The check of mixed precision (``check_amp``), for which some PyPI packages import ``models.common``."""
 
 from __future__ import annotations
 

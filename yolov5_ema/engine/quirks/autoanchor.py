@@ -1,4 +1,4 @@
-"""AutoAnchor on data with fewer kinds of boxes than anchors, on which v6.0 dies."""
+"""AutoAnchor on a data set with fewer distinct box sizes than anchors, on which v6.0 fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FUNCTIONS = ("check_anchors", "kmean_anchors")
 
 
 def _quantile_anchors(dataset: Any, n: int, img_size: int) -> np.ndarray:
-    """Widths and heights, (n, 2) in pixels, spread evenly over the boxes in order of their area."""
+    """Pick n widths and heights, (n, 2) in pixels, evenly spaced over the boxes sorted by area."""
     shapes = img_size * dataset.shapes / dataset.shapes.max(1, keepdims=True)
     sizes = np.concatenate([rows[:, 3:5] * shape for shape, rows in zip(shapes, dataset.labels)])  # (m, 2)
     in_order = sizes[np.argsort(sizes.prod(1))]
@@ -33,7 +33,7 @@ def _with_fallback(kmean_anchors: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if isinstance(dataset, str):
                 raise
-            print(f"autoanchor: k-means failed ({error}); taking {n} sizes from the labels instead")
+            print(f"autoanchor: k-means failed ({error}); using {n} box sizes from the labels instead")
             return _quantile_anchors(dataset, n, img_size)
 
     return wrapper
@@ -43,13 +43,13 @@ def _needed(module: SourceModule) -> str | None:
     check_anchors, kmean_anchors = (module.code.part(name) for name in _FUNCTIONS)
     if check_anchors is None or kmean_anchors is None:
         return None
-    if _tries(check_anchors, "kmean_anchors") and not _tries(kmean_anchors, "kmeans"):  # v6.2 and later do
-        return "check_anchors goes on with anchors of the wrong shape after k-means failed"
+    if _tries(check_anchors, "kmean_anchors") and not _tries(kmean_anchors, "kmeans"):  # v6.2 and later try
+        return "check_anchors continues with anchors of the wrong shape after k-means failed"
     return None
 
 
 def _tries(function: Code, name: str) -> bool:
-    """Whether a function catches what another one raises."""
+    """Whether a function calls another one within ``try``."""
     return any(Code(line).calls(name) for tried in function.all(ast.Try) for line in tried.body)
 
 

@@ -1,4 +1,4 @@
-"""What a quirk is."""
+"""The definition of a quirk."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class SourceModule:
     """One module of YOLOv5, before or after it ran.
 
     Attributes:
-        engine: the YOLOv5 that it belongs to.
-        name: relative to the root, such as ``utils.loss``.
-        source: its text; what is asked of it is asked of `code`, for which quotes and line breaks are all the same.
+        engine: the YOLOv5 that the module belongs to.
+        name: name relative to the root, such as ``utils.loss``.
+        source: text of the module. Search `code` rather than this text: it ignores quotes and line breaks.
         module: the module itself; None while only the text is looked at.
     """
 
@@ -32,11 +32,11 @@ class SourceModule:
 
     @functools.cached_property
     def code(self) -> Code:
-        """Its syntax tree."""
+        """The module's syntax tree."""
         return Code(self.source)
 
     def after(self, module: Any) -> SourceModule:
-        """The same one after it ran."""
+        """Return the same module after it ran."""
         later = replace(self, module=module)
         vars(later)["code"] = self.code
         return later
@@ -51,28 +51,28 @@ def _no_context(module: SourceModule) -> AbstractContextManager[None]:
 
 
 def never(module: SourceModule) -> bool:
-    """For what every known YOLOv5 needs: one in which it is not found does it in a way that is not known."""
+    """A `Quirk.settled` for what every known YOLOv5 needs: one without it works in an unknown way."""
     return False
 
 
 def by_absence(module: SourceModule) -> bool:
-    """For names that YOLOv5 uses or not: a YOLOv5 without them does without the quirk."""
+    """A `Quirk.settled` for names: a YOLOv5 that does not use the name does not need the quirk."""
     return True
 
 
 @dataclass(frozen=True)
 class Quirk:
-    """One thing that breaks, and its cure.
+    """One thing that breaks, and its fix.
 
     Attributes:
-        name: short and unique; what ``doctor`` prints.
-        symptom: what a user sees without it.
+        name: short and unique; ``doctor`` prints it.
+        symptom: what a user sees without the fix.
         versions: the YOLOv5 versions that need it; 6.0.7 and 7.0.14 were run, others are expected to.
-        needed: given a module, the reason why it needs the cure, or None.
+        needed: takes a module and returns the reason why it needs the fix, or None.
         apply: changes the module after it ran.
         while_running: a context in which the module's own code runs, for what breaks at import.
-        settled: whether a module that does not need the cure shows that the YOLOv5 does without it. Where none does,
-            ``doctor`` says that the cure may be needed and is off.
+        settled: takes a module that does not need the fix, and returns whether it shows that this YOLOv5 does not need
+            the fix at all. If no module shows that, ``doctor`` says that the fix may be needed and is off.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""``classify/train.py --model detector.pt``: YOLOv5 cuts a detector behind row 9, wherever its backbone ends."""
+"""``classify/train.py --model detector.pt``: YOLOv5 cuts a detector after row 9, wherever its backbone ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _CLASS = "ClassificationModel"
 def _needed(module: SourceModule) -> str | None:
     calls = module.code.calls(_CLASS) if _CLASS in module.code.own_names else []
     if module.code.has_flag("--cutoff") and any(keyword(call, "cutoff") is not None for call in calls):
-        return "it takes the first ten rows for the backbone, which an inserted row shifts"
+        return (
+            "it takes the first ten rows as the backbone, but an inserted row shifts the end of the backbone"
+        )
     return None
 
 
@@ -42,17 +44,17 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 
 
 def cutoff_of(model: Any, usual: int) -> int:
-    """How many rows of a detector a classifier takes; its own head is put in the place of the last of them.
+    """Return how many rows of a detector a classifier takes; the classifier's head replaces the last of them.
 
-    That is the SPPF at the end of the backbone, as in YOLOv5's own models, or, where a block stands behind the SPPF,
-    the row after that.
+    The last row is the SPPF at the end of the backbone, as in YOLOv5's own models. If a block follows the SPPF, it is
+    the row after that block.
 
     Args:
         model: the detector.
-        usual: YOLOv5's number, for models without attention blocks in the backbone.
+        usual: YOLOv5's own number, for models without attention blocks in the backbone.
 
     Raises:
-        UserError: no classifier can be put there.
+        UserError: a classifier's head cannot replace that row.
     """
     end = len(model.yaml["backbone"])
     rows = list(model.model)
@@ -62,20 +64,23 @@ def cutoff_of(model: Any, usual: int) -> int:
     last = rows[chosen - 1]
     if not hasattr(last, "conv") and not hasattr(getattr(last, "cv1", None), "conv"):
         raise UserError(
-            f"--model: no classifier can be put in the place of row {chosen - 1}, {type(last).__name__}: its input "
-            "channels are not known. Choose the number of rows to keep: --cutoff N"
+            f"--model: a classifier's head cannot replace row {chosen - 1}, {type(last).__name__}: its input channels "
+            "are not known. Choose the number of rows to keep: --cutoff N"
         )
-    print(f"classifier: takes rows 0 to {chosen - 2} of the detector, its backbone; --cutoff chooses others")
+    print(
+        f"classifier: uses rows 0 to {chosen - 2} of the detector, its backbone; --cutoff sets another number"
+    )
     return chosen
 
 
 def _has_block(row: nn.Module) -> bool:
-    return any(block_of(part) for part in row.modules())  # a block that is repeated stands in a Sequential
+    # all modules, because a repeated block is inside a Sequential
+    return any(block_of(part) for part in row.modules())
 
 
 CLASSIFIER_CUTOFF = Quirk(
     name="classifier-cutoff",
-    symptom="classify/train.py --model detector.pt: the last C3 and the block behind it are cut off",
+    symptom="classify/train.py --model detector.pt: the last C3 and the block after it are cut off",
     versions="6.2 and later",
     needed=_needed,
     settled=_settled,

@@ -1,4 +1,4 @@
-"""Windows on a screen: without one, OpenCV's Qt ends the whole process where a window is opened."""
+"""Windows on a screen: without a display, OpenCV's Qt ends the whole process when a window is opened."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROBE = "import cv2, numpy; cv2.imshow('probe', numpy.zeros((1, 1, 3))); cv2.wa
 
 @functools.lru_cache(maxsize=1)
 def has_display() -> bool:
-    """Whether OpenCV can open a window: tried in a process of its own, for a failure ends the process."""
+    """Whether OpenCV can open a window: tried in a separate process, because a failure ends the process."""
     named = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))
     if sys.platform.startswith("linux") and not named:
         return False
@@ -29,7 +29,7 @@ def has_display() -> bool:
 
 def _needed(module: SourceModule) -> str | None:
     if module.code.defines("check_imshow"):
-        return "it opens a window to see whether that can be done, which ends the process where there is no display"
+        return "it opens a window to see whether that works, which ends the process if there is no display"
     return None
 
 
@@ -40,7 +40,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
     def check_imshow(*args: Any, **kwargs: Any) -> bool:
         if has_display():
             return bool(original(*args, **kwargs))
-        print("no display here: nothing is shown, results are saved")
+        print("no display here: no window is opened, results are saved")
         return False
 
     patches.set(module.module, "check_imshow", check_imshow)

@@ -1,8 +1,8 @@
-"""Training in several processes: on a machine without GPUs, if asked for, and in one run folder.
+"""Training in several processes: in one run folder, and, if the user asks for it, without GPUs.
 
-YOLOv5 takes each process of ``torchrun`` to have a GPU of its own. With the setting ``cpu_ddp`` they share the CPU and
-talk through gloo: slow, and meant for trying out, before GPUs are paid for, whether a training runs in several
-processes at all.
+YOLOv5 expects a GPU for each process of ``torchrun``. With the setting ``cpu_ddp``, the processes share the CPU and
+communicate through gloo. This is slow. It is meant for checking that a training runs in several processes at all,
+before one pays for GPUs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _VARIABLE = VARIABLES["cpu_ddp"]
 
 
 def is_cpu_ddp() -> bool:
-    """Whether this is a process of ``torchrun``, and the user asked for the CPU."""
+    """Whether this is a process of ``torchrun`` and the user asked for the CPU."""
     return bool(read("cpu_ddp")) and "LOCAL_RANK" in os.environ
 
 
@@ -37,19 +37,19 @@ def check_devices() -> None:
     """Refuse a process of ``torchrun`` for which there is no GPU, before anything is built.
 
     Raises:
-        UserError: says how many there are, and how to do without.
+        UserError: there is no GPU for this process. The message gives the number of GPUs and says how to use the CPU.
     """
     wanted, there = int(os.environ.get("LOCAL_RANK", "-1")), torch.cuda.device_count()
     if wanted < there or is_cpu_ddp():
         return
     raise UserError(
-        f"torchrun started process {wanted} on this machine, which has GPUs for {there}: YOLOv5 trains with one "
-        f"a process. Lower --nproc_per_node, or set {_VARIABLE}=1 to try several processes out on the CPU."
+        f"torchrun started process {wanted} on this machine, which has GPUs for {there}: YOLOv5 needs one GPU for "
+        f"each process. Lower --nproc_per_node, or set {_VARIABLE}=1 to try several processes on the CPU."
     )
 
 
 class _CpuOfARank(str):
-    """The CPU, to everything that puts tensors somewhere, but not to YOLOv5's ``device.type != 'cpu'``."""
+    """A device that torch takes as the CPU, but for which YOLOv5's ``device.type != 'cpu'`` is true."""
 
     type = "cpu of a rank"
 
@@ -67,7 +67,7 @@ def _cpu_apply(module: SourceModule, patches: Patches) -> None:
         patches.set(target, "DDP", _ddp)
     if not module.code.calls("dist.init_process_group"):
         return
-    if hasattr(target, "amp"):  # v6.0; later ones ask check_amp
+    if hasattr(target, "amp"):  # v6.0; later releases call check_amp
         patches.view(target, "amp", autocast=_no_autocast, GradScaler=_no_scaler)
     patches.view(
         target,
@@ -95,7 +95,7 @@ def _no_scaler(**_: Any) -> Any:
     return torch.amp.GradScaler(enabled=False)
 
 
-def _barrier(**_: Any) -> None:  # gloo knows no device_ids
+def _barrier(**_: Any) -> None:  # gloo does not accept device_ids
     torch.distributed.barrier()
 
 
@@ -120,13 +120,14 @@ class _SumOfRanks(torch.autograd.Function):
 
 
 class _SyncBatchNorm:
-    """What YOLOv5 needs of `torch.nn.SyncBatchNorm`, which is for GPUs only."""
+    """The part of `torch.nn.SyncBatchNorm` that YOLOv5 uses; torch's own works on GPUs only."""
 
     @staticmethod
     def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                vars(module)["is_of_all_ranks"] = True  # no class of ours, which would get into checkpoints
+                # an attribute, because a class of ours would get into checkpoints
+                vars(module)["is_of_all_ranks"] = True
         return model
 
 
@@ -141,7 +142,7 @@ def _of_all_ranks(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.T
 
 
 def _normalised(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
-    """Batch normalisation of (B, C, H, W) by mean and variance over the batches of all processes."""
+    """Batch normalisation of (B, C, H, W) with mean and variance over the batches of all processes."""
     number = _SumOfRanks.apply(x.new_tensor([x.numel() / x.shape[1]]))  # (1,)
     mean = _SumOfRanks.apply(x.sum((0, 2, 3))) / number  # (C,)
     centred = x - mean.view(1, -1, 1, 1)  # (B, C, H, W)
@@ -152,7 +153,7 @@ def _normalised(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
 
 
 def _keep(norm: Any, mean: torch.Tensor, variance: torch.Tensor) -> None:
-    """Move the running statistics as a `BatchNorm2d` with a momentum does: YOLOv5's have 0.03."""
+    """Update the running statistics as a `BatchNorm2d` with a momentum does; YOLOv5 uses a momentum of 0.03."""
     norm.num_batches_tracked.add_(1)
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(variance, norm.momentum)
@@ -174,7 +175,7 @@ def _rank() -> int:
 
 def _folder_needed(module: SourceModule) -> str | None:
     if _rank() > 0 and _makes_run_folder(module):
-        return "each process makes the run folder, and writes into it: exp2 beside exp, if it comes second"
+        return "each process makes a run folder and writes into it: the second one makes exp2 beside exp"
     return None
 
 
@@ -212,7 +213,7 @@ _CHECK = "check_wandb_resume"
 
 def _resume_needed(module: SourceModule) -> str | None:
     if _rank() > 0 and _CHECK in module.code.own_names:
-        return "processes behind the first look into --data for W&B's data sets, also where --resume came without it"
+        return "all processes but the first look for W&B data sets in --data, even if --resume came without --data"
     return None
 
 
@@ -228,7 +229,7 @@ def _resume_apply(module: SourceModule, patches: Patches) -> None:
 
 RESUME_IN_RANKS = Quirk(
     name="resume-in-ranks",
-    symptom="torchrun … train --resume: FileNotFoundError: No such file or directory: '', or the others wait for ever",
+    symptom="torchrun … train --resume: FileNotFoundError: No such file or directory: '', or the others wait forever",
     versions="6.0 to 6.2; PyPI 6.0.7, 6.1.9",
     needed=_resume_needed,
     settled=by_absence,

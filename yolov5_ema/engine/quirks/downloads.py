@@ -1,4 +1,4 @@
-"""Downloads: weights that are not there end at once with a message; pip is never run unasked; files come first."""
+"""Downloads: missing weights fail at once with a message, pip is never run unasked, and local files take precedence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_online(host: str = "github.com", port: int = 443, timeout_s: float = 3.0)
 
 
 def missing_weights_message(name: str) -> str:
-    """What to tell a user whose weights file is not there and cannot be had."""
+    """The message for a weights file that is missing and cannot be downloaded."""
     scratch = "'train' starts from scratch with --weights ''"
     if is_released_weight(name):
         return (
@@ -64,7 +64,7 @@ def _saying_so(download: Callable[..., str]) -> Callable[..., str]:
 
 def _download_needed(module: SourceModule) -> str | None:
     if module.code.defines("attempt_download"):
-        return "missing weights start a download that takes long to fail offline"
+        return "missing weights start a download, which takes long to fail without a network"
     return None
 
 
@@ -88,8 +88,8 @@ def _pip_needed(module: SourceModule) -> str | None:
     if module.name != "utils.general" or _CHECK not in module.code.own_names:
         return None
     check = module.code.part(_CHECK)
-    if check is None or "install" in parameters(check):  # or it is that of the package ultralytics
-        return "check_requirements runs pip install for what it misses"
+    if check is None or "install" in parameters(check):  # None: it is imported from the package ultralytics
+        return "check_requirements runs pip install for missing packages"
     return None
 
 
@@ -99,7 +99,8 @@ def _pip_settled(module: SourceModule) -> bool:
 
 def _pip_apply(module: SourceModule, patches: Patches) -> None:
     original = module.module.check_requirements
-    without_file = module.engine.kind == "package"  # and check_requirements() means the file that a clone has
+    # check_requirements() without arguments reads requirements.txt, which only a clone has
+    without_file = module.engine.kind == "package"
 
     @functools.wraps(original)
     def check_only(*args: Any, **kwargs: Any) -> Any:
@@ -132,12 +133,12 @@ def _files_first(download: Callable[..., str | None]) -> Callable[..., str | Non
             return None
         if importlib.util.find_spec("huggingface_hub") is None:
             raise CheckpointError(
-                f"weights {name} not found here. To have them from the Hugging Face Hub: "
+                f"weights {name} not found here. To get them from the Hugging Face Hub: "
                 "pip install 'huggingface-hub<0.25'"
             )
         if not is_online("huggingface.co"):
             raise CheckpointError(
-                f"weights {name} not found here, and the Hugging Face Hub cannot be reached."
+                f"weights {name} not found here, and the Hugging Face Hub cannot be reached. Check the path."
             )
         return download(repo_id, *args, **kwargs)
 
@@ -146,7 +147,7 @@ def _files_first(download: Callable[..., str | None]) -> Callable[..., str | Non
 
 def _hub_needed(module: SourceModule) -> str | None:
     if module.code.defines("attempt_download_from_hub"):
-        return "weights are looked for on the Hugging Face Hub before they are on the disk"
+        return "weights are looked for on the Hugging Face Hub before the local disk"
     return None
 
 

@@ -1,7 +1,7 @@
-"""``results.save()``, ``render()`` and ``show()``: boxes are drawn into copies of the pictures.
+"""``results.save()``, ``render()`` and ``show()``: boxes are drawn into copies of the images.
 
-OpenCV 4.9 and later refuse to draw into arrays that may not be written, as those of Pillow's pictures are. And an array
-of the user's, drawn into, would be another picture the next time it is given to the model.
+OpenCV 4.9 and later refuse to draw into read-only arrays, such as those of Pillow images. And if boxes were drawn into
+the user's own array, the model would see them the next time that it gets this array.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from yolov5_ema.upstream.patching import Patches
 
 
 def _on_copies(display: Callable[..., Any]) -> Callable[..., Any]:
-    """`Detections.display`, or `_run` as v7.0 calls it, which draws if it is asked for anything but text."""
+    """Wrap `Detections.display` (`_run` in v7.0), which draws unless it is only asked for text."""
 
     @functools.wraps(display)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        name = "ims" if hasattr(self, "ims") else "imgs"  # since v6.2; before
+        name = "ims" if hasattr(self, "ims") else "imgs"  # ims since v6.2
         pictures = getattr(self, name)
         setattr(self, name, [np.array(one) if isinstance(one, np.ndarray) else one for one in pictures])
         return display(self, *args, **kwargs)
@@ -31,7 +31,7 @@ def _on_copies(display: Callable[..., Any]) -> Callable[..., Any]:
 
 def _needed(module: SourceModule) -> str | None:
     if module.name == "models.common" and module.code.defines("Detections"):
-        return "results of a model are drawn into the very arrays that it was given, which may be read-only"
+        return "boxes are drawn into the arrays that the model was given, which may be read-only"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Export to ONNX without ``onnxscript``, and ``torch.has_cuda``, by which v6.0 asks for a GPU."""
+"""Export to ONNX without ``onnxscript``; and ``torch.has_cuda``, with which v6.0 checks for a GPU."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def _onnx_needed(module: SourceModule) -> str | None:
 
 
 def _onnx_settled(module: SourceModule) -> bool:
-    """The newest leaves it to the package ultralytics, which says what it wants."""
+    """Upstream's newest exports with the package ultralytics, which chooses the exporter itself."""
     return bool(module.code.calls("torch.onnx.export")) or module.code.imports("ultralytics", "torch2onnx")
 
 
 def _onnx_apply(module: SourceModule, patches: Patches) -> None:
-    # YOLOv5 asks for opset 12 or 13 and dynamic_axes, both of which only this exporter keeps
+    # YOLOv5 asks for opset 12 or 13 and dynamic_axes; only this exporter follows both
     export = functools.partial(torch.onnx.export, dynamo=False)
     patches.view(module.module, "torch", onnx=ModuleView(torch.onnx, export=export))
 
@@ -46,7 +46,7 @@ ONNX_EXPORTER = Quirk(
 def _has_cuda_needed(module: SourceModule) -> str | None:
     if "torch.has_cuda" not in module.code.names:
         return None
-    return "torch.has_cuda is deprecated, and true of every CUDA build, GPU or not"
+    return "torch.has_cuda is deprecated, and true for every CUDA build, with or without a GPU"
 
 
 def _has_cuda_apply(module: SourceModule, patches: Patches) -> None:

@@ -1,4 +1,4 @@
-"""Fonts: one that is on the machine instead of a download, and ``getsize``, gone since Pillow 10."""
+"""Fonts: one from this machine instead of a download; and ``getsize``, which Pillow 10 removed."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def _own_config_dir() -> Path:
     try:
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted
-    except OSError:  # a home that cannot be written
+    except OSError:  # the home folder is not writable
         return _made_for_this_process()
 
 
 @functools.cache
 def _made_for_this_process() -> Path:
-    """A folder that nobody else could have put there; its workers get it by the environment."""
+    """A new folder that no other user can have prepared; worker processes learn its path from the environment."""
     folder = tempfile.mkdtemp(prefix="yolov5-ema-config-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 
 
 def _font_on_disk(name: str) -> Path:
-    """A font file for a name: a CJK one for the 'Unicode' face if there is one, else DejaVu Sans."""
+    """Find a font file for a name: a CJK font for the 'Unicode' name if there is one, else DejaVu Sans."""
     from matplotlib import font_manager, get_data_path
 
     if "Unicode" in name:
@@ -83,14 +83,14 @@ def _font_needed(module: SourceModule) -> str | None:
     if CONFIG_ENV not in module.code.texts:
         return None
     missing = _missing_fonts()
-    return f"{', '.join(missing)} not on this machine; DejaVu Sans serves" if missing else None
+    return f"{', '.join(missing)} not on this machine; DejaVu Sans is used" if missing else None
 
 
 @contextlib.contextmanager
 def _font_while_running(module: SourceModule) -> Iterator[None]:
-    """Point YOLOv5's config folder to one that has the fonts, for as long as the process lives.
+    """Point YOLOv5's config folder to one that has the fonts, until the process ends.
 
-    `utils.general` defines where the folder is and `utils.plots` looks it up at its import, so the
+    `utils.general` defines where the folder is, and `utils.plots` reads that when it is imported. So the environment
     variable must stay set; child processes inherit it.
     """
     config = _own_config_dir()
@@ -113,7 +113,7 @@ FONT_FROM_DISK = Quirk(
 
 
 def _text_size(font: Any, text: str) -> tuple[int, int]:
-    """Width and height in pixels, measured from the text's origin as `getsize` did."""
+    """Return width and height in pixels, measured from the text's origin as `getsize` did."""
     _, _, right, bottom = font.getbbox(text)
     return right, bottom
 

@@ -1,4 +1,4 @@
-"""A stale or unreadable ``labels.cache``, on which the PyPI package 6.0.7 dies instead of rescanning."""
+"""A stale or unreadable ``labels.cache``, on which the PyPI package 6.0.7 fails instead of reading the labels again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNREADABLE = (pickle.UnpicklingError, EOFError, ImportError, KeyError, ValueErr
 
 
 def _cache_file(dataset: Any) -> Path | None:
-    """Where a half-built `LoadImagesAndLabels` looked for its cache; None if it did not get that far."""
+    """Where a `LoadImagesAndLabels` that failed in its constructor looked for its cache; None if it had not yet."""
     labels = getattr(dataset, "label_files", None)
     if not labels:
         return None
@@ -28,7 +28,7 @@ def _cache_file(dataset: Any) -> Path | None:
 
 
 def _is_stale(error: Exception) -> bool:
-    # the two checks of the cache are bare asserts; every other assert there has a message
+    # the two asserts that check the cache have no message; every other assert there has one
     return isinstance(error, _UNREADABLE) or (isinstance(error, AssertionError) and not str(error))
 
 
@@ -51,7 +51,7 @@ def _needed(module: SourceModule) -> str | None:
     dataset = module.code.part(_DATASET)
     handlers = dataset.all(ast.ExceptHandler) if dataset is not None else []
     if any(handler.type is not None and dotted(handler.type) == "FileNotFoundError" for handler in handlers):
-        return "only a missing label cache is rescanned, not a stale one"
+        return "labels are read again only if their cache is missing, not if it is stale"
     return None
 
 

@@ -15,10 +15,10 @@ _LOSS = "ComputeLoss"
 
 
 def _grid_gain(*size: Any, **options: Any) -> torch.Tensor:
-    """``torch.ones``, but whole-numbered for the (7,) grid gain, whose entries are grid sizes.
+    """``torch.ones``, but of dtype int64 for the (7,) grid gain, which holds grid sizes.
 
-    The targets stay float (float32 * int64 is float32) with the very same values, and the grid
-    indices, int64, are clamped by an int64 bound.
+    The targets stay float, because float32 * int64 is float32, and keep the same values. The grid indices, which are
+    int64, are clamped by an int64 bound.
     """
     if size == (7,) and "dtype" not in options:
         options["dtype"] = torch.int64
@@ -33,7 +33,7 @@ def _needed(module: SourceModule) -> str | None:
 
 
 def _gains(loss: Code) -> set[str]:
-    """What it calls the grid gain, a tensor of seven ones."""
+    """The names that the loss gives to the grid gain, a tensor of seven ones."""
     seven = [node for node in loss.calls("torch.ones") if node.args and value_of(node.args[0]) == 7]
     values = [node for node in loss.all(ast.Assign) if node.value in seven]
     return {dotted(target) for node in values for target in node.targets}

@@ -1,4 +1,4 @@
-"""``train --noval`` in the PyPI package 7.0.14, which logs figures that only a validation gives."""
+"""``train --noval`` in the PyPI package 7.0.14, which logs values that only a validation computes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _needed(module: SourceModule) -> str | None:
         return None
     if any(isinstance(target, ast.Name) and target.id == _FIGURES for target in _targets(train)):
         return None
-    return "the classes' mAP50 are logged after every epoch, also where nothing has set them"
+    return "the mAP50 of each class is logged after every epoch, even if no validation has computed it"
 
 
 def _targets(train: Code) -> list[ast.expr]:
@@ -31,7 +31,7 @@ def _targets(train: Code) -> list[ast.expr]:
 
 
 def _validates(line: ast.Assign) -> bool:
-    """Whether it is ``…, map50s, _ = validate.run(…)``."""
+    """Whether a line is ``…, map50s, _ = validate.run(…)``."""
     is_run = isinstance(line.value, ast.Call) and dotted(line.value.func) == "validate.run"
     return is_run and any(_FIGURES in map(dotted, getattr(target, "elts", [])) for target in line.targets)
 
@@ -42,11 +42,11 @@ def _settled(module: SourceModule) -> bool:
 
 
 def _only_at_the_end(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A `val.run` that gives train, except after the last epoch, the figures that it has already."""
+    """Wrap `val.run`: before the last epoch, return the values that train already has instead of validating."""
 
     @functools.wraps(run)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        names = sys._getframe(1).f_locals  # train's
+        names = sys._getframe(1).f_locals  # the local variables of train
         if kwargs.get("model") is not None and kwargs.get("plots") is False and not names["final_epoch"]:
             return names["results"], names["maps"], np.zeros_like(names["maps"]), None
         return run(*args, **kwargs)

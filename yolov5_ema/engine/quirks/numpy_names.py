@@ -1,4 +1,4 @@
-"""NumPy names that are gone: ``np.int`` (1.24), ``np.trapz`` (2.4) and their like."""
+"""Names that NumPy has removed, such as ``np.int`` (in 1.24) and ``np.trapz`` (in 2.4)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _REPLACEMENTS: dict[str, Any] = {
 
 
 def _missing_names(code: Code) -> list[str]:
-    # np.bool came back in NumPy 2 with another meaning, so ask NumPy, not a version number
+    # np.bool came back in NumPy 2 with another meaning, so look at NumPy itself, not at its version
     missing = [name for name in _REPLACEMENTS if name not in np.__dict__ and f"np.{name}" in code.names]
     used = set(_used_unasked(code.tree)) if missing and "np" in code.own_names else set()
     return [name for name in missing if f"np.{name}" in used]
 
 
 def _used_unasked(tree: ast.AST) -> Iterator[str]:
-    """Names with dots, without those that the code itself asks for first, by ``hasattr``."""
+    """Dotted names in the code, except those that the code checks with ``hasattr`` first."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -41,7 +41,7 @@ def _used_unasked(tree: ast.AST) -> Iterator[str]:
 
 def _needed(module: SourceModule) -> str | None:
     missing = _missing_names(module.code)
-    return f"NumPy {np.__version__} lacks {', '.join('np.' + name for name in missing)}" if missing else None
+    return f"NumPy {np.__version__} has no {', '.join('np.' + name for name in missing)}" if missing else None
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:

@@ -1,4 +1,4 @@
-"""OpenVINO: what YOLOv5 calls of it is gone: ``inference_engine`` and the command ``mo``, then ``runtime`` as well."""
+"""OpenVINO has removed what YOLOv5 calls: first ``inference_engine`` and the command ``mo``, later ``runtime``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INFERENCE_ENGINE, _RUNTIME = "openvino.inference_engine", "openvino.runtime"
 
 
 def _is_gone(name: str) -> bool:
-    """Whether OpenVINO is installed, without that part of it. It is not imported for that, which takes long."""
+    """Whether OpenVINO is installed but without this part. OpenVINO is not imported, because that takes long."""
     spec = importlib.util.find_spec("openvino")
     part = name.split(".")[-1]
     folders = (spec.submodule_search_locations or []) if spec is not None else []
@@ -45,7 +45,7 @@ def _calls_mo(module: SourceModule) -> bool:
 
 
 def _export_settled(module: SourceModule) -> bool:
-    """v6.0 has no such export; the newest calls what there is today."""
+    """v6.0 has no such export; upstream's newest calls today's OpenVINO."""
     return module.name == "export" and (
         not module.code.imports(_INFERENCE_ENGINE) or not _is_gone(_INFERENCE_ENGINE)
     )
@@ -67,7 +67,7 @@ def _export_apply(module: SourceModule, patches: Patches) -> None:
 
 
 def _metadata(given: dict[str, Any]) -> dict[str, Any]:
-    """What v7.0 hands over, and v6.2 asks the model for."""
+    """The metadata, which v7.0 passes as an argument and v6.2 reads from the model."""
     if given.get("metadata"):
         return dict(given["metadata"])
     return {"stride": int(max(given["model"].stride)), "names": given["model"].names}
@@ -88,7 +88,7 @@ def _convert(file: Path, half: bool, metadata: dict[str, Any]) -> str:
 
 
 def _saying_why(export: Any) -> Any:
-    """As v6.1 and v6.2 do it: a failure is printed, and the other formats are written."""
+    """Print a failure and let the other formats be written, as v6.1 and v6.2 do."""
 
     @functools.wraps(export)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -125,7 +125,7 @@ def _backend_needed(module: SourceModule) -> str | None:
 
 
 def _backend_settled(module: SourceModule) -> bool:
-    """v6.0 knows no OpenVINO; the newest calls what there is today."""
+    """v6.0 does not know OpenVINO; upstream's newest calls today's."""
     return module.name == "models.common"
 
 
@@ -143,19 +143,19 @@ def _backend_apply(module: SourceModule, patches: Patches) -> None:
 
 @contextlib.contextmanager
 def _stand_ins(parts: list[str]) -> Iterator[None]:
-    """Within: what is gone can be imported. It is made when it is asked for, for it imports OpenVINO."""
+    """Within: the removed parts can be imported. They are made on demand, because making them imports OpenVINO."""
     finder = _Finder([part for part in parts if _is_gone(part)])
     sys.meta_path.append(finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
-        for part in finder.parts:  # the model keeps its reference; nobody else shall find the stand-in
+        for part in finder.parts:  # the model keeps its reference; nobody else may find the replacement
             sys.modules.pop(part, None)
 
 
 class _Finder:
-    """A meta path finder, and the loader of what it finds."""
+    """A meta path finder that is also the loader of the modules that it finds."""
 
     def __init__(self, parts: list[str]) -> None:
         self.parts = parts
@@ -183,7 +183,7 @@ def _blob(description: Any, array: Any) -> Any:
 
 
 class _Engine:
-    """The few calls of ``inference_engine`` that v6.1 makes, by OpenVINO's present ones."""
+    """The few calls of ``inference_engine`` that v6.1 makes, implemented with today's OpenVINO."""
 
     def read_network(self, model: Any, weights: Any) -> Any:
         import openvino

@@ -1,4 +1,4 @@
-"""Packages that a YOLOv5 imports at its start and hardly ever uses, or would install by itself."""
+"""Packages that YOLOv5 imports when it starts but rarely uses, or would install without asking."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROBOFLOW = ("roboflow", "roboflow.core", "roboflow.core.version")
 
 def _missing(*_: Any, **__: Any) -> Any:
     raise UserError(
-        "data sets from Roboflow (--data with its address) need its package: pip install roboflow"
+        "data sets from Roboflow (--data with an address there) need the package roboflow: pip install roboflow"
     )
 
 
@@ -26,7 +26,7 @@ def _roboflow_needed(module: SourceModule) -> str | None:
         return None
     if importlib.util.find_spec("roboflow") is not None:
         return None
-    return "roboflow is not installed; train imports it, and uses it for data sets from there only"
+    return "roboflow is not installed; train imports it, but uses it only for data sets from Roboflow"
 
 
 @contextlib.contextmanager
@@ -39,7 +39,7 @@ def _roboflow_while_running(module: SourceModule) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in _ROBOFLOW:  # YOLOv5's module keeps the two names; nobody else shall find the stand-in
+        for name in _ROBOFLOW:  # YOLOv5's module keeps the two names; nobody else may find the replacement
             sys.modules.pop(name, None)
         sys.modules.update(before)
 
@@ -59,7 +59,9 @@ def _ultralytics_needed(module: SourceModule) -> str | None:
         return None
     if module.name != "utils.general" or importlib.util.find_spec("ultralytics") is not None:
         return None
-    return "ultralytics is not installed; upstream's newest would run pip for it when it is imported"
+    return (
+        "ultralytics is not installed; upstream's newest YOLOv5 would install it with pip when it is imported"
+    )
 
 
 @contextlib.contextmanager

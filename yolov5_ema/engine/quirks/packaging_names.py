@@ -1,4 +1,4 @@
-"""``pkg_resources``, which setuptools 82 no longer has."""
+"""``pkg_resources``, which setuptools 82 removed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _parse_requirements(lines: Iterable[str]) -> Iterator[types.SimpleNamespace]
 
 
 def stand_in() -> types.ModuleType:
-    """A ``pkg_resources`` with the three functions that YOLOv5 calls, on `packaging`."""
+    """A ``pkg_resources`` with the three functions that YOLOv5 calls, implemented with `packaging`."""
     module = types.ModuleType("pkg_resources", "The few functions of pkg_resources that YOLOv5 calls.")
     module.__dict__.update(
         parse_version=parse,
@@ -59,7 +59,7 @@ def _needed(module: SourceModule) -> str | None:
         return None
     if "pkg_resources" in sys.modules or importlib.util.find_spec("pkg_resources"):
         return None
-    return "setuptools has no pkg_resources any more"
+    return "setuptools no longer has pkg_resources"
 
 
 @contextlib.contextmanager
@@ -68,7 +68,7 @@ def _while_running(module: SourceModule) -> Iterator[None]:
     try:
         yield
     finally:
-        # YOLOv5's module keeps its own reference; nobody else shall find the stand-in
+        # YOLOv5's module keeps its own reference; nobody else may find the replacement
         sys.modules.pop("pkg_resources", None)
 
 

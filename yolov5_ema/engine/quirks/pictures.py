@@ -1,4 +1,4 @@
-"""Label and prediction mosaics drawn in daemon threads, which the end of a short run cuts off."""
+"""Mosaics of labels and predictions: YOLOv5 draws them in daemon threads, which the end of a short run cuts off."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class _Inline:
-    """What looks like a thread and runs at once.
+    """A replacement for a thread that runs its target at once.
 
-    On the CPU the pictures share memory with the batch and `plot_images` scales that in place, so two
-    threads over one batch can also draw it overexposed.
+    On the CPU, the images share memory with the batch, and `plot_images` scales them in place. So two threads over one
+    batch can also draw it overexposed.
     """
 
     def __init__(self, target: Callable[..., Any], args: tuple[Any, ...] = (), daemon: bool | None = None):
@@ -33,11 +33,11 @@ class _Inline:
 
 
 def _at_once(func: Callable[..., Any]) -> Callable[..., Any]:
-    """What the decorator `threaded` of v6.2 and later becomes; the newest takes it from the package ultralytics."""
+    """A replacement for the decorator `threaded` of v6.2 and later; upstream's newest imports it from ultralytics."""
 
     @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> None:
-        kwargs.pop("threaded", None)  # by which ultralytics' own is told whether to
+        kwargs.pop("threaded", None)  # the switch that ultralytics' decorator takes
         _Inline(functools.partial(func, **kwargs), args).start()
 
     return wrapper
@@ -45,7 +45,7 @@ def _at_once(func: Callable[..., Any]) -> Callable[..., Any]:
 
 def _needed(module: SourceModule) -> str | None:
     if _has_decorator(module.code) or _draws_in_threads(module.code):
-        return "pictures are drawn in threads over a shared batch"
+        return "images are drawn in threads that share a batch"
     return None
 
 

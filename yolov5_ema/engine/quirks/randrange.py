@@ -1,4 +1,4 @@
-"""``random.randrange`` with floats, refused since Python 3.12 (``--multi-scale``)."""
+"""``random.randrange`` with floats (``--multi-scale``), which Python 3.12 and later refuse."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def _needed(module: SourceModule) -> str | None:
     bounds = [bound for call in module.code.calls("random.randrange") for bound in call.args]
     if not any(_is_broken(bound) for bound in bounds) or sys.version_info < (3, 10):
         return None
-    return f"Python {sys.version_info[0]}.{sys.version_info[1]} wants whole numbers in randrange"
+    return f"Python {sys.version_info[0]}.{sys.version_info[1]} accepts only whole numbers in randrange"
 
 
 def _is_broken(bound: ast.AST) -> bool:
-    """Whether a sum or product has a number with a point in it: ``imgsz * 0.5``, and not ``int(imgsz * 0.5)``."""
+    """Whether a sum or product contains a float: ``imgsz * 0.5``, but not ``int(imgsz * 0.5)``."""
     if isinstance(bound, ast.BinOp):
         return _is_broken(bound.left) or _is_broken(bound.right)
     return isinstance(value_of(bound), float)

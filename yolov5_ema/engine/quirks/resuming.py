@@ -1,6 +1,7 @@
-"""A training that is killed, at whatever moment, can be resumed as if it had been killed between two epochs.
+"""A training that is killed at any moment can be resumed as if it had been killed between two epochs.
 
-Checkpoints are written whole by `yolov5_ema.checkpoints.loading.save_checkpoint`; here is the rest of the run folder.
+`yolov5_ema.checkpoints.loading.save_checkpoint` writes each checkpoint in one step. This module cares for the other
+files of the run folder.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ _MOST_BYTES = 64 * 2**20  # of a results.csv
 
 def _writes_settings(module: SourceModule) -> str | None:
     if any(_empties_settings(block) for block in module.code.all(ast.With)):
-        return "opt.yaml is emptied before it is written; without it, no training can be resumed"
+        return "opt.yaml is emptied before it is written; without its content, a training cannot be resumed"
     return None
 
 
 def _empties_settings(block: ast.With) -> bool:
-    """Whether it is ``with open(…, 'w') as f: yaml.safe_dump(…)`` for the options of a run, or for any ``file``."""
+    """Whether a block is ``with open(…, 'w') as f: yaml.safe_dump(…)`` for a run's options or for any ``file``."""
     opened = [call for item in block.items for call in Code(item.context_expr).calls("open")]
     written = [call.args[0] for call in opened if [value_of(mode) for mode in call.args[1:]] == ["w"]]
     is_meant = any(dotted(file) == "file" or "opt.yaml" in Code(file).texts for file in written)
@@ -72,7 +73,7 @@ WHOLE_SETTINGS = Quirk(
 def _resumes(module: SourceModule) -> str | None:
     train = module.code.part("train")
     if train is not None and module.code.has_flag("--resume") and train.has("torch.save(ckpt, last)"):
-        return "a kill between two files of an epoch leaves them of different epochs"
+        return "a kill between writing two files of an epoch leaves files of different epochs"
     return None
 
 
@@ -89,24 +90,27 @@ def _resume_evenly(module: SourceModule, patches: Patches) -> None:
 
 
 def even_out(run: Path, last: Path, engine: Engine) -> None:
-    """Make the files of a run fit the checkpoint that it is resumed from.
+    """Make the files of a run match the checkpoint that it is resumed from.
 
-    YOLOv5 writes, each epoch, a row of ``results.csv``, then ``last.pt``, then, if it is the best so far,
-    ``best.pt``. A row of an epoch that is to be done again goes; a ``best.pt`` that is a best epoch behind becomes
-    a copy of ``last.pt``.
+    In each epoch, YOLOv5 writes a row of ``results.csv``, then ``last.pt``, then, if the epoch is the best so far,
+    ``best.pt``. Rows of epochs that will be trained again are removed. If ``last.pt`` records a better
+    fitness than ``best.pt``, ``best.pt`` becomes a copy of it.
 
     Args:
         run: the folder of the run.
         last: the checkpoint that is resumed from.
-        engine: the YOLOv5 that it is of.
+        engine: the YOLOv5 that wrote the checkpoint.
+
+    Raises:
+        UserError: a file of the run is not what a training writes.
     """
     checkpoint = load_checkpoint(last, "cpu", engine=engine)
     if not isinstance(checkpoint, dict) or checkpoint.get("optimizer") is None:
-        return  # finished: nothing is resumed
+        return  # the training has finished: there is nothing to resume
     epoch = checkpoint.get("epoch")
     if type(epoch) is not int:
         raise CheckpointError(
-            f"{last}: its epoch is {reprlib.repr(epoch)}, no number: it cannot be resumed from"
+            f"{last}: its epoch is {reprlib.repr(epoch)}, not a number; a training cannot be resumed from it"
         )
     results = run / "results.csv"
     if results.is_file():
@@ -121,7 +125,10 @@ def _drop_rows_after(epoch: int, results: Path) -> None:
     with open_regular(results) as stream:
         raw = stream.read(_MOST_BYTES + 1)
     if len(raw) > _MOST_BYTES:
-        raise UserError(f"{results} is larger than {_MOST_BYTES // 2**20} MiB: no results.csv of a training")
+        raise UserError(
+            f"{results} is larger than {_MOST_BYTES // 2**20} MiB, so it is not the results.csv of a training. "
+            "Move it away"
+        )
     text = raw.decode("utf-8", "replace").replace("\r\n", "\n")
     header, *rows = text.splitlines() or [""]
     columns = header.count(",")
@@ -138,18 +145,17 @@ def _is_until(epoch: int, row: str) -> bool:
 def _fitness_in(best: Path, engine: Engine) -> float:
     try:
         return _fitness(load_checkpoint(best, "cpu", engine=engine), best)
-    except CheckpointError:  # missing, or torn by a version that wrote it in place
+    except CheckpointError:  # missing, or incomplete because an older version wrote it in place
         return -1.0
 
 
 def _fitness(checkpoint: Any, file: Path) -> float:
     fitness = checkpoint.get("best_fitness") if isinstance(checkpoint, dict) else None
     try:
-        return (
-            0.0 if fitness is None else float(np.asarray(fitness).item())
-        )  # v6.0 keeps an array of one number
+        # v6.0 keeps an array of one number
+        return 0.0 if fitness is None else float(np.asarray(fitness).item())
     except (TypeError, ValueError):
-        raise CheckpointError(f"{file}: its best_fitness is {reprlib.repr(fitness)}, no number") from None
+        raise CheckpointError(f"{file}: its best_fitness is {reprlib.repr(fitness)}, not a number") from None
 
 
 RESUME_AFTER_KILL = Quirk(

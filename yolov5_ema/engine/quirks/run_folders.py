@@ -1,4 +1,4 @@
-"""Folders: where a run without ``--project`` goes, and where YOLOv5 looks for its own files."""
+"""Folders: where a run without ``--project`` is saved, and where YOLOv5 looks for its own files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolov5_ema.upstream.source_code import dotted, keyword
 def _needed(module: SourceModule) -> str | None:
     flag = module.code.flag("--project")
     if flag is not None and _is_below_root(keyword(flag, "default")) and module.code.defines("parse_opt"):
-        return "without --project its runs go into the folder that YOLOv5 lies in"
+        return "without --project, runs are saved in the folder of YOLOv5 itself"
     return None
 
 
@@ -36,7 +36,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         opt = parse_opt(*args, **kwargs)
         project = getattr(opt, "project", None)
-        if isinstance(project, Path) and root in project.resolve().parents:  # a Path: the default, not a flag
+        if isinstance(project, Path) and root in project.resolve().parents:  # a flag would give a string
             here = str(project.resolve().relative_to(root))
             opt.project = here.replace("train", "evolve") if getattr(opt, "evolve", None) else here
         return opt
@@ -46,7 +46,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 
 RUNS_HERE = Quirk(
     name="runs-here",
-    symptom="runs are found in the clone, or in site-packages, not in runs/ below where the command was given",
+    symptom="runs are saved in the clone, or in site-packages, not in runs/ below the working directory",
     versions="clones of all; PyPI 6.2.3 and 7.0.14 in segment/ and classify/",
     needed=_needed,
     settled=_settled,
@@ -56,7 +56,7 @@ RUNS_HERE = Quirk(
 
 def _relative_needed(module: SourceModule) -> str | None:
     if module.code.has("ROOT = Path(os.path.relpath(ROOT, Path.cwd()))"):
-        return "ROOT is kept as seen from the folder that one stood in at the import"
+        return "ROOT is stored relative to the working directory at the time of the import"
     return None
 
 

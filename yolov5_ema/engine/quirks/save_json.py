@@ -18,7 +18,7 @@ from yolov5_ema.upstream.source_code import value_of
 
 @dataclass
 class _Run:
-    """What one `val.run` showed of itself on its way."""
+    """What was collected while one `val.run` ran."""
 
     predictions: list[dict[str, Any]] = field(default_factory=list)
     save_dir: Path | None = None
@@ -49,7 +49,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
     state = _Run()
 
     def keep_one_json(predn: Any, jdict: list[Any], path: Path, class_map: Any) -> None:
-        # run() saves nothing, and so does not fail, while its own list stays empty
+        # run() does not save, and so does not fail, while its own list stays empty
         save_one_json(predn, state.predictions, path, class_map)
 
     def keep_save_dir(*args: Any, **kwargs: Any) -> Any:
@@ -88,7 +88,7 @@ def _saving_afterwards(run: Callable[..., Any], state: _Run, val: Any) -> Callab
 
 
 def _save_and_evaluate(result: Any, state: _Run, data: dict[str, Any], weights: Any) -> Any:
-    """What `val.run` does next in YOLOv5 v6.0: the JSON file, and pycocotools' mAP if it can be had."""
+    """Do what `val.run` of YOLOv5 v6.0 does next: write the JSON file, and compute pycocotools' mAP if possible."""
     first = weights[0] if isinstance(weights, list) else weights
     stem = Path(first).stem if first is not None else ""
     annotations = Path(data.get("path") or "../coco") / "annotations" / "instances_val2017.json"
@@ -103,7 +103,7 @@ def _save_and_evaluate(result: Any, state: _Run, data: dict[str, Any], weights: 
     images = [int(Path(x).stem) for x in getattr(state.dataset, name)] if is_coco else None
     try:
         map_all, map50 = _coco_map(annotations, file, images)
-    except Exception as error:  # as YOLOv5 does: the figures above stand
+    except Exception as error:  # as YOLOv5 does: keep its own results
         print(f"pycocotools unable to run: {error}")
         return result
     (precision, recall, _, _, *losses), maps, times = result

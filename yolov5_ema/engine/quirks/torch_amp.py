@@ -1,4 +1,4 @@
-"""``torch.cuda.amp``, deprecated: the same objects under their present name, without the warnings."""
+"""``torch.cuda.amp`` is deprecated: the same objects under their new names, without the warnings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _needed(module: SourceModule) -> str | None:
     if not hasattr(torch.amp, "GradScaler"):
         return None
     if _imports_amp(module.code) or _names_amp(module.code):
-        return f"torch {torch.__version__} warns of torch.cuda.amp at every batch"
+        return f"torch {torch.__version__} warns about torch.cuda.amp at every batch"
     return None
 
 

@@ -1,7 +1,7 @@
-"""``torch.load``: checkpoints hold classes, which ``weights_only=True`` (torch 2.6) refuses.
+"""``torch.load``: checkpoints hold classes, which ``weights_only=True`` (the default since torch 2.6) refuses.
 
-Not answered by ``weights_only=False``, which would run whatever a downloaded file says, but by an
-allow-list; see `yolov5_ema.checkpoints.loading`.
+``weights_only=False`` would run any code in a downloaded file. So an allow-list of classes is used instead; see
+`yolov5_ema.checkpoints.loading`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _needed(module: SourceModule) -> str | None:
 
 
 def _has_torch_load(module: SourceModule) -> bool:
-    """Upstream's newest loads with a function of the package ultralytics, which runs what a file says."""
+    """Upstream's newest loads with a function of the package ultralytics, which runs code from the file."""
     return module.code.imports("ultralytics", "torch_load", within_function=False)
 
 
@@ -55,7 +55,7 @@ SAFE_CHECKPOINTS = Quirk(
 def _second_copy(module: SourceModule) -> str | None:
     attempt_load = module.code.part("attempt_load") if module.engine.kind == "package" else None
     if attempt_load is not None and attempt_load.imports("models.yolo"):
-        return "attempt_load imports models.yolo beside yolov5.models.yolo: every class twice"
+        return "attempt_load imports models.yolo beside yolov5.models.yolo, so that every class exists twice"
     return None
 
 
@@ -86,7 +86,7 @@ ONE_COPY_OF_CLASSES = Quirk(
 
 def _loads_models(module: SourceModule) -> str | None:
     if module.name == "models.experimental" and module.code.defines("attempt_load"):
-        return "a model out of a file may fail at anything that YOLOv5 does with it after it is read"
+        return "a model from a file may fail in anything that YOLOv5 does with it after reading it"
     return None
 
 
@@ -104,7 +104,7 @@ def _say_which_file(module: SourceModule, patches: Patches) -> None:
 
 FAULTS_OF_MODELS = Quirk(
     name="faults-of-models",
-    symptom="a traceback from within YOLOv5 over a checkpoint whose model was changed",
+    symptom="a traceback from within YOLOv5 for a checkpoint whose model was changed",
     versions="all",
     needed=_loads_models,
     apply=_say_which_file,

@@ -1,4 +1,4 @@
-"""Weights & Biases with 7.0.14: its logger is called with an argument that it does not take."""
+"""Weights & Biases with 7.0.14: YOLOv5 calls its logger with an argument that the logger does not accept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _needed(module: SourceModule) -> str | None:
     logger = module.code.part("WandbLogger") if _is_the_logger(module) else None
     end_epoch = logger.part("end_epoch") if logger is not None else None
     if end_epoch is not None and parameters(end_epoch) == ["self"]:
-        return "7.0.14 calls end_epoch(best_result=…) of a logger that takes nothing"
+        return "7.0.14 calls end_epoch(best_result=…), but the logger's end_epoch takes no arguments"
     return None
 
 

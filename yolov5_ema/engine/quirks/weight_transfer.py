@@ -1,7 +1,7 @@
-"""Pretrained weights: paired by structure where YOLOv5's ``intersect_dicts`` goes by row numbers.
+"""Pretrained weights: paired by structure, whereas YOLOv5's ``intersect_dicts`` pairs them by row number.
 
-See `yolov5_ema.weights.transfer`. What the pairing needs beyond the two state dicts, the models and the class
-names, are local variables of the function that calls ``intersect_dicts``: ``ckpt``, ``model``, ``names``.
+See `yolov5_ema.weights.transfer`. The pairing needs more than the two state dicts: the models and the class names.
+These are local variables of the function that calls ``intersect_dicts``: ``ckpt``, ``model`` and ``names``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FUNCTION = "intersect_dicts"
 
 def _needed(module: SourceModule) -> str | None:
     if any(_is_transfer(call) for call in module.code.calls(_FUNCTION)):
-        return "it takes over pretrained weights by row number, which an inserted row shifts"
+        return "it transfers pretrained weights by row number, but an inserted row shifts the numbers"
     return None
 
 
@@ -45,7 +45,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 
 
 def _imported_within(code: Code) -> Iterator[tuple[str, str]]:
-    """Functions that import `intersect_dicts` for themselves, as ``hubconf.py`` does; and the module it comes from."""
+    """Functions that import `intersect_dicts` in their body (in ``hubconf.py``), and the module it comes from."""
     for name in sorted(code.own_names):
         for found in getattr(code.part(name), "imported", []):
             if found.name == _FUNCTION:
@@ -66,7 +66,7 @@ def _with_transfer(function: Callable[..., Any], home: str) -> Callable[..., Any
 
 
 def _by_structure(theirs: Any) -> Callable[..., dict[str, Any]]:
-    """The `intersect_dicts` of a module, for a caller whose models can be told: with rows paired by structure."""
+    """Wrap a module's `intersect_dicts`: if the caller's two models are known, pair their rows by structure."""
     intersect_dicts = getattr(theirs, _FUNCTION)
     logger = getattr(theirs, "LOGGER", None) or logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _by_structure(theirs: Any) -> Callable[..., dict[str, Any]]:
 
 
 def _models(caller: Mapping[str, Any]) -> tuple[Any, Any] | None:
-    """The checkpoint's model and the one to fill, if the caller is one of YOLOv5's scripts as we know them."""
+    """The checkpoint's model and the model to fill, if the caller's local variables are those of a known script."""
     checkpoint, target = caller.get("ckpt"), caller.get("model")
     source = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     rows = [getattr(model, "model", None) for model in (source, target)]
@@ -104,12 +104,14 @@ def _models(caller: Mapping[str, Any]) -> tuple[Any, Any] | None:
 def _forget_training_state(
     checkpoint: dict[str, Any], da: dict[str, Any], db: dict[str, Any], logger: logging.Logger
 ) -> None:
-    """An optimizer's state, averaged weights and epoch go with the rows that they were saved for."""
+    """Drop the optimizer's state, averaged weights and epoch of a checkpoint if its rows are not those of the model."""
     if not checkpoint.get("optimizer") and not checkpoint.get("ema"):
         return
     if {name: value.shape for name, value in da.items()} == {name: value.shape for name, value in db.items()}:
         return
-    logger.info("the checkpoint's training state is of another model: optimizer and epochs start anew")
+    logger.info(
+        "the checkpoint's training state belongs to another model: optimizer and epochs start from zero"
+    )
     checkpoint.update(optimizer=None, ema=None, epoch=-1)
 
 
@@ -124,7 +126,7 @@ def _start_as_identity(target: Any, state: dict[str, Any], rows: list[int], logg
 
 WEIGHT_TRANSFER = Quirk(
     name="weight-transfer",
-    symptom="Transferred 157/361 items: an inserted row shifts the names of all rows behind it",
+    symptom="Transferred 157/361 items: an inserted row shifts the names of all rows after it",
     versions="all",
     needed=_needed,
     apply=_apply,

@@ -1,4 +1,4 @@
-"""Worker processes that are spawned, not forked: they cannot import YOLOv5 without its quirks."""
+"""Worker processes that are spawned, not forked: they must install the quirks before they can import YOLOv5."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DATASET = "LoadImagesAndLabels"
 
 def _needed(module: SourceModule) -> str | None:
     if module.code.defines(_FUNCTION, _DATASET):
-        return "spawned workers (the default from Python 3.14 on) import YOLOv5 by themselves"
+        return "spawned workers (the default from Python 3.14 on) import YOLOv5 without its quirks"
     return None
 
 
@@ -34,7 +34,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 
 WORKER_PROCESSES = Quirk(
     name="worker-processes",
-    symptom="scanning labels hangs, or DataLoader workers die, where processes are spawned",
+    symptom="scanning labels hangs, or DataLoader workers die, if processes are spawned",
     versions="all",
     needed=_needed,
     apply=_apply,
