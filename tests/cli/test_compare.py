@@ -181,8 +181,8 @@ def test_bad_flags(refused, tiny_set, flags, words):
         (["plain.yaml", "./plain.yaml"], ["./plain.yaml twice"]),
         (["plain.yaml", "sub/plain.yaml"], ["both called plain", "rename"]),
         (["plain.yaml", "yolov5n-emma.yaml"], ["--cfgs yolov5n-emma.yaml: no such file", "yolov5-ema cfg"]),
-        (["plain.yaml", "sub"], ["--cfgs sub: no model YAML"]),
-        (["plain.yaml", ""], ["no model YAML"]),
+        (["plain.yaml", "sub"], ["--cfgs sub: not a model YAML"]),
+        (["plain.yaml", ""], ["not a model YAML"]),
         (["plain.yaml", "broken.yaml"], ["broken.yaml, backbone row 7", "EMAA"]),
     ],
 )
@@ -215,7 +215,7 @@ def test_a_flag_that_nobody_knows(tiny_set, capsys, played):
 def test_a_folder_of_something_else(refused, tiny_set):
     Path("runs/compare/exp").mkdir(parents=True)
     Path("runs/compare/exp/letter.txt").write_text("mine")
-    assert "holds something else" in refused(command(tiny_set))
+    assert "does not hold a comparison" in refused(command(tiny_set))
 
 
 def _write_hyp(lr0: float) -> None:
@@ -401,7 +401,7 @@ def test_a_loss_that_is_no_number_is_a_failure(tiny_set, played, capsys):
     played.fail["yolov5n-ema", 0] = "nan"
     assert main(command(tiny_set, "--seeds", 1)) == 1
     out = capsys.readouterr().out
-    assert "its loss was no number from epoch 0 on" in out and "no pair of figures" in out
+    assert "its loss is not finite from epoch 0 on" in out and "no pair of figures" in out
     assert result()["models"]["yolov5n-ema"]["metrics"]["map50"] is None
     played.calls.clear()
     assert main(command(tiny_set, "--seeds", 1)) == 1  # it would only diverge again

@@ -86,7 +86,7 @@ def test_notes():
     assert "a, mAP50: every seed gave the same figure" in notes and "b, mAP50" not in notes
     assert "Bonferroni" not in notes
     alone = reports.method_notes(build_report([model("a", 0.5), model("b", 0.4)], "a", (0,)))
-    assert alone == ["One seed: there is no spread to judge a difference by, and no verdict."]
+    assert alone == ["One seed: a difference cannot be judged without a spread, so there is no verdict."]
 
 
 @pytest.mark.parametrize("best, told", [(0.049, True), (0.05, False)])

@@ -82,7 +82,7 @@ def test_same_recipe_has_no_differences(plan):
         (("hyp", "sha256"), "other", "hyp: the content of"),
         (("weights",), {"file": "a.pt", "sha256": "1"}, "weights: none there, a.pt now"),
         (("data", "sha256"), "other", "data: the content of"),
-        (("data", "train", "images"), 9, "the train images or labels have changed (8 images there, 9 now)"),
+        (("data", "train", "images"), 9, "the train images or labels have changed (8 images before, 9 now)"),
         (("cfgs", "yolov5n-ema", "sha256"), "other", "cfg yolov5n-ema: the content of"),
         (("software", "torch"), "1.8", "1.8 now"),
     ],
@@ -220,7 +220,7 @@ def test_record_survives_and_strangers_are_refused(run):
     run.record_file.write_text(json.dumps({"status": "finished", "figures": figures}))
     assert comparison_runs.record_of(run) == Record("finished", figures)
     run.record_file.write_text('{"colour": "red"}')
-    with pytest.raises(UserError, match="no record of a run"):
+    with pytest.raises(UserError, match="not a record of a run"):
         comparison_runs.record_of(run)
 
 
@@ -262,7 +262,7 @@ def test_a_locked_folder_is_refused_until_its_last_holder_is_gone(tmp_path, monk
     monkeypatch.setattr(comparison_runs, "_WAIT_FOR_LOCK_S", 0.0)
     with locked(tmp_path / "new/exp") as held:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(held,))
-        with pytest.raises(UserError, match="another compare is at work"), locked(tmp_path / "new/exp"):
+        with pytest.raises(UserError, match="another compare is running"), locked(tmp_path / "new/exp"):
             pass
     with pytest.raises(UserError, match="another compare"), locked(tmp_path / "new/exp"):
         pass  # a training is left

@@ -159,7 +159,7 @@ def test_a_run_is_written_where_it_lies(last, script, place):
         ({"data": "a" * 5000}, "is not there"),
         ({"data": "/dev/zero"}, "is not there"),
         ({"data": {"train": "x", "download": "touch canary"}}, "data must be the path of a data YAML"),
-        ({"hyp": {"lr0": "1e-3"}}, "lr0 must be a number, not '1e-3' (YAML takes 1e-3 for text"),
+        ({"hyp": {"lr0": "1e-3"}}, "lr0 must be a number, not '1e-3' (YAML reads 1e-3 as text"),
         ({"hyp": {"lr0": 0.1}}, "opt.yaml, hyp: missing hyperparameters: anchor_t, box, "),
         ({"hyp": {"anchors": 10**6}}, "anchors must be a number up to 100"),
         ({"hyp": ["lr0"]}, "hyp must name a file of hyperparameters"),

@@ -255,7 +255,7 @@ def test_no_yolov5(tmp_path, monkeypatch):
         locate.locate()
     with pytest.raises(EngineNotFoundError, match="no such folder"):
         locate.locate(tmp_path / "nowhere")
-    with pytest.raises(EngineNotFoundError, match="is no YOLOv5"):
+    with pytest.raises(EngineNotFoundError, match="is not a YOLOv5"):
         locate.locate(tmp_path)
 
 

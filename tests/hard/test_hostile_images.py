@@ -156,7 +156,7 @@ def test_a_folder_with_everything(weights, picture, own_folder):
     title, reasons = report_of(done.stderr)
     assert title == f"{len(problems)} of {12 + len(problems)} files could not be used in full:"
     assert reasons == problems
-    assert "their results are called otherwise:\n  all/plain.png: plain-2.png\n" in done.stderr
+    assert "their results have other names:\n  all/plain.png: plain-2.png\n" in done.stderr
 
     run = own_folder / "runs/detect/exp"
     labels = labels_of(run)

@@ -195,7 +195,7 @@ def test_names_that_are_none(refused, tiny_set, own_folder, names, words):
         (["--workers", -1], "--workers -1: must be 0 or more"),
         (
             ["--freeze", 27],
-            "--freeze 27: nothing would be trained, for the model's last row is 26; --freeze 26",
+            "--freeze 27: nothing would be trained, because the model's last row is 26; --freeze 26",
         ),
     ],
 )
@@ -208,7 +208,7 @@ def test_numbers_with_which_nothing_could_be_trained(refused, tiny_set, package_
 
 def test_freezing_all_of_a_checkpoint(refused, tiny_set, trained):
     message = refused("train", "--data", tiny_set, "--weights", trained, "--freeze", 99)
-    assert "--freeze 99: nothing would be trained, for the model's last row is 26" in message
+    assert "--freeze 99: nothing would be trained, because the model's last row is 26" in message
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_formats_that_are_none(refused, detector):
         ("coreml", "coremltools"),
         ("openvino", "openvino"),
         ("paddle", "paddlepaddle and x2paddle"),
-        ("engine", "on the GPU that it is for"),
+        ("engine", "only on the GPU that will run it"),
     ],
 )
 def test_formats_that_need_what_is_not_here(refused, detector, monkeypatch, name, package):

@@ -1,4 +1,4 @@
-"""How long models take for one image, measured in turns so that a drift of the machine hits all alike."""
+"""The latency of models for one image, measured in turns so that a drift of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ WARM_UP = 5
 def measure_latency(
     cfgs: Mapping[str, Path], *, nc: int, imgsz: int, device: torch.device, rounds: int
 ) -> dict[str, list[float]]:
-    """Time the forward pass of models built from their cfgs, BatchNorms folded as for inference.
+    """Time the forward pass of models built from their cfgs, with BatchNorm folded as for inference.
 
-    Batch 1, float32, random weights and input; without reading the image and without NMS. In each
-    round every model runs once, each round starting with the next one.
+    The batch is 1, in float32, with random weights and input. Reading the image and NMS are not included. Each model
+    runs once in each round, and each round starts with the next model.
 
     Args:
         cfgs: model YAMLs by name.
         nc: number of classes.
         imgsz: side of the input in pixels, a multiple of the models' strides.
         device: where to run.
-        rounds: measured ones, after `WARM_UP` others.
+        rounds: number of measured rounds, after `WARM_UP` unmeasured ones.
 
     Returns:
-        Milliseconds by name, a figure a round.
+        Milliseconds by name, one value for each round.
     """
     engine = shim.install()
     yolo = engine.module("models.yolo")

@@ -1,4 +1,4 @@
-"""What machine and software a figure comes from."""
+"""The machine and the software versions on which a value was measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolov5_ema.upstream.locate import Engine
 
 
 def software(engine: Engine) -> dict[str, str]:
-    """Versions of what takes part in a training."""
+    """The versions of the software that a training uses."""
     return {
         "yolov5": f"{engine.version} ({engine.kind})",
         "torch": torch.__version__,
@@ -26,7 +26,7 @@ def software(engine: Engine) -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The machine as it is now: processor or GPU, cores, threads, and how busy it is."""
+    """The machine and its current state: processor or GPU, cores, threads, and load."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "cores": os.cpu_count(),
@@ -37,7 +37,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Model name of the processor, as far as the system tells."""
+    """The model name of the processor, as far as the system gives it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     found = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -45,7 +45,7 @@ def cpu_name() -> str:
 
 
 def torch_device(flag: str) -> torch.device:
-    """The first device that YOLOv5's ``--device`` names: '' (a GPU if there is one), cpu, 0, or 0,1."""
+    """The first device of YOLOv5's ``--device``, which is '' (a GPU if there is one), cpu, 0, or 0,1."""
     if flag.strip().lower() == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     first = flag.replace("cuda:", "").split(",")[0].strip()

@@ -1,4 +1,4 @@
-"""The picture of a comparison: what each seed gave, and what of it is a difference."""
+"""The picture of a comparison: the result of each seed, and the differences between models."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from yolov5_ema.comparing.report import METRICS, Report, Row, percent
 from yolov5_ema.comparing.statistics import BETTER, WORSE
 from yolov5_ema.files import replacement
 
-# told apart also by those who see no red or green
+# can also be distinguished with red-green colour blindness
 _COLOURS = {BETTER: "#0072B2", WORSE: "#D55E00"}
 _UNDECIDED = "#555555"
 _SEED_COLOUR = "#999999"
 _BEHIND_WORDS = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
 
 
-@style.context("default")  # whatever YOLOv5's plots set
+@style.context("default")  # independent of the style that YOLOv5's plots set
 def draw(report: Report, path: Path, subtitle: str) -> None:
-    """Write a PNG: a row of panels a metric; left the figures seed by seed, right the differences.
+    """Write a PNG with one row of panels for each metric: left the results by seed, right the differences.
 
     Args:
-        report: what to show.
-        path: the file.
-        subtitle: what was trained, a line or two.
+        report: the report to show.
+        path: the file to write.
+        subtitle: what was trained, in one or two lines.
     """
     lines = len(report.rows)
     figure = Figure(figsize=(12, 0.7 + len(METRICS) * (0.9 + 0.55 * lines)), layout="constrained")
@@ -79,11 +79,11 @@ def _draw_differences(axes: Any, report: Report, metric: str, label: str) -> Non
     _finish(axes, report, title)
     axes.set_yticks(range(len(report.rows)), [""] * len(report.rows))
     reach = 1.3 * max(0.005, *map(abs, axes.dataLim.intervalx))
-    axes.set_xlim(-reach, reach)  # 0 in the middle, as the baseline's own difference
+    axes.set_xlim(-reach, reach)  # 0, the baseline's own difference, is in the middle
 
 
 def _say(axes: Any, words: str, x: float, place: int, colour: str) -> None:
-    """Words above a point; white behind them, as lines may run there."""
+    """Write words above a point, on white because lines may cross there."""
     above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "va": "bottom"}
     axes.annotate(words, (x, place), **above, color=colour, fontsize=9, bbox=_BEHIND_WORDS, zorder=4)
 

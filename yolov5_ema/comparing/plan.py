@@ -1,4 +1,4 @@
-"""What a comparison compares: its cfgs, seeds and the one recipe that all of its trainings share."""
+"""The plan of a comparison: its cfgs, its seeds, and the one recipe that all of its trainings share."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ TASKS = ("auto", "val", "test")
 _OWN_FLAGS = {
     "--cfg": "the models are named with --cfgs",
     "--seed": "--seeds N trains every model with seeds 0 to N - 1",
-    "--resume": "the same compare command goes on where it was interrupted",
+    "--resume": "the same compare command continues where it was interrupted",
     "--evolve": "all trainings share one recipe",
-    "--exist-ok": "the same compare command goes on in the same folder",
-    "--local_rank": "each training is started by compare itself",
+    "--exist-ok": "the same compare command continues in the same folder",
+    "--local_rank": "compare itself starts each training",
 }
-# what differs between the runs of one comparison, or is kept apart (data and hyp: by their content)
+# options that differ between the runs of a comparison or are recorded separately (data and hyp: by their content)
 _NOT_SHARED = {"cfg", "data", "hyp", "project", "name", "exist_ok", "resume", "evolve", "seed", "local_rank"}
 
 
@@ -42,16 +42,16 @@ class Plan:
     """A comparison that was checked and can start.
 
     Attributes:
-        folder: where it keeps its runs and results.
+        folder: the folder of its runs and results.
         data: the data YAML.
-        cfgs: model YAMLs by name, which is the file's without its suffix.
-        baseline: the name of the one that the others are compared with.
+        cfgs: model YAMLs by name; the name is the file's stem.
+        baseline: name of the model that the others are compared with.
         seeds: 0, 1 …
-        flags: what every training gets, for YOLOv5's ``train``.
-        options: the same as YOLOv5 parsed them.
+        flags: the flags of YOLOv5's ``train`` that every training gets.
+        options: the same flags as parsed by YOLOv5.
         task: the split that is reported, ``val`` or ``test``.
         nc: number of classes.
-        recipe: what must not change between two calls for one folder, as JSON holds it.
+        recipe: what must not change between two calls for one folder, as read from JSON.
     """
 
     folder: Path
@@ -77,24 +77,24 @@ def prepare(
     flags: Sequence[str] = (),
     task: str = "auto",
 ) -> Plan:
-    """Check everything that a comparison is given; nothing is written.
+    """Check all arguments of a comparison without writing anything.
 
     Args:
         engine: the YOLOv5, with the shim installed.
-        folder: of the comparison; made later, or that of the same comparison begun earlier.
-        data: data YAML, or the name of one that ships.
-        cfgs: model YAMLs, or names of ones that ship.
-        baseline: name or path of one of the cfgs; None: the first.
-        seeds: how many trainings each.
-        flags: for YOLOv5's ``train``; all trainings get them.
-        task: ``val``, ``test`` or ``auto``: test if the data has labelled images for it.
+        folder: folder of the comparison; it is made later, or an earlier call of the same comparison has made it.
+        data: a data YAML, or the name of a shipped one.
+        cfgs: model YAMLs, or names of shipped ones.
+        baseline: name or path of one of the cfgs; None for the first.
+        seeds: number of trainings of each model.
+        flags: flags of YOLOv5's ``train``; all trainings get them.
+        task: ``val``, ``test`` or ``auto``, which is test if the data set has labelled test images, else val.
 
     Raises:
-        UserError: what is wrong, and what to do.
-        SystemExit: from YOLOv5's own parser, for a flag that it does not know.
+        UserError: an argument cannot be used; the message says what is wrong and what to do.
+        SystemExit: raised by YOLOv5's own parser for an unknown flag.
     """
     if seeds < 1:
-        raise UserError(f"--seeds must be at least 1 (3 or more for an interval worth having), not {seeds}")
+        raise UserError(f"--seeds must be at least 1 (3 or more for a useful interval), not {seeds}")
     _refuse_own_flags(engine, flags)
     options = _parsed(engine, ["--weights", "", *flags, "--data", data])
     if options.epochs < 1:
@@ -124,15 +124,15 @@ def prepare(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that it is there whole or not at all."""
+    """Write a JSON file completely or not at all."""
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of ours holds; None if there is none.
+    """Read a JSON file that `write_json` wrote; None if it does not exist.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         return reading.read_json(path)
@@ -146,7 +146,7 @@ def read_json(path: Path) -> Any:
 
 
 def _refuse_own_flags(engine: Engine, flags: Sequence[str]) -> None:
-    """Also where they are shortened, and where this YOLOv5 has no such flag."""
+    """Refuse flags that compare sets itself, also if they are abbreviated or unknown to this YOLOv5."""
     given = {flag.split("=", 1)[0] for flag in flags}
     given.update(f"--{name}" for name in given_flags(engine, "train", flags))
     for flag, why in _OWN_FLAGS.items():
@@ -155,7 +155,7 @@ def _refuse_own_flags(engine: Engine, flags: Sequence[str]) -> None:
 
 
 def _parsed(engine: Engine, argv: list[str]) -> argparse.Namespace:
-    """The flags as YOLOv5's own parser sees them, so that a mistake is told now and not by the first training."""
+    """Parse the flags with YOLOv5's own parser, so that a mistake is reported now and not by the first training."""
     module: Any = engine.module("train")
     before, sys.argv = sys.argv, ["yolov5-ema compare", *argv]
     try:
@@ -178,13 +178,13 @@ def _named_cfgs(cfgs: Sequence[str], engine: Engine) -> dict[str, Path]:
             raise ConfigError(str(error).replace("--cfg ", "--cfgs ", 1)) from None
         path = Path(found.cfg).resolve() if given else Path()
         if not path.is_file():
-            raise ConfigError(f"--cfgs {given or repr(given)}: no model YAML")
+            raise ConfigError(f"--cfgs {given or repr(given)}: not a model YAML")
         other = named.get(path.stem)
         if other == path:
             raise UserError(f"--cfgs names {given} twice")
         if other is not None:
             raise UserError(
-                f"--cfgs: {other} and {path} are both called {path.stem}, and results go by that name; "
+                f"--cfgs: {other} and {path} are both called {path.stem}, and results are stored by that name; "
                 "rename one of them"
             )
         named[path.stem] = path
@@ -209,12 +209,12 @@ def _chosen_task(dataset: Dataset, task: str) -> str:
         images = dataset.images("test")
     except ConfigError:
         return "val"
-    # benchmarks keep the labels of their test images to themselves
+    # benchmarks often do not publish the labels of their test images
     return "test" if any(_size(label_path(image)) for image in images) else "val"
 
 
 def _absolute_paths(options: argparse.Namespace) -> list[str]:
-    """Flags again, their files by absolute path: a resumed training reads them from wherever it is resumed."""
+    """Return the flags with absolute paths, because a training may be resumed from another working directory."""
     found = ["--data", str(Path(options.data).resolve())]
     for flag in ("hyp", "weights"):
         value = getattr(options, flag, None)
@@ -255,7 +255,7 @@ def _recipe(
             if name in ("yolov5", "torch", "yolov5_ema")
         },
     }
-    return json.loads(json.dumps(found))  # as it will be read again
+    return json.loads(json.dumps(found))  # in the form in which it will be read from the file
 
 
 def _weights(options: argparse.Namespace) -> dict[str, str] | None:
@@ -266,7 +266,7 @@ def _weights(options: argparse.Namespace) -> dict[str, str] | None:
 
 
 def _fingerprint(dataset: Dataset, split: str) -> dict[str, Any]:
-    """Images of a split and a digest of their names and the sizes of their labels."""
+    """The number of images of a split, and a digest of their names and the sizes of their label files."""
     images = dataset.images(split)
     digest = hashlib.sha256()
     for image in images:
@@ -289,9 +289,10 @@ def _sha256(path: Path) -> str:
 
 
 def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two recipes, a line each; models that only one of them has do not count.
+    """List the differences between two recipes, one line for each; models that only one of them has are ignored.
 
-    Files count by their content, not by their place; the data by its images' names and its labels' sizes.
+    Files are compared by content, not by path. The data are compared by the names of images and the sizes of label
+    files.
     """
     lines = [
         f"{name}: {before['options'].get(name)!r} there, {now['options'].get(name)!r} now"
@@ -328,38 +329,38 @@ def _data_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
         old, new = before.get(split), now.get(split)
         if old and new and old != new:
             lines.append(
-                f"data: the {split} images or labels have changed ({old['images']} images there, {new['images']} now)"
+                f"data: the {split} images or labels have changed ({old['images']} images before, {new['images']} now)"
             )
     return lines
 
 
 def _check_folder(plan: Plan) -> None:
-    """Refuse a folder that holds something else.
+    """Refuse a folder that holds something else, or a comparison with another recipe.
 
     Raises:
-        UserError: names what differs.
+        UserError: the folder cannot be used; the message names what differs.
     """
     before = read_json(plan.folder / RECIPE_FILE)
     if before is None:
         if plan.folder.is_dir() and any(path.name != ".lock" for path in plan.folder.iterdir()):
-            raise UserError(f"{plan.folder} holds something else than a comparison; choose another --name")
+            raise UserError(f"{plan.folder} does not hold a comparison; choose another --name")
         return
     try:
         lines = recipe_differences(before, plan.recipe)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{plan.folder / RECIPE_FILE} is not of this version of yolov5-ema; choose another --name"
+            f"{plan.folder / RECIPE_FILE} was written by another version of yolov5-ema; choose another --name"
         ) from error
     if lines:
         listed = "\n  ".join(lines)
         raise UserError(
             f"{plan.folder} holds a comparison with another recipe, whose runs cannot be mixed with these:\n"
-            f"  {listed}\nGive the old flags to go on with it, or choose another --name for a new one"
+            f"  {listed}\nUse the old flags to continue it, or choose another --name for a new one"
         )
 
 
 def save_recipe(plan: Plan) -> None:
-    """Note the recipe in the comparison's folder; models that an earlier call had stay in it."""
+    """Write the recipe into the comparison's folder; models of earlier calls stay in it."""
     before = read_json(plan.folder / RECIPE_FILE) or {}
     cfgs = {**before.get("cfgs", {}), **plan.recipe["cfgs"]}
     write_json(plan.folder / RECIPE_FILE, {**plan.recipe, "cfgs": cfgs})

@@ -1,4 +1,4 @@
-"""The outcome of a comparison as numbers, as tables and as files."""
+"""The results of a comparison as numbers, tables and files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from yolov5_ema.texts import aligned
 
 METRICS = {"map50": "mAP50", "map50_95": "mAP50-95"}
 LEARNED_MAP50 = 0.05
-"""Below this, a model has hardly begun to learn."""
+"""Below this mAP50, a model has hardly begun to learn."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What was found out about one model.
+    """The results of one model.
 
     Attributes:
-        name: how it is called in tables.
-        parameters: of the model as it is trained.
-        gflops: for one image at the comparison's size.
-        latency_ms: a figure a round; empty if it was not measured.
-        figures: by metric (see `METRICS`) and seed, 0 to 1.
+        name: its name in tables.
+        parameters: number of parameters of the model as it is trained.
+        gflops: GFLOPs for one image at the comparison's size.
+        latency_ms: milliseconds, one value for each round; empty if latency was not measured.
+        figures: results from 0 to 1, by metric (see `METRICS`) and seed.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds for one image; ``ratio`` is the median over rounds of model to baseline."""
+    """Milliseconds for one image; ``ratio`` is the median over rounds of the model's time over the baseline's."""
 
     median: float
     quartile1: float
@@ -54,7 +54,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Row:
-    """A model's line: by metric its summary, and its difference to the baseline; None where figures are missing."""
+    """A model's row: for each metric its summary and its difference to the baseline, None if results are missing."""
 
     model: Model
     is_baseline: bool
@@ -65,14 +65,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """A comparison, computed.
+    """The computed comparison.
 
     Attributes:
-        rows: the baseline's first.
-        seeds: that were asked for.
-        confidence: that all intervals of a metric hold together.
-        comparisons: models that are compared with the baseline.
-        level: confidence of each difference's interval, by Bonferroni.
+        rows: one for each model, the baseline first.
+        seeds: number of seeds that were asked for.
+        confidence: confidence that all intervals of a metric hold together.
+        comparisons: number of models that are compared with the baseline.
+        level: confidence of the interval of each difference, Bonferroni-corrected.
     """
 
     rows: tuple[Row, ...]
@@ -93,10 +93,10 @@ class Report:
 def build_report(
     models: Sequence[Model], baseline: str, seeds: Sequence[int], confidence: float = 0.95
 ) -> Report:
-    """Compute summaries, and paired differences to the baseline.
+    """Compute the summaries, and the paired differences to the baseline.
 
-    With several candidates each interval is widened so that, for one metric, all hold together with
-    ``confidence`` (Bonferroni). The two metrics are not corrected for each other.
+    With several candidates, each interval is widened so that all intervals of one metric hold together with
+    ``confidence`` (Bonferroni). There is no correction for having two metrics.
     """
     reference = next(model for model in models if model.name == baseline)
     others = [model for model in models if model is not reference]
@@ -129,7 +129,7 @@ def _latency(model: Model, reference: Model) -> Latency | None:
 
 
 def model_table(report: Report) -> list[list[str]]:
-    """Header and a line a model."""
+    """A header, and a row for each model."""
     lines = [["model", "seeds"]]
     for label in METRICS.values():
         lines[0] += [f"{label} ± sd", "min to max"]
@@ -144,7 +144,7 @@ def model_table(report: Report) -> list[list[str]]:
 
 
 def difference_table(report: Report) -> list[list[str]]:
-    """Header and a line for each candidate and metric."""
+    """A header, and a row for each candidate and metric."""
     lines = [["model", "metric", "difference", f"{percent(report.level)} interval", "pairs", "verdict"]]
     for row in report.candidates:
         for metric, label in METRICS.items():
@@ -184,7 +184,7 @@ def _difference_cells(difference: Difference | None) -> list[str]:
 
 
 def percent(level: float) -> str:
-    """A confidence as it is written in tables.
+    """Format a confidence for tables.
 
     Example:
         >>> percent(0.95), percent(1 - 0.05 / 3)
@@ -200,10 +200,10 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 
 
 def method_notes(report: Report) -> list[str]:
-    """How the intervals were made, and how far they reach."""
+    """Notes on how the intervals were computed and what they say."""
     notes = []
     if len(report.seeds) < 2:
-        notes.append("One seed: there is no spread to judge a difference by, and no verdict.")
+        notes.append("One seed: a difference cannot be judged without a spread, so there is no verdict.")
     else:
         correction = ""
         if report.comparisons > 1:
@@ -216,8 +216,8 @@ def method_notes(report: Report) -> list[str]:
             "'better' or 'worse' if the interval excludes 0."
         )
         notes.append(
-            "They tell what other seeds would give with this data and recipe, not what other images would; "
-            "mAP50 and mAP50-95 are judged apart."
+            "They say what other seeds would give with this data and recipe, not what other images would; "
+            "mAP50 and mAP50-95 are judged separately."
         )
     notes += [
         f"{row.model.name}, {METRICS[metric]}: every seed gave the same figure; the spread means nothing."
@@ -230,8 +230,8 @@ def method_notes(report: Report) -> list[str]:
     )
     if best is not None and best < LEARNED_MAP50:
         notes.append(
-            f"No run reached an mAP50 of {LEARNED_MAP50}: models that have hardly begun to learn say nothing "
-            "about each other. More epochs, or another --hyp?"
+            f"No run reached an mAP50 of {LEARNED_MAP50}: models that have hardly begun to learn cannot be compared. "
+            "Try more epochs, or another --hyp."
         )
     return notes
 
@@ -240,7 +240,7 @@ def method_notes(report: Report) -> list[str]:
 
 
 def as_dict(report: Report) -> dict[str, Any]:
-    """The report for JSON; fractions, milliseconds, and None where there is no figure."""
+    """The report for JSON: fractions, milliseconds, and None for missing values."""
     models = {}
     for row in report.rows:
         models[row.model.name] = {
@@ -284,7 +284,7 @@ def as_markdown(report: Report, title: str, notes: Sequence[str]) -> str:
 
 
 def as_csv(report: Report) -> str:
-    """A row for each model and metric."""
+    """The report as CSV: a row for each model and metric."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(

@@ -1,4 +1,4 @@
-"""Carrying a comparison out: its trainings one after another, each a process, skipped if done, resumed if begun."""
+"""Running a comparison: one training after another, each in its own process, skipped if done and resumed if begun."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from yolov5_ema.upstream.locate import Engine
 
 TRAINING, TRAINED, FINISHED, FAILED, DIVERGED = "training", "trained", "finished", "failed", "diverged"
 LOG_LINES = 15
-"""How many of a failed run's last lines are shown."""
+"""The number of last lines of a failed run's log that are shown."""
 
 _WAIT_FOR_LOCK_S = 15.0  # a training whose compare was killed ends within seconds
 _MOST_LOG = 2**20
-"""Bytes at a log's beginning or end that are looked at."""
+"""The number of bytes that are read at the beginning or the end of a log."""
 _TRANSFERRED = re.compile(r"Transferred (\d+)/(\d+) items")
 
 
@@ -65,14 +65,15 @@ class Run:
 
 @dataclass
 class Record:
-    """What is known of a run, kept beside its folder.
+    """The record of a run, stored beside its folder.
 
     Attributes:
-        status: ``training``, ``trained`` (not scored yet), ``finished``, ``failed`` or ``diverged``; "" before.
-        figures: of best.pt, see `scoring.score`.
-        reason: of a failure.
-        attempts: a dict for each start: ``from_epoch``, and when it ended ``seconds`` and ``exit_code``.
-        transferred: weights that were taken over from ``--weights``, and all of the model's.
+        status: "" before the start, then ``training``, ``trained`` (not scored yet), ``finished``, ``failed`` or
+            ``diverged``.
+        figures: results of best.pt, see `scoring.score`.
+        reason: the reason of a failure.
+        attempts: a dict for each start: ``from_epoch``, and after its end ``seconds`` and ``exit_code``.
+        transferred: the number of weights transferred from ``--weights``, and of all weights of the model.
     """
 
     status: str = ""
@@ -88,30 +89,30 @@ class Record:
 
 
 Watch = Callable[[Run, int], None]
-"""Called about once a second with the run that trains and its finished epochs."""
+"""Called about once a second with the run that is training and the number of its finished epochs."""
 
 
 def runs_of(plan: Plan) -> list[Run]:
-    """All runs, seed by seed: what is there after an interruption can be compared in pairs."""
+    """All runs, seed by seed, so that after an interruption the finished ones can be compared in pairs."""
     return [Run(name, seed, plan.folder / name / f"seed{seed}") for seed in plan.seeds for name in plan.cfgs]
 
 
 def record_of(run: Run) -> Record:
-    """What an earlier call noted of a run.
+    """Read the record that an earlier call wrote for a run.
 
     Raises:
-        UserError: the note cannot be read.
+        UserError: the record cannot be read.
     """
     content = read_json(run.record_file)
     if content is None:
         return Record()
     if not _is_record(content):
-        raise UserError(f"{run.record_file} is no record of a run; delete it and {run.folder}")
+        raise UserError(f"{run.record_file} is not a record of a run; delete it and {run.folder}")
     return Record(**content)
 
 
 def _is_record(content: Any) -> bool:
-    """Whether a note is as `Runner` leaves it."""
+    """Whether the content of a file is a record that `Runner` writes."""
     if not isinstance(content, dict) or not set(content) <= {one.name for one in fields(Record)}:
         return False
     record = Record(**content)
@@ -131,16 +132,16 @@ def _is_record(content: Any) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int | None]:
-    """Hold the comparison's folder, made if need be, so that two calls do not train into it at once.
+    """Lock the comparison's folder so that two calls do not train into it at once; the folder is made if needed.
 
     Yields:
-        A file descriptor for the trainings to inherit: the folder stays locked as long as one of them
-        lives. None where the system has no such locks.
+        A file descriptor for the trainings to inherit, so that the folder stays locked as long as one of them
+        runs. None if the system has no such locks.
 
     Raises:
-        UserError: another call is at work there, or the folder cannot be made.
+        UserError: another call uses the folder, or the folder cannot be made.
     """
-    busy = f"another compare is at work in {folder}; wait for it or end it"
+    busy = f"another compare is running in {folder}; wait for it or end it"
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +162,7 @@ class Runner:
         self._plan, self._engine, self._lock, self._watch, self._poll_s = plan, engine, lock, watch, poll_s
 
     def carry_out(self, run: Run) -> Record:
-        """Bring a run to its end, from wherever it stands; the record says how that went."""
+        """Finish a run from its current state; return its record, which holds the outcome."""
         record = record_of(run)
         if record.status in (FINISHED, DIVERGED):
             return record
@@ -177,7 +178,7 @@ class Runner:
     def _train(self, run: Run, record: Record) -> None:
         if run.folder.exists() and not record.attempts:
             raise UserError(
-                f"{run.folder} is there, and no run of this comparison made it; it is left as it is. Move it away, or "
+                f"{run.folder} exists, but no run of this comparison made it; it was not changed. Move it away, or "
                 "choose another --name"
             )
         epoch = self._epoch_to_resume(run)
@@ -197,14 +198,14 @@ class Runner:
         self._note(run, record, status, reason)
 
     def _epoch_to_resume(self, run: Run) -> int:
-        """Finished epochs of a run that was begun; 0 to start anew, the plan's epochs if it was trained to its end."""
+        """The finished epochs of a begun run: 0 to start again, all epochs of the plan if its training has finished."""
         if not run.last.is_file():
             return 0
         try:
             epoch = load_checkpoint(run.last, "cpu", engine=self._engine)["epoch"]
-        except (CheckpointError, KeyError, TypeError):  # cut off while it was written
+        except (CheckpointError, KeyError, TypeError):  # the process ended while writing it
             return 0
-        # YOLOv5 sets -1 when it strips the optimizer off at the end
+        # YOLOv5 sets -1 when it strips the optimizer at the end of a training
         return epoch + 1 if epoch >= 0 else self._plan.options.epochs
 
     def _starting(self, run: Run) -> list[str]:
@@ -237,7 +238,7 @@ class Runner:
         write_json(run.record_file, asdict(record))
 
     def _call(self, run: Run, arguments: list[str], watched: bool = False) -> int:
-        """Run one of our commands into the run's log; it ends when this process does."""
+        """Run one of our commands with its output in the run's log; it ends when this process ends."""
         environment = {**os.environ, **Settings(leash=True, seed=run.seed).as_environment()}
         environment.update(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
         kept = () if self._lock is None else (self._lock,)
@@ -264,7 +265,7 @@ class Runner:
 
 
 def epochs_done(run: Run) -> int:
-    """Epochs that a run has finished, as its ``results.csv`` says."""
+    """The number of epochs that a run has finished, from its ``results.csv``."""
     return len({row[0] for row in _rows(run)})
 
 
@@ -277,14 +278,17 @@ def _rows(run: Run) -> list[list[str]]:
 
 
 def _outcome(run: Run, code: int) -> tuple[str, str]:
-    """Status and reason of a training that has ended."""
+    """The status of a training that has ended, and the reason of a failure."""
     epoch = _diverged_at(run)
     if epoch is not None:
-        return DIVERGED, f"its loss was no number from epoch {epoch} on; delete {run.folder} to train it anew"
+        return (
+            DIVERGED,
+            f"its loss is not finite from epoch {epoch} on; delete {run.folder} to train it again",
+        )
     if code:
         return FAILED, f"train ended with exit code {code}"
     if not run.best.is_file():
-        return FAILED, f"train left no {run.best}"
+        return FAILED, f"train did not write {run.best}"
     return TRAINED, ""
 
 
@@ -304,7 +308,7 @@ def _transferred(log: Path) -> list[int] | None:
 
 
 def log_tail(run: Run) -> str:
-    """The last lines of a run's log, progress bars as they ended."""
+    """The last lines of a run's log, with only the final state of progress bars."""
     try:
         with files.open_regular(run.log) as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - _MOST_LOG))
@@ -318,6 +322,6 @@ def log_tail(run: Run) -> str:
 
 
 def provenance(plan: Plan, engine: Engine) -> dict[str, Any]:
-    """Software and machine, for the report."""
+    """The software versions and the machine, for the report."""
     device = machine.torch_device(str(plan.options.device))
     return {"software": machine.software(engine), "machine": machine.machine(device)}

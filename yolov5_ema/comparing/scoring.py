@@ -1,6 +1,6 @@
-"""Figures of a checkpoint by YOLOv5's own ``val``, unrounded, into a JSON file.
+"""Evaluating a checkpoint with YOLOv5's own ``val``; the unrounded results are written to a JSON file.
 
-A script for ``yolov5-ema run``: a process of its own, so that nothing of one evaluation stays for the next.
+This is a script for ``yolov5-ema run``. It runs in a separate process, so that no evaluation affects the next one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ FIGURES = ("precision", "recall", "map50", "map50_95")
 def score(
     weights: Path, data: Path, *, task: str, imgsz: int, batch_size: int, device: str, single_cls: bool
 ) -> dict[str, float]:
-    """Evaluate a checkpoint with the settings that YOLOv5's `val` has by default.
+    """Evaluate a checkpoint with the default settings of YOLOv5's `val`.
 
     Returns:
-        ``precision`` and ``recall`` at the confidence of best F1, ``map50`` and ``map50_95``; 0 to 1.
+        ``precision`` and ``recall`` at the confidence of best F1, ``map50`` and ``map50_95``; each from 0 to 1.
 
     Raises:
         UserError: the data or the weights cannot be used.

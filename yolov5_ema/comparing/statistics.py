@@ -1,7 +1,7 @@
 """Comparing models over seeds: means, spreads, and paired differences with their t intervals.
 
-An interval here is over seeds: it says what training again would give, on the same data and the same
-test images. It says nothing about other images.
+An interval here is over seeds: it says what another training would give with the same training data and the same test
+images. It says nothing about other images.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ NO_INTERVAL = "one seed: no interval"
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures of one model over seeds.
+    """The results of one model over seeds.
 
     Attributes:
-        n: how many.
-        mean: their mean.
-        sd: their standard deviation (n - 1 in the denominator); None for one figure.
-        smallest: the least of them.
-        largest: the greatest.
-        low: lower end of the t interval of the mean; None for one figure.
-        high: its upper end.
+        n: number of values.
+        mean: mean of the values.
+        sd: standard deviation of the values (n - 1 in the denominator); None for one value.
+        smallest: the smallest value.
+        largest: the largest value.
+        low: lower end of the t interval of the mean; None for one value.
+        high: upper end of the t interval of the mean; None for one value.
     """
 
     n: int
@@ -46,13 +46,13 @@ class Difference:
     """Candidate minus baseline, seed by seed.
 
     Attributes:
-        n: pairs.
+        n: number of pairs.
         mean: mean difference.
         sd: standard deviation of the differences; None for one pair.
         low: lower end of the t interval; None for one pair.
-        high: its upper end.
-        confidence: of the interval, such as 0.95.
-        p: of the two-sided paired t test, uncorrected; None where it has no value.
+        high: upper end of the t interval; None for one pair.
+        confidence: confidence of the interval, such as 0.95.
+        p: uncorrected p value of the two-sided paired t test; None if it is undefined.
     """
 
     n: int
@@ -65,10 +65,10 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`BETTER` or `WORSE` if the interval excludes 0 (more is better), else `NO_DIFFERENCE` or `NO_INTERVAL`.
+        """`BETTER` or `WORSE` if the interval excludes 0 (higher is better), else `NO_DIFFERENCE` or `NO_INTERVAL`.
 
-        Differences that do not vary at all have no t interval: the seeds then had no effect, or are too few
-        to show one, and `NO_DIFFERENCE` is what can be said.
+        If the differences do not vary at all, there is no t interval: the seeds had no effect, or there are too few
+        seeds to show one. The verdict is then `NO_DIFFERENCE`.
         """
         if self.sd is None or self.low is None or self.high is None:
             return NO_INTERVAL
@@ -78,10 +78,10 @@ class Difference:
 
 
 def summarize(values: Iterable[float], confidence: float = 0.95) -> Summary:
-    """Mean, spread and t interval of a model's figures.
+    """Compute the mean, the spread and the t interval of a model's results.
 
     Raises:
-        ValueError: no figures, one that is not finite, or a confidence outside (0, 1).
+        ValueError: there are no values, a value is not finite, or the confidence is outside (0, 1).
     """
     figures = _checked(values)
     half = _half_width(figures, confidence)
@@ -100,15 +100,15 @@ def summarize(values: Iterable[float], confidence: float = 0.95) -> Summary:
 def paired_difference(
     candidate: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
 ) -> Difference | None:
-    """Candidate minus baseline over the seeds that both have; None if there is no such seed.
+    """Compute candidate minus baseline over the seeds that both have; None if there is no such seed.
 
     Args:
-        candidate: figures by seed.
-        baseline: figures by seed.
-        confidence: of the interval.
+        candidate: results by seed.
+        baseline: results by seed.
+        confidence: confidence of the interval.
 
     Raises:
-        ValueError: a figure is not finite, or a confidence outside (0, 1).
+        ValueError: a value is not finite, or the confidence is outside (0, 1).
 
     Example:
         >>> found = paired_difference({0: 0.52, 1: 0.55, 2: 0.53}, {0: 0.50, 1: 0.52, 2: 0.52})
@@ -120,7 +120,7 @@ def paired_difference(
         return None
     before = _checked(baseline[seed] for seed in seeds)
     differences = _checked(candidate[seed] for seed in seeds) - before
-    if np.ptp(differences) <= 4 * np.spacing(np.abs(before).max()):  # equal but for rounding
+    if np.ptp(differences) <= 4 * np.spacing(np.abs(before).max()):  # equal except for rounding
         differences = np.full(len(seeds), differences.mean())
     half = _half_width(differences, confidence)
     mean = float(differences.mean())
@@ -137,7 +137,7 @@ def paired_difference(
 
 
 def bonferroni_confidence(confidence: float, comparisons: int) -> float:
-    """Confidence that each of several intervals needs so that all of them hold together with ``confidence``.
+    """The confidence that each of several intervals needs so that all of them hold together with ``confidence``.
 
     Example:
         >>> round(bonferroni_confidence(0.95, 5), 6)

@@ -115,9 +115,7 @@ def _asked_for(download: Callable[..., Any]) -> Callable[..., Any]:
                 "ultralytics' own YAMLs. Nothing was fetched: fetch the data yourself if you trust its source."
             )
         if Path(str(url)).suffix.lower() in (".yaml", ".yml"):
-            raise ConfigError(
-                f"{url} is named as a YAML but would be unpacked as an archive; it was not unpacked"
-            )
+            raise ConfigError(f"{url} is an archive as well as a YAML; it was not unpacked")
         return download(url, *args, **kwargs)
 
     return wrapper

@@ -1,4 +1,4 @@
-"""The detections that YOLOv5's ``val`` makes on its way to its figures."""
+"""The detections from which YOLOv5's ``val`` computes its metrics."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Collected:
     """What one run of ``val`` found.
 
     Attributes:
-        images: those that ``val`` judged, as it calls them: without the ones that it left out.
-        detections: by those of them that ``val`` has found something in; see `of`.
-        figures: P, R, mAP50, mAP50-95 as ``val`` computed them with all of these detections.
+        images: the images that ``val`` evaluated, by the paths that it uses; images that it skipped are missing.
+        detections: the detections by image, only for images with detections; see `of`.
+        figures: P, R, mAP50 and mAP50-95 as ``val`` computed them from these detections.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -31,20 +31,20 @@ class Collected:
     figures: tuple[float, ...] = ()
 
     def of(self, image: Path) -> Detections:
-        """What was found in one of ``images``."""
+        """Return the detections in one of ``images``."""
         return self.detections.get(image, Detections())
 
 
 @contextmanager
 def collected_detections(engine: Engine, max_det: int) -> Iterator[Collected]:
-    """Let ``val`` keep up to ``max_det`` detections of every image, draw no pictures, and hand out what it finds.
+    """Let ``val`` keep up to ``max_det`` detections for each image and draw no plots, and collect what it finds.
 
     Args:
-        engine: the YOLOv5, with the shim installed; its ``val`` is to be run once inside the ``with`` block.
-        max_det: v6.0's own limit, which has no flag, is 300.
+        engine: the YOLOv5, with the shim installed; run its ``val`` once inside the ``with`` block.
+        max_det: the most detections for one image. The limit of v6.0 is 300, and v6.0 has no flag for it.
 
     Yields:
-        Filled when ``val`` is through.
+        An object that is filled when ``val`` has finished.
     """
     val: Any = engine.module("val")
     run = val.run
@@ -75,10 +75,10 @@ def collected_detections(engine: Engine, max_det: int) -> Iterator[Collected]:
 
 
 def image_by_image(suppress: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """YOLOv5's non-maximum suppression, called for each image apart.
+    """Wrap YOLOv5's non-maximum suppression so that it is called for one image at a time.
 
-    Given a batch, it leaves the images out that come after its time limit (10 s in v6.0, less later), with no more than
-    a warning: on a slow machine, objects would count as missed that were found.
+    For a batch, YOLOv5 skips the images that come after its time limit (10 s in v6.0, less later) and prints only a
+    warning. On a slow machine, objects that were found would then count as missed.
     """
 
     @functools.wraps(suppress)
@@ -99,7 +99,7 @@ def _noting_images(create_dataloader: Callable[..., Any], found: Collected) -> C
     @functools.wraps(create_dataloader)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         loader, dataset = create_dataloader(*args, **kwargs)
-        files = getattr(dataset, "im_files", None) or dataset.img_files  # renamed in v6.1
+        files = getattr(dataset, "im_files", None) or dataset.img_files  # img_files before v6.1
         found.images = [Path(file) for file in files]
         return loader, dataset
 
@@ -113,7 +113,7 @@ def _callbacks(val: Any, found: Collected) -> Any:
         found.detections[Path(path)] = Detections.of_rows(native.detach().cpu().float().numpy().copy())
 
     callbacks = val.Callbacks()
-    # v6.0 keeps one table for all of a process: an earlier run's callbacks would be called too
+    # v6.0 keeps one table of callbacks for the whole process: those of an earlier run would be called too
     callbacks._callbacks = {hook: [] for hook in callbacks._callbacks}
     callbacks.register_action("on_val_image_end", name="yolov5_ema", callback=keep)
     return callbacks

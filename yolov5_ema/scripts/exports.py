@@ -1,4 +1,4 @@
-"""What YOLOv5's export leaves open: formats that cannot be, and failures that it only prints."""
+"""Checks around YOLOv5's export: formats that cannot be written, and failures that YOLOv5 only prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.locate import Engine
 
 _TENSORFLOW = ("saved_model", "pb", "tflite", "edgetpu", "tfjs")
-# what a format is made with: the module that must be there, and what to install for it
+# the module that a format needs, and what to install for it
 _NEEDS = {
     "onnx": {"onnx": "onnx"},
     "openvino": {"onnx": "onnx", "openvino": "openvino"},
@@ -28,7 +28,7 @@ _NEEDS = {
     "paddle": {"paddle": "paddlepaddle", "x2paddle": "x2paddle"},
     **{name: {"tensorflow": "tensorflow"} for name in _TENSORFLOW},
 }
-# files that a format leaves, after the name of the weights without .pt
+# what each format appends to the name of the weights without .pt, for the files that it writes
 _FILES = {
     "torchscript": (".torchscript", ".torchscript.pt"),
     "onnx": (".onnx",),
@@ -45,15 +45,15 @@ _FILES = {
 
 
 def refuse_what_cannot_be(opt: argparse.Namespace, engine: Engine) -> None:
-    """Refuse formats that cannot come out well, before anything is built.
+    """Refuse formats that cannot be exported, before anything is built.
 
-    Those that this YOLOv5 does not know (v6.0 leaves them out without a word), TensorFlow's if the model has
-    attention blocks (``models/tf.py`` rebuilds a model row by row in Keras and knows its own modules only), and
-    those whose library, or GPU, is not here. ``--include onnx,torchscript`` is taken apart, which only the PyPI
-    package 7.0.14 does itself.
+    These are: formats that this YOLOv5 does not know (v6.0 skips them silently); TensorFlow formats if the model has
+    attention blocks (``models/tf.py`` rebuilds a model row by row in Keras and knows only YOLOv5's own modules); and
+    formats whose library or GPU is missing. Lists with commas, such as ``--include onnx,torchscript``, are split, which
+    only the PyPI package 7.0.14 does itself.
 
     Raises:
-        UserError: names the formats, and says why not.
+        UserError: a format cannot be exported; the message names the formats and the reason.
     """
     wanted = opt.include = _wanted(opt)
     known = formats(engine)
@@ -69,15 +69,15 @@ def refuse_what_cannot_be(opt: argparse.Namespace, engine: Engine) -> None:
         )
     if "engine" in wanted and (str(opt.device).strip().lower() == "cpu" or not torch.cuda.is_available()):
         raise UserError(
-            "--include engine: TensorRT builds an engine on the GPU that it is for: --device 0, on a machine with one. "
-            "Export onnx here and build the engine from that file there."
+            "--include engine: TensorRT builds an engine only on the GPU that will run it, with --device 0. "
+            "Export onnx here, and build the engine from that file on the machine with the GPU."
         )
     for name in wanted:
         _check_libraries(name)
 
 
 def formats(engine: Engine) -> list[str]:
-    """What a YOLOv5 can export to, by the names that ``--include`` takes."""
+    """The formats that a YOLOv5 can export to, by the names that ``--include`` takes."""
     export = engine.module("export")
     if hasattr(export, "export_formats"):  # v6.1 and later
         return [name for name in export.export_formats()["Argument"] if name != "-"]
@@ -111,10 +111,10 @@ def _weights(opt: argparse.Namespace) -> str:
 
 @contextlib.contextmanager
 def all_written(opt: argparse.Namespace, script: str) -> Iterator[None]:
-    """After an export: fail if a file that was asked for is not there, which YOLOv5 only prints.
+    """After an export, fail if a requested file is missing; YOLOv5 itself only prints such a failure.
 
     Raises:
-        UserError: names the formats that failed.
+        UserError: an export failed; the message names the formats.
     """
     started_s = time.time()
     yield
@@ -128,5 +128,5 @@ def all_written(opt: argparse.Namespace, script: str) -> Iterator[None]:
 def _is_written(weights: str, name: str, started_s: float) -> bool:
     stem = glob.escape(str(Path(weights).with_suffix("")))
     found = [Path(file) for ending in _FILES.get(name, ()) for file in glob.glob(stem + ending)]
-    # file systems may keep times to the second only
+    # file systems may store times in whole seconds
     return name not in _FILES or any(file.stat().st_mtime >= started_s - 2 for file in found)

@@ -1,4 +1,4 @@
-"""A process that ends when the one that started it is gone, however that ended."""
+"""Ending a process when the process that started it has ended, even if that one was killed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from yolov5_ema.settings import take
 
 
 def end_with_parent() -> None:
-    """If the settings ask for it, end this process as soon as its standard input, a pipe, is closed by its starter.
+    """If the setting ``leash`` is on, end this process as soon as its standard input is closed.
 
-    A training left behind by a killed ``compare`` would go on writing where the next one resumes.
+    Standard input is a pipe from the process that started this one, so it is closed when that process ends. Otherwise,
+    after ``compare`` was killed, its training would continue to write into the folder that the next call resumes.
     """
-    if take("leash"):  # workers of this process are not on that leash
+    if take("leash"):  # this also clears the setting, so that worker processes do not inherit it
         threading.Thread(target=_watch, args=(sys.stdin.fileno(),), daemon=True).start()
 
 
 def _watch(stdin: int) -> None:
     while os.read(stdin, 64):
         pass
-    os._exit(1)  # at once: from a thread, nothing gentler ends the others
+    os._exit(1)  # sys.exit would end only this thread

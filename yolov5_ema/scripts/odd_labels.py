@@ -1,4 +1,4 @@
-"""Letting YOLOv5's ``val`` look at images that it would leave out for an odd label row."""
+"""Making YOLOv5's ``val`` keep images that have a malformed label row."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _NOTES = ("hash", "version", "msgs", "results")
 
 
 def has_odd_images(dataset: Dataset, split: str) -> bool:
-    """Whether YOLOv5 may leave out one of the images of a split for its labels."""
+    """Whether YOLOv5 may skip one of the images of a split because of its labels."""
     return any(dataset.labels(image).named for image in dataset.images(split))
 
 
 @contextmanager
 def odd_images_kept(engine: Engine, dataset: Dataset) -> Iterator[None]:
-    """Let data sets that are opened within have images with odd label rows, by those of their rows that can be used.
+    """Within: data sets that are opened keep images with malformed label rows, with those rows that can be used.
 
-    What YOLOv5 keeps in its label caches stays as it would write it.
+    The label caches that YOLOv5 writes do not change.
 
     Args:
         engine: the YOLOv5, with the shim installed.
@@ -47,7 +47,7 @@ def odd_images_kept(engine: Engine, dataset: Dataset) -> Iterator[None]:
 
 
 def _without_caches(load: Callable[..., Any]) -> Callable[..., Any]:
-    """`np.load`, to which there is no label cache: the labels themselves are read."""
+    """Wrap `np.load` so that it finds no label cache, and the label files themselves are read."""
 
     @functools.wraps(load)
     def wrapper(file: Any, *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +73,7 @@ def _with_odd_images(
 
 
 def _entry(file: str, module: Any, dataset: Dataset) -> list[Any] | None:
-    """Labels, size and polygons of an image, as YOLOv5 keeps them; None where the image itself is at fault."""
+    """Labels, size and polygons of an image, as YOLOv5 stores them; None if the image itself is unusable."""
     image = Path(file)
     if reason_left_out(image):
         return None

@@ -1,4 +1,4 @@
-"""Numbers on the command line with which YOLOv5 would stop in the middle, or train nothing."""
+"""Checks of numbers on the command line that would make YOLOv5 stop halfway, or train nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_values(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     """Check the numbers among the parsed flags of one of YOLOv5's scripts.
 
     Raises:
-        UserError: names the flag and what it may be.
+        UserError: a number is not allowed; the message names the flag and the allowed values.
     """
     for name, least in _LEAST.items():
         value = getattr(opt, name, None)
@@ -33,7 +33,9 @@ def check_values(opt: argparse.Namespace, script: str, engine: Engine) -> None:
 
 
 def _hint(name: str) -> str:
-    return " (-1, which looks for a size, is for train of v6.1 and later)" if name == "batch_size" else ""
+    return (
+        " (-1 chooses a size automatically, only in train of v6.1 and later)" if name == "batch_size" else ""
+    )
 
 
 def _finds_batch_size(script: str, engine: Engine) -> bool:
@@ -42,20 +44,20 @@ def _finds_batch_size(script: str, engine: Engine) -> bool:
 
 
 def _check_freeze(opt: argparse.Namespace, engine: Engine) -> None:
-    """Refuse to freeze all rows: there would be nothing to train."""
+    """Refuse to freeze all rows, because nothing would be left to train."""
     given = getattr(opt, "freeze", None) or []
     given = given if isinstance(given, list) else [given]
     frozen = set(range(given[0])) if len(given) == 1 else set(given)
     rows = _rows_with_weights(opt, engine) if frozen else set()
     if rows and rows <= frozen:
         raise UserError(
-            f"--freeze {' '.join(map(str, given))}: nothing would be trained, for the model's last row is {max(rows)}; "
-            f"--freeze {max(rows)} freezes all rows before that one"
+            f"--freeze {' '.join(map(str, given))}: nothing would be trained, because the model's last row is "
+            f"{max(rows)}; --freeze {max(rows)} freezes all rows before that one"
         )
 
 
 def _rows_with_weights(opt: argparse.Namespace, engine: Engine) -> set[int]:
-    """Numbers of the rows that have weights; empty if that cannot be told."""
+    """The numbers of the rows that have weights; empty if they cannot be found out."""
     if getattr(opt, "cfg", ""):
         content = load_yaml(Path(opt.cfg))
         modules = [row[2] for row in [*content["backbone"], *content["head"]]]

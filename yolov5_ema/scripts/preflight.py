@@ -1,4 +1,4 @@
-"""Looking at what a command was given before YOLOv5 starts: nothing is written, nothing half-done."""
+"""Checks of a command's arguments before YOLOv5 starts, so that a mistake leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _EXPORTED = {".onnx", ".torchscript", ".xml", ".engine", ".mlmodel", ".pb", ".tf
 
 
 def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> None:
-    """Replace bare names of YAMLs by the files that they mean: the user's, YOLOv5's, or ours.
+    """Replace bare names of YAMLs by paths: of the user's file, of YOLOv5's, or of one in this package.
 
     Raises:
         ConfigError: there is no such file.
@@ -52,10 +52,10 @@ def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> 
         value = getattr(opt, name, None)
         if not isinstance(value, (str, Path)) or not str(value) or str(value).startswith(ADDRESS):
             continue
-        if isinstance(value, Path):  # a default of YOLOv5's own, not what the user wrote
+        if isinstance(value, Path):  # a default value of YOLOv5, not one from the user
             continue
         setattr(opt, name, _resolved(name, value, engine))
-    # YOLOv5 looks for these from its own folder
+    # YOLOv5 resolves these paths relative to its own folder
     for name in ("model", "data") if _classifies(script) else ():
         value = getattr(opt, name, None)
         if isinstance(value, str) and value and os.path.exists(value):
@@ -74,7 +74,7 @@ def _resolved(flag: str, value: str, engine: Engine) -> str:
 
 
 def _classifies(script: str) -> bool:
-    """Whether a script takes a folder of images by class, or a data set's name, as its data."""
+    """Whether a script's data are a folder of images by class, or the name of a data set."""
     return script.startswith("classify.")
 
 
@@ -82,11 +82,13 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     """Check the parsed flags of one of YOLOv5's scripts.
 
     Raises:
-        UserError: names the flag, the file, and what to do.
+        UserError: a flag or a file cannot be used; the message names it and says what to do.
     """
     has_folder, name = _classifies(script), script
     script = script.split(".")[-1]
-    if resumed_training.resumes(opt):  # the run says the rest, and is checked where that is read
+    if resumed_training.resumes(
+        opt
+    ):  # the other options come from the run, and are checked where they are read
         return resumed_training.refuse_unguarded(engine.module(name))
     if getattr(opt, "cfg", ""):
         content = check_model(opt.cfg, engine)
@@ -110,7 +112,9 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
 
 def _weights_of(opt: argparse.Namespace) -> list[str]:
     weights = getattr(opt, "weights", None)
-    classifier = getattr(opt, "model", None)  # of classify/train.py: a file, or a name that torchvision knows
+    classifier = getattr(
+        opt, "model", None
+    )  # of classify/train.py: a file, or the name of a torchvision model
     if not weights and str(classifier).endswith(".pt"):
         weights = classifier
     if not weights:
@@ -129,7 +133,7 @@ def _check_weights(weights: str, script: str, engine: Engine) -> None:
         raise CheckpointError(downloads.missing_weights_message(weights))
     if path.suffix != path.suffix.lower():
         raise CheckpointError(
-            f"{weights}: YOLOv5 tells what a file is by its ending, in small letters; rename it to "
+            f"{weights}: YOLOv5 recognises a file by its ending, which must be in lower case; rename it to "
             f"{path.with_suffix(path.suffix.lower()).name}"
         )
     if not path.is_dir():
@@ -137,21 +141,21 @@ def _check_weights(weights: str, script: str, engine: Engine) -> None:
 
 
 def _check_weights_file(path: Path, script: str, engine: Engine) -> None:
-    """Say what a file is that YOLOv5 would stumble over; exported models are looked at where they are loaded."""
+    """Refuse a file that YOLOv5 cannot load, and say what it is; exported models are checked where they are loaded."""
     is_run = _runs_exported(script, engine)
-    with open_regular(path) as stream:  # a pipe or a device, whatever its name, would be waited for
+    with open_regular(path) as stream:  # opening a pipe or a device could wait forever
         refuse_mistaken(path, stream.read(HEAD), exported=is_run)
     if is_run and (path.suffix.lower() in _EXPORTED or "torchscript" in path.name):
         return
     checkpoints.check_file(path, engine=engine)
     if path.suffix != ".pt" and not script.endswith("export"):
         raise CheckpointError(
-            f"{path} is a checkpoint whose name does not end in .pt, by which YOLOv5 goes: rename it"
+            f"{path} is a checkpoint, but YOLOv5 recognises one only if its name ends in .pt: rename it"
         )
 
 
 def _runs_exported(script: str, engine: Engine) -> bool:
-    """Whether a script takes exported models: all that predict, and from v6.1 on ``val``."""
+    """Whether a script accepts exported models: all scripts that predict do, and ``val`` from v6.1 on."""
     kind = script.split(".")[-1]
     common = engine.module("models.common")
     return kind in ("detect", "predict") or (kind == "val" and hasattr(common, "DetectMultiBackend"))
@@ -181,7 +185,7 @@ def _check_data(opt: argparse.Namespace, script: str, engine: Engine) -> None:
 
 
 def _check_names_of_results(opt: argparse.Namespace, dataset: Dataset) -> None:
-    """``val`` writes what it detects by the names of images without their suffixes, or by these as numbers."""
+    """Refuse images whose results would collide: ``val`` names results by an image's stem, or the stem as a number."""
     by_id, by_stem = getattr(opt, "save_json", False), getattr(opt, "save_txt", False)
     if opt.task not in ("train", "val", "test") or not (by_id or by_stem):
         return
@@ -192,7 +196,7 @@ def _check_names_of_results(opt: argparse.Namespace, dataset: Dataset) -> None:
 
 
 def _refuse_names_twice(dataset: Dataset, engine: Engine) -> None:
-    """Training of the PyPI package keeps figures by the names of the classes, and stops after the first epoch."""
+    """Refuse repeated class names: train of the PyPI package stores results by name, and fails after one epoch."""
     loggers = engine.root / "utils" / "loggers" / "__init__.py"
     if not loggers.is_file() or "self.class_name_keys" not in code_in(loggers).names:
         return
@@ -206,7 +210,7 @@ def _project_of(opt: argparse.Namespace) -> Path | None:
 
 
 def _check_writable(project: Path) -> None:
-    """Try to write where the run will: in the project folder, or in the nearest folder above that exists."""
+    """Try to write where the run will write: in the project folder, or in the nearest existing folder above it."""
     existing = project
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

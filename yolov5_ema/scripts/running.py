@@ -1,4 +1,4 @@
-"""Running YOLOv5's own scripts, with every flag of theirs, under the shim."""
+"""Running YOLOv5's own scripts, with all of their flags, under the shim."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 EXTRA_HELP = """\
 yolov5-ema's own flags, which every command takes:
-  --yolov5 PATH         use the YOLOv5 in this folder (else: the clone you stand in, else the PyPI package)
+  --yolov5 PATH         use the YOLOv5 in this folder (default: a clone in the working directory, else the PyPI package)
   --plugin MODULE       import a module of yours that calls register_block (repeatable)
-  --conflicts CHOICE    error, ours or theirs: whose block a name means that both have
-  --trust-checkpoint    unpickle checkpoints whatever they hold: runs the code in them
+  --conflicts CHOICE    error, ours or theirs: which block a name means if both have that name
+  --trust-checkpoint    unpickle checkpoints whatever they hold: this runs the code in them
 
 cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cfg yolov5s-ema.yaml
 """
@@ -47,24 +47,26 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
         engine: the YOLOv5, with the shim installed.
         name: ``train``, ``val``, ``detect``, ``export`` …
         argv: its flags.
-        more_help: on flags that the caller took off the line, for ``--help``.
+        more_help: text for ``--help`` on the flags that the caller has already handled.
 
     Returns:
-        The exit code: 0, or 1 if it went on past files that could not be used in full, which it has reported.
+        The exit code: 0, or 1 if some files could not be used in full; these have been reported.
 
     Raises:
-        UserError: bad input; what YOLOv5 itself says with an assert is passed on as one.
+        UserError: bad input; a failed assert of YOLOv5 is raised as one.
         SystemExit: from argparse (``--help``, an unknown flag).
     """
     if not engine.has_script(name):
         raise UserError(f"{engine} has no {name.replace('.', '/')}.py")
     if not engine.has_flags(name):
-        raise UserError(f"{name} of {engine} is no script with flags; to look at a cfg: yolov5-ema info CFG")
+        raise UserError(
+            f"{name} of {engine} is not a script with flags; to look at a cfg: yolov5-ema info CFG"
+        )
     module = engine.module(name)
     _refuse_settings(argv)
     watched = _watched_parser(module, engine, name, more_help)
     with opening_once(), checking_once(), _command_line(name, argv), watched as patches:
-        with speaking_plainly(engine):  # some look for files already
+        with speaking_plainly(engine):  # some parsers already look for files
             opt = module.parse_opt()
         preflight.check(opt, name, engine)
         folder = WatchedRunFolder.watched(module, patches)
@@ -76,26 +78,24 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
             if inspect.signature(module.main).parameters:
                 module.main(opt)
             else:
-                patches.set(module, "parse_opt", lambda *_: opt)  # it was parsed, and checked, above
+                patches.set(module, "parse_opt", lambda *_: opt)  # the flags were parsed and checked above
                 module.main()
     return files.finish()
 
 
 def _refuse_settings(argv: Sequence[str]) -> None:
-    """Refuse ``data=x.yaml``, as the command line of ultralytics takes it; YOLOv5's parser prints its usage at that."""
+    """Refuse settings in the style of ultralytics (``data=x.yaml``): YOLOv5's parser would only print its usage."""
     for before, word in zip(["", *argv], argv):
         name, equals, value = word.partition("=")
         if equals and name.isidentifier() and not before.startswith("-") and not Path(word).exists():
             flag = f"--{name} {value}" if value.lower() not in ("true", "") else f"--{name}"
-            raise UserError(
-                f"{word!r} is how settings are given to ultralytics' command; here it is a flag: {flag}"
-            )
+            raise UserError(f"{word!r} is the style of ultralytics' command line; here it is a flag: {flag}")
 
 
 def run_file(engine: Engine, script: str, argv: Sequence[str]) -> int:
-    """Run a script of the user's with the shim installed, as ``python SCRIPT …`` would; returns the exit code.
+    """Run a user's script with the shim installed, as ``python SCRIPT …`` would; return the exit code.
 
-    A script of the YOLOv5 in use (``run segment/train.py``) goes through `run_script`.
+    A script of the YOLOv5 in use (``run segment/train.py``) is run by `run_script`.
     """
     path = Path(script)
     if not path.is_file() and (engine.root / script).is_file():
@@ -124,7 +124,7 @@ def _command_line(name: str, argv: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: str) -> Iterator[Patches]:
-    """Let YOLOv5's own parser find our YAMLs by name, and mention our flags in its help."""
+    """Let YOLOv5's own parser find the YAMLs of this package by name, and list our flags in its help."""
 
     class Parser(argparse.ArgumentParser):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -151,7 +151,7 @@ def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: st
 
 @contextmanager
 def speaking_plainly(engine: Engine) -> Iterator[None]:
-    """Turn the asserts and bare exceptions by which YOLOv5 tells a user of a mistake into UserErrors."""
+    """Turn the asserts and bare exceptions with which YOLOv5 reports a user's mistake into UserErrors."""
     try:
         yield
     except UserError:
@@ -167,15 +167,16 @@ def speaking_plainly(engine: Engine) -> Iterator[None]:
 
 
 def _message_for(error: Exception, engine: Engine) -> str:
-    """What to tell a user who has made the mistake behind an error; "" where none is known."""
+    """The message for the user's mistake behind an error; "" if no such mistake is known."""
     file = _file_raised_in(error)
     module = Path(str(file)).stem if engine.owns(file) else ""
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        return f"{error.filename or 'a file'} cannot be written: {error.strerror}. What was saved before is whole."
+        what = error.filename or "a file"
+        return f"{what} cannot be written: {error.strerror}. Files that were saved before are complete."
     if type(error).__module__.startswith("onnxruntime") and "invalid dimensions for input" in str(error):
         return _other_size(str(error))
     if isinstance(error, urllib.error.URLError):
-        return f"a download has failed: {error}. Fetch the file by other means and name it as it lies on the disk"
+        return f"a download has failed: {error}. Fetch the file by other means and name its path"
     if isinstance(error, ModuleNotFoundError) and error.name and module:
         package = error.name.split(".")[0]
         return f"this needs the package {package}, which is not installed: pip install {package}"
@@ -187,19 +188,19 @@ def _message_for(error: Exception, engine: Engine) -> str:
 
 
 def _other_size(said: str) -> str:
-    """An exported model takes images of the size that it was exported for."""
+    """The message for images that do not have the size that an exported model needs."""
     sides = re.findall(r"index: (\d) Got: (\d+) Expected: (\d+)", said)
     listed = ", ".join(
         f"{_AXES.get(axis, 'channels')} {expected}, not {got}" for axis, got, expected in sides
     )
     return (
-        f"the exported model was made for other images: {listed}. Give --img its size (and --batch-size 1), or "
+        f"the exported model was made for another image size: {listed}. Give --img its size (and --batch-size 1), or "
         "export it again with --dynamic"
     )
 
 
 def _user_error_behind(error: BaseException) -> UserError | None:
-    """A UserError that YOLOv5 caught and wrapped."""
+    """The UserError that YOLOv5 caught and wrapped, or None."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, UserError):

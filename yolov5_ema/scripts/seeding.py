@@ -1,10 +1,10 @@
-"""The random seed of a training, from outside: YOLOv5 v6.0 and v6.1 have no flag for it.
+"""The random seed of a training, set from outside because YOLOv5 v6.0 and v6.1 have no flag for it.
 
-Three things are drawn at random: the first weights, the order of the images, and the augmentation, which happens in
-worker processes whose seeds torch derives from its own generator. YOLOv5 v6.0 seeds once, before it builds the model,
-so that two models of different size see different images from the first batch on. Here the generators are
-seeded again where the training images are opened: two cfgs with one seed then train on the same
-images, in one order and augmented alike.
+Three things are random: the initial weights, the order of the images, and the augmentation. Augmentation happens in
+worker processes, whose seeds torch derives from its own generator. YOLOv5 v6.0 seeds once, before it builds the model,
+so two models of different size see different images from the first batch on. Here the generators are seeded again when
+the training images are opened. Two cfgs with the same seed then train on the same images, in the same order and with
+the same augmentation.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def seeded_training(engine: Engine, argv: Sequence[str]) -> Iterator[list[str]]:
     """Let YOLOv5's ``train`` use the seed of the settings, if there is one.
 
     Yields:
-        The flags to run ``train`` with: those given, and ``--seed`` where this YOLOv5 knows it.
+        The flags to run ``train`` with: those given, and ``--seed`` if this YOLOv5 knows it.
 
     Raises:
-        UserError: the seed is no number.
+        UserError: the seed is not a number.
     """
     seed = read("seed")
     if seed is None:
@@ -62,7 +62,8 @@ def _seed(module: Any, seed: int, patches: Patches) -> None:
 
     @functools.wraps(init_seeds)
     def seeded(given: int = 0, *args: Any, **kwargs: Any) -> None:
-        init_seeds(given, *args, **kwargs)  # it also chooses how cuDNN works, which must not hang on our seed
+        # with YOLOv5's own seed, because it also configures cuDNN by the value of the seed
+        init_seeds(given, *args, **kwargs)
         seed_generators(seed + given)
 
     @functools.wraps(create_dataloader)

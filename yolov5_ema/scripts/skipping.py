@@ -1,8 +1,8 @@
-"""YOLOv5's detect goes on where one of its files cannot be read, and says at the end which could not.
+"""Letting YOLOv5's detect skip files that it cannot read, and report them at the end.
 
-Its own loader ends the run at the first such file, or takes the next one's frames for its own. Here the loader that a
-script module uses is replaced by a subclass of it, which looks at each file first: what cannot be read never reaches
-YOLOv5, what can is handed to it decoded, so that no file is decoded twice.
+YOLOv5's own loader ends the run at the first unreadable file, or mistakes the frames of the next file for its frames.
+Here the loader that a script module uses is replaced by a subclass, which looks at each file first. Unreadable files
+never reach YOLOv5; the others are passed to it decoded, so that no file is decoded twice.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from yolov5_ema.reading import read_text
 from yolov5_ema.upstream.patching import ModuleView, Patches
 
 DONE, DONE_IN_PART = 0, 1
-"""Exit codes: all files were used in full, or some were not. A mistake in what was given is 2, as everywhere."""
+"""Exit codes: all files were used in full, or some were not. A user's mistake is 2, as in all commands."""
 
 SCRIPTS = ("detect", "predict")
-MOST_LINES = 20  # of a report, before it only counts
+MOST_LINES = 20  # of a report; further lines are only counted
 
 
 class SourceFiles:
-    """What became of the files of one run's ``--source``."""
+    """What happened to the files of a run's ``--source``."""
 
     def __init__(self, script: str, opt: argparse.Namespace) -> None:
         self._script = script.replace(".", "/")
@@ -52,22 +52,22 @@ class SourceFiles:
     def watched(
         cls, module: ModuleType, patches: Patches, script: str, opt: argparse.Namespace
     ) -> SourceFiles:
-        """Let ``detect`` and the ``predict`` of segment/ and classify/ skip what they cannot read; others are left."""
+        """Let ``detect``, and ``predict`` in segment/ and classify/, skip unreadable files; no other script changes."""
         files = cls(script, opt)
         if script.split(".")[-1] not in SCRIPTS:
             return files
         if hasattr(module, "LoadImages"):
             patches.set(module, "LoadImages", _tolerant(module.LoadImages, files, patches))
             patches.set(module, "cv2", ModuleView(module.cv2, imwrite=files.write_picture))
-        else:  # v6.2's classify/predict.py, which reads one image by itself
+        else:  # classify/predict.py of v6.2 reads one image without a loader
             patches.set(module, "cv2", ModuleView(module.cv2, imread=_read_or_refuse))
         return files
 
     def finish(self) -> int:
-        """Report on stderr what could not be used in full; the exit code of the run."""
+        """Report on stderr what could not be used in full; return the exit code of the run."""
         if self._renamed:
             print(
-                f"{self._script}: files with the name of another; their results are called otherwise:\n"
+                f"{self._script}: files with the same name as another file; their results have other names:\n"
                 + _lines(f"{_shown(file)}: {name}" for file, name in self._renamed),
                 file=sys.stderr,
             )
@@ -81,14 +81,14 @@ class SourceFiles:
         return DONE_IN_PART
 
     def note(self, file: str, problem: str) -> None:
-        """Remember what is wrong with a file."""
+        """Record what is wrong with a file."""
         self._problems.append((file, problem))
 
     def refuse_if_none_was_used(self) -> None:
-        """End the run, which has nothing to report.
+        """End the run if there is nothing to report.
 
         Raises:
-            UserError: no file could be read; names them.
+            UserError: no file could be read; the message names the files.
         """
         if self.used:
             return
@@ -105,14 +105,15 @@ class SourceFiles:
         )
 
     def note_listed(self, files: list[str]) -> None:
-        """Remember the names that results of other files must not be given."""
+        """Record the names that are taken, so that results of other files do not get them."""
         self.total += len(files)
         self._listed = {self._key(Path(file), by_stem=self._by_stem) for file in files}
 
     def name_of_results(self, file: str, is_video: bool) -> str:
-        """The file's own path; with another name if the results of another file would be written over or into.
+        """The file's own path, with another name if its results would overwrite or extend those of another file.
 
-        Labels and crops are called by the stem of a name, pictures by the whole, later releases' videos by the stem.
+        Labels and crops are named after the stem, images after the whole name, and videos of later releases after the
+        stem.
         """
         path, by_stem = Path(file), self._by_stem or is_video
         for name in free_names(path.stem, path.suffix):
@@ -128,10 +129,10 @@ class SourceFiles:
         return str(path)
 
     def write_picture(self, path: str, picture: np.ndarray, *options: Any) -> bool:
-        """`cv2.imwrite`; as PNG where OpenCV reads a format (MPO, DNG) and does not write it."""
+        """`cv2.imwrite`, but as PNG for formats that OpenCV reads and cannot write (MPO, DNG)."""
         name = path if cv2.haveImageWriter(path) else f"{path}.png"
         is_written = bool(cv2.imwrite(name, picture, *options))
-        if not is_written:  # YOLOv5 does not look
+        if not is_written:  # YOLOv5 does not check this
             self.note(name, "could not be written")
         return is_written
 
@@ -141,7 +142,7 @@ class SourceFiles:
 
 
 def _read_or_refuse(path: str, *flags: Any) -> np.ndarray:
-    """`cv2.imread` for a script that reads one image and does not look whether it could."""
+    """`cv2.imread` for a script that reads one image and does not check the result."""
     pixels, problem = read_image(path)
     if pixels is None:
         raise UserError(f"--source {_printable(path)}: {problem}; this YOLOv5 takes one image here")
@@ -149,8 +150,8 @@ def _read_or_refuse(path: str, *flags: Any) -> np.ndarray:
 
 
 def _tolerant(base: Any, files: SourceFiles, patches: Patches) -> type:
-    """A subclass of YOLOv5's ``LoadImages``, of any release, that skips what cannot be read."""
-    decoded: list[np.ndarray] = []  # the picture that YOLOv5 is about to read
+    """Make a subclass of YOLOv5's ``LoadImages``, of any release, that skips unreadable files."""
+    decoded: list[np.ndarray] = []  # the image that YOLOv5 is about to read
 
     def imread(path: str, *flags: Any) -> Any:
         return decoded.pop() if decoded else cv2.imread(path, *flags)
@@ -186,7 +187,7 @@ def _tolerant(base: Any, files: SourceFiles, patches: Patches) -> type:
             raise StopIteration
 
         def _reads(self, path: str) -> bool:
-            """Whether there is a picture; YOLOv5 gets it when it asks for it."""
+            """Whether the image can be read; it is kept for YOLOv5, which asks for it next."""
             pixels, problem = read_image(path)
             if pixels is not None and not getattr(self, "transforms", None):
                 thinness = _thinness(pixels.shape[:2], self.img_size)
@@ -205,13 +206,13 @@ def _tolerant(base: Any, files: SourceFiles, patches: Patches) -> type:
             if self.count < self.nf:
                 self.new_video(self.files[self.count])
 
-        def new_video(self, path: str) -> None:  # as v6.0 and v6.1 call it
+        def new_video(self, path: str) -> None:  # its name in v6.0 and v6.1
             stride = getattr(self, "vid_stride", 1)
             self.cap = VideoFile(path, stride)
             self.frame = 0
             self.frames = max(int(self.cap.get(cv2.CAP_PROP_FRAME_COUNT) / stride), 0)
 
-        _new_video = new_video  # as later releases do
+        _new_video = new_video  # its name in later releases
 
     Tolerant.__name__ = base.__name__
     return Tolerant
@@ -219,7 +220,7 @@ def _tolerant(base: Any, files: SourceFiles, patches: Patches) -> type:
 
 @contextlib.contextmanager
 def any_name_printed() -> Iterator[None]:
-    """Let print take the names of files that standard output has no characters for: YOLOv5 prints each."""
+    """Within: file names with characters that standard output cannot encode can be printed, as YOLOv5 does."""
     errors = getattr(sys.stdout, "errors", None)
     if errors != "strict" or not hasattr(sys.stdout, "reconfigure"):
         yield
@@ -232,10 +233,10 @@ def any_name_printed() -> Iterator[None]:
 
 
 def _entries(source: Any) -> list[str]:
-    """What a ``--source`` names, such that YOLOv5 lists it as it is meant.
+    """The files that a ``--source`` names, in a form that YOLOv5 lists correctly.
 
-    YOLOv5 makes paths absolute and takes brackets in any folder above for a pattern then; and it splits the lines of a
-    list of files (v6.2 and later) at each space.
+    YOLOv5 makes paths absolute, and then reads brackets in the name of any parent folder as a pattern. From v6.2 on, it
+    also splits the lines of a list of files at each space.
     """
     if isinstance(source, (list, tuple)):
         return [_entry(str(path)) for path in source]
@@ -261,7 +262,7 @@ def _entry(path: str) -> str:
 
 
 def _thinness(shape: tuple[int, ...], img_size: Any) -> str | None:
-    """Why YOLOv5's letterbox has nothing to scale an image to, (height, width); None if it has."""
+    """Why YOLOv5's letterbox cannot scale an image of shape (height, width); None if it can."""
     height, width = shape
     low, wide = img_size if isinstance(img_size, (list, tuple)) else (img_size, img_size)
     ratio = min(low / height, wide / width)
@@ -282,7 +283,7 @@ def _lines(texts: Iterator[str]) -> str:
 
 
 def _shown(file: str) -> str:
-    """A path on one line, from where the command was given if it lies below."""
+    """A path on one line, relative to the working directory if it lies below it."""
     with contextlib.suppress(ValueError):
         file = str(Path(file).relative_to(Path.cwd()))
     return _printable(file)

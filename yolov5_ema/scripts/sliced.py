@@ -1,17 +1,18 @@
-"""YOLOv5's detect and val on overlapping windows of big images, from outside of both.
+"""YOLOv5's detect and val on overlapping windows of large images, without editing either script.
 
-The script goes on as it is: it letterboxes an image, calls the model, suppresses and scales back. Here the call of
-the model is followed by calls on windows of the native image, and their raw predictions, moved into the coordinates
-of the letterboxed image, are added to the image's own. So every flag of the script keeps its meaning.
+The script works as before: it letterboxes an image, calls the model, runs non-maximum suppression and scales the boxes
+back. After each call of the model on the image, this module also calls the model on windows of the native image. It
+converts their raw predictions to coordinates of the letterboxed image, and adds them to those of the image. So every
+flag of the script keeps its meaning.
 
-YOLOv5's own suppression runs on the image's rows and on each window's rows apart. What is left is put together by
-`merge`: boxes of one window have been compared and are left alone; boxes of different windows are the same object if
-they overlap well, or if the worse view of the two lies in the better one by half. Views go by rank before confidence:
-an object whole in a window, then one that the whole image shows smaller than a window does, then one that a window
-cuts.
+YOLOv5's own suppression runs separately on the predictions of the image and of each window. `merge` combines the
+results. Boxes of the same window have already been compared, and both stay. Boxes of different windows show the same
+object if they overlap well, or if at least half of the worse view lies in the better one. Views are ordered by rank,
+then by confidence. The best rank is an object that is whole in a window, then one that the whole image shows smaller
+than a window does, then one that a window cuts.
 
-Not sahi's own postprocessing: its greedy merging joins every two boxes of a class of which one lies in the other by
-half, and so swallows the people before others in a crowd. docs/slicing.md has the figures.
+sahi's own postprocessing is not used: its greedy merging joins any two boxes of a class if half of one lies in the
+other. In a crowd, it so removes people who stand in front of others. docs/slicing.md has the figures.
 """
 
 from __future__ import annotations
@@ -49,28 +50,28 @@ from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import ModuleView, Patches
 
 SCRIPTS = ("detect", "val")
-MOST_VIEWS = 5  # of one object: four windows at their common corner, and the whole image
-_BATCH = 8  # windows a call of the model
+MOST_VIEWS = 5  # of one object: in four windows at their common corner, and in the whole image
+_BATCH = 8  # windows in one call of the model
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
-"""(n, 3, H, W) from 0 to 1 to raw predictions (n, rows, 5 + classes), whose boxes are x, y, w, h in pixels."""
+"""From images (n, 3, H, W) from 0 to 1 to raw predictions (n, rows, 5 + classes), with boxes x, y, w, h in pixels."""
 
 
 @contextmanager
 def sliced_inference(engine: Engine, script: str, size: int = 640, overlap: float = 0.2) -> Iterator[None]:
-    """Let a script of YOLOv5 look at windows of its images as well, for the length of a ``with`` block.
+    """Let a script of YOLOv5 also predict on windows of its images, for the length of a ``with`` block.
 
-    Images that are no larger than a window give what they gave without.
+    Results for images that are not larger than a window do not change.
 
     Args:
         engine: the YOLOv5, with the shim installed.
-        script: ``detect`` or ``val``; its ``run`` is to be called inside the block.
-        size: width and height of a window in native pixels; each is scaled to the script's image size.
-        overlap: share of a window that the next one repeats.
+        script: ``detect`` or ``val``; call its ``run`` inside the block.
+        size: width and height of a window in native pixels; each window is scaled to the script's image size.
+        overlap: share of a window, from 0 to below 1, that the next one repeats.
 
     Raises:
-        UserError: a size or an overlap that makes no windows; a script that cannot be sliced; from ``run``,
-            weights in a format that cannot.
+        UserError: the size or overlap gives no windows, or the script cannot be sliced; raised by ``run`` if the format
+            of the weights cannot be used with slices.
 
     Example:
         >>> with sliced_inference(engine, "val", size=640, overlap=0.2):  # doctest: +SKIP
@@ -94,8 +95,9 @@ class Frame:
 
     Attributes:
         shape: height and width in pixels.
-        pixels: reads it, (height, width, 3) in BGR.
-        ratio_pad: what val gives to ``scale_coords``; None where that computes it from the shapes, as in detect.
+        pixels: a function that reads the image, (height, width, 3) in BGR.
+        ratio_pad: what val passes to ``scale_coords``; None in detect, where ``scale_coords`` computes it from the
+            shapes.
     """
 
     shape: tuple[int, int]
@@ -103,7 +105,7 @@ class Frame:
     ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None
 
     def gain_and_pad(self, height: int, width: int) -> tuple[float, float, float]:
-        """How native pixels became pixels of the letterboxed image: factor, left and top border."""
+        """The factor from native to letterboxed pixels, and the left and top border in pixels."""
         if self.ratio_pad is not None:
             (gain, _), (left, top) = self.ratio_pad
             return float(gain), float(left), float(top)
@@ -112,7 +114,7 @@ class Frame:
 
 
 class _Slicer:
-    """What is known in one run of a script: the images at hand, and where the rows of the last prediction are from."""
+    """The state of one run of a script: the current images, and the source of each row of the last prediction."""
 
     def __init__(self, engine: Engine, size: int, overlap: float) -> None:
         self._engine = engine
@@ -133,7 +135,7 @@ class _Slicer:
         self._inside = False
 
     def attach(self, module: ModuleType, patches: Patches) -> None:
-        """Change what a script module calls: its run, loaders, models and suppression."""
+        """Wrap what a script module calls: its run, loaders, models and suppression."""
         augmentations = self._engine.module("utils.augmentations")
         self._letterbox = augmentations.letterbox
         patches.set(module, "run", self._run(module, module.run, patches))
@@ -160,7 +162,7 @@ class _Slicer:
             self._conf_thres = float(options["conf_thres"])
             if not hasattr(module, "DetectMultiBackend"):
                 _refuse_other_formats(options, self._engine)
-            if options.get("model") is not None:  # the caller's own, as in training
+            if options.get("model") is not None:  # the caller passes a model, as training does
                 self._watch_model(options["model"])
             if options.get("dataloader") is not None:
                 options["dataloader"] = _WatchedLoader(options["dataloader"], self._note_batch)
@@ -222,7 +224,7 @@ class _Slicer:
     def _after_forward(
         self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        """Add the windows' rows to what the model said of whole images."""
+        """Add the rows of the windows to the model's prediction for the whole images."""
         if self._inside or not self._frames:
             return None
         images, *rest = args
@@ -236,7 +238,7 @@ class _Slicer:
         return None if rows is None else _with_first(output, rows)
 
     def _watch_onnxruntime(self, patches: Patches) -> None:
-        """v6.0's detect makes its session itself, from a module that it imports itself."""
+        """Watch onnxruntime: v6.0's detect imports it inside a function and makes the session itself."""
         import onnxruntime
 
         slicer = self
@@ -268,13 +270,13 @@ class _Slicer:
     def _with_windows(
         self, whole: torch.Tensor, images: torch.Tensor, predict: Predict, is_fixed: bool
     ) -> torch.Tensor | None:
-        """The prediction with the rows of the windows; None where no image is larger than a window.
+        """Return the prediction with the rows of the windows added; None if no image is larger than a window.
 
         Args:
-            whole: of the letterboxed images, (n, rows, 5 + classes).
-            images: these, (n, 3, H, W).
+            whole: prediction for the letterboxed images, (n, rows, 5 + classes).
+            images: the letterboxed images, (n, 3, H, W).
             predict: calls the model.
-            is_fixed: whether it takes that shape of input only.
+            is_fixed: whether the model accepts only this input shape.
         """
         self._origins = None
         cuts = [windows(f.shape[1], f.shape[0], self._size, self._overlap) for f in self._frames]
@@ -283,7 +285,7 @@ class _Slicer:
         if len(self._frames) != len(images):
             raise UserError(
                 f"--slice: the model is called on {len(images)} of {len(self._frames)} streams at a time; "
-                "give one --source"
+                "give only one --source"
             )
         self._inside = True
         try:
@@ -305,7 +307,7 @@ class _Slicer:
         predict: Predict,
         is_fixed: bool,
     ) -> tuple[torch.Tensor, Origin]:
-        """One image's rows: its own and those of its windows, in pixels of the letterboxed image."""
+        """The rows of one image and of its windows, in pixels of the letterboxed image."""
         rows = [own[own[:, 4] > self._conf_thres].float()]
         gain_and_pad = frame.gain_and_pad(*images.shape[2:])
         ranks = [SMALLER * fits_a_window(from_letterbox(rows[0], gain_and_pad), cut, frame.shape).long()]
@@ -337,7 +339,7 @@ class _Slicer:
     def _letterboxed(
         self, pixels: np.ndarray, window: Window, images: torch.Tensor, is_fixed: bool
     ) -> tuple[np.ndarray, float, tuple[float, float]]:
-        """A window as the model takes it, (3, H, W) in RGB; the factor and the borders that made it so."""
+        """A window as input of the model, (3, H, W) in RGB, with its scale factor and its borders in pixels."""
         left, top, right, bottom = window
         target = tuple(images.shape[2:]) if is_fixed else self._imgsz
         image, ratio, pad = self._letterbox(
@@ -370,9 +372,9 @@ class _Slicer:
 def _suppressed(
     suppress: Callable[..., Any], rows: torch.Tensor, origin: Origin, labels: Any, options: dict[str, Any]
 ) -> torch.Tensor:
-    """One image: YOLOv5's suppression of each source apart, and the boxes of all together, (n, 6).
+    """Run YOLOv5's suppression for each source of one image, and return all boxes, (n, 6).
 
-    A call a source: where more is given, YOLOv5 leaves out what comes after its time limit.
+    Each source gets its own call: for a batch, YOLOv5 skips what comes after its time limit.
     """
     rows = rows[: len(origin.source)]
     boxes = [rows.new_zeros((0, 6))]
@@ -395,7 +397,7 @@ def _suppressed(
 
 
 class _WatchedLoader:
-    """A data loader that tells of each batch before it hands it on."""
+    """A data loader that reports each batch before it passes the batch on."""
 
     def __init__(self, loader: Any, note: Callable[[Any, Sequence[Any]], None]) -> None:
         self._loader = loader
@@ -414,14 +416,14 @@ class _WatchedLoader:
 
 
 def _first(output: Any) -> torch.Tensor:
-    """The inference output of a model that may return training outputs beside it."""
+    """The inference output of a model that may also return training outputs."""
     while isinstance(output, (list, tuple)):
         output = output[0]
     return output
 
 
 def _with_first(output: Any, rows: torch.Tensor) -> Any:
-    """The same structure with another inference output."""
+    """The same output structure with another inference output."""
     if not isinstance(output, (list, tuple)):
         return rows
     return type(output)([_with_first(output[0], rows), *output[1:]])
@@ -447,14 +449,14 @@ def _is_onnx(options: dict[str, Any]) -> bool:
 
 
 def _refuse_other_formats(options: dict[str, Any], engine: Engine) -> None:
-    """v6.0 has no one class for all formats; what it runs by itself cannot be followed.
+    """Refuse formats that v6.0 runs with its own code, which cannot be watched.
 
     Raises:
-        UserError: names the file.
+        UserError: the format cannot be used with slices; the message names the file.
     """
     name = _weights_name(options)
     if options.get("dnn"):
-        raise UserError(f"--slice: detect of {engine} cannot be sliced with --dnn; leave that out")
+        raise UserError(f"--slice: detect of {engine} cannot be sliced with --dnn; remove --dnn")
     if not options.get("model") and (
         "torchscript" in name or Path(name).suffix.lower() not in (".pt", ".onnx")
     ):

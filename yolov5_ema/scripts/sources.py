@@ -1,4 +1,4 @@
-"""What ``detect --source`` names: files, cameras, addresses, the screen; looked at before YOLOv5 starts."""
+"""Checks of ``detect --source`` before YOLOv5 starts: files, cameras, addresses, or the screen."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _SCREEN = re.compile(r"screen(\s+\d+)*\s*", re.IGNORECASE)
 
 
 def check_source(opt: argparse.Namespace, engine: Engine) -> None:
-    """Check the source of the flags of ``detect``; what cannot be shown here is not asked for any more.
+    """Check the source among the flags of ``detect``; without a display, switch ``--view-img`` off.
 
     Raises:
-        UserError: it is not there, or needs what is not installed; the message says what to do.
+        UserError: the source does not exist, or needs something that is not installed; the message says what to do.
     """
     source = str(opt.source)
     if getattr(opt, "view_img", False) and not has_display():
-        print("no display here: --view-img is left out, results are saved")
+        print("no display here: --view-img is ignored, results are saved")
         opt.view_img = False
     if Path(source).exists():
         _check_file(source, engine)
-        if source.lower().startswith("screen"):  # which v7.0 and later would take for the screen
+        if source.lower().startswith("screen"):  # v7.0 and later would read this as the screen
             opt.source = str(Path(source).absolute())
     elif source.lower().startswith(ADDRESS):
         _check_address(source, engine)
@@ -45,7 +45,7 @@ def check_source(opt: argparse.Namespace, engine: Engine) -> None:
 def _check_file(source: str, engine: Engine) -> None:
     path = Path(source)
     if not path.is_dir():
-        with open_regular(source):  # a list of streams too; a device such as a camera has a number
+        with open_regular(source):  # also a list of streams; a camera is named by a number, not as a file
             return
     known = image_suffixes(engine) | video_suffixes(engine)
     if not any(file.suffix.lower() in known for file in path.glob("*.*")):
@@ -68,9 +68,9 @@ def _check_address(source: str, engine: Engine) -> None:
         package = install = "pytubefix"
     if importlib.util.find_spec(package) is None:
         raise UserError(
-            f"--source {source}: {engine} fetches videos of YouTube with the package {package}, which is not "
-            f"installed: pip install {install}. Or fetch the video yourself (pip install yt-dlp; yt-dlp {source}) and "
-            "name the file"
+            f"--source {source}: {engine} downloads YouTube videos with the package {package}, which is not "
+            f"installed: pip install {install}. Or download the video yourself (pip install yt-dlp; yt-dlp {source}) "
+            "and name the file"
         )
 
 

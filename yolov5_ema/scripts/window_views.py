@@ -1,4 +1,4 @@
-"""Views of one object in an image and in its windows: where their boxes lie, which are better, which are the same.
+"""Views of one object in an image and in its windows: their coordinates, their ranks, and which show the same object.
 
 See `yolov5_ema.scripts.sliced`; docs/slicing.md has the figures.
 """
@@ -14,10 +14,11 @@ import torch
 
 from yolov5_ema.data.slicing import Window
 
-CUT_MARGIN = 0.01  # of a window: how near to its border a box must end to count as cut, and at least 2 pixels
+# share of a window's side, at least 2 pixels: a box that ends this near to the border counts as cut
+CUT_MARGIN = 0.01
 CUT_MARGIN_PX = 2.0
-SAME_IOU = 0.45  # of two views of one object
-SAME_INSIDE = 0.5  # share of a worse view that lies in a better one of the same object
+SAME_IOU = 0.45  # from this IoU on, two views show the same object
+SAME_INSIDE = 0.5  # if this share of a worse view lies in a better one, both show the same object
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Origin:
 
     Attributes:
         source: 0 for the whole image, then the number of the window; int64 (n,).
-        rank: `WHOLE`, `SMALLER` or `CUT`; int64 (n,).
+        rank: `WHOLE`, `SMALLER` or `CUT`, from best to worst; int64 (n,).
     """
 
     source: torch.Tensor
@@ -37,7 +38,7 @@ WHOLE = 0
 """A box that its window does not cut, or a box of the whole image that no window could show better."""
 
 SMALLER = 1
-"""A box of the whole image that lies in a window, which shows it larger, and is at most half as wide and high."""
+"""A box of the whole image that lies in a window, which shows it larger, and that is at most half as wide and high."""
 
 CUT = 2
 """A box that ends where its window does, inside the image."""
@@ -46,20 +47,20 @@ CUT = 2
 def merge(
     boxes: torch.Tensor, origin: Origin, *, agnostic: bool = False, limit: int | None = None
 ) -> torch.Tensor:
-    """Leave out the boxes that show the same object as a better box of another window.
+    """Remove the boxes that show the same object as a better box of another window.
 
-    Lower ranks are better, within a rank the more confident boxes. A box goes if there is a better one of its class
-    with which it has an IoU of `SAME_IOU`, or, for boxes that are not `WHOLE`, in which `SAME_INSIDE` of it lies;
-    except that boxes of one source and rank, which YOLOv5's suppression has compared, both stay.
+    Lower ranks are better; within a rank, more confident boxes are better. A box is removed if a better box of its
+    class has an IoU of `SAME_IOU` with it. A box that is not `WHOLE` is also removed if `SAME_INSIDE` of it lies in a
+    better box of its class. Boxes of the same source and rank both stay: YOLOv5's suppression has compared them.
 
     Args:
         boxes: (n, 6) of x1, y1, x2, y2, confidence, class.
-        origin: of the boxes.
-        agnostic: whether boxes of different classes can be the same object.
-        limit: how many boxes are compared, the most confident ones; None for all. Memory grows with its square.
+        origin: where the boxes come from.
+        agnostic: whether boxes of different classes can show the same object.
+        limit: compare only this many of the most confident boxes; None compares all. Memory grows with its square.
 
     Returns:
-        Those that are left, (k, 6), by falling confidence.
+        The remaining boxes, (k, 6), by decreasing confidence.
     """
     best = boxes[:, 4].argsort(descending=True, stable=True)[:limit]
     order = best[origin.rank[best].argsort(stable=True)]
@@ -73,7 +74,7 @@ def merge(
 
 
 def _greedy(rival: np.ndarray) -> np.ndarray:
-    """Go through items from the best on, each removing its rivals after it; which are left, (n,)."""
+    """Go through the items from the best on, each removing its worse rivals; return which remain, (n,)."""
     kept = np.ones(len(rival), dtype=bool)
     for index, rivals in enumerate(rival):
         if kept[index]:
@@ -82,7 +83,7 @@ def _greedy(rival: np.ndarray) -> np.ndarray:
 
 
 def _same_object(boxes: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
-    """Whether a box, along the first axis, shows the object of a worse one, along the second: (n, 6) to (n, n)."""
+    """Whether a box (first axis) shows the same object as a worse box (second axis): (n, 6) to (n, n)."""
     x1, y1, x2, y2 = boxes[:, :4].T
     width = torch.minimum(x2[:, None], x2) - torch.maximum(x1[:, None], x1)
     height = torch.minimum(y2[:, None], y2) - torch.maximum(y1[:, None], y1)
@@ -93,7 +94,7 @@ def _same_object(boxes: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
 
 
 def to_native(rows: torch.Tensor, window: Window, ratio: float, pad: tuple[float, float]) -> torch.Tensor:
-    """Rows with x, y, w, h in pixels of a letterboxed window, to x1, y1, x2, y2 in the image, inside the window."""
+    """Convert rows from x, y, w, h in a letterboxed window to native x1, y1, x2, y2, clipped to the window."""
     left, top, right, bottom = window
     start = rows.new_tensor([left, top])
     center = (rows[:, :2] - rows.new_tensor(pad)) / ratio + start
@@ -105,7 +106,7 @@ def to_native(rows: torch.Tensor, window: Window, ratio: float, pad: tuple[float
 
 
 def to_letterbox(rows: torch.Tensor, gain_and_pad: tuple[float, float, float]) -> torch.Tensor:
-    """Rows with native x1, y1, x2, y2, to x, y, w, h in pixels of the letterboxed image."""
+    """Convert rows from native x1, y1, x2, y2 to x, y, w, h in pixels of the letterboxed image."""
     gain, left, top = gain_and_pad
     low, high = rows[:, :2] * gain, rows[:, 2:4] * gain
     center = (low + high) / 2 + rows.new_tensor([left, top])
@@ -113,7 +114,7 @@ def to_letterbox(rows: torch.Tensor, gain_and_pad: tuple[float, float, float]) -
 
 
 def from_letterbox(rows: torch.Tensor, gain_and_pad: tuple[float, float, float]) -> torch.Tensor:
-    """The inverse of `to_letterbox`, of the boxes only: (n, 4)."""
+    """The inverse of `to_letterbox`, for the boxes only: (n, 4)."""
     gain, left, top = gain_and_pad
     center = (rows[:, :2] - rows.new_tensor([left, top])) / gain
     half = rows[:, 2:4] / gain / 2
@@ -121,7 +122,7 @@ def from_letterbox(rows: torch.Tensor, gain_and_pad: tuple[float, float, float])
 
 
 def is_inside(boxes: torch.Tensor, window: Window, shape: tuple[int, int]) -> torch.Tensor:
-    """Whether native boxes, (n, 4 or more), keep off those borders of a window that are not the image's, (n,)."""
+    """Whether native boxes, (n, 4 or more), stay away from those borders of a window that cut the image, (n,)."""
     left, top, right, bottom = window
     height, width = shape
     margin = max(CUT_MARGIN_PX, CUT_MARGIN * max(right - left, bottom - top))
@@ -135,7 +136,7 @@ def is_inside(boxes: torch.Tensor, window: Window, shape: tuple[int, int]) -> to
 
 
 def fits_a_window(boxes: torch.Tensor, cut: Sequence[Window], shape: tuple[int, int]) -> torch.Tensor:
-    """Whether native boxes, (n, 4), lie inside a window that is twice as large each way, (n,)."""
+    """Whether native boxes, (n, 4), lie inside a window that is at least twice as wide and as high, (n,)."""
     fits = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for window in cut if len(cut) > 1 else ():
         left, top, right, bottom = window

@@ -1,7 +1,7 @@
-"""The flags that a command hands on to one of YOLOv5's scripts, as that script will understand them.
+"""The flags that a command passes on to one of YOLOv5's scripts, as that script will understand them.
 
-YOLOv5's parsers take abbreviations: ``--single`` is ``--single-cls`` to them. Whoever looks at such flags before YOLOv5
-does must see the same.
+YOLOv5's parsers accept abbreviations, such as ``--single`` for ``--single-cls``. Code that looks at the flags before
+YOLOv5 does must understand them in the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Given(NamedTuple):
 
     Attributes:
         typed: the flag as it was typed, such as ``--single``.
-        value: what stands behind it; None if that is another flag, or nothing.
+        value: the word after it; None if that is another flag, or if there is none.
     """
 
     typed: str
@@ -28,16 +28,16 @@ class Given(NamedTuple):
 
 
 def given_flags(engine: Engine, script: str, argv: Sequence[str]) -> dict[str, Given]:
-    """The flags on a command line.
+    """Return the flags on a command line.
 
     Args:
         engine: the YOLOv5, with the shim installed.
-        script: whose flags they are, such as ``val``.
+        script: the script that the flags are for, such as ``val``.
         argv: the command line.
 
     Returns:
-        By the name under which the script has a flag's value, such as ``single_cls``; the last of each. One that the
-        script does not know, or that is short for several, is not in it: the script itself refuses that.
+        The flags by the name under which the script stores the value, such as ``single_cls``. If a flag is repeated,
+        the last one counts. Unknown flags and ambiguous abbreviations are left out: the script itself refuses them.
     """
     known = _flags_of(engine, script)
     given = {}
@@ -51,14 +51,14 @@ def given_flags(engine: Engine, script: str, argv: Sequence[str]) -> dict[str, G
 
 
 def refuse_shortened(given: Mapping[str, Given], parser: argparse.ArgumentParser) -> None:
-    """Refuse abbreviations of flags that a command reads itself, which YOLOv5's script would read otherwise.
+    """Refuse abbreviations of flags that the command itself reads: only YOLOv5's script would understand them.
 
     Args:
         given: see `given_flags`.
-        parser: of the command, whose names for values are those of the script where they mean the same.
+        parser: the command's parser. Flags with the same meaning have the same name in the command and in the script.
 
     Raises:
-        UserError: names the flag.
+        UserError: a flag is abbreviated; the message names it.
     """
     own = {action.dest: action.option_strings for action in parser._actions}
     for name, (typed, _) in given.items():
@@ -74,14 +74,14 @@ def _meant(typed: str, known: Mapping[str, str]) -> str | None:
 
 
 class _Parser(Exception):
-    """The parser that a script was about to use."""
+    """Carries the parser that a script was about to use."""
 
 
 def parser_of(script: Any) -> argparse.ArgumentParser | None:
-    """The parser of one of YOLOv5's scripts, or None if it has none.
+    """Return the parser of one of YOLOv5's scripts, or None if it has none.
 
     Args:
-        script: its module, imported with the shim installed.
+        script: the script's module, imported with the shim installed.
     """
 
     class Caught(argparse.ArgumentParser):
@@ -103,7 +103,7 @@ def parser_of(script: Any) -> argparse.ArgumentParser | None:
 
 
 def _flags_of(engine: Engine, script: str) -> dict[str, str]:
-    """All of a script's flags, and under which name it has their values."""
+    """All flags of a script, each with the name under which the script stores its value."""
     parser = parser_of(engine.module(script))
     actions = parser._actions if parser else []
     return {flag: action.dest for action in actions for flag in action.option_strings}

@@ -1,4 +1,4 @@
-"""Hyperparameters of a training, as its file has them: numbers by their names, or a message."""
+"""Reading and checking the hyperparameter file of a training: names with numbers."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _OPTIONAL = {"anchors", "label_smoothing"}
 
 
 def read_hyp(file: Path, needed: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Read a file of hyperparameters; see `check_hyp`.
+    """Read a hyperparameter file; see `check_hyp`.
 
     Raises:
-        ConfigError: it cannot be read, or holds what is no hyperparameter; names the file and the key.
+        ConfigError: the file cannot be read, or holds something else; the message names the file and the key.
     """
     return check_hyp(read_yaml(file), str(file), needed)
 
 
 def check_hyp(content: Any, where: str, needed: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Check that hyperparameters are numbers by their names.
+    """Check that hyperparameters are names with numbers.
 
     Args:
         content: what a file holds.
-        where: its name, for messages.
+        where: the file's name, for messages.
         needed: names that must be there, see `names_read`.
 
     Raises:
-        ConfigError: they are not; names the file and the key.
+        ConfigError: one is missing or is not a number; the message names the file and the key.
     """
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"{where} must hold hyperparameters, such as 'lr0: 0.01', a line each")
+        raise ConfigError(f"{where} must hold hyperparameters, one on each line, such as 'lr0: 0.01'")
     if len(content) > _MOST:
         raise ConfigError(f"{where} holds {len(content):,} hyperparameters; YOLOv5 has about 30")
     for name, value in content.items():
@@ -57,7 +57,7 @@ def _check_number(name: str, value: Any, where: str) -> None:
         return
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number:
-        hint = " (YAML takes 1e-3 for text; write 1.0e-3)" if isinstance(value, str) else ""
+        hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) else ""
         raise ConfigError(f"{where}: {name[:60]} must be a number, not {reprlib.repr(value)}{hint}")
     most = _MOST_ANCHORS if name == "anchors" else _LARGEST
     if not math.isfinite(value) or abs(value) > most:
@@ -65,13 +65,13 @@ def _check_number(name: str, value: Any, where: str) -> None:
 
 
 def names_read(engine: Engine, script: Path) -> frozenset[str]:
-    """Names of the hyperparameters without which a training script, or the loss, of a YOLOv5 stops."""
+    """Names of the hyperparameters that a training script of a YOLOv5, or its loss, cannot run without."""
     files = [file for file in (script, engine.root / "utils" / "loss.py") if file.is_file()]
     return frozenset(name for file in files for name in _read_in(code_in(file))) - _OPTIONAL
 
 
 def _read_in(code: Code) -> Iterator[str]:
-    """The keys that code takes out of ``hyp`` or ``self.hyp``, to use or to change."""
+    """The keys that code reads or changes in ``hyp`` or ``self.hyp``."""
     changed = [node.target for node in code.all(ast.AugAssign)]
     for node in code.all(ast.Subscript):
         is_read = isinstance(node.ctx, ast.Load) or node in changed

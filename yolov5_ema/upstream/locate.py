@@ -32,7 +32,7 @@ _working_folder_counts: ContextVar[bool] = ContextVar("working folder counts", d
 
 @functools.cache
 def _without_links(folder: str) -> str:
-    """A folder by its name without links; asked for each module that is loaded, of which many share a folder."""
+    """A folder's real path. It is cached: it is needed for each loaded module, and many modules share a folder."""
     return os.path.realpath(folder)
 
 
@@ -43,7 +43,7 @@ class Engine:
     Attributes:
         root: folder that holds ``models/``, ``utils/`` and ``train.py``.
         kind: ``package`` (modules are called ``yolov5.models.yolo``) or ``clone`` (``models.yolo``).
-        version: such as ``6.0.7``; for a clone the release its files look like, such as ``6.1``.
+        version: such as ``6.0.7``; for a clone, the release that its files look like, such as ``6.1``.
     """
 
     root: Path
@@ -51,16 +51,16 @@ class Engine:
     version: str
 
     def module_name(self, relative: str) -> str:
-        """Import name of a module given relative to the root: ``models.yolo``, ``train``."""
+        """The import name of a module whose name is given relative to the root: ``models.yolo``, ``train``."""
         return f"yolov5.{relative}" if self.kind == "package" else relative
 
     def module(self, relative: str) -> Any:
-        """A module of it, imported; `module_name` says how it is named."""
+        """Import one of its modules, given as for `module_name`."""
         return importlib.import_module(self.module_name(relative))
 
     @property
     def release(self) -> tuple[int, int]:
-        """The release by two numbers, such as (6, 0); what has no number is taken for the newest."""
+        """The release as two numbers, such as (6, 0); a version without a number counts as the newest."""
         numbers = re.match(r"(\d+)\.(\d+)", self.version)
         return (int(numbers[1]), int(numbers[2])) if numbers else _NEWEST
 
@@ -71,23 +71,24 @@ class Engine:
         return module_name[len("yolov5.") :] if module_name.startswith("yolov5.") else None
 
     def owns(self, path: str | None) -> bool:
-        """Whether a source file lies under the root; not so those of an environment that somebody made in a clone."""
+        """Whether a source file lies below the root, but not in a virtual environment inside a clone."""
         if not path or not os.path.isabs(path):  # torch has modules whose __file__ is a bare "_ops.py"
             return False
         folder, name = os.path.split(path)
         file = os.path.join(_without_links(folder), name)
         root = os.path.join(self.root, "")
         names = (path, file, os.path.realpath(file) if os.path.islink(file) else file)
-        below = (name[len(root) :] for name in names if name.startswith(root))  # or linked to, file by file
+        # of the three paths, because single files may be links into the root or out of it
+        below = (name[len(root) :] for name in names if name.startswith(root))
         return any(not _OF_OTHERS & set(rest.split(os.sep)) for rest in below)
 
     def sources(self) -> list[Path]:
-        """Its source files, in order."""
+        """Its source files, sorted by path."""
         return [file for file in sorted(self.root.rglob("*.py")) if self.owns(str(file))]
 
     @property
     def import_root(self) -> Path:
-        """Folder that has to be on ``sys.path`` for the modules to be importable."""
+        """The folder that must be on ``sys.path`` so that the modules can be imported."""
         return self.root.parent if self.kind == "package" else self.root
 
     def has_script(self, relative: str) -> bool:
@@ -95,7 +96,7 @@ class Engine:
         return self._script(relative).is_file()
 
     def has_flags(self, relative: str) -> bool:
-        """Whether a script takes flags, as its text says: others do their work when they are imported."""
+        """Whether the text of a script shows that it takes flags; other scripts do their work when imported."""
         return code_in(self._script(relative)).defines("parse_opt", "main")
 
     def _script(self, relative: str) -> Path:
@@ -112,7 +113,7 @@ def is_yolov5_root(path: Path) -> bool:
 
 
 def engine_at(path: Path) -> Engine:
-    """The YOLOv5 in a folder.
+    """Return the YOLOv5 in a folder.
 
     Raises:
         EngineNotFoundError: the folder does not exist or holds no YOLOv5.
@@ -122,7 +123,7 @@ def engine_at(path: Path) -> Engine:
         raise EngineNotFoundError(f"no such folder for --yolov5: {path}. {_HOW_TO_GET_ONE}")
     if not is_yolov5_root(root):
         raise EngineNotFoundError(
-            f"{path} is no YOLOv5: it lacks models/yolo.py, utils/general.py or train.py. {_HOW_TO_GET_ONE}"
+            f"{path} is not a YOLOv5: models/yolo.py, utils/general.py or train.py is missing. {_HOW_TO_GET_ONE}"
         )
     if code_in(root / "models/yolo.py").imports("yolov5", within_function=False):
         return Engine(root, "package", _package_version(root))
@@ -131,7 +132,10 @@ def engine_at(path: Path) -> Engine:
 
 @contextmanager
 def leaving_working_folder_alone() -> Iterator[None]:
-    """Within: `locate` takes no clone for standing in it. For what only looks at files, which may be a stranger's."""
+    """Within: `locate` ignores a clone in the working directory.
+
+    This is for commands that only look at files, which may come from anybody, as may the directory around them.
+    """
     token = _working_folder_counts.set(False)
     try:
         yield
@@ -142,12 +146,12 @@ def leaving_working_folder_alone() -> Iterator[None]:
 def locate(path: str | os.PathLike[str] | None = None) -> Engine:
     """Find the YOLOv5 to use.
 
-    In this order: ``path``; the settings (``--yolov5``); the working directory,
-    if it is a clone; the installed package ``yolov5``; a clone in ``./yolov5``. Within
-    `leaving_working_folder_alone`, without the working directory and what is in it.
+    It is looked for in this order: ``path``; the settings (``--yolov5``); the working directory, if it is a clone; the
+    installed package ``yolov5``; a clone in ``./yolov5``. Within `leaving_working_folder_alone`, the working directory
+    and ``./yolov5`` are skipped.
 
     Raises:
-        EngineNotFoundError: there is none; the message says how to get or name one.
+        EngineNotFoundError: none was found; the message says how to get or name one.
     """
     named = path or read("yolov5")
     if named:
@@ -161,7 +165,7 @@ def locate(path: str | os.PathLike[str] | None = None) -> Engine:
     if here is not None and _working_folder_counts.get():
         return here
     hint = (
-        f"{here} is not used by commands that only look at files: if you trust its code, name it with --yolov5. "
+        f"{here} is not used by commands that only look at files; if you trust its code, name it with --yolov5. "
         if here is not None
         else ""
     )
@@ -169,7 +173,7 @@ def locate(path: str | os.PathLike[str] | None = None) -> Engine:
 
 
 def clone_here() -> Engine | None:
-    """A clone that is the working directory, or lies in it as ``./yolov5``."""
+    """The clone that is the working directory, or that lies in it as ``./yolov5``."""
     here = Path.cwd()
     places = [place for place in (here, here / "yolov5") if is_yolov5_root(place)]
     return engine_at(places[0]) if places else None
@@ -195,7 +199,7 @@ def _package_version(root: Path) -> str:
 
 
 def _clone_version(root: Path) -> str:
-    """The release that a clone's files look like; upstream writes its version nowhere."""
+    """The release that a clone's files look like: upstream's files do not contain their version."""
     if (root / "segment/train.py").is_file():
         return "7.0+" if code_in(root / "utils/general.py").imports("ultralytics") else "7.0"
     if (root / "classify/train.py").is_file() or (root / "utils/dataloaders.py").is_file():

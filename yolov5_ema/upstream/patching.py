@@ -1,4 +1,4 @@
-"""Changing attributes of other people's modules so that every change can be taken back."""
+"""Changing attributes of other packages' modules so that every change can be undone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _ABSENT = object()
 
 
 class ModuleView(types.ModuleType):
-    """A module as one other module sees it: a few attributes replaced, the rest passed through.
+    """A module as one other module sees it: a few attributes are replaced, the rest is passed through.
 
-    YOLOv5's files refer to ``np`` and ``torch`` by a global name; giving such a global a view
-    mends what that one file needs and leaves NumPy and torch alone for everybody else.
+    YOLOv5's files refer to ``np`` and ``torch`` by a global name. If that global is set to a view, the change is
+    limited to that one file: NumPy and torch stay as they are for everybody else.
     """
 
     def __init__(self, module: types.ModuleType, **replaced: Any) -> None:
@@ -33,7 +33,7 @@ class Patches:
         self._undo: list[Callable[[], None]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
-        """Set ``owner.name`` and remember what stood there."""
+        """Set ``owner.name`` and remember its old value."""
         before = vars(owner).get(name, _ABSENT)
         restore = (
             partial(delattr, owner, name) if before is _ABSENT else partial(setattr, owner, name, before)
@@ -42,7 +42,7 @@ class Patches:
         setattr(owner, name, value)
 
     def set_item(self, table: MutableMapping[Any, Any], key: Any, value: Any) -> None:
-        """Set ``table[key]`` and remember what stood there."""
+        """Set ``table[key]`` and remember its old value."""
         before = table.get(key, _ABSENT)
         restore = (
             partial(table.pop, key, None) if before is _ABSENT else partial(table.__setitem__, key, before)
@@ -51,7 +51,7 @@ class Patches:
         table[key] = value
 
     def view(self, owner: types.ModuleType, name: str, **replaced: Any) -> None:
-        """Give ``owner`` a view of the module it knows as ``name``; views of one module add up."""
+        """Give ``owner`` a view of the module that it calls ``name``; several views of one module add up."""
         current = getattr(owner, name)
         if isinstance(current, ModuleView):
             current.__dict__.update(replaced)
