@@ -13,7 +13,7 @@ from PIL import Image
 from yolov5_ema.data.dataset import load_dataset
 from yolov5_ema.data.visdrone_format import CLASSES
 from yolov5_ema.errors import UserError
-from yolov5_ema.evaluation.judged import Rules, labelled_images
+from yolov5_ema.evaluation.judged import labelled_images
 from yolov5_ema.evaluation.predictions import read_predictions, write_visdrone_results
 from yolov5_ema.evaluation.records import Predictions
 from yolov5_ema.evaluation.sources import dataset_truths, image_set
@@ -105,7 +105,7 @@ def test_instances_that_do_not_say_which_is_which_are_refused(twins, names, word
 def test_detections_in_an_image_that_is_not_judged_are_passed_over_by_its_id(twins):
     Path("labels/night/2.txt").write_text("0 2 2 1 1\n")  # YOLOv5 leaves the image out
     dataset = _opened(twins, **_instances(["2.jpg", "val/day/1.jpg", "val/night/1.jpg"]))
-    judged = labelled_images(dataset.images("val"), len(CLASSES), Rules())
+    judged = labelled_images(dataset, "val")
     truth = dataset_truths(dataset, "val", ["coco"], judged)["coco"]
     assert judged.left_out_keys == truth.left_out == {"night/2.jpg"} and list(truth.truths) == [*IMAGES[:2]]
     row = {"category_id": 1, "bbox": [1, 1, 9, 9], "score": 0.5}

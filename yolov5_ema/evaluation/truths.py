@@ -13,7 +13,6 @@ from PIL import Image
 
 from yolov5_ema.data import visdrone_format as visdrone
 from yolov5_ema.data.image_names import name_of, named_once
-from yolov5_ema.data.listing import IMAGE_SUFFIXES
 from yolov5_ema.data.text_rows import BadLine
 from yolov5_ema.data.yolo_format import to_xywh_pixels
 from yolov5_ema.errors import UserError
@@ -269,8 +268,7 @@ def read_image_sizes(file: Path) -> dict[str, tuple[int, int]]:
             size = _size(width, height)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{file}: {name}: no width and height of an image in {entry!r}") from error
-        path = Path(name)
-        sizes[path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name] = size
+        sizes[name_of(name)] = size
     return sizes
 
 
