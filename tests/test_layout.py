@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -241,12 +242,45 @@ def test_docs_name_every_quirk_and_yaml():
     assert all(f"| `{known.name}` |" in quirks for known in (*QUIRKS, *GUARDS))
 
 
-def test_every_command_has_a_main_and_a_summary():
-    from yolov5_ema.cli.main import COMMANDS
+def _all_commands(group=None) -> dict[str, object]:
+    from yolov5_ema.cli.command import Group
+    from yolov5_ema.cli.main import TOP
 
-    for name, module in COMMANDS.items():
-        command = importlib.import_module(module)
-        assert callable(command.main) and 10 < len(command.SUMMARY) < 90, name
+    found = {}
+    for name, command in (group or TOP).commands():
+        found[command.name] = command
+        assert command.name.split()[-1] == name
+        found.update(_all_commands(command) if isinstance(command, Group) else {})
+    return found
+
+
+def test_every_file_of_a_command_ends_in_it():
+    """And no other file than that of the shape makes a parser."""
+    commands = _all_commands()
+    assert len(commands) == 23 + 4 + 3 + 2
+    assert all(10 < len(command.summary) < 90 for command in commands.values())
+    cli = PACKAGE / "cli"
+    files = {file for file in cli.rglob("*.py") if not file.stem.startswith("_") or file.parent != cli}
+    files -= {cli / "main.py", cli / "command.py", *cli.glob("*/_options.py")}
+    for file in files:
+        (last,) = ast.parse(file.read_text(encoding="utf-8")).body[-1:]
+        assert isinstance(last, ast.Assign) and last.targets[0].id == "COMMAND", file
+    assert len(files) == len(commands)
+    for file in PACKAGE.rglob("*.py"):
+        calls = [
+            node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if _makes_a_parser(node)
+        ]
+        assert not calls, file
+
+
+def _makes_a_parser(node: ast.AST) -> bool:
+    called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+    return called.rpartition(".")[2] == "ArgumentParser"
+
+
+def test_a_parser_that_is_made_elsewhere_is_seen():
+    assert any(map(_makes_a_parser, ast.walk(ast.parse("x = argparse.ArgumentParser(prog='x')"))))
+    assert not any(map(_makes_a_parser, ast.walk(ast.parse("class Mine(argparse.ArgumentParser): pass"))))
 
 
 def test_visdrone_has_the_benchmarks_classes_and_runs_no_code():

@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import importlib
+import logging
 import multiprocessing
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ from yolov5_ema._moved import answer_for_old_names
 from yolov5_ema.settings import read
 
 __version__ = "0.1.0"
+
+# a program that uses the package decides what it shows of its messages
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from yolov5_ema.blocks import (  # noqa: F401

@@ -15,7 +15,7 @@ from yolov5_ema.errors import ConfigError, UserError
 
 
 def output_of(capsys, *argv):
-    assert command.main([str(word) for word in argv]) == 0
+    assert command.COMMAND.main([str(word) for word in argv]) == 0
     return capsys.readouterr().out
 
 
@@ -55,22 +55,22 @@ def test_never_overwrites_without_force(capsys, tmp_path):
     out = tmp_path / "my.yaml"
     out.write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=r"my\.yaml exists and is left as it is.*--force"):
-        command.main(["-o", str(out)])
+        command.COMMAND.main(["-o", str(out)])
     assert out.read_text(encoding="utf-8") == "mine"
-    command.main(["-o", str(out), "--force"])
+    command.COMMAND.main(["-o", str(out), "--force"])
     assert yaml.safe_load(out.read_text(encoding="utf-8")) == build_cfg()
 
 
 def test_base_can_be_replaced_by_itself_with_a_block(tmp_path):
     mine = tmp_path / "my.yaml"
     mine.write_text(format_cfg(block="none"), encoding="utf-8")
-    command.main(["--base", str(mine), "--block", "SE", "-o", str(mine), "--force"])
+    command.COMMAND.main(["--base", str(mine), "--block", "SE", "-o", str(mine), "--force"])
     assert yaml.safe_load(mine.read_text(encoding="utf-8")) == build_cfg(block="SE")
 
 
 def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be written: No such file or directory"):
-        command.main(["-o", str(tmp_path / "none" / "my.yaml")])
+        command.COMMAND.main(["-o", str(tmp_path / "none" / "my.yaml")])
 
     def fail(*args):
         raise OSError(28, "No space left on device")
@@ -79,7 +79,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     old.write_text("mine", encoding="utf-8")
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match="No space left on device"):
-        command.main(["-o", str(old), "--force"])
+        command.COMMAND.main(["-o", str(old), "--force"])
     assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {
         "old.yaml": "mine"
     }
@@ -89,7 +89,7 @@ def test_wrong_flags_write_no_file(tmp_path):
     out = tmp_path / "my.yaml"
     for argv in (["--block", "EMMA"], ["--after", "99"], ["--option", "groups"], ["--base", "gone.yaml"]):
         with pytest.raises(ConfigError):
-            command.main([*argv, "-o", str(out)])
+            command.COMMAND.main([*argv, "-o", str(out)])
     assert not out.exists()
 
 
@@ -107,7 +107,7 @@ def test_wrong_flags_write_no_file(tmp_path):
 )
 def test_messages(argv, message):
     with pytest.raises(ConfigError, match=message):
-        command.main(argv)
+        command.COMMAND.main(argv)
 
 
 @pytest.mark.parametrize("written", ["ema", "Ema", "EMA"])
@@ -118,14 +118,14 @@ def test_block_names_in_any_case(capsys, written):
 
 def test_unknown_choices_end_with_code_2(capsys):
     with pytest.raises(SystemExit) as end:
-        command.main(["--size", "q"])
+        command.COMMAND.main(["--size", "q"])
     assert end.value.code == 2
     assert "invalid choice: 'q'" in capsys.readouterr().err
 
 
 def test_help_shows_examples_that_work(capsys, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
-        command.main(["--help"])
+        command.COMMAND.main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
@@ -134,18 +134,18 @@ def test_help_shows_examples_that_work(capsys, tmp_path, monkeypatch):
     examples = [line.split()[2:] for line in text.splitlines() if line.startswith("  yolov5-ema cfg ")]
     assert len(examples) >= 5
     for argv in examples:
-        assert command.main(argv) == 0
+        assert command.COMMAND.main(argv) == 0
 
 
 def test_shipped_writes_all_and_touches_only_what_differs(capsys, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        command.main(["--shipped", str(tmp_path / "none")])
+        command.COMMAND.main(["--shipped", str(tmp_path / "none")])
     count = len(SHIPPED)
     assert f"{count} files written, 0 were up to date" in output_of(capsys, "--shipped", tmp_path)
     assert f"0 files written, {count} were up to date" in output_of(capsys, "--shipped", tmp_path)
     (tmp_path / "yolov5s-ema.yaml").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=r"other versions of yolov5s-ema\.yaml, left as they are"):
-        command.main(["--shipped", str(tmp_path)])
+        command.COMMAND.main(["--shipped", str(tmp_path)])
     assert (tmp_path / "yolov5s-ema.yaml").read_text(encoding="utf-8") == "mine"
     assert "1 files written" in output_of(capsys, "--shipped", tmp_path, "--force")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SHIPPED)

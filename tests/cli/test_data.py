@@ -123,8 +123,12 @@ def test_coco_says_what_it_did(capsys):
     assert "val: 1 image, 1 box, 0 images without any\n  1 crowds left out" in out
     assert "instances_val2017.json, annotation 2: category_id 4 is no category's" in out
     assert yaml.safe_load(Path("out/coco.yaml").read_text())["names"] == ["car"]
-    assert main(["data", "coco", "coco", "--out", "out", "--quiet"]) == 0
-    assert capsys.readouterr().out == f"{Path('out').absolute() / 'coco.yaml'}\n"
+    for line in (
+        ["data", "coco", "coco", "-o", "out", "--quiet"],
+        ["--quiet", "data", "coco", "coco", "--out", "out"],
+    ):
+        assert main(line) == 0
+        assert capsys.readouterr().out == f"{Path('out').absolute() / 'coco.yaml'}\n"
 
 
 def test_coco_refuses(refused):

@@ -55,7 +55,7 @@ def test_output_without_a_table_is_an_error():
 )
 def test_bad_flags_are_refused_before_anything_is_written(tmp_path, argv, message):
     with pytest.raises(UserError, match=message):
-        demo.main(["--dir", str(tmp_path / "demo"), *argv])
+        demo.COMMAND.main(["--dir", str(tmp_path / "demo"), *argv])
     assert not (tmp_path / "demo").exists()
 
 
@@ -64,7 +64,7 @@ def test_missing_onnxruntime_is_said_before_the_training(tmp_path, monkeypatch):
         demo.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else object()
     )
     with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'yolov5-ema\[export\]'"):
-        demo.main(["--dir", str(tmp_path / "demo")])
+        demo.COMMAND.main(["--dir", str(tmp_path / "demo")])
 
 
 def test_what_a_step_prints_is_shown_and_kept(capfdbinary):
@@ -200,7 +200,7 @@ def test_exit_code_says_whether_it_learned(tmp_path, monkeypatch, capsys, map50,
     monkeypatch.setattr(demo, "TEST_IMAGES", 1)
     monkeypatch.setattr(demo, "_train_and_use", lambda *_: demo.Scores(map50, 0.3))
     monkeypatch.setattr(demo, "compare_onnx", lambda *_, **__: demo.Agreement(12, 1e-5))
-    assert demo.main(["--dir", str(tmp_path)]) == code
+    assert demo.COMMAND.main(["--dir", str(tmp_path)]) == code
     out, err = capsys.readouterr()
     assert f"{map50:.3f}" in out and "train --data my.yaml" in out
     assert ("FAILED" in err) == bool(code)

@@ -88,7 +88,7 @@ def test_data_slice_goes_on_and_refuses_a_mixture(own_set, own_folder, capsys):
         (["--min-area-ratio", "2"], "--min-area-ratio 2: must be a share from 0 to 1"),
         (["--keep-empty", "-1"], "--keep-empty -1: must be a share"),
         (["--workers", "0"], "--workers 0"),
-        (["--out", "set"], "--out set holds something else"),
+        (["--out", "set"], "-o set holds something else"),
     ],
 )
 def test_data_slice_bad_flags(refused, own_set, flags, words):

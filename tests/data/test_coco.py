@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from yolov5_ema.cli.data.coco import main
+from yolov5_ema.cli.data.coco import COMMAND
 from yolov5_ema.data.coco import convert_coco, split_of
 from yolov5_ema.data.coco_format import COCO_NAMES, read_instances
 from yolov5_ema.data.dataset import load_dataset
@@ -466,5 +466,5 @@ def test_a_set_without_any_image_left_is_refused(source, tmp_path):
 
 def test_images_that_nobody_annotated_are_a_set(source, tmp_path):
     write_coco(source, [], [image(1), image(2, width=WIDTH + 1)])  # one of another size, which is said
-    assert main([str(source), "--out", str(tmp_path / "out")]) == 0
+    assert COMMAND.main([str(source), "--out", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out/labels/val2017").glob("*.txt"))) == 2

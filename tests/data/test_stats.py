@@ -9,7 +9,7 @@ import pytest
 from drone_set import jpeg
 from PIL import Image
 
-from yolov5_ema.cli.data.stats import main
+from yolov5_ema.cli.data.stats import COMMAND
 from yolov5_ema.data.dataset import load_dataset
 from yolov5_ema.data.stats import SplitStats, split_stats, table, verdict
 from yolov5_ema.errors import UserError
@@ -79,7 +79,7 @@ def test_an_image_that_yolov5_leaves_out_does_not_count(data, tmp_path, row, mon
     line = 1 if row == "\ufeff" else 3
     assert f"YOLOv5 leaves it out for its labels: {label}, line {line}: " in stats.problems[0].reason
     monkeypatch.chdir(tmp_path)
-    assert main([str(data), "--no-picture"]) == 0
+    assert COMMAND.main([str(data), "--no-picture"]) == 0
     assert f"{label}, line {line}" in capsys.readouterr().out
 
 
@@ -104,7 +104,7 @@ def test_the_table(data):
 
 def test_the_command(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main([str(data), "--imgsz", "159", "--json", "a/b.json"]) == 0
+    assert COMMAND.main([str(data), "--imgsz", "159", "--json", "a/b.json"]) == 0
     text = capsys.readouterr().out
     assert (
         "A stride-4 head (P2) is likely to pay" in text
@@ -118,9 +118,9 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
     content = json.loads((tmp_path / "a/b.json").read_text())
     assert content["imgsz"] == 159 and content["names"] == ["x", "y", "z"]
     assert content["stride4"]["verdict"] == "likely" and set(content["splits"]) == {"train", "val"}
-    assert main([str(data), "--split", "val", "--picture", "x.svg"]) == 0
+    assert COMMAND.main([str(data), "--split", "val", "--picture", "x.svg"]) == 0
     assert "</svg>" in (tmp_path / "x.svg").read_text() and "unlikely" in capsys.readouterr().out
-    assert main([str(data), "--no-picture", "--imgsz", "400"]) == 0
+    assert COMMAND.main([str(data), "--no-picture", "--imgsz", "400"]) == 0
     assert "drawn" not in capsys.readouterr().out
 
 
@@ -136,9 +136,9 @@ def test_mistakes(data, tmp_path, monkeypatch):
     ]
     for argv, words in cases:
         with pytest.raises(UserError, match=words):
-            main(argv)
+            COMMAND.main(argv)
     for image in (tmp_path / "set/images/train").iterdir():
         image.write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the images of train can be used"):
-        main([str(data)])
+        COMMAND.main([str(data)])
     assert not (tmp_path / "runs").exists()

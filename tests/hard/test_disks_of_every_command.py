@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -17,6 +18,7 @@ import yolov5_ema
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints.loading import save_checkpoint
+from yolov5_ema.cli.cfg import COMMAND
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import replacement
@@ -135,7 +137,7 @@ def test_what_no_writer_said_is_said_in_the_end(capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
 
-    monkeypatch.setattr("yolov5_ema.cli.cfg.main", full)
+    monkeypatch.setattr("yolov5_ema.cli.cfg.COMMAND", dataclasses.replace(COMMAND, run=full))
     assert main(["cfg"]) == 2
     assert capsys.readouterr().err.startswith(
         "yolov5-ema: error: some/file cannot be written: No space left on device."

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.text import Annotation
 from PIL import Image
 
-from yolov5_ema.cli import paper
+from yolov5_ema.cli.paper import COMMAND as paper
 from yolov5_ema.errors import UserError
 from yolov5_ema.paper.figure1 import Point, compose, paper_points, run_points
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from yolov5_ema.blocks import EMA
 from yolov5_ema.classification import list_paper_models
-from yolov5_ema.cli import paper
+from yolov5_ema.cli.paper import COMMAND as paper
 from yolov5_ema.errors import UserError
 from yolov5_ema.paper.counting import count_operations, parameters_plain, parameters_without_norms
 from yolov5_ema.paper.matching import Match, explain

@@ -140,7 +140,7 @@ def test_doctor_says_what_it_does_not_know(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("YOLOV5_EMA_YOLOV5", str(clone.root))
     monkeypatch.setattr(shim, "install", lambda: (_ for _ in ()).throw(UserError("not imported here")))
     with pytest.raises(UserError, match="not imported here"):
-        doctor._print_engine()
+        doctor._engine(print)
     said = capsys.readouterr().out
     assert "resume-after-kill         off, and not known whether it is needed" in said
     assert "If it is needed: train --resume after a kill" in said

@@ -6,10 +6,12 @@ levels. None of it is an error; `info`, `train` and `cfg` say it.
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator, Sequence
 
 from yolov5_ema.cfgs.graph import OUTPUT_MODULES, Graph, Row
+
+_LOGGER = logging.getLogger(__name__)
 
 _HALF_WAY = {
     "Concat": "maps that no layer has joined yet",
@@ -39,10 +41,10 @@ def oddities(graph: Graph) -> list[str]:
     return [*_unread(graph), *_of_detect(graph)]
 
 
-def print_warnings(found: Sequence[str], where: str) -> None:
-    """Print what `oddities` says, to stderr."""
+def log_warnings(found: Sequence[str], where: str) -> None:
+    """Log what `oddities` says, as warnings."""
     for oddity in [*found, _ADVICE] if found else []:
-        print(f"yolov5-ema: warning: {where}: {oddity}", file=sys.stderr)
+        _LOGGER.warning("yolov5-ema: warning: %s: %s", where, oddity)
 
 
 def _unread(graph: Graph) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from yolov5_ema.classification.recipes import Settings
 from yolov5_ema.classification.run_files import loss_message
 from yolov5_ema.classification.schedules import learning_rate
 from yolov5_ema.errors import UserError
+
+_LOGGER = logging.getLogger(__name__)
 
 _LOOK_EVERY = 50  # batches between two looks at the loss: a look waits for the GPU
 _MOST_NAMED = 20
@@ -135,7 +137,7 @@ class Training(LightningModule):
             message = "further pictures cannot be read and are left out without being named"
         else:
             return
-        print(f"yolov5-ema: warning: {message}", file=sys.stderr, flush=True)
+        _LOGGER.warning("yolov5-ema: warning: %s", message)
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:

@@ -1,12 +1,14 @@
-"""Remarks on stderr: once, also where several processes build the same model."""
+"""Warnings: once, also where several processes build the same model."""
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def say(text: str) -> None:
-    """Print a line on stderr, unless this is another process than the first of several."""
+    """Log a warning, unless this is another process than the first of several."""
     if os.environ.get("RANK", "0") in ("0", "-1"):
-        print(text, file=sys.stderr)
+        _LOGGER.warning(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from yolov5_ema.classification.checkpoints import load_plainly, save_classifier, save_plainly
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import replacement, write_whole
+
+_LOGGER = logging.getLogger(__name__)
 
 COLUMNS = ("epoch", "train/loss", "val/loss", "val/top1", "val/top5", "lr")
 
@@ -92,10 +95,16 @@ class RunFiles(Checkpoint):
             for column in COLUMNS[1:]:
                 self._writer.add_scalar(column, row[column], int(row["epoch"]))
             self._writer.flush()
-            bar = trainer.progress_bar_callback
-            line = as_line(row, self.record["settings"]["epochs"])
-            print(line, flush=True) if bar is None else bar.print(line)
+            self._say(trainer, as_line(row, self.record["settings"]["epochs"]))
         trainer.save_checkpoint((self.folder or Path()) / "weights" / "last.ckpt")
+
+    def _say(self, trainer: Trainer, line: str) -> None:
+        """Above the progress bar, where there is one."""
+        bar = trainer.progress_bar_callback
+        if bar is None:
+            _LOGGER.info(line)
+        else:
+            bar.print(line)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close TensorBoard's file."""

@@ -21,6 +21,8 @@ from yolov5_ema.classification.recipes import Settings
 from yolov5_ema.classification.transforms import evaluation_transform, training_transform
 from yolov5_ema.errors import CheckpointError, UserError
 
+_LOGGER = logging.getLogger(__name__)
+
 _RESTORED = {"epoch", "global_step", "loops", "optimizer_states", "pytorch-lightning_version", "state_dict"}
 
 
@@ -178,10 +180,10 @@ def train(
     files = RunFiles(folder, record)
     if folder is not None:
         (folder / "weights").mkdir(exist_ok=True)
-        print(f"{describe(settings)}: {parameters:,} parameters, {len(data.names)} classes", flush=True)
+        _LOGGER.info(f"{describe(settings)}: {parameters:,} parameters, {len(data.names)} classes")
         if batch < settings.batch:
-            print(f"--batch {settings.batch} is more than there are images; {batch} is taken", flush=True)
-    shown = folder is not None and sys.stdout.isatty()
+            _LOGGER.info("--batch %d is more than there are images; %d is taken", settings.batch, batch)
+    shown = folder is not None and sys.stdout.isatty() and _LOGGER.isEnabledFor(logging.INFO)
     trainer = Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,

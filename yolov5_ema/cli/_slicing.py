@@ -7,22 +7,16 @@ import contextlib
 from collections.abc import Sequence
 
 from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli.command import Command, Flags, own_parser
 from yolov5_ema.errors import UserError
 
 DEFAULT_SIZE = 640
 DEFAULT_OVERLAP = 0.2
 
-HELP = f"""\
-yolov5-ema's own flags of this command:
-  --slice [SIZE]        look at windows of SIZE pixels (default: {DEFAULT_SIZE}) of larger images, as well as at the
-                        whole image, and put the boxes together; a window is scaled to --imgsz
-  --overlap SHARE       of a window that the next one repeats (default: {DEFAULT_OVERLAP}); with --slice only
-"""
 
-
-def run_sliceable(script: str, argv: Sequence[str]) -> int:
+def run_sliceable(command: Command, args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run detect or val, on windows if ``--slice`` is among its flags; returns the exit code."""
-    settings, rest = take_flags(argv)
+    settings = _settings(args)
 
     from yolov5_ema.engine import shim
     from yolov5_ema.scripts import running as scripts
@@ -33,8 +27,8 @@ def run_sliceable(script: str, argv: Sequence[str]) -> int:
         if settings is not None:
             from yolov5_ema.scripts.sliced import sliced_inference
 
-            stack.enter_context(sliced_inference(engine, script, *settings))
-        return scripts.run_script(engine, script, rest, more_help=HELP)
+            stack.enter_context(sliced_inference(engine, command.name, *settings))
+        return scripts.run_script(engine, command.name, rest, more_help=command.help_of_own_flags())
 
 
 def take_flags(argv: Sequence[str]) -> tuple[tuple[int, float] | None, list[str]]:
@@ -43,15 +37,25 @@ def take_flags(argv: Sequence[str]) -> tuple[tuple[int, float] | None, list[str]
     Raises:
         UserError: they make no windows.
     """
-    own, rest = _parser().parse_known_args(list(argv))
+    own, rest = own_parser(add_slicing).parse_known_args(list(argv))
     return _settings(own), rest
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--slice", nargs="?", const=str(DEFAULT_SIZE))
-    parser.add_argument("--overlap")
-    return parser
+def add_slicing(flags: Flags) -> None:
+    """``--slice`` and ``--overlap``."""
+    flags.add_argument(
+        "--slice",
+        nargs="?",
+        const=str(DEFAULT_SIZE),
+        metavar="SIZE",
+        help=f"look at windows of SIZE pixels (default: {DEFAULT_SIZE}) of larger images, as well as at the whole "
+        "image, and put the boxes together; a window is scaled to --imgsz",
+    )
+    flags.add_argument(
+        "--overlap",
+        metavar="SHARE",
+        help=f"of a window that the next one repeats (default: {DEFAULT_OVERLAP}); with --slice only",
+    )
 
 
 def _settings(own: argparse.Namespace) -> tuple[int, float] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
 
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import read
@@ -24,13 +23,3 @@ def load_plugins() -> None:
             importlib.import_module(name[:-3].replace("/", ".") if name.endswith(".py") else name)
         except Exception as error:
             raise UserError(f"--plugin {name}: cannot import it: {type(error).__name__}: {error}") from error
-
-
-def main_of_script(name: str, argv: Sequence[str]) -> int:
-    """Run one of YOLOv5's own scripts under the shim; returns the exit code."""
-    from yolov5_ema.engine import shim
-    from yolov5_ema.scripts import running as scripts
-
-    load_plugins()
-    engine = shim.install()
-    return scripts.run_script(engine, name, argv)

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli.command import Command, add_json, print_json, results_alone
 from yolov5_ema.texts import aligned
 
-SUMMARY = "list the attention blocks, their options and papers"
 
-
-def main(argv: Sequence[str]) -> int:
-    """Print a row a block."""
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema blocks",
-        description="List the attention blocks that a model YAML can name, with their options and papers.",
-        epilog="in a YAML: [-1, 1, EMA, []] or [-1, 1, EMA, [16]] or [-1, 1, EMA, [{groups: 16}]]; the channels "
-        "are taken from the row that the block reads",
-    )
-    parser.add_argument("pattern", nargs="?", default="", help="shell-style, such as 'E*'")
-    parser.add_argument("--channels", type=int, default=512, help="count parameters at this many channels")
-    args = parser.parse_args(argv)
-
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
+    """Print a row for each block."""
     from yolov5_ema.blocks import block_info, list_blocks
 
-    load_plugins()
-    infos = [block_info(name) for name in list_blocks(args.pattern)]
-    rows = [(one.name, _parameters(one.name, args.channels), one.signature, one.paper) for one in infos]
+    with results_alone(args.json) as output:
+        load_plugins()
+        infos = [block_info(name) for name in list_blocks(args.pattern)]
+        counts = [_parameters(one.name, args.channels) for one in infos]
+    if args.json:
+        found = [
+            {"name": one.name, "parameters": count, "options": dict(one.options), "paper": one.paper}
+            for one, count in zip(infos, counts)
+        ]
+        print_json({"channels": args.channels, "blocks": found}, output)
+        return 0
+    shown = ["not possible" if count is None else f"{count:,}" for count in counts]
+    rows = [(one.name, count, one.signature, one.paper) for one, count in zip(infos, shown)]
     print(aligned([("block", f"at {args.channels}", "options", "paper"), *rows], left=(0, 2, 3)))
     return 0
 
 
-def _parameters(name: str, channels: int) -> str:
+def _parameters(name: str, channels: int) -> int | None:
+    """How many a block has; None where it cannot be built."""
     import torch
 
     from yolov5_ema.blocks import create_block
@@ -41,5 +40,22 @@ def _parameters(name: str, channels: int) -> str:
         with torch.device("meta"):
             block = create_block(name, channels)
     except ValueError:
-        return "not possible"
-    return f"{sum(p.numel() for p in block.parameters()):,}"
+        return None
+    return sum(p.numel() for p in block.parameters())
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", nargs="?", default="", help="shell-style, such as 'E*'")
+    parser.add_argument("--channels", type=int, default=512, help="count parameters at this many channels")
+    add_json(parser)
+
+
+COMMAND = Command(
+    "blocks",
+    "list the attention blocks, their options and papers",
+    _run,
+    _add_flags,
+    description="List the attention blocks that a model YAML can name, with their options and papers.",
+    epilog="in a YAML: [-1, 1, EMA, []] or [-1, 1, EMA, [16]] or [-1, 1, EMA, [{groups: 16}]]; the channels "
+    "are taken from the row that the block reads",
+)

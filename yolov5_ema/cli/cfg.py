@@ -18,12 +18,11 @@ from yolov5_ema.cfgs.generator import (
     Recipe,
     parse_option,
 )
-from yolov5_ema.cfgs.oddities import oddities, print_warnings
+from yolov5_ema.cfgs.oddities import log_warnings, oddities
+from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
 from yolov5_ema.texts import did_you_mean, nearest
-
-SUMMARY = "write a model YAML with an attention block at any place of YOLOv5"
 
 DEFAULT_BLOCK = "EMA"
 
@@ -56,14 +55,7 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``yolov5-ema cfg``."""
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema cfg",
-        description="Write a YOLOv5 model YAML with attention rows, for `yolov5-ema train --cfg FILE`.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model")
     model.add_argument("--size", choices=tuple(SIZES), help="depth and width (default: s, or the base's)")
     model.add_argument("--head", choices=tuple(HEADS), help="levels that Detect reads (default: p3)")
@@ -88,20 +80,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="option of the block: groups=16; repeatable",
     )
     out = parser.add_argument_group("the output")
-    out.add_argument("-o", "--output", metavar="FILE", help="file to write (default: standard output)")
+    add_output(out, "file to write (default: standard output)")
     out.add_argument("--shipped", metavar="DIR", help="write all the package's own YAMLs into DIR")
-    out.add_argument("--force", action="store_true", help="replace files that exist")
-    return parser
+    add_force(out, "replace files that exist")
 
 
-def main(argv: list[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Write one model YAML, or with ``--shipped`` all the shipped ones.
 
     Raises:
         ConfigError: the block, its options, the base or the combination of flags cannot be used.
         UserError: the output exists (without ``--force``) or cannot be written, or a plugin fails to import.
     """
-    args = build_parser().parse_args(argv)
     if args.shipped is not None:
         return _write_shipped(args)
     options = dict(parse_option(text) for text in args.option)
@@ -117,11 +107,11 @@ def main(argv: list[str]) -> int:
     )
     recipe.check_fit()
     text = recipe.text()
-    print_warnings(oddities(recipe.graph()), args.output or args.base or "the model")
+    log_warnings(oddities(recipe.graph()), str(args.output or args.base or "the model"))
     if args.output is None:
         sys.stdout.write(text)
         return 0
-    write_text(Path(args.output), text, args.force)
+    write_text(args.output, text, args.force)
     print(f"{args.output} written. Next: yolov5-ema train --cfg {args.output} --data DATA.yaml --weights ''")
     return 0
 
@@ -198,3 +188,14 @@ def _holds(path: Path, text: str) -> bool:
         return path.read_bytes() == text.encode("utf-8")
     except OSError:
         return False
+
+
+COMMAND = Command(
+    "cfg",
+    "write a model YAML with an attention block at any place of YOLOv5",
+    _run,
+    _add_flags,
+    description="Write a YOLOv5 model YAML with attention rows, for `yolov5-ema train --cfg FILE`.",
+    epilog=_EPILOG,
+    only_looks=True,
+)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli.command import Command
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from yolov5_ema.comparing.report import Report
     from yolov5_ema.comparing.runs import Record, Run
     from yolov5_ema.upstream.locate import Engine
-
-SUMMARY = "train models under one recipe and several seeds; says what difference is shown"
 
 _EPILOG = """\
 every other flag is one of YOLOv5's train and goes to every training: --epochs, --img, --batch-size, --hyp,
@@ -37,9 +36,8 @@ examples:
 """
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, flags: list[str]) -> int:
     """Train, score and compare; 1 if a training failed or is missing."""
-    args, flags = _parser().parse_known_args(argv)
     _check(args)
     # On a busy machine, threads that wait by spinning are many times slower; torch reads it when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -51,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
     load_plugins()
     engine = shim.install()
-    refuse_shortened(given_flags(engine, "train", flags), _parser())
+    refuse_shortened(given_flags(engine, "train", flags), COMMAND.parser())
     plan = prepare(
         engine,
         folder=args.project / args.name,
@@ -71,16 +69,7 @@ def main(argv: Sequence[str]) -> int:
         return _conclude(plan, engine, records, args)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema compare",
-        usage="%(prog)s --data DATA --cfgs A.yaml B.yaml … [--seeds N] [flags of compare] [flags of YOLOv5's train]",
-        description="Train several models under the same recipe and seeds, score each best.pt, and tell "
-        "with intervals whether they differ.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="data YAML")
     parser.add_argument(
         "--cfgs", nargs="+", required=True, metavar="CFG", help="model YAMLs, or names of shipped ones"
@@ -103,7 +92,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-train", action="store_true", help="only report what earlier calls have finished"
     )
-    return parser
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -321,3 +309,16 @@ def _transfer_notes(records: Mapping[Run, Record]) -> list[str]:
         f"--weights gave the models different starts (weights taken over: {listed}): "
         "what a checkpoint lacks, such as an inserted block, starts fresh."
     ]
+
+
+COMMAND = Command(
+    "compare",
+    "train models under one recipe and several seeds; says what difference is shown",
+    _run,
+    _add_flags,
+    usage="%(prog)s --data DATA --cfgs A.yaml B.yaml … [--seeds N] [flags of compare] [flags of YOLOv5's train]",
+    description="Train several models under the same recipe and seeds, score each best.pt, and tell "
+    "with intervals whether they differ.",
+    epilog=_EPILOG,
+    passes_to="train",
+)

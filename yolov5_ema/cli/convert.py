@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import UserError
-
-SUMMARY = "a checkpoint as safetensors and a model YAML, and back"
 
 _EPILOG = """\
 there:  yolov5-ema convert best.pt                      writes best.safetensors and best.yaml
@@ -22,25 +20,8 @@ usable as --cfg.
 """
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Convert one file, there or back."""
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema convert",
-        description="Write a checkpoint as tensors and text, which cannot run code, or make one of them again. "
-        "The optimizer's state is left out.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", type=Path, help="a checkpoint (.pt), safetensors, or a state dict")
-    parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="default: beside FILE, with its name")
-    parser.add_argument(
-        "--cfg",
-        type=Path,
-        help="back: the model YAML, instead of the one in the header, or of tensors that come without one",
-    )
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
-    args = parser.parse_args(argv)
-
     from yolov5_ema.weights.checkpoint_files import check_readable, is_safetensors
 
     check_readable(args.file)
@@ -50,11 +31,24 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="a checkpoint (.pt), safetensors, or a state dict")
+    add_output(parser, "default: beside FILE, with its name", old=["--out"], metavar="OUT")
+    parser.add_argument(
+        "--cfg",
+        type=Path,
+        help="back: the model YAML, instead of the one in the header, or of tensors that come without one",
+    )
+    add_force(parser)
+
+
 def _there(args: argparse.Namespace) -> str:
     from yolov5_ema.checkpoints.conversion import to_safetensors
     from yolov5_ema.engine import shim
 
-    tensors = _with_suffix(args.out, ".safetensors") if args.out else args.file.with_suffix(".safetensors")
+    tensors = (
+        _with_suffix(args.output, ".safetensors") if args.output else args.file.with_suffix(".safetensors")
+    )
     cfg = tensors.with_suffix(".yaml")
     facts = to_safetensors(args.file, tensors, cfg, engine=shim.install(), force=args.force)
     return (
@@ -70,7 +64,7 @@ def _back(args: argparse.Namespace) -> str:
     beside = args.file.with_suffix(".pt")
     if beside == args.file:
         beside = args.file.with_name(f"{args.file.stem}-whole.pt")
-    target = _with_suffix(args.out, ".pt") if args.out else beside
+    target = _with_suffix(args.output, ".pt") if args.output else beside
     cfg = load_yaml(args.cfg) if args.cfg else None
     facts = to_checkpoint(args.file, target, engine=shim.install(), cfg=cfg, force=args.force)
     return f"{target} written: {_described(facts)}"
@@ -85,3 +79,15 @@ def _with_suffix(path: Path, suffix: str) -> Path:
 def _described(facts: dict[str, Any]) -> str:
     rows = len(facts["cfg"]["backbone"]) + len(facts["cfg"]["head"])
     return f"{facts['class']}, {rows} rows, {facts['cfg']['nc']} classes"
+
+
+COMMAND = Command(
+    "convert",
+    "a checkpoint as safetensors and a model YAML, and back",
+    _run,
+    _add_flags,
+    description="Write a checkpoint as tensors and text, which cannot run code, or make one of them again. "
+    "The optimizer's state is left out.",
+    epilog=_EPILOG,
+    only_looks=True,
+)

@@ -14,17 +14,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from yolov5_ema.cli.command import Command, add_device, add_image_size, add_output
 from yolov5_ema.errors import UserError
 from yolov5_ema.runs import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
-
-SUMMARY = "draw a small set, then train, validate, detect and export on it: a few minutes on a CPU"
 
 CFG = "yolov5n-ema.yaml"
 HYP = "hyp.demo.yaml"
@@ -36,9 +34,8 @@ LEAST_MAP50 = 0.5
 """A demo that learned less than this has failed."""
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Run the demo; 1 if the detector learned too little, 2 (by `UserError`) if a step failed."""
-    args = _parser().parse_args(argv)
     _check(args)
     started_s = time.monotonic()
 
@@ -46,14 +43,14 @@ def main(argv: Sequence[str]) -> int:
 
     print(f"Drawing {TRAIN_IMAGES + VAL_IMAGES + TEST_IMAGES} images of {args.imgsz} pixels", flush=True)
     data = generate(
-        args.dir / f"set-{args.imgsz}-seed{args.seed}",
+        args.output / f"set-{args.imgsz}-seed{args.seed}",
         seed=args.seed,
         train=TRAIN_IMAGES,
         val=VAL_IMAGES,
         test=TEST_IMAGES,
         imgsz=args.imgsz,
     )
-    run = RunFolder.fresh(args.dir).path
+    run = RunFolder.fresh(args.output).path
     scores = _train_and_use(args, data, run)
     agreement = compare_onnx(
         run / "train/weights/best.onnx",
@@ -71,21 +68,20 @@ def main(argv: Sequence[str]) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema demo",
-        description="Draw a small set of tiny objects, train a nano YOLOv5 with EMA blocks on it, validate, "
-        "detect, export to ONNX and run that; every command is shown, to be used on your own data.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    add_output(
+        parser,
+        "gets the set and a folder for each run (default: runs/demo)",
+        old=["--dir"],
+        metavar="DIR",
+        default=Path("runs/demo"),
     )
-    parser.add_argument("--dir", type=Path, default=Path("runs/demo"), help="gets the set and a folder a run")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn set")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="fewer learn too little")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn set (default: 0)")
     parser.add_argument(
-        "--imgsz", type=int, default=IMGSZ, help="side of the images, a multiple of 32 pixels"
+        "--epochs", type=int, default=EPOCHS, help=f"fewer learn too little (default: {EPOCHS})"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
-    return parser
+    add_image_size(parser, f"side of the images, a multiple of 32 pixels (default: {IMGSZ})", default=IMGSZ)
+    add_device(parser, "cpu, or the number of a GPU (default: cpu)", default="cpu")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -275,3 +271,13 @@ Your own data: write a YAML like {data}
   {_program()} val --data my.yaml --weights runs/train/exp/weights/best.pt --img 640
   {_program()} detect --source my_images/ --weights runs/train/exp/weights/best.pt --img 640
   {_program()} export --weights runs/train/exp/weights/best.pt --include onnx --img 640"""
+
+
+COMMAND = Command(
+    "demo",
+    "draw a small set, then train, validate, detect and export on it: a few minutes on a CPU",
+    _run,
+    _add_flags,
+    description="Draw a small set of tiny objects, train a nano YOLOv5 with EMA blocks on it, validate, "
+    "detect, export to ONNX and run that; every command is shown, to be used on your own data.",
+)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yolov5_ema import __version__
 from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli.command import Command, add_json, print_json, results_alone
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import VARIABLES, read
 
 if TYPE_CHECKING:
     from yolov5_ema.engine.activation import Finding
     from yolov5_ema.engine.quirks import Quirk
-
-SUMMARY = "print versions, the YOLOv5 found, which implementations and quirks are on and why"
 
 _PACKAGES = (
     "torch", "torchvision", "numpy", "opencv-python", "Pillow", "pandas", "matplotlib", "setuptools", "PyYAML",
@@ -30,58 +29,112 @@ _OPENCVS = (
 )
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the report; exit code 2 if there is no YOLOv5."""
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema doctor",
-        description="Report versions, the YOLOv5 that commands will use, and what is mended in it here.",
-    )
-    parser.parse_args(argv)
-    print(f"yolov5-ema     {__version__}")
-    print(f"Python         {platform.python_version()} on {platform.platform()}")
-    for name in _PACKAGES:
-        print(f"{name:<15}{_version(name)}")
-    _print_second_opencv()
-    _print_torch()
-    _print_implementations()
-    load_plugins()
-    return _print_engine()
+Facts = dict[str, Any]
+Show = Callable[[str], object]
 
 
-def _version(name: str) -> str:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
+    """Print the report; a `UserError` ends it where there is no YOLOv5."""
+    facts: Facts = {}
+    with results_alone(args.json) as output:
+        show: Show = _show_nothing if args.json else print
+        for section in (_versions, _torch, _implementations, _engine):
+            facts.update(section(show))
+    if args.json:
+        print_json(facts, output)
+    return 0
+
+
+def _show_nothing(text: str) -> None:
+    """JSON is printed in the end."""
+
+
+def _versions(show: Show) -> Facts:
+    found = {
+        "yolov5-ema": __version__,
+        "Python": f"{platform.python_version()} on {platform.platform()}",
+        **{name: _version(name) for name in _PACKAGES},
+    }
+    for name, version in found.items():
+        show(f"{name:<15}{version or '-'}")
+    over = [name for name in _OPENCVS if _version(name)]
+    # Two of OpenCV's packages write to one folder: the one installed last is used, and removing one breaks both.
+    if len(over) > 1:
+        show(f"               {' and '.join(over)} are installed over each other. One alone:")
+        show(f"               pip uninstall -y {' '.join(over)}; pip install opencv-python")
+    return {"versions": found, "opencvs": over}
+
+
+def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "-"
+        return None
 
 
-def _print_second_opencv() -> None:
-    """Two of OpenCV's packages write to one folder: the one installed last is used, and removing one breaks both."""
-    both = [name for name in _OPENCVS if _version(name) != "-"]
-    if len(both) > 1:
-        print(f"               {' and '.join(both)} are installed over each other. One alone:")
-        print(f"               pip uninstall -y {' '.join(both)}; pip install opencv-python")
-
-
-def _print_torch() -> None:
+def _torch(show: Show) -> Facts:
     import torch
 
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    print(f"GPU            {gpu}")
-    print(f"CPU threads    {torch.get_num_threads()}")
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    show(f"GPU            {gpu or 'none'}")
+    show(f"CPU threads    {torch.get_num_threads()}")
+    return {"gpu": gpu, "cpu_threads": torch.get_num_threads()}
 
 
-def _print_implementations() -> None:
+def _implementations(show: Show) -> Facts:
     from yolov5_ema.kernels import dispatch
 
     asked = read("implementation")
     if asked:
-        print(f"{VARIABLES['implementation']}={asked}")
-    for device, (name, reason) in dispatch.survey("EMA").items():
-        print(f"EMA on {device:<8}{name}: {reason}")
+        show(f"{VARIABLES['implementation']}={asked}")
+    chosen = dispatch.survey("EMA")
+    for device, (name, reason) in chosen.items():
+        show(f"EMA on {device:<8}{name}: {reason}")
+    listed = {device: {"name": name, "because": reason} for device, (name, reason) in chosen.items()}
+    return {"implementation_asked_for": asked, "implementations": listed}
 
 
-def _print_quirk(quirk: Quirk, found: Finding) -> None:
+def _engine(show: Show) -> Facts:
+    from yolov5_ema.blocks import list_blocks
+    from yolov5_ema.engine import activation, shim
+    from yolov5_ema.engine.guards import GUARDS
+    from yolov5_ema.engine.quirks import QUIRKS
+    from yolov5_ema.upstream.locate import clone_here, locate
+
+    load_plugins()
+    here = clone_here()
+    engine = locate()
+    show(f"YOLOv5         {engine}")
+    if here is not None and here.root == Path.cwd().resolve() != engine.root:
+        show(f"               {here}: train, val, detect and others that run YOLOv5 take this one,")
+        show("               for you stand in it; its code is not run here unless you name it: --yolov5 PATH")
+    show(f"blocks         {', '.join(list_blocks())}\n\nquirks")
+    quirks = activation.findings(engine, QUIRKS)
+    for quirk, found in zip(QUIRKS, quirks):
+        _show_quirk(quirk, found, show)
+    guards = activation.findings(engine, GUARDS)
+    show(f"\nguards         {', '.join(guard.name for guard in guards if guard.places)}")
+    unknown = [guard.name for guard in guards if not guard.is_settled]
+    if unknown:
+        show(
+            f"not known      {', '.join(unknown)}: what they guard was not found in this YOLOv5, or is written anew"
+        )
+    try:
+        shim.install()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{engine} cannot be imported: {type(error).__name__}: {error}") from error
+    show(f"\n{engine} imports, and its parse_model knows the blocks.")
+    return {
+        "yolov5": {"version": engine.version, "folder": str(engine.root)},
+        "blocks": list_blocks(),
+        "quirks": [_as_dict(finding) for finding in quirks],
+        "guards": [_as_dict(finding) for finding in guards],
+    }
+
+
+def _show_quirk(quirk: Quirk, found: Finding, show: Show) -> None:
     if found.places:
         modules = ", ".join(module for module, _ in found.places)
         lines = [f"on: {found.places[0][1]}", f"in {modules}; without it: {quirk.symptom}"]
@@ -91,39 +144,20 @@ def _print_quirk(quirk: Quirk, found: Finding) -> None:
         lines = ["off, and not known whether it is needed: what it mends was not found in this YOLOv5,"]
         lines += [f"or is written anew. If it is needed: {quirk.symptom}"]
     for start, line in zip((quirk.name, ""), lines):
-        print(f"  {start:<26}{line}")
+        show(f"  {start:<26}{line}")
 
 
-def _print_engine() -> int:
-    from yolov5_ema.blocks import list_blocks
-    from yolov5_ema.engine import activation, shim
-    from yolov5_ema.engine.guards import GUARDS
-    from yolov5_ema.engine.quirks import QUIRKS
-    from yolov5_ema.upstream.locate import clone_here, locate
+def _as_dict(found: Finding) -> Facts:
+    """A quirk or guard: on where its text is found, and whether it is known whether it is needed."""
+    places = [{"module": module, "because": reason} for module, reason in found.places]
+    return {"name": found.name, "on": bool(places), "is_settled": found.is_settled, "places": places}
 
-    here = clone_here()
-    engine = locate()
-    print(f"YOLOv5         {engine}")
-    if here is not None and here.root == Path.cwd().resolve() != engine.root:
-        print(f"               {here}: train, val, detect and others that run YOLOv5 take this one,")
-        print(
-            "               for you stand in it; its code is not run here unless you name it: --yolov5 PATH"
-        )
-    print(f"blocks         {', '.join(list_blocks())}\n\nquirks")
-    for quirk, found in zip(QUIRKS, activation.findings(engine, QUIRKS)):
-        _print_quirk(quirk, found)
-    guards = activation.findings(engine, GUARDS)
-    print(f"\nguards         {', '.join(guard.name for guard in guards if guard.places)}")
-    unknown = [guard.name for guard in guards if not guard.is_settled]
-    if unknown:
-        print(
-            f"not known      {', '.join(unknown)}: what they guard was not found in this YOLOv5, or is written anew"
-        )
-    try:
-        shim.install()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{engine} cannot be imported: {type(error).__name__}: {error}") from error
-    print(f"\n{engine} imports, and its parse_model knows the blocks.")
-    return 0
+
+COMMAND = Command(
+    "doctor",
+    "print versions, the YOLOv5 found, which implementations and quirks are on and why",
+    _run,
+    add_json,
+    description="Report versions, the YOLOv5 that commands will use, and what is mended in it here.",
+    only_looks=True,
+)

@@ -6,8 +6,16 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from yolov5_ema.cli.command import (
+    Command,
+    add_json_or_file,
+    add_run_folder,
+    add_switch_off,
+    is_bare_json,
+    results_alone,
+)
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,8 +25,6 @@ if TYPE_CHECKING:
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.results import Result
     from yolov5_ema.evaluation.truths import TruthSet
-
-SUMMARY = "evaluate weights or predictions by the protocols of YOLOv5, COCO and VisDrone"
 
 PROTOCOLS = ("yolov5", "coco", "visdrone")
 MAX_DET = 500
@@ -45,36 +51,28 @@ examples:
 """
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Evaluate, print the tables, and save JSON, CSV and pictures.
 
     Raises:
         UserError: the flags do not go together, or ground truth or predictions cannot be used.
     """
-    args, rest = build_parser().parse_known_args(argv)
     _check(args, rest)
     from yolov5_ema.runs import run_folder
 
-    if args.nosave:
-        if args.weights:
-            raise UserError("--nosave goes with --predictions; val itself writes into a run folder")
-        _evaluate(args, rest, None)
-        return 0
-    with run_folder(Path(args.project), args.name, args.exist_ok, parts=["val"]) as folder:
-        _evaluate(args, rest, folder)
-    print(f"Results saved to {folder}")
+    if args.no_save and args.weights:
+        raise UserError("--no-save goes with --predictions; val itself writes into a run folder")
+    with results_alone(is_bare_json(args)) as output:
+        if args.no_save:
+            _evaluate(args, rest, None, output)
+            return 0
+        with run_folder(args.project, args.name, args.exist_ok, parts=["val"]) as folder:
+            _evaluate(args, rest, folder, output)
+        print(f"Results saved to {folder}")
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``yolov5-ema evaluate``; it leaves the flags of YOLOv5's val alone."""
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema evaluate",
-        description="Evaluate detections by the protocols of YOLOv5, COCO and VisDrone, side by side.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is evaluated")
     what.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s), run by YOLOv5's val")
     what.add_argument(
@@ -120,16 +118,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--by-size", action="store_true", help="also for tiny, small, medium and large objects")
     out = parser.add_argument_group("the output")
-    out.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    add_json_or_file(out)
     out.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures here")
-    out.add_argument(
-        "--project", default="runs/evaluate", help="save to project/name (default: runs/evaluate)"
-    )
-    out.add_argument("--name", default="exp", help="save to project/name (default: exp)")
-    out.add_argument("--exist-ok", action="store_true", help="existing project/name ok, do not increment")
-    out.add_argument("--noplots", action="store_true", help="no pictures")
-    out.add_argument("--nosave", action="store_true", help="no run folder: print, and write --json and --csv")
-    return parser
+    add_run_folder(out, "runs/evaluate")
+    add_switch_off(out, "--no-plots", "no pictures", old="--noplots")
+    add_switch_off(out, "--no-save", "no run folder: print, and write --json and --csv", old="--nosave")
 
 
 def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -149,7 +142,7 @@ def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
         )
 
 
-def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None) -> None:
+def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None, output: TextIO) -> None:
     from yolov5_ema.evaluation import report
     from yolov5_ema.files import write_whole
 
@@ -159,14 +152,15 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
     else:
         truths, predictions, release = _by_predictions(args)
     results, matrix = _computed(args, truths, predictions, release)
-    print(_tables(args, truths, predictions, results))
+    figures = report.as_json(results)
+    print(figures if is_bare_json(args) else _tables(args, truths, predictions, results), file=output)
     for name, text, wanted in (
-        ("evaluation.json", report.as_json(results), args.json),
+        ("evaluation.json", figures, Path(args.json) if args.json else None),
         ("evaluation.csv", report.as_csv(results), args.csv),
     ):
         for file in filter(None, (wanted, folder and folder / name)):
             write_whole(file, text, parents=True)
-    if folder is not None and not args.noplots:
+    if folder is not None and not args.no_plots:
         from yolov5_ema.evaluation import plots
 
         plots.save_pr_curves(results, folder / "PR_curves.png")
@@ -207,7 +201,7 @@ def _by_weights(
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.yolov5 import rules_of
 
-    request = Request(args.weights, args.data, args.task, args.max_det, rest, build_parser())
+    request = Request(args.weights, args.data, args.task, args.max_det, rest, COMMAND.parser())
     engine, dataset = request.opened()
     _check_truths(args, dataset)
     found = detect_split(request, engine, dataset, folder, keep_odd=args.keep_odd)
@@ -315,3 +309,14 @@ def _tables(
     ]
     parts += [report.size_table(result) for result in results if result.by_size]
     return "\n\n".join(["", *parts, ""])
+
+
+COMMAND = Command(
+    "evaluate",
+    "evaluate weights or predictions by the protocols of YOLOv5, COCO and VisDrone",
+    _run,
+    _add_flags,
+    description="Evaluate detections by the protocols of YOLOv5, COCO and VisDrone, side by side.",
+    epilog=_EPILOG,
+    passes_to="val",
+)

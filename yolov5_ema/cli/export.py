@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 
-from yolov5_ema.cli._yolov5 import main_of_script
+from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli.command import Command
 
-SUMMARY = "export to TorchScript, ONNX …: YOLOv5's own export, with every flag of it"
 
-
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Run YOLOv5's ``export``."""
-    return main_of_script("export", argv)
+    from yolov5_ema.engine import shim
+    from yolov5_ema.scripts import running as scripts
+
+    load_plugins()
+    return scripts.run_script(shim.install(), "export", rest, more_help=COMMAND.help_of_own_flags())
+
+
+COMMAND = Command(
+    "export",
+    "export to TorchScript, ONNX …: YOLOv5's own export, with every flag of it",
+    _run,
+    passes_to="export",
+)

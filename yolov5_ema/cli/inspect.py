@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli.command import Command, add_json, print_json, results_alone
 from yolov5_ema.errors import EngineNotFoundError, UserError
 from yolov5_ema.settings import read
 
 if TYPE_CHECKING:
     from yolov5_ema.weights.inspection import Inspection, ModelReport
-
-SUMMARY = "what a checkpoint holds, without unpickling anything; warns of what is odd"
 
 _EPILOG = """\
 Nothing of the file is imported, called or built. A name outside the allow-list that loading goes by is a warning.
@@ -27,22 +25,17 @@ example: yolov5-ema inspect runs/train/exp/weights/best.pt
 _WIDTH = 110
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Print what each file holds.
 
     Returns:
         The exit code: 0, 1 for warnings, 2 for a file that is no checkpoint.
     """
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema inspect",
-        description="Say what a checkpoint, a state dict, a TorchScript archive or safetensors holds.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a weights file")
-    parser.add_argument("--json", action="store_true", help="print JSON: a list with an object a file")
-    args = parser.parse_args(argv)
+    with results_alone(args.json) as output:
+        return _inspect(args, output)
 
+
+def _inspect(args: argparse.Namespace, output: TextIO) -> int:
     judge = _Judge()
     found = []
     code = 0
@@ -60,8 +53,13 @@ def main(argv: Sequence[str]) -> int:
         if not args.json:
             print(_text(inspection, judge.by))
     if args.json:
-        print(json.dumps([{**inspection.as_dict(), "judged_by": judge.by} for inspection in found], indent=2))
+        print_json([{**inspection.as_dict(), "judged_by": judge.by} for inspection in found], output)
     return code
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a weights file")
+    add_json(parser, "print JSON: a list with an object for each file")
 
 
 class _Judge:
@@ -265,3 +263,14 @@ def _shown(value: Any, most: int = 120) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count:,} bytes"
+
+
+COMMAND = Command(
+    "inspect",
+    "what a checkpoint holds, without unpickling anything; warns of what is odd",
+    _run,
+    _add_flags,
+    description="Say what a checkpoint, a state dict, a TorchScript archive or safetensors holds.",
+    epilog=_EPILOG,
+    only_looks=True,
+)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
+import functools
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from yolov5_ema import __version__
+from yolov5_ema.cli.command import AnyCommand, Command, Group, add_common_flags, own_parser
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import DISK_ERRORS
-from yolov5_ema.settings import CONFLICTS, Settings
-from yolov5_ema.texts import did_you_mean, nearest
+from yolov5_ema.settings import Settings
 
 COMMANDS = {
     "train": "yolov5_ema.cli.train",
@@ -42,11 +41,22 @@ COMMANDS = {
     "blocks": "yolov5_ema.cli.blocks",
     "doctor": "yolov5_ema.cli.doctor",
     "demo": "yolov5_ema.cli.demo",
+    "completion": "yolov5_ema.cli.completion",
 }
 
+TOP = Group(
+    name="",
+    summary="attention blocks for YOLOv5 detectors, without editing YOLOv5",
+    modules=COMMANDS,
+    heading=f"""\
+yolov5-ema {__version__}: attention blocks for YOLOv5 detectors, without editing YOLOv5
 
-# These look at files: standing in a folder that looks like a clone does not make its code run.
-_LOOKING = frozenset({"cfg", "convert", "doctor", "info", "inspect", "transfer"})
+usage: yolov5-ema COMMAND [flags]      (or: python -m yolov5_ema COMMAND [flags])""",
+    closing="""\
+train, val, detect and export are YOLOv5's own and take all of its flags. Each command has a --help.
+First steps: yolov5-ema demo
+             yolov5-ema train --data coco128.yaml --cfg yolov5s-ema.yaml --weights '' --img 640""",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,48 +100,42 @@ def _which_process() -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    ours, of_a_script = _split(arguments)
-    common, rest = _common_parser().parse_known_args(ours)
-    rest += of_a_script
-    if not rest or rest[0] in ("-h", "--help", "help"):
-        print(_overview())
+    place, *_ = [*_places_of_words(arguments), len(arguments)]
+    common, strange = own_parser(add_common_flags).parse_known_args(arguments[:place])
+    name, *_ = [*strange, *arguments[place : place + 1], "help"]
+    if name in ("-h", "--help", "help"):
+        print(TOP.overview())
         return 0
-    if rest[0] in ("-V", "--version", "version"):
+    if name in ("-V", "--version", "version"):
         print(f"yolov5-ema {__version__}")
         return 0
-    command, *argv = rest
-    before_script = argv[:1] if command == "run" and argv[:1] not in (["-h"], ["--help"], ["--"]) else []
-    for word in (command, *before_script):
-        if word.startswith("-"):
-            raise UserError(_unknown_flag(word))
-    if command not in COMMANDS:
-        raise UserError(_unknown(command))
-    module = importlib.import_module(COMMANDS[command])
-    with _settings(common).exported(), _surroundings(command):
-        return int(module.main(argv) or 0)
+    if strange:
+        raise UserError(_unknown_flag(name))
+    command = TOP.command(name)
+    ours, of_a_script = _split(command, arguments[place + 1 :])
+    common, argv = _parser_behind(command).parse_known_args(ours, common)
+    if _passes_all(command) and argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--"):
+        raise UserError(_unknown_flag(argv[0]))
+    with _settings(common).exported():
+        return command.main(argv + of_a_script, common)
 
 
-def _surroundings(command: str) -> AbstractContextManager[None]:
-    if command not in _LOOKING:
-        return nullcontext()
-    from yolov5_ema.upstream.locate import leaving_working_folder_alone
-
-    return leaving_working_folder_alone()
+def _places_of_words(arguments: list[str]) -> list[int]:
+    """Where the words stand that are neither flags nor values of ours: the first is the command."""
+    is_value = [False, *(word in _WITH_VALUE for word in arguments)]
+    return [n for n, word in enumerate(arguments) if not word.startswith("-") and not is_value[n]]
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+def _passes_all(command: AnyCommand) -> bool:
+    return isinstance(command, Command) and command.passes_all
+
+
+def _split(command: AnyCommand, behind: list[str]) -> tuple[list[str], list[str]]:
     """What our own flags are looked for in, and what a script of the user's (``run my_script.py …``) gets untouched."""
-    place = 0
-    words: list[str] = []
-    while place < len(arguments) and len(words) < 2:
-        if arguments[place] in _WITH_VALUE:
-            place += 1
-        elif not arguments[place].startswith("-"):
-            words.append(arguments[place])
-        place += 1
-    if words[:1] != ["run"] or len(words) < 2 or _is_of_yolov5(words[1]):
-        return arguments, []
-    return arguments[:place], arguments[place:]
+    places = _places_of_words(behind)
+    if not _passes_all(command) or not places or _is_of_yolov5(behind[places[0]]):
+        return behind, []
+    return behind[: places[0] + 1], behind[places[0] + 1 :]
 
 
 def _is_of_yolov5(script: str) -> bool:
@@ -144,14 +148,10 @@ def _is_of_yolov5(script: str) -> bool:
 _WITH_VALUE = ("--yolov5", "--plugin", "--conflicts")
 
 
-def _common_parser() -> argparse.ArgumentParser:
-    """The flags that every command takes, anywhere on the line; YOLOv5's parsers never see them."""
-    parser = argparse.ArgumentParser(prog="yolov5-ema", add_help=False, allow_abbrev=False)
-    parser.add_argument("--yolov5")
-    parser.add_argument("--plugin", action="append", default=[])
-    parser.add_argument("--conflicts", choices=CONFLICTS)
-    parser.add_argument("--trust-checkpoint", action="store_true")
-    return parser
+def _parser_behind(command: AnyCommand) -> argparse.ArgumentParser:
+    """For our flags behind the command's name, where YOLOv5's own script may have one of the same name."""
+    leaves_verbose = isinstance(command, Command) and command.leaves_verbose
+    return own_parser(functools.partial(add_common_flags, verbose=not leaves_verbose))
 
 
 def _settings(common: argparse.Namespace) -> Settings:
@@ -168,32 +168,11 @@ def _settings(common: argparse.Namespace) -> Settings:
     return replace(Settings.from_environment(), **said)
 
 
-def _overview() -> str:
-    lines = [
-        f"yolov5-ema {__version__}: attention blocks for YOLOv5 detectors, without editing YOLOv5",
-        "",
-        "usage: yolov5-ema COMMAND [flags]      (or: python -m yolov5_ema COMMAND [flags])",
-        "",
-    ]
-    for name, module in COMMANDS.items():
-        lines.append(f"  {name:9} {importlib.import_module(module).SUMMARY}")
-    lines += [
-        "",
-        "train, val, detect and export are YOLOv5's own and take all of its flags. Each command has a --help.",
-        "First steps: yolov5-ema demo",
-        "             yolov5-ema train --data coco128.yaml --cfg yolov5s-ema.yaml --weights '' --img 640",
-    ]
-    return "\n".join(lines)
-
-
 def _unknown_flag(word: str) -> str:
-    known = ", ".join(flag for action in _common_parser()._actions for flag in action.option_strings)
+    known = ", ".join(
+        flag for action in own_parser(add_common_flags)._actions for flag in action.option_strings
+    )
     return f"no flag {word!r} here; known before a command, or a script to run, are {known}, each in full"
-
-
-def _unknown(command: str) -> str:
-    hint = did_you_mean(nearest(command, COMMANDS))
-    return f"no command {command!r}{hint} There are: {', '.join(COMMANDS)}. See yolov5-ema --help"
 
 
 if __name__ == "__main__":

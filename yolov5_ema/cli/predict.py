@@ -14,6 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov5_ema import __version__
+from yolov5_ema.cli.command import (
+    Command,
+    add_device,
+    add_force,
+    add_image_size,
+    add_output,
+    add_thresholds,
+    check_at_least_one,
+    check_shares,
+)
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,8 +31,6 @@ if TYPE_CHECKING:
     from yolov5_ema.detecting.protocol import Detector, Thresholds
     from yolov5_ema.detecting.sources import Source
     from yolov5_ema.upstream.locate import Engine
-
-SUMMARY = "detections in many images as Parquet or COCO JSON; many processes with Ray"
 
 _SHOWN = 10
 
@@ -49,13 +57,12 @@ class _Terminated(BaseException):
     """SIGTERM; not an Exception, so that nothing on the way takes it for its own."""
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Predict and write the file; 1 if something is wrong with an image.
 
     Raises:
         UserError: something that was given cannot be used; what was done before stays.
     """
-    args = _parser().parse_args(argv)
     _check(args)
     # On a busy machine, threads that wait by spinning are many times slower; torch reads it when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -71,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
 def _stopped(args: argparse.Namespace, code: int) -> int:
     from yolov5_ema.detecting.parts import is_begun
 
-    hint = "; the same command with --resume goes on" if is_begun(args.out) else ""
+    hint = "; the same command with --resume goes on" if is_begun(args.output) else ""
     print(f"yolov5-ema: interrupted{hint}", file=sys.stderr)
     return code
 
@@ -92,14 +99,7 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema predict",
-        description="Detect in many images, and write all detections to one file.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what")
     what.add_argument("--weights", type=Path, required=True, metavar="FILE", help="the detector, a .pt")
     what.add_argument(
@@ -109,41 +109,27 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder (with all below it), a quoted glob, a .txt with a path a line, or an image",
     )
     out = parser.add_argument_group("the output")
-    out.add_argument(
-        *("-o", "--out"),
-        type=Path,
+    add_output(
+        out,
+        ".parquet or .json (default: predictions.parquet)",
+        old=["--out"],
         default=Path("predictions.parquet"),
-        metavar="FILE",
-        help=".parquet or .json (default: predictions.parquet)",
     )
     again = out.add_mutually_exclusive_group()
-    again.add_argument("--force", action="store_true", help="replace what is there, done or half-done")
+    add_force(again, "replace what is there, done or half-done")
     again.add_argument(
         "--resume", action="store_true", help="go on where it was interrupted; if nowhere, begin"
     )
     how = parser.add_argument_group("how, as in detect")
-    how.add_argument(
-        *("--imgsz", "--img", "--img-size"),
-        nargs="+",
-        type=int,
-        default=[640],
-        metavar="N",
-        help="height and width in pixels, or one for both (default: 640)",
-    )
-    how.add_argument("--conf-thres", type=float, default=0.25, metavar="X", help="default: 0.25")
-    how.add_argument("--iou-thres", type=float, default=0.45, metavar="X", help="default: 0.45")
-    how.add_argument("--max-det", type=int, default=1000, metavar="N", help="an image (default: 1000)")
+    add_image_size(how, "height and width in pixels, or one for both (default: 640)", sides=2)
+    add_thresholds(how)
     how.add_argument("--classes", nargs="+", type=int, metavar="N", help="keep only these, counted from 0")
     how.add_argument(
         "--agnostic-nms", action="store_true", help="boxes of different classes suppress each other"
     )
     how.add_argument("--augment", action="store_true", help="look at scaled and flipped images too")
     how.add_argument("--half", action="store_true", help="half precision (on GPUs only, as in detect)")
-    how.add_argument(
-        "--device",
-        default="",
-        help="cpu, or the GPU's number (default: GPU 0 if there is one; with ray: all)",
-    )
+    add_device(how, "cpu, or the number of a GPU (default: GPU 0 if there is one; with ray: all)")
     many = parser.add_argument_group("many processes")
     many.add_argument(
         "--engine", default="local", choices=("local", "ray"), help="default: local, one process"
@@ -170,7 +156,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images that are kept, and done again, together (default: 16, more above 65,536 images)",
     )
-    return parser
 
 
 # --- looking at what was given ----------------------------------------------------------------
@@ -179,13 +164,8 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace) -> None:
     if len(args.imgsz) > 2 or min(args.imgsz) < 1:
         raise UserError(f"--imgsz takes one or two numbers of pixels, not {' '.join(map(str, args.imgsz))}")
-    for flag in ("conf_thres", "iou_thres"):
-        if not 0 <= getattr(args, flag) <= 1:
-            raise UserError(f"--{flag.replace('_', '-')} must be 0 to 1, not {getattr(args, flag)}")
-    for flag in ("max_det", "workers", "threads", "chunk"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, not {value}")
+    check_shares(args, "conf_thres", "iou_thres")
+    check_at_least_one(args, "max_det", "workers", "threads", "chunk")
     if args.gpus_per_worker is not None and not 0 <= args.gpus_per_worker < 1024:
         raise UserError(f"--gpus-per-worker must be a number of GPUs, not {args.gpus_per_worker}")
     if args.engine == "ray":
@@ -211,16 +191,16 @@ def _check_output(args: argparse.Namespace, images: Sequence[str]) -> None:
     from yolov5_ema.detecting.parts import is_begun
     from yolov5_ema.files import refuse_present
 
-    prediction_files.check_format(args.out)
-    if not args.out.parent.is_dir():
-        raise UserError(f"-o {args.out}: there is no folder {args.out.parent}")
-    if not is_begun(args.out):
-        refuse_present([args.out], args.force)
+    prediction_files.check_format(args.output)
+    if not args.output.parent.is_dir():
+        raise UserError(f"-o {args.output}: there is no folder {args.output.parent}")
+    if not is_begun(args.output):
+        refuse_present([args.output], args.force)
     elif not (args.resume or args.force):
         raise UserError(
-            f"{args.out} was begun before: --resume goes on with it, --force starts from the beginning"
+            f"{args.output} was begun before: --resume goes on with it, --force starts from the beginning"
         )
-    if args.out.suffix.lower() == ".json":
+    if args.output.suffix.lower() == ".json":
         prediction_files.check_image_ids(images)
 
 
@@ -271,14 +251,14 @@ def _predict(args: argparse.Namespace) -> int:
     detector, thresholds = _detector(args, engine)
     settings = _settings(args, engine, detector, thresholds)
     manifest = _manifest(args, source, settings)
-    with prediction_parts.opened(args.out, manifest, resume=args.resume, force=args.force) as parts:
+    with prediction_parts.opened(args.output, manifest, resume=args.resume, force=args.force) as parts:
         if args.engine == "ray":
             del detector  # it was here to be checked
             _carry_out(parts, _by_ray(args, source, engine, thresholds, parts))
         else:
             _carry_out(parts, _by_this_process(detector, thresholds, source, parts))
         found = _Found()
-        _join(args.out, parts, found, detector_names=settings["names"], form=args.out.suffix.lower())
+        _join(args.output, parts, found, detector_names=settings["names"], form=args.output.suffix.lower())
         parts.remove()
     return _report(args, manifest, found)
 
@@ -326,7 +306,7 @@ def _settings(
 def _manifest(args: argparse.Namespace, source: Source, settings: Mapping[str, Any]) -> Manifest:
     from yolov5_ema.detecting import parts as prediction_parts
 
-    begun = prediction_parts.chunk_begun(args.out) if args.resume else None
+    begun = prediction_parts.chunk_begun(args.output) if args.resume else None
     count = len(source.images)
     return prediction_parts.Manifest(
         settings=settings,
@@ -422,7 +402,7 @@ def _join(out: Path, parts: Parts, found: _Found, detector_names: Sequence[str],
 
 
 def _report(args: argparse.Namespace, manifest: Manifest, found: _Found) -> int:
-    print(f"{args.out}: {manifest.images:,} images, {found.detections:,} detections")
+    print(f"{args.output}: {manifest.images:,} images, {found.detections:,} detections")
     if not found.problems:
         return 0
     lines = [f"something is wrong with {found.problems:,} of {manifest.images:,} images:"]
@@ -431,3 +411,13 @@ def _report(args: argparse.Namespace, manifest: Manifest, found: _Found) -> int:
         lines.append(f"  and {found.problems - len(found.shown):,} more (the column error has all)")
     print("\n".join(lines), file=sys.stderr)
     return 1
+
+
+COMMAND = Command(
+    "predict",
+    "detections in many images as Parquet or COCO JSON; many processes with Ray",
+    _run,
+    _add_flags,
+    description="Detect in many images, and write all detections to one file.",
+    epilog=_EPILOG,
+)

@@ -12,6 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli.command import (
+    Command,
+    add_device,
+    add_force,
+    add_image_size,
+    add_output,
+    check_image_size,
+)
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
 from yolov5_ema.texts import first_line
@@ -22,8 +30,6 @@ if TYPE_CHECKING:
 
 _LARGEST_SIDE = 10_000
 """Pixels; a run's file that says more is not followed."""
-
-SUMMARY = "one self-contained HTML page of one or more runs, trainings or evaluations"
 
 _EPILOG = """\
 RUN is the folder of a training (or its weights/best.pt), of 'yolov5-ema classify train', 'evaluate' or 'compare', or
@@ -41,13 +47,12 @@ examples:
 """
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Write the page.
 
     Raises:
         UserError: a folder is no run, a file in it is damaged, or the page cannot be written.
     """
-    args = _parser().parse_args(argv)
     _check(args)
     from yolov5_ema.reporting import page
     from yolov5_ema.reporting.comparing import grouped, of_comparison, of_runs
@@ -80,19 +85,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema report",
-        description="Make one self-contained HTML page of one or more runs.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="default: RUN/report.html, of several ./report.html"
-    )
-    parser.add_argument("--force", action="store_true", help="write over a file that is no report")
+    add_output(parser, "default: RUN/report.html, of several ./report.html")
+    add_force(parser, "write over a file that is no report")
     parser.add_argument("--title", default="", help="of the page (default: the runs' names)")
     parser.add_argument(
         "--baseline", metavar="MODEL", help="what the others are compared with (default: the first)"
@@ -106,12 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--no-evaluate", action="store_true", help="run nothing, as without a flag")
     how.add_argument("--data", metavar="YAML", help="evaluate on this data set, if that is not kept already")
     how.add_argument("--task", choices=("val", "test"), default="val", help="split (default: val)")
-    how.add_argument("--imgsz", "--img", type=int, metavar="N", help="pixels (default: the training's)")
-    how.add_argument(
-        "--device", default="", help="cpu, or the number of a GPU (default: a GPU if there is one)"
-    )
+    add_image_size(how, "pixels (default: the training's)", default=None)
+    add_device(how)
     how.add_argument("--samples", type=int, default=6, metavar="N", help="images shown (default: 6)")
-    return parser
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -119,8 +112,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--evaluate and --no-evaluate cannot both be")
     if args.no_evaluate and args.data:
         raise UserError("--data asks for an evaluation; it does not go with --no-evaluate")
-    if args.imgsz is not None and not 32 <= args.imgsz <= 100_000:
-        raise UserError(f"--imgsz {args.imgsz}: the side of an image in pixels, such as 640")
+    check_image_size(args.imgsz, least=32)
     if args.imgsz is not None and not _is_asked(args):
         raise UserError("--imgsz says how to evaluate; it goes with --evaluate or --data")
     if not 0 <= args.samples <= 24:
@@ -312,3 +304,13 @@ def _origin(device: str) -> dict[str, Any]:
     except EngineNotFoundError:
         software = {}
     return {"software": software, "machine": machine.machine(machine.torch_device(device))}
+
+
+COMMAND = Command(
+    "report",
+    "one self-contained HTML page of one or more runs, trainings or evaluations",
+    _run,
+    _add_flags,
+    description="Make one self-contained HTML page of one or more runs.",
+    epilog=_EPILOG,
+)

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolov5_ema.cli.command import Command, add_output
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
     from yolov5_ema.evaluation.records import Predictions
-
-SUMMARY = "write the folder of results that the VisDrone benchmark takes"
 
 MOST_ROWS = 500
 
@@ -31,13 +30,12 @@ examples:
 """
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Write the folder; 1 if an image could not be looked at.
 
     Raises:
         UserError: the flags do not go together, the predictions cannot be used, or the folder holds something.
     """
-    args, rest = _parser().parse_known_args(argv)
     _check(args, rest)
     from yolov5_ema.evaluation.predictions import write_visdrone_results
 
@@ -47,14 +45,7 @@ def main(argv: Sequence[str]) -> int:
     return 1 if lost else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema submit",
-        description="Write detections in the format of VisDrone-DET submissions.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s), run by YOLOv5's val")
     parser.add_argument("--predictions", type=Path, metavar="FILE_OR_FOLDER", help="instead: detected before")
     parser.add_argument(
@@ -69,11 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         choices=("auto", "index", "one-based"),
         help="classes in --predictions count from 0 or from 1 (default: from 0 if that fits)",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="to be written")
+    add_output(parser, "to be written", metavar="FOLDER", required=True)
     parser.add_argument(
         "--max-det", type=int, default=MOST_ROWS, help=f"rows an image (default, and most: {MOST_ROWS})"
     )
-    return parser
 
 
 def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -97,7 +87,7 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.scripts.odd_labels import has_odd_images
 
-    request = Request(args.weights, args.data, args.task, args.max_det, rest, _parser())
+    request = Request(args.weights, args.data, args.task, args.max_det, rest, COMMAND.parser())
     engine, dataset = request.opened()
     if single := request.given(engine).get("single_cls"):
         raise UserError(f"{single.typed}: the benchmark wants VisDrone's classes")
@@ -145,3 +135,14 @@ def _check_classes(names: Sequence[str]) -> None:
         raise UserError(
             f"the benchmark's classes are {', '.join(CLASSES)} in this order, not {', '.join(names)}"
         )
+
+
+COMMAND = Command(
+    "submit",
+    "write the folder of results that the VisDrone benchmark takes",
+    _run,
+    _add_flags,
+    description="Write detections in the format of VisDrone-DET submissions.",
+    epilog=_EPILOG,
+    passes_to="val",
+)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import ConfigError, UserError
-
-SUMMARY = "pretrained weights into a model YAML with other rows, as a checkpoint"
+from yolov5_ema.settings import INITS
 
 _EPILOG = """\
 Rows are paired by what they are, not by number: a block in the middle costs no weights behind it. `yolov5-ema train
@@ -22,24 +21,10 @@ example: yolov5-ema transfer yolov5s.pt --cfg yolov5s-ema.yaml --init identity -
 """
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Write the checkpoint and print what did not go along."""
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema transfer",
-        description="Fill the model of a cfg with the weights of a checkpoint, row by row.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("weights", type=Path, help="a checkpoint (.pt) of any YOLOv5")
-    parser.add_argument("--cfg", required=True, help="model YAML: a path, or the name of one that ships")
-    parser.add_argument("-o", "--out", "--output", type=Path, required=True, metavar="OUT.pt")
-    parser.add_argument("--data", help="data YAML, for its class names: classes are copied by name")
-    parser.add_argument("--nc", type=int, help="number of classes, instead of --data")
-    parser.add_argument("--init", choices=("none", "identity"), default="none", help="how fresh blocks start")
-    parser.add_argument("--force", action="store_true", help="replace OUT.pt if it is there")
-    args = parser.parse_args(argv)
-    if args.out.suffix != ".pt":
-        raise UserError(f"-o {args.out}: the checkpoint's name must end in .pt")
+    if args.output.suffix != ".pt":
+        raise UserError(f"-o {args.output}: the checkpoint's name must end in .pt")
     if args.data and args.nc is not None:
         raise UserError("--data says how many classes there are; leave --nc out")
     if args.nc is not None and args.nc < 1:
@@ -55,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     found = transfer_checkpoint(
         args.weights,
         Path(args.cfg),
-        args.out,
+        args.output,
         engine=engine,
         nc=args.nc,
         names=_names(args.data),
@@ -63,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         force=args.force,
     )
     print(found.table())
-    print(f"{args.out} written; train it on: yolov5-ema train --weights {args.out} --cfg {args.cfg} …")
+    print(f"{args.output} written; train it on: yolov5-ema train --weights {args.output} --cfg {args.cfg} …")
     return 0
 
 
@@ -77,3 +62,24 @@ def _names(data: str | None) -> list[str] | None:
     if not names:
         raise ConfigError(f"{data}: 'names', the list of the classes, is missing")
     return names
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", type=Path, help="a checkpoint (.pt) of any YOLOv5")
+    parser.add_argument("--cfg", required=True, help="model YAML: a path, or the name of one that ships")
+    add_output(parser, "the checkpoint to write", old=["--out"], metavar="OUT.pt", required=True)
+    parser.add_argument("--data", help="data YAML, for its class names: classes are copied by name")
+    parser.add_argument("--nc", type=int, help="number of classes, instead of --data")
+    parser.add_argument("--init", choices=INITS, default="none", help="how fresh blocks start")
+    add_force(parser, "replace OUT.pt if it is there")
+
+
+COMMAND = Command(
+    "transfer",
+    "pretrained weights into a model YAML with other rows, as a checkpoint",
+    _run,
+    _add_flags,
+    description="Fill the model of a cfg with the weights of a checkpoint, row by row.",
+    epilog=_EPILOG,
+    only_looks=True,
+)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 
-from yolov5_ema.cli._slicing import run_sliceable
+from yolov5_ema.cli._slicing import add_slicing, run_sliceable
+from yolov5_ema.cli.command import Command
 
-SUMMARY = "validate a detector: YOLOv5's own val, with every flag of it"
 
-
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Run YOLOv5's ``val``, sliced if asked to."""
-    return run_sliceable("val", argv)
+    return run_sliceable(COMMAND, args, rest)
+
+
+COMMAND = Command(
+    "val",
+    "validate a detector: YOLOv5's own val, with every flag of it",
+    _run,
+    add_slicing,
+    passes_to="val",
+)

@@ -9,6 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolov5_ema.cli.command import (
+    Command,
+    add_device,
+    add_image_size,
+    add_run_folder,
+    add_thresholds,
+    check_at_least_one,
+    check_shares,
+)
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import free_names
 from yolov5_ema.texts import aligned, first_line
@@ -20,8 +29,6 @@ if TYPE_CHECKING:
     from yolov5_ema.explain.looks import Subject
     from yolov5_ema.explain.page import Entry
     from yolov5_ema.explain.picture import Column
-
-SUMMARY = "gate maps and Grad-CAM of each attention block, as pictures and a page"
 
 _SHOWN = 20
 
@@ -43,13 +50,12 @@ More: docs/visualize.md
 """
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Draw the pictures and the page; 1 if some images could not be used in full.
 
     Raises:
         UserError: something that was given cannot be used, or no image can be read; no folder is left.
     """
-    args = _parser().parse_args(argv)
     _check(args)
     from yolov5_ema.cli._yolov5 import load_plugins
     from yolov5_ema.explain.gradcam import check_captum
@@ -63,14 +69,7 @@ def main(argv: Sequence[str]) -> int:
     return _Run(args, subjects, layers, images).carry_out()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema visualize",
-        description="Show what each attention block does to a picture: its gate, and Grad-CAM of its output.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what")
     what.add_argument(
         "--weights", nargs="+", type=Path, required=True, metavar="FILE", help="checkpoints, .pt"
@@ -110,30 +109,15 @@ def _parser() -> argparse.ArgumentParser:
         help="also say how much of each map lies in the labelled boxes (YOLO labels in labels/ beside images/)",
     )
     how = parser.add_argument_group("how a detector looks, as in detect")
-    how.add_argument(
-        *("--imgsz", "--img", "--img-size"), type=int, default=640, metavar="N", help="pixels (default: 640)"
-    )
-    how.add_argument("--conf-thres", type=float, default=0.25, metavar="X", help="default: 0.25")
-    how.add_argument("--iou-thres", type=float, default=0.45, metavar="X", help="default: 0.45")
-    how.add_argument("--max-det", type=int, default=1000, metavar="N", help="an image (default: 1000)")
-    parser.add_argument(
-        "--device", default="", help="cpu, or the GPU's number (default: GPU 0 if there is one)"
-    )
-    out = parser.add_argument_group("the run folder")
-    out.add_argument("--project", type=Path, default=Path("runs/visualize"), metavar="DIR")
-    out.add_argument("--name", default="exp", help="exp2, exp3 … if it is taken (default: exp)")
-    out.add_argument("--exist-ok", action="store_true", help="write into a folder that is there")
-    return parser
+    add_image_size(how)
+    add_thresholds(how)
+    add_device(parser)
+    add_run_folder(parser.add_argument_group("the run folder"), "runs/visualize")
 
 
 def _check(args: argparse.Namespace) -> None:
-    for flag in ("conf_thres", "iou_thres"):
-        if not 0 <= getattr(args, flag) <= 1:
-            raise UserError(f"--{flag.replace('_', '-')} must be 0 to 1, not {getattr(args, flag)}")
-    for flag in ("max_images", "imgsz", "max_det"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, not {value}")
+    check_shares(args, "conf_thres", "iou_thres")
+    check_at_least_one(args, "max_images", "imgsz", "max_det")
 
 
 def _images(args: argparse.Namespace) -> list[str]:
@@ -355,3 +339,13 @@ def _lines(problems: Sequence[tuple[str, str]]) -> str:
     if len(problems) > _SHOWN:
         lines.append(f"  and {len(problems) - _SHOWN:,} more")
     return "\n".join(lines)
+
+
+COMMAND = Command(
+    "visualize",
+    "gate maps and Grad-CAM of each attention block, as pictures and a page",
+    _run,
+    _add_flags,
+    description="Show what each attention block does to a picture: its gate, and Grad-CAM of its output.",
+    epilog=_EPILOG,
+)

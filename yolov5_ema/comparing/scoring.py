@@ -57,7 +57,7 @@ def score(
 def main(argv: Sequence[str] | None = None) -> None:
     """Score one checkpoint."""
     leash.end_with_parent()
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--task", required=True)

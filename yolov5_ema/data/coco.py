@@ -251,7 +251,7 @@ def _common_names(read: Sequence[tuple[SplitSource, Instances]], out: Path) -> l
     for split, finished in _finished_splits(out).items():
         if split not in replaced and finished["names"] != names:
             raise UserError(
-                f"{out} has a split {split} with other categories than {first}; give another --out, "
+                f"{out} has a split {split} with other categories than {first}; give another -o, "
                 "or convert all splits at once"
             )
     return names

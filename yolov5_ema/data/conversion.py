@@ -77,9 +77,9 @@ def check_folders(sources: Iterable[Path], out: Path) -> None:
         real = source.expanduser().resolve()
         if real.is_dir() and (real == real_out or real in real_out.parents):
             relation = "the same as" if real == real_out else "inside"
-            raise UserError(f"--out {out} is {relation} the source {source}; give a folder outside of it")
+            raise UserError(f"-o {out} is {relation} the source {source}; give a folder outside of it")
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
+        raise UserError(f"-o {out} is a file; give a folder")
 
 
 def check_target(target: Path, out: Path, name: str) -> None:
@@ -89,4 +89,4 @@ def check_target(target: Path, out: Path, name: str) -> None:
         UserError: there are such files.
     """
     if target.is_dir() and any(target.iterdir()) and not journal_file(out, name).is_file():
-        raise UserError(f"{target} is not empty and was not made by this command; give another --out")
+        raise UserError(f"{target} is not empty and was not made by this command; give another -o")

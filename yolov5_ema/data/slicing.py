@@ -231,11 +231,11 @@ def prepare_folder(out: Path, dataset: Dataset, plan: SlicePlan) -> None:
             _refuse_another(read_json(file), manifest, out)
             return
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"--out {out} holds something else; name a folder that is empty or new")
+            raise UserError(f"-o {out} holds something else; name a folder that is empty or new")
         out.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(manifest, indent=1).encode())
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot use the folder --out {out}: {error}") from error
+        raise UserError(f"cannot use the folder -o {out}: {error}") from error
 
 
 @contextmanager
@@ -448,7 +448,7 @@ def _refuse_another(found: Any, wanted: Mapping[str, Any], out: Path) -> None:
     ]
     if other:
         raise UserError(
-            f"--out {out} was begun with {', '.join(other)}; name another folder, or delete that one"
+            f"-o {out} was begun with {', '.join(other)}; name another folder, or delete that one"
         )
 
 

@@ -24,7 +24,7 @@ def check_picture(file: Path) -> None:
         UserError: matplotlib cannot write such a file.
     """
     if file.suffix.lower() not in _FORMATS:
-        raise UserError(f"--picture {file}: its ending must be one of {', '.join(_FORMATS)}")
+        raise UserError(f"-o {file}: its ending must be one of {', '.join(_FORMATS)}")
 
 
 def save_picture(

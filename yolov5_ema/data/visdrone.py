@@ -110,7 +110,7 @@ def _check_places(sources: Sequence[Path], found: Sequence[SplitSource], out: Pa
     for split in found:
         target = out / split.folder
         if target.resolve() in (Path(split.place.path).resolve(), *Path(split.place.path).resolve().parents):
-            raise UserError(f"{target} would be written over: it holds the source; give another --out")
+            raise UserError(f"{target} would be written over: it holds the source; give another -o")
         check_target(target, out, split.folder)
     needed = sum(
         unpacked_bytes(path)
@@ -126,7 +126,7 @@ def _check_room(out: Path, needed: int, found: Sequence[SplitSource]) -> None:
     is_new = not any(journal_file(out, split.folder).is_file() for split in found)
     if is_new and needed > free:
         raise UserError(
-            f"--out {out}: {needed / 1e9:.1f} GB are needed to unpack the archives, {free / 1e9:.1f} GB are free"
+            f"-o {out}: {needed / 1e9:.1f} GB are needed to unpack the archives, {free / 1e9:.1f} GB are free"
         )
 
 

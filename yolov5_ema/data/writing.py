@@ -180,7 +180,7 @@ class Journal:
         for name in filter(leads_outside, names):
             raise UserError(
                 f"{self.file}, line {line}: it names {name!r:.200}, which lies outside the folder. No run of this "
-                "command wrote that; the folder is not to be trusted, and was left as it is: give another --out"
+                "command wrote that; the folder is not to be trusted, and was left as it is: give another -o"
             )
 
     def begin(self, records: dict[str, Record], drafts: str) -> None:

@@ -34,6 +34,8 @@ from yolov5_ema.upstream.locate import Engine
 if TYPE_CHECKING:
     from yolov5_ema.detecting.protocol import Thresholds
 
+_LOGGER = logging.getLogger(__name__)
+
 ADDRESS_ENV = "RAY_ADDRESS"
 _AUTH_MODE_ENV = "RAY_AUTH_MODE"
 _TOKENS = "ray._private.authentication"
@@ -109,10 +111,10 @@ def check_installed(address: str | None = None) -> None:
 
 def _check_keeps_strangers_out(version: str) -> None:
     if os.environ.get(_AUTH_MODE_ENV, "").lower() != "token":
-        print(
-            f"WARNING: {_AUTH_MODE_ENV}={os.environ.get(_AUTH_MODE_ENV)}: while Ray runs, whoever reaches this machine "
-            "over the network can run code on it",
-            file=sys.stderr,
+        _LOGGER.warning(
+            "WARNING: %s=%s: while Ray runs, whoever reaches this machine over the network can run code on it",
+            _AUTH_MODE_ENV,
+            os.environ.get(_AUTH_MODE_ENV),
         )
     elif not _knows_tokens():
         raise UserError(

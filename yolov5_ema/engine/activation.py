@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.machinery
 import importlib.util
+import logging
 import os
 import sys
 import threading
@@ -23,6 +24,8 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.settings import exporting
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
+
+_LOGGER = logging.getLogger(__name__)
 
 _lock = threading.RLock()
 _active: Activation | None = None
@@ -103,7 +106,9 @@ class Activation:
         self._patched.add(name)
         subject = (looked_at or self.source_module(name, path)).after(module)
         for quirk in (*QUIRKS, *GUARDS):  # guards last, so that they wrap what quirks have set
-            if quirk.needed(subject):
+            reason = quirk.needed(subject)
+            if reason:
+                _LOGGER.debug("%s: %s is on: %s", subject.name, quirk.name, reason)
                 quirk.apply(subject, self.patches)
 
 

@@ -11,10 +11,10 @@ what to upload and where, what to put into a command line. The run may come from
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import reprlib
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +33,8 @@ from yolov5_ema.upstream.data_yaml import check_data, open_dataset
 from yolov5_ema.upstream.hyperparameters import check_hyp, names_read, read_hyp
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.source_code import Code
+
+_LOGGER = logging.getLogger(__name__)
 
 _URL = ("http:/", "https:/", "rtsp:/", "rtmp:/", "ul://", "clearml:/", "wandb-artifact:/", "comet:/")
 _NEEDED = ("data", "epochs", "batch_size", "imgsz")
@@ -251,7 +253,7 @@ def _say_what_was_left(
         (unknown, "unknown to this YOLOv5's train; ignored"),
     ):
         if names:
-            print(f"{where}: {listed(map(_shown, names), 12)}: {reason}", file=sys.stderr)
+            _LOGGER.warning("%s: %s: %s", where, listed(map(_shown, names), 12), reason)
 
 
 def _shown(name: str) -> str:

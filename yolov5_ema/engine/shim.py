@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import sys
 import threading
@@ -26,6 +27,8 @@ from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.settings import VARIABLES, chosen_conflicts, exporting
 from yolov5_ema.upstream.locate import Engine, engine_at, locate
 from yolov5_ema.upstream.patching import Patches
+
+_LOGGER = logging.getLogger(__name__)
 
 Yolo = Union[None, str, "os.PathLike[str]", ModuleType]
 
@@ -63,6 +66,7 @@ def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
     if ultralytics_adapter.names_ultralytics(yolo):
         return ultralytics_adapter.install(conflicts=chosen)
     engine = _engine_of(yolo)
+    _LOGGER.debug("YOLOv5: %s", engine)
     with _lock:
         activation.activate(engine)
         if _installed is None:

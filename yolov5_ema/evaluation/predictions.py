@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.records import NO_CLASS, Predictions, Truth, check_predictions
 from yolov5_ema.evaluation.truths import TruthSet, read_json
 from yolov5_ema.files import whole_folder
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def read_predictions(
@@ -164,10 +167,8 @@ def _reading(used: set[Any], readings: Mapping[str, Mapping[int, int]], wanted: 
     if others or chosen != first:
         also = " or ".join(f"{_MEANING[name]} (--category-ids {name})" for name in others)
         why = "" if chosen == first else f"; not all of them are {_MEANING[first]}"
-        print(
-            f"{place}: category ids are taken as {_MEANING[chosen]}{why}"
-            + (f". They could also be {also}" if also else "")
-        )
+        also = f". They could also be {also}" if also else ""
+        _LOGGER.info("%s: category ids are taken as %s%s%s", place, _MEANING[chosen], why, also)
     return chosen
 
 

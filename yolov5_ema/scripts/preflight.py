@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from yolov5_ema.cfgs.dry_run import check_model
 from yolov5_ema.cfgs.graph import Graph
-from yolov5_ema.cfgs.oddities import oddities, print_warnings
+from yolov5_ema.cfgs.oddities import log_warnings, oddities
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.data.dataset import Dataset
 from yolov5_ema.data.image_names import image_id, name_of, named_once
@@ -27,6 +28,8 @@ from yolov5_ema.upstream.hyperparameters import names_read, read_hyp
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.source_code import code_in
 from yolov5_ema.weights.mistaken import HEAD, refuse_mistaken
+
+_LOGGER = logging.getLogger(__name__)
 
 _SPLITS = {
     "train": ("train", "val"),
@@ -70,6 +73,7 @@ def _resolved(flag: str, value: str, engine: Engine) -> str:
         raise ConfigError(
             f"--{flag} {value}: no such file here, among the YAMLs of yolov5-ema or of {engine}.{_ADVICE.get(flag, '')}"
         )
+    _LOGGER.debug("--%s %s: %s", flag, value, found)
     return str(found)
 
 
@@ -93,7 +97,7 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     if getattr(opt, "cfg", ""):
         content = check_model(opt.cfg, engine)
         if int(os.environ.get("RANK", "-1")) < 1:
-            print_warnings(oddities(Graph.from_cfg(content, str(opt.cfg))), str(opt.cfg))
+            log_warnings(oddities(Graph.from_cfg(content, str(opt.cfg))), str(opt.cfg))
     _check_hyp(getattr(opt, "hyp", ""), name, engine)
     if not has_folder:
         _check_data(opt, script, engine)

@@ -29,15 +29,9 @@ _DATA_MODULES = ("datasets", "dataloaders")
 _AXES = {"0": "batch size", "2": "height", "3": "width"}
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
-EXTRA_HELP = """\
-yolov5-ema's own flags, which every command takes:
-  --yolov5 PATH         use the YOLOv5 in this folder (default: a clone in the working directory, else the PyPI package)
-  --plugin MODULE       import a module of yours that calls register_block (repeatable)
-  --conflicts CHOICE    error, ours or theirs: which block a name means if both have that name
-  --trust-checkpoint    unpickle checkpoints whatever they hold: this runs the code in them
-
-cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cfg yolov5s-ema.yaml
-"""
+_BARE_NAMES = (
+    "cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cfg yolov5s-ema.yaml\n"
+)
 
 
 def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str = "") -> int:
@@ -92,7 +86,7 @@ def _refuse_settings(argv: Sequence[str]) -> None:
             raise UserError(f"{word!r} is the style of ultralytics' command line; here it is a flag: {flag}")
 
 
-def run_file(engine: Engine, script: str, argv: Sequence[str]) -> int:
+def run_file(engine: Engine, script: str, argv: Sequence[str], *, more_help: str = "") -> int:
     """Run a user's script with the shim installed, as ``python SCRIPT …`` would; return the exit code.
 
     A script of the YOLOv5 in use (``run segment/train.py``) is run by `run_script`.
@@ -104,7 +98,7 @@ def run_file(engine: Engine, script: str, argv: Sequence[str]) -> int:
         raise UserError(f"no such script: {script}")
     if engine.owns(str(path.resolve())):
         relative = path.resolve().relative_to(engine.root).with_suffix("")
-        return run_script(engine, ".".join(relative.parts), argv)
+        return run_script(engine, ".".join(relative.parts), argv, more_help=more_help)
     sys.path.insert(0, str(path.resolve().parent))
     with _command_line(script, argv):
         sys.argv[0] = script
@@ -128,7 +122,7 @@ def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: st
 
     class Parser(argparse.ArgumentParser):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.setdefault("epilog", "\n".join(filter(None, (more_help, EXTRA_HELP))))
+            kwargs.setdefault("epilog", f"{more_help}\n{_BARE_NAMES}")
             kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
             kwargs.setdefault(
                 "description", f"YOLOv5's own {name}, with the attention blocks known ({engine})"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import glob
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import free_names
 from yolov5_ema.reading import read_text
 from yolov5_ema.upstream.patching import ModuleView, Patches
+
+_LOGGER = logging.getLogger(__name__)
 
 DONE, DONE_IN_PART = 0, 1
 """Exit codes: all files were used in full, or some were not. A user's mistake is 2, as in all commands."""
@@ -64,19 +67,21 @@ class SourceFiles:
         return files
 
     def finish(self) -> int:
-        """Report on stderr what could not be used in full; return the exit code of the run."""
+        """Log what could not be used in full; return the exit code of the run."""
         if self._renamed:
-            print(
-                f"{self._script}: files with the same name as another file; their results have other names:\n"
-                + _lines(f"{_shown(file)}: {name}" for file, name in self._renamed),
-                file=sys.stderr,
+            _LOGGER.warning(
+                "%s: files with the same name as another file; their results have other names:\n%s",
+                self._script,
+                _lines(f"{_shown(file)}: {name}" for file, name in self._renamed),
             )
         if not self._problems:
             return DONE
-        print(
-            f"{self._script}: {len(self._problems)} of {self.total} files could not be used in full:\n"
-            + _lines(f"{_shown(file)}: {reason}" for file, reason in self._problems),
-            file=sys.stderr,
+        _LOGGER.warning(
+            "%s: %d of %d files could not be used in full:\n%s",
+            self._script,
+            len(self._problems),
+            self.total,
+            _lines(f"{_shown(file)}: {reason}" for file, reason in self._problems),
         )
         return DONE_IN_PART
 

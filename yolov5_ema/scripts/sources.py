@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import importlib.util
+import logging
 import re
 from pathlib import Path
 from urllib.parse import urlparse
@@ -14,6 +15,8 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular
 from yolov5_ema.upstream.loaders import image_suffixes, loader_code, video_suffixes
 from yolov5_ema.upstream.locate import Engine
+
+_LOGGER = logging.getLogger(__name__)
 
 ADDRESS = ("http://", "https://", "http:/", "https:/", "rtsp://", "rtmp://")
 _YOUTUBE = ("www.youtube.com", "youtube.com", "youtu.be", "m.youtube.com")
@@ -28,7 +31,7 @@ def check_source(opt: argparse.Namespace, engine: Engine) -> None:
     """
     source = str(opt.source)
     if getattr(opt, "view_img", False) and not has_display():
-        print("no display here: --view-img is ignored, results are saved")
+        _LOGGER.info("no display here: --view-img is ignored, results are saved")
         opt.view_img = False
     if Path(source).exists():
         _check_file(source, engine)

@@ -102,8 +102,13 @@ def parser_of(script: Any) -> argparse.ArgumentParser | None:
     return None
 
 
+def script_parser(engine: Engine, script: str) -> argparse.ArgumentParser | None:
+    """`parser_of` one of an engine's scripts, called ``val``, for example; the shim is installed."""
+    return parser_of(engine.module(script))
+
+
 def _flags_of(engine: Engine, script: str) -> dict[str, str]:
     """All flags of a script, each with the name under which the script stores its value."""
-    parser = parser_of(engine.module(script))
+    parser = script_parser(engine, script)
     actions = parser._actions if parser else []
     return {flag: action.dest for action in actions for flag in action.option_strings}

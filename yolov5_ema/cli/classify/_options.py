@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolov5_ema.cli.command import Flags
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,19 +19,9 @@ DATA_HELP = (
 )
 
 
-def add_place(parser: argparse._ActionsContainer, project: str) -> None:
-    """Where the run folder goes, as in YOLOv5."""
-    parser.add_argument("--project", type=Path, default=Path(project), help=f"(default: {project})")
-    parser.add_argument("--name", default="exp", help="of the run folder; exp2, exp3 … if it is taken")
-    parser.add_argument("--exist-ok", action="store_true", help="use the folder even if it is taken")
-
-
-def add_machine(parser: argparse._ActionsContainer, *, reads: bool = True) -> None:
-    """The device, and processes that read."""
-    parser.add_argument("--device", default="", help="cpu, 0 or 0,1 (default: a GPU if there is one)")
-    if not reads:
-        return
-    parser.add_argument(
+def add_workers(flags: Flags) -> None:
+    """How many processes read images."""
+    flags.add_argument(
         "--workers", type=int, metavar="N", help="processes that read images (default: up to 8)"
     )
 

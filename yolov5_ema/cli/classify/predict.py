@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli.classify._options import add_machine, add_place, load_weights, prepare
+from yolov5_ema.cli.classify._options import load_weights, prepare
+from yolov5_ema.cli.command import Command, add_device, add_run_folder, add_switch_off
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.checkpoints import Classifier
-
-SUMMARY = "the five likeliest classes of each picture, as text, JSON and CSV"
 
 _EPILOG = """\
 Prints a line a picture, and writes predictions.json and predictions.csv. Exit codes: 0; 1 if some pictures could not be
@@ -28,13 +27,12 @@ read, which are named; 2 for a mistake in what was given, or if none could be re
 Row = dict[str, Any]
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Predict.
 
     Returns:
         0, or 1 if some pictures could not be read.
     """
-    args = _parser().parse_args(list(argv))
     prepare()
 
     from yolov5_ema.classification.extras import require
@@ -52,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     bad = [row for row in rows if "error" in row]
     if len(bad) == len(rows):
         raise UserError(f"none of {len(rows)} files can be read; {bad[0]['image']} {bad[0]['error']}")
-    if not args.nosave:
+    if not args.no_save:
         _save(args, rows)
     if bad:
         print(f"classify predict: {len(bad)} of {len(rows)} files could not be read:", file=sys.stderr)
@@ -166,21 +164,23 @@ def _save_texts(folder: Path, rows: Sequence[Row]) -> None:
         write_whole(folder / f"{name}.txt", "".join(lines), parents=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema classify predict",
-        description="Say what pictures show, by a classifier that 'classify train' trained.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, required=True, metavar="best.pt")
     parser.add_argument(
         "--source", nargs="+", required=True, metavar="PLACE", help="pictures, folders, or quoted globs"
     )
     parser.add_argument("--batch", "--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
     parser.add_argument("--save-txt", action="store_true", help="a text file a picture as well")
-    parser.add_argument("--nosave", action="store_true", help="write no files")
-    add_machine(parser, reads=False)
-    add_place(parser, "runs/classify-predict")
-    return parser
+    add_switch_off(parser, "--no-save", "write no files", old="--nosave")
+    add_device(parser)
+    add_run_folder(parser, "runs/classify-predict")
+
+
+COMMAND = Command(
+    "classify predict",
+    "the five likeliest classes of each picture, as text, JSON and CSV",
+    _run,
+    _add_flags,
+    description="Say what pictures show, by a classifier that 'classify train' trained.",
+    epilog=_EPILOG,
+)

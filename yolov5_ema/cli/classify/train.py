@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 import reprlib
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli.classify._options import DATA_HELP, add_machine, add_place, prepare, worker_count
+from yolov5_ema.cli.classify._options import DATA_HELP, add_workers, prepare, worker_count
+from yolov5_ema.cli.command import Command, add_device, add_run_folder, also_called, own_parser
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.datasets import DataSet
     from yolov5_ema.classification.recipes import Settings
     from yolov5_ema.classification.training import Machine
-
-SUMMARY = "train a classifier by a recipe; resumable, on several processes and machines"
 
 _EPILOG = """\
 examples:
@@ -49,35 +47,34 @@ _FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "optimizer": (("--optimizer",), {"help": "SGD, Adam or AdamW"}),
     "label_smoothing": (("--label-smoothing",), {"metavar": "X"}),
     "average": (
-        ("--average", "--ema"),
+        ("--weight-averaging",),
         {"metavar": "DECAY", "help": "keep averaged weights, such as 0.9998; 0: none"},
     ),
     "precision": (("--precision",), {"help": "32-true, 16-mixed or bf16-mixed"}),
     "seed": (("--seed",), {"metavar": "N", "help": "of weights, order and augmentation (default: 0)"}),
 }
+_OLD_NAMES = {"average": ("--average", "--ema")}
 _WITH_RESUME = {"resume", "device", "devices", "nodes", "workers", "data", "download", "project"}
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Train.
 
     Returns:
         0; mistakes raise a UserError.
     """
-    parser = _parser()
-    args = parser.parse_args(list(argv))
     prepare()
 
     from yolov5_ema.classification.extras import require
 
     require("timm", "lightning", "torchmetrics", "tensorboard")
     if args.resume is not None:
-        _refuse_with_resume(parser, args)
+        _refuse_with_resume(args)
     folder, settings = (None, _settings(args)) if args.resume is None else _resumed(args)
-    return _run(args, settings, folder)
+    return _carry_out(args, settings, folder)
 
 
-def _run(args: argparse.Namespace, settings: Settings, folder: Path | None) -> int:
+def _carry_out(args: argparse.Namespace, settings: Settings, folder: Path | None) -> int:
     from yolov5_ema.classification import training
     from yolov5_ema.classification.datasets import open_data
     from yolov5_ema.runs import RunFolder
@@ -185,9 +182,9 @@ def _begin(folder: Path, settings: Settings, args: argparse.Namespace, workers: 
 # --- resuming ------------------------------------------------------------------------------------
 
 
-def _refuse_with_resume(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def _refuse_with_resume(args: argparse.Namespace) -> None:
     """A resumed run keeps its settings."""
-    for action in parser._actions:
+    for action in own_parser(_add_flags)._actions:
         given = getattr(args, action.dest, None)
         if action.dest != "help" and action.dest not in _WITH_RESUME and given != action.default:
             raise UserError(
@@ -251,14 +248,7 @@ def _is_finished(last: Path, settings: Settings) -> bool:
     return True
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema classify train",
-        description="Train an image classifier, one of timm's, with an attention block in it.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what")
     what.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: synthetic)")
     what.add_argument(
@@ -276,17 +266,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     values = parser.add_argument_group("values in the place of the recipe's")
     for key, (flags, options) in _FLAGS.items():
-        values.add_argument(*flags, dest=key, **options)
+        action = values.add_argument(*flags, dest=key, **options)
+        also_called(values, action, *_OLD_NAMES.get(key, ()))
     values.add_argument("--amp", action="store_true", help="mixed precision: bf16, or fp16 on older GPUs")
     values.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any value of the recipe, as YAML"
     )
     machine = parser.add_argument_group("machine")
-    add_machine(machine)
+    add_device(machine, "cpu, 0 or 0,1 (default: a GPU if there is one)")
+    add_workers(machine)
     machine.add_argument("--devices", type=int, metavar="N", help="processes on each machine (default: 1)")
     machine.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
     place = parser.add_argument_group("run folder")
-    add_place(place, "runs/classify")
+    add_run_folder(place, "runs/classify")
     place.add_argument(
         "--resume",
         nargs="?",
@@ -294,4 +286,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="last.ckpt",
         help="go on with a run that was interrupted (default: the newest)",
     )
-    return parser
+
+
+COMMAND = Command(
+    "classify train",
+    "train a classifier by a recipe; resumable, on several processes and machines",
+    _run,
+    _add_flags,
+    description="Train an image classifier, one of timm's, with an attention block in it.",
+    epilog=_EPILOG,
+)

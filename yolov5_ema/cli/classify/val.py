@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolov5_ema.cli.classify._options import (
     DATA_HELP,
-    add_machine,
-    add_place,
+    add_workers,
     check_same_names,
     load_weights,
     prepare,
     worker_count,
 )
+from yolov5_ema.cli.command import Command, add_device, add_run_folder
 from yolov5_ema.errors import UserError
 from yolov5_ema.texts import aligned
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.evaluation import Evaluation
-
-SUMMARY = "top-1, top-5, accuracy by class and confusions of a classifier"
 
 _MOST_ROWS = 30
 
@@ -33,13 +30,12 @@ in what was given.
 """
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Evaluate.
 
     Returns:
         0, or 1 if pictures could not be read.
     """
-    args = _parser().parse_args(list(argv))
     prepare()
 
     from yolov5_ema.classification.extras import require
@@ -64,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
             data.splits[args.split],
             batch=args.batch,
             workers=workers,
-            progress=sys.stderr.isatty(),
+            progress=sys.stderr.isatty() and not args.quiet,
         )
         parameters = sum(parameter.numel() for parameter in classifier.model.parameters())
         write_evaluation(found, classifier.names, classifier.record, parameters, folder)
@@ -100,19 +96,22 @@ def _report_unreadable(found: Evaluation, most: int = 20) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema classify val",
-        description="Evaluate a classifier that 'classify train' trained.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, required=True, metavar="best.pt")
     parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: what it was trained on)")
     parser.add_argument("--split", choices=("train", "val"), default="val", help="(default: val)")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR-100 if it is not there")
     parser.add_argument("--batch", "--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
-    add_machine(parser)
-    add_place(parser, "runs/classify-val")
-    return parser
+    add_device(parser)
+    add_workers(parser)
+    add_run_folder(parser, "runs/classify-val")
+
+
+COMMAND = Command(
+    "classify val",
+    "top-1, top-5, accuracy by class and confusions of a classifier",
+    _run,
+    _add_flags,
+    description="Evaluate a classifier that 'classify train' trained.",
+    epilog=_EPILOG,
+)

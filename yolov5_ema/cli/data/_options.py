@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolov5_ema.cli.command import add_output
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _NO_BOXES = ("crowds", "no_area", "others", "score0", "regions", "hidden")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of every converter."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the output")
+    add_output(parser, "folder of the output", old=["--out"], metavar="DIR", required=True)
     parser.add_argument(
         "--copy", action="store_true", help="copy images; they are linked otherwise, if possible"
     )
@@ -26,15 +26,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--strict", action="store_true", help="end with exit code 2 if anything would have to be left out"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
-    parser.add_argument(
-        "--quiet", action="store_true", help="no progress bar, and only the YAML's path at the end"
-    )
-
-
-def check_options(args: argparse.Namespace) -> None:
-    """Raises a UserError for values that cannot be."""
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers must be at least 1, not {args.workers}")
 
 
 def counted(number: int, word: str) -> str:

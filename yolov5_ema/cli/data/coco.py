@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolov5_ema.cli.command import Command, check_at_least_one
 from yolov5_ema.cli.data._options import (
     add_options,
-    check_options,
     counted,
     print_end,
     print_problems,
@@ -19,8 +18,6 @@ from yolov5_ema.cli.data._options import (
 if TYPE_CHECKING:
     from yolov5_ema.data.conversion import SplitResult
 
-SUMMARY = "COCO, or a set in its format, into YOLO labels and a data YAML"
-
 _EPILOG = """\
 SRC is a folder with annotations/instances_*.json and the images in NAME/ or
 images/NAME/ (as train2017, val2017), or one JSON, with --images. It is never changed.
@@ -29,42 +26,33 @@ Crowds are left out. The 80 classes of COCO come in the order of YOLOv5's coco.y
 others in the order of their category ids.
 
 examples:
-  yolov5-ema data coco ../coco --out ../datasets/coco
-  yolov5-ema data coco valid/_annotations.coco.json --images valid --split val --out mine
+  yolov5-ema data coco ../coco -o ../datasets/coco
+  yolov5-ema data coco valid/_annotations.coco.json --images valid --split val -o mine
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``yolov5-ema data coco``."""
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema data coco",
-        description="Convert a set in COCO's format to what YOLOv5 trains on.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SRC", help="folder, or one instances JSON")
     add_options(parser)
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="of the images, if SRC is a JSON")
     parser.add_argument(
         "--split", choices=("train", "val", "test"), help="that a JSON is, if its name does not say"
     )
-    return parser
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Convert, and say what came of it.
 
     Raises:
         UserError: nothing found, the output cannot be written, or ``--strict`` and something is wrong.
     """
-    args = build_parser().parse_args(argv)
-    check_options(args)
+    check_at_least_one(args, "workers")
 
     from yolov5_ema.data.coco import convert_coco
 
     done = convert_coco(
         args.source,
-        args.out,
+        args.output,
         images=args.images,
         split=args.split,
         copy=args.copy,
@@ -99,3 +87,13 @@ def _summary(result: SplitResult) -> str:
     ]
     words = [f"{tallies[key]:,} {word}" for key, word in dropped if tallies[key]]
     return "\n".join([head] + [f"  {', '.join(words)}"] * bool(words))
+
+
+COMMAND = Command(
+    "data coco",
+    "COCO, or a set in its format, into YOLO labels and a data YAML",
+    _run,
+    _add_flags,
+    description="Convert a set in COCO's format to what YOLOv5 trains on.",
+    epilog=_EPILOG,
+)

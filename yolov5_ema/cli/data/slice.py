@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolov5_ema.cli.command import Command, add_output
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.data.slicing import SliceReport
-
-SUMMARY = "cut the images and labels of a data set into overlapping windows for training"
 
 _ABOUT = """\
 Cuts images that are larger than a window into overlapping windows, and their labels with them. An object that a window
@@ -28,14 +27,12 @@ A second run goes on where the first was interrupted, and cuts again what has ch
 """
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Cut a data set.
 
     Returns:
         0, also when lines or images were bad and passed over; they are counted and named.
     """
-    args = _parser().parse_args(list(argv))
-
     from yolov5_ema.data import slicing
     from yolov5_ema.upstream.data_yaml import open_dataset
 
@@ -48,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     splits = _splits(args.split, dataset.splits, file)
     for split in splits:
         dataset.images(split)
-    out = args.out or _default_out(file, args.size)
+    out = args.output or _default_out(file, args.size)
     slicing.prepare_folder(out, dataset, plan)
     with slicing.held(out):
         for split in splits:
@@ -62,19 +59,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema data slice",
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA.yaml", help="data YAML of the set to cut")
     parser.add_argument("--size", type=int, default=640, help="width and height of a window in pixels (640)")
     parser.add_argument(
         "--overlap", type=float, default=0.2, help="share of a window that the next one repeats (0.2)"
     )
-    parser.add_argument("--out", type=Path, help="folder of the cut set (DATA-sliced-SIZE beside the YAML)")
+    add_output(
+        parser, "folder of the cut set (DATA-sliced-SIZE beside the YAML)", old=["--out"], metavar="DIR"
+    )
     parser.add_argument(
         "--split",
         nargs="+",
@@ -97,7 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--strict", action="store_true", help="stop at a bad label line or image")
     parser.add_argument("--workers", type=int, help="threads (one a core)")
-    return parser
 
 
 def _splits(wanted: Sequence[str] | None, there: Sequence[str], file: Path) -> list[str]:
@@ -162,3 +154,12 @@ def _closing(
             f"yolov5-ema val --data {source} --slice {args.size} --overlap {args.overlap:g}"
         )
     return "\n".join(lines)
+
+
+COMMAND = Command(
+    "data slice",
+    "cut the images and labels of a data set into overlapping windows for training",
+    _run,
+    _add_flags,
+    description=_ABOUT,
+)

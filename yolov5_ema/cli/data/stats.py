@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolov5_ema.cli.command import (
+    Command,
+    add_image_size,
+    add_json_or_file,
+    add_output,
+    is_bare_json,
+    print_json,
+    results_alone,
+)
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
-
-SUMMARY = "images, boxes, sizes and classes of a data set; whether a stride-4 head may pay"
 
 _ADVICE = {
     "likely": "Take a cfg with one: `yolov5-ema cfg --size s --head p2 --at neck --nc {nc} -o my.yaml`, "
@@ -24,45 +30,24 @@ _ADVICE = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``yolov5-ema data stats``."""
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema data stats",
-        description="Look at a data set: images, boxes, sizes at a given image size, class balance.",
-        epilog="The size of a box is the square root of its area in pixels, in an image scaled so that its longer "
-        "side is imgsz, as YOLOv5 does. example: yolov5-ema data stats visdrone.yaml --imgsz 1280",
-    )
-    parser.add_argument("data", type=Path, metavar="DATA.yaml")
-    parser.add_argument(
-        "--imgsz",
-        "--img",
-        "--img-size",
-        type=int,
-        default=640,
-        metavar="N",
-        help="longer side (default: 640)",
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="?", metavar="DATA.yaml")
+    add_image_size(parser, "longer side in pixels (default: 640)")
     parser.add_argument(
         "--split", nargs="+", choices=("train", "val", "test"), help="which (default: all that there are)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument(
-        "--picture",
-        type=Path,
-        metavar="FILE",
-        help="where the picture goes (default: runs/data/stats/NAME.png)",
-    )
+    add_json_or_file(parser)
+    add_output(parser, "the picture (default: runs/data/stats/NAME.png)", old=["--picture"])
     parser.add_argument("--no-picture", action="store_true", help="draw none")
-    return parser
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Print the figures and draw the picture.
 
     Raises:
         UserError: the YAML, its images or a flag cannot be used, or a file cannot be written.
     """
-    args = build_parser().parse_args(argv)
+    _settle_data(args)
     if args.imgsz < 1:
         raise UserError(f"--imgsz must be at least 1, not {args.imgsz}")
 
@@ -71,29 +56,46 @@ def main(argv: Sequence[str]) -> int:
     from yolov5_ema.data.stats_picture import check_picture, save_picture
     from yolov5_ema.upstream.data_yaml import open_dataset
 
-    picture = args.picture or Path("runs/data/stats", args.data.with_suffix(".png").name)
+    picture = args.output or Path("runs/data/stats", args.data.with_suffix(".png").name)
     check_picture(picture)
-    data = open_dataset(str(args.data))
-    splits = list(dict.fromkeys(args.split or _splits_there(data)))
-    if not splits:
-        raise UserError(f"{args.data} names none of train, val, test")
-    stats = [split_stats(data, split, args.imgsz) for split in splits]
-    found = verdict(stats[0], args.imgsz)
-    print(f"{args.data}, sizes at imgsz {args.imgsz}\n\n{table(data.names, stats)}\n")
-    for split in stats:
-        for line in describe(split.problems):
-            print(line)
-    print(f"{found.sentence} {_ADVICE[found.word].format(nc=len(data.names))}".rstrip())
-    if args.json is not None:
-        figures = {split.split: split.as_dict() for split in stats}
-        content = {"data": str(args.data), "imgsz": args.imgsz, "names": data.names, "splits": figures}
-        content["stride4"] = {"verdict": found.word, "because": found.sentence}
-        write_whole(args.json, json.dumps(content, indent=1) + "\n", parents=True)
-        print(f"{args.json} written")
-    if not args.no_picture:
-        save_picture(picture, args.data.name, data.names, stats, args.imgsz, found.sentence)
-        print(f"{picture} drawn")
+    with results_alone(is_bare_json(args)) as output:
+        data = open_dataset(str(args.data))
+        splits = list(dict.fromkeys(args.split or _splits_there(data)))
+        if not splits:
+            raise UserError(f"{args.data} names none of train, val, test")
+        stats = [split_stats(data, split, args.imgsz) for split in splits]
+        found = verdict(stats[0], args.imgsz)
+        content = {
+            "data": str(args.data),
+            "imgsz": args.imgsz,
+            "names": data.names,
+            "splits": {split.split: split.as_dict() for split in stats},
+            "stride4": {"verdict": found.word, "because": found.sentence},
+        }
+        if is_bare_json(args):
+            print_json(content, output)
+        else:
+            print(f"{args.data}, sizes at imgsz {args.imgsz}\n\n{table(data.names, stats)}\n")
+        for split in stats:
+            for line in describe(split.problems):
+                print(line)
+        print(f"{found.sentence} {_ADVICE[found.word].format(nc=len(data.names))}".rstrip())
+        if args.json:
+            write_whole(Path(args.json), json.dumps(content, indent=1) + "\n", parents=True)
+            print(f"{args.json} written")
+        if not args.no_picture:
+            save_picture(picture, args.data.name, data.names, stats, args.imgsz, found.sentence)
+            print(f"{picture} drawn")
     return 0
+
+
+def _settle_data(args: argparse.Namespace) -> None:
+    """In ``stats --json DATA.yaml`` the word behind ``--json`` is the data set, not a file to write."""
+    if args.data is None and args.json:
+        args.data, args.json = args.json, ""
+    if args.data is None:
+        raise UserError("data stats: which data YAML?")
+    args.data = Path(args.data)
 
 
 def _splits_there(data: Dataset) -> list[str]:
@@ -106,3 +108,15 @@ def _splits_there(data: Dataset) -> list[str]:
             print(f"without test: {error}\n")
             splits.remove("test")
     return splits
+
+
+COMMAND = Command(
+    "data stats",
+    "images, boxes, sizes and classes of a data set; whether a stride-4 head may pay",
+    _run,
+    _add_flags,
+    usage="%(prog)s DATA.yaml [flags]",
+    description="Look at a data set: images, boxes, sizes at a given image size, class balance.",
+    epilog="The size of a box is the square root of its area in pixels, in an image scaled so that its longer "
+    "side is imgsz, as YOLOv5 does. example: yolov5-ema data stats visdrone.yaml --imgsz 1280",
+)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolov5_ema.cli.command import Command, check_at_least_one
 from yolov5_ema.cli.data._options import (
     add_options,
-    check_options,
     counted,
     print_end,
     print_problems,
@@ -18,8 +17,6 @@ from yolov5_ema.cli.data._options import (
 
 if TYPE_CHECKING:
     from yolov5_ema.data.conversion import SplitResult
-
-SUMMARY = "VisDrone2019-DET's archives or folders into labels, COCO JSON and a data YAML"
 
 _EPILOG = """\
 SRC is any of the benchmark's archives (VisDrone2019-DET-train.zip, -val, -test-dev),
@@ -31,19 +28,12 @@ COCO's tools, and visdrone.yaml for `yolov5-ema train --data`. Run it again afte
 interruption, or with another split: what is done is kept.
 
 examples:
-  yolov5-ema data visdrone ~/Downloads --out ../datasets/VisDrone
-  yolov5-ema data visdrone VisDrone2019-DET-val.zip --out ../datasets/VisDrone --strict
+  yolov5-ema data visdrone ~/Downloads -o ../datasets/VisDrone
+  yolov5-ema data visdrone VisDrone2019-DET-val.zip -o ../datasets/VisDrone --strict
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``yolov5-ema data visdrone``."""
-    parser = argparse.ArgumentParser(
-        prog="yolov5-ema data visdrone",
-        description="Convert VisDrone2019-DET to what YOLOv5 trains on.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", type=Path, metavar="SRC", help="archives or folders")
     add_options(parser)
     parser.add_argument(
@@ -51,23 +41,21 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="grey ignored regions out of training images, and drop boxes that they hide to a half",
     )
-    return parser
 
 
-def main(argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Convert, and say what came of it.
 
     Raises:
         UserError: no split found, the output cannot be written, or ``--strict`` and something is wrong.
     """
-    args = build_parser().parse_args(argv)
-    check_options(args)
+    check_at_least_one(args, "workers")
 
     from yolov5_ema.data.visdrone import convert_visdrone
 
     done = convert_visdrone(
         args.sources,
-        args.out,
+        args.output,
         mask_ignored=args.mask_ignored,
         copy=args.copy,
         strict=args.strict,
@@ -75,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         quiet=args.quiet,
     )
     if args.quiet:
-        print(done.yaml_file or args.out)
+        print(done.yaml_file or args.output)
         refuse_nothing_left(done)
         return 0
     for result in done.splits:
@@ -106,3 +94,13 @@ def _summary(result: SplitResult) -> str:
     ]
     words = [f"{tallies[key]:,} {word}" for key, word in dropped if tallies[key]]
     return "\n".join(lines + [f"  {', '.join(words)}"] * bool(words))
+
+
+COMMAND = Command(
+    "data visdrone",
+    "VisDrone2019-DET's archives or folders into labels, COCO JSON and a data YAML",
+    _run,
+    _add_flags,
+    description="Convert VisDrone2019-DET to what YOLOv5 trains on.",
+    epilog=_EPILOG,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import sys
@@ -15,6 +16,8 @@ from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import whole_files
 from yolov5_ema.upstream.patching import Patches
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def load(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **options: Any) -> Any:
@@ -32,7 +35,7 @@ def load(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **options
     try:
         held[()] = _of_these_images(read_label_cache(file), sys._getframe(1).f_locals.get("self"))
     except (UnusableCache, UserError) as error:
-        print(f"WARNING: {file} is not used: {error}. The labels are read again.", file=sys.stderr)
+        _LOGGER.warning("WARNING: %s is not used: %s. The labels are read again.", file, error)
         raise pickle.UnpicklingError(str(error)) from None
     return held
 

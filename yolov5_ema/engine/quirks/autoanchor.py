@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import Code
+
+_LOGGER = logging.getLogger(__name__)
 
 _FUNCTIONS = ("check_anchors", "kmean_anchors")
 
@@ -33,7 +36,9 @@ def _with_fallback(kmean_anchors: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if isinstance(dataset, str):
                 raise
-            print(f"autoanchor: k-means failed ({error}); using {n} box sizes from the labels instead")
+            _LOGGER.info(
+                "autoanchor: k-means failed (%s); using %d box sizes from the labels instead", error, n
+            )
             return _quantile_anchors(dataset, n, img_size)
 
     return wrapper

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from typing import Any
 
@@ -13,6 +14,8 @@ from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import keyword
+
+_LOGGER = logging.getLogger(__name__)
 
 _CLASS = "ClassificationModel"
 
@@ -67,8 +70,9 @@ def cutoff_of(model: Any, usual: int) -> int:
             f"--model: a classifier's head cannot replace row {chosen - 1}, {type(last).__name__}: its input channels "
             "are not known. Choose the number of rows to keep: --cutoff N"
         )
-    print(
-        f"classifier: uses rows 0 to {chosen - 2} of the detector, its backbone; --cutoff sets another number"
+    _LOGGER.info(
+        "classifier: uses rows 0 to %d of the detector, its backbone; --cutoff sets another number",
+        chosen - 2,
     )
     return chosen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.upstream.patching import Patches
+
+_LOGGER = logging.getLogger(__name__)
 
 _PROBE = "import cv2, numpy; cv2.imshow('probe', numpy.zeros((1, 1, 3))); cv2.waitKey(1)"
 
@@ -40,7 +43,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
     def check_imshow(*args: Any, **kwargs: Any) -> bool:
         if has_display():
             return bool(original(*args, **kwargs))
-        print("no display here: no window is opened, results are saved")
+        _LOGGER.info("no display here: no window is opened, results are saved")
         return False
 
     patches.set(module.module, "check_imshow", check_imshow)

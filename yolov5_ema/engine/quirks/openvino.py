@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from typing import Any
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import dotted, parameters
+
+_LOGGER = logging.getLogger(__name__)
 
 _EXPORT, _BACKEND = "export_openvino", "DetectMultiBackend"
 _INFERENCE_ENGINE, _RUNTIME = "openvino.inference_engine", "openvino.runtime"
@@ -95,7 +98,7 @@ def _saying_why(export: Any) -> Any:
         try:
             return export(*args, **kwargs)
         except Exception as error:
-            print(f"OpenVINO: export failure: {error}")
+            _LOGGER.info("OpenVINO: export failure: %s", error)
             return None
 
     return wrapper

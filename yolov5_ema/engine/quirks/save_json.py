@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.files import write_whole
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import value_of
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -93,10 +96,10 @@ def _save_and_evaluate(result: Any, state: _Run, data: dict[str, Any], weights: 
     stem = Path(first).stem if first is not None else ""
     annotations = Path(data.get("path") or "../coco") / "annotations" / "instances_val2017.json"
     file = Path(state.save_dir or "") / f"{stem}_predictions.json"
-    print(f"\nEvaluating pycocotools mAP... saving {file}...")
+    _LOGGER.info("\nEvaluating pycocotools mAP... saving %s...", file)
     write_whole(file, json.dumps(state.predictions))
     if not annotations.is_file():
-        print(f"pycocotools unable to run: {annotations} not found")
+        _LOGGER.info("pycocotools unable to run: %s not found", annotations)
         return result
     is_coco = isinstance(data.get("val"), str) and data["val"].endswith("coco/val2017.txt")
     name = "im_files" if hasattr(state.dataset, "im_files") else "img_files"  # before v6.1
@@ -104,7 +107,7 @@ def _save_and_evaluate(result: Any, state: _Run, data: dict[str, Any], weights: 
     try:
         map_all, map50 = _coco_map(annotations, file, images)
     except Exception as error:  # as YOLOv5 does: keep its own results
-        print(f"pycocotools unable to run: {error}")
+        _LOGGER.info("pycocotools unable to run: %s", error)
         return result
     (precision, recall, _, _, *losses), maps, times = result
     return (precision, recall, map50, map_all, *losses), maps, times
