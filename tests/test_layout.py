@@ -266,11 +266,11 @@ def test_every_file_of_a_command_ends_in_it():
         (last,) = ast.parse(file.read_text(encoding="utf-8")).body[-1:]
         assert isinstance(last, ast.Assign) and last.targets[0].id == "COMMAND", file
     assert len(files) == len(commands)
-    for file in PACKAGE.rglob("*.py"):
-        calls = [
-            node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if _makes_a_parser(node)
-        ]
-        assert not calls, file
+    # the first makes them; the second is a process that `compare` starts, whose line nobody types
+    may = {cli / "command.py", PACKAGE / "comparing/scoring.py"}
+    for file in set(PACKAGE.rglob("*.py")) - may:
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        assert not [node for node in nodes if _makes_a_parser(node)], file
 
 
 def _makes_a_parser(node: ast.AST) -> bool:

@@ -55,6 +55,22 @@ def test_visdrone_without_weights(drone, capsys):
     assert "3 images, 6 objects, 6 detections" in capsys.readouterr().out
 
 
+def test_json_is_printed_instead_of_tables(drone, capsys):
+    assert evaluate("--protocol", "visdrone", *drone, "--json", "out.json", "--no-save") == 0
+    assert "3 images, 6 objects, 6 detections" in capsys.readouterr().out
+    assert evaluate("--protocol", "visdrone", *drone, "--no-save", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(Path("out.json").read_text())
+    assert evaluate("--json", "--protocol", "visdrone", *drone, "--no-plots") == 0
+    out, err = capsys.readouterr()
+    assert (
+        json.loads(out)["visdrone"]["AP"] == pytest.approx(50) and "Results saved to runs/evaluate/exp" in err
+    )
+    assert sorted(path.name for path in Path("runs/evaluate/exp").iterdir()) == [
+        "evaluation.csv",
+        "evaluation.json",
+    ]
+
+
 def test_three_protocols_side_by_side(drone, capsys):
     assert evaluate(*drone, "--by-size", "--mean", "classes") == 0
     out = capsys.readouterr().out

@@ -56,6 +56,16 @@ def test_flags_before_the_script_are_ours(own_folder):
     assert "YOLOV5_EMA_CONFLICTS" not in os.environ
 
 
+def test_messages_of_a_script_that_is_run(own_folder, capsys):
+    assert said_by("run", "--verbose", "mine.py", "--verbose", "--quiet") == [
+        ["mine.py", "--verbose", "--quiet"],
+        None,
+    ]
+    assert "YOLOv5: YOLOv5 " in capsys.readouterr().err
+    assert said_by("run", "mine.py", "--verbose") == [["mine.py", "--verbose"], None]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_script_of_yolov5_takes_our_flags_anywhere(own_folder, clone, monkeypatch, capsys):
     nowhere = ["--yolov5", "nowhere"]
     assert main(["run", "val.py", *nowhere]) == 2

@@ -124,6 +124,21 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
     assert "drawn" not in capsys.readouterr().out
 
 
+def test_json_on_standard_output(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert COMMAND.main([str(data), "--imgsz", "159", "--json", "b.json", "--no-picture"]) == 0
+    kept = json.loads((tmp_path / "b.json").read_text())
+    capsys.readouterr()
+    # the word behind --json is a file to write only where the data set is named besides
+    for line in ([str(data), "--imgsz", "159", "--json"], ["--imgsz", "159", "--json", str(data)]):
+        assert COMMAND.main([*line, "-o", "x.png"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out) == kept and "x.png drawn" in err
+    assert data.is_file() and data.read_text().startswith(("path", "train", "nc", "names"))
+    with pytest.raises(UserError, match="which data YAML"):
+        COMMAND.main(["--json"])
+
+
 def test_mistakes(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cases = [

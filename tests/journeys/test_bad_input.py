@@ -340,7 +340,10 @@ def test_unknown_command_and_plugin(refused):
 def test_shortened_flags_of_ours_are_named(refused, line):
     flag = next(word for word in line if word.startswith("--"))
     message = refused(*line)
-    assert f"no flag {flag!r} here" in message and "--conflicts, --trust-checkpoint, each in full" in message
+    assert (
+        f"no flag {flag!r} here" in message
+        and "--trust-checkpoint, --quiet, --verbose, each in full" in message
+    )
 
 
 def test_a_missing_yaml_gets_the_advice_of_its_kind(refused):

@@ -81,6 +81,13 @@ def test_a_png_and_an_svg_are_written(own_folder, runs, capsys):
     assert ElementTree.parse("mine.svg").getroot().tag.endswith("svg")
 
 
+def test_points_as_json(own_folder, runs, capsys):
+    assert paper.main(["figure1", "--only-runs", "--runs", *map(str, runs), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["files"] == ["figure1.png", "figure1.svg"]
+    assert any(point["label"] == "resnet50 + EMA" and point["mean"] == 79.0 for point in found["points"])
+
+
 def test_mistakes_are_named_and_leave_nothing(own_folder, runs, tmp_path):
     wrong = write_run(tmp_path / "detector", task="detect", map=0.4)
     percent = write_run(tmp_path / "percent", model="resnet50", parameters=1, top1=78.5)

@@ -112,12 +112,11 @@ def _dispatch(arguments: list[str]) -> int:
     if strange:
         raise UserError(_unknown_flag(name))
     command = TOP.command(name)
-    ours, of_a_script = _split(command, arguments[place + 1 :])
-    common, argv = _parser_behind(command).parse_known_args(ours, common)
+    common, argv = _taken_off(command, arguments[place + 1 :], common)
     if _passes_all(command) and argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--"):
         raise UserError(_unknown_flag(argv[0]))
     with _settings(common).exported():
-        return command.main(argv + of_a_script, common)
+        return command.main(argv, common)
 
 
 def _places_of_words(arguments: list[str]) -> list[int]:
@@ -130,12 +129,18 @@ def _passes_all(command: AnyCommand) -> bool:
     return isinstance(command, Command) and command.passes_all
 
 
-def _split(command: AnyCommand, behind: list[str]) -> tuple[list[str], list[str]]:
-    """What our own flags are looked for in, and what a script of the user's (``run my_script.py …``) gets untouched."""
-    places = _places_of_words(behind)
-    if not _passes_all(command) or not places or _is_of_yolov5(behind[places[0]]):
-        return behind, []
-    return behind[: places[0] + 1], behind[places[0] + 1 :]
+def _taken_off(
+    command: AnyCommand, behind: list[str], common: argparse.Namespace
+) -> tuple[argparse.Namespace, list[str]]:
+    """Our flags behind the command's name, and what is left; a script of the user's gets all behind it untouched."""
+    if not _passes_all(command):
+        return _parser_behind(command).parse_known_args(behind, common)
+    place, *_ = [*_places_of_words(behind), len(behind)]
+    common, own = own_parser(add_common_flags).parse_known_args(behind[:place], common)
+    script = behind[place:]
+    if script and _is_of_yolov5(script[0]):
+        common, script = _parser_behind(command).parse_known_args(script, common)
+    return common, own + script
 
 
 def _is_of_yolov5(script: str) -> bool:
