@@ -187,6 +187,15 @@ def own_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def messages():
+    """What the library logs is written as the command line writes it."""
+    from yolov5_ema.cli._messages import messages_shown
+
+    with messages_shown():
+        yield
+
+
+@pytest.fixture
 def refused(capsys, own_folder):
     """Run a command in this process that must be refused and leave nothing behind; returns its message."""
     from yolov5_ema.cli.main import main

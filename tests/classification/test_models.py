@@ -17,6 +17,8 @@ from yolov5_ema.classification import (
 )
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 
+pytestmark = pytest.mark.usefixtures("messages")
+
 timm = pytest.importorskip("timm")
 
 # the sum of p.numel(), counted in the authors' own form of each model

@@ -28,6 +28,8 @@ from yolov5_ema.classification.training import Machine, build_model, check, trai
 from yolov5_ema.classification.transforms import training_transform
 from yolov5_ema.errors import CheckpointError, UserError
 
+pytestmark = pytest.mark.usefixtures("messages")
+
 CPU = Machine("cpu", 1)
 HEADER = ["epoch", "train/loss", "val/loss", "val/top1", "val/top5", "lr"]
 

@@ -25,6 +25,8 @@ from yolov5_ema.engine.resumed_options import Script, options_to_resume
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.scripts import preflight
 
+pytestmark = pytest.mark.usefixtures("messages")
+
 OF_HONEST_RUNS: dict[str, Any] = {
     "weights": "",
     "cfg": "models/yolov5n-ema.yaml",

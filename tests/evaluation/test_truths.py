@@ -25,6 +25,8 @@ from yolov5_ema.evaluation.truths import (
     visdrone_truth,
 )
 
+pytestmark = pytest.mark.usefixtures("messages")
+
 GOOD = {"image_id": 7, "category_id": 30, "bbox": [1, 2, 3, 4], "score": 0.5}
 SIZES = {"a": (200, 100), "b": (100, 100)}
 

@@ -18,6 +18,8 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.skipping import SourceFiles, _entries, _thinness, any_name_printed
 from yolov5_ema.upstream.patching import Patches
 
+pytestmark = pytest.mark.usefixtures("messages")
+
 
 def files_of(**flags: object) -> SourceFiles:
     return SourceFiles("segment.predict", argparse.Namespace(**{"source": "pictures", **flags}))

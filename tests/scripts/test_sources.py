@@ -16,6 +16,8 @@ from yolov5_ema.scripts import sources
 from yolov5_ema.upstream.locate import Engine, engine_at
 from yolov5_ema.upstream.patching import Patches
 
+pytestmark = pytest.mark.usefixtures("messages")
+
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
 
 

@@ -18,6 +18,8 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
 
+pytestmark = pytest.mark.usefixtures("messages")
+
 SOURCE = "def read(file):\n    return cv2.imread(file), Image.open(file).size, open(file, 'rb').read(2)\n"
 
 

@@ -15,6 +15,8 @@ from yolov5_ema.checkpoints.loading import load_checkpoint
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.settings import VARIABLES
 
+pytestmark = pytest.mark.usefixtures("messages")
+
 
 @pytest.fixture(scope="module")
 def script():
