@@ -86,6 +86,29 @@ def test_arrows_lead_to_the_nearest_rooms_only():
     assert rooms.arrows(graph, ("a", "b", "c")) == {"a": ["b"], "b": ["c"], "c": []}
 
 
+def _bodies(package: Path) -> dict[str, list[str]]:
+    """The functions of a package's modules by what they do, names and docstrings apart."""
+    found: dict[str, list[str]] = {}
+    for name, file in rooms.modules(package).items():
+        for part in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(part, ast.FunctionDef):
+                code = part.body[ast.get_docstring(part) is not None :]
+                found.setdefault("".join(map(ast.dump, code)), []).append(f"{name}.{part.name}")
+    return found
+
+
+def test_no_function_stands_twice(tmp_path):
+    shortest = 160  # characters of a syntax tree: more than a call of one function
+    twice = [names for body, names in _bodies(PACKAGE).items() if len(names) > 1 and len(body) > shortest]
+    assert twice == []
+    (tmp_path / "house").mkdir()
+    for name, doc in (("a", "One."), ("b", "Another.")):
+        text = f'def {name}(x):\n    """{doc}"""\n    for y in x:\n        print(y + 1)\n'
+        (tmp_path / f"house/{name}.py").write_text(text)
+    (names,) = (names for body, names in _bodies(tmp_path / "house").items() if len(body) > shortest)
+    assert names == ["house.a.a", "house.b.b"]
+
+
 def _homes_of_tests() -> list[Path]:
     top = Path(__file__).parent
     broader = {"docs", "hard", "journeys"}  # of several modules, by what they are about

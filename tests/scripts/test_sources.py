@@ -52,7 +52,7 @@ def test_view_img_is_left_out_without_a_display(no_display, tiny_set, capsys):
     opt = options(tiny_set.parent / "images/val", view_img=True)
     with yolov5_ema.installed() as engine:
         sources.check_source(opt, engine)
-    assert opt.view_img is False and "--view-img is left out" in capsys.readouterr().out
+    assert opt.view_img is False and "--view-img is ignored" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("source", ["https://youtu.be/abc", "https://www.youtube.com/watch?v=abc"])

@@ -14,21 +14,26 @@ DEFAULT_SIZE = 640
 DEFAULT_OVERLAP = 0.2
 
 
-def run_sliceable(command: Command, args: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Run detect or val, on windows if ``--slice`` is among its flags; returns the exit code."""
-    settings = _settings(args)
+def sliceable(script: str, summary: str) -> Command:
+    """The command of detect or val: YOLOv5's own script under the shim, on windows if ``--slice`` is given."""
 
-    from yolov5_ema.engine import shim
-    from yolov5_ema.scripts import running as scripts
+    def run(args: argparse.Namespace, rest: list[str]) -> int:
+        settings = _settings(args)
 
-    load_plugins()
-    engine = shim.install()
-    with contextlib.ExitStack() as stack:
-        if settings is not None:
-            from yolov5_ema.scripts.sliced import sliced_inference
+        from yolov5_ema.engine import shim
+        from yolov5_ema.scripts import running as scripts
 
-            stack.enter_context(sliced_inference(engine, command.name, *settings))
-        return scripts.run_script(engine, command.name, rest, more_help=command.help_of_own_flags())
+        load_plugins()
+        engine = shim.install()
+        with contextlib.ExitStack() as stack:
+            if settings is not None:
+                from yolov5_ema.scripts.sliced import sliced_inference
+
+                stack.enter_context(sliced_inference(engine, script, *settings))
+            return scripts.run_script(engine, script, rest, more_help=command.help_of_own_flags())
+
+    command = Command(script, summary, run, add_slicing, passes_to=script)
+    return command
 
 
 def take_flags(argv: Sequence[str]) -> tuple[tuple[int, float] | None, list[str]]:

@@ -82,11 +82,6 @@ def _maps_shapes(
     return x.new_empty(n, 2, h, w), x.new_empty((n, 1, h, w) if count_ties else 0)
 
 
-@_fake("apply")
-def _apply_shapes(x: torch.Tensor, gate_c: torch.Tensor, gate_s: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(sizes_of(x))
-
-
 @_fake("apply_backward")
 def _apply_backward_shapes(
     grad: torch.Tensor, x: torch.Tensor, gate_c: torch.Tensor, gate_s: torch.Tensor
@@ -101,8 +96,9 @@ def _maps_backward_shapes(d_maps: torch.Tensor, x: torch.Tensor, *others: torch.
     return x.new_empty(n, c)
 
 
+@_fake("apply")
 @_fake("input_backward")
-def _input_backward_shapes(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+def _as_the_input(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     return x.new_empty(sizes_of(x))
 
 
