@@ -151,7 +151,9 @@ def test_a_cfg_instead_of_the_header(engine, tmp_path):
     there_and_back(checkpoint_of(model), engine, tmp_path)
     cfg = yaml.safe_load((tmp_path / "b.yaml").read_text(encoding="utf-8"))
     save_file(model.state_dict(), tmp_path / "plain.safetensors")
-    with pytest.raises(CheckpointError, match=r"says nothing of a model .* name its YAML with --cfg"):
+    with pytest.raises(
+        CheckpointError, match=r"does not describe a model .* pass the model's YAML with --cfg"
+    ):
         conversion.to_checkpoint(tmp_path / "plain.safetensors", tmp_path / "d.pt", engine=engine)
     conversion.to_checkpoint(tmp_path / "plain.safetensors", tmp_path / "d.pt", engine=engine, cfg=cfg)
     back = checkpoints.load_checkpoint(tmp_path / "d.pt", engine=engine)["model"]
@@ -189,7 +191,10 @@ def test_models_that_their_yaml_does_not_build(engine, tmp_path):
     whole = torch.nn.Conv2d(1, 1, 1)
     cases = [
         (checkpoint_of(fused), "A fused model has no BatchNorms"),
-        (checkpoint_of(changed), "computes something else with the same tensors"),
+        (
+            checkpoint_of(changed),
+            "with the same tensors, a model built from its YAML computes another output",
+        ),
         (checkpoint_of(whole), "holds a Conv2d; only models that YOLOv5 builds"),
         (
             checkpoint_of(build(small_cfg()).state_dict()),
@@ -230,18 +235,21 @@ def _no_space(*_paths):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": 2}, "of a later yolov5-ema"),
-        ({"class": "os.system"}, "not as 'yolov5-ema convert' writes it"),
-        ({"attributes": {"forward": 1}}, "not as 'yolov5-ema convert' writes it"),
-        ({"names": ["a"]}, "the names must be 2"),
-        ({"names": [[0, "a"], [1, 2]]}, "the names must be 2"),
+        ({"format": 2}, "by a later version of yolov5-ema"),
+        ({"class": "os.system"}, "not have the form that 'yolov5-ema convert' writes"),
+        ({"attributes": {"forward": 1}}, "not have the form that 'yolov5-ema convert' writes"),
+        ({"names": ["a"]}, "there must be 2 class names"),
+        ({"names": [[0, "a"], [1, 2]]}, "there must be 2 class names"),
         ({"cfg": {"nc": 2}}, "is missing"),
         ({"cfg": {**small_cfg(), "backbone": [[-1, 1, "__import__('os')", []]]}}, "must be a name"),
         ({"cfg": {**small_cfg(), "depth_multiple": 1e9}}, "repeats C3 more than 1000 times"),
         ({"cfg": {**small_cfg(), "head": small_cfg()["head"][:-1]}}, "missing: |unexpected: "),
-        ({"attributes": {"nc": 80}}, "says nc twice"),
+        ({"attributes": {"nc": 80}}, "two different values of nc"),
         ({"cfg": {**small_cfg(), "width_multiple": 1e308}}, "does not build a model that runs"),
-        ({"class": "SegmentationModel"}, "which YOLOv5 6.0.7 .* does not have; name a v7.0 with --yolov5"),
+        (
+            {"class": "SegmentationModel"},
+            "which YOLOv5 6.0.7 .* does not have; pass a YOLOv5 v7.0 with --yolov5",
+        ),
     ],
 )
 def test_headers_that_somebody_wrote(engine, tmp_path, change, words):

@@ -190,12 +190,12 @@ def test_files_that_are_no_checkpoints(engine, model, tmp_path):
     checkpoints.save_checkpoint(as_checkpoint(model), good, engine=engine)
     cases = {
         "missing.pt": (None, "not found"),
-        "empty.pt": (b"", "no PyTorch checkpoint, or cut off"),
-        "text.pt": (b"not a checkpoint" * 50, "no PyTorch checkpoint, or cut off"),
-        "cut.pt": (good.read_bytes()[:5000], "no PyTorch checkpoint, or cut off"),
+        "empty.pt": (b"", "not a PyTorch checkpoint, or is cut off"),
+        "text.pt": (b"not a checkpoint" * 50, "not a PyTorch checkpoint, or is cut off"),
+        "cut.pt": (good.read_bytes()[:5000], "not a PyTorch checkpoint, or is cut off"),
         "pickle.pt": (
             pickle.dumps({"a": list(range(200))}),
-            "cannot be read|no PyTorch checkpoint|holds what",
+            "cannot be read|not a PyTorch checkpoint|holds what",
         ),
     }
     for name, (content, message) in cases.items():

@@ -88,7 +88,7 @@ def test_inspect_shows_control_characters_as_text(capsys):
 def test_inspect_refuses_what_is_no_checkpoint(refused, own_folder):
     (own_folder / "text.pt").write_text("hello")
     (own_folder / "graph.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
-    assert "no PyTorch checkpoint, or cut off" in refused("inspect", "text.pt")
+    assert "not a PyTorch checkpoint, or is cut off" in refused("inspect", "text.pt")
     assert "an ONNX graph" in refused("inspect", "graph.onnx")
     assert "is a folder" in refused("inspect", ".")
     assert "weights not found" in refused("inspect", "nowhere.pt")
@@ -114,7 +114,9 @@ def test_convert_refuses(refused, own_folder, trained):
     (own_folder / "there.yaml").write_text("mine")
     assert "there.yaml is there already" in refused("convert", trained, "-o", "there")
     (own_folder / "cfg.yaml").write_text("nc: 1")
-    assert "--cfg goes with tensors alone" in refused("convert", trained, "--cfg", "cfg.yaml", "-o", "y")
+    assert "--cfg is for files with tensors only" in refused(
+        "convert", trained, "--cfg", "cfg.yaml", "-o", "y"
+    )
     assert "weights not found" in refused("convert", "nowhere.pt")
     assert not (own_folder / "ran").exists()
 

@@ -300,7 +300,10 @@ MISTAKES = {
     "workers": (["--source", "IMAGE", "--workers", "2"], "goes with --engine ray"),
     "device": (["--source", "IMAGE", "--engine", "ray", "--device", "1"], "Ray hands out the GPUs"),
     "no weights": (["--source", "IMAGE", "--weights", "no.pt", "-o", "out.json"], "weights not found"),
-    "no checkpoint": (["--source", "IMAGE", "--weights", "IMAGE", "-o", "out.json"], "no PyTorch checkpoint"),
+    "no checkpoint": (
+        ["--source", "IMAGE", "--weights", "IMAGE", "-o", "out.json"],
+        "not a PyTorch checkpoint",
+    ),
 }
 
 

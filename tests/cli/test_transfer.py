@@ -125,7 +125,7 @@ def test_weights_that_are_none(refused, tmp_path_factory):
     (folder / "text.pt").write_text("no weights" * 20)
     torch.save({"a": torch.zeros(3)}, folder / "state.pt")
     for name, expected in (
-        ("text.pt", "no PyTorch checkpoint"),
+        ("text.pt", "not a PyTorch checkpoint"),
         ("state.pt", "is a state dict"),
         ("no.pt", "not found"),
     ):

@@ -155,7 +155,7 @@ def test_another_format_is_a_class_and_a_line_in_the_table(engine, monkeypatch):
 
 def test_what_no_format_takes_is_said(engine, own_folder):
     Path("notes.txt").write_text("no model")
-    with pytest.raises(CheckpointError, match=r"notes\.txt is no PyTorch checkpoint"):
+    with pytest.raises(CheckpointError, match=r"notes\.txt is not a PyTorch checkpoint"):
         load_detector("notes.txt", engine=engine)
     with pytest.raises(CheckpointError, match="weights not found: nowhere"):
         load_detector("nowhere.pt", engine=engine)

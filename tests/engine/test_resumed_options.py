@@ -320,7 +320,7 @@ def test_a_bucket_in_opt_yaml_runs_nothing(own_folder, tiny_set, hyp, monkeypatc
     code = main(["train", "--resume", str(last)])
     said = capsys.readouterr().err
     assert not canary.exists() and "bucket" in said and "not taken from a file" in said
-    assert code == 2 and "last.pt holds no model of YOLOv5's" in said
+    assert code == 2 and "last.pt does not hold a YOLOv5 model" in said
     last = attack(own_folder / "control/exp", canary, tiny_set, hyp)
     shim.uninstall()
     try:

@@ -210,7 +210,7 @@ def test_files_of_other_kinds_are_named_as_what_they_are(engine, tmp_path):
     messages = {
         "state.pt": "is a state dict: tensors without a model",
         "states.pt": "is a state dict under the key 'model'",
-        "junk.pt": "is no PyTorch checkpoint",
+        "junk.pt": "is not a PyTorch checkpoint",
         "none.pt": "weights not found",
     }
     for name, message in messages.items():

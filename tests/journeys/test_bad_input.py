@@ -108,8 +108,10 @@ def test_weights_cut_off_or_no_checkpoint(refused, tiny_set, own_folder):
     (own_folder / "cut.pt").write_bytes(b"PK\x03\x04 and nothing more")
     (own_folder / "text.pt").write_text("hello")
     for name in ("cut.pt", "text.pt"):
-        assert "no PyTorch checkpoint, or cut off" in refused("val", "--data", tiny_set, "--weights", name)
-        assert "no PyTorch checkpoint" in refused("export", "--weights", name, "--include", "onnx")
+        assert "not a PyTorch checkpoint, or is cut off" in refused(
+            "val", "--data", tiny_set, "--weights", name
+        )
+        assert "not a PyTorch checkpoint" in refused("export", "--weights", name, "--include", "onnx")
 
 
 class Evil:

@@ -153,7 +153,7 @@ def test_inspect_says_the_same_of_both_formats_of_torch(engine, model, tmp_path)
 def test_layers_in_the_old_format_load_where_they_are_trusted(engine, model, tmp_path):
     file = save(checkpoint_with(Called("pathlib.WindowsPath", "x"), model), tmp_path / "a.pt", old=True)
     with pytest.raises(
-        CheckpointError, match=r"format of torch before 1\.6, with layers.*--trust-checkpoint"
+        CheckpointError, match=r"format of torch before 1\.6 and holds layers.*--trust-checkpoint"
     ):
         checkpoints.load_checkpoint(file, engine=engine)
     loaded = checkpoints.load_checkpoint(file, engine=engine, trust=True)
@@ -180,13 +180,13 @@ def write_others(folder: Path, model: nn.Module) -> dict[str, str]:
     return {
         "state.pt": "is a state dict: tensors without a model. .*convert .*state.pt --cfg MODEL.yaml",
         "states.pt": "is a state dict under the key 'model': tensors without a model. .*--cfg MODEL.yaml",
-        "bare.pt": r"is a model saved by itself \(of class yolov5\.models\.yolo\.Model\).*--cfg MODEL.yaml",
+        "bare.pt": r"is a bare model \(of class yolov5\.models\.yolo\.Model\).*--cfg MODEL.yaml",
         "script.pt": "is a TorchScript archive, exported from a checkpoint",
-        "page.pt": "is no PyTorch checkpoint but a web page",
-        "lfs.pt": "is no PyTorch checkpoint but a pointer of Git LFS; .*git lfs pull",
-        "graph.pt": "is no PyTorch checkpoint but an ONNX graph, exported",
-        "error.pt": "is no PyTorch checkpoint but JSON",
-        "tensors.pt": "is no PyTorch checkpoint but safetensors.*yolov5-ema convert",
+        "page.pt": "is not a PyTorch checkpoint but a web page",
+        "lfs.pt": "is not a PyTorch checkpoint but a pointer of Git LFS; .*git lfs pull",
+        "graph.pt": "is not a PyTorch checkpoint but an ONNX graph, exported",
+        "error.pt": "is not a PyTorch checkpoint but JSON",
+        "tensors.pt": "is not a PyTorch checkpoint but safetensors.*yolov5-ema convert",
     }
 
 
@@ -236,7 +236,7 @@ def test_an_exported_model_under_its_own_name_is_left_to_what_runs_it(
     assert main(["detect", "--source", source, "--weights", "page.onnx"]) == 2
     assert "but a web page" in capsys.readouterr().err
     assert main(["detect", "--source", source, "--weights", "graph.onnx"]) == 2
-    assert "no ONNX file, or cut off" in capsys.readouterr().err  # read as one
+    assert "not an ONNX file, or is cut off" in capsys.readouterr().err  # read as one
 
 
 @pytest.mark.parametrize(("key", "prefix"), [("", ""), ("model", "module."), ("state_dict", "model.")])
@@ -275,13 +275,13 @@ def test_a_state_dict_that_runs_something_is_refused_by_convert(engine, model, o
 @pytest.mark.parametrize(
     ("name", "helps", "not_said"),
     [
-        ("models.common.SPPCSPC", "of a fork .*--yolov5", "--plugin|newer|--trust"),
-        ("yolov5.models.yolo.IDetect", "of a fork .*--yolov5", "--plugin|newer|--trust"),
-        ("models.common.C3x", "name YOLOv5 v7.0 or later with --yolov5", "--plugin|--trust|fork"),
-        ("models.yolo.Segment", "name YOLOv5 v7.0 or later with --yolov5", "--plugin|--trust|fork"),
-        ("models.experimental.GhostConv", "name YOLOv5 v5.0 with --yolov5", "--plugin|--trust|fork"),
-        ("models.swin.SwinBlock", "of a fork.*--yolov5 and, .*--trust-checkpoint", "--plugin"),
-        ("models.common.AutoShape", "torch.hub wraps", "--plugin|--trust"),
+        ("models.common.SPPCSPC", "from a fork .*--yolov5", "--plugin|newer|--trust"),
+        ("yolov5.models.yolo.IDetect", "from a fork .*--yolov5", "--plugin|newer|--trust"),
+        ("models.common.C3x", "pass YOLOv5 v7.0 or later with --yolov5", "--plugin|--trust|fork"),
+        ("models.yolo.Segment", "pass YOLOv5 v7.0 or later with --yolov5", "--plugin|--trust|fork"),
+        ("models.experimental.GhostConv", "pass YOLOv5 v5.0 with --yolov5", "--plugin|--trust|fork"),
+        ("models.swin.SwinBlock", "from a fork.*--yolov5 and, .*--trust-checkpoint", "--plugin"),
+        ("models.common.AutoShape", "the wrapper that torch.hub puts", "--plugin|--trust"),
         ("yolov5_ema.blocks.later.Later", "pip install -U yolov5-ema", "--plugin|--trust"),
         ("__main__.MyBlock", "script or notebook that saved", "--trust"),
         ("my_block.Scale", "--plugin; .*--trust-checkpoint", "fork"),
@@ -290,9 +290,9 @@ def test_a_state_dict_that_runs_something_is_refused_by_convert(engine, model, o
 )
 def test_advice_is_what_helps(engine, tmp_path, name, helps, not_said):
     file = save(checkpoint_with(Called(name), nn.Identity()), tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=rf"{name}\. Nothing of it was run\. .*{helps}") as caught:
+    with pytest.raises(CheckpointError, match=rf"{name}\. None of its code was run\. .*{helps}") as caught:
         checkpoints.load_checkpoint(file, engine=engine)
-    advice = str(caught.value).split("Nothing of it was run.")[1]
+    advice = str(caught.value).split("None of its code was run.")[1]
     import re
 
     assert not re.search(not_said, advice), advice

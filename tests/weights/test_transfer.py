@@ -327,7 +327,7 @@ def test_layers_know_their_place(build):
 
 
 def test_what_is_no_yolov5_model_is_said_so():
-    with pytest.raises(ValueError, match="Sequential is no YOLOv5 model"):
+    with pytest.raises(ValueError, match="Sequential is not a YOLOv5 model"):
         layers_of(nn.Sequential(nn.ReLU()))
 
 

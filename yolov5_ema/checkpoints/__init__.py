@@ -1,1 +1,1 @@
-"""Checkpoints: opened under guard, checked, converted and transferred."""
+"""Checkpoints: loaded without running their code, checked, converted, and transferred to other models."""

@@ -1,8 +1,8 @@
-"""A checkpoint as tensors and text, and back: ``state_dict`` in safetensors, the model YAML, and what else it said.
+"""Converts a checkpoint to safetensors and a model YAML, and back.
 
-The safetensors file alone is enough to go back; the YAML beside it is to be read, and to be given as ``--cfg``. A
-checkpoint is converted only if a model built from its YAML takes the tensors one by one and then computes the same,
-bit for bit.
+The safetensors file alone is enough to convert back: its header holds everything besides the tensors. The YAML is for
+people to read, and can be passed as ``--cfg``. A checkpoint is converted only if a model built from its YAML accepts
+all the tensors and then computes the same output, bit for bit.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def to_safetensors(
         source: the checkpoint.
         target: the ``.safetensors`` to write.
         cfg: the ``.yaml`` to write.
-        engine: the YOLOv5 at hand, with the shim installed.
-        force: replace files that are there.
+        engine: the YOLOv5 in use, with the shim installed.
+        force: replace existing files.
 
     Returns:
-        What stands in the header beside the tensors.
+        The content of the safetensors header besides the tensors.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, holds no model with a YAML, or its YAML does not build it.
-        UserError: a file is there already, or cannot be written.
+        CheckpointError: the checkpoint cannot be read, has no model with a YAML, or its YAML does not build the model.
+        UserError: a file exists already, or cannot be written.
     """
     from safetensors.torch import save
 
@@ -86,24 +86,24 @@ def to_safetensors(
 def to_checkpoint(
     source: Path, target: Path, *, engine: Engine, cfg: Mapping[str, Any] | None = None, force: bool = False
 ) -> dict[str, Any]:
-    """Write safetensors as a checkpoint that YOLOv5 takes, as its own ``strip_optimizer`` leaves them.
+    """Write safetensors as a checkpoint that YOLOv5 can load, in the form that its own ``strip_optimizer`` writes.
 
     Args:
-        source: a file of `to_safetensors`; or, together with ``cfg``, any state dict, in safetensors or as torch saves
-            one, or a model saved by itself.
+        source: a file of `to_safetensors`. With ``cfg`` also a state dict, in safetensors or saved by torch, or a bare
+            model.
         target: the ``.pt`` to write.
-        engine: the YOLOv5 at hand, with the shim installed.
-        cfg: what a model YAML holds, instead of the one in the header.
-        force: replace a file that is there.
+        engine: the YOLOv5 in use, with the shim installed.
+        cfg: the content of a model YAML, used instead of the one in the header.
+        force: replace an existing file.
 
     Returns:
-        The facts that the checkpoint was made from.
+        The header that the checkpoint was made from.
 
     Raises:
-        CheckpointError: the file cannot be read, says nothing of a model, or its tensors do not fit the cfg; the
-            message names what is missing, unexpected or of another shape.
-        ConfigError: the cfg cannot be used.
-        UserError: the target is there already, or cannot be written.
+        CheckpointError: the file cannot be read, does not describe a model, or its tensors do not fit the cfg. The
+            message names tensors that are missing, unexpected or of another shape.
+        ConfigError: the cfg is invalid.
+        UserError: the target exists already, or cannot be written.
     """
     refuse_present([target], force)
     tensors, header = read_tensors(source, engine)
@@ -147,12 +147,13 @@ def _facts(checkpoint: Any, model: Any, source: Path, engine: Engine) -> dict[st
 
 
 def _json(value: Any) -> Any:
-    """A value as JSON keeps it; what it cannot keep, as text."""
+    """A value that JSON can hold; anything else becomes text."""
     if isinstance(value, Mapping):
         return {str(key): _json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [_json(item) for item in value]
-    if hasattr(value, "item") and getattr(value, "size", None) is not None:  # NumPy's numbers and tensors
+    # NumPy's numbers and tensors
+    if hasattr(value, "item") and getattr(value, "size", None) is not None:
         try:
             return _json(value.item())
         except (ValueError, RuntimeError, TypeError):
@@ -163,7 +164,11 @@ def _json(value: Any) -> Any:
 
 
 def _plain_cfg(cfg: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """A model's YAML as it stands, classes as names; it must survive JSON."""
+    """A model's YAML with classes replaced by their names.
+
+    Raises:
+        CheckpointError: it cannot be written as JSON and read back unchanged.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, type):
@@ -176,14 +181,16 @@ def _plain_cfg(cfg: Mapping[str, Any], source: Path) -> dict[str, Any]:
     try:
         back = json.loads(json.dumps(found))
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: its model YAML holds what no YAML can: {error}") from None
+        raise CheckpointError(
+            f"{source}: its model YAML holds a value that a YAML cannot hold: {error}"
+        ) from None
     if back != found:
-        raise CheckpointError(f"{source}: its model YAML has keys that are no text")
+        raise CheckpointError(f"{source}: its model YAML has keys that are not text")
     return back
 
 
 def _cfg_of_this_model(model: Any, engine: Engine) -> dict[str, Any]:
-    """The YAML that builds this model: with its anchors, and blocks by names that mean nothing else here."""
+    """The YAML that builds this model: with its anchors, and with block names that YOLOv5 does not use for others."""
     cfg = copy.deepcopy(_plain_cfg(model.yaml, Path("the checkpoint")))
     head = model.model[-1]
     pixels = (head.anchors.float() * head.stride.float().view(-1, 1, 1).cpu()).flatten(1).tolist()
@@ -202,7 +209,7 @@ def _cfg_of_this_model(model: Any, engine: Engine) -> dict[str, Any]:
 
 
 def _nearly(anchors: Any, pixels: list[list[float]]) -> bool:
-    """Whether a YAML's anchors are those of the model, up to the rounding of half precision."""
+    """Whether a YAML's anchors equal those of the model, up to the rounding of half precision."""
     if not isinstance(anchors, list) or [len(level) for level in anchors] != [len(level) for level in pixels]:
         return False
     pairs = [pair for a, b in zip(anchors, pixels) for pair in zip(a, b)]
@@ -228,7 +235,7 @@ def _yaml_header(source: Path, target: Path, facts: Mapping[str, Any]) -> list[s
 def _built(
     facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], source: Path, engine: Engine
 ) -> Any:
-    """The model of a cfg, with these tensors."""
+    """The model that a cfg builds, filled with these tensors."""
     yolo = engine.module("models.yolo")
     cfg = copy.deepcopy(facts["cfg"])
     _check_fits(cfg, tensors, yolo, source)
@@ -237,12 +244,13 @@ def _built(
         model = cls(cfg)
     check_head(model, source)
     if all(tensor.dtype == torch.float16 for tensor in tensors.values() if tensor.is_floating_point()):
-        model.half()  # also what is no buffer: the strides of Detect
+        # converts tensors that are not buffers too: the strides of Detect
+        model.half()
     try:
         model.load_state_dict(dict(tensors), strict=True, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:600]
-        raise CheckpointError(f"{source}: the tensors are not those of its model YAML: {reason}") from None
+        raise CheckpointError(f"{source}: the tensors do not fit its model YAML: {reason}") from None
     model.requires_grad_(False)
     model.names = _names(facts, model)
     for key, value in facts["attributes"].items():
@@ -254,7 +262,7 @@ def _built(
 
 @contextmanager
 def _building(source: Path) -> Iterator[None]:
-    """Whatever a layer says of arguments that somebody wrote, as a message."""
+    """Context manager that turns errors of layers with invalid arguments into a `CheckpointError`."""
     try:
         yield
     except UserError:
@@ -274,7 +282,7 @@ def _building(source: Path) -> Iterator[None]:
 
 
 def _check_fits(cfg: dict[str, Any], tensors: Mapping[str, torch.Tensor], yolo: Any, source: Path) -> None:
-    """Whether the tensors are those of the cfg, by shapes alone: nothing of the cfg's size is allocated yet."""
+    """Raise a `CheckpointError` if names or shapes of the tensors do not fit the cfg. No memory for them is needed."""
     channels = cfg.get("ch", 3)
     with _building(source), quiet(), torch.device("meta"), torch.no_grad():
         layers, _ = yolo.parse_model({**copy.deepcopy(cfg), "ch": channels}, [channels])
@@ -294,7 +302,7 @@ def _check_fits(cfg: dict[str, Any], tensors: Mapping[str, torch.Tensor], yolo: 
         fused = " (A fused model has no BatchNorms: convert the checkpoint that it came from.)"
         is_fused = not any(".bn." in name for name in found) and any(".bn." in name for name in wanted)
         raise CheckpointError(
-            f"{source}: the tensors are not those of its model YAML: {'; '.join(filter(None, parts))}"
+            f"{source}: the tensors do not fit its model YAML: {'; '.join(filter(None, parts))}"
             + (fused if is_fused else "")
         )
 
@@ -313,7 +321,7 @@ def _names(facts: Mapping[str, Any], model: Any) -> Any:
 
 
 def _check_same(model: Any, built: Any, source: Path) -> None:
-    """Both compute the same on one image, bit for bit."""
+    """Raise a `CheckpointError` unless both models compute the same output for one image, bit for bit."""
     side = 2 * int(max(float(stride) for stride in model.stride))
     channels = int(built.yaml.get("ch", 3))
     image = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))
@@ -324,24 +332,27 @@ def _check_same(model: Any, built: Any, source: Path) -> None:
             outputs.append(runnable(image)[0])
     if not torch.equal(*(torch.nan_to_num(output) for output in outputs)):
         raise CheckpointError(
-            f"{source}: the model that its YAML builds computes something else with the same tensors; it was changed "
-            "after it was built. Nothing was written"
+            f"{source}: with the same tensors, a model built from its YAML computes another output, so the model was "
+            "changed after it was built. Nothing was written"
         )
 
 
 def _facts_from(header: Any, cfg: Mapping[str, Any] | None, source: Path) -> dict[str, Any]:
-    """What the header says, checked; with a cfg of the user's, what that says instead."""
+    """The content of the header, checked. A cfg from the user replaces the one in the header."""
     if header is None and cfg is None:
         raise CheckpointError(
-            f"{source} holds tensors and says nothing of a model (it is not of 'yolov5-ema convert'): name its YAML "
-            "with --cfg"
+            f"{source} holds tensors but does not describe a model ('yolov5-ema convert' did not write it): pass the "
+            "model's YAML with --cfg"
         )
     facts = {
         **{"class": "Model", "names": None, "attributes": {}, "inplace": True, "training": {}, "cfg": None},
         **(header if isinstance(header, dict) else {}),
     }
     if facts.get("format", _FORMAT) != _FORMAT:
-        raise CheckpointError(f"{source} is of a later yolov5-ema (format {facts['format']!r})")
+        raise CheckpointError(
+            f"{source} was written by a later version of yolov5-ema (format {facts['format']!r}): "
+            "pip install -U yolov5-ema"
+        )
     if cfg is None:
         with_options_by_name(facts["cfg"])
     else:
@@ -356,10 +367,12 @@ def _facts_from(header: Any, cfg: Mapping[str, Any] | None, source: Path) -> dic
         and isinstance(facts["inplace"], bool)
     )
     if not shape_is_fine:
-        raise CheckpointError(f"{source}: its metadata is not as 'yolov5-ema convert' writes it")
+        raise CheckpointError(
+            f"{source}: its metadata does not have the form that 'yolov5-ema convert' writes"
+        )
     Graph.from_cfg(facts["cfg"], str(source))
     if facts["attributes"].get("nc", facts["cfg"]["nc"]) != facts["cfg"]["nc"]:
-        raise CheckpointError(f"{source}: its metadata says nc twice, and not the same")
+        raise CheckpointError(f"{source}: its metadata has two different values of nc")
     facts["names"] = _checked_names(facts["names"], facts["cfg"]["nc"], source)
     return facts
 
@@ -384,5 +397,5 @@ def _checked_names(names: Any, count: int, source: Path) -> Any:
         for name in names
     )
     if not fine or len(names) != count:
-        raise CheckpointError(f"{source}: the names must be {count}, as many as nc says, and text")
+        raise CheckpointError(f"{source}: there must be {count} class names (nc), each of them text")
     return names

@@ -1,9 +1,9 @@
-"""Models in other forms than a checkpoint, looked at before the library that runs them has them.
+"""Checks exported models before the library that runs them loads them.
 
-Some forms are data: a graph of operators from a fixed list, and numbers. Of these the metadata is checked, which says
-what classes are called, and that no other file is read. Others are programs: whoever loads them runs what is in them,
-and nothing can be told of them before; these need ``--trust-checkpoint``, as a checkpoint that brings code does.
-TorchScript is a program that can be read, see `yolov5_ema.weights.torchscript_files`.
+Some formats are data: a graph of operators from a fixed list, and numbers. For these, the metadata with the class
+names is checked, and that the model reads no other file. Other formats are programs: loading them runs their code,
+and they cannot be checked before. They need ``--trust-checkpoint``, as a checkpoint with code does. TorchScript is a
+program too, but its code can be checked, see `yolov5_ema.weights.torchscript_files`.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ from yolov5_ema.texts import first_line
 from yolov5_ema.weights.onnx_files import check_locations, read_onnx
 from yolov5_ema.weights.torchscript_files import CONFIG, check_torchscript, extra_file
 
-_MOST_TEXT = 4 * 2**20  # of the metadata
+# limit for the metadata, in bytes
+_MOST_TEXT = 4 * 2**20
 _MOST_BYTES = 16 * 2**30
 _LARGEST_STRIDE = 1024
 _NO_VALUE = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
-_LITERALS = ("names", "imgsz", "kpt_shape", "kpt_names", "args", "end2end")  # keys that ultralytics evaluates
+# keys that ultralytics evaluates as Python literals
+_LITERALS = ("names", "imgsz", "kpt_shape", "kpt_names", "args", "end2end")
 _jit_load = torch.jit.load
 
 
 def load_torchscript(
     file: Any, map_location: Any = None, _extra_files: dict[str, Any] | None = None, **_ignored: Any
 ) -> Any:
-    """`torch.jit.load`, of the very bytes whose code has been read and found to be a detector's.
+    """`torch.jit.load` that first checks that the code does only what a detector needs. It loads the checked bytes.
 
     Raises:
-        CheckpointError: the code does something else, or its names are none.
-        UserError: it is no file that can be read.
+        CheckpointError: the code does something else, or the class names are invalid.
+        UserError: the file cannot be read.
     """
     if is_trusted():
         return _jit_load(file, map_location=map_location, _extra_files=_extra_files)
@@ -60,15 +62,15 @@ def load_torchscript(
 
 
 def check_exported(path: Path, form: str) -> None:
-    """Look at a model before it is loaded. TorchScript is looked at by `load_torchscript`.
+    """Check an exported model before it is loaded. TorchScript is checked by `load_torchscript`.
 
     Args:
         path: the file, or the folder that an exporter made.
-        form: by YOLOv5's names: ``onnx``, ``xml`` (OpenVINO), ``engine`` (TensorRT), ``saved_model`` …
+        form: the format by YOLOv5's names: ``onnx``, ``xml`` (OpenVINO), ``engine`` (TensorRT), ``saved_model`` …
 
     Raises:
         CheckpointError: it is a program, or its metadata or files are not those of an exported detector.
-        UserError: it is no file that can be read.
+        UserError: the file cannot be read.
     """
     check = _CHECKS.get(form)
     if check is not None and not is_trusted() and path.exists():
@@ -76,7 +78,7 @@ def check_exported(path: Path, form: str) -> None:
 
 
 def check_names_and_stride(model: Any, path: Path) -> None:
-    """Refuse what a loaded model says of itself if it is not what every model says; see `fault_of_names`."""
+    """Raise a `CheckpointError` if a loaded model has invalid class names (`fault_of_names`) or an invalid stride."""
     if is_trusted():
         return
     names, stride = getattr(model, "names", None), getattr(model, "stride", None)
@@ -90,7 +92,7 @@ def check_names_and_stride(model: Any, path: Path) -> None:
 
 
 def read_onnx_network(read: Callable[..., Any]) -> Callable[..., Any]:
-    """OpenCV's ``readNetFromONNX``, which by itself reads tensors from any file that a model names."""
+    """OpenCV's ``readNetFromONNX`` with a check first: on its own it reads tensors from any file that a model names."""
 
     def guarded(file: Any, *args: Any, **kwargs: Any) -> Any:
         check_exported(Path(str(file)), "onnx")
@@ -110,7 +112,9 @@ def _read(path: Path) -> bytes:
         with open_regular(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > _MOST_BYTES:
-                raise CheckpointError(f"{path} is no model: {size:,} bytes are more than any has")
+                raise CheckpointError(
+                    f"{path} is not a model: it has {size:,} bytes, and the limit is {_MOST_BYTES:,}"
+                )
             return stream.read(size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -122,14 +126,14 @@ def _read(path: Path) -> bytes:
 
 
 def _check_metadata(metadata: Mapping[Any, Any], path: Path) -> None:
-    """The values that are used: the others are shown at most."""
+    """Check the values that are used. The others are only shown, if at all."""
     names, stride = metadata.get("names"), metadata.get("stride")
     if isinstance(names, Mapping):
         names = {
             int(key) if re.fullmatch(r"[0-9]{1,6}", str(key)) else key: name for key, name in names.items()
         }
     fault = fault_of_names(names) if "names" in metadata else None
-    fault = fault or ("names: there are none" if names in ([], {}, ()) else None)
+    fault = fault or ("names is empty" if names in ([], {}, ()) else None)
     if fault:
         raise CheckpointError(f"{path}: its metadata: {fault}")
     if isinstance(names, Mapping) and 0 not in names:
@@ -149,9 +153,9 @@ def _check_config(config: bytes, path: Path) -> None:
     try:
         content = json.loads(_limited(config).decode())
     except _NO_VALUE as error:
-        raise CheckpointError(f"{path}: its metadata {CONFIG} is no JSON ({type(error).__name__})") from None
+        raise CheckpointError(f"{path}: its metadata {CONFIG} is not JSON ({type(error).__name__})") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: its metadata {CONFIG} is no JSON object")
+        raise CheckpointError(f"{path}: its metadata {CONFIG} is not a JSON object")
     _check_metadata(content, path)
 
 
@@ -167,8 +171,8 @@ def _literal(text: str, key: str, path: Path) -> Any:
     except _NO_VALUE:
         shown = text[:80] + "…" * (len(text) > 80)
         raise CheckpointError(
-            f"{path}: the metadata under {key!r} is no list of names and no number, but {shown!r}. "
-            "Nothing of it was run."
+            f"{path}: the metadata under {key!r} must be a list of names or a number, not {shown!r}. "
+            "None of it was run."
         ) from None
 
 
@@ -191,14 +195,15 @@ def _check_onnx(path: Path) -> None:
 
 
 def _check_openvino(path: Path) -> None:
-    """A graph of OpenVINO's own operators; others need a library that the program names, not the file."""
+    """Check a graph of OpenVINO. It can only use OpenVINO's own operators: the file cannot load a library of others."""
     folder = path if path.is_dir() else path.parent
     of_model = (
         [*folder.glob("*.xml"), *folder.glob("*.bin")] if path.is_dir() else [path, path.with_suffix(".bin")]
     )
     for file in of_model:
         if file.exists():
-            open_regular(file).close()  # a pipe would be waited for
+            # reading a pipe would block
+            open_regular(file).close()
     beside = folder.glob("*.yaml") if path.is_dir() else [path.with_suffix(".yaml"), folder / "metadata.yaml"]
     for file in beside:
         content = read_yaml(file) if file.is_file() else {}
@@ -207,7 +212,11 @@ def _check_openvino(path: Path) -> None:
 
 
 def _check_tflite(path: Path) -> None:
-    """Operators of TensorFlow Lite's own compute; through ``Flex`` it runs any of TensorFlow's, which write files."""
+    """Check a TensorFlow Lite model.
+
+    Its own operators only compute. Through ``Flex`` it can run any operator of TensorFlow, and some of these write
+    files.
+    """
     content = _read(path)
     if b"Flex" in content:
         _refuse_program(path, "TensorFlow Lite model with operators of TensorFlow (Flex)")
@@ -228,8 +237,9 @@ def _check_tflite(path: Path) -> None:
 
 def _refuse_program(path: Path, what: str) -> None:
     raise CheckpointError(
-        f"{path}: a {what} is a program that runs when it is loaded, and cannot be looked at before. If you know "
-        "where it comes from and trust it with your machine, pass --trust-checkpoint; a .onnx file of it needs none."
+        f"{path}: a {what} is a program that runs when it is loaded, and it cannot be checked before. If you know "
+        "where it comes from and trust it with your machine, pass --trust-checkpoint; the same model as a .onnx file "
+        "does not need it."
     )
 
 

@@ -1,8 +1,8 @@
-"""Whether a layer out of a file is as torch builds one: its hooks, its tensors, its hyper-parameters.
+"""Checks that a layer from a file could have been built by torch: its hooks, tensors and hyperparameters.
 
-A file of allowed classes may still fill them with anything: a stride of zero, a scale of a billion, a hook, a weight
-that is one number repeated a trillion times, a forward that is a text. What follows would be a traceback, terabytes,
-or a kernel that reads beyond its memory.
+A file with allowed classes only can still fill them with anything: a stride of zero, a scale of a billion, a hook, a
+weight that repeats one number a trillion times, a string as forward. Running such a layer could raise an error, use
+terabytes of memory, or read memory out of bounds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from torch import nn
 
 Rule = Callable[[Any], bool]
 
-_LARGEST = 2**20  # of channels and features
-_LONGEST = 4096  # of kernels, strides and paddings
+# limit for channels and features
+_LARGEST = 2**20
+# limit for kernel sizes, strides and paddings
+_LONGEST = 4096
 _MOST_SCALE = 64
 _DTYPES = {torch.float16, torch.float32, torch.float64, torch.bfloat16}
 _BUFFER_DTYPES = _DTYPES | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -32,7 +34,7 @@ _NO_HOOKS = {
     "_is_full_backward_hook",
 }
 _ADDED_LATER = {"recompute_scale_factor", "batch_first"}
-"""Constants of layers that today's torch has and that of some checkpoints had not."""
+"""Constants of layers that current torch has, but that are missing in checkpoints of older torch."""
 
 
 def fault_of_layer(layer: nn.Module) -> str | None:
@@ -61,7 +63,7 @@ def _of_the_module(layer: nn.Module) -> Iterator[str]:
         yield "training must be true or false"
     for name in sorted(_OF_EVERY_MODULE - _NO_HOOKS):
         if not isinstance(state[name], dict) or state[name]:
-            yield f"{name} must be empty: a checkpoint brings no code"
+            yield f"{name} must be empty: a checkpoint must not hold code"
     kept = state["_non_persistent_buffers_set"]
     if not isinstance(kept, set) or not all(isinstance(name, str) for name in kept):
         yield "_non_persistent_buffers_set must hold names"
@@ -79,8 +81,9 @@ def _of_names(layer: nn.Module) -> Iterator[str]:
     for name in state:
         if name not in _OF_EVERY_MODULE and _is_method(cls, name) and name != "type":
             yield f"its {name} is replaced"
-    if not isinstance(state.get("type", ""), str):  # YOLOv5 notes the class of a row in it
-        yield "its type is no text"
+    # YOLOv5 writes the class of a row there
+    if not isinstance(state.get("type", ""), str):
+        yield "its type is not text"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -96,14 +99,14 @@ def _of_tensors(layer: nn.Module) -> Iterator[str]:
     state = vars(layer)
     for name, tensor in state["_parameters"].items():
         if tensor is not None and (type(tensor) is not nn.Parameter or not _is_plain(tensor, _DTYPES)):
-            yield f"{name} is no parameter as torch makes one"
+            yield f"{name} is not a parameter that torch could have made"
     for name, tensor in state["_buffers"].items():
         if tensor is not None and (type(tensor) is not torch.Tensor or not _is_plain(tensor, _BUFFER_DTYPES)):
-            yield f"{name} is no buffer as torch makes one"
+            yield f"{name} is not a buffer that torch could have made"
 
 
 def _is_plain(tensor: torch.Tensor, dtypes: set[torch.dtype]) -> bool:
-    """Strided, of a usual dtype, and with a place in memory for each of its elements."""
+    """Whether a tensor is strided, has a usual dtype, and has memory for each of its elements."""
     if tensor.layout != torch.strided or tensor.dtype not in dtypes or tensor.is_meta or tensor.dim() > 8:
         return False
     has_hooks = bool(tensor._backward_hooks) or tensor.grad is not None

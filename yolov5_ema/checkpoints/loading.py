@@ -1,9 +1,9 @@
-"""Reading and writing YOLOv5 checkpoints without running code that a file brings along.
+"""Reads and writes YOLOv5 checkpoints without running code from the file.
 
-A YOLOv5 checkpoint is a pickle of whole modules. `load_checkpoint` reads it with
-``weights_only=True`` and an allow-list: the module classes of the YOLOv5 at hand, torch's own layers,
-NumPy's numbers, and the attention blocks. Names are taken both as a clone writes them
-(``models.yolo.Model``) and as the PyPI package does (``yolov5.models.yolo.Model``).
+A YOLOv5 checkpoint is a pickle of whole modules. `load_checkpoint` reads it with ``weights_only=True`` and an
+allow-list: the module classes of the YOLOv5 in use, torch's own layers, NumPy's numbers, and the attention blocks. The
+allow-list has each class under the name that a clone writes (``models.yolo.Model``) and under the name that the PyPI
+package writes (``yolov5.models.yolo.Model``).
 """
 
 from __future__ import annotations
@@ -49,21 +49,22 @@ from yolov5_ema.weights.paths import PATHS
 from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
 _CLASS_MODULES = ("models.common", "models.experimental", "models.yolo")
-_NEVER_IN_A_CHECKPOINT = {"AutoShape", "DetectMultiBackend"}  # wrappers that open files when built
+# wrappers that open files when they are built
+_NEVER_IN_A_CHECKPOINT = {"AutoShape", "DetectMultiBackend"}
 
 
 _said: ContextVar[bool | None] = ContextVar("trust said in Python", default=None)
 
 
 def is_trusted() -> bool:
-    """Whether the user said ``--trust-checkpoint`` (or the variable that stands for it, or `trusting`)."""
+    """Whether files are trusted: by `trusting`, ``--trust-checkpoint``, or its environment variable."""
     said = _said.get()
     return bool(read("trust")) if said is None else said
 
 
 @contextmanager
 def trusting(trust: bool | None) -> Iterator[None]:
-    """Within: what is read is trusted, or not, whatever the command line says; None: as that says."""
+    """Context manager that overrides the command line: files are trusted, or not. None: no override."""
     token = _said.set(_said.get() if trust is None else trust)
     try:
         yield
@@ -85,15 +86,15 @@ def load_checkpoint(
         file: path of the ``.pt`` file.
         map_location: as in `torch.load`.
         engine: the YOLOv5 whose classes the checkpoint's modules become.
-        trust: unpickle whatever the file holds. None: what the user said on the command line.
-        without_model: a state dict, and a model saved by itself, will do.
+        trust: unpickle the file without checking what it holds. None: as set on the command line.
+        without_model: accept a state dict or a bare model too.
 
     Returns:
-        What was saved: for YOLOv5 a dict with ``model``, ``ema``, ``optimizer``, ``epoch`` …
+        The saved object: for YOLOv5 a dict with ``model``, ``ema``, ``optimizer``, ``epoch`` …
 
     Raises:
-        CheckpointError: the file is missing, torn, no checkpoint, or holds a class or function that
-            is not on the allow-list; the message names it.
+        CheckpointError: the file is missing or damaged, is not a checkpoint, or holds a class or function that is not
+            on the allow-list; the message names it.
     """
     path = pathlib.Path(str(file))
     trust = is_trusted() if trust is None else trust
@@ -121,16 +122,16 @@ def _unpickled(
             return torch.load(content, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, first_line(error))) from error
-    except UserError:  # a model that is built while a trusted file is read goes through the shim
+    except UserError:
+        # a trusted file may build a model through the shim
         raise
-    except (
-        Exception
-    ) as error:  # torch and the file's own classes raise what they like over a file that is odd
+    except Exception as error:
+        # torch and the classes in the file can raise anything for a malformed file
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _with_any_path() -> ModuleType:
-    """The module `pickle`, for which paths of any system and Python are text."""
+    """The module `pickle`, changed so that paths written by any operating system and Python become text."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -149,10 +150,10 @@ def _pickle_module(**instead: Any) -> ModuleType:
 
 
 def check_file(path: pathlib.Path, *, engine: Engine, trust: bool | None = None) -> None:
-    """Look at a checkpoint without unpickling it.
+    """Check a checkpoint without unpickling it.
 
     Raises:
-        CheckpointError: as `load_checkpoint`, before anything of the file runs.
+        CheckpointError: as `load_checkpoint`. No code in the file has run.
     """
     with reading(path) as stream:
         _judge(path, stream, engine, is_trusted() if trust is None else trust)
@@ -192,17 +193,17 @@ def _check_allowed(path: pathlib.Path, opened: PickleFile, kind: Kind | None, en
 
 
 def followed(path: pathlib.Path, content: BinaryIO) -> PickleFile:
-    """The pickles of a checkpoint, followed; whatever goes wrong with that is a CheckpointError."""
+    """The pickles of a checkpoint, followed but not unpickled. Every error becomes a `CheckpointError`."""
     try:
         return open_pickles(path, content)
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from error
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint, or is cut off: {error}") from error
 
 
 def _check_calls(path: pathlib.Path, opened: PickleFile) -> None:
-    """Refuse what the allowed names could still be used for; see `yolov5_ema.weights.vocabulary`."""
+    """Refuse harmful uses of allowed names; see `yolov5_ema.weights.vocabulary`."""
     odd = odd_calls((opened.root, *opened.others))
     if odd:
         raise CheckpointError(_refusal(path, "; ".join(odd[:5])))
@@ -213,8 +214,8 @@ def _check_calls(path: pathlib.Path, opened: PickleFile) -> None:
         )
     if names_layers_of_an_old_file(opened):
         raise CheckpointError(
-            f"{path} is in the format of torch before 1.6, with layers in it; torch loads that only where all code in "
-            f"a file may run. {ONLY_IF_TRUSTED}"
+            f"{path} has the format of torch before 1.6 and holds layers; torch can load it only if all code in the "
+            f"file may run. {ONLY_IF_TRUSTED}"
         )
 
 
@@ -223,22 +224,23 @@ def _check_legacy_file(path: pathlib.Path, content: BinaryIO) -> None:
     content.seek(0)
     if not content.read(1) == b"\x80" or size < 64:
         raise CheckpointError(
-            f"{path} is no PyTorch checkpoint, or cut off ({size} bytes). Copy or download it again."
+            f"{path} is not a PyTorch checkpoint, or is cut off ({size} bytes). Copy or download it again."
         )
 
 
 def _refusal(path: pathlib.Path, what: str, advice: str = "") -> str:
-    return f"{path} holds what no YOLOv5 checkpoint needs: {what}. Nothing of it was run. " + (
+    return f"{path} holds what no YOLOv5 checkpoint needs: {what}. None of its code was run. " + (
         advice or ONLY_IF_TRUSTED
     )
 
 
 def allow_list(engine: Engine) -> list[Any]:
-    """What a checkpoint may name: ``(object, dotted name)`` pairs for `torch.serialization`."""
+    """The classes and functions that a checkpoint may use, as ``(object, dotted name)`` pairs for torch."""
     allowed: dict[str, Any] = {}
     for name in _CLASS_MODULES:
         module = engine.module(name)
-        for attribute, cls in _module_classes(module):  # v7.0 keeps old names: Model is DetectionModel
+        # v7.0 keeps old names too: Model is DetectionModel
+        for attribute, cls in _module_classes(module):
             allowed[f"{name}.{attribute}"] = cls
             allowed[f"yolov5.{name}.{attribute}"] = cls
     for later, cls in _later_names(engine):
@@ -248,7 +250,7 @@ def allow_list(engine: Engine) -> list[Any]:
 
 
 def plain_names() -> list[Any]:
-    """What checkpoints of any YOLO may name, in the same form: torch's layers, our blocks, numbers, sets and paths."""
+    """The part of `allow_list` that holds for any YOLO: torch's layers, the blocks, numbers, sets and paths."""
     allowed: dict[str, Any] = {}
     for cls in [*_torch_layers(), *_block_classes()]:
         allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
@@ -260,14 +262,14 @@ def plain_names() -> list[Any]:
 
 
 def _forward_of(cls: type, name: str) -> Any:
-    """``getattr`` for what a Segment head keeps, ``Detect.forward``, and for nothing else."""
+    """A ``getattr`` that can only read a layer's forward: a Segment head holds ``Detect.forward``."""
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module) and name == "forward"):
         raise pickle.UnpicklingError(f"Weights only load failed: getattr of {cls!r}, {name!r}")
     return cls.forward
 
 
 def _later_names(engine: Engine) -> Iterator[tuple[str, type]]:
-    """Names that v6.2 gave to classes which earlier releases have as well: checkpoints of both load in both."""
+    """Names that v6.2 gave to classes of earlier releases, so that earlier releases load later checkpoints too."""
     yolo = engine.module("models.yolo")
     if not hasattr(yolo, "DetectionModel"):
         yield "DetectionModel", yolo.Model
@@ -289,7 +291,7 @@ def _torch_layers() -> Iterator[type]:
 
 
 def _block_classes() -> Iterator[type]:
-    """The registered blocks and the modules they are made of, which stand in the same files."""
+    """The registered blocks, and the module classes in the same files, of which they are made."""
     for name in registry.list_blocks():
         block = registry.get_block(name)
         home = sys.modules.get(block.__module__)
@@ -319,10 +321,10 @@ def _has_numpy_core() -> bool:
 
 @contextmanager
 def module_aliases(engine: Engine) -> Iterator[None]:
-    """Make the engine's modules importable under the other layout's names as well.
+    """Context manager that makes the engine's modules importable under the names of the other layout too.
 
-    The package's own code says ``from models.yolo import Detect`` while it loads a checkpoint, which
-    imports every class a second time; a clone cannot find ``yolov5.models.yolo`` at all.
+    While it loads a checkpoint, the package runs ``from models.yolo import Detect``, which would import every class a
+    second time. A clone cannot find ``yolov5.models.yolo`` at all.
     """
     other = {}
     for name in ("models", "utils", *_CLASS_MODULES):
@@ -343,16 +345,16 @@ def module_aliases(engine: Engine) -> Iterator[None]:
 
 
 def save_checkpoint(checkpoint: Any, file: Any, *, engine: Engine, **options: Any) -> None:
-    """`torch.save`, with YOLOv5's classes under the names that clones and the package can both read.
+    """`torch.save`, with YOLOv5's classes under names that both clones and the package can read.
 
     Args:
-        checkpoint: what to save.
-        file: a path, which gets the whole checkpoint or keeps what it has; or an open file.
-        engine: the YOLOv5 whose classes are in it.
+        checkpoint: the object to save.
+        file: a path or an open file. A file at a path is replaced only when the checkpoint is complete.
+        engine: the YOLOv5 whose classes are in the checkpoint.
         options: as in `torch.save`.
 
     Raises:
-        UserError: there is no place for it: a full disk, a folder that is gone or may not be written.
+        UserError: it cannot be written: the disk is full, or the folder is missing or not writable.
     """
     if engine.kind == "package":
         options["pickle_module"] = _portable_pickle(engine)
@@ -364,7 +366,7 @@ def save_checkpoint(checkpoint: Any, file: Any, *, engine: Engine, **options: An
 
 
 def _save_to(stream: IO[bytes], checkpoint: Any, options: dict[str, Any]) -> None:
-    """`torch.save`, which names the file system's error instead of its own that follows from it."""
+    """`torch.save` that raises the file system's error instead of torch's own, which only follows from it."""
     failures: list[OSError] = []
 
     class Watched(io.RawIOBase):
@@ -387,7 +389,8 @@ def _save_to(stream: IO[bytes], checkpoint: Any, options: dict[str, Any]) -> Non
 
 
 def _portable_pickle(engine: Engine) -> ModuleType:
-    base: Any = pickle._Pickler  # the pure Python one can be told names
+    # only the pure Python pickler lets a subclass choose the names of classes
+    base: Any = pickle._Pickler
 
     class Pickler(base):
         def save_global(self, obj: Any, name: str | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Whether a model out of a file is as YOLOv5 builds one: its rows, its head, its names, and that it runs.
+"""Checks that a model from a file could have been built by YOLOv5: its rows, head and names, and that it runs.
 
-What its layers hold is looked at one by one first (`layer_state`); then the whole is run on tensors without memory,
-so that shapes that do not fit, missing attributes, and sizes beyond all measure show before anything is computed.
+First each layer is checked (`layer_state`). Then the model is run on tensors without memory (meta device), which shows
+wrong shapes, missing attributes and excessive sizes before anything is computed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from yolov5_ema.weights.structure import on_meta
 
 HEADS = ("Detect", "Segment")
 
-_MOST_ELEMENTS = 2**26  # of a tensor between two layers, for an image of two cells a side
+# limit for a tensor between two layers, for an image of 2 x 2 grid cells at the largest stride
+_MOST_ELEMENTS = 2**26
 _MOST_CLASSES = 100_000
 _MOST_ROWS = 10_000
 _LARGEST_STRIDE = 1024
 _LACKS_NORM = "no attribute 'bn'"
-_FUSED = ". A fused model has no BatchNorms: take the checkpoint that it came from"
+_FUSED = ". A fused model has no BatchNorms: use the checkpoint that it was made from"
 _OF_ANY_SHAPE = (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.Hardswish, nn.Identity)
 _KNOWN = ("torch.nn.", "yolov5_ema.blocks.", "models.", "yolov5.models.")
 _MEMORY_WANTED = re.compile(r"meta tensor|same device|device meta")
@@ -40,7 +41,7 @@ _CLASS_NAME = re.compile(r"[\w.]{1,300}")
 
 
 def check_model(model: nn.Module, path: Path) -> None:
-    """Refuse, with a CheckpointError that names the layer, a model whose state is not as YOLOv5 and torch leave it."""
+    """Raise a `CheckpointError` that names the layer if YOLOv5 and torch could not have built a model like this."""
     for name, layer in model.named_modules():
         fault = fault_of_layer(layer)
         if fault:
@@ -51,18 +52,18 @@ def check_model(model: nn.Module, path: Path) -> None:
         return
     fault = next(_faults(model), None)
     if fault:
-        raise CheckpointError(f"{path}: its model is not as YOLOv5 builds one: {fault}")
+        raise CheckpointError(f"{path}: its model is not one that YOLOv5 could have built: {fault}")
     _run_without_memory(model, path)
 
 
 def is_of_yolov5(model: Any) -> bool:
-    """Whether YOLOv5's scripts run it: a detector, one with masks, or a classifier."""
+    """Whether it is a model that YOLOv5's scripts run: a detector, a segmenter or a classifier."""
     return type(model).__name__ in (*MODEL_CLASSES, "ClassificationModel")
 
 
 def _faults(model: Any) -> Iterator[str]:
     if "module" in {**vars(model), **vars(model)["_modules"]}:
-        yield "it has a 'module', as only a wrapper for several GPUs has"
+        yield "it has an attribute 'module', which only a wrapper for several GPUs has"
     rows = getattr(model, "model", None)
     if not isinstance(rows, nn.Sequential) or not 0 < len(rows) <= _MOST_ROWS:
         yield "it has no rows"
@@ -82,14 +83,14 @@ def _of_rows(model: Any, rows: nn.Sequential) -> Iterator[str]:
         read = state.get("f")
         sources = read if isinstance(read, list) else [read]
         if state.get("i") != index or not sources or not all(_reads(source, index) for source in sources):
-            yield f"row {index} ({type(row).__name__}) does not say which row it is, and which it reads"
+            yield f"row {index} ({type(row).__name__}) does not say which row it is, and which rows it reads"
         if "type" in state and not _CLASS_NAME.fullmatch(state["type"]):
-            yield f"row {index}: {state['type'][:60]!r} is no name of a class"
+            yield f"row {index}: {state['type'][:60]!r} is not the name of a class"
         if not isinstance(state.get("np", 0), (int, float)):
-            yield f"row {index}: np is no number of parameters"
+            yield f"row {index}: np is not a number of parameters"
     saved = vars(model).get("save", None if type(model).__name__ in MODEL_CLASSES else [])
     if not isinstance(saved, list) or not all(type(index) is int for index in saved):
-        yield "save is no list of rows"
+        yield "save is not a list of rows"
 
 
 def _reads(source: Any, index: int) -> bool:
@@ -133,7 +134,7 @@ def _of_outputs(head: Any, channels: int) -> Iterator[str]:
         isinstance(vars(head).get(name, False), bool)
         for name in ("inplace", "export", "dynamic", "onnx_dynamic")
     ):
-        yield "a switch of the head is neither on nor off"
+        yield "inplace, export, dynamic and onnx_dynamic of the head must be true or false"
 
 
 def _is_of_shape(value: Any, shape: tuple[int, ...]) -> bool:
@@ -147,24 +148,24 @@ def _of_model(model: Any, count: int | None) -> Iterator[str]:
     if fault:
         yield fault
     if "nc" in state and (type(state["nc"]) is not int or (count is not None and state["nc"] != count)):
-        yield f"nc is {repr(state['nc'])[:60]}, where the head has {count} classes"
+        yield f"nc is {repr(state['nc'])[:60]}, but the head has {count} classes"
     if not isinstance(state.get("inplace", True), bool):
         yield "inplace must be true or false"
     if not isinstance(state.get("yaml_file", ""), str):
-        yield "yaml_file is no text"
+        yield "yaml_file is not text"
     if not isinstance(state.get("hyp", {}), (dict, type(None))):
-        yield "hyp is no table of numbers"
+        yield "hyp is not a dict"
     if type(model).__name__ in MODEL_CLASSES:
         yield from _of_cfg(state.get("yaml"))
     stride = state.get("stride")
     if stride is not None and not isinstance(stride, torch.Tensor):
-        yield "stride is no tensor"
+        yield "stride is not a tensor"
 
 
 def _of_cfg(cfg: Any) -> Iterator[str]:
-    """The model YAML: kinds and ranges; what its rows say, `Model` itself checks when it builds one of them."""
+    """What is wrong with the types and ranges in the model YAML. `Model` itself checks the rows when it builds them."""
     if not isinstance(cfg, Mapping) or not all(isinstance(key, str) for key in cfg):
-        yield "yaml is no table"
+        yield "yaml is not a dict"
         return
     nc, channels = cfg.get("nc"), cfg.get("ch", 3)
     if type(nc) is not int or not 0 < nc <= _MOST_CLASSES:
@@ -178,24 +179,24 @@ def _of_cfg(cfg: Any) -> Iterator[str]:
     for name in ("backbone", "head"):
         rows = cfg.get(name)
         if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
-            yield f"{name} of its yaml is no list of rows"
+            yield f"{name} of its yaml is not a list of rows"
 
 
 # --- running it ----------------------------------------------------------------------------------
 
 
 class _Bounded(TorchDispatchMode):
-    """Within: no tensor is beyond all measure."""
+    """Context manager that raises a ``ValueError`` for a tensor with more than `_MOST_ELEMENTS` elements."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = function(*args, **(kwargs or {}))
         if isinstance(found, torch.Tensor) and found.numel() > _MOST_ELEMENTS:
-            raise ValueError(f"it makes a tensor of {found.numel():,} elements of a tiny image")
+            raise ValueError(f"it makes a tensor of {found.numel():,} elements from a tiny image")
         return found
 
 
 def _run_without_memory(model: Any, path: Path) -> None:
-    """Run a copy on one tiny image, without memory. A model with layers of the user's own may fail at that."""
+    """Run a copy on one tiny image on the meta device. A model with layers of the user's own may fail there."""
     side = (
         2 * max(32, int(model.stride.max()))
         if isinstance(getattr(model, "stride", None), torch.Tensor)
@@ -214,13 +215,13 @@ def _run_without_memory(model: Any, path: Path) -> None:
             return
         reason = first_line(error, 300)
         raise CheckpointError(
-            f"{path}: its model is not as YOLOv5 builds one: it cannot run{_row_in(error.__traceback__)} "
+            f"{path}: its model is not one that YOLOv5 could have built: it cannot run{_row_in(error.__traceback__)} "
             f"({type(error).__name__}: {reason}){_FUSED if _LACKS_NORM in reason else ''}"
         ) from error
 
 
 def _without_arithmetic(twin: nn.Module) -> nn.Module:
-    """Let layers that change no shape pass on what they get: without memory, torch takes its time over them."""
+    """Make layers that do not change the shape return their input: torch is slow at running them on the meta device."""
     for layer in twin.modules():
         if isinstance(layer, _OF_ANY_SHAPE):
             vars(layer)["forward"] = lambda x: x
@@ -240,7 +241,7 @@ def _is_known(layer: nn.Module) -> bool:
 
 
 def _row_in(traceback: TracebackType | None) -> str:
-    """Which row a model was at, from the loop over its rows in YOLOv5's ``forward_once``."""
+    """The row that was running when an error was raised, from the loop over the rows in YOLOv5's ``forward_once``."""
     while traceback is not None:
         frame = traceback.tb_frame
         row = frame.f_locals.get("m")

@@ -1,4 +1,4 @@
-"""The model in a checkpoint, the class that builds one, and the checkpoint around a model."""
+"""Finds the model in a checkpoint and the class that builds it, and makes a checkpoint from a model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MODEL_CLASSES = ("Model", "DetectionModel", "SegmentationModel")
 
 @contextmanager
 def as_yolov5_builds(source: Path) -> Iterator[None]:
-    """Within: whatever goes wrong with a model that somebody else made is said as a CheckpointError.
+    """Context manager that turns every error of a model from a file into a `CheckpointError`.
 
-    Its attributes may be anything, and what YOLOv5's and torch's own code says of that is anything too.
+    The attributes of such a model may be anything, so YOLOv5 and torch may raise any error.
     """
     try:
         yield
@@ -31,26 +31,26 @@ def as_yolov5_builds(source: Path) -> Iterator[None]:
     except Exception as error:
         reason = first_line(error) if str(error) else "no reason given"
         raise CheckpointError(
-            f"{source}: its model is not as YOLOv5 builds one ({type(error).__name__}: {reason})"
+            f"{source}: its model is not one that YOLOv5 could have built ({type(error).__name__}: {reason})"
         ) from error
 
 
 def model_of(checkpoint: Any, source: Path) -> Any:
-    """The model that YOLOv5 would run of a checkpoint: ``ema`` if there is one, else ``model``.
+    """The model of a checkpoint that YOLOv5 would run: ``ema`` if there is one, else ``model``.
 
     Raises:
-        CheckpointError: it holds none, or one that no YAML builds.
+        CheckpointError: the checkpoint holds no model, or one that was not built from a YAML.
     """
     if isinstance(checkpoint, nn.Module):
         checkpoint = {"model": checkpoint}
     if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f"{source} holds no model: {type(checkpoint).__name__}")
+        raise CheckpointError(f"{source} does not hold a model but a {type(checkpoint).__name__}")
     model = checkpoint.get("ema") or checkpoint.get("model")
     if not isinstance(model, nn.Module):
         key = key_of_tensors(checkpoint)
         if key is not None:
             raise kinds.state_dict(key, source).error(source)
-        raise CheckpointError(f"{source} holds no model ('yolov5-ema inspect' says what it holds)")
+        raise CheckpointError(f"{source} does not hold a model ('yolov5-ema inspect' shows what it holds)")
     if type(model).__name__ not in MODEL_CLASSES or not isinstance(getattr(model, "yaml", None), Mapping):
         raise CheckpointError(
             f"{source} holds a {type(model).__name__}; only models that YOLOv5 builds from a YAML can be converted"
@@ -60,7 +60,7 @@ def model_of(checkpoint: Any, source: Path) -> Any:
 
 
 def key_of_tensors(checkpoint: Mapping[Any, Any]) -> str | None:
-    """The key under which tensors lie by their names, empty for the top; None if there are none."""
+    """The key that holds a state dict, or an empty string for the top; None if there is no state dict."""
     if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
         return ""
     for key in kinds.STATE_DICT_KEYS[1:]:
@@ -71,40 +71,41 @@ def key_of_tensors(checkpoint: Mapping[Any, Any]) -> str | None:
 
 
 def check_head(model: Any, source: Path) -> None:
-    """Refuse, with a CheckpointError, a model that ends in no Detect or Segment."""
+    """Raise a `CheckpointError` for a model whose last row is not Detect or Segment."""
     layers = getattr(model, "model", None)
     if not isinstance(layers, nn.Sequential) or not len(layers):
         raise CheckpointError(f"{source}: the model has no rows; only detectors are converted")
     if not (isinstance(getattr(model, "stride", None), torch.Tensor) and hasattr(layers[-1], "anchors")):
         raise CheckpointError(
-            f"{source}: the model ends in no Detect or Segment; only detectors are converted"
+            f"{source}: the model does not end in Detect or Segment; only detectors are converted"
         )
 
 
 def class_for(name: str, yolo: Any, engine: Engine, source: Path) -> Any:
-    """The class of models that YOLOv5 builds, under the name that the YOLOv5 at hand has for it.
+    """The class of the YOLOv5 in use that builds a model, whatever it is called in that release.
 
     Args:
         name: one of `MODEL_CLASSES`.
         yolo: YOLOv5's ``models.yolo``.
-        engine: the YOLOv5 at hand, for messages.
-        source: the file that asks for it, for messages.
+        engine: the YOLOv5 in use, for messages.
+        source: the file that needs the class, for messages.
 
     Raises:
-        CheckpointError: the YOLOv5 at hand has no such class.
+        CheckpointError: the YOLOv5 in use does not have such a class.
     """
     if name != "SegmentationModel":
-        return yolo.Model  # v6.2 and later: another name of DetectionModel
+        # in v6.2 and later another name of DetectionModel
+        return yolo.Model
     cls = getattr(yolo, name, None)
     if cls is None:
         raise CheckpointError(
-            f"{source} holds a {name}, which {engine} does not have; name a v7.0 with --yolov5"
+            f"{source} holds a {name}, which {engine} does not have; pass a YOLOv5 v7.0 with --yolov5"
         )
     return cls
 
 
 def class_of_cfg(cfg: Mapping[str, Any]) -> str:
-    """Name of the class of models that a YAML's last row asks for."""
+    """Name of the model class that the last row of a YAML needs."""
     head = cfg.get("head")
     last = head[-1] if isinstance(head, list) and head else None
     is_mask = isinstance(last, list) and len(last) == 4 and last[2] == "Segment"
@@ -112,11 +113,11 @@ def class_of_cfg(cfg: Mapping[str, Any]) -> str:
 
 
 def stripped(model: Any, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The keys that YOLOv5 reads, as its ``strip_optimizer`` leaves them.
+    """A checkpoint with the keys that YOLOv5's own ``strip_optimizer`` writes.
 
     Args:
         model: the model.
-        training: what is known of its training: ``best_fitness``, ``opt``, ``git``, ``date``.
+        training: facts about its training: ``best_fitness``, ``opt``, ``git``, ``date``.
     """
     training = training or {}
     return {

@@ -1,4 +1,4 @@
-"""Whether what came out of a file can be gone through, named, trained on and run; and what old releases left out."""
+"""Checks the content of a loaded checkpoint, and adds attributes that old releases did not write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yolov5_ema.checkpoints.model_state import check_model, is_of_yolov5
 from yolov5_ema.class_names import fault_of_names, names_as_text
 from yolov5_ema.errors import CheckpointError
 
-# what may be gone through in a checkpoint: far more than any has, few enough to come to an end
+# limits for a checkpoint: far more than any real one has, but few enough to check in a short time
 _MOST_MODULES = 200_000
 _MOST_VALUES = 1_000_000
 _DEEPEST = 50
@@ -34,10 +34,11 @@ def _modules_of(checkpoint: Any) -> Iterator[nn.Module]:
 
 
 def check_names(checkpoint: Any, path: Path) -> None:
-    """Refuse names of classes that are none, of whatever layer has some; numbers among them become text."""
+    """Raise a `CheckpointError` for invalid class names in any layer that has them; turn numbers into text."""
     for value in checkpoint.values() if isinstance(checkpoint, dict) else [checkpoint]:
         for layer in value.modules() if isinstance(value, nn.Module) else ():
-            for held in (layer, vars(layer).get("module")):  # what wraps a model, and what it wraps
+            # a wrapper around a model, and the model in it
+            for held in (layer, vars(layer).get("module")):
                 if isinstance(held, nn.Module) and "names" in vars(held):
                     _check_names_of(held, path)
 
@@ -51,7 +52,7 @@ def _check_names_of(layer: nn.Module, path: Path) -> None:
 
 
 def check_models(checkpoint: Any, path: Path) -> None:
-    """Refuse models whose layers hold what no layer holds, and a state of the training that none can go on from."""
+    """Raise a `CheckpointError` for models with invalid layers, and for a training state that cannot be resumed."""
     values = list(checkpoint.values()) if isinstance(checkpoint, dict) else [checkpoint]
     models = list({id(value): value for value in values if isinstance(value, nn.Module)}.values())
     for model in models:
@@ -61,25 +62,29 @@ def check_models(checkpoint: Any, path: Path) -> None:
 
 
 def for_yolov5(checkpoint: Any, path: Path) -> dict[str, Any]:
-    """A checkpoint as YOLOv5's scripts take it: with a model, and with all keys that they read.
+    """Add to a checkpoint all keys that YOLOv5's scripts read, and return it.
 
     Raises:
-        CheckpointError: it holds no model.
+        CheckpointError: it does not hold a model.
     """
     models: list[Any] = [checkpoint.get(key) for key in _MODELS] if isinstance(checkpoint, dict) else []
     if not any(is_of_yolov5(model) for model in models):
-        raise CheckpointError(f"{path} holds no model of YOLOv5's ('yolov5-ema inspect' says what it holds)")
+        raise CheckpointError(
+            f"{path} does not hold a YOLOv5 model ('yolov5-ema inspect' shows what it holds)"
+        )
     if not all(model is None or is_of_yolov5(model) for model in models):
-        raise CheckpointError(f"{path}: 'model' and 'ema' must both be models of YOLOv5's, or be empty")
+        raise CheckpointError(f"{path}: 'model' and 'ema' must both be YOLOv5 models, or be empty")
     if checkpoint.get("model") is None:
         checkpoint["model"] = checkpoint["ema"]
     for key in ("best_fitness", "ema", "updates", "optimizer"):
         checkpoint.setdefault(key, None)
     if checkpoint.get("epoch") is None or checkpoint["optimizer"] is None:
-        checkpoint["epoch"] = -1  # no training to go on with, as in a file that is stripped
+        # there is no training to resume, as in a stripped file
+        checkpoint["epoch"] = -1
     for model in models:
         head: Any = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
-        if hasattr(head, "nc") and not hasattr(model, "nc"):  # which a training sets, and export reads
+        # a training sets nc, and export reads it
+        if hasattr(head, "nc") and not hasattr(model, "nc"):
             vars(model)["nc"] = head.nc
     return checkpoint
 
@@ -87,12 +92,12 @@ def for_yolov5(checkpoint: Any, path: Path) -> dict[str, Any]:
 def _check_training(checkpoint: dict[str, Any], path: Path) -> None:
     fault = next(_faults_of_training(checkpoint), None)
     if fault:
-        raise CheckpointError(f"{path}: the state of its training cannot be: {fault}")
+        raise CheckpointError(f"{path}: its training state is invalid: {fault}")
 
 
 def _faults_of_training(checkpoint: dict[str, Any]) -> Iterator[str]:
     if not all(isinstance(key, str) for key in checkpoint):
-        yield "a key that is no text"
+        yield "a key is not text"
     for key in ("epoch", "updates"):
         number = checkpoint.get(key)
         if number is not None and (type(number) is not int or not -1 <= number <= _MOST_EPOCHS):
@@ -101,16 +106,17 @@ def _faults_of_training(checkpoint: dict[str, Any]) -> Iterator[str]:
         yield f"best_fitness is {repr(checkpoint['best_fitness'])[:60]}"
     for key in ("opt", "hyp", "git"):
         if not isinstance(checkpoint.get(key), (dict, type(None))):
-            yield f"{key} is no table"
+            yield f"{key} is not a dict"
     for key in ("training_results", "date", "wandb_id"):
         if not isinstance(checkpoint.get(key), (str, type(None))):
-            yield f"{key} is no text"
+            yield f"{key} is not text"
     if checkpoint.get("optimizer") is not None:
         yield from _faults_of_optimizer(checkpoint["optimizer"], checkpoint.get("model"))
 
 
 def _is_fitness(value: Any) -> bool:
-    if isinstance(value, np.ndarray):  # v6.0 keeps an array of one number
+    # v6.0 keeps an array of one number
+    if isinstance(value, np.ndarray):
         return value.size == 1 and value.dtype.kind in "fiu"
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, complex))
     return value is None or (is_number and not math.isinf(float(value)))
@@ -118,13 +124,13 @@ def _is_fitness(value: Any) -> bool:
 
 def _faults_of_optimizer(optimizer: Any, model: Any) -> Iterator[str]:
     if not isinstance(optimizer, dict):
-        yield "optimizer is no table"
+        yield "optimizer is not a dict"
         return
     state: Any = optimizer.get("state")
     groups: Any = optimizer.get("param_groups")
     fine = isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
     if not isinstance(state, dict) or not fine or not all(map(_is_group, groups)):
-        yield "optimizer is not as torch saves one"
+        yield "optimizer does not have the form that torch saves"
         return
     numbers = Counter(number for group in groups for number in group["params"])
     if any(count > 1 for count in numbers.values()) or not all(number in numbers for number in state):
@@ -133,7 +139,7 @@ def _faults_of_optimizer(optimizer: Any, model: Any) -> Iterator[str]:
     if not all(
         isinstance(held, dict) and all(_is_of(held[key], shapes) for key in held) for held in state.values()
     ):
-        yield "optimizer holds what is no state of a parameter of the model"
+        yield "optimizer holds a state that fits no parameter of the model"
 
 
 def _is_group(group: dict[Any, Any]) -> bool:
@@ -150,17 +156,17 @@ def _is_group(group: dict[Any, Any]) -> bool:
 
 
 def _is_of(value: Any, shapes: set[tuple[int, ...]] | None) -> bool:
-    """Whether a number, or a tensor as large as one of the parameters."""
+    """Whether a value is a number, or a tensor with the shape of one of the parameters."""
     if isinstance(value, torch.Tensor):
         return value.numel() == 1 or shapes is None or tuple(value.shape) in shapes
     return value is None or isinstance(value, (bool, int, float))
 
 
 def check_modules(checkpoint: Any, path: Path) -> None:
-    """Refuse, with a CheckpointError, what is read but cannot be gone through.
+    """Raise a `CheckpointError` for content that cannot be traversed.
 
-    Modules that lack what every module has; and modules, lists and dicts that hold each other in a circle, or stand for
-    an exponential number of one another.
+    Such content is: a module without the attributes of every module; and modules, lists and dicts that contain each
+    other in a circle, or that unfold to an exponential number of values.
     """
     _check_extent(checkpoint, path)
     for model in checkpoint.values() if isinstance(checkpoint, dict) else [checkpoint]:
@@ -177,7 +183,7 @@ def _check_module_tree(model: nn.Module, path: Path) -> None:
         count += 1
         if count > _MOST_MODULES or depth > _DEEPEST:
             raise CheckpointError(
-                f"{path}: its layers hold each other more often than any model's, or in a circle"
+                f"{path}: its layers contain each other in a circle, or there are more of them than in any model"
             )
         modules = vars(module).get("_modules")
         if id(module) not in seen:
@@ -189,13 +195,17 @@ def _check_module_tree(model: nn.Module, path: Path) -> None:
 def _check_module(module: nn.Module, path: Path) -> None:
     held: list[Any] = [vars(module).get(name) for name in ("_modules", "_parameters", "_buffers")]
     if not all(isinstance(part, dict) and all(isinstance(name, str) for name in part) for part in held):
-        raise CheckpointError(f"{path}: a {type(module).__name__} in it lacks what every module has")
+        raise CheckpointError(
+            f"{path}: a {type(module).__name__} in it has no parameters, buffers or submodules dict"
+        )
     modules, *tensors = held
     fine = all(
         value is None or isinstance(value, torch.Tensor) for part in tensors for value in part.values()
     )
     if not fine or not all(isinstance(child, (nn.Module, type(None))) for child in modules.values()):
-        raise CheckpointError(f"{path}: a {type(module).__name__} in it holds what is no layer and no tensor")
+        raise CheckpointError(
+            f"{path}: a {type(module).__name__} in it holds a value that is not a layer or tensor"
+        )
     _check_extent({name: value for name, value in vars(module).items() if name != "_modules"}, path)
 
 
@@ -207,7 +217,7 @@ def _check_extent(value: Any, path: Path) -> None:
         count += 1
         if count > _MOST_VALUES or depth > _DEEPEST:
             raise CheckpointError(
-                f"{path}: its values hold each other without end, or more than any checkpoint's do"
+                f"{path}: its values contain each other in a circle, or there are more of them than in any checkpoint"
             )
         if isinstance(held, dict):
             waiting += [(item, depth + 1) for item in held.values()]
@@ -216,14 +226,14 @@ def _check_extent(value: Any, path: Path) -> None:
 
 
 def mend(checkpoint: Any) -> None:
-    """Give models of older releases and of older torch what today's read."""
+    """Add the attributes that current code reads to models written by older releases and older torch."""
     _mend_layers_of_old_torch(checkpoint)
     _mend_detect(checkpoint)
     name_options(checkpoint)
 
 
 def name_options(checkpoint: Any) -> None:
-    """Give numbers in the YAMLs of models their names, for those who build the models anew (`with_options_by_name`)."""
+    """Name positional numbers in the YAMLs of models, so that the models can be rebuilt (`with_options_by_name`)."""
     for model in checkpoint.values() if isinstance(checkpoint, dict) else ():
         if isinstance(model, nn.Module):
             rows = vars(model)["_modules"].get("model")
@@ -233,27 +243,29 @@ def name_options(checkpoint: Any) -> None:
 
 
 def _mend_layers_of_old_torch(checkpoint: Any) -> None:
-    """Give layers saved by torch < 1.11 the attributes that today's forward reads."""
+    """Add the attributes that forward reads today to layers saved by torch < 1.11."""
     for module in _modules_of(checkpoint):
         if isinstance(module, nn.Upsample) and not hasattr(module, "recompute_scale_factor"):
             module.recompute_scale_factor = None
 
 
 def _mend_detect(checkpoint: Any) -> None:
-    """Let Detect compute its grids anew, and give those of v4 and v5 what later forwards read.
+    """Make Detect recompute its grids, and add the attributes that later forwards read to Detect of v4 and v5.
 
-    One kept from v6.0's last image is half a cell off in v6.2 and later; up to v5.0 the grid of anchors was a buffer,
-    where later releases keep a list.
+    A grid that v6.0 kept from its last image is half a cell off in v6.2 and later. Up to v5.0 the grid of anchors was a
+    buffer; later releases keep a list.
     """
     for module in _modules_of(checkpoint):
         grids = getattr(module, "grid", None)
         if not isinstance(grids, list) or not hasattr(module, "anchor_grid"):
             continue
-        for name in ("export", "dynamic", "onnx_dynamic"):  # as an export leaves them
+        # set by an export
+        for name in ("export", "dynamic", "onnx_dynamic"):
             vars(module).pop(name, None)
         vars(module)["grid"] = [torch.zeros(1) for _ in grids]
         if isinstance(module.anchor_grid, torch.Tensor):
             del module.anchor_grid
             vars(module)["anchor_grid"] = [torch.zeros(1) for _ in grids]
-        if not hasattr(module, "inplace"):  # v4 computed without
+        # v4 does not have it
+        if not hasattr(module, "inplace"):
             vars(module)["inplace"] = True

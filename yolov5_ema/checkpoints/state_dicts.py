@@ -1,4 +1,4 @@
-"""Tensors by their names in YOLOv5's model, out of files that do not say how the model was built."""
+"""Reads tensors by name from files that do not say how the model was built."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Tensors = dict[str, torch.Tensor]
 
 
 def read_tensors(source: Path, engine: Engine) -> tuple[Tensors, dict[str, Any] | None]:
-    """The tensors of a file, and what 'yolov5-ema convert' or a model saved by itself says beside them.
+    """The tensors of a file, and its header: from 'yolov5-ema convert', the class names of a bare model, or None.
 
     Args:
-        source: safetensors, a state dict, or a model saved by itself.
-        engine: the YOLOv5 at hand, with the shim installed.
+        source: safetensors, a state dict, or a bare model.
+        engine: the YOLOv5 in use, with the shim installed.
 
     Raises:
-        CheckpointError: it is none of these, torn, or holds what no checkpoint needs.
+        CheckpointError: it is none of these, is damaged, or holds what no checkpoint needs.
     """
     check_readable(source)
     if is_safetensors(source):
@@ -50,7 +50,7 @@ def _read_safetensors(source: Path) -> tuple[Tensors, dict[str, Any] | None]:
             names = opened.keys()
             tensors = {name: opened.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{source} is no safetensors file, or cut off: {error}") from None
+        raise CheckpointError(f"{source} is not a safetensors file, or is cut off: {error}") from None
     return tensors, header_of(metadata, source)
 
 
@@ -59,12 +59,12 @@ def _state_dict_in(content: Any, source: Path) -> Mapping[str, torch.Tensor]:
     content = content if isinstance(content, Mapping) else {}
     if any(isinstance(content.get(key), nn.Module) for key in ("ema", "model")):
         raise CheckpointError(
-            f"--cfg goes with tensors alone; {source} holds a model, which brings its own YAML"
+            f"--cfg is for files with tensors only; {source} holds a model, which has its own YAML: leave out --cfg"
         )
     key = key_of_tensors(content)
     if key is None:
         raise CheckpointError(
-            f"{source} holds no tensors by their names ('yolov5-ema inspect' says what it holds)"
+            f"{source} does not hold a state dict ('yolov5-ema inspect' shows what it holds)"
         )
     return _only_tensors(content[key] if key else content, source)
 
@@ -76,12 +76,12 @@ def _only_tensors(held: Mapping[Any, Any], source: Path) -> Mapping[str, torch.T
         if not (isinstance(name, str) and isinstance(value, torch.Tensor))
     ]
     if odd:
-        raise CheckpointError(f"{source}: {str(odd[0])[:80]!r} among its tensors is none")
+        raise CheckpointError(f"{source}: {str(odd[0])[:80]!r} in its state dict is not a tensor")
     return held
 
 
 def _by_rows(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """With names as YOLOv5's model has them, ``model.0.conv.weight``, whatever wrapper it was taken from."""
+    """The tensors under the names in YOLOv5's model, ``model.0.conv.weight``, without the prefix of a wrapper."""
     found = [_OF_A_ROW.fullmatch(name) for name in tensors]
     wrappers = {match[1] for match in found if match}
     if len(wrappers) != 1 or not all(found):
@@ -90,7 +90,7 @@ def _by_rows(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
 
 
 def own_memory(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Each with a memory of its own; without ``anchor_grid``, which up to v5.0 was a buffer."""
+    """Contiguous copies of the tensors on the CPU, without ``anchor_grid``, which was a buffer up to v5.0."""
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()

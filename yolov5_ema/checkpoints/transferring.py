@@ -1,4 +1,4 @@
-"""A checkpoint's weights into the model of another cfg, as a checkpoint that YOLOv5 takes."""
+"""Transfers the weights of a checkpoint to the model of another cfg, and writes a YOLOv5 checkpoint."""
 
 from __future__ import annotations
 
@@ -30,27 +30,28 @@ def transfer_checkpoint(
     identity: bool = False,
     force: bool = False,
 ) -> Transfer:
-    """Build a cfg's model, fill it from a checkpoint by structure, and write it.
+    """Build the model of a cfg, fill it from a checkpoint by structure, and write it.
 
-    The weights are those that YOLOv5 would run (``ema`` if there is one), and so is their dtype. Anchors go along.
+    The weights and their dtype are those of the model that YOLOv5 would run (``ema`` if there is one). The anchors are
+    copied too.
 
     Args:
         weights: the checkpoint.
         cfg: the model YAML.
         target: the ``.pt`` to write, with the keys that ``strip_optimizer`` leaves.
-        engine: the YOLOv5 at hand, with the shim installed.
-        nc: number of classes. None: as many as the checkpoint has, if the cfg says the same number.
-        names: class names, ``nc`` of them. None: the checkpoint's, if it has as many.
-        identity: fresh attention blocks change nothing at first (`yolov5_ema.weights.identity`).
-        force: replace a file that is there.
+        engine: the YOLOv5 in use, with the shim installed.
+        nc: number of classes. None: that of the checkpoint, if the cfg has the same number.
+        names: class names, ``nc`` of them. None: those of the checkpoint, if it has as many.
+        identity: initialize new attention blocks so that they change nothing at first (`yolov5_ema.weights.identity`).
+        force: replace an existing file.
 
     Returns:
         What was transferred and what was not.
 
     Raises:
-        CheckpointError: the weights cannot be read, or hold no YOLOv5 model.
-        ConfigError: the cfg cannot be used, the number of classes is not clear, or ``identity`` cannot be had.
-        UserError: the target is there already, or cannot be written.
+        CheckpointError: the weights cannot be read, or do not hold a YOLOv5 model.
+        ConfigError: the cfg is invalid, or ``identity`` is not possible.
+        UserError: the number of classes is not clear, or the target exists already or cannot be written.
     """
     refuse_present([target], force)
     content = check_model(cfg, engine)
@@ -68,7 +69,8 @@ def transfer_checkpoint(
             if not found.fresh_blocks:
                 raise ConfigError(f"--init identity: no row of {cfg} is a fresh attention block")
             start_as_identity(model, found.fresh_blocks)
-        model.nc = nc  # v6.2's val reads it
+        # v6.2's val reads it
+        model.nc = nc
         if names is not None:
             model.names = dict(enumerate(names)) if isinstance(model.names, Mapping) else list(names)
         model.to(next(source.parameters()).dtype).requires_grad_(False).eval()
@@ -78,12 +80,12 @@ def transfer_checkpoint(
 
 
 def _agreed_nc(source: Any, content: Mapping[str, Any], cfg: Path) -> int:
-    """The number of classes where nobody named one: it is not guessed which of two is meant."""
+    """The number of classes if none was given. If cfg and checkpoint differ, it is an error, not a guess."""
     own, other = int(source.model[-1].nc), int(content["nc"])
     if own != other:
         raise UserError(
-            f"{cfg} says {other} classes, the checkpoint has {own}: name the data YAML with --data, or say --nc {own} "
-            f"to keep the checkpoint's classes, --nc {other} for the cfg's"
+            f"{cfg} has {other} classes, the checkpoint has {own}: pass the data YAML with --data, or --nc {own} to "
+            f"keep the checkpoint's classes, or --nc {other} for the cfg's"
         )
     return own
 

@@ -1,7 +1,7 @@
-"""Reading the files that the package `ultralytics` unpickles, without running what they bring along.
+"""Reads the files that the package `ultralytics` unpickles, without running code from them.
 
-Its checkpoints are pickles of whole modules, as YOLOv5's are, and its label caches are pickles too. Both are followed
-first, and may then name what honest ones need: layers of ultralytics, of torch and of this package, and numbers.
+Its checkpoints are pickles of whole modules, as YOLOv5's are, and its label caches are pickles too. Both are checked
+first. They may use only what real ones need: layers of ultralytics, of torch and of this package, and numbers.
 """
 
 from __future__ import annotations
@@ -33,24 +33,25 @@ from yolov5_ema.weights.inert_pickle import Followed, Items, Made, MalformedPick
 from yolov5_ema.weights.names import OF_YOLOV5, taken_by_torch
 from yolov5_ema.weights.vocabulary import arguments_of, odd_calls, short_storages
 
-_LAYERS = re.compile(r"ultralytics\.nn\.(modules(\.\w+)?|tasks)\.[A-Za-z]\w*")  # v10Detect is one
+# the name of a layer may begin in lower case: v10Detect
+_LAYERS = re.compile(r"ultralytics\.nn\.(modules(\.\w+)?|tasks)\.[A-Za-z]\w*")
 _OF_TRAINING = re.compile(r"ultralytics\.utils\.(loss|tal)\.[A-Za-z]\w*")
-_OF_TORCHVISION = re.compile(
-    r"torchvision\.(models|ops)(\.\w+)+\._?[A-Z]\w*"
-)  # its backbones, in a row TorchVision
+# torchvision's backbones, in a row TorchVision
+_OF_TORCHVISION = re.compile(r"torchvision\.(models|ops)(\.\w+)+\._?[A-Z]\w*")
 _KINDS = (_LAYERS, _OF_TRAINING, _OF_TORCHVISION)
 _NAMESPACE = "ultralytics.utils.IterableSimpleNamespace"
 _CACHE_NAMES = re.compile(r"numpy\.(_?core\.multiarray\.(_reconstruct|scalar)|ndarray|dtype)|_codecs\.encode")
 _MOST_CACHE = 2**30
-_OBJECTS = [3, "|", None, None, None, -1, -1, 63]  # the state of the dtype of an array of objects
+# the pickled state of NumPy's dtype for objects
+_OBJECTS = [3, "|", None, None, None, -1, -1, 63]
 _torch_load = torch.load
 
 
 def load(file: Any, map_location: Any = None, **options: Any) -> Any:
-    """`torch.load` for ultralytics: what is not trusted is read by an allow-list.
+    """`torch.load` for ultralytics: a file that is not trusted is read with an allow-list.
 
     Raises:
-        CheckpointError: the file holds what no checkpoint needs, is cut off, or is none.
+        CheckpointError: the file holds what no checkpoint needs, is cut off, or is not a checkpoint.
     """
     if is_trusted():
         return _torch_load(file, map_location=map_location, **options)
@@ -61,9 +62,8 @@ def load(file: Any, map_location: Any = None, **options: Any) -> Any:
     try:
         with safe_globals([(value, name) for name, value in allowed.items()]):
             checkpoint = _torch_load(content, map_location=map_location, weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch and the file's own classes raise what they like over a file that is odd
+    except Exception as error:
+        # torch and the classes in the file can raise anything for a malformed file
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     check_modules(checkpoint, path)
     _check_names(checkpoint, path)
@@ -76,13 +76,18 @@ def _bytes_of(path: pathlib.Path) -> bytes:
         with open_regular(path) as stream:
             return stream.read()
     except FileNotFoundError:
-        raise  # ultralytics has words of its own for it
+        # ultralytics has its own message for a missing file
+        raise
     except (OSError, UserError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
 def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
-    """What the file may name; refuses it if it names or does more."""
+    """The classes and functions that the file uses, by name.
+
+    Raises:
+        CheckpointError: one of them is not allowed, or the file does something that no checkpoint needs.
+    """
     opened = checkpoints.followed(path, content)
     pickles = (opened.root, *opened.others)
     names = {name for one in pickles for name in one.names}
@@ -90,15 +95,15 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
     unsafe = sorted(name for name in names if name not in allowed and not taken_by_torch(name))
     if unsafe and all(OF_YOLOV5.fullmatch(name) for name in unsafe):
         raise CheckpointError(
-            f"{path} is a checkpoint of YOLOv5's, which the package ultralytics does not run: use 'yolov5-ema detect' "
-            "and the other commands, or YOLOv5 itself"
+            f"{path} is a YOLOv5 checkpoint, which the package ultralytics cannot run: use 'yolov5-ema detect' and the "
+            "other commands, or YOLOv5 itself"
         )
     odd = unsafe or odd_calls(_without_namespaces(one) for one in pickles)
     if odd:
         raise CheckpointError(
-            f"{path} holds what no checkpoint of ultralytics needs: {'; '.join(odd[:8])}. Nothing of it was run. If it "
-            "is a block of your own, import the module that registers it; if you know where the file comes from and "
-            f"trust it with your machine, set {VARIABLES['trust']}=1."
+            f"{path} holds what no checkpoint of ultralytics needs: {'; '.join(odd[:8])}. None of its code was run. If "
+            "it is a block of your own, import the module that registers it; if you know where the file comes from "
+            f"and trust it with your machine, set {VARIABLES['trust']}=1."
         )
     if short_storages(opened.root, opened.sizes):
         raise CheckpointError(f"{path} is cut off or was changed: a storage is shorter than the file says")
@@ -106,7 +111,7 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
 
 
 def _without_namespaces(pickle: Followed) -> Followed:
-    """Without the calls that make empty namespaces of settings, which their state then fills."""
+    """The pickle without the calls that create empty namespaces of settings, which are filled later."""
     kept = SimpleNamespace(**vars(pickle))
     kept.calls = [
         call for call in pickle.calls if not (class_name(call) == _NAMESPACE and not arguments_of(call))
@@ -115,7 +120,7 @@ def _without_namespaces(pickle: Followed) -> Followed:
 
 
 def _allow_list(names: set[str]) -> dict[str, Any]:
-    """Of what a file names, what it may."""
+    """The allowed classes and functions among those that a file names."""
     known = {name: value for value, name in checkpoints.plain_names() if name in names}
     for name in names - known.keys():
         found = _found(name) if any(kind.fullmatch(name) for kind in _KINDS) else None
@@ -127,7 +132,7 @@ def _allow_list(names: set[str]) -> dict[str, Any]:
 
 
 def _found(name: str) -> Any:
-    """A kind of layers, or of losses, that the package itself or torchvision defines."""
+    """The class of a layer or loss that ultralytics or torchvision defines; None if there is none of this name."""
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
@@ -157,7 +162,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_array(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **options: Any) -> Any:
-    """`np.load`; a label cache is looked at first, and one that is none counts as missing: the labels are read anew."""
+    """`np.load` that checks a label cache first. An invalid one counts as missing: the labels are read again."""
     if not allow_pickle:
         return np.load(file, mmap_mode, allow_pickle=False, **options)
     with open_regular(file) as stream:
@@ -167,7 +172,7 @@ def load_array(file: Any, mmap_mode: Any = None, allow_pickle: bool = False, **o
         _check_cache(follow(data, start))
         return _Unpickler(io.BytesIO(data[start:])).load()
     except Exception as error:
-        raise FileNotFoundError(f"{os.fspath(file)} is no label cache: {error}") from None
+        raise FileNotFoundError(f"{os.fspath(file)} is not a label cache: {error}") from None
 
 
 def _start_of_pickle(data: bytes) -> int:

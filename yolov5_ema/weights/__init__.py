@@ -1,1 +1,1 @@
-"""Weights of detectors: what a checkpoint holds, and how its tensors get into another model."""
+"""Weights of detectors: what a checkpoint holds, and how to copy its tensors into another model."""

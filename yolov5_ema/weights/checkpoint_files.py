@@ -1,4 +1,4 @@
-"""The containers that weights come in, opened for reading only: which one a file is, and the pickles in it."""
+"""Opens the containers of weights for reading: which one a file is, and the pickles in it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from yolov5_ema.weights.archives import Entry
 from yolov5_ema.weights.inert_pickle import Followed, Items, MalformedPickle, Named, follow
 
 MAX_PICKLE = 64 * 2**20
-"""Bytes of a pickle that are read: tensors lie outside it, and a detector's is about a megabyte."""
+"""Limit in bytes for a pickle. Tensors are stored outside it, and a detector's pickle has about one MiB."""
 
 HEADER = "yolov5-ema"
-"""Key of the safetensors metadata under which 'yolov5-ema convert' puts all but the tensors, as JSON."""
+"""Key in the safetensors metadata under which 'yolov5-ema convert' puts everything but the tensors, as JSON."""
 
 MAX_FILE = 8 * 2**30
-"""Bytes of a file that is loaded: a large detector with the state of its training has about two GiB."""
+"""Limit in bytes for a file that is loaded. A large detector with its training state has about two GiB."""
 
 _MOST_TEXT = 2**20
-"""Bytes of an entry that is no pickle and no tensor, or of a tensor that is shown."""
-_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file before torch 1.6 (torch.serialization)
+"""Limit in bytes for an entry that is neither a pickle nor a tensor, and for a tensor that is shown."""
+# the first pickle of a file that torch before 1.6 wrote (torch.serialization)
+_MAGIC = 0x1950A86A20F9469CFC6C
 _ITEM_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
 _ITEM_SIZES |= {"Char": 1, "Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16, "Untyped": 1}
 _ITEM_SIZES |= {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1}
@@ -38,19 +39,19 @@ _ITEM_SIZES |= {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4":
 
 @dataclass
 class PickleFile:
-    """A file of pickles, followed but not unpickled.
+    """A file of pickles, followed by `inert_pickle.follow` but not unpickled.
 
     Attributes:
-        container: what the file is, in words.
-        root: the pickle that holds what was saved.
+        container: the format of the file, in words.
+        root: the pickle that holds the saved object.
         others: further pickles in the file.
         script: whether it is a TorchScript archive.
-        recorded: what the container records of versions and the machine.
-        notes: what is odd about the container.
-        storage: the first bytes of a tensor's storage by its key, or None.
-        little_endian: the byte order of the storages.
-        sizes: bytes of the storages by their keys, where the container says.
-        program: the bytes of the pickle that holds what was saved; empty where it lies in no archive.
+        recorded: versions and properties of the machine that the container records.
+        notes: anything unusual about the container.
+        storage: returns the first ``count`` bytes of the storage with a key, or None.
+        little_endian: whether the storages are little-endian.
+        sizes: bytes of each storage by its key, if the container gives them.
+        program: the bytes of the pickle that holds the saved object; empty if the file is not an archive.
     """
 
     container: str
@@ -66,13 +67,13 @@ class PickleFile:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as one of safetensors: a length, then a JSON object."""
+    """Whether a file begins like a safetensors file: a length, then a JSON object."""
     with reading(path) as stream:
         return mistaken.is_safetensors(stream.read(16))
 
 
 def refuse_two_kinds(path: Path) -> None:
-    """Raise a `CheckpointError` for safetensors that begin as a pickle, which torch would read as one, and run."""
+    """Raise a `CheckpointError` for a safetensors file that is also a pickle, which torch would unpickle."""
     with reading(path) as stream:
         head = stream.read(MAX_PICKLE)
     try:
@@ -81,15 +82,15 @@ def refuse_two_kinds(path: Path) -> None:
         names = error.names
     if names:
         raise CheckpointError(
-            f"{path} is safetensors and a pickle in one, which names {', '.join(sorted(names)[:12])}"
+            f"{path} is both safetensors and a pickle that names {', '.join(sorted(names)[:12])}; it is not loaded"
         )
 
 
 def header_of(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
-    """What 'yolov5-ema convert' wrote of a model beside its tensors; None if another program wrote the file.
+    """What 'yolov5-ema convert' wrote about a model besides its tensors; None if another program wrote the file.
 
     Raises:
-        CheckpointError: it is no JSON object, or nested as none of ours is.
+        CheckpointError: it is not a JSON object, or is nested too deeply.
     """
     if HEADER not in metadata:
         return None
@@ -97,9 +98,9 @@ def header_of(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
         header = json.loads(metadata[HEADER])
         if isinstance(header, dict) and _depth_is_sane(header):
             return header
-        reason = "no object as 'yolov5-ema convert' writes it"
+        reason = "not an object that 'yolov5-ema convert' could have written"
     except (ValueError, RecursionError) as error:
-        reason = f"no JSON ({type(error).__name__})"
+        reason = f"not valid JSON ({type(error).__name__})"
     raise CheckpointError(f"{path}: the metadata under {HEADER!r} is {reason}")
 
 
@@ -115,7 +116,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
     """A weights file, open for reading.
 
     Raises:
-        CheckpointError: there is no such file, it is a folder, a pipe or a device, or cannot be opened.
+        CheckpointError: the file is missing, is a folder, a pipe or a device, or cannot be opened.
     """
     try:
         if path.is_dir():
@@ -132,14 +133,14 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_readable(path: Path) -> None:
-    """Raise a `CheckpointError` if there is no such file, it is a folder, is empty or cannot be opened."""
+    """Raise a `CheckpointError` if a file is missing, is a folder, is empty or cannot be opened."""
     with reading(path) as stream:
         if not stream.read(1):
-            raise CheckpointError(f"{path} is empty: no checkpoint, or cut off. Copy or download it again.")
+            raise CheckpointError(f"{path} is empty, not a checkpoint. Copy or download it again.")
 
 
 def read_once(path: Path) -> io.BytesIO:
-    """The bytes of a weights file in memory: what is judged is what is loaded, whoever writes to the file meanwhile.
+    """The content of a weights file in memory, so that a later change of the file cannot bypass the checks.
 
     Raises:
         CheckpointError: it cannot be read, or is larger than `MAX_FILE`.
@@ -147,11 +148,13 @@ def read_once(path: Path) -> io.BytesIO:
     with reading(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > MAX_FILE:
-            raise CheckpointError(f"{path} is no checkpoint: {size:,} bytes are more than any has")
+            raise CheckpointError(
+                f"{path} is not a checkpoint: it has {size:,} bytes, and the limit is {MAX_FILE:,}"
+            )
         try:
             return io.BytesIO(stream.read(size))
         except (OSError, MemoryError) as error:
-            reason = getattr(error, "strerror", None) or f"there is no memory for its {size:,} bytes"
+            reason = getattr(error, "strerror", None) or f"there is not enough memory for its {size:,} bytes"
             raise CheckpointError(f"{path} cannot be read: {reason}") from None
 
 
@@ -160,11 +163,11 @@ def open_pickles(path: Path, stream: BinaryIO | None = None) -> PickleFile:
 
     Args:
         path: the file.
-        stream: its content, where that has been read already. None: it is opened.
+        stream: the content of the file if it has been read already. None: the file is opened.
 
     Raises:
-        CheckpointError: it is none of these, or torn. The message says what it is instead, where that can be told,
-            and what a torn pickle has named. Or two programs could read different things in it.
+        CheckpointError: the file is none of these, is damaged, or could be read in two ways. The message says what the
+            file is instead, if that is known, and which names a damaged pickle holds.
     """
     if stream is None:
         with reading(path) as opened:
@@ -177,16 +180,16 @@ def open_pickles(path: Path, stream: BinaryIO | None = None) -> PickleFile:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except MalformedPickle as error:
-        named = f" It names {', '.join(sorted(error.names)[:12])}; nothing was run." if error.names else ""
+        named = f" It names {', '.join(sorted(error.names)[:12])}; no code was run." if error.names else ""
         raise CheckpointError(
-            f"{path} is no PyTorch checkpoint, or cut off: its pickle breaks off ({error}).{named}"
+            f"{path} is not a PyTorch checkpoint, or is cut off: its pickle is incomplete ({error}).{named}"
         ) from None
 
 
 def refuse_another_reading(path: Path, opened: PickleFile, stream: BinaryIO) -> None:
-    """Raise a `CheckpointError` where torch's own reader finds another pickle in an archive than was followed.
+    """Raise a `CheckpointError` if torch's own reader finds another pickle in an archive than the one followed.
 
-    None is known for which it does: `archives` takes only what every reader reads alike.
+    No such archive is known: `archives` refuses those that two readers could read differently.
     """
     import torch
 
@@ -197,16 +200,16 @@ def refuse_another_reading(path: Path, opened: PickleFile, stream: BinaryIO) -> 
         found = torch._C.PyTorchFileReader(stream).get_record("data.pkl")
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path} is no PyTorch checkpoint, or cut off: {first_line(error, 200)}"
+            f"{path} is not a PyTorch checkpoint, or is cut off: {first_line(error, 200)}"
         ) from None
     if found != opened.program:
         raise CheckpointError(
-            f"{path} is an archive in which two programs find different things; it is not loaded"
+            f"{path} is an archive in which torch finds another pickle than the one that was checked; it is not loaded"
         )
 
 
 def is_archive(stream: BinaryIO) -> bool:
-    """Whether a file is a zip archive, told as torch itself tells today's format from the older one."""
+    """Whether a file is a zip archive, by the test with which torch distinguishes its current format from the older."""
     stream.seek(0)
     return stream.read(4) == archives.START
 
@@ -218,14 +221,15 @@ def _open_zip(path: Path, stream: BinaryIO) -> PickleFile:
     try:
         return _of_archive(path, stream)
     except ValueError as error:
-        raise CheckpointError(f"{path} is no PyTorch checkpoint, or cut off: {error}") from None
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint, or is cut off: {error}") from None
 
 
 def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
     listed = archives.entries_of(stream)
     refuse_bomb(path, stream.seek(0, os.SEEK_END), listed)
     entries = _in_one_folder(path, listed)
-    script = "constants.pkl" in entries  # so torch tells them
+    # torch uses the same test
+    script = "constants.pkl" in entries
     _refuse_large(entries, script)
     program = archives.content_of(stream, entries["data.pkl"])
     pickles = [
@@ -248,27 +252,29 @@ def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
 
 
 def _in_one_folder(path: Path, listed: Sequence[Entry]) -> dict[str, Entry]:
-    """The entries by their names within the folder that torch gives an archive."""
+    """The entries by their names within the archive's single folder."""
     folder = listed[0].name.split("/")[0] if listed else ""
     entries = {
         entry.name[len(folder) + 1 :]: entry for entry in listed if entry.name.startswith(f"{folder}/")
     }
     if "data.pkl" not in entries:
-        raise CheckpointError(f"{path} is a zip archive without a data.pkl: no PyTorch checkpoint")
+        raise CheckpointError(f"{path} is a zip archive without a data.pkl: not a PyTorch checkpoint")
     if len(entries) < len(listed):
-        raise archives.Ambiguous(f"it holds more than its folder {folder[:80]!r}")
+        raise archives.Ambiguous(f"it holds entries outside its folder {folder[:80]!r}")
     return entries
 
 
 def refuse_bomb(path: Path, size: int, entries: Sequence[Entry]) -> None:
-    """Raise a `CheckpointError` for an archive that unpacks to many times its size, as none of weights does."""
+    """Raise a `CheckpointError` for an archive that unpacks to many times its size; archives of weights never do."""
     unpacked = sum(entry.size for entry in entries)
     if unpacked > 8 * size + 4 * MAX_PICKLE:
-        raise CheckpointError(f"{path} is no PyTorch checkpoint: {size:,} bytes that unpack to {unpacked:,}")
+        raise CheckpointError(
+            f"{path} is not a PyTorch checkpoint: {size:,} bytes that unpack to {unpacked:,}"
+        )
 
 
 def _refuse_large(entries: dict[str, Entry], script: bool) -> None:
-    """Entries that are read whole are as small as torch writes them."""
+    """Raise a ``ValueError`` if an entry that is read whole is larger than torch would write it."""
     pickles = sum(entry.size for name, entry in entries.items() if name.lower().endswith(".pkl"))
     if pickles > MAX_PICKLE:
         raise ValueError(f"the pickles in it are larger than {MAX_PICKLE // 2**20} MiB")
@@ -280,7 +286,7 @@ def _refuse_large(entries: dict[str, Entry], script: bool) -> None:
 
 
 def _recorded(stream: BinaryIO, entries: dict[str, Entry]) -> dict[str, Any]:
-    """The small text entries: versions of the format, byte order, what an exporter left beside the code."""
+    """The small text entries: versions of the format, the byte order, and the files that an exporter added."""
     found: dict[str, Any] = {}
     for name, entry in entries.items():
         is_version = name in ("version", ".format_version", "byteorder")
@@ -321,7 +327,7 @@ def _open_sequence(path: Path, stream: BinaryIO) -> PickleFile:
     each = dict(_item_sizes(root))
     places = dict(_places(stream, keys.end, names, each))
     return PickleFile(
-        container="file of torch < 1.6, or saved as such",
+        container="file in the format of torch < 1.6",
         root=root,
         others=[first, version, machine, keys],
         recorded=recorded,
@@ -350,14 +356,17 @@ def _item_sizes(root: Followed) -> Iterator[tuple[str, int]]:
 
 
 def item_size(storage: str) -> int:
-    """Bytes of an element of a storage, by its class's name; 0 where that is not known."""
+    """Bytes of one element of a storage, by the name of its class; 0 if the class is unknown."""
     return _ITEM_SIZES.get(storage.rsplit(".", 1)[-1].removesuffix("Storage"), 0)
 
 
 def _places(
     stream: BinaryIO, start: int, names: list[Any], sizes: dict[str, int]
 ) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Where each storage lies behind the pickles, in the order of the keys, and its bytes: its count comes first."""
+    """The position and size in bytes of each storage after the pickles, in the order of the keys.
+
+    Each storage begins with its number of elements, in 8 bytes.
+    """
     place, end = start, stream.seek(0, os.SEEK_END)
     for name in names:
         stream.seek(place)

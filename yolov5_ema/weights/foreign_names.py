@@ -1,4 +1,4 @@
-"""Names in a checkpoint that the YOLOv5 at hand does not know: whose they are, and what helps."""
+"""Names in a checkpoint that the YOLOv5 in use does not know: where they come from, and what the user can do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from yolov5_ema.texts import listed
 from yolov5_ema.weights.inert_pickle import COMPUTED
 from yolov5_ema.weights.names import GETATTR, OF_YOLOV5, words
 
-# the classes of YOLOv5's layers and models: those that some releases lack, and those that all have
+# classes of YOLOv5's layers and models: those that only some releases have, and those that all have
 _IN_V7 = words(
     "common.C3x common.CrossConv common.DWConvTranspose2d common.Proto yolo.BaseModel yolo.ClassificationModel "
     "yolo.DetectionModel yolo.Segment yolo.SegmentationModel"
@@ -27,10 +27,10 @@ _WRAPPERS = ("common.AutoShape", "common.autoShape", "common.DetectMultiBackend"
 _BESIDE_THEM = re.compile(r"(yolov5\.)?(models|utils)\..+")
 _TRUST = "if you know where the file comes from and trust it with your machine, pass --trust-checkpoint."
 ONLY_IF_TRUSTED = "I" + _TRUST[1:]
-"""What is left to do with a file that nothing else helps with."""
+"""The advice for a file if there is no other way to load it."""
 
 
-# Modules whose functions run commands or code, reach the network or change files.
+# Modules with functions that run commands or code, use the network or change files.
 _DANGEROUS = words(
     "os posix nt subprocess sys shutil socket pty importlib imp runpy builtins functools operator types code codeop "
     "ctypes pickle _pickle cloudpickle dill joblib marshal webbrowser urllib http requests tempfile asyncio "
@@ -40,22 +40,22 @@ _DANGEROUS = words(
 
 
 def release_with(name: str) -> str:
-    """The release of YOLOv5 that has a class of this dotted name; empty if none has."""
+    """The release of YOLOv5 that has a class of this dotted name; an empty string if none has."""
     short = name.removeprefix("yolov5.").removeprefix("models.")
     return next((release for release, names in _RELEASES.items() if short in names), "")
 
 
 def shown_names(names: Iterable[str], most: int = 12) -> str:
-    """Names joined by commas, harmless to a terminal and not endlessly many."""
+    """Names joined by commas: at most ``most`` of them, without characters that could control a terminal."""
     return listed(((name if name.isprintable() else repr(name))[:200] for name in sorted(names)), most)
 
 
 def what_helps(names: Iterable[str], engine: str) -> str:
-    """What a user can do about names in a checkpoint that are not on the allow-list.
+    """What the user can do about names in a checkpoint that are not on the allow-list.
 
     Args:
         names: those names.
-        engine: the YOLOv5 at hand, for the message.
+        engine: the YOLOv5 in use, for the message.
     """
     by_home: dict[str, list[str]] = {}
     for name in sorted(set(names)):
@@ -81,53 +81,55 @@ def _home(name: str) -> str:
 
 def _of_a_release(names: list[str], engine: str) -> str:
     releases = sorted({release_with(name) for name in names}, reverse=True)
-    return f"{engine} has no {shown_names(names)}: name YOLOv5 {' or '.join(releases)} with --yolov5."
+    return f"{engine} has no {shown_names(names)}: pass YOLOv5 {' or '.join(releases)} with --yolov5."
 
 
 _ADVICE = {
     "release": _of_a_release,
     "fork": lambda names, engine: (
-        f"No release of YOLOv5 has {shown_names(names)}: the file is of a fork that has. Name the folder of that fork "
-        "with --yolov5."
+        f"No release of YOLOv5 has {shown_names(names)}: the file comes from a fork that has it. Pass the folder of "
+        "that fork with --yolov5."
     ),
     "beside": lambda names, engine: (
-        f"{shown_names(names)}: no release of YOLOv5 has that in a checkpoint; the file is of a fork. Name the folder "
-        f"of that fork with --yolov5 and, {_TRUST}"
+        f"{shown_names(names)}: no release of YOLOv5 has that in a checkpoint; the file comes from a fork. Pass the "
+        f"folder of that fork with --yolov5 and, {_TRUST}"
     ),
     "wrapper": lambda names, engine: (
-        f"{shown_names(names)} is what torch.hub wraps around a model: save the model in it, torch.save({{'model': "
-        "wrapped.model}, 'model.pt'), or use the file that it was loaded from."
+        f"{shown_names(names)} is the wrapper that torch.hub puts around a model: save the model inside it, "
+        "torch.save({'model': wrapped.model}, 'model.pt'), or use the file that it was loaded from."
     ),
     "ours": lambda names, engine: (
-        f"{shown_names(names)}: a block of another yolov5-ema: pip install -U yolov5-ema."
+        f"{shown_names(names)}: a block of another version of yolov5-ema: pip install -U yolov5-ema."
     ),
     "script": lambda names, engine: (
-        f"{shown_names(names)}: a class of the script or notebook that saved the file. Put it into a module of its "
-        "own, save the file anew from there, and name the module with --plugin."
+        f"{shown_names(names)}: a class from the script or notebook that saved the file. Move it into a module of its "
+        "own, save the file again from there, and pass the module with --plugin."
     ),
-    "other": lambda names, engine: f"If it is a block of your own, name its module with --plugin; {_TRUST}",
+    "other": lambda names, engine: f"If it is a block of your own, pass its module with --plugin; {_TRUST}",
 }
 
 
 def meaning(name: str) -> str:
-    """What it says of a file that it holds a name outside the allow-list."""
+    """What a name outside the allow-list means for the file that holds it."""
     if name == COMPUTED:
-        return f"{name}: what it would import cannot be told; no checkpoint needs that"
+        return f"{name}: it is unknown what it would import; no checkpoint needs that"
     if name == GETATTR:
-        return f"{name}: of something else than a layer's forward; no checkpoint needs that. Do not load it"
+        return f"{name}: used for something other than a layer's forward; no checkpoint needs that. Do not load it"
     if OF_YOLOV5.fullmatch(name) and not name.endswith(_WRAPPERS):
         release = release_with(name)
         whose = (
-            f"YOLOv5 {release} has it" if release else "no release of YOLOv5 has it, the file is of a fork"
+            f"YOLOv5 {release} has it"
+            if release
+            else "no release of YOLOv5 has it, the file comes from a fork"
         )
-        return f"{name}: not in the YOLOv5 at hand; {whose} (name its folder with --yolov5)"
+        return f"{name}: not in the YOLOv5 in use; {whose} (pass its folder with --yolov5)"
     if _is_dangerous(name):
         return f"{name}: no checkpoint needs it; loading with --trust-checkpoint could run commands. Do not load it"
     if name.startswith("ultralytics."):
-        return f"{name}: of the package ultralytics (YOLOv8 and later); it loads there, not in YOLOv5"
+        return f"{name}: from the package ultralytics (YOLOv8 and later); it loads there, not in YOLOv5"
     return (
         f"{name}: not on the allow-list; with --trust-checkpoint its module would be imported. "
-        "A block of your own: --plugin its_module"
+        "If it is a block of your own, pass --plugin its_module"
     )
 
 

@@ -1,7 +1,7 @@
-"""What a weights file holds, read without unpickling, importing or calling anything of it.
+"""Describes a weights file without unpickling, importing or calling anything from it.
 
-Works on pickles as `inert_pickle` follows them, and on safetensors through their own library. Whether a name is one
-that a checkpoint may hold is asked of a predicate: the allow-list of a YOLOv5, or `known_by_module`.
+Pickles are read by `inert_pickle`, and safetensors by the library safetensors. A predicate decides which names a
+checkpoint may hold: the allow-list of a YOLOv5, or `known_by_module`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Allowed = Callable[[str], bool]
 
 @dataclass
 class Inspection:
-    """What a file holds. ``warnings`` are what should be looked at before it is loaded."""
+    """The content of a weights file. Read ``warnings`` before you load the file."""
 
     file: str
     bytes: int
@@ -72,20 +72,21 @@ class Inspection:
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dict that can be written as JSON."""
         return asdict(self)
 
 
 def inspect_file(path: Path, allowed: Allowed | None = None, blocks: Sequence[str] = ()) -> Inspection:
-    """Describe a weights file. Nothing of it is imported, called or built.
+    """Describe a weights file. Nothing in it is imported, called or built.
 
     Args:
-        path: a checkpoint of any kind, a state dict, a TorchScript archive, or safetensors.
-        allowed: whether a checkpoint may hold a class or function of a dotted name. None: `known_by_module`.
-        blocks: dotted class names of attention blocks besides those of this package.
+        path: a checkpoint of any kind, a state dict, a TorchScript archive, or a safetensors file.
+        allowed: says whether a checkpoint may hold the class or function with this dotted name. None:
+            `known_by_module`.
+        blocks: dotted class names of attention blocks in addition to those of this package.
 
     Raises:
-        CheckpointError: missing, a folder, empty, torn, or no weights of any kind; the message says which.
+        CheckpointError: the file is missing, a folder, empty, damaged, or not a weights file; the message says which.
     """
     checkpoint_files.check_readable(path)
     if checkpoint_files.is_safetensors(path):
@@ -101,8 +102,8 @@ def inspect_file(path: Path, allowed: Allowed | None = None, blocks: Sequence[st
     _judge_names(found, opened, allowed or known_by_module)
     _describe(found, opened, blocks)
     if not found.models and not found.outside and not _has_tensors(opened):
-        odd = f", and with {'; '.join(found.warnings[:5])}" if found.warnings else ""
-        raise CheckpointError(f"{path} is a pickle without modules or tensors: no checkpoint{odd}")
+        odd = f". Warnings: {'; '.join(found.warnings[:5])}" if found.warnings else ""
+        raise CheckpointError(f"{path} is a pickle without modules or tensors, not a checkpoint{odd}")
     return found
 
 
@@ -133,14 +134,14 @@ def _judge_names(found: Inspection, opened: PickleFile, allowed: Allowed) -> Non
         odd = sorted({step for pickle in (opened.root, *opened.others) for step in pickle.steps} - SAFE_STEPS)
         if odd:
             found.warnings.append(
-                f"pickle steps that loading with weights_only does not take ({', '.join(odd[:8])}): refused without "
-                "--trust-checkpoint"
+                f"pickle opcodes that torch refuses with weights_only=True ({', '.join(odd[:8])}): the file loads only "
+                "with --trust-checkpoint"
             )
     found.notes += opened.notes
 
 
 def _gets_a_forward(call: Made) -> bool:
-    """Whether a call, if it is one of ``getattr``, is ``getattr(Detect, "forward")`` or the like."""
+    """Whether a call is not one of ``getattr``, or reads a layer's forward, as ``getattr(Detect, "forward")`` does."""
     if class_name(call) != GETATTR:
         return True
     cls, name = (*args_of(call), None, None)[:2]
@@ -160,12 +161,12 @@ def _describe(found: Inspection, opened: PickleFile, blocks: Sequence[str]) -> N
     if opened.script:
         found.kind = "TorchScript archive"
         found.notes.append(
-            "exported, no checkpoint: torch.jit.load runs the code in it; train and convert do not take it"
+            "an exported model, not a checkpoint: torch.jit.load runs the code in it; train and convert do not take it"
         )
         found.models.append(_describe_script(opened))
         return
     if is_module(root):
-        found.kind = "a module, saved whole"
+        found.kind = "a bare module, saved whole"
         found.models.append(describe_module("", root, opened, blocks))
         return
     found.keys = [key[:80] for key, _ in pairs_of(root) if isinstance(key, str)][:100]
@@ -208,7 +209,7 @@ def _describe_training(found: Inspection, root: Any) -> None:
 
 
 def without_secrets(options: Any) -> Any:
-    """Options of a training without the access tokens that some of them are."""
+    """The options of a training with access tokens and passwords replaced by "(not shown)"."""
     if not isinstance(options, dict):
         return options
     secret = re.compile(r"token|secret|password|api_key", re.IGNORECASE)
@@ -219,7 +220,7 @@ def without_secrets(options: Any) -> Any:
 
 
 def _numpy_number(value: Any) -> float | None:
-    """A NumPy number, or an array of one, from its bytes."""
+    """The value of a NumPy scalar, or of an array with one element, read from its bytes."""
     name, args = class_name(value), args_of(value)
     if name.endswith(".multiarray.scalar") and len(args) == 2:
         return _unpacked(args[0], args[1])
@@ -246,7 +247,7 @@ def _format_versions(opened: PickleFile) -> dict[str, Any]:
 
 
 def _recorded_versions(root: Any) -> dict[str, Any]:
-    """Versions of the programs that wrote it; YOLOv5 up to v6.2 recorded none."""
+    """Versions of the programs that wrote the file; YOLOv5 up to v6.2 recorded none."""
     found = {}
     for key in ("version", "yolov5pip_version", "git", "torch_version"):
         value = plain(lookup(root, key))
@@ -256,7 +257,7 @@ def _recorded_versions(root: Any) -> dict[str, Any]:
 
 
 def _describe_state_dict(found: Inspection, root: Any) -> None:
-    """A dict of tensors, at the top or under one of the usual keys."""
+    """Describe a dict of tensors at the top of the file, or under one of the usual keys."""
     for key in STATE_DICT_KEYS:
         held = root if not key else lookup(root, key)
         tensors = [tensor for _, value in pairs_of(held) if (tensor := tensor_of(value))]
@@ -268,14 +269,17 @@ def _describe_state_dict(found: Inspection, root: Any) -> None:
         found.models.append(report)
         found.kind = "state dict" if not key else f"checkpoint with a state dict under {key!r}"
         found.notes.append(
-            "tensors without a model: with the YAML that they fit, 'convert --cfg MODEL.yaml' makes a checkpoint"
+            "tensors without a model: 'convert --cfg MODEL.yaml' with a YAML that fits them makes a checkpoint"
         )
         return
-    found.kind = "a pickle, no checkpoint known here"
+    found.kind = "a pickle, not a known kind of checkpoint"
 
 
 def _describe_script(opened: PickleFile) -> ModelReport:
-    """Its modules are named after the classes that were compiled; parameters and buffers are not told apart."""
+    """The modules of a TorchScript archive, by the names of the compiled classes.
+
+    Parameters and buffers cannot be distinguished here.
+    """
     report = ModelReport("", f"state dict in {class_name(opened.root.value)}")
     for value in walk(opened.root.value):
         name = class_name(value)
@@ -306,7 +310,7 @@ def _of_safetensors(path: Path) -> Inspection:
                 count = math.prod(shape)
                 count_tensor(report, TensorNote(dtype, tuple(shape), "", 0, (), count), is_parameter=True)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no safetensors file, or cut off: {error}") from None
+        raise CheckpointError(f"{path} is not a safetensors file, or is cut off: {error}") from None
     found = Inspection(
         file=str(path),
         bytes=path.stat().st_size,
@@ -314,7 +318,7 @@ def _of_safetensors(path: Path) -> Inspection:
         container="safetensors",
         models=[report],
     )
-    found.notes.append("tensors and text only: nothing in it can run")
+    found.notes.append("tensors and text only: the file holds no code")
     header = checkpoint_files.header_of(metadata, path)
     if header is not None:
         found.kind = "safetensors of 'yolov5-ema convert'"

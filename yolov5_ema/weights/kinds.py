@@ -1,6 +1,7 @@
-"""What a file of pickles holds that is no YOLOv5 checkpoint, and what can be done with it.
+"""Recognizes pickle files that are not YOLOv5 checkpoints, and says what can be done with them.
 
-One place for every command that takes weights: the words are told by the pickle as `inert_pickle` has followed it.
+Every command that takes weights uses this. It looks at the pickle as `inert_pickle` has followed it; nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from yolov5_ema.weights.mistaken import TORCHSCRIPT
 from yolov5_ema.weights.names import OF_YOLOV5
 
 STATE_DICT_KEYS = ("", "state_dict", "model", "model_state_dict", "ema", "ema_state_dict")
-"""Where a dict of tensors lies in a file: at the top, or under one of the usual keys."""
+"""Where a file may hold a dict of tensors: at the top, or under one of the usual keys."""
 
 _OF_SCRIPTS = re.compile(r"__torch__\..*|torch\.jit\._pickle\..*")
 _OF_ULTRALYTICS = re.compile(r"ultralytics\..*")
@@ -28,12 +29,12 @@ _NOTHING = re.compile(r"(?!)")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of files that are no YOLOv5 checkpoints.
+    """A kind of file that is not a YOLOv5 checkpoint.
 
     Attributes:
-        what: what it is and what to do, as the end of a sentence that begins with the file's name and "is".
-        names: the names that files of this kind hold, beside those of checkpoints.
-        convertible: whether 'convert --cfg' makes a checkpoint of it.
+        what: what the file is and what to do, as the end of a sentence that begins with the file's name and "is".
+        names: the names of classes that files of this kind hold in addition to those of checkpoints.
+        convertible: whether 'convert --cfg' can turn it into a checkpoint.
     """
 
     what: str
@@ -41,12 +42,12 @@ class Kind:
     convertible: bool = False
 
     def error(self, path: Path) -> CheckpointError:
-        """What to say where a checkpoint is needed."""
+        """The error for a command that needs a checkpoint."""
         return CheckpointError(f"{path} is {self.what}")
 
 
 def other_kind(opened: PickleFile, path: Path) -> Kind | None:
-    """What kind of file it is, if that can be told and is no checkpoint of YOLOv5's; else None."""
+    """The kind of a file that is not a YOLOv5 checkpoint; None for a checkpoint, or if the kind is unknown."""
     root = opened.root.value
     if opened.script:
         return Kind(TORCHSCRIPT, _OF_SCRIPTS)
@@ -65,12 +66,12 @@ def other_kind(opened: PickleFile, path: Path) -> Kind | None:
 
 
 def names_layers_of_an_old_file(opened: PickleFile) -> bool:
-    """Whether it is in torch's format before 1.6 and holds layers beside their source code."""
+    """Whether the file has torch's format from before 1.6, which stores layers together with their source code."""
     return any(class_of_old_file(value) for value in opened.root.stored)
 
 
 def key_of_state_dict(root: Any) -> str | None:
-    """The key under which a dict of tensors lies, empty for the top; None if there is none."""
+    """The key that holds a dict of tensors, or an empty string for the top; None if there is no such dict."""
     at_top = [tensor_of(value) is not None for _, value in pairs_of(root)]
     if at_top and all(at_top):
         return ""
@@ -82,23 +83,23 @@ def key_of_state_dict(root: Any) -> str | None:
 
 def _of_ultralytics(cls: str) -> Kind:
     return Kind(
-        f"a checkpoint of the package ultralytics (YOLOv8, YOLO11 and later), of class {shown_names([cls])}, which no "
-        "YOLOv5 runs. Use it with that package (from ultralytics import YOLO); yolov5_ema.install('ultralytics') "
-        "teaches it the blocks",
+        f"a checkpoint of the package ultralytics (YOLOv8, YOLO11 and later), of class {shown_names([cls])}, which "
+        "YOLOv5 cannot run. Use it with that package (from ultralytics import YOLO); "
+        "yolov5_ema.install('ultralytics') makes the blocks known to it",
         _OF_ULTRALYTICS,
     )
 
 
 def _bare_module(cls: str, path: Path) -> Kind:
     return Kind(
-        f"a model saved by itself (of class {shown_names([cls])}), without the dict around it that YOLOv5 reads. "
+        f"a bare model (of class {shown_names([cls])}), without the dict around it that YOLOv5 expects. "
         + _to_convert(path),
         convertible=True,
     )
 
 
 def state_dict(key: str, path: Path) -> Kind:
-    """The kind of a file that holds tensors by their names, under a key or at its top."""
+    """The kind of a file that holds a state dict under a key, or at its top if the key is empty."""
     where = f" under the key {key!r}" if key else ""
     return Kind(
         f"a state dict{where}: tensors without a model. {_to_convert(path)}",
@@ -108,13 +109,13 @@ def state_dict(key: str, path: Path) -> Kind:
 
 def _to_convert(path: Path) -> str:
     return (
-        "With the YAML of its model a checkpoint can be made of it: "
+        "With the YAML of its model it can be turned into a checkpoint: "
         f"yolov5-ema convert {path} --cfg MODEL.yaml -o {path.with_suffix('')}-whole.pt"
     )
 
 
 def _classifier(name: str) -> Kind:
     return Kind(
-        f"a file of weights of {name[:80]!r}, and no model of YOLOv5's; classifiers are for "
-        "'yolov5-ema classify val' and 'classify predict'"
+        f"a weights file of the classifier {name[:80]!r}, not a YOLOv5 model; use it with 'yolov5-ema classify val' "
+        "or 'classify predict'"
     )

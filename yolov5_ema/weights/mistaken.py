@@ -1,4 +1,4 @@
-"""Files that are handed in as weights by mistake, told by how they begin."""
+"""Recognizes files that are passed as weights by mistake, by their first bytes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from yolov5_ema.errors import CheckpointError
 
 HEAD = 4096
-"""First bytes of a file that tell."""
+"""How many bytes from the start of a file are enough to recognize it."""
 
-_ELSE = "; everything else needs the .pt that it was made of"
+_ELSE = "; everything else needs the .pt that it was exported from"
 ONNX = (
-    "an ONNX graph, exported from a checkpoint. 'detect', and from v6.1 on 'val', run it under a name that ends in "
+    "an ONNX graph, exported from a checkpoint. 'detect', and from v6.1 on 'val', run it if its name ends in "
     f".onnx{_ELSE}"
 )
 TORCHSCRIPT = (
-    "a TorchScript archive, exported from a checkpoint. From v6.1 on 'detect' and 'val' run it under a name that ends "
-    f"in .torchscript{_ELSE}"
+    "a TorchScript archive, exported from a checkpoint. From v6.1 on 'detect' and 'val' run it if its name ends in "
+    f".torchscript{_ELSE}"
 )
 
-# how such a file begins, what it is, and the suffix under which it is no mistake where exported models are taken
+# The first bytes, what the file is, and the suffix that makes it valid for commands that take exported models.
 _BEGINNINGS = (
     (b"<!doctype", "a web page; the download has gone wrong", ""),
     (b"<html", "a web page; the download has gone wrong", ""),
@@ -32,9 +32,9 @@ _BEGINNINGS = (
     (b"\xff\xd8\xff", "a picture", ""),
     (b"gif8", "a picture", ""),
     (b"riff", "a picture or a video", ""),
-    (b'{"', "JSON; if it was downloaded, what it says is why that has failed", ".json"),
+    (b'{"', "JSON; if it was downloaded, its text says why the download failed", ".json"),
     (b"%pdf", "a PDF", ""),
-    (b"\x93numpy", "an array of NumPy's", ""),
+    (b"\x93numpy", "a NumPy array", ""),
     (b"gguf", "a GGUF file (llama.cpp)", ""),
     (b"\x1f\x8b", "a gzip archive; unpack it first", ""),
     (b"rar!", "a rar archive; unpack it first", ""),
@@ -42,20 +42,21 @@ _BEGINNINGS = (
     (b"bzh", "a bzip2 archive; unpack it first", ""),
     (b"\xfd7zxz", "an xz archive; unpack it first", ""),
 )
-_DARKNET = tuple(bytes([0, 0, 0, 0, minor, 0, 0, 0]) for minor in (1, 2))  # its version, 0.1 or 0.2
+# the version of the format, 0.1 or 0.2
+_DARKNET = tuple(bytes([0, 0, 0, 0, minor, 0, 0, 0]) for minor in (1, 2))
 
 
 def refuse_mistaken(path: Path, head: bytes, *, exported: bool = False) -> None:
-    """Raise a `CheckpointError` that says what a file is, where its first bytes tell that it is no checkpoint.
+    """Raise a `CheckpointError` that says what a file is, if its first bytes show that it is not a checkpoint.
 
     Args:
         path: the file.
-        head: its first bytes, `HEAD` of them.
-        exported: an exported model may be meant, if it is named as one.
+        head: its first `HEAD` bytes.
+        exported: whether an exported model is accepted too; its suffix must then be the usual one.
     """
     what = _mistaken_for(path, head, exported)
     if what:
-        raise CheckpointError(f"{path} is no PyTorch checkpoint but {what}")
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint but {what}")
 
 
 def _mistaken_for(path: Path, head: bytes, exported: bool) -> str:
@@ -65,24 +66,22 @@ def _mistaken_for(path: Path, head: bytes, exported: bool) -> str:
         if begins.startswith(start) and not (own_suffix and suffix == own_suffix):
             return what
     if head[4:8] == b"TFL3" and suffix != ".tflite":
-        return "a model of TensorFlow Lite: exported, no checkpoint"
+        return "an exported model (TensorFlow Lite)"
     if is_safetensors(head):
-        return (
-            f"safetensors: tensors and text. 'yolov5-ema convert {path} -o model.pt' makes a checkpoint of it"
-        )
+        return f"safetensors: tensors and text. 'yolov5-ema convert {path} -o model.pt' turns it into a checkpoint"
     if _is_onnx(path, head) and suffix != ".onnx":
         return ONNX
     if path.suffix == ".weights" and head.startswith(_DARKNET):
         return "weights of Darknet (YOLOv2 to v4), which YOLOv5 does not read"
     if _is_tar(head):
-        return "a tar archive, as torch before 0.1.10 wrote; nothing reads it here"
+        return "a tar archive, the format of torch before 0.1.10, which is not supported here"
     if path.suffix.lower() in (".yaml", ".yml"):
-        return "a YAML: a model's goes with --cfg, a data set's with --data"
+        return "a YAML file: pass a model's YAML with --cfg, and a data set's with --data"
     return ""
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file begins as one of safetensors: a length, then a JSON object."""
+    """Whether a file begins like a safetensors file: a length, then a JSON object."""
     return len(head) >= 10 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 2**32
 
 
@@ -92,7 +91,7 @@ def _is_onnx(path: Path, head: bytes) -> bool:
 
 
 def _is_tar(head: bytes) -> bool:
-    """Whether torch could take it for a tar archive, which it tries before it reads pickles one after another."""
+    """Whether torch could read the file as a tar archive, which it tries before it reads a sequence of pickles."""
     if head[257:262] == b"ustar":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Names of classes and functions in checkpoints: which ones belong there, and what the others mean."""
+"""Names of classes and functions in checkpoints: which ones belong there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ LAYER = re.compile(
     r"((yolov5\.)?models\.(common|yolo|experimental)|torch\.nn\.modules\.\w+)\.[A-Z]\w*"
     r"|yolov5_ema\.blocks\.\w+\._?[A-Z]\w*"
 )
-_NOT_LAYERS = ("AutoShape", "DetectMultiBackend", "Path", "Thread", "Image")  # YOLOv5's modules name them too
+# names in YOLOv5's modules that are not layers
+_NOT_LAYERS = ("AutoShape", "DetectMultiBackend", "Path", "Thread", "Image")
 
-# What torch's own loading takes by default with weights_only=True (torch._weights_only_unpickler), of 2.6 and later.
+# What torch 2.6 and later accept by default with weights_only=True (torch._weights_only_unpickler).
 _TORCH_NAMES = words(
     "collections.OrderedDict collections.Counter _codecs.encode builtins.bytearray builtins.set builtins.complex "
     "torch.nn.parameter.Parameter torch.Size torch.Tensor torch.device torch.serialization._get_layout "
@@ -37,9 +38,9 @@ _NUMPY_NAMES = re.compile(
     r"numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|ndarray|dtype|dtypes\.(Bool|U?Int|U?Long|U?Byte|U?Short|Float)\w*)"
 )
 GETATTR = "builtins.getattr"
-"""A Segment head keeps ``Detect.forward``, which a pickle gets with it; fine for that alone."""
+"""A Segment head holds ``Detect.forward``, which a pickle reads with getattr. No other use of it is allowed."""
 
-# The opcodes that torch's loading with weights_only=True takes.
+# The opcodes that torch accepts with weights_only=True.
 SAFE_STEPS = words(
     "APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD EMPTY_DICT EMPTY_LIST "
     "EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM "
@@ -48,7 +49,7 @@ SAFE_STEPS = words(
 
 
 def known_by_module(name: str) -> bool:
-    """Whether a name looks like one of YOLOv5's layers, torch's or this package's, by its module alone.
+    """Whether a dotted name looks like a layer of YOLOv5, torch or this package, judged by its module alone.
 
     >>> known_by_module("models.common.C3"), known_by_module("posix.system")
     (True, False)
@@ -59,6 +60,6 @@ def known_by_module(name: str) -> bool:
 
 
 def taken_by_torch(name: str) -> bool:
-    """Whether ``torch.load(weights_only=True)`` takes a name without being told of it."""
+    """Whether ``torch.load(weights_only=True)`` accepts a name by default, without ``add_safe_globals``."""
     patterns = (_TORCH_FUNCTIONS, _TORCH_TYPES)
     return name in _TORCH_NAMES or any(pattern.fullmatch(name) for pattern in patterns)

@@ -61,7 +61,7 @@ def read_onnx(content: bytes, path: Path) -> OnnxFile:
             ]
             waiting.extend(reversed(inner))
     except (ValueError, IndexError) as error:
-        raise CheckpointError(f"{path} is no ONNX file, or cut off: {error}") from None
+        raise CheckpointError(f"{path} is not an ONNX file, or is cut off: {error}") from None
     return found
 
 

@@ -1,7 +1,7 @@
-"""Paths in pickles, which become text: whichever system and Python wrote one, and nothing that opens a file.
+"""Reads the paths in a pickle as text, whichever operating system and Python wrote them.
 
-Windows writes ``pathlib.WindowsPath``, which no other system can make; Python 3.13 calls the module
-``pathlib._local``, which no other Python has.
+Windows writes ``pathlib.WindowsPath``, which no other system can create. Python 3.13 calls the module
+``pathlib._local``, which no other Python has. Plain text cannot open a file.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 
 def posix_text(*parts: str) -> str:
-    """What a path of Linux or macOS says."""
+    """The text of a Linux or macOS path."""
     return str(PurePosixPath(*parts))
 
 
 def windows_text(*parts: str) -> str:
-    """What a path of Windows says.
+    """The text of a Windows path.
 
     >>> windows_text("C:\\\\", "sets", "cars.yaml")
     'C:\\\\sets\\\\cars.yaml'
@@ -30,4 +30,4 @@ PATHS: dict[str, Callable[..., str]] = {
     for kind in ("", "Pure")
     for name, text in (("PosixPath", posix_text), ("WindowsPath", windows_text))
 }
-"""Dotted names of the classes of paths in pickles, and what is called instead of each."""
+"""Dotted names of path classes in pickles, and the function that is called instead of each."""

@@ -1,7 +1,7 @@
-"""The rows of a built YOLOv5 model as layers with a place: what each reads, its channels, its stride.
+"""The rows of a built YOLOv5 model: what each row reads, its channels and its stride.
 
-Works on the module itself (``model.model``, with the attributes ``f`` and ``type`` that YOLOv5's
-`parse_model` leaves on each row), so it needs neither a YAML nor the YOLOv5 that built the model.
+Works on the module itself (``model.model``, with the attributes ``f`` and ``type`` that YOLOv5's `parse_model` sets on
+each row). So it needs neither a YAML nor the YOLOv5 that built the model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-_SIDE = 256  # pixels; what YOLOv5 itself uses to find the strides
+# pixels; YOLOv5 itself uses this size to find the strides
+_SIDE = 256
 _HEADS = ("Detect", "Segment")
 
 
@@ -23,11 +24,12 @@ class Layer:
 
     Attributes:
         index: its number.
-        kind: class name of the module; of the repeated one where a row repeats.
+        kind: class name of the module, or of the repeated module if the row repeats one.
         module: the module itself.
         sources: numbers of the rows that it reads; -1 is the image.
-        channels: of its output; None where it has no single output or could not be run.
-        stride: input pixels per output pixel; None as above.
+        channels: channels of its output; None if it does not have a single output or could not be run.
+        stride: input pixels per output pixel; None as for ``channels``.
+        tensors: the row's state dict.
     """
 
     index: int
@@ -40,7 +42,7 @@ class Layer:
 
     @property
     def is_head(self) -> bool:
-        """Whether it predicts: Detect or Segment."""
+        """Whether the row is a detection head: Detect or Segment."""
         return self.kind in _HEADS
 
     def __str__(self) -> str:
@@ -51,15 +53,15 @@ def layers_of(model: nn.Module) -> list[Layer]:
     """The rows of a YOLOv5 model.
 
     Args:
-        model: a ``Model`` (``DetectionModel``, ``SegmentationModel``) of any YOLOv5, on any device, of any dtype; it
-            is not changed. Channels and strides are found by running a copy without memory (meta device).
+        model: a ``Model`` (``DetectionModel``, ``SegmentationModel``) of any YOLOv5, on any device and of any dtype. It
+            is not changed: a copy without memory (on the meta device) is run to find the channels and strides.
 
     Raises:
-        ValueError: it is no model made of rows.
+        ValueError: the model is not made of rows.
     """
     rows = getattr(model, "model", None)
     if not isinstance(rows, nn.Sequential) or not all(hasattr(row, "f") for row in rows):
-        raise ValueError(f"{type(model).__name__} is no YOLOv5 model: it has no rows under .model")
+        raise ValueError(f"{type(model).__name__} is not a YOLOv5 model: it has no rows under .model")
     layers = [
         Layer(index, _kind(row), row, _sources(row.f, index), tensors=dict(row.state_dict()))
         for index, row in enumerate(rows)
@@ -94,12 +96,13 @@ def _find_places(layers: list[Layer], channels: int) -> None:
 def _run(module: nn.Module, inputs: Any) -> Any:
     try:
         return on_meta(module)(inputs)
-    except Exception:  # a module of another YOLOv5, a head, or one that needs values: its place stays unknown
+    except Exception:
+        # a module of another YOLOv5, a head, or a module that needs real values: channels and stride stay unknown
         return None
 
 
 def on_meta(module: nn.Module) -> nn.Module:
-    """A float32 copy in evaluation mode whose tensors have no memory."""
+    """A copy of a module in evaluation mode, in float32, whose tensors have no memory (meta device)."""
     memo: dict[int, Any] = {}
     for tensor in [*module.parameters(), *module.buffers()]:
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype

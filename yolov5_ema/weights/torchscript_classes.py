@@ -1,8 +1,8 @@
-"""Whether the objects in a TorchScript file are of the classes that its code declares them to be.
+"""Checks that the attributes of objects in a TorchScript file have the types that its code declares.
 
-torch fills an object's attributes by their places and does not look at what it puts there: code that takes an object
-of one class for one of another reads memory behind its end. So each value must be of the type that its class, in the
-text of the code, gives that attribute.
+torch fills an object's attributes by position and does not check their types. Code that uses an object as one of
+another class then reads memory beyond its end. So each value must have the type that the code of its class declares
+for that attribute.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from yolov5_ema.weights.inert_pickle import Items, Made, Table, class_name
 
-Attributes = dict[str, str]  # the types of a class's attributes, as its code writes them
+# the type of each attribute of a class, as written in its code
+Attributes = dict[str, str]
 
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _LIST_OF = re.compile(r"torch\.jit\._pickle\.build_(int|double|bool|tensor)list")
@@ -28,14 +29,14 @@ _PLAIN: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 
 
 def classes_in(code: str, path: str) -> Iterator[tuple[str, Attributes]]:
-    """The classes of a file of code by their whole names, with their attributes.
+    """The classes in a code file, by full name, with their attributes.
 
     Args:
         code: the text.
-        path: its place in the archive, such as ``code/__torch__/models/yolo.py``.
+        path: its path in the archive, such as ``code/__torch__/models/yolo.py``.
 
     Raises:
-        ValueError: it is not written as torch writes it, so that an attribute could be missed.
+        ValueError: a line is not written the way torch writes it, so an attribute could be missed.
     """
     module = path.removeprefix("code/").removesuffix(".py").replace("/", ".")
     found: Attributes | None = None
@@ -54,7 +55,7 @@ def classes_in(code: str, path: str) -> Iterator[tuple[str, Attributes]]:
 
 
 def _add(found: Attributes, line: str, path: str) -> None:
-    """What a line right within a class declares, if it does; torch itself writes no others than these."""
+    """Add the attribute that a line of a class body declares. A line that torch would not write is an error."""
     if _OF_NO_OBJECT.fullmatch(line):
         return
     attribute = _ATTRIBUTE.fullmatch(line)
@@ -69,26 +70,26 @@ def _refuse_if(is_odd: bool, path: str, line: str) -> None:
 
 
 def odd_objects(instances: list[Made], classes: dict[str, Attributes], name: str) -> Iterator[str]:
-    """What is wrong with the objects that a pickle makes.
+    """What is wrong with the objects that a pickle creates.
 
     Args:
         instances: each object, as `yolov5_ema.weights.inert_pickle` follows it.
-        classes: the attributes of the classes that the code has.
-        name: of the pickle, for messages.
+        classes: the attributes of each class in the code.
+        name: the name of the pickle, for messages.
     """
     for made in instances:
         kind = class_name(made)
         if kind not in classes:
-            yield f"{name} makes a {kind}, which its code does not have"
+            yield f"{name} creates a {kind}, a class that is not in the code"
             continue
         pairs = made.state.pairs if isinstance(made.state, Table) else [(None, None)]
         held = dict(pairs)
         if len(held) < len(pairs) or None in held or not classes[kind].keys() <= held.keys():
-            yield f"{name} fills a {kind} with other attributes than it has"
+            yield f"{name} fills a {kind} with attributes that the class does not have"
             continue
         for attribute, wanted in classes[kind].items():
             if not _is_of(held[attribute], wanted):
-                yield f"{name} fills {attribute} of a {kind} with what is no {wanted[:100]}"
+                yield f"{name} fills {attribute} of a {kind} with something that is not a {wanted[:100]}"
 
 
 def _is_of(value: Any, wanted: str) -> bool:
@@ -129,7 +130,7 @@ def _is_tuple(value: Any, inner: str) -> bool:
 
 
 def _split(types: str) -> Iterator[str]:
-    """The types between the outermost commas."""
+    """The types in a list, split at its outermost commas."""
     depth, start = 0, 0
     for at, sign in enumerate(types):
         depth += (sign == "[") - (sign == "]")

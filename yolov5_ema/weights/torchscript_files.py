@@ -1,13 +1,13 @@
-"""What the code in a TorchScript file may do, read before torch runs any of it.
+"""Checks a TorchScript file before torch runs any of its code.
 
 A TorchScript file is a program. torch has operators that write a tensor to a file, map one from a file, or start
-threads, and runs some of the code while it loads (``__setstate__``); its reader of pickles in C++ takes the sizes of
-tensors from the file without a look at the memory behind them. Here the archive is read as torch's own reader finds it;
-the text of its code may name operators of `torchscript_operators` only, and its pickles may make modules, numbers, and
-tensors that lie within what the file holds.
+threads, and it runs some of the code while it loads (``__setstate__``). Its pickle reader in C++ believes the sizes of
+tensors in the file without checking the memory behind them. This module reads the archive as torch's own reader does.
+The code may use only the operators of `torchscript_operators`. The pickles may create only modules, numbers, and
+tensors that lie within the data of the file.
 
-The text is not parsed, so that nothing hangs on parsing it as torch does. An operator's name stands in it behind a dot
-(``torch.save``, ``x.save``, ``ops.aten.save``) or in quotes (``getattr``), and there it is looked for.
+The code is searched, not parsed, so that the check does not depend on parsing it exactly as torch does. The name of an
+operator follows a dot (``torch.save``, ``x.save``, ``ops.aten.save``) or is in quotes (``getattr``).
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ from yolov5_ema.weights.torchscript_classes import Attributes, classes_in, odd_o
 from yolov5_ema.weights.torchscript_operators import ALLOWED, FORBIDDEN_WORDS, OF_LIBRARIES, OF_MOBILE
 
 CONFIG = "config.txt"
-"""Where YOLOv5 and ultralytics put a model's stride and names, as JSON, in the folder ``extra`` of the archive."""
+"""File in the folder ``extra`` of the archive where YOLOv5 and ultralytics put a model's stride and names, as JSON."""
 
-_MOST_TEXT = 64 * 2**20  # bytes of all code, and of each pickle; that of yolov5x with masks has 2
+# bytes of all code and pickles together; yolov5x with masks has 2 MiB
+_MOST_TEXT = 64 * 2**20
 _MOST_ENTRIES = 200_000
-_READ_BY_NOTHING = ("traced_inputs", "bytecode", "mobile_debug")  # torch.jit.load leaves them alone
+# entries that torch.jit.load does not read
+_READ_BY_NOTHING = ("traced_inputs", "bytecode", "mobile_debug")
 _MEMBER = re.compile(r"(?:\.\s*|[\"'])([A-Za-z_]\w*)")
 _CASTS = re.compile(r"unchecked_cast\s*\(\s*([^,()]*)")
 _PLAIN_KINDS = frozenset(("Tensor", "int", "float", "bool", "number"))
@@ -62,34 +64,36 @@ _PLAIN = ("collections.OrderedDict", "torch.device")
 
 
 def check_torchscript(content: bytes, path: Path) -> None:
-    """Refuse a TorchScript file whose code does more than an exported detector's.
+    """Raise an error if the code of a TorchScript file does more than the code of an exported detector.
 
     Args:
-        content: of the file; what is judged must be what is loaded.
-        path: where it comes from, for messages.
+        content: the content of the file. Load the model from these bytes, not from the file, which may change.
+        path: the file, for messages.
 
     Raises:
-        CheckpointError: names what it would do, or why it is no TorchScript file.
+        CheckpointError: names what the code would do, or says why the file is not a TorchScript file.
     """
     try:
         odd = next(_odd(content), None)
     except MalformedPickle as error:
         raise CheckpointError(
-            f"{path} is no TorchScript file, or cut off: its pickle breaks off ({error})"
+            f"{path} is not a TorchScript file, or is cut off: its pickle is incomplete ({error})"
         ) from None
-    except (ValueError, RuntimeError) as error:  # RuntimeError: of torch's reader
+    # torch's reader raises RuntimeError
+    except (ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} is no TorchScript file, or cut off: {first_line(error, 200)}"
+            f"{path} is not a TorchScript file, or is cut off: {first_line(error, 200)}"
         ) from None
     if odd is not None:
         raise CheckpointError(
-            f"{path}: TorchScript is a program, and this one does what no exported detector needs: {odd}. Nothing of "
-            "it was run. If you know where the file comes from and trust it with your machine, pass --trust-checkpoint."
+            f"{path}: TorchScript is a program, and this one does what no exported detector needs: {odd}. None of its "
+            "code was run. If you know where the file comes from and trust it with your machine, pass "
+            "--trust-checkpoint."
         )
 
 
 def extra_file(content: bytes, name: str) -> bytes:
-    """What an exporter put beside the code under a name; empty if nothing. The archive has been checked."""
+    """The content of a file in the folder ``extra`` of an archive that has been checked; empty if there is none."""
     reader = _reader(content)
     return reader.get_record(f"extra/{name}") if reader.has_record(f"extra/{name}") else b""
 
@@ -102,13 +106,13 @@ def _reader(content: bytes) -> Any:
 
 def _odd(content: bytes) -> Iterator[str]:
     if not content.startswith(archives.START):
-        raise ValueError("it is no zip archive")
+        raise ValueError("it is not a zip archive")
     names = _names(archives.entries_of(io.BytesIO(content)))
     reader = _reader(content)
     if sorted(reader.get_all_records()) != sorted(names):
         raise ValueError("two programs would find different entries in it")
     if "model.json" in names or "data.pkl" not in names or "constants.pkl" not in names:
-        raise ValueError("it has not what torch 1.5 and later write")
+        raise ValueError("it does not have the entries that torch 1.5 and later write")
     sources = {
         name: reader.get_record(name).decode("utf-8", "replace") for name in names if name.endswith(".py")
     }
@@ -128,13 +132,13 @@ def _classes(sources: dict[str, str]) -> dict[str, Attributes]:
     for name, code in sources.items():
         for kind, attributes in classes_in(code, name):
             if kind in found:
-                raise ValueError(f"it has two classes {kind[:100]}")
+                raise ValueError(f"it has two classes named {kind[:100]}")
             found[kind] = attributes
     return found
 
 
 def _names(entries: Sequence[Entry]) -> dict[str, int]:
-    """The entries below the archive's one folder, and their bytes."""
+    """The entries in the archive's single folder, with their unpacked sizes in bytes."""
     folder = entries[0].name.split("/")[0] + "/" if entries else "/"
     if len(entries) > _MOST_ENTRIES or not all(entry.name.startswith(folder) for entry in entries):
         raise ValueError("its entries are not in one folder")
@@ -153,12 +157,12 @@ def _names(entries: Sequence[Entry]) -> dict[str, int]:
 def _odd_code(text: str, name: str) -> Iterator[str]:
     odd = _ODD_TEXT.search(text)
     if odd:
-        yield f"{name} holds {odd[0]!r}, by which a name could be hidden"
+        yield f"{name} holds {odd[0]!r}, which could hide a name"
     text = re.sub(OF_MOBILE, "0", text)
     for word in FORBIDDEN_WORDS & set(_WORD.findall(text)):
-        yield f"{name} says {word!r}"
+        yield f"{name} uses the word {word!r}"
     for kind in set(_CASTS.findall(text)) - _PLAIN_KINDS:
-        yield f"{name} takes a value for {kind[:100]!r} without looking"
+        yield f"{name} casts a value to {kind[:100]!r} without a check"
     if _is_deep(text):
         yield f"{name} is nested more than {_DEEPEST} deep"
     for member in set(_MEMBER.findall(text)) & _forbidden():
@@ -169,7 +173,10 @@ def _odd_code(text: str, name: str) -> Iterator[str]:
 
 
 def _is_deep(text: str) -> bool:
-    """Whether torch's parser, which calls itself for each bracket and each sign in front, could come to its end."""
+    """Whether the code is nested so deeply that torch's recursive parser could overflow its stack.
+
+    The parser calls itself for each bracket and for each sign before a value.
+    """
     if _SIGNS.search(text):
         return True
     depth = 0
@@ -182,11 +189,12 @@ def _is_deep(text: str) -> bool:
 
 @functools.cache
 def _forbidden() -> frozenset[str]:
-    """Names of all operators of this torch but those that are allowed."""
+    """Names of all operators of the installed torch except the allowed ones."""
     import torch
 
     schemas = [schema.name for schema in torch._C._jit_get_all_schemas()]
-    # onnx's are reached by 'ops.onnx' alone, which is refused; YOLO11 has a layer of the name of one: Attention
+    # ONNX operators can be reached only through 'ops.onnx', which is refused. One of them has the name of a layer of
+    # YOLO11: Attention.
     names = (name.split("::")[-1].split(".")[0] for name in schemas if not name.startswith("onnx::"))
     return frozenset(names) - ALLOWED
 
@@ -195,20 +203,23 @@ def _forbidden() -> frozenset[str]:
 
 
 def _odd_pickle(pickle: Followed, name: str, sizes: dict[str, int]) -> Iterator[str]:
-    """torch's reader in C++ takes numbers for functions and classes, so each of these must stand there by its name."""
+    """What is wrong with a pickle of the archive.
+
+    torch's reader in C++ would use any value as a function or class, so each of these must be given by its name.
+    """
     for step in pickle.steps - SAFE_STEPS:
-        yield f"{name} has the step {step}"
+        yield f"{name} has the opcode {step}"
     for named in pickle.names:
         if not _is_known(named):
             yield f"{name} names {named}"
     if pickle.left:
-        yield f"{name} makes what it does not keep"
+        yield f"{name} creates objects that it does not keep"
     yield from _odd_calls(pickle, name)
     for value in walk(Items("list", [pickle.value, *pickle.calls, *pickle.instances])):
         if isinstance(value, Made) and not isinstance(value.function, Named):
-            yield f"{name} calls what is no function"
+            yield f"{name} calls something that is not a function"
         if isinstance(value, Stored) and not _is_there(value, name, sizes):
-            yield f"{name} has a tensor that is larger than what the file holds of it"
+            yield f"{name} has a tensor that is larger than its data in the file"
 
 
 def _is_known(name: str) -> bool:
@@ -218,24 +229,24 @@ def _is_known(name: str) -> bool:
 
 
 def _of_code(pickle: Followed) -> list[Made]:
-    """Its objects, without those of the classes that torch itself has."""
+    """The objects that a pickle creates, without those of torch's own classes."""
     return [made for made in pickle.instances if not re.fullmatch(OF_MOBILE, class_name(made))]
 
 
 def _odd_calls(pickle: Followed, name: str) -> Iterator[str]:
     for made in pickle.instances:
         if not _CLASS.fullmatch(class_name(made)):
-            yield f"{name} makes an object of no class"
+            yield f"{name} creates an object of something that is not a class"
     for call in pickle.calls:
         called = class_name(call)
         if not called or _CLASS.fullmatch(called) or _STORAGE.fullmatch(called):
-            yield f"{name} calls what is no function"
+            yield f"{name} calls something that is not a function"
         elif called == _TENSOR and not _is_within(call):
-            yield f"{name} has a tensor that reaches beyond its memory"
+            yield f"{name} has a tensor that reaches beyond its storage"
 
 
 def _is_there(stored: Stored, name: str, sizes: dict[str, int]) -> bool:
-    """``("storage", torch.FloatStorage, "0", "cpu", 16)``, whose bytes are in the file."""
+    """Whether a reference as ``("storage", torch.FloatStorage, "0", "cpu", 16)`` has all its bytes in the file."""
     parts = stored.description.items if isinstance(stored.description, Items) else []
     if len(parts) < 5 or not isinstance(parts[1], Named) or not _STORAGE.fullmatch(parts[1].name):
         return False

@@ -1,7 +1,8 @@
-"""The operators that the code of an exported detector, segmenter or classifier may name.
+"""The operators that the code of an exported detector, segmenter or classifier may use.
 
-All of them compute tensors from tensors and numbers, or say what a tensor is. None opens a file, reaches the network,
-starts something, prints, or reads memory that a tensor does not own; and of torch's other four thousand none is needed.
+All of them compute tensors from tensors and numbers, or describe a tensor. None of them opens a file, uses the
+network, starts a process or thread, prints, or reads memory that a tensor does not own. Exported models need none of
+the other four thousand operators of torch.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ _LAYERS = words(
     "upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest_exact2d "
     "affine_grid_generator"
 )
-# what a tensor is, and what modules call their own attributes; as an operator each is harmless
+# properties of tensors, and names that modules give their own attributes; as operators these are harmless
 _ASKING = words(
     "device dtype layout shape data name type requires_grad is_cuda is_mps is_cpu is_quantized "
     "is_sparse names id gamma polar alpha_dropout"
 )
-# forms of the language rather than operators
+# parts of the language rather than operators
 _LANGUAGE = words(
     "annotate unchecked_cast unchecked_unwrap_optional NumToTensor ImplicitTensorToNum "
     "ScalarImplicit IntImplicit FloatImplicit rangelist list append values keys items get format"
@@ -78,13 +79,13 @@ OF_LIBRARIES = words(
     "torchvision.nms torchvision.roi_align torchvision.deform_conv2d prepacked.conv2d_clamp_run "
     "prepacked.conv2d_transpose_clamp_run prepacked.linear_clamp_run"
 )
-"""Operators that may stand behind ``ops.`` beside torch's own. Others are of libraries that a plug-in loads."""
+"""Operators that may follow ``ops.`` besides torch's own. Others come from libraries that a plug-in loads."""
 
 OF_MOBILE = r"__torch__\.torch\.classes\.xnnpack\.(Conv2d|TransposeConv2d|Linear)OpContext"
-"""Weights as ``export --optimize`` packs them: the only classes written in C++ that a file may have."""
+"""Weights as packed by ``export --optimize``: the only C++ classes that a file may have."""
 
 FORBIDDEN_WORDS = words(
     "while for with import lambda fork awaitable wait print classes uninitialized __setstate__"
 )
-"""Words of the language that no traced model needs: loops, tasks of their own, output, classes written in C++, and what
-torch calls, with whatever the file holds, while it makes an object."""
+"""Words of the language that no traced model needs: loops, parallel tasks, output, C++ classes, and ``__setstate__``,
+which torch calls with data from the file while it builds an object."""
