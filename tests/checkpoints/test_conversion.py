@@ -200,7 +200,7 @@ def test_models_that_their_yaml_does_not_build(engine, tmp_path):
             checkpoint_of(build(small_cfg()).state_dict()),
             "is a state dict under the key 'model'.*--cfg MODEL",
         ),
-        ({"epoch": 1, "x": torch.zeros(1)}, "holds no model"),
+        ({"epoch": 1, "x": torch.zeros(1)}, "does not hold a model"),
     ]
     for checkpoint, words in cases:
         checkpoints.save_checkpoint(checkpoint, tmp_path / "a.pt", engine=engine)

@@ -92,7 +92,7 @@ def test_classes_by_the_names_of_a_data_yaml(engine, pretrained, own_folder, cap
 
 def test_a_number_of_classes_is_not_guessed(pretrained, own_folder, refused):
     message = refused("transfer", pretrained, "--cfg", "yolov5n-ema.yaml", "-o", "out.pt")
-    assert "says 80 classes, the checkpoint has 3" in message and "--nc 3" in message
+    assert "has 80 classes, the checkpoint has 3" in message and "--nc 3" in message
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_all_that_reads_a_cfg_keeps_to_the_choice_of_install(fork, choice, own_f
         checkpoints.save_checkpoint({"model": Model(str(fork))}, "a.pt", engine=engine)
         transfer_checkpoint(Path("a.pt"), fork, Path("b.pt"), engine=engine)
     assert "YOLOV5_EMA_CONFLICTS" not in os.environ
-    with yolov5_ema.installed(), pytest.raises(ConfigError, match="both a module of the YOLO at hand"):
+    with yolov5_ema.installed(), pytest.raises(ConfigError, match="both a module of this YOLO"):
         model_info(fork, imgsz=64)
 
 

@@ -1,1 +1,1 @@
-"""Model YAMLs: read, checked, built for trial and written."""
+"""Model YAMLs: reading, checking, trial builds and writing."""

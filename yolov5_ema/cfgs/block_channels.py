@@ -1,4 +1,4 @@
-"""Whether a block can be built where a generated model YAML puts it: known before a YOLOv5 builds the model."""
+"""Checks that a block can be built at its places in a generated model YAML, before YOLOv5 builds the model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from yolov5_ema.errors import ConfigError
 
 
 def check_fit(graph: Graph, block: str, options: Mapping[str, Any]) -> None:
-    """Build the block for the channels of every row that it attends, without memory.
+    """Build the block, without memory, for the channels of every row that it follows.
 
     Raises:
-        ConfigError: it refuses one of them; the one of fewest channels is named, and what the block says of it.
+        ConfigError: the block cannot have the channels of one of the rows. The message names the row with the fewest
+            channels and gives the block's own error.
     """
     # Not at the top: torch need not be imported for a model without a block.
     import torch
@@ -34,12 +35,12 @@ def check_fit(graph: Graph, block: str, options: Mapping[str, Any]) -> None:
             before = [other for other in graph.rows[: graph.rows.index(row)] if not other.attends]
             raise ConfigError(
                 f"{name} does not fit behind row {len(before) - 1} of {graph.name}, at this size: {error}. "
-                "Its options are for all places alike: --option NAME=VALUE, such as groups=16"
+                "Options apply to all places: --option NAME=VALUE, such as groups=16"
             ) from None
 
 
 def _channels(graph: Graph) -> dict[Row | None, int | None]:
-    """Channels that each row gives once YOLOv5 has scaled them; None where the YAML alone does not tell."""
+    """Output channels of each row after YOLOv5 has scaled them; None if they do not follow from the YAML alone."""
     width = graph.settings["width_multiple"]
     found: dict[Row | None, int | None] = {None: graph.settings.get("ch", 3)}
     for row in graph.rows:

@@ -1,4 +1,4 @@
-"""Building a cfg without memory and without a trace, to know that it builds and runs."""
+"""Builds and runs the model of a cfg without memory (meta device), to check that it works."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from yolov5_ema.errors import ConfigError
 from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
 
-_SIDE = 256  # pixels; what YOLOv5 itself uses to find the strides
+# pixels; YOLOv5 itself uses this size to find the strides
+_SIDE = 256
 
-# For one image of that side. The largest that ship, of YOLOv5 and here, take 3,200, 5e10 and 1.3e9.
+# Limits for one image of that size. The largest models of YOLOv5 and of this package need 3,200, 5e10 and 1.3e9.
 _MOST_OPERATIONS = 300_000
 _MOST_ARITHMETIC = 5 * 10**11
 _MOST_BYTES = 5 * 10**9
 
 
 def check_model(cfg: str | Path, engine: Engine) -> dict[str, Any]:
-    """Check a model YAML to the end: its rows, that each can be built, and that they fit together.
+    """Check a model YAML completely: that each row is valid and can be built, and that the rows fit together.
 
-    The model is built and run on the meta device: shapes only.
+    The model is built and run on the meta device, with shapes only.
 
     Returns:
-        What the YAML holds.
+        The content of the YAML.
 
     Raises:
-        ConfigError: names file, row and what is wrong.
+        ConfigError: the YAML is invalid; the message names the file and the row, and says what is wrong.
     """
     content = load_yaml(Path(cfg))
     yolo = engine.module("models.yolo")
@@ -48,7 +49,7 @@ def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str) -> torch.nn.Se
     """Build the rows of a model dict on the meta device and run them.
 
     Args:
-        content: what a model YAML holds.
+        content: the content of a model YAML.
         yolo: YOLOv5's ``models.yolo``, with the shim installed, which checks the rows before they are built.
         cfg: file name for messages; the shim reads this variable too.
 
@@ -56,8 +57,8 @@ def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str) -> torch.nn.Se
         The rows, without memory.
 
     Raises:
-        ConfigError: a row cannot be built or does not fit the one before it, the last one is no Detect, or the model
-            is larger than any that YOLOv5 could train.
+        ConfigError: a row cannot be built or does not fit the one before it, the last row is not a detection head, or
+            the model is too large to train.
     """
     channels = content.get("ch", 3)
     with quiet(), torch.device("meta"), torch.no_grad(), _Ledger(cfg):
@@ -65,7 +66,8 @@ def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str) -> torch.nn.Se
             layers, saved = yolo.parse_model({**copy.deepcopy(dict(content)), "ch": channels}, [channels])
         except ConfigError:
             raise
-        except Exception as error:  # what a layer's constructor says of arguments that somebody wrote
+        except Exception as error:
+            # a layer's constructor can raise anything for invalid arguments
             raise ConfigError(f"{cfg}: it cannot be built: {first_line(error)}") from error
         _check_last(layers[-1], cfg)
         _run_through(yolo, layers, saved, channels, cfg)
@@ -75,14 +77,14 @@ def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str) -> torch.nn.Se
 def _check_last(head: Any, where: str) -> None:
     if not hasattr(head, "anchors"):
         raise ConfigError(
-            f"{where}: the last row is {type(head).__name__}, which finds nothing; a detector ends in Detect"
+            f"{where}: the last row is {type(head).__name__}, which does not detect; a detector ends in Detect"
         )
     for what in ("nc", "na"):
         count = getattr(head, what, 1)
         if not isinstance(count, int) or count < 1:
             raise ConfigError(
-                f"{where}: {type(head).__name__} is to find {count!r} {'classes' if what == 'nc' else 'anchors'}; "
-                "write [nc, anchors] for those of the YAML"
+                f"{where}: {type(head).__name__} has {count!r} {'classes' if what == 'nc' else 'anchors'}; "
+                "write [nc, anchors] to use those of the YAML"
             )
 
 
@@ -102,7 +104,7 @@ def _run_through(yolo: Any, layers: torch.nn.Sequential, saved: list[int], chann
 
 
 def _layer_at(traceback: TracebackType | None) -> Any:
-    """The row that YOLOv5's forward loop was at: its variable ``m``."""
+    """The row that was running in YOLOv5's forward loop: its variable ``m``."""
     while traceback is not None:
         frame = traceback.tb_frame
         if frame.f_code.co_name == "_forward_once":
@@ -112,9 +114,9 @@ def _layer_at(traceback: TracebackType | None) -> Any:
 
 
 class _Ledger(TorchDispatchMode):
-    """Adds up what building and running would take, and stops where no machine would get through it.
+    """Counts what building and running the model would need, and raises a `ConfigError` above the limits.
 
-    YOLOv5 itself would fill the memory, or compute for days, before it says anything.
+    YOLOv5 itself would use up the memory, or compute for days, before it reported an error.
     """
 
     def __init__(self, where: str) -> None:
@@ -137,7 +139,7 @@ class _Ledger(TorchDispatchMode):
         ):
             if amount > most:
                 raise ConfigError(
-                    f"{self.where}: too large a model: it asks for more than {most:,} {what} for one image of "
+                    f"{self.where}: the model is too large: it needs more than {most:,} {what} for one image of "
                     f"{_SIDE} x {_SIDE} pixels"
                 )
         return found
@@ -145,7 +147,7 @@ class _Ledger(TorchDispatchMode):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the table that YOLOv5 logs while it builds."""
+    """Context manager that hides the table that YOLOv5 logs while it builds a model."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

@@ -1,7 +1,7 @@
-"""Model YAMLs for YOLOv5: any size, any attention block, at any place of the network.
+"""Generates model YAMLs for YOLOv5: any size, with any attention block at any place of the network.
 
-A :class:`Recipe` says what to build; :func:`build_cfg` gives the dict that YOLOv5's ``Model`` takes
-and :func:`format_cfg` the YAML file. The files in ``models/`` are the recipes in :data:`SHIPPED`.
+A :class:`Recipe` says what to build. :func:`build_cfg` returns the dict that YOLOv5's ``Model`` accepts, and
+:func:`format_cfg` the text of the YAML file. The files in ``models/`` are made from the recipes in :data:`SHIPPED`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _P2_BACKBONE = [
 
 
 def _up(channels: int, lateral: int, out: int) -> list[list[Any]]:
-    """Top-down step of the neck: narrow, double the size, join the backbone's row of that size."""
+    """Top-down step of the neck: reduce the channels, double the size, join the row of that size in the backbone."""
     return [
         [-1, 1, "Conv", [channels, 1, 1]],
         [-1, 1, "nn.Upsample", ["None", 2, "nearest"]],
@@ -83,8 +83,8 @@ def _p2_head(stride_8: int, stride_16: int) -> list[list[Any]]:
 
 
 _P3_ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
-# Stride 4 gets half of what stride 8 has. Not a bare count (`anchors: 3`): that leaves boxes of width 0
-# in every model that AutoAnchor has not seen, and with --noautoanchor those are trained on.
+# Anchors of stride 4 are half of those of stride 8. A count (`anchors: 3`) is not used here: it gives anchors of
+# width 0 until AutoAnchor replaces them, and with --noautoanchor the model would be trained with them.
 _P2_ANCHORS = [[5, 7, 8, 15, 17, 12], *_P3_ANCHORS]
 
 _TPH_PUBLISHED = "p2-tph-published"
@@ -135,26 +135,25 @@ _HEAD_NOTES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a generated cfg is made of.
+    """The settings of a generated cfg.
 
     Args:
-        size: ``n``, ``s``, ``m``, ``l`` or ``x``. Without a ``base`` the default is ``s``; with one it is
-            the base's own multiples.
+        size: ``n``, ``s``, ``m``, ``l`` or ``x``. The default is ``s``, or the multiples of the ``base`` if there is
+            one.
         block: name of the attention block, or ``none`` for the plain model.
-        at: ``backbone``, behind the last two C3 of the backbone (the default), or ``neck``, behind every
-            C3 of the neck but those at the model's coarsest stride.
+        at: ``backbone``, behind the last two C3 of the backbone (the default), or ``neck``, behind every C3 of the
+            neck except those at the model's coarsest stride.
         head: ``p3`` (YOLOv5 v6.0's own), ``p2`` (a fourth level at stride 4 for tiny objects),
             ``p2-published`` (the same, with the Concats of the paper's VisDrone baseline) or ``p2-tph-published``
             (the same, with Detect and a Concat before the blocks, as in the paper's VisDrone models). ``p3`` by
             default.
-        after: instead of ``at``, numbers of the rows to put a block behind, as they are without any block.
-        base: a model YAML of the user's (path, or name of a shipped one) or its content as a dict,
-            instead of ``head``.
+        after: instead of ``at``, the numbers of the rows to put a block behind, counted in the model without blocks.
+        base: instead of ``head``, another model YAML: its path, the name of a shipped one, or its content as a dict.
         options: options of the block, such as ``{"groups": 16}``.
-        nc: number of classes; by default 80, or the base's own.
+        nc: number of classes; by default 80, or that of the base.
 
     Raises:
-        ConfigError: a value is unknown, or two of them exclude each other.
+        ConfigError: a value is unknown, or two of them cannot be used together.
     """
 
     size: str | None = None
@@ -175,7 +174,7 @@ class Recipe:
         if self.nc is not None and (type(self.nc) is not int or self.nc < 1):
             raise ConfigError(f"nc is {self.nc!r}; it must be a whole number of classes, 1 or more")
         if self.base is not None and self.head is not None:
-            raise ConfigError("base and head exclude each other: a base brings its own head")
+            raise ConfigError("base and head exclude each other: a base has its own head")
         if self.at is not None and self.after is not None:
             raise ConfigError("at and after exclude each other: both say where the block goes")
         if self.block == NO_BLOCK and (self.at is not None or self.after is not None or self.options):
@@ -184,10 +183,10 @@ class Recipe:
             _check_option(key, value)
 
     def graph(self) -> Graph:
-        """The model with its blocks in place.
+        """The model with its blocks inserted.
 
         Raises:
-            ConfigError: the base cannot be used, or has no such rows.
+            ConfigError: the base is invalid, or does not have the rows.
         """
         graph = self._plain_graph()
         if self.block == NO_BLOCK:
@@ -200,7 +199,7 @@ class Recipe:
         return graph
 
     def check_fit(self) -> None:
-        """Build the block for the channels of every row that it stands behind.
+        """Build the block for the channels of every row that it follows.
 
         Raises:
             ConfigError: it cannot be built for one of them.
@@ -211,7 +210,7 @@ class Recipe:
         """The model as YAML text in YOLOv5's layout, with the command that writes it on the first line.
 
         Raises:
-            ConfigError: the base cannot be used, or has no such rows.
+            ConfigError: the base is invalid, or does not have the rows.
         """
         graph = self.graph()
         header = [self.command() or "made from a cfg in memory by yolov5_ema.cfgs.generator"]
@@ -221,7 +220,7 @@ class Recipe:
         return graph.to_text(header)
 
     def command(self) -> str | None:
-        """The command line that writes this cfg; None if the base is a dict, which no command can name."""
+        """The command line that writes this cfg; None if the base is a dict, which no command line can pass."""
         if isinstance(self.base, Mapping):
             return None
         words = ["yolov5-ema", "cfg"]
@@ -266,10 +265,10 @@ class Recipe:
 
 
 def build_cfg(**recipe: Any) -> dict[str, Any]:
-    """The model as a dict that YOLOv5's ``Model`` takes; the keywords are those of `Recipe`.
+    """The model as a dict that YOLOv5's ``Model`` accepts; the keywords are those of `Recipe`.
 
     Raises:
-        ConfigError: the recipe, or the base it names, cannot be used.
+        ConfigError: the recipe or its base is invalid.
 
     Example:
         >>> build_cfg(size="s", block="EMA")["backbone"][7]
@@ -282,16 +281,16 @@ def format_cfg(**recipe: Any) -> str:
     """The model as YAML text in YOLOv5's layout; the keywords are those of `Recipe`.
 
     Raises:
-        ConfigError: the recipe, or the base it names, cannot be used.
+        ConfigError: the recipe or its base is invalid.
     """
     return Recipe(**recipe).text()
 
 
 def load_base(path: str | os.PathLike[str]) -> Any:
-    """Content of a model YAML of the user's, or of a shipped one given by its bare name.
+    """Content of a model YAML, given by its path, or by its bare name if it ships with the package.
 
     Raises:
-        ConfigError: there is no such file, it cannot be read, or it is not YAML.
+        ConfigError: the file is missing, cannot be read, or is not YAML.
     """
     name = os.fspath(path)
     file = Path(path)
@@ -307,7 +306,7 @@ def parse_option(text: str) -> tuple[str, Any]:
     """``groups=16`` as ``("groups", 16)``; a value in quotes stays text.
 
     Raises:
-        ConfigError: ``text`` is no ``NAME=VALUE``.
+        ConfigError: ``text`` does not have the form ``NAME=VALUE``.
     """
     key, equals, value = text.partition("=")
     if not equals or not value:
@@ -318,7 +317,7 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 
 def format_option(value: Any) -> str:
-    """The value as :func:`parse_option` reads it."""
+    """A value as text that :func:`parse_option` reads."""
     text = str(value) if not isinstance(value, bool) and value is not None else str(value).lower()
     return f"'{text}'" if isinstance(value, str) and _parse_value(text) != text else text
 
@@ -341,7 +340,7 @@ def _check_option(key: Any, value: Any) -> None:
         raise ConfigError(f"option {key!r} is not an option name; write NAME=VALUE, such as groups=16")
     plain = value is None or isinstance(value, (bool, int, float, str))
     if not plain or (isinstance(value, float) and not math.isfinite(value)):
-        raise ConfigError(f"option {key} is {value!r}; it must be a number, true, false, none or a text")
+        raise ConfigError(f"option {key} is {value!r}; it must be a number, true, false, none or text")
 
 
 def _check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
@@ -350,7 +349,7 @@ def _check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def _is_stage(row: Row) -> bool:
-    """Whether the row is a C3 or one of its kin, which end a stage of the network."""
+    """Whether the row is a C3 or a similar module, which ends a stage of the network."""
     return row.module.startswith(("C3", "C2f", "BottleneckCSP"))
 
 
@@ -359,7 +358,7 @@ def _backbone_rows(graph: Graph) -> list[Row]:
     if len(stages) < 2:
         raise ConfigError(
             f"{graph.name}: at backbone puts the block behind the last two C3 of the backbone, "
-            f"which has {len(stages)}; name the rows yourself with --after"
+            f"which has {len(stages)}; choose the rows with --after"
         )
     return stages[-2:]
 
@@ -371,15 +370,14 @@ def _neck_rows(graph: Graph) -> list[Row]:
     if unknown:
         raise ConfigError(
             f"{graph.name}: at neck leaves out the coarsest stride, and the stride behind row "
-            f"{graph.rows.index(unknown[0])} ({unknown[0].module}) cannot be told; "
-            f"name the rows yourself with --after"
+            f"{graph.rows.index(unknown[0])} ({unknown[0].module}) is unknown; choose the rows with --after"
         )
     coarsest = max((stride for stride in strides.values() if stride is not None), default=0)
     chosen = [row for row in stages if (strides[row] or coarsest) < coarsest]
     if not chosen:
         raise ConfigError(
             f"{graph.name}: at neck puts the block behind the C3 of the head section that are finer than "
-            f"stride {coarsest:g}, and there are none; name the rows yourself with --after"
+            f"stride {coarsest:g}, and there are none; choose the rows with --after"
         )
     return chosen
 
@@ -387,25 +385,25 @@ def _neck_rows(graph: Graph) -> list[Row]:
 def _rows_by_number(graph: Graph, numbers: Sequence[int]) -> list[Row]:
     count = len(graph.rows)
     if not numbers:
-        raise ConfigError("after names no row; give one or more row numbers, such as --after 6 8")
+        raise ConfigError("after is empty; give one or more row numbers, such as --after 6 8")
     for number in numbers:
         if type(number) is not int:
-            raise ConfigError(f"after: {number!r} is not a row number; write some such as --after 6 8")
+            raise ConfigError(f"after: {number!r} is not a row number; write row numbers such as --after 6 8")
         if not 0 <= number < count:
-            raise ConfigError(f"after: {graph.name} has rows 0 to {count - 1}, and no row {number}")
+            raise ConfigError(f"after: {graph.name} has rows 0 to {count - 1}, but no row {number}")
         if graph.rows[number].module in OUTPUT_MODULES:
             raise ConfigError(
                 f"after: row {number} of {graph.name} is {graph.rows[number].module}, which gives "
-                f"predictions, not features; name a row above it"
+                f"predictions, not features; choose a row above it"
             )
     twice = sorted({number for number in numbers if list(numbers).count(number) > 1})
     if twice:
-        raise ConfigError(f"after: row {twice[0]} is named twice; a row takes one block at a time")
+        raise ConfigError(f"after: row {twice[0]} is given twice; only one block can follow a row")
     return [graph.rows[number] for number in numbers]
 
 
 def _read_before_blocks(graph: Graph) -> None:
-    """Let Detect, and the Concat of its second level, read the rows before the blocks."""
+    """Make Detect, and the Concat of its second level, read the rows before the blocks."""
     strides = dict(zip(graph.rows, graph.strides()))
     for row in graph.rows:
         if row.module == "Detect" or (row.module == "Concat" and strides[row] == 8):

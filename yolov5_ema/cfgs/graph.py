@@ -1,8 +1,8 @@
 """A YOLOv5 model YAML as a graph of rows.
 
-A row of a YOLOv5 cfg names its inputs by number (``6``) or by distance (``-1``, ``-2``), so a row
-put in the middle shifts every number behind it. Here a row points at other row objects instead.
-Numbers exist only while reading a cfg and while writing one, and nothing has to be shifted by hand.
+A row of a YOLOv5 cfg names its inputs by number (``6``) or by distance (``-1``, ``-2``), so a row inserted in the
+middle shifts every number after it. Here a row refers to other row objects instead. Numbers exist only while a cfg is
+read or written, so nothing has to be renumbered by hand.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUTPUT_MODULES = frozenset({"Detect", "Segment", "Classify"})
 
 _READS_A_LIST = frozenset({"Concat", "Detect", "Segment"})
 
-# How a module changes the stride: position of its stride in a row's args, and the default.
+# How a module changes the stride: the position of the stride in a row's args, and its default.
 _STRIDE_ARG: dict[str, tuple[int, int | None]] = {
     **dict.fromkeys(
         ("Conv", "CrossConv", "DWConv", "Focus", "GhostBottleneck", "GhostConv", "MixConv2d"), (2, 1)
@@ -42,7 +42,7 @@ _SAME_SIZE = re.compile(
     r"|nn\.(Identity|BatchNorm2d|ZeroPad2d|Dropout2d?|SiLU|ReLU|LeakyReLU)$"
 )
 
-# Beyond these a model could not be built; YOLOv5 would try for hours, or until the memory is gone.
+# A larger model could not be built: YOLOv5 would try for hours, or until the memory is used up.
 _MOST_REPEATS = 1000
 _MOST_LAYERS = 500
 _MOST_CHANNELS = 1000
@@ -50,12 +50,12 @@ _MOST_ANCHORS = 100
 _LONGEST_NAME = 200
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-# Strings in args that YOLOv5 evaluates to a value: written bare, as its own YAMLs do.
+# Strings in args that YOLOv5 evaluates to a value: written without quotes, as in its own YAMLs.
 _EVALUATED = frozenset({"None", "nc", "anchors"})
 
 
 class Source(NamedTuple):
-    """One input of a row: another row (None: the image), and whether the cfg says it as a distance."""
+    """One input of a row: another row (None: the image), and whether the cfg gives it as a distance."""
 
     row: Row | None
     relative: bool
@@ -63,7 +63,17 @@ class Source(NamedTuple):
 
 @dataclass(eq=False)
 class Row:
-    """One row ``[from, number, module, args]``; compared by identity, like the node of a graph it is."""
+    """One row ``[from, number, module, args]``. Rows are compared by identity, as nodes of a graph.
+
+    Attributes:
+        section: ``backbone`` or ``head``.
+        sources: the inputs.
+        several: whether 'from' is a list.
+        number: how often the module repeats, before the depth multiple.
+        module: the name of the module, or its class.
+        args: the arguments.
+        attends: whether the row is an attention block that `Graph.insert_behind` inserted.
+    """
 
     section: str
     sources: list[Source]
@@ -87,13 +97,13 @@ class Graph:
         """Read the content of a model YAML.
 
         Args:
-            cfg: what ``yaml.safe_load`` gives for the file.
+            cfg: the content of the file, as ``yaml.safe_load`` returns it.
             name: the file's name, for messages.
 
         Raises:
-            ConfigError: a key is missing or has a value YOLOv5 cannot use, or a row is no
-                ``[from, number, module, args]`` whose inputs come before it. The message names
-                file, row and what to write instead.
+            ConfigError: a key is missing or has a value that YOLOv5 cannot use, a row does not have the form
+                ``[from, number, module, args]``, or a row reads one that does not come before it. The message names the
+                file and the row, and says what to write instead.
         """
         _check_settings(cfg, name)
         rows: list[Row] = []
@@ -105,7 +115,7 @@ class Graph:
         return cls(settings, rows, name)
 
     def insert_behind(self, row: Row, module: str, args: Sequence[Any] = ()) -> Row:
-        """Put a new row directly behind ``row`` and let everything that read ``row`` read the new one."""
+        """Insert a new row directly after ``row``. All rows that read ``row`` now read the new one."""
         new = Row(row.section, [Source(row, True)], False, 1, module, _copy(args), attends=True)
         for other in self.rows:
             other.sources = [s._replace(row=new) if s.row is row else s for s in other.sources]
@@ -113,7 +123,7 @@ class Graph:
         return new
 
     def to_cfg(self) -> dict[str, Any]:
-        """The model as a dict that YOLOv5's ``Model`` takes; it shares nothing with this graph."""
+        """The model as a dict that YOLOv5's ``Model`` accepts; it shares no objects with this graph."""
         froms = self._froms()
         cfg = _copy(self.settings)
         for section in SECTIONS:
@@ -125,7 +135,7 @@ class Graph:
         return cfg
 
     def to_text(self, header: Sequence[str] = ()) -> str:
-        """The model as YAML text, one row a line, each with its number and its level in a comment."""
+        """The model as YAML text, one line for each row, with the row's number and level in a comment."""
         lines = [f"# {line}".rstrip() for line in header]
         lines += ["", *self._settings_text()]
         froms, labels = self._froms(), self._labels()
@@ -142,7 +152,7 @@ class Graph:
         return "\n".join(lines) + "\n"
 
     def strides(self) -> list[float | None]:
-        """Stride of every row's output; None where a module's effect on the size is not known."""
+        """Stride of each row's output; None if the effect of a module on the size is unknown."""
         known: dict[Row, float | None] = {}
         for row in self.rows:
             inputs = [1.0 if s.row is None else known[s.row] for s in row.sources]
@@ -208,7 +218,7 @@ class Graph:
 
 
 def is_plain_name(text: Any) -> bool:
-    """Whether ``text`` is a module name such as ``C3`` or ``nn.Upsample``, and no other code."""
+    """Whether ``text`` is a module name such as ``C3`` or ``nn.Upsample``, not other code."""
     return isinstance(text, str) and len(text) <= _LONGEST_NAME and _PLAIN_NAME.fullmatch(text) is not None
 
 
@@ -221,7 +231,7 @@ def _copy(value: Any) -> Any:
 
 
 def is_int(value: Any) -> bool:
-    """Whether a value of a YAML is a whole number; ``true`` is none."""
+    """Whether a value of a YAML is a whole number; ``true`` is not one."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -232,7 +242,7 @@ def _is_number(value: Any) -> bool:
 def _check_settings(cfg: Any, name: str) -> None:
     if not isinstance(cfg, Mapping):
         raise ConfigError(
-            f"{name}: holds {_kind(cfg)} where a model YAML holds keys; needed are {', '.join(REQUIRED_KEYS)}"
+            f"{name}: holds {_kind(cfg)} instead of the keys of a model YAML: {', '.join(REQUIRED_KEYS)}"
         )
     for key in REQUIRED_KEYS:
         if key in cfg:
@@ -269,7 +279,7 @@ def _check_settings(cfg: Any, name: str) -> None:
 
 
 def _check_repeats(rows: Sequence[Row], depth: float, name: str) -> None:
-    """A YAML of a few bytes can ask for millions of layers."""
+    """Raise a `ConfigError` for too many layers: a YAML of a few bytes can ask for millions of them."""
     layers = 0.0
     for index, row in enumerate(rows):
         repeats = row.number * float(depth) if row.number > 1 else 1.0
@@ -328,7 +338,7 @@ def _read_source(reference: int, before: list[Row], where: str) -> Source:
         raise ConfigError(f"{where}: 'from' {reference} is not above this row; {last}")
     if target < 0 and (here, reference) != (0, -1):
         raise ConfigError(
-            f"{where}: 'from' {reference} is before the first row; row 0 alone reads the image, with -1"
+            f"{where}: 'from' {reference} is before the first row; only row 0 reads the image, with -1"
         )
     row = None if target < 0 else before[target]
     if row is not None and row.module in OUTPUT_MODULES:
@@ -339,7 +349,7 @@ def _read_source(reference: int, before: list[Row], where: str) -> Source:
 
 
 def _shown(value: Any, most: int = 300) -> str:
-    """A value of the file's, for a message."""
+    """A value from the file, shortened for a message."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
@@ -353,13 +363,13 @@ def _kind(value: Any) -> str:
 
 
 def _stride_factor(row: Row) -> float | None:
-    """What ``row`` multiplies the stride by, or None if that cannot be told from the row."""
-    module = (
-        row.module if isinstance(row.module, str) else row.module.__name__
-    )  # a class, in a dict of Python's
+    """The factor by which ``row`` multiplies the stride, or None if it does not follow from the row."""
+    # a dict made in Python may have classes instead of names
+    module = row.module if isinstance(row.module, str) else row.module.__name__
     if row.attends or _SAME_SIZE.match(module):
         return 1.0
-    if module == "nn.MaxPool2d":  # its stride is its kernel size unless said
+    # its stride is its kernel size by default
+    if module == "nn.MaxPool2d":
         return _positive((row.args[1:2] or row.args[:1] or [None])[0])
     if module not in _STRIDE_ARG:
         return 1.0 if _is_registered(module) else None
@@ -373,7 +383,7 @@ def _stride_factor(row: Row) -> float | None:
 
 
 def _is_registered(module: str) -> bool:
-    # Not at the top: the registry imports torch, and only a base with rows of its own needs it.
+    # Not at the top: the registry imports torch, and only the user's own YAMLs need it.
     from yolov5_ema.blocks.registry import block_of
 
     return bool(block_of(module))

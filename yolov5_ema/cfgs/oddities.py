@@ -1,7 +1,7 @@
-"""Signs that rows were put into a model YAML without renumbering the references behind them.
+"""Finds signs that rows were inserted into a model YAML without renumbering the references after them.
 
-Such a model builds and trains, only worse: a row is read by nothing, or Detect reads what is half-way between two
-levels. None of it is an error; `info`, `train` and `cfg` say it.
+Such a model builds and trains, but is less accurate: no row reads a certain row, or Detect reads an intermediate result
+between two levels. None of these signs is an error; `info`, `train` and `cfg` print them as warnings.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _HALF_WAY = {
     "Expand": "maps in pieces",
 }
 _CONVOLUTIONS = ("Conv", "DWConv", "GhostConv")
-_ADVICE = "rows may have been put in without renumbering the references behind them"
+_ADVICE = "rows may have been inserted without renumbering the references after them"
 
 
 def oddities(graph: Graph) -> list[str]:
-    """What looks like an oversight in a model YAML, a sentence each.
+    """What looks like an oversight in a model YAML, one sentence for each.
 
     >>> from yolov5_ema.cfgs.generator import build_cfg
     >>> cfg = build_cfg(size="n", block="EMA", at="neck")
@@ -42,7 +42,7 @@ def oddities(graph: Graph) -> list[str]:
 
 
 def log_warnings(found: Sequence[str], where: str) -> None:
-    """Log what `oddities` says, as warnings."""
+    """Log the sentences of `oddities` as warnings."""
     for oddity in [*found, _ADVICE] if found else []:
         _LOGGER.warning("yolov5-ema: warning: %s: %s", where, oddity)
 

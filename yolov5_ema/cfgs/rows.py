@@ -1,8 +1,8 @@
-"""Checking a model YAML row by row, before YOLOv5 evaluates anything of it.
+"""Checks a model YAML row by row, before YOLOv5 evaluates any part of it.
 
-YOLOv5's `parse_model` calls ``eval`` on module names, on string arguments and on ``activation:``, so a
-YAML can run code. Here every row is resolved without ``eval``; what `parse_model` gets afterwards
-holds classes instead of names and plain literals instead of expressions.
+YOLOv5's `parse_model` calls ``eval`` on module names, on string arguments and on ``activation:``, so a YAML can run
+code. Here every row is resolved without ``eval``. `parse_model` then gets classes instead of names, and plain literals
+instead of expressions.
 """
 
 from __future__ import annotations
@@ -32,33 +32,36 @@ from yolov5_ema.errors import ConfigError
 from yolov5_ema.texts import did_you_mean, nearest
 
 WRAPPERS = frozenset({"AutoShape", "DetectMultiBackend"})
-"""Modules of YOLOv5's around a model; they open files, or fetch them, when built."""
+"""Wrappers that YOLOv5 puts around a model; they open or download files when they are built."""
 
-_OWN_NAMES = ("nc", "anchors")  # names of parse_model's own that YOLOv5's YAMLs use as arguments
+# variables of parse_model that YOLOv5's YAMLs use as arguments
+_OWN_NAMES = ("nc", "anchors")
 _WORDS = ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact")
-_LONGEST_TEXT = 1000  # characters of an argument
+# characters of an argument
+_LONGEST_TEXT = 1000
 _NO_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
 _NOTHING = object()
 _COUNTS = ("ch", "nc")
 _kept: ContextVar[dict[tuple[str, str, str], dict[str, list[Any]]] | None] = ContextVar(
     "checked rows", default=None
 )
-_INPUT_CHANNELS = "ch[f]"  # evaluated in parse_model's frame: the row's true, scaled input channels
+# evaluated in parse_model's frame: the row's actual input channels, after scaling
+_INPUT_CHANNELS = "ch[f]"
 
 
 def checked_model(
     cfg: Mapping[str, Any], yolo: ModuleType, *, where: str = "model dict", conflicts: str = "error"
 ) -> dict[str, Any]:
-    """A copy of a model dict that is safe to hand to `parse_model`, with our blocks in place.
+    """A copy of a model dict that is safe to pass to `parse_model`, with the classes of the blocks in its rows.
 
     Args:
-        cfg: what a model YAML holds.
-        yolo: YOLOv5's ``models.yolo``, whose names the rows may use.
+        cfg: the content of a model YAML.
+        yolo: YOLOv5's ``models.yolo``; the rows may use its names.
         where: file name for messages.
-        conflicts: which block a name means that is both YOLOv5's and ours: ``error``, ``ours``, ``theirs``.
+        conflicts: the meaning of a name that both YOLOv5 and this package have: ``error``, ``ours``, ``theirs``.
 
     Raises:
-        ConfigError: names file, row and fix.
+        ConfigError: a row is invalid; the message names the file and the row, and says what to do.
     """
     kept, asked = _kept.get(), (yolo.__name__, conflicts, _without_counts(cfg))
     if kept is None or asked not in kept:
@@ -71,7 +74,7 @@ def checked_model(
 
 @contextmanager
 def checking_once() -> Iterator[None]:
-    """Within: `checked_model` looks at the same rows once, as they come from the preflight and from `parse_model`."""
+    """Context manager: `checked_model` checks the same rows only once, though preflight and `parse_model` both ask."""
     token = _kept.set({})
     try:
         yield
@@ -80,7 +83,7 @@ def checking_once() -> Iterator[None]:
 
 
 def _without_counts(cfg: Mapping[str, Any]) -> str:
-    """All that a model dict says, but for what YOLOv5 puts there itself once it knows the data set."""
+    """The content of a model dict without the keys that YOLOv5 itself sets when it knows the data set."""
     return repr(sorted((str(key), value) for key, value in cfg.items() if key not in _COUNTS))
 
 
@@ -108,7 +111,7 @@ def _checked_rows(
 
 
 def check_activation(cfg: Mapping[str, Any], where: str) -> None:
-    """Refuse an ``activation:`` that is no torch.nn module with literal arguments, with a ConfigError."""
+    """Raise a `ConfigError` if ``activation:`` is not a torch.nn module with literal arguments."""
     activation = cfg.get("activation")
     if activation is None:
         return
@@ -119,7 +122,7 @@ def check_activation(cfg: Mapping[str, Any], where: str) -> None:
 
 
 def is_layer_of_literals(text: str) -> bool:
-    """Whether a text is ``nn.Name(…)`` or ``torch.nn.Name(…)``, that call alone, and its arguments are literals."""
+    """Whether a text is a single call ``nn.Name(…)`` or ``torch.nn.Name(…)`` with literals as arguments."""
     if len(text) > _LONGEST_TEXT:
         return False
     try:
@@ -136,7 +139,7 @@ def is_layer_of_literals(text: str) -> bool:
 
 
 def resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> type:
-    """The class that a row's module name means: one of ``yolo``'s names, or a registered block."""
+    """The class of a row's module: one of the names in ``yolo``, or a registered block."""
     if _is_module_class(name):
         return name
     if not isinstance(name, str):
@@ -149,8 +152,8 @@ def resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> t
     is_ours = name in registry.list_blocks()
     if is_ours and theirs is not None and theirs is not registry.get_block(name) and conflicts == "error":
         raise ConfigError(
-            f"{place}: {name} is both a module of the YOLO at hand ({theirs.__module__}) and a block of yolov5-ema. "
-            f"Write {registry.PREFIX}{name} for ours, or choose for all rows with --conflicts ours|theirs "
+            f"{place}: {name} is both a module of this YOLO ({theirs.__module__}) and a block of yolov5-ema. Write "
+            f"{registry.PREFIX}{name} for the latter, or choose for all rows with --conflicts ours|theirs "
             f"(install(conflicts=...) in Python)."
         )
     if is_ours and (theirs is None or conflicts == "ours"):
@@ -179,20 +182,21 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _lookup(yolo: ModuleType, dotted: str) -> type | None:
-    """A layer by the name that YOLOv5's ``models.yolo`` has for it; None if there is none that a row may build."""
+    """The layer that has a name in YOLOv5's ``models.yolo``; None if there is none, or a row must not build it."""
     found: Any = yolo
     for part in dotted.split("."):
         if part.startswith("_"):
             return None
         try:
             found = getattr(found, part, None)
-        except Exception:  # modules that import others on demand raise what they like
+        except Exception:
+            # a module that imports others on demand can raise anything
             return None
     return found if _is_module_class(found) and _is_for_rows(found) else None
 
 
 def _is_for_rows(cls: type) -> bool:
-    """Not the wrappers that open files and reach the network when built, nor torch's classes that are no layers."""
+    """Whether a row may build a class: not a wrapper that opens or downloads files, and of torch only layers."""
     home = cls.__module__
     return cls.__name__ not in WRAPPERS and (
         home.startswith("torch.nn.modules.") or not home.startswith("torch.")
@@ -204,7 +208,7 @@ def _is_module_class(value: Any) -> bool:
 
 
 def _checked_argument(argument: Any, place: str) -> Any:
-    """An argument as `parse_model` may evaluate it: a literal, or one of its own few names."""
+    """An argument that `parse_model` may evaluate: a literal, or one of its own few names."""
     if isinstance(argument, list):
         return [_checked_argument(item, place) for item in argument]
     if not isinstance(argument, str):
@@ -217,11 +221,12 @@ def _checked_argument(argument: Any, place: str) -> Any:
             f"{place}: the argument {reprlib.repr(argument)} is neither a literal nor one of the names that YOLOv5's "
             f"own YAMLs use ({', '.join(_OWN_NAMES)}, None, 'nearest'); code in a cfg is not run"
         )
-    return repr(literal) if isinstance(literal, str) else literal  # parse_model evaluates a text once more
+    # parse_model evaluates a string once more
+    return repr(literal) if isinstance(literal, str) else literal
 
 
 def _literal(text: str) -> Any:
-    """The number, text, list … that a text is in Python; `_NOTHING` if it is anything else."""
+    """The value of a Python literal; `_NOTHING` if the text is not a literal."""
     if len(text) > _LONGEST_TEXT:
         return _NOTHING
     try:
@@ -231,12 +236,13 @@ def _literal(text: str) -> Any:
 
 
 def block_options(block: type, row: Row, place: str, incoming: int | None) -> list[Any]:
-    """The row's options, checked, as the positional arguments behind the input channels.
+    """The row's options, checked, as positional arguments that follow the input channels.
 
-    Numbers that the row gives by name, and defaults, are `Named`: they mean one thing, wherever they stand.
+    Numbers that the row gives by name, and defaults, become `Named`, because their meaning is clear.
 
     Raises:
-        ConfigError: an option the block does not have, one given twice, or a number that could mean two things.
+        ConfigError: an option that the block does not have or that is given twice, or a number that could mean two
+            things.
     """
     if row.several:
         raise ConfigError(f"{place}: {block.__name__} reads one row, not several; put a Concat before it")
@@ -274,13 +280,13 @@ def _refuse_unclear(block: type, positional: list[Any], place: str, incoming: in
 
 
 def with_options_by_name(cfg: Any, layers: Sequence[Any] = ()) -> None:
-    """Give the numbers in the rows of a checkpoint's own YAML their names, in place.
+    """Name the positional options in the rows of a checkpoint's own YAML, in place.
 
-    It was written down when such rows had one meaning, that of their order, and nobody can edit it.
+    Nobody can edit that YAML, and when it was written, positional options had only one meaning: that of their order.
 
     Args:
-        cfg: what the checkpoint says of how its model was built; anything.
-        layers: what was built, row for row; without it a block's row is known by its name.
+        cfg: the YAML in the checkpoint; it may be anything.
+        layers: the layer of each row. Without them, rows of blocks are found by name.
     """
     sections: list[Any] = [cfg.get(section) for section in SECTIONS] if isinstance(cfg, dict) else []
     if not sections or not all(isinstance(section, list) for section in sections):
@@ -294,7 +300,7 @@ def with_options_by_name(cfg: Any, layers: Sequence[Any] = ()) -> None:
 
 
 def _class_of(layer: Any) -> type:
-    """Of a row's layer, or of the first of those that it repeats."""
+    """The class of a row's layer, or of the layer that the row repeats."""
     return type(layer[0] if type(layer) is nn.Sequential and len(layer) else layer)
 
 
@@ -322,7 +328,7 @@ def _quoted(value: Any, place: str) -> Any:
 
 
 def nominal_output(module: type, row: Row, incoming: list[int | None]) -> int | None:
-    """Channels before the width multiple, as YAMLs write them; None where they are not known."""
+    """Output channels before the width multiple, as YAMLs write them; None if they are unknown."""
     if module.__name__ == "Concat":
         return sum(incoming) if None not in incoming else None  # type: ignore[arg-type]
     if row.args and is_int(row.args[0]) and module.__module__.split(".")[0] != "torch":

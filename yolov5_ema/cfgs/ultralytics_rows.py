@@ -1,7 +1,7 @@
-"""Finding and checking the rows of attention blocks in a model YAML of the package ``ultralytics``.
+"""Finds and checks the rows of attention blocks in a model YAML of the package ``ultralytics``.
 
-The rows read as YOLOv5's do, but the keys around them differ (``scales`` instead of the multiples, no
-anchors). Rows of ultralytics' own modules stay as they are; only their module names are checked.
+The rows have the form of YOLOv5's rows, but the keys around them differ (``scales`` instead of the multiples, no
+anchors). Rows of ultralytics' own modules are not changed; only their module names are checked.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from yolov5_ema.cfgs.rows import (
 
 # modules whose first argument is not their number of output channels
 _OTHER_FIRST_ARGUMENT = ("AIFI", "CBFuse", "HGBlock", "HGStem", "ResNetLayer")
-# keys that YOLOv5's YAMLs must have and these need not
+# keys that are required in YOLOv5's YAMLs, but not in these
 _NOT_NEEDED = {"nc": 1, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": 1}
 
 
 @dataclass(frozen=True)
 class BlockRow:
-    """A row that is an attention block: its index over backbone and head, its class and its options."""
+    """A row with an attention block: its index over backbone and head, its class and its options."""
 
     index: int
     block: type
@@ -43,14 +43,14 @@ def block_rows(cfg: Mapping[str, Any], tasks: ModuleType, *, where: str, conflic
     """The rows of a model dict that are attention blocks.
 
     Args:
-        cfg: what a model YAML of ultralytics holds.
-        tasks: ``ultralytics.nn.tasks``, whose names the rows may use.
+        cfg: the content of a model YAML of ultralytics.
+        tasks: ``ultralytics.nn.tasks``; the rows may use its names.
         where: file name for messages.
-        conflicts: which block a name means that is both ultralytics' and ours: ``error``, ``ours``, ``theirs``.
+        conflicts: the meaning of a name that both ultralytics and this package have: ``error``, ``ours``, ``theirs``.
 
     Raises:
-        ConfigError: an unknown module, an option that a block does not have, a row that cannot be read;
-            names file, row and fix.
+        ConfigError: an unknown module, an option that a block does not have, or an invalid row. The message names the
+            file and the row, and says what to do.
     """
     rows = {section: cfg[section] for section in SECTIONS if section in cfg}
     graph = Graph.from_cfg({**_NOT_NEEDED, **rows}, where)
@@ -73,9 +73,10 @@ def block_rows(cfg: Mapping[str, Any], tasks: ModuleType, *, where: str, conflic
 
 
 def _names(tasks: ModuleType) -> ModuleType:
-    """What a row's module may be called: as ultralytics looks it up, but only classes of modules."""
+    """The names that a row's module may have: those that ultralytics looks up, but only classes of modules."""
     names = ModuleType(tasks.__name__)
-    for name, value in list(vars(tasks).items()):  # other threads may be building models
+    # a copy: another thread may change the module while it builds a model
+    for name, value in list(vars(tasks).items()):
         if isinstance(value, type) and issubclass(value, nn.Module):
             setattr(names, name, value)
     operators = importlib.import_module("torchvision.ops")
