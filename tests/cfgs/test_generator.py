@@ -332,7 +332,7 @@ def test_stride_of_an_unknown_module_is_not_guessed():
     base["backbone"][1] = [-1, 1, "MyDownsample", [64]]
     assert Graph.from_cfg(base).strides()[:3] == [2.0, None, None]
     assert "[-1, 1, MyDownsample, [64]],  # 1\n" in format_cfg(base=base, after=[2])
-    with pytest.raises(ConfigError, match=r"row 1 \(MyDownsample\) cannot be told.*--after"):
+    with pytest.raises(ConfigError, match=r"row 1 \(MyDownsample\) is unknown.*--after"):
         build_cfg(base=base, at="neck")
 
 

@@ -253,8 +253,8 @@ def filled_anew(*state: object) -> Reduced:
 
 # what torch itself does with each while it reads the file: seconds, memory, or what no check of a layer sees
 GREEDY = {  # -> what is said of it
-    "layers that are counted through": (ManyLayers(3_000_000), "LSTM: has more layers than any"),
-    "as a number of NumPy's": (ManyLayers(np.int64(3_000_000)), "LSTM: has more layers than any"),
+    "layers that are counted through": (ManyLayers(3_000_000), "LSTM: has more than 1000 layers"),
+    "as a number of NumPy's": (ManyLayers(np.int64(3_000_000)), "LSTM: has more than 1000 layers"),
     "a larger tensor": (filled_anew(0, (10**6,), (1,)), "_rebuild_tensor_v2: filled with"),
     "one number as many": (filled_anew(0, (2**40,), (0,)), "_rebuild_tensor_v2: filled with"),
     "a storage of any size": (Reduced(torch.FloatStorage, (10**6,)), "FloatStorage: called"),

@@ -159,9 +159,7 @@ def test_a_block_without_zero_gate_is_named(build, detector):
 def test_a_gate_that_is_no_constant_is_found(build, detector, monkeypatch):
     model, fresh = grown(build, detector, build_cfg(size="n", block="SE", nc=2))
     monkeypatch.setattr(type(model.model[7]), "zero_gate_", lambda self: None)
-    with pytest.raises(
-        ConfigError, match=r"zero_gate_\(\) of row 7 \(SE\) leaves a gate that is no constant"
-    ):
+    with pytest.raises(ConfigError, match=r"after zero_gate_\(\) the gate of row 7 \(SE\) is not constant"):
         start_as_identity(model, fresh)
 
 

@@ -1,8 +1,7 @@
-"""Which row of a checkpoint is which row of another cfg.
+"""Pairs the rows of a checkpoint with the rows of another cfg.
 
-Rows are compared by what they are: kind, stride, channels, the shapes of their tensors. The best
-pairing that keeps both models' order is found by dynamic programming (Needleman and Wunsch,
-J. Mol. Biol. 48, 1970); inserted rows stay alone.
+Rows are compared by kind, stride, channels and the shapes of their tensors. Dynamic programming (Needleman and Wunsch,
+J. Mol. Biol. 48, 1970) finds the best pairing that keeps the order of both models. Inserted rows stay unpaired.
 """
 
 from __future__ import annotations
@@ -11,16 +10,18 @@ from yolov5_ema.blocks import registry
 from yolov5_ema.weights.conversions import tensors_for
 from yolov5_ema.weights.structure import Layer
 
-_SAME_KIND = 0.25  # of two rows with nothing else in common
+# scores that add up to the affinity of two rows
+_SAME_KIND = 0.25
 _SAME_CHANNELS = 0.25
 _ALL_TENSORS = 2.0
-_SAME_SOURCES = 0.125  # decides between rows that are equal otherwise
+# small: it only decides between rows that are equal otherwise
+_SAME_SOURCES = 0.125
 
 Pairs = dict[int, int]
 
 
 def align(source: list[Layer], target: list[Layer]) -> Pairs:
-    """Number of the source's row for each row of the target that has one."""
+    """The number of the matching source row for each row of the target that has one."""
     worth = [[_affinity(s, t) for s in source] for t in target]
     pairs = _best_pairs(worth)
     for t, row in enumerate(worth):
@@ -31,9 +32,9 @@ def align(source: list[Layer], target: list[Layer]) -> Pairs:
 
 
 def moved_rows(source: list[Layer], target: list[Layer], pairs: Pairs) -> Pairs:
-    """Pairs beyond those in order: rows that changed places with a neighbour (v5's SPP, C3; v6.0's C3, SPPF).
+    """Additional pairs, out of order: rows that changed places with a neighbour (v5's SPP, C3; v6.0's C3, SPPF).
 
-    Only rows that both models have left over, and whose tensors all fit.
+    Only rows that are not paired yet and whose tensors all fit are considered.
     """
     found: Pairs = {}
     left = [s for s in source if s.index not in pairs.values() and s.tensors and not is_block(s)]
@@ -49,7 +50,7 @@ def moved_rows(source: list[Layer], target: list[Layer], pairs: Pairs) -> Pairs:
 
 
 def is_block(layer: Layer) -> bool:
-    """Whether a row is an attention block: known by name, as its class may be another YOLOv5's."""
+    """Whether a row is an attention block, judged by name, because its class may come from another YOLOv5."""
     return bool(registry.block_of(layer.kind))
 
 
@@ -74,9 +75,10 @@ def _differ(one: float | None, other: float | None) -> bool:
 
 
 def _best_pairs(worth: list[list[float]]) -> Pairs:
-    """The pairing in order of the greatest total worth; the earliest rows among equals."""
+    """The ordered pairing with the greatest total worth; among equal ones, that of the earliest rows."""
     height, width = len(worth), len(worth[0]) if worth else 0
-    rest = [[0.0] * (width + 1) for _ in range(height + 1)]  # worth of what lies behind (t, s)
+    # rest[t][s] is the greatest worth of the rows from t and s on
+    rest = [[0.0] * (width + 1) for _ in range(height + 1)]
     for t in reversed(range(height)):
         for s in reversed(range(width)):
             paired = worth[t][s] + rest[t + 1][s + 1] if worth[t][s] else 0.0
@@ -96,7 +98,7 @@ def _best_pairs(worth: list[list[float]]) -> Pairs:
 def _reads_the_same(
     source: Layer, target: Layer, sources: list[Layer], targets: list[Layer], pairs: Pairs
 ) -> bool:
-    """Whether both read the same rows, seen through attention blocks that only one of them has."""
+    """Whether both rows read the same rows, ignoring attention blocks that only one of the models has."""
     places = {s: t for t, s in pairs.items()}
     read = [_through_blocks(i, sources, places) for i in source.sources]
     reads = [_through_blocks(i, targets, pairs) for i in target.sources]

@@ -1,11 +1,11 @@
-"""A row's tensors under the names and shapes of another row that computes the same.
+"""Converts the tensors of a row to the names and shapes of another row that computes the same function.
 
-Rows of one kind keep their names. Two pairs of kinds are the same function written differently:
+Rows of the same kind have the same names. Two pairs of kinds are the same function written differently:
 
-- ``Focus`` with a k x k convolution (YOLOv5 up to v5.0) cuts the image into four half-size ones and convolves
-  those; a 2k x 2k convolution of stride 2 and padding k - 1 reads the same pixels, weight for weight.
-- ``SPP`` pools with windows (k, 2k - 1, 3k - 2) side by side, ``SPPF`` with k once, twice and three times; the maxima
-  are the same, and they are joined in the same order.
+- ``Focus`` with a k x k convolution (YOLOv5 up to v5.0) splits the image into four of half the size and convolves
+  these. A 2k x 2k convolution of stride 2 and padding k - 1 applies the same weights to the same pixels.
+- ``SPP`` pools with windows (k, 2k - 1, 3k - 2) in parallel, ``SPPF`` with k once, twice and three times in sequence.
+  The maxima are the same, and they are concatenated in the same order.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import nn
 
 from yolov5_ema.weights.structure import Layer
 
-# where Focus puts the pixels (row, column) of each 2 x 2 cell
+# the order in which Focus stacks the pixels (row, column) of each 2 x 2 cell
 _FOCUS_ORDER = ((0, 0), (1, 0), (0, 1), (1, 1))
 
 Tensors = dict[str, torch.Tensor]
 
 
 def tensors_for(source: Layer, target: Layer) -> Tensors | None:
-    """The source's tensors as the target names and shapes them.
+    """The source's tensors under the names and in the layout of the target.
 
     Returns:
-        Tensors by their names within the row, shapes not yet compared; None if the rows are of different
-        kinds that do not compute the same.
+        Tensors by their names within the row. Their shapes are not compared yet. None if the rows are of different
+        kinds that do not compute the same function.
     """
     if source.kind == target.kind or (source.is_head and target.is_head):
         return source.tensors
@@ -59,7 +59,7 @@ def _conv_to_focus(conv: Any, focus: Any, tensors: Tensors) -> Tensors | None:
 
 
 def _same_stem(large: nn.Module, small: nn.Module) -> bool:
-    """Whether a convolution of the image reads the pixels that Focus's convolution of the four parts reads."""
+    """Whether a convolution of the image reads the same pixels as Focus's convolution of the four parts."""
     if not isinstance(large, nn.Conv2d) or not isinstance(small, nn.Conv2d):
         return False
     k, padding = small.kernel_size[0], small.padding[0]
@@ -76,7 +76,7 @@ def _same_stem(large: nn.Module, small: nn.Module) -> bool:
 
 
 def stem_from_focus(weight: torch.Tensor) -> torch.Tensor:
-    """Weight (O, 4 C, k, k) of Focus's convolution as that of the stride-2 stem, (O, C, 2 k, 2 k)."""
+    """Convert the weight (O, 4 C, k, k) of Focus's convolution to that of the stride-2 stem, (O, C, 2 k, 2 k)."""
     out, channels, k = weight.shape[0], weight.shape[1] // 4, weight.shape[2]
     stem = weight.new_empty(out, channels, 2 * k, 2 * k)
     for part, (row, column) in enumerate(_FOCUS_ORDER):
@@ -90,7 +90,7 @@ def focus_from_stem(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _windows(module: Any) -> tuple[int, ...] | None:
-    """Sizes of the windows, in pixels, that the joined parts of SPP or SPPF have seen."""
+    """Window sizes, in pixels of the row's input, of the parts that SPP or SPPF concatenates."""
     pools = module.m
     if isinstance(pools, nn.ModuleList):
         return tuple(cast(int, pool.kernel_size) for pool in pools)

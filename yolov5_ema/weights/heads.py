@@ -1,4 +1,4 @@
-"""Detect and Segment, whose outputs are rows of boxes, objectness, classes and masks, level by level."""
+"""Transfers the heads Detect and Segment: for each level, outputs for boxes, objectness, classes and masks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import torch
 from yolov5_ema.texts import listed
 from yolov5_ema.weights.structure import Layer
 
-_BOX = 5  # x, y, width, height, objectness: outputs of an anchor ahead of its classes
+# the outputs of an anchor before its classes: x, y, width, height, objectness
+_BOX = 5
 
 Names = Sequence[str] | None
 
 
 @dataclass
 class HeadTransfer:
-    """What a head gets: tensors by name within the row, which of them only partly, and remarks."""
+    """The tensors for a head by name within the row, the names of those that are copied in part, and remarks."""
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     partly: set[str] = field(default_factory=set)
@@ -26,9 +27,9 @@ class HeadTransfer:
 
 
 def class_map(source: Names, target: Names, source_nc: int, target_nc: int) -> list[int | None]:
-    """For each class of the target its number in the source, by name; None where it has none.
+    """The number in the source of each class of the target, matched by name; None if the source does not have it.
 
-    Without names on either side the classes are taken to be the same ones if there are as many.
+    If one of the models has no names, the classes count as the same if their number is the same.
     """
     if _are_unknown(source) or _are_unknown(target):
         return [*range(target_nc)] if source_nc == target_nc else [None] * target_nc
@@ -44,7 +45,7 @@ def _folded(name: str) -> str:
 
 
 def _are_unknown(names: Names) -> bool:
-    """No names, or those that YOLOv5 invents: 0, 1, 2 … or class0, class1 …"""
+    """Whether there are no names, or only YOLOv5's default names: 0, 1, 2 … or class0, class1 …"""
     return not names or all(_folded(name).removeprefix("class") == str(i) for i, name in enumerate(names))
 
 
@@ -53,13 +54,13 @@ def transfer_head(
 ) -> HeadTransfer:
     """Fill a head from another, level by level and output by output.
 
-    A level is known by its stride; boxes and objectness go over as they are, classes by name, masks if both heads
-    have as many.
+    Levels are matched by stride. Boxes and objectness are copied unchanged, classes by name, and masks if both heads
+    have the same number of them.
 
     Args:
         source, target: two rows that are heads.
         names, target_names: class names; None if unknown.
-        keep_anchors: the target's anchors stay, as YOLOv5's train wants them where a cfg is given.
+        keep_anchors: keep the target's anchors, as YOLOv5's train does if a cfg is given.
     """
     old, new = source.module, target.module
     done = HeadTransfer()
@@ -82,7 +83,7 @@ def transfer_head(
         done.remarks.append(
             _on_classes(classes, target_names)
             if known
-            else f"class outputs start fresh: {old.nc} classes in the checkpoint, {new.nc} here, and no names to go by"
+            else f"class outputs start fresh: {old.nc} classes in the checkpoint, {new.nc} here, and no names to match"
         )
     return done
 
@@ -114,16 +115,16 @@ def _fill_level(
 
 
 def _masks(head: Any) -> int:
-    """Mask coefficients among an anchor's outputs; 0 for Detect."""
+    """Number of mask coefficients among an anchor's outputs; 0 for Detect."""
     return int(head.no) - _BOX - int(head.nc)
 
 
 def _take_anchors(done: HeadTransfer, found: torch.Tensor, present: torch.Tensor, keep: bool) -> None:
-    """Anchors in units of a level's stride, (levels, anchors, 2)."""
+    """Choose the anchors of the head. All have the shape (levels, anchors, 2) and units of the level's stride."""
     if torch.allclose(found.float(), present.float(), rtol=1e-3):
         done.tensors["anchors"] = present
     elif keep:
-        done.remarks.append("anchors: those of the cfg stay; the checkpoint's differ")
+        done.remarks.append("anchors: those of the cfg are kept; those of the checkpoint differ")
     else:
         done.tensors["anchors"] = found
 
@@ -134,7 +135,7 @@ def _on_classes(classes: list[int | None], names: Names) -> str:
 
 
 def names_of(value: object) -> list[str] | None:
-    """Class names as a list, of what YOLOv5 keeps: a list, or (v6.2 and later) a dict by number; else None."""
+    """Class names as a list, from a list or (v6.2 and later) a dict by number; None for anything else."""
     if isinstance(value, dict) and all(isinstance(key, int) for key in value):
         return [str(value[key]) for key in sorted(value)]
     if isinstance(value, (list, tuple)):

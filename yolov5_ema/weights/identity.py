@@ -1,13 +1,13 @@
-"""Fresh attention blocks that change nothing at first: ``--init identity``.
+"""Initializes new attention blocks so that they change nothing at first: ``--init identity``.
 
-A block gates features, ``x * sigmoid(...)``; however it starts, its gate is below 1, and what a pretrained
-detector's later layers get is not what they were trained on. A gate near 1 would be a saturated
-sigmoid, which hardly learns. So the block starts in the middle: its last parameters zero, its gate the constant
-1/2 (a product of two gates: 1/4), where a sigmoid's slope is greatest. The convolutions that read its
-output take the factor 2 (4) into their weights. These are powers of two, so at step 0 the detector computes, bit
-for bit, what it computed without the block; and forward, state dict and YAML stay what they are.
+A block gates features, ``x * sigmoid(...)``. Its gate is always below 1, so the later layers of a pretrained detector
+get other values than those they were trained on. A gate near 1 would be a saturated sigmoid, which hardly learns. So
+the block starts in the middle: its last parameters are zero, and its gate is the constant 1/2 (1/4 for a product of two
+gates), where the slope of a sigmoid is greatest. The weights of the convolutions that read its output are multiplied by
+2 (4). These are powers of two, so at step 0 the detector computes, bit for bit, what it computed without the block.
+Forward, state dict and YAML do not change.
 
-SA also shuffles channels; the convolutions behind it get their input channels in that order.
+SA also shuffles channels, so the input channels of the convolutions after it are reordered to match.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from yolov5_ema.errors import ConfigError
 from yolov5_ema.weights.alignment import is_block
 from yolov5_ema.weights.structure import Layer, layers_of
 
-# the convolutions through which each kind of row reads its input, all of it linearly
+# the convolutions that read the input of each kind of row; nothing else in the row reads it
 _FIRST_CONVOLUTIONS: dict[str, tuple[str, ...]] = {
     "Conv": ("conv",),
     "Conv2d": ("",),
@@ -31,18 +31,13 @@ _FIRST_CONVOLUTIONS: dict[str, tuple[str, ...]] = {
     "BottleneckCSP": ("cv1.conv", "cv2"),
     **dict.fromkeys(("SPP", "SPPF", "GhostConv"), ("cv1.conv",)),
 }
-_PASSES_ON = (
-    "Upsample",
-    "MaxPool2d",
-    "Identity",
-    "Dropout",
-    "Dropout2d",
-)  # channel by channel, in proportion
+# rows that keep channels apart, and whose output scales with their input
+_PASSES_ON = ("Upsample", "MaxPool2d", "Identity", "Dropout", "Dropout2d")
 
 
 @dataclass(frozen=True)
 class _Change:
-    """What features are, measured by what they were: ``x[c] = gain[c] * before[order[c]]``; both (C,)."""
+    """How features changed: ``x[c] = gain[c] * before[order[c]]``; ``gain`` and ``order`` have the shape (C,)."""
 
     gain: torch.Tensor
     order: torch.Tensor
@@ -52,15 +47,15 @@ class _Change:
 
 
 def start_as_identity(model: nn.Module, rows: Sequence[int]) -> None:
-    """Let a detector with fresh blocks compute what it computes without them.
+    """Make a detector with new blocks compute what it computes without them.
 
     Args:
-        model: a YOLOv5 model with its weights in place; changed in place.
-        rows: numbers of the rows whose blocks are fresh (`Transfer.fresh_blocks`).
+        model: a YOLOv5 model with its weights loaded; it is changed in place.
+        rows: numbers of the rows with new blocks (`Transfer.fresh_blocks`).
 
     Raises:
-        ConfigError: a block has no ``zero_gate_``, or something reads it that cannot take the factor; names the rows.
-            The model may be half changed then.
+        ConfigError: a block has no ``zero_gate_``, or a row that reads it cannot absorb the factor. The message names
+            the row. The model may then be partly changed.
     """
     layers = layers_of(model)
     changes: dict[int, _Change] = {}
@@ -77,14 +72,14 @@ def start_as_identity(model: nn.Module, rows: Sequence[int]) -> None:
 
 
 def _zeroed(layer: Layer) -> _Change:
-    """Make a row's gates constant, and measure what they are."""
+    """Make a row's gates constant, and measure them."""
     blocks = [layer.module] if not isinstance(layer.module, nn.Sequential) else list(layer.module)
     for block in blocks:
         zero_gate_ = getattr(block, "zero_gate_", None)
         if zero_gate_ is None:
             raise ConfigError(
                 f"--init identity: {layer} is a {type(block).__name__}, which has no method zero_gate_() to make its "
-                "gate a constant; leave --init out, or give the block one (CONTRIBUTING.md)"
+                "gate a constant; leave --init out, or add the method to the block (CONTRIBUTING.md)"
             )
         zero_gate_()
     return _measured(layer)
@@ -101,14 +96,14 @@ def _measured(layer: Layer) -> _Change:
     order = (seen / gain).nan_to_num().round().long() - 1
     change = _Change(gain, order.clamp(0, len(numbers) - 1))
     if not torch.equal(change.gain * numbers[change.order], seen):
-        raise ConfigError(f"--init identity: zero_gate_() of {layer} leaves a gate that is no constant")
+        raise ConfigError(f"--init identity: after zero_gate_() the gate of {layer} is not constant")
     return change
 
 
 def _pass_on_or_absorb(
     layer: Layer, layers: list[Layer], incoming: Sequence[_Change | None]
 ) -> _Change | None:
-    """The change of a row's own output; None where it took the incoming one into its weights."""
+    """The change of a row's output; None if its weights were adapted to the change of its input."""
     if layer.kind in _PASSES_ON:
         return incoming[0]
     if layer.kind == "Concat" and getattr(layer.module, "d", 1) == 1:

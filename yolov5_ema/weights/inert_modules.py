@@ -1,4 +1,4 @@
-"""Stand-ins for tensors and modules, as `inert_pickle` gives them, described: sizes, classes, blocks, the YAML."""
+"""Describes tensors and modules given as stand-ins of `inert_pickle`: sizes, classes, blocks, the model YAML."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OF_ANY_ROW = frozenset({"training", "i", "f", "type", "np", "call_super_init", 
 
 @dataclass
 class Block:
-    """An attention block of a model. ``row`` is -1 where it stands in no row."""
+    """An attention block of a model. ``row`` is -1 if it is not in a row."""
 
     row: int
     path: str
@@ -64,12 +64,12 @@ class ModelReport:
 
     @property
     def is_state_dict(self) -> bool:
-        """Whether there are tensors alone, parameters and buffers not told apart."""
+        """Whether it holds only tensors, without a distinction between parameters and buffers."""
         return self.cls.startswith("state dict")
 
     @property
     def layout(self) -> str:
-        """How its classes are called: as in a clone, as in the package, or neither."""
+        """The layout of its class names: ``clone``, ``package``, or an empty string for neither."""
         if self.cls.startswith("models."):
             return "clone"
         return "package" if self.cls.startswith("yolov5.models.") else ""
@@ -92,8 +92,9 @@ class TensorNote(NamedTuple):
 
 
 def tensor_of(value: Any) -> TensorNote | None:
-    """The tensor that a value would be, or None."""
-    for _ in range(4):  # a parameter around a tensor, or a tensor of a subclass
+    """The tensor that a stand-in represents, or None."""
+    # unwrap a parameter around a tensor, or a tensor of a subclass
+    for _ in range(4):
         name, args = class_name(value), args_of(value)
         if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state") and args:
             value = args[0]
@@ -139,7 +140,7 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
 
 
 def _values(value: Any, opened: PickleFile, most: int = 128) -> list[float] | None:
-    """The numbers of a small contiguous tensor, from its storage."""
+    """The values of a small contiguous tensor, from its storage; None if they cannot be read."""
     tensor = tensor_of(value)
     code = _UNPACKED.get(tensor.dtype) if tensor else None
     if (
@@ -165,7 +166,7 @@ def _values(value: Any, opened: PickleFile, most: int = 128) -> list[float] | No
 
 
 def _attribute(module: Any, name: str) -> Any:
-    """An attribute of an object: of its state, which is a dict, or a tuple of dicts."""
+    """An attribute of an object, from its state: a dict or a tuple of dicts."""
     if not isinstance(module, Made):
         return None
     states = module.state.items if isinstance(module.state, Items) else [module.state]
@@ -174,7 +175,7 @@ def _attribute(module: Any, name: str) -> Any:
 
 
 def is_module(value: Any) -> bool:
-    """Whether a stand-in is one for an ``nn.Module``."""
+    """Whether a stand-in represents an ``nn.Module``."""
     return isinstance(value, Made) and _attribute(value, "_modules") is not None
 
 
@@ -241,8 +242,9 @@ def _block_at(path: str, module: Any, before: list[Block], names: Sequence[str])
     name = class_name(module)
     if not name.startswith(OUR_BLOCKS) and name not in names:
         return None
+    # a part of the previous block
     if before and path.startswith(before[-1].path + "."):
-        return None  # a part of the block before
+        return None
     row = re.match(r"model\.(\d{1,6})(\.|$)", path)
     options = {}
     for key, value in pairs_of(module.state):
@@ -255,7 +257,7 @@ def _block_at(path: str, module: Any, before: list[Block], names: Sequence[str])
 def _anchors(
     modules: list[tuple[str, Any]], opened: PickleFile, strides: list[float] | None
 ) -> list[list[float]] | None:
-    """Anchors in pixels, level by level; the buffer holds them in units of each level's stride."""
+    """Anchors in pixels, one list for each level. The buffer holds them in units of each level's stride."""
     for _, module in reversed(modules):
         tensor = lookup(_attribute(module, "_buffers"), "anchors")
         numbers = _values(tensor, opened)

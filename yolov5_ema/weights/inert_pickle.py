@@ -1,15 +1,15 @@
-"""Following a pickle without doing what it says: nothing is imported, called or built.
+"""Reads a pickle without executing it: nothing is imported, called or built.
 
 A pickle is a program for a small stack machine. `follow` runs that program on stand-ins: a class or function is
-its name, a call is a note of what would be called with what. The opcodes are read by the standard library's
-`pickletools.genops`; what they mean is Python's own ``Lib/pickle.py``, protocols 0 to 5.
+represented by its name, and a call by a record of the function and its arguments. The opcodes are read by the standard
+library's `pickletools.genops`. Their meaning follows Python's own ``Lib/pickle.py``, protocols 0 to 5.
 
-Why not a library: ``torch.utils.show_pickle`` and other subclasses of ``pickle._Unpickler`` still make real
-tuples and dicts, and a real dict hashes its keys: a key of nested tuples crashes the interpreter or takes for ever.
-fickling and picklescan judge a pickle, and do not say what it holds.
+Why not a library: ``torch.utils.show_pickle`` and other subclasses of ``pickle._Unpickler`` still create real tuples
+and dicts. A real dict hashes its keys, and a key of nested tuples can crash the interpreter or never finish. fickling
+and picklescan judge a pickle, but do not say what it holds.
 
-Nothing here is hashed, compared or recursed into but strings and numbers, so a hostile file costs time and memory in
-proportion to its size, and no more than `MAX_STEPS` allows.
+Only strings and numbers are hashed, compared or traversed here. So a hostile file costs time and memory in proportion
+to its size, and no more than `MAX_STEPS` allows.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from yolov5_ema.texts import first_line
 from yolov5_ema.weights.paths import PATHS
 
 MAX_STEPS = 5_000_000
-"""Opcodes that are followed; a yolov5x with its optimizer state has a twentieth of it."""
+"""Limit for the number of opcodes; a yolov5x with its optimizer state has a twentieth of it."""
 
 COMPUTED = "a name that is computed while the file is read"
 
 
 class MalformedPickle(Exception):
-    """The bytes are no pickle, or not a whole one. ``names`` holds what it named up to there."""
+    """The bytes are not a complete pickle. ``names`` counts the classes and functions named before the error."""
 
     def __init__(self, reason: str, names: dict[str, int]) -> None:
         super().__init__(reason)
@@ -40,7 +40,7 @@ class MalformedPickle(Exception):
 
 
 class Named:
-    """A class or a function, by name."""
+    """Stand-in for a class or function: its dotted name."""
 
     __slots__ = ("name",)
 
@@ -49,7 +49,7 @@ class Named:
 
 
 class Items:
-    """A list, tuple, set or frozenset."""
+    """Stand-in for a list, tuple, set or frozenset."""
 
     __slots__ = ("items", "kind")
 
@@ -59,7 +59,7 @@ class Items:
 
 
 class Table:
-    """A dict: pairs in the order of the file; a later pair of the same key wins."""
+    """Stand-in for a dict: pairs in the order of the file. If a key repeats, the last pair counts."""
 
     __slots__ = ("pairs",)
 
@@ -68,9 +68,9 @@ class Table:
 
 
 class Made:
-    """What a call would give: ``function(*args)``, with what is put into it afterwards.
+    """Stand-in for the result of a call ``function(*args)``, with the state and items that are added to it later.
 
-    ``plain`` tells an instance made without its constructor (``cls.__new__(cls, *args)``) from a call.
+    ``plain`` is True for an instance made without its constructor (``cls.__new__(cls, *args)``).
     """
 
     __slots__ = ("args", "function", "items", "pairs", "plain", "state")
@@ -85,7 +85,7 @@ class Made:
 
 
 class Stored:
-    """Something that lies outside the pickle (a tensor's storage), by its description."""
+    """Stand-in for an object outside the pickle, such as a tensor's storage: its description in the pickle."""
 
     __slots__ = ("description",)
 
@@ -94,20 +94,21 @@ class Stored:
 
 
 class Followed:
-    """What following a pickle gave.
+    """The result of following a pickle.
 
     Attributes:
-        value: what it would give, in stand-ins.
-        end: position behind the pickle.
-        protocol: the highest one that it declares.
+        value: the object that the pickle would create, as stand-ins.
+        end: position after the pickle, in bytes.
+        protocol: the highest protocol that it declares.
         names: every class and function that it names, and how often.
         steps: the opcodes that it uses.
-        calls: every call, also of what it throws away again.
-        instances: every instance made without a constructor, likewise.
-        stored: everything outside the pickle that it asks for, likewise.
-        odd_keys: how many keys of dicts and members of sets are no text, number or short tuple of these.
+        calls: every call, even if its result is discarded.
+        instances: every instance made without a constructor, even if it is discarded.
+        stored: every object outside the pickle that it refers to, even if it is discarded.
+        odd_keys: how many keys of dicts and members of sets are not a text, a number or a short tuple of these.
         large_numbers: how many whole numbers need more than 64 bits.
-        left: what it makes and leaves behind beside its value; a pickle that was written by a program leaves nothing.
+        left: objects that it creates and leaves on the stack besides its value; a pickle written by a program leaves
+            none.
     """
 
     def __init__(self, value: Any, end: int, machine: _Machine) -> None:
@@ -129,10 +130,10 @@ def follow(data: bytes, start: int = 0) -> Followed:
 
     Args:
         data: bytes that hold it.
-        start: where in them it begins.
+        start: position in them where it begins.
 
     Raises:
-        MalformedPickle: it is none, is cut off, or has more than `MAX_STEPS` steps.
+        MalformedPickle: it is not a pickle, is cut off, or has more than `MAX_STEPS` opcodes.
     """
     machine = _Machine(data)
     stream = io.BytesIO(data)
@@ -140,18 +141,18 @@ def follow(data: bytes, start: int = 0) -> Followed:
     try:
         for steps, (opcode, argument, place) in enumerate(pickletools.genops(stream)):
             if steps >= MAX_STEPS:
-                raise ValueError(f"more than {MAX_STEPS:,} steps")
+                raise ValueError(f"more than {MAX_STEPS:,} opcodes")
             machine.step(opcode.name, argument, place or 0)
         value = machine.stack.pop()
     except IndexError:
-        raise MalformedPickle("it takes more than it has", machine.names) from None
+        raise MalformedPickle("it reads beyond its stack or its end", machine.names) from None
     except (ValueError, KeyError, OverflowError, struct.error, TypeError) as error:
         raise MalformedPickle(first_line(error), machine.names) from None
     return Followed(value, stream.tell(), machine)
 
 
 class _Machine:
-    """The stack machine. One method an opcode, or a few alike; unknown ones are an error."""
+    """The stack machine: one method for each opcode, or for several similar ones. Unknown opcodes are an error."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -181,7 +182,7 @@ class _Machine:
         elif name in ("GLOBAL", "INST"):
             self._named_in_text(name, place)
         else:
-            raise ValueError(f"unknown step {name}")
+            raise ValueError(f"unknown opcode {name}")
 
     # --- the stack -------------------------------------------------------------------------------
 
@@ -241,7 +242,7 @@ class _Machine:
     def _add_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, (Items, Made)):
-            raise ValueError("it appends to what is no list")
+            raise ValueError("it appends to something that is not a list")
         if isinstance(target, Items) and target.kind == "set":
             self._look_at_keys(items)
         target.items.extend(items)
@@ -252,7 +253,7 @@ class _Machine:
     def _add_pairs(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, (Table, Made)):
-            raise ValueError("it sets a key of what is no dict")
+            raise ValueError("it sets a key of something that is not a dict")
         self._look_at_keys(items[::2])
         target.pairs.extend(_in_pairs(items))
 
@@ -295,7 +296,8 @@ class _Machine:
         if not isinstance(args, Items):
             args = Items("tuple", [args])
         reconstructs = isinstance(function, Named) and function.name == "copyreg._reconstructor"
-        if reconstructs and args.items:  # protocols 0 and 1: _reconstructor(cls, object, None)
+        # protocols 0 and 1: _reconstructor(cls, object, None)
+        if reconstructs and args.items:
             function, args, plain = args.items[0], Items("tuple", args.items[2:]), True
         made = Made(function, args, plain)
         self.stack.append(made)
@@ -337,7 +339,7 @@ class _Machine:
 def is_key(value: Any) -> bool:
     """Whether a key of a dict or a member of a set is a text, a number, or a short tuple of these.
 
-    Python's own hash of a tuple nested deep enough ends the interpreter.
+    Hashing a deeply nested tuple crashes the Python interpreter.
     """
     if isinstance(value, Items):
         return value.kind == "tuple" and len(value.items) <= 8 and all(map(_is_simple, value.items))
@@ -350,12 +352,12 @@ def _is_simple(value: Any) -> bool:
 
 def _in_pairs(items: list[Any]) -> list[tuple[Any, Any]]:
     if len(items) % 2:
-        raise ValueError("a dict with a key that has no value")
+        raise ValueError("a dict has a key without a value")
     return list(zip(items[::2], items[1::2]))
 
 
 def _of_python_3(module: str, name: str) -> tuple[str, str]:
-    """Names of Python 2 as `pickle` reads them: ``__builtin__.set`` is ``builtins.set``."""
+    """The Python 3 name for a name of Python 2, as `pickle` maps it: ``__builtin__.set`` is ``builtins.set``."""
     if (module, name) in _compat_pickle.NAME_MAPPING:
         return _compat_pickle.NAME_MAPPING[(module, name)]
     return _compat_pickle.IMPORT_MAPPING.get(module, module), name
@@ -411,7 +413,7 @@ _BARE: dict[str, Callable[[_Machine], None]] = {
 
 
 def walk(value: Any) -> Iterator[Any]:
-    """Every stand-in that can be reached from a value, each once; deep nesting and cycles are fine."""
+    """Every stand-in that can be reached from a value, each once; deep nesting and cycles are handled."""
     seen: set[int] = set()
     waiting = [value]
     while waiting:
@@ -435,7 +437,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def lookup(value: Any, key: str) -> Any:
-    """What a dict, an OrderedDict or an object's state holds under a name; None if it holds no such name."""
+    """The value under a key of a dict, an OrderedDict or an object's state; None if there is no such key."""
     for name, held in reversed(pairs_of(value)):
         if type(name) is str and name == key:
             return held
@@ -443,7 +445,7 @@ def lookup(value: Any, key: str) -> Any:
 
 
 def pairs_of(value: Any) -> list[tuple[Any, Any]]:
-    """Keys and values of a dict or an OrderedDict; else nothing."""
+    """Keys and values of a dict or an OrderedDict; an empty list for anything else."""
     if isinstance(value, Table):
         return value.pairs
     if isinstance(value, Made):
@@ -459,7 +461,10 @@ def class_name(value: Any) -> str:
 
 
 def class_of_old_file(value: Any) -> str:
-    """Files before torch 1.6 name a layer's class beside its source code, as something outside the pickle."""
+    """The class that a reference names in a file of torch < 1.6; empty for anything else.
+
+    Such files refer to a layer's class, together with its source code, as an object outside the pickle.
+    """
     parts = (
         value.description.items if isinstance(value, Stored) and isinstance(value.description, Items) else []
     )
@@ -471,7 +476,7 @@ _LEFT_OUT = "…"
 
 
 def plain(value: Any, depth: int = 12, budget: int = 20_000) -> Any:
-    """A value as lists, dicts, strings and numbers, for showing: names for objects, ``…`` for what goes too deep."""
+    """A value as lists, dicts, strings and numbers, to be shown. Objects become names; too deep parts become ``…``."""
     return _plain(value, depth, [budget])
 
 
@@ -492,7 +497,8 @@ def _plain(value: Any, depth: int, budget: list[int]) -> Any:
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length():,} bits"
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON knows none
+        # JSON has no infinity and no NaN
+        return str(value)
     return value if isinstance(value, (str, int, float, type(None))) else _LEFT_OUT
 
 

@@ -1,7 +1,7 @@
-"""What an ONNX file says beside its tensors: its metadata, and the files that it reads tensors from.
+"""Reads the metadata of an ONNX file, and the names of the files from which it reads tensors.
 
-The file is a protobuf message. Only the fields that lead to these two are followed, so that no package is needed for
-it, and a model of gigabytes takes no time.
+The file is a protobuf message. Only the fields that lead to these two are read, so no package is needed, and a model of
+gigabytes takes little time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from yolov5_ema.errors import CheckpointError
 
-# message -> its fields that are messages which are followed (onnx.proto)
+# message -> the fields of it that are read, and the messages in them (onnx.proto)
 _FIELDS: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 14: "Entry", 20: "Training", 25: "Function"},
     "Graph": {1: "Node", 5: "Tensor", 15: "Sparse"},
@@ -24,24 +24,25 @@ _FIELDS: dict[str, dict[int, str]] = {
     "Training": {1: "Graph", 2: "Graph"},
     "Function": {7: "Node", 11: "Attribute"},
 }
-_TEXTS = ("Entry", "External")  # StringStringEntryProto: a key, 1, and a value, 2
+# StringStringEntryProto: field 1 is the key, field 2 the value
+_TEXTS = ("Entry", "External")
 _MOST_MESSAGES = 5_000_000
 _DEEPEST = 100
 
 
 @dataclass
 class OnnxFile:
-    """What was found: entries of the metadata, all of them in the order of the file, and names of other files."""
+    """The metadata entries in the order of the file, repeated keys included, and the names of other files."""
 
     metadata: list[tuple[str, str]] = field(default_factory=list)
     locations: list[str] = field(default_factory=list)
 
 
 def read_onnx(content: bytes, path: Path) -> OnnxFile:
-    """Follow an ONNX file.
+    """Read the metadata and the locations of external tensors of an ONNX file.
 
     Raises:
-        CheckpointError: it is none, or cut off.
+        CheckpointError: it is not an ONNX file, or is cut off.
     """
     found = OnnxFile()
     waiting = [("Model", memoryview(content), 0)]
@@ -51,7 +52,7 @@ def read_onnx(content: bytes, path: Path) -> OnnxFile:
             kind, message, depth = waiting.pop()
             count += 1
             if depth > _DEEPEST or count > _MOST_MESSAGES:
-                raise ValueError("it is nested deeper than any model")
+                raise ValueError("it is larger or nested more deeply than any model")
             if kind in _TEXTS:
                 _keep(found, kind, message)
                 continue
@@ -66,22 +67,22 @@ def read_onnx(content: bytes, path: Path) -> OnnxFile:
 
 
 def check_locations(found: OnnxFile, path: Path) -> None:
-    """Refuse a model that takes tensors from files outside its own folder: they may be anybody's.
+    """Raise an error if a model reads tensors from files outside its own folder, which may be private.
 
-    onnxruntime refuses these itself by now; OpenCV (``--dnn``) reads them.
+    Current versions of onnxruntime refuse such files themselves; OpenCV (``--dnn``) reads them.
 
     Raises:
         CheckpointError: names the file that would be read.
     """
-    # readers look beside the file, or beside what it links to
+    # readers look in the folder of the file, or in that of the target if the file is a link
     folders = (path.resolve().parent, path.parent.resolve())
     for location in dict.fromkeys(found.locations):
         kinds = (PurePosixPath(location), PureWindowsPath(location))
         leads_out = any(".." in kind.parts or kind.root or kind.drive for kind in kinds) or "\0" in location
         if leads_out or not all(_stays_in(folder, location) for folder in folders):
             raise CheckpointError(
-                f"{path} takes tensors from the file {location[:200]!r}, which is not in the model's folder. "
-                "Nothing was read."
+                f"{path} reads tensors from the file {location[:200]!r}, which is not in the model's folder. "
+                "That file was not read."
             )
 
 
@@ -95,17 +96,19 @@ def _keep(found: OnnxFile, kind: str, message: memoryview) -> None:
     if kind == "Entry":
         found.metadata.append((key.decode("utf-8", "replace"), value.decode("utf-8", "replace")))
     elif key == b"location":
-        found.locations.append(value.decode())  # what is no text is refused: readers would see another name
+        # bytes that are not UTF-8 raise an error: another reader could see another name
+        found.locations.append(value.decode())
 
 
 def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Fields of a message that have a length, by their numbers; numbers of a fixed width are stepped over."""
+    """The numbers and contents of the fields of a message that have a length; all other fields are skipped."""
     place = 0
     while place < len(message):
         tag, place = _varint(message, place)
         wire = tag & 7
-        if not 8 <= tag < 2**32:  # other readers leave out what is beyond, and see another field
-            raise ValueError(f"a field of the number {tag >> 3}")
+        # other readers drop the upper bits, and see another field
+        if not 8 <= tag < 2**32:
+            raise ValueError(f"a field with the number {tag >> 3}")
         if wire == 0:
             _, place = _varint(message, place)
             continue
@@ -116,7 +119,7 @@ def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         elif wire in (1, 5):
             length = 8 if wire == 1 else 4
         else:
-            raise ValueError(f"a field of the kind {wire}")
+            raise ValueError(f"a field of the wire type {wire}")
         if place + length > len(message):
             raise ValueError("a field reaches beyond its end")
         if wire == 2:

@@ -1,7 +1,7 @@
-"""Pretrained weights into a model with other rows: by structure, where YOLOv5 goes by row numbers.
+"""Transfers pretrained weights to a model with other rows, by structure instead of by row number.
 
-YOLOv5's own rule copies what has the same name, ``model.9.cv1.conv.weight``, and the same shape. One
-inserted row shifts every name behind it, and half of a pretrained detector is lost without a word.
+YOLOv5 itself copies tensors with the same name, such as ``model.9.cv1.conv.weight``, and the same shape. One inserted
+row shifts every name after it, and half of a pretrained detector is lost without a message.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from yolov5_ema.weights.structure import Layer, layers_of
 
 @dataclass(frozen=True)
 class RowTransfer:
-    """What one row of the target got.
+    """What was copied to one row of the target.
 
     Attributes:
         index: the row's number.
-        kind: its module.
-        source: the number of the checkpoint's row that it was filled from; None for a fresh row.
+        kind: the class name of its module.
+        source: the number of the row in the checkpoint that it was filled from; None if nothing was copied.
         is_block: whether it is an attention block.
-        tensors: how many it has.
-        whole: how many of them were copied whole.
-        partly: how many were copied in part: a head's outputs for the classes that both know.
-        remarks: why the rest was not.
+        tensors: how many tensors it has.
+        whole: how many of them were copied completely.
+        partly: how many were copied in part: a head's outputs for the classes that both models have.
+        remarks: why the rest was not copied.
     """
 
     index: int
@@ -50,8 +50,8 @@ class Transfer:
 
     Attributes:
         state: tensors under the target's names, for ``target.load_state_dict(state, strict=False)``.
-        rows: what each row got.
-        unused: the checkpoint's rows that have no place in the target.
+        rows: what was copied to each row.
+        unused: the checkpoint's rows that match no row of the target.
     """
 
     state: Tensors
@@ -60,21 +60,21 @@ class Transfer:
 
     @property
     def taken(self) -> int:
-        """Tensors that got a value, whole or in part."""
+        """Number of tensors that were copied, completely or in part."""
         return len(self.state)
 
     @property
     def total(self) -> int:
-        """Tensors of the target."""
+        """Number of tensors in the target."""
         return sum(row.tensors for row in self.rows)
 
     @property
     def fresh_blocks(self) -> list[int]:
-        """Numbers of the attention rows that got nothing."""
+        """Numbers of the rows with attention blocks to which nothing was copied."""
         return [row.index for row in self.rows if row.is_block and row.source is None]
 
     def table(self) -> str:
-        """The count, and a line for each row that did not get all."""
+        """The counts, and one line for each row that was not copied completely."""
         partly = sum(row.partly for row in self.rows)
         lines = [
             f"{self.taken}/{self.total} tensors transferred"
@@ -86,7 +86,7 @@ class Transfer:
                 got = f"{row.whole + row.partly}/{row.tensors}"
                 lines.append(f"  row {row.index:>2} {row.kind:<10}{got:>7}{origin}: {'; '.join(row.remarks)}")
         if self.unused:
-            lines.append(f"  without a place here: {', '.join(map(str, self.unused))} of the checkpoint")
+            lines.append(f"  not used from the checkpoint: {', '.join(map(str, self.unused))}")
         return "\n".join(lines)
 
 
@@ -98,21 +98,21 @@ def transfer(
     target_names: Names = None,
     keep_anchors: bool = False,
 ) -> Transfer:
-    """Find for every row of a model the same row in another, and its tensors.
+    """Find the matching row in another model for each row of a model, and copy its tensors.
 
-    Rows are paired by module, stride, channels and order (`yolov5_ema.weights.alignment`); a row that is left over and
-    fits whole goes where it moved. Focus and the 6 x 6 stem, SPP and
-    SPPF are converted exactly. Heads are filled level by level (by stride) and output by output: boxes
-    and objectness, then classes by name. A convolution that does not fit leaves its BatchNorm alone too.
+    Rows are paired by module, stride, channels and order (`yolov5_ema.weights.alignment`). A remaining row whose
+    tensors all fit is paired out of order. Focus and the 6 x 6 stem, and SPP and SPPF, are converted exactly. Heads
+    are filled level by level (by stride) and output by output: boxes and objectness, then classes by name. If a
+    convolution does not fit, its BatchNorm is not copied either.
 
     Args:
         source: the pretrained model, of any YOLOv5; it is not changed.
         target: the model to fill; it is not changed either, see `Transfer.state`.
         names, target_names: class names of both; None if unknown.
-        keep_anchors: leave the target's anchors where they differ from the source's.
+        keep_anchors: keep the target's anchors if they differ from the source's.
 
     Raises:
-        ValueError: one of them is no YOLOv5 model.
+        ValueError: one of them is not a YOLOv5 model.
     """
     old, new = layers_of(source), layers_of(target)
     pairs = align(old, new)
@@ -124,7 +124,7 @@ def transfer(
         match = old[pairs[layer.index]] if layer.index in pairs else None
         taken, partly, remarks = _fill(match, layer, names, target_names, keep_anchors)
         if layer.index in moved:
-            remarks.append("stands elsewhere among its neighbours than in the checkpoint")
+            remarks.append("has another place among its neighbours than in the checkpoint")
         got_any = bool(taken) or not layer.tensors
         state.update({f"model.{layer.index}.{name}": value for name, value in taken.items()})
         rows.append(
@@ -174,7 +174,7 @@ def _same_shapes(found: Tensors, wanted: Tensors) -> tuple[Tensors, list[str]]:
 
 
 def _norms_of(misfits: set[str], wanted: Tensors) -> Iterator[str]:
-    """BatchNorms behind convolutions that do not fit: statistics of features that are not there."""
+    """BatchNorms after convolutions that do not fit: their statistics belong to other features."""
     units = [name[: -len("conv.weight")] for name in misfits if name.endswith("conv.weight")]
     for name in wanted:
         if any(name.startswith(f"{unit}bn.") for unit in units):

@@ -1,10 +1,10 @@
-"""What the pickle of a checkpoint may do, beyond the names that it may use.
+"""Checks the calls in the pickle of a checkpoint, not only the names that it uses.
 
-``torch.load(weights_only=True)`` goes by names: what is allowed may be called with anything, and filled with
-anything. So a file of allowed names alone can still build a detector of a terabyte, open a file that a class of
-YOLOv5's takes, lay a NumPy array of pointers over bytes of its own, or crash the interpreter with a key nested ten
-thousand deep. Here a pickle that `inert_pickle` has followed is judged by its calls as well: those that `torch.save`
-writes of a detector, and no others.
+``torch.load(weights_only=True)`` checks names only: an allowed class may be called with any arguments and filled with
+any state. So a file with allowed names only can still build a detector of a terabyte, open a file through a YOLOv5
+class, make a NumPy array that reads its own bytes as pointers, or crash the interpreter with a key nested ten thousand
+deep. Here the calls of a pickle that `inert_pickle` has followed are checked too: only those that `torch.save` writes
+for a detector are accepted.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _REBUILT = re.compile(r"torch\._utils\._rebuild_parameter(_with_state)?")
 _NUMPY_DTYPE = re.compile(r"[?bhilqBHILQefd]|[biuf][1248]|f16")
 _OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.modules\.\w+\.[A-Za-z]\w*")
 _FILLED = re.compile(r"collections\.OrderedDict|numpy\._?core\.multiarray\._reconstruct")
-"""What is made by a call and filled with a state afterwards. A tensor filled so would be laid over its storage anew."""
+"""Objects that are made by a call and then given a state. A tensor must not be: its state would move its storage."""
 _HARMLESS = ("torch.device", "torch.serialization._get_layout", "builtins.complex")
-"""What torch lets a file call with any arguments; by others of its names a file could ask for all memory."""
+"""Names that may be called with any arguments. Others that torch allows could be used to request all memory."""
 _MOST_ELEMENTS = 2**40
 _MOST_PARTS = 64
 _MOST_LAYERS = 1000
 _MOST_REPEATED = 2**26
-"""Elements of tensors beyond what storages hold: views of the same storage, and grids of anchors."""
+"""Elements that tensors may have in addition to those of the storages: views of a storage, and grids of anchors."""
 _REBUILT_TENSOR = re.compile(r"torch\._utils\._rebuild_(q?tensor|tensor_v[23])")
 
 
 def odd_calls(pickles: Iterable[Followed]) -> list[str]:
-    """What pickles do that no checkpoint needs, in words, each once; empty if they do nothing of the kind."""
+    """Descriptions of what pickles do that no checkpoint needs, without repeats; empty if there is nothing."""
     found: dict[str, None] = {}
     for pickle in pickles:
         for reason in (*_of_calls(pickle), *_of_instances(pickle), *_of_values(pickle)):
@@ -57,13 +57,13 @@ def _of_calls(pickle: Followed) -> Iterator[str]:
     for call in pickle.calls:
         name = class_name(call)
         if not name:
-            yield "a call of what the file has made itself"
+            yield "a call of an object that the file itself creates"
         elif name not in _JUDGES and name not in _HARMLESS:
             yield f"{name}: called while the file is read, not only filled with its state"
         elif name in _JUDGES and not _JUDGES[name](arguments_of(call)):
-            yield f"{name}: called with what no checkpoint needs"
+            yield f"{name}: called with arguments that no checkpoint needs"
         elif not _is_filled_as_it_should(call, name):
-            yield f"{name}: filled with what no checkpoint needs"
+            yield f"{name}: given a state that no checkpoint needs"
 
 
 def _is_filled_as_it_should(call: Made, name: str) -> bool:
@@ -76,39 +76,43 @@ def _of_instances(pickle: Followed) -> Iterator[str]:
     for made in pickle.instances:
         name = class_name(made)
         if not name or name in _JUDGES or arguments_of(made) or not _is_state(made.state):
-            yield f"{name or 'what the file has made itself'}: made in a way that no checkpoint needs"
+            yield f"{name or 'an object that the file itself creates'}: created in a way that no checkpoint needs"
         elif not _has_few_layers(made.state):
-            yield f"{name}: has more layers than any"
+            yield f"{name}: has more than {_MOST_LAYERS} layers"
 
 
 def _is_state(state: Any) -> bool:
-    """Values by the names of attributes, all at once: what a layer is filled with."""
+    """Whether a state is a single dict of attributes, as for a layer, or missing."""
     return state is None or isinstance(state, Table)
 
 
 def _has_few_layers(state: Table | None) -> bool:
-    """torch counts through an LSTM's layers while it fills one: by what is there then, whatever is put in later."""
+    """Whether every ``num_layers`` in a state is small: torch loops over that number while it fills an LSTM.
+
+    A later pair with the same key does not help, so all pairs count.
+    """
     counts = [value for name, value in state.pairs if name == "num_layers"] if state is not None else []
     return all(count is None or (type(count) is int and count <= _MOST_LAYERS) for count in counts)
 
 
 def _of_values(pickle: Followed) -> Iterator[str]:
     if pickle.odd_keys:
-        yield "a key of a dict, or a member of a set, that is no text or number"
-    if pickle.large_numbers and not isinstance(pickle.value, int):  # older files begin with one alone
+        yield "a key of a dict, or a member of a set, that is not text or a number"
+    # older files begin with a pickle of one large number
+    if pickle.large_numbers and not isinstance(pickle.value, int):
         yield "a whole number of more than 64 bits"
     if not _tensors_have_memory(pickle):
         yield "tensors that claim more memory than the file holds"
     for value in pickle.stored:
         if not (_is_storage(value.description) or class_of_old_file(value)):
-            yield "a reference to something outside the pickle that is no tensor's storage"
+            yield "a reference to an object outside the pickle that is not a tensor's storage"
 
 
 def _tensors_have_memory(pickle: Followed) -> bool:
-    """Whether the tensors are about as large as the storages behind them.
+    """Whether the tensors together are about as large as their storages.
 
-    A tensor may stand for its storage many times over (stride 0): six bytes would become terabytes when it is copied.
-    The grids of anchors that v6.0 and later keep are such tensors; they are small.
+    A tensor may repeat its storage many times (stride 0): six bytes would become terabytes when it is copied. The grids
+    of anchors that v6.0 and later keep are such tensors, but small.
     """
     claimed, stored = 0, {}
     for args in map(_args_of_tensor, pickle.calls):
@@ -121,7 +125,7 @@ def _tensors_have_memory(pickle: Followed) -> bool:
 
 
 def _args_of_tensor(call: Made) -> list[Any]:
-    """The arguments by which a call makes a tensor of a storage; none for other calls."""
+    """The arguments of a call that makes a tensor from a storage; an empty list for other calls."""
     name, args = class_name(call), arguments_of(call)
     if name == "torch._tensor._rebuild_from_type_v2" and len(args) > 2 and isinstance(args[0], Named):
         name, args = args[0].name, args[2].items if isinstance(args[2], Items) else []
@@ -129,11 +133,11 @@ def _args_of_tensor(call: Made) -> list[Any]:
 
 
 def short_storages(root: Followed, sizes: Mapping[str, int]) -> list[str]:
-    """Storages that are shorter than the pickle says: what torch before 2.9 or so would read beyond their ends.
+    """Keys of storages that are shorter than the pickle says; torch before about 2.9 would read beyond their ends.
 
     Args:
-        root: the pickle of what was saved.
-        sizes: bytes of the storages by their keys.
+        root: the pickle of the saved object.
+        sizes: bytes of each storage by its key.
     """
     short = []
     for value in root.stored:
@@ -146,7 +150,7 @@ def short_storages(root: Followed, sizes: Mapping[str, int]) -> list[str]:
 
 
 def arguments_of(call: Made) -> list[Any]:
-    """What a pickle calls a class or function with."""
+    """The arguments of a call."""
     return call.args.items if isinstance(call.args, Items) else [call.args]
 
 
@@ -175,12 +179,12 @@ def _is_forward(args: list[Any]) -> bool:
 
 
 def _is_latin(args: list[Any]) -> bool:
-    """How protocol 2 writes bytes; other codecs import modules, and some take for ever."""
+    """Whether a call encodes Latin-1, as protocol 2 writes bytes. Other codecs import modules or are very slow."""
     return len(args) == 2 and isinstance(args[0], str) and args[1] in ("latin1", "latin-1")
 
 
 def _is_array(args: list[Any]) -> bool:
-    """``_reconstruct(numpy.ndarray, (0,), b"b")``: an empty array, which its state then fills."""
+    """Whether a call is ``_reconstruct(numpy.ndarray, (0,), b"b")``: an empty array, which is filled later."""
     shape = args[1] if len(args) == 3 else None
     cls = args[0] if args else None
     return (
@@ -200,7 +204,7 @@ def _is_dtype(args: list[Any]) -> bool:
 
 
 def _is_plain_dtype(made: Made) -> bool:
-    """Filled with its byte order alone: fields and flags of a file's own would turn its bytes into pointers."""
+    """Whether a dtype's state sets only its byte order: other fields and flags could turn bytes into pointers."""
     if made.state is None:
         return True
     state = made.state.items if isinstance(made.state, Items) else []
@@ -238,25 +242,26 @@ def _is_ordered_dict(args: list[Any]) -> bool:
 
 
 def _is_tensor(args: list[Any]) -> bool:
-    """``_rebuild_tensor_v2(storage, offset, size, stride, …)``, which lies within what the storage is said to hold."""
+    """Whether ``_rebuild_tensor_v2(storage, offset, size, stride, …)`` makes a tensor within its storage."""
     if len(args) < 4 or not isinstance(args[0], Stored) or not _is_storage(args[0].description):
         return False
     offset, size, stride = args[1], _whole_numbers(args[2]), _whole_numbers(args[3])
     if type(offset) is not int or offset < 0 or size is None or stride is None or len(size) != len(stride):
         return False
-    if len(args) > 5 and not _is_empty(args[5]):  # hooks of its gradient
+    # the hooks of its gradient
+    if len(args) > 5 and not _is_empty(args[5]):
         return False
     last = offset + sum((count - 1) * step for count, step in zip(size, stride))
     return 0 in size or last < args[0].description.items[4]
 
 
 def _is_parameter(args: list[Any]) -> bool:
-    """``_rebuild_parameter(tensor, requires_grad, hooks, …)``."""
+    """Whether the arguments are those of ``_rebuild_parameter(tensor, requires_grad, hooks, …)``, without hooks."""
     return len(args) >= 3 and isinstance(args[0], Made) and isinstance(args[1], bool) and _is_empty(args[2])
 
 
 def _is_empty(value: Any) -> bool:
-    """None, or a dict or an OrderedDict of nothing."""
+    """Whether a value is None, an empty dict or an empty OrderedDict."""
     if isinstance(value, Made):
         is_plain = class_name(value) == "collections.OrderedDict" and not arguments_of(value)
         return is_plain and not value.pairs and not value.items and value.state is None
@@ -264,7 +269,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _whole_numbers(value: Any) -> list[int] | None:
-    """The items of a tuple, or a ``torch.Size``, of sizes or strides."""
+    """The items of a tuple or ``torch.Size`` of sizes or strides; None if it is anything else."""
     if class_name(value) == "torch.Size" and len(arguments_of(value)) == 1:
         value = arguments_of(value)[0]
     parts: list[Any] = value.items if isinstance(value, Items) else [None]
@@ -272,7 +277,7 @@ def _whole_numbers(value: Any) -> list[int] | None:
 
 
 def _is_of_a_subclass(args: list[Any]) -> bool:
-    """``_rebuild_from_type_v2(rebuild, cls, args, state)`` calls its first argument."""
+    """Whether ``_rebuild_from_type_v2(rebuild, cls, args, state)`` makes a tensor: it calls its first argument."""
     if len(args) < 3 or not isinstance(args[0], Named) or not isinstance(args[2], Items):
         return False
     if _REBUILT_TENSOR.fullmatch(args[0].name):
