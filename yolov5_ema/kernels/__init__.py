@@ -1,1 +1,1 @@
-"""What the blocks compute: plain torch, C++ and Triton, and the choice between them."""
+"""The computations of the blocks in plain torch, C++ and Triton, and the choice between them."""

@@ -1,7 +1,8 @@
-"""Which implementation of a block runs: one place that decides, and says why.
+"""Chooses the implementation of a block, and says why.
 
-By itself it takes the fastest that the device, the dtype and the moment allow. ``EMA(…, implementation=…)`` asks
-for another one, and the settings (an environment variable) for all blocks, over what they say.
+By default this is the fastest one that the device, the dtype and the situation (tracing, export …) allow.
+``EMA(…, implementation=…)`` asks for another one. The settings (an environment variable) ask for one in all blocks, and
+take precedence over the blocks.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ _KERNEL_DTYPES = {
 
 
 class Choice(NamedTuple):
-    """An implementation's name, and why it was taken."""
+    """The name of an implementation, and why it was chosen."""
 
     name: str
     reason: str
 
 
 def check_implementation(block: str, value: object) -> str:
-    """``value`` if it is the name of an implementation, else a ``ValueError`` that lists them."""
+    """``value`` if it is the name of an implementation; otherwise raises a ``ValueError`` that lists the names."""
     if value not in CHOICES:
         raise ValueError(f"{block}: no implementation is called {value!r}; choices: {', '.join(CHOICES)}")
     return str(value)
@@ -52,7 +53,7 @@ _forced: list[str] = []
 
 @contextmanager
 def forced(name: str) -> Iterator[None]:
-    """Have all blocks use one implementation, whatever they, or the environment, say.
+    """Context manager that makes all blocks use one implementation, whatever they or the environment ask for.
 
     >>> with forced("reference"):
     ...     choose("EMA", "auto", "cpu", torch.float32).name
@@ -66,10 +67,10 @@ def forced(name: str) -> Iterator[None]:
 
 
 def asked_for(implementation: str) -> str:
-    """What counts: `forced`, then the environment, then what the block was built with.
+    """The requested implementation: from `forced`, else from the environment, else the one the block was built with.
 
     Raises:
-        UserError: the environment variable holds no implementation's name.
+        UserError: the environment variable does not hold the name of an implementation.
     """
     if _forced:
         return _forced[-1]
@@ -90,17 +91,17 @@ def choose(
     dtype: torch.dtype,
     offered: Sequence[str] = ("reference", "exact", "cpp", "triton"),
 ) -> Choice:
-    """Decide for an input.
+    """Choose the implementation for an input.
 
     Args:
-        block: its name, for messages.
-        implementation: what it was built with.
+        block: name of the block, for messages.
+        implementation: the implementation that the block was built with.
         device: type of the input's device: cpu, cuda, meta …
-        dtype: of the input.
-        offered: the implementations that the block has; "reference" and "exact" at least.
+        dtype: dtype of the input.
+        offered: the implementations that the block has; at least "reference" and "exact".
 
     Raises:
-        UserError: a kernel was asked for on the device that it is made for, and cannot run there.
+        UserError: a kernel was asked for on the device that it is made for, but cannot run there.
     """
     asked = asked_for(implementation)
     if asked in ("reference", "exact"):
@@ -122,7 +123,7 @@ def choose(
 
 
 def survey(block: str) -> dict[str, Choice]:
-    """What would run on each kind of device for float32, as far as it is here; "-" where it isn't."""
+    """The implementation that would run on each kind of device in float32; "-" if there is no such device."""
     found = {"cpu": choose(block, "auto", "cpu", torch.float32)}
     if found["cpu"].name == "cpp":
         found["cpu"] = Choice("cpp", f"{found['cpu'].reason}; {native.library().reason}")
@@ -133,7 +134,7 @@ def survey(block: str) -> dict[str, Choice]:
 
 
 def needs_plain_operations() -> str:
-    """Why the moment allows only operations that others can look into; empty if it doesn't."""
+    """Why only plain torch operations can be used now (tracing, export …); an empty string if kernels can be used."""
     if torch.jit.is_tracing():
         return "the model is being traced"
     if getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)():
@@ -146,7 +147,7 @@ def needs_plain_operations() -> str:
 
 
 def _obstacle(kernel: str, dtype: torch.dtype) -> str:
-    """Why a kernel cannot run on its own device; empty if it can."""
+    """Why a kernel cannot run on its own device; an empty string if it can."""
     if dtype not in _KERNEL_DTYPES[kernel]:
         return f"{kernel} has no kernel for {dtype}"
     return _missing(kernel)
@@ -156,8 +157,8 @@ def _missing(kernel: str) -> str:
     return _look_for(kernel)
 
 
-# torch.compile asks once, and does not look into compilers and files. This is all that
-# `torch.compiler.assume_constant_result` does, which imports torch._dynamo, half as long again as torch itself.
+# This makes torch.compile call the function once instead of tracing it. `torch.compiler.assume_constant_result` does
+# the same, but imports torch._dynamo, which takes half as long as importing torch itself.
 _missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Whether a layer is the plain one that a block built, so that its parameters say all that calling it would do."""
+"""Checks that a layer is the plain one that a block built: kernels then use its parameters instead of calling it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# torch's own function that asks for these is not in 2.6
+# torch 2.6 does not have a function to check for these
 _GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{name}") for name in _HOOKS)
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether calling it does more than its class says: it has a hook, all modules have, or its forward is another."""
+    """Whether calling a module does more than its class does: it has a hook, or a global hook or another forward."""
     state = module.__dict__
     for name in _HOOKS:
         if state[name]:
@@ -20,16 +20,16 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether it is of this very class, and nobody watches it.
+    """Whether a layer has exactly this class, and no hooks or forward of its own.
 
-    Parametrisations make a class of their own; pruning, and the older weight_norm and spectral_norm, are hooks;
-    adapters, quantised and quantisation-aware layers are of other classes.
+    Parametrizations create a new class. Pruning, and the older weight_norm and spectral_norm, use hooks. Adapters,
+    quantized and quantization-aware layers have other classes.
     """
     return type(layer) is kind and not is_watched(layer)
 
 
 def is_same_size_convolution(layer: nn.Module, channels: int, size: int) -> bool:
-    """Whether it is ``nn.Conv2d(channels, channels, size)``, padded so that maps keep their size, with a bias."""
+    """Whether a layer is a plain ``nn.Conv2d(channels, channels, size)`` with a bias that keeps the size of maps."""
     if not is_untouched(layer, nn.Conv2d):
         return False
     assert isinstance(layer, nn.Conv2d)
@@ -41,7 +41,7 @@ def is_same_size_convolution(layer: nn.Module, channels: int, size: int) -> bool
 
 
 def is_norm_of_each_channel(layer: nn.Module, channels: int) -> bool:
-    """Whether it is ``nn.GroupNorm(channels, channels)``, with weight and bias."""
+    """Whether a layer is a plain ``nn.GroupNorm(channels, channels)`` with weight and bias."""
     if not is_untouched(layer, nn.GroupNorm):
         return False
     assert isinstance(layer, nn.GroupNorm)

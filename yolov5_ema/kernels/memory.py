@@ -1,7 +1,7 @@
-"""What is asked of a tensor before a kernel takes its address: the kernels themselves believe what they are told.
+"""Checks tensors before a kernel uses their memory: the kernels themselves check nothing.
 
-The operators and the blocks ask friendlier questions before; this is the last door, and the only one to the C++
-kernels.
+The operators and the blocks check their arguments earlier, with better messages. This is the last check, and the only
+way to call the C++ kernels.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ CPU = torch.device("cpu")
 
 
 class Array(NamedTuple):
-    """What a kernel reads: a tensor, and the shape that the kernel goes through."""
+    """An input of a kernel: a tensor, and the shape that the kernel expects."""
 
     tensor: torch.Tensor
     shape: Sequence[int]
 
 
 def has_memory(kind: type) -> bool:
-    """Whether tensors of a class are memory and no more; FakeTensor, DTensor and other dispatching ones are not."""
+    """Whether tensors of a class are plain memory. FakeTensor, DTensor and other dispatching classes are not."""
     if kind is torch.Tensor or kind is torch.nn.Parameter:
         return True
     return getattr(kind, "__torch_dispatch__", None) is torch.Tensor.__torch_dispatch__
@@ -35,9 +35,9 @@ def has_memory(kind: type) -> bool:
 def check_memory(
     tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Raise a ``RuntimeError`` unless ``tensor`` is a contiguous array of that shape, with memory of its own.
+    """Raise a ``RuntimeError`` unless ``tensor`` is a contiguous array of this shape, dtype and device, with memory.
 
-    Of a dtype that is real: the conjugate bit is for complex ones.
+    The dtype must be real: the conjugate bit of complex tensors is not checked.
     """
     if (
         tensor.dtype is dtype
@@ -57,9 +57,9 @@ def check_memory(
 
 
 def somebody_looks() -> bool:
-    """Whether operations are recorded, imitated or transformed, so that a kernel has to be called as an operator.
+    """Whether torch records, simulates or transforms operations, so that a kernel must be called as an operator.
 
-    Where nobody does, a call without torch's dispatcher saves 10 microseconds.
+    Otherwise the kernel is called without torch's dispatcher, which saves 10 microseconds.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True
@@ -67,7 +67,10 @@ def somebody_looks() -> bool:
 
 
 def is_inside_its_storage(tensor: torch.Tensor) -> bool:
-    """Storages can be made smaller, to nothing even, without their tensors knowing of it; torch reads on beyond."""
+    """Whether all elements of a tensor are in its storage.
+
+    A storage can be resized without its tensors, even to zero bytes; torch would then read beyond it.
+    """
     if tensor.numel() == 0:
         return True
     last = tensor.storage_offset()
@@ -79,23 +82,25 @@ def is_inside_its_storage(tensor: torch.Tensor) -> bool:
 
 
 def laid_out(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """The tensor, contiguous and in a dtype; a ``RuntimeError`` rather than a copy of what is not its own.
+    """The tensor, contiguous and in a dtype. A tensor that is both already is returned unchanged and unchecked.
 
-    One that is both already is given back as it is, and `check_memory` looks at it.
+    Raises:
+        RuntimeError: a copy would read memory outside the tensor's storage.
     """
     is_right = tensor.dtype is dtype or dtype is None
     if is_right and tensor.is_contiguous() and not (tensor._is_zerotensor() or tensor.is_neg()):
         return tensor
     check_source(tensor)
     if tensor._is_zerotensor():
-        tensor = tensor.clone()  # gets it the memory that it does without
+        # a zero tensor has no memory, but its clone has
+        tensor = tensor.clone()
     return (tensor if dtype is None else tensor.to(dtype)).resolve_neg().contiguous()
 
 
 def check_source(tensor: torch.Tensor) -> None:
-    """Raise a ``RuntimeError`` if torch itself would read what is not the tensor's own when it copies it."""
+    """Raise a ``RuntimeError`` if torch would read memory outside the tensor's storage when it copies the tensor."""
     if not (has_memory(type(tensor)) and is_inside_its_storage(tensor)):
-        raise RuntimeError(f"a kernel got {_described(tensor)}, which has no memory, or too little of it")
+        raise RuntimeError(f"a kernel got {_described(tensor)}, which has no memory, or not enough")
 
 
 def _described(tensor: torch.Tensor) -> str:
@@ -116,26 +121,28 @@ def call(
     """Run a C++ kernel.
 
     Args:
-        name: without the dtype at its end.
-        dtype: of the kernel and of its arrays.
-        arrays: what it reads, in the order of its arguments; each is checked first.
-        made: what it writes, of the shapes that it writes, just made; None for what is not wanted.
-        sizes: as the kernel wants them, at least 1 each.
-        numbers: what else it takes, before the number of threads.
+        name: name of the kernel without the dtype at its end.
+        dtype: dtype of the kernel and of its arrays.
+        arrays: the inputs, in the order of the kernel's arguments; each is checked first.
+        made: the outputs, newly allocated with the shapes that the kernel writes; None for one that is not needed.
+        sizes: the kernel's size arguments, at least 1 each.
+        numbers: the kernel's further arguments, before the number of threads.
 
     Raises:
-        RuntimeError: an array is not what the kernel takes it for.
-        MemoryError: the kernel found no memory for what it computes on the way.
+        RuntimeError: an array does not have the dtype, shape or memory that the kernel expects.
+        MemoryError: there is not enough memory for the kernel's intermediate results.
     """
     if dtype not in NAMES or min(sizes) < 1:
         raise RuntimeError(f"no kernel {name} for {dtype} and sizes {list(sizes)}")
     for tensor, shape in arrays:
         check_memory(tensor, shape, dtype, CPU)
     for output in made:
-        if output is not None and not (output.is_cpu and has_memory(type(output))):  # as some modes make them
+        # under some modes of torch a new tensor has no memory
+        if output is not None and not (output.is_cpu and has_memory(type(output))):
             raise RuntimeError(f"a kernel got {_described(output)} to write to")
     library = native.library().handle
-    assert library is not None  # the dispatch has looked
+    # checked by the dispatch
+    assert library is not None
     function = getattr(library, f"{name}_{NAMES[dtype]}")
     if function.argtypes is None:
         kinds = (

@@ -1,11 +1,11 @@
-"""The C++ kernels: compiled on first use, kept for later processes, done without where there is no compiler.
+"""Compiles the C++ kernels on first use, and caches them for later processes. Without a compiler they are not used.
 
-The sources (``cpp/``) include nothing of torch or Python, so that compiling takes two seconds and the
-library fits any version of either. It is built for this processor and kept under a name that holds a hash of sources,
-compiler, flags and processor: another machine that shares the folder builds its own.
+The sources (``cpp/``) do not include headers of torch or Python, so compiling takes two seconds and the library works
+with any version of either. The library is built for this processor. Its file name contains a hash of sources, compiler,
+flags and processor, so another machine that shares the folder builds its own.
 
-Loading a library runs it. So one is taken from the cache only if nobody else can have put it there
-(`yolov5_ema.kernels.ownership`); otherwise it is built again, in a folder that only this process knows.
+Loading a library runs its code. So a cached library is used only if no other user can have put it there
+(`yolov5_ema.kernels.ownership`); otherwise it is built again, in a temporary folder.
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ _SOURCES = Path(__file__).parent / "cpp"
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _TIMEOUT_S = 300
-_NATIVE = (
-    "-march=native",
-    "-mprefer-vector-width=256",
-)  # rows of maps are short: wider vectors leave more over
-# the first that compiles and loads is taken; linking without -fopenmp leaves the runtime to be the one that torch has
-# loaded: two of them would wait for each other's cores
+# rows of maps are short, so wider vectors would leave a longer remainder
+_NATIVE = ("-march=native", "-mprefer-vector-width=256")
+# Compile flags and link flags; the first variant that compiles and loads is used. Without -fopenmp among the link flags
+# the library uses the OpenMP runtime that torch has loaded; two runtimes would compete for the cores.
 _VARIANTS = (
     ((*_NATIVE, "-fopenmp"), ()),
     (("-march=native", "-fopenmp"), ()),
@@ -45,7 +43,7 @@ _VARIANTS = (
 
 
 class Library(NamedTuple):
-    """The loaded library, or None and why."""
+    """The loaded library and where it came from, or None and why there is none."""
 
     handle: ctypes.CDLL | None
     reason: str
@@ -53,7 +51,7 @@ class Library(NamedTuple):
 
 @functools.cache
 def library() -> Library:
-    """The kernels, compiled if they are not there yet. Never raises."""
+    """The library of kernels, compiled if it is not in the cache. Never raises."""
     try:
         return _find_or_build()
     except (OSError, subprocess.SubprocessError) as error:
@@ -62,9 +60,8 @@ def library() -> Library:
 
 def _find_or_build() -> Library:
     if sys.platform == "win32":
-        return Library(
-            None, "the C++ kernels are not built on Windows"
-        )  # the sources want GCC's or Clang's flags
+        # the flags are those of GCC and Clang
+        return Library(None, "the C++ kernels are not built on Windows")
     compiler = _compiler()
     if compiler is None:
         return Library(None, f"no C++ compiler found ({', '.join(_COMPILERS)}, or CXX)")
@@ -85,7 +82,7 @@ def _find_or_build() -> Library:
 def _load(
     compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...]
 ) -> tuple[Path, ctypes.CDLL]:
-    """A library that can only be this user's: kept, built to be kept, or built for this process."""
+    """Load a library that no other user can have written: from the cache, or newly built in a temporary folder."""
     name = f"kernels-{_fingerprint(compiler, compile_flags, link_flags)}.so"
     folder = _cache_folder()
     if folder is not None and not os.path.lexists(folder / name):
@@ -108,12 +105,13 @@ def _compiler() -> str | None:
 
 
 def _cache_folder() -> Path | None:
-    """Where libraries are kept; None if others could put one there, or nothing can be written."""
+    """The cache folder; None if other users could write to it, or this user cannot."""
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(read("cache") or Path(base) / "yolov5-ema").absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # of Path.home(), for a user without one
+    except (OSError, RuntimeError):
+        # Path.home() raises RuntimeError for a user without a home folder
         return None
     return folder if is_private_folder(folder) and os.access(folder, os.W_OK) else None
 
@@ -126,7 +124,7 @@ def _fingerprint(compiler: str, compile_flags: tuple[str, ...], link_flags: tupl
 
 
 def _processor() -> bytes:
-    """What -march=native looks at, as far as the system tells."""
+    """The properties of the processor that -march=native depends on, as far as the system gives them."""
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return platform.processor().encode()
@@ -137,7 +135,7 @@ def _processor() -> bytes:
 
 
 def _build(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...], file: Path) -> None:
-    """Compile beside ``file`` and move it there, so that other processes find it whole or not at all."""
+    """Compile in the same folder and then rename to ``file``, so that other processes never see an incomplete file."""
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".build-") as folder:
         objects = []
         for source in sorted(_SOURCES.glob("*.cpp")):
@@ -145,7 +143,8 @@ def _build(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str,
             _run([compiler, *_FLAGS, *compile_flags, "-c", str(source), "-o", objects[-1]])
         draft = Path(folder) / file.name
         _run([compiler, "-shared", *link_flags, *objects, "-o", str(draft)])
-        draft.chmod(0o700)  # whatever the umask is
+        # independent of the umask
+        draft.chmod(0o700)
         os.replace(draft, file)
 
 

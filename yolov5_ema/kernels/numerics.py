@@ -1,4 +1,4 @@
-"""Half-precision safety, for kernels and blocks alike."""
+"""Arithmetic that is safe in half precision, for kernels and blocks."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _Result = TypeVar("_Result")
 
 
 def stable_mean(x: torch.Tensor, dim: list[int]) -> torch.Tensor:
-    """Mean over ``dim`` (kept as size 1), summed in float32 at least, returned in that wider dtype.
+    """Mean over ``dim`` (kept as size 1), summed and returned in float32 or, for a wider input, in its dtype.
 
-    A float16 sum over 160 x 160 pixels overflows at a mean of 2.6. Adaptive pooling is not used: its backward
-    raises under ``torch.use_deterministic_algorithms(True)`` on CUDA, and several exporters don't know it.
+    A float16 sum over 160 x 160 pixels overflows at a mean of 2.6. Adaptive pooling is not used, because its backward
+    raises under ``torch.use_deterministic_algorithms(True)`` on CUDA, and several exporters do not support it.
     """
     return x.mean(dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def saturate(x: torch.Tensor) -> torch.Tensor:
-    """``x`` with float16 infinities put back to the largest finite float16; other dtypes pass untouched.
+    """``x`` with float16 infinities replaced by the largest finite float16; other dtypes are returned unchanged.
 
-    Convolutions of inputs around 1e4 overflow float16. A gate is 0 or 1 there anyway, as long as no later
-    step turns two infinities into a NaN.
+    Convolutions of inputs around 1e4 overflow float16. A gate is 0 or 1 there anyway, unless a later step turns two
+    infinities into a NaN.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 - alone, or TorchScript compiles what follows
         if isinstance(x, Proxy):
@@ -35,9 +35,9 @@ def saturate(x: torch.Tensor) -> torch.Tensor:
 
 
 def as_constant(function: Callable[..., _Result], *parameters: torch.Tensor) -> _Result:
-    """``function(*parameters)``; in a graph of torch's older ONNX exporter the value alone, not how it comes about.
+    """``function(*parameters)``, which torch's older ONNX exporter records as a constant instead of its operations.
 
-    OpenCV's DNN computes nothing that does not follow from the network's input.
+    OpenCV's DNN cannot compute values that do not depend on the network's input.
     """
     if not torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling() or not torch.jit.is_tracing():
         return function(*parameters)
@@ -50,5 +50,5 @@ def as_constant(function: Callable[..., _Result], *parameters: torch.Tensor) -> 
 
 
 def is_symbolic(x: object) -> bool:
-    """Whether it stands for any tensor while `torch.fx` traces a block: nothing can be asked of it."""
+    """Whether it is a symbolic proxy of `torch.fx`, which has no shape, dtype or values."""
     return isinstance(x, Proxy)

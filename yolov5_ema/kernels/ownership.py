@@ -1,8 +1,8 @@
-"""Whether a file can have been written by anybody but this user: asked of what is about to be run.
+"""Checks that no other user can have written a file that is about to be run.
 
-Who may write to a folder may put a file there, and who may write to the folder above may put another folder in its
-place, except where the sticky bit, as that of /tmp, keeps them from what others own. A link is as good as where it
-stands and where it leads. Root, and whoever owns the root folder, is trusted: nothing helps against them.
+A user who may write to a folder can put a file there. A user who may write to the parent folder can replace the folder
+itself, unless the sticky bit (as on /tmp) protects what others own. For a link, both its own place and its target are
+checked. Root and the owner of the root folder are trusted, because nothing protects against them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _MOST_LINKS = 40
 
 
 def is_private_file(file: Path) -> bool:
-    """Whether it is a regular file of this user that nobody else may write to; opened without following a link.
+    """Whether a path is a regular file of this user that nobody else may write to. Links are not followed.
 
-    Its folder must be private, or it may be another one by the next time.
+    Its folder must be private (`is_private_folder`); otherwise the file can be replaced after the check.
     """
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -31,7 +31,7 @@ def is_private_file(file: Path) -> bool:
 
 
 def is_private_folder(folder: Path) -> bool:
-    """Whether it is this user's, and nobody else may write to it, or put another in its place."""
+    """Whether a folder belongs to this user, and nobody else may write to it or replace it."""
     try:
         status = folder.stat()
         is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
@@ -41,7 +41,7 @@ def is_private_folder(folder: Path) -> bool:
 
 
 def _is_beyond_reach(path: Path) -> bool:
-    """Whether nobody else can make an absolute path lead elsewhere; every step is looked at, also behind links."""
+    """Whether nobody else can change where an absolute path leads. Every folder in it is checked, also in links."""
     ahead, at, links = list(path.parts[1:]), Path(path.anchor), 0
     while ahead:
         folder, step = at.stat(), at / ahead.pop(0)
@@ -65,7 +65,7 @@ def _is_trusted(user: int) -> bool:
 
 
 def _others_may_write(status: os.stat_result) -> bool:
-    """A user's own group, as many systems make one for each user, is the user."""
+    """Whether others may write. A group with this user as its only member, as many systems create, does not count."""
     if status.st_mode & stat.S_IWOTH:
         return True
     return bool(status.st_mode & stat.S_IWGRP) and not _is_own_group(status.st_gid)

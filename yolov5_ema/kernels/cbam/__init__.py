@@ -1,8 +1,8 @@
-"""CBAM's function (Woo et al., ECCV 2018, arXiv 1807.06521), by whichever implementation fits.
+"""Computes CBAM (Woo et al., ECCV 2018, arXiv 1807.06521) with the implementation that fits.
 
-Its two gates hold the small parts, which stay the block's own modules; what touches the whole feature map is here.
-``exact`` has those passes as plain operations and their derivatives, ``cpp`` as kernels; ``function`` makes them
-known to autograd.
+The layers of the two gates are small and stay modules of the block. The passes over the whole feature map are computed
+here: ``exact`` has them and their derivatives as plain torch operations, ``cpp`` as kernels, and ``function`` makes
+them differentiable by autograd.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ __all__ = ["cbam", "maps", "pool", "scale"]
 def cbam(
     x: torch.Tensor, channel_gate: nn.Module, spatial_gate: nn.Module, implementation: str = "auto"
 ) -> torch.Tensor:
-    """``spatial_gate(channel_gate(x))``, in fewer passes and keeping less for backward.
+    """``spatial_gate(channel_gate(x))``, in fewer passes and with less memory kept for the backward pass.
 
     Args:
         x: feature map (N, C, H, W), any floating dtype.
-        channel_gate: scales channels; its ``gate`` makes (N, C) of their means and maxima, by ``fc1`` and ``fc2``.
-        spatial_gate: scales pixels; its ``conv`` makes (N, 1, H, W) of the maps (N, 2, H, W), and its ``squash`` the
-            gate of that.
-        implementation: one of `yolov5_ema.kernels.dispatch.CHOICES`. The kernels are for float32 and float64 and want
-            (N, C, H, W) in that order in memory: channels_last takes the plain operations, which keep it.
+        channel_gate: scales channels. Its ``gate`` computes (N, C) from their means and maxima, with ``fc1`` and
+            ``fc2``.
+        spatial_gate: scales pixels. Its ``conv`` computes (N, 1, H, W) from the maps (N, 2, H, W), and its ``squash``
+            turns that into the gate.
+        implementation: one of `yolov5_ema.kernels.dispatch.CHOICES`. The kernels support float32 and float64, and need
+            (N, C, H, W) contiguous. For channels_last the plain operations are used, which keep that memory format.
 
     Returns:
         (N, C, H, W) in the dtype of ``x``.
 
     Raises:
-        UserError: a kernel was asked for on its own device and cannot run there; or the environment variable
-            the environment holds no implementation's name.
+        UserError: a kernel was asked for on its own device but cannot run there, or the environment variable does not
+            hold the name of an implementation.
     """
     if is_symbolic(x):
         return spatial_gate(channel_gate(x))
@@ -64,7 +65,7 @@ def _suits_kernels(x: torch.Tensor) -> bool:
 
 
 def _wants_modules(x: torch.Tensor, *gates: nn.Module) -> bool:
-    """Whether the gates must be called as a whole: operators are wanted that others know, or someone watches."""
+    """Whether the gates must be called as modules: only plain operations may be used, or a gate has hooks."""
     if torch.compiler.is_compiling() or needs_plain_operations() or x.numel() == 0:
         return True
     return any(is_watched(gate) for gate in gates)
@@ -93,7 +94,7 @@ def _by_kernels(x: torch.Tensor, channel_gate: Any, spatial_gate: Any) -> torch.
 
 
 def _gate_of_channels(pooled: torch.Tensor, gate: Any) -> torch.Tensor:
-    """From means and maxima (2, N, C): both through the layers at once, unless those might tell the difference."""
+    """The channel gate from means and maxima (2, N, C). Plain layers get both at once, others one after the other."""
     if is_untouched(gate.fc1, nn.Linear) and is_untouched(gate.fc2, nn.Linear):
         found = gate.gate_of_both(pooled)
     else:
@@ -115,7 +116,7 @@ def _gate_of_pixels(maps: torch.Tensor, gate: Any, kernel: bool) -> torch.Tensor
 
 
 def _convolved(maps: torch.Tensor, conv: Any, kernel: bool) -> torch.Tensor:
-    """``conv(maps)``, by the kernel where that is all that is asked."""
+    """``conv(maps)``, by the kernel if the convolution is plain and the dtypes agree."""
     suits = kernel and is_untouched(conv, nn.Conv2d) and _is_the_papers(conv)
     if not suits or not _are_alike(conv.weight, maps) or torch.is_autocast_enabled("cpu"):
         return conv(maps)

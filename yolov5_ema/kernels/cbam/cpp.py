@@ -1,7 +1,7 @@
 """CBAM's passes over the feature map by the C++ kernels (``cpp/cbam.cpp``), for float32 and float64.
 
-Shapes as in `yolov5_ema.kernels.cbam.exact`; every tensor is on the CPU. Ties are the numbers of maxima, in the
-dtype of the rest; where they are not counted, an empty tensor stands for them.
+Shapes are those of `yolov5_ema.kernels.cbam.exact`, and every tensor is on the CPU. Ties are the numbers of values
+that are equal to a maximum, in the dtype of the other tensors. If ties are not counted, an empty tensor is returned.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["NAMES"]
 
 
 def pool(x: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and maximum of each channel (2, N, C) and, if asked for, its ties (N, C)."""
+    """Mean and maximum of each channel (2, N, C) and, with ``count_ties``, its ties (N, C)."""
     n, c, _, _ = sizes_of(x)
     pooled, ties = x.new_empty(2, n, c), x.new_empty((n, c) if count_ties else 0)
     _call("pool", x, (), (pooled[0], pooled[1], ties if count_ties else None))
@@ -24,7 +24,7 @@ def pool(x: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def maps(x: torch.Tensor, gate_c: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps of x * gate_c (N, 2, H, W) and, if asked for, the ties over its channels (N, 1, H, W)."""
+    """Maps of x * gate_c (N, 2, H, W) and, with ``count_ties``, the ties over its channels (N, 1, H, W)."""
     n, c, h, w = sizes_of(x)
     out, ties = x.new_empty(n, 2, h, w), x.new_empty((n, 1, h, w) if count_ties else 0)
     _call("maps", x, (Array(laid_out(gate_c), (n, c)),), (out, ties if count_ties else None))
@@ -43,7 +43,7 @@ def apply(x: torch.Tensor, gate_c: torch.Tensor, gate_s: torch.Tensor) -> torch.
 def apply_backward(
     grad: torch.Tensor, x: torch.Tensor, gate_c: torch.Tensor, gate_s: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of gate_c and gate_s from that of the output."""
+    """Gradients of gate_c and gate_s from the gradient of the output."""
     n, c, h, w = sizes_of(x)
     d_gate_c, d_gate_s = x.new_empty(n, c), x.new_empty(n, 1, h, w)
     arrays = (
@@ -58,7 +58,7 @@ def apply_backward(
 def maps_backward(
     d_maps: torch.Tensor, x: torch.Tensor, gate_c: torch.Tensor, maps: torch.Tensor, map_ties: torch.Tensor
 ) -> torch.Tensor:
-    """Gradient of gate_c from that of the maps."""
+    """Gradient of gate_c from the gradient of the maps."""
     n, c, h, w = sizes_of(x)
     d_gate_c = x.new_empty(n, c)
     arrays = (
@@ -83,8 +83,8 @@ def input_backward(
     d_pooled: torch.Tensor,
     d_maps: torch.Tensor,
 ) -> torch.Tensor:
-    """The whole gradient of x: of what forward had, and the gradients of the output, the channels' means and maxima
-    (2, N, C), and the maps.
+    """The complete gradient of x, from values of the forward pass and the gradients of the output, the maps, and the
+    means and maxima of the channels (2, N, C).
     """
     n, c, h, w = sizes_of(x)
     channels, pair, pixels = (n, c), (n, 2, h, w), (n, 1, h, w)
@@ -128,7 +128,7 @@ def convolve_backward(
 
 
 def sizes_of(x: torch.Tensor) -> torch.Size:
-    """N, C, H and W; a ``RuntimeError`` if these are not what a tensor has."""
+    """The shape (N, C, H, W) of a feature map. Raises a ``RuntimeError`` if a tensor does not have four dimensions."""
     if x.dim() != 4:
         raise RuntimeError(
             f"CBAM: expected a feature map (N, C, H, W), got a tensor of shape {list(x.shape)}"
@@ -137,7 +137,7 @@ def sizes_of(x: torch.Tensor) -> torch.Size:
 
 
 def window_of(weight: torch.Tensor) -> int:
-    """Side of the spatial convolution's weight, which the kernel wants odd."""
+    """Kernel size k of the spatial convolution's weight. Raises a ``RuntimeError`` if it is even."""
     k = weight.shape[-1] if weight.dim() == 4 else 0
     if k % 2 == 0:
         raise RuntimeError(f"CBAM: expected a weight (1, 2, k, k) with k odd, got shape {list(weight.shape)}")

@@ -1,12 +1,12 @@
-"""CBAM's passes over the feature map as functions that autograd knows: they keep x, and what is small beside it.
+"""CBAM's passes over the feature map as autograd functions that keep only x and small tensors for backward.
 
-In plain operations x goes through `Pool`, `Maps` and `Apply` in turn, as itself, so that its gradient comes back
-through them in turn and is added to. From `Maps` on it stands for y = x * gate_c, which is never kept.
+With plain operations, `Pool`, `Maps` and `Apply` pass x through unchanged, one after the other, so its gradient comes
+back through them and each adds its part. The x that `Maps` returns represents y = x * gate_c, which is never kept.
 
-With the kernels the gradient of x is written once, in one pass, by the backward of `Pool`, which is the last to run.
-What that pass wants reaches it as the gradients of tickets: tensors without values that `Pool` gives out, and that
-`Maps` and `Apply` send the gradients of their outputs to. Where gradients are to be differentiated again, the
-derivatives of the plain operations take over.
+With the kernels, the backward of `Pool` runs last and writes the gradient of x in a single pass. It gets its inputs as
+the gradients of tickets: tensors without values that `Pool` returns. The backward passes of `Maps` and `Apply` return
+the gradients of their outputs as the gradients of these tickets. If gradients are to be differentiated again, the
+derivatives of the plain operations are used instead.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from yolov5_ema.kernels.dispatch import needs_plain_operations
 
 
 class Step:
-    """What the functions of one forward pass tell each other; tensors without history."""
+    """State that the functions of one forward pass share: detached tensors."""
 
     def __init__(self, kernel: bool) -> None:
         self.kernel = kernel
-        self.y: torch.Tensor | None = None  # plain operations: from `Maps` to `Apply`
-        self.gate_c: torch.Tensor | None = None  # kernels: for the backward of `Pool`
+        # plain operations: from `Maps` to `Apply`
+        self.y: torch.Tensor | None = None
+        # kernels: for the backward of `Pool`
+        self.gate_c: torch.Tensor | None = None
         self.gate_s: torch.Tensor | None = None
         self.maps: torch.Tensor | None = None
         self.map_ties: torch.Tensor | None = None
 
 
 class Pool(torch.autograd.Function):
-    """x -> x, its channels' means and maxima (2, N, C), tickets for the gradients of the output and of the maps."""
+    """x -> x, the means and maxima of its channels (2, N, C), tickets for the gradients of the output and the maps."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, ...]:
@@ -62,7 +64,7 @@ class Pool(torch.autograd.Function):
 
 
 class Maps(torch.autograd.Function):
-    """x, gate_c, ticket -> x for y, and y's maximum and mean over channels."""
+    """x, gate_c, ticket -> x in place of y, and the maps of y: maximum and mean over channels."""
 
     @staticmethod
     def forward(
@@ -92,7 +94,7 @@ class Maps(torch.autograd.Function):
 
 
 class Apply(torch.autograd.Function):
-    """x for y, x, gate_c, gate_s, ticket -> y * gate_s."""
+    """x in place of y, x, gate_c, gate_s, ticket -> y * gate_s."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
@@ -133,7 +135,7 @@ class Convolve(torch.autograd.Function):
 
 
 def _kernels_may_run(*grads: torch.Tensor | None) -> bool:
-    """In backward: whether nobody wants to differentiate it again, to trace it, or to run it for many at once."""
+    """Whether a backward pass may use kernels: it is not differentiated again, traced, compiled or batched."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or needs_plain_operations():
         return False
     return not any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)

@@ -1,6 +1,6 @@
-"""CBAM's kernels as torch operators (``yolov5_ema::cbam_...``), known to whatever records or imitates operations.
+"""CBAM's kernels as torch operators (``yolov5_ema::cbam_...``), for everything that records or simulates operations.
 
-So make_fx, FakeTensorMode and torch.compile see calls with outputs of known shapes, and torch resolves negated views
+make_fx, FakeTensorMode and torch.compile then see calls with outputs of known shapes, and torch resolves negated views
 before a kernel runs.
 """
 
@@ -50,7 +50,10 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _check_devices(arguments: tuple[Any, ...]) -> None:
-    """A weight on the meta device brings all here, also the input that has values."""
+    """Raise a ``RuntimeError`` for tensors on several devices.
+
+    With one tensor on the meta device torch calls the fake implementation, even if the input has values.
+    """
     devices = {tensor.device for tensor in arguments if isinstance(tensor, torch.Tensor)}
     if len(devices) > 1:
         raise RuntimeError(f"CBAM: expected all tensors on one device, got {', '.join(map(str, devices))}")
@@ -64,7 +67,7 @@ _OPERATORS = SimpleNamespace(**{name: getattr(torch.ops.yolov5_ema, f"cbam_{name
 
 
 def passes() -> Any:
-    """The kernels, by the names that `yolov5_ema.kernels.cbam.cpp` gives them."""
+    """The kernels under their names in `yolov5_ema.kernels.cbam.cpp`: operators if torch records, else functions."""
     return _OPERATORS if somebody_looks() else cpp
 
 

@@ -1,7 +1,7 @@
-"""EMA's function (Ouyang et al., ICASSP 2023, arXiv 2305.13563), by whichever implementation fits.
+"""Computes EMA (Ouyang et al., ICASSP 2023, arXiv 2305.13563) with the implementation that fits.
 
-``reference`` is the paper's form, ``exact`` the same function in fewer plain operations, ``cpp`` and ``triton`` are
-kernels of it; ``function`` makes them known to autograd.
+``reference`` is the paper's form, and ``exact`` the same function in fewer plain operations. ``cpp`` and ``triton`` are
+kernels, and ``function`` makes them differentiable by autograd.
 """
 
 from __future__ import annotations
@@ -27,15 +27,20 @@ def ema(
     arguments: EMAArguments,
     implementation: str = "auto",
 ) -> torch.Tensor:
-    """Efficient multi-scale attention, with the arguments and the result of `ema_reference`.
+    """Efficient multi-scale attention, with the same result as `ema_reference`.
 
     Args:
+        x: feature map (N, C, H, W), any floating dtype.
+        arguments: parameters, groups and eps.
         implementation: one of `yolov5_ema.kernels.dispatch.CHOICES`.
+
+    Returns:
+        (N, C, H, W) in the dtype of ``x``.
 
     Raises:
         RuntimeError: shapes, devices or dtypes that do not fit together.
-        UserError: a kernel was asked for on its own device and cannot run there; or
-            the environment variable holds no implementation's name.
+        UserError: a kernel was asked for on its own device but cannot run there, or the environment variable does not
+            hold the name of an implementation.
     """
     if is_symbolic(x):
         plain = ema_reference if asked_for(implementation) == "reference" else ema_exact
@@ -55,7 +60,7 @@ def ema(
 
 
 def _operators_know(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether they are memory, or stand for it; what dispatches by itself (DTensor …) knows torch's operators only."""
+    """Whether this package's operators accept the tensors: other tensor classes (DTensor …) know only torch's own."""
     if torch.compiler.is_compiling():
         return True
     return all(has_memory(kind) or issubclass(kind, FakeTensor) for kind in map(type, tensors))

@@ -1,4 +1,4 @@
-"""What EMA's arguments must be, whichever implementation computes it."""
+"""The arguments of EMA, and the checks that all implementations share."""
 
 # no `from __future__ import annotations`: TorchScript reads the types of a NamedTuple's fields, not their names
 from typing import NamedTuple
@@ -12,19 +12,19 @@ _NARROW = (torch.float16, torch.bfloat16)
 
 
 class EMAArguments(NamedTuple):
-    """What EMA is computed with besides its input: parameters that all groups share, and two numbers.
+    """The arguments of EMA besides its input: parameters that all groups share, and two numbers.
 
-    TorchScript takes it as it is. Operators of torch take it unpacked, in this order.
+    TorchScript accepts it as it is. torch operators get it unpacked, in this order.
 
     Attributes:
         w1: weight of the 1x1 convolution, (k, k, 1, 1), with k = C / groups channels in a group.
-        b1: its bias, (k,).
-        gamma: weight of the GroupNorm, which normalises each channel by itself, (k,).
-        beta: its bias, (k,).
+        b1: bias of the 1x1 convolution, (k,).
+        gamma: weight of the GroupNorm, which normalizes each channel separately, (k,).
+        beta: bias of the GroupNorm, (k,).
         w3: weight of the 3x3 convolution, (k, k, 3, 3).
-        b3: its bias, (k,).
-        groups: groups G that the channels are split into.
-        eps: of the GroupNorm.
+        b3: bias of the 3x3 convolution, (k,).
+        groups: number of groups G that the channels are split into.
+        eps: eps of the GroupNorm.
     """
 
     w1: Tensor
@@ -37,11 +37,11 @@ class EMAArguments(NamedTuple):
     eps: float
 
     def parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """All but the two numbers."""
+        """The parameters, without the two numbers."""
         return self.w1, self.b1, self.gamma, self.beta, self.w3, self.b3
 
     def to(self, dtype: torch.dtype) -> "EMAArguments":
-        """The same with parameters in another dtype."""
+        """The same arguments with the parameters in another dtype."""
         w1, b1, gamma, beta, w3, b3 = [tensor.to(dtype) for tensor in self.parameters()]
         return EMAArguments(w1, b1, gamma, beta, w3, b3, self.groups, self.eps)
 
@@ -50,7 +50,11 @@ _NAMES = EMAArguments._fields[:6]
 
 
 def check_arguments(x: Tensor, arguments: EMAArguments) -> int:
-    """Channels of a group; a ``RuntimeError``, as a layer of torch raises, if shapes or devices do not fit together."""
+    """The number of channels k of a group.
+
+    Raises:
+        RuntimeError: shapes or devices do not fit together (torch's own layers raise the same class).
+    """
     parameters, groups = arguments.parameters(), arguments.groups
     k = parameters[0].shape[0] if parameters[0].dim() else 0
     if groups < 1 or k < 1 or x.dim() != 4 or x.shape[1] != groups * k or x.shape[2] < 1 or x.shape[3] < 1:
@@ -78,7 +82,7 @@ def _what_is_wrong(x: Tensor, parameters: tuple[Tensor, ...], k: int) -> str:
 
 
 def check_backward(grad: Tensor, x: Tensor, stats: Tensor, arguments: EMAArguments) -> int:
-    """The same for backward."""
+    """`check_arguments` for the backward pass, which also checks the gradient and the statistics."""
     k, groups = check_arguments(x, arguments), arguments.groups
     if grad.shape != x.shape or stats.shape != (x.shape[0] * groups, 3, k):
         raise RuntimeError(
@@ -91,15 +95,16 @@ def check_backward(grad: Tensor, x: Tensor, stats: Tensor, arguments: EMAArgumen
 
 
 def is_in_reach_of_32_bits(k: int, h: int, w: int) -> bool:
-    """Whether offsets inside a group, and its tiles, are as small as the Triton kernels want them."""
+    """Whether offsets inside a group and its tiles fit into the 32-bit integers of the Triton kernels."""
     largest = 4 * k * (h * w + h + w + 3 * k + 10) + 8 * h * w
     return largest < 2**31 and h + w < 2**20 and k <= 2**14
 
 
 def check_dtypes(x: Tensor, arguments: EMAArguments) -> None:
-    """A ``RuntimeError`` for what a convolution of torch refuses: integers, and dtypes that are not those of x.
+    """Raise a ``RuntimeError`` where a convolution of torch would: for integers, and for parameters of another dtype.
 
-    Half-precision maps may have parameters in float32, which all is computed in. Under autocast these mix freely.
+    A half-precision input may have float32 parameters; the computation is in float32 anyway. Under autocast, half
+    precision and float32 mix freely.
     """
     dtype = x.dtype
     for parameter in arguments.parameters():
@@ -121,7 +126,7 @@ def _may_mix(x: Tensor, dtype: torch.dtype) -> bool:
 
 
 def check_unless_traced(x: Tensor, arguments: EMAArguments) -> None:
-    """All that can be said of the arguments; a trace would take the answers for constants, and says so in warnings."""
+    """Run all checks of the arguments, except in a trace, which would record their results as constants and warn."""
     if torch.jit.is_tracing() or is_symbolic(x):
         return
     check_arguments(x, arguments)

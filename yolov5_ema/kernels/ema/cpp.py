@@ -1,4 +1,4 @@
-"""EMA by the C++ kernel (``cpp/ema.cpp``): a group of channels at a time, in a core's cache."""
+"""EMA by the C++ kernel (``cpp/ema.cpp``), which processes one group of channels at a time in a core's cache."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""EMA in plain torch operations, rewritten so that nothing with k channels is convolved or kept.
+"""EMA in plain torch operations, rewritten so that no map with k channels is convolved or kept.
 
 Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouyang et al., ICASSP 2023,
 arXiv 2305.13563. The identities behind this form are proved in docs/exact-ema.md.
 
-`ema_exact` is one differentiable expression: for TorchScript, tracing, ONNX. Its operations are ones that both torch
-and onnxruntime are quick at: ConvTranspose, say, is quicker in onnxruntime, and many times slower in torch.
-`forward` and `backward` are the same function with its derivative written out, for
-`yolov5_ema.kernels.ema.function`: they keep the input and three numbers per channel, and recompute the rest.
+`ema_exact` is one differentiable expression, for TorchScript, tracing and ONNX. It uses operations that are fast in
+both torch and onnxruntime. (ConvTranspose, for example, is faster in onnxruntime but many times slower in torch.)
+`forward` and `backward` are the same function with an explicit derivative, for `yolov5_ema.kernels.ema.function`. They
+keep the input and three numbers for each channel, and recompute the rest.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from yolov5_ema.kernels.numerics import as_constant
 
 
 def ema_exact(x: torch.Tensor, arguments: EMAArguments) -> torch.Tensor:
-    """What `yolov5_ema.kernels.ema.reference.ema_reference` computes, at any size, of any number of images.
+    """The same function as `yolov5_ema.kernels.ema.reference.ema_reference` with ``cross_spatial=True``.
 
-    Arguments and result are those of `ema_reference` (with ``cross_spatial=True``). Computed in float32 at least.
+    Arguments, result and errors are the same, for any size and number of images. It is computed in float32 or wider.
     """
     if not torch.jit.is_scripting():
         check_unless_traced(x, arguments)
     w1, b1, gamma, beta, w3, b3, groups, eps = arguments
     n, _, h, w = x.shape
-    k = w1.shape[0]  # of x it would be no constant in ONNX, which group_norm wants
+    # taken from x it would not be a constant in ONNX, but group_norm needs one
+    k = w1.shape[0]
     wide = torch.promote_types(x.dtype, torch.float32)
     gx = x.reshape(n * groups, k, h, w).to(wide)  # (NG, k, H, W)
     w1, b1, gamma, beta, w3, b3 = (
@@ -56,15 +57,15 @@ def ema_exact(x: torch.Tensor, arguments: EMAArguments) -> torch.Tensor:
 
 
 def _gates(means: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor) -> torch.Tensor:
-    """sigmoid(W1 means + b1), both sides at once: (NG, k, H+W) -> the same."""
+    """sigmoid(W1 means + b1) for both sides at once: (NG, k, H+W) -> (NG, k, H+W)."""
     return (torch.matmul(w1.flatten(1), means) + b1.unsqueeze(1)).sigmoid()
 
 
 def shifted_means(gx: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Means of (NG, k, H, W) shifted by each tap of a 3x3 kernel with zeros coming in: (NG, k, 9).
 
-    Shifting down loses the last row, shifting up the first; columns likewise. So sums do, and no map is shifted.
-    ``columns`` (NG, k, W) are the sums over H.
+    Shifting down drops the last row, and shifting up the first; the same holds for columns. So the means follow from
+    sums, and no map needs to be shifted. ``columns`` (NG, k, W) are the sums over H.
     """
     h, w = gx.shape[2], gx.shape[3]
     total = columns.unsqueeze(2)  # (NG, k, 1, W)
@@ -83,15 +84,16 @@ def _one_output_kernel(
     beta: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The 3x3 convolution's outputs weighted by softmax(beta): one kernel (k, 9) and one bias ()."""
-    p = beta.softmax(0)  # the mean of a normalised channel is its beta
+    # the mean of a normalized channel is its beta
+    p = beta.softmax(0)
     return torch.matmul(p, w3.flatten(1)).reshape(-1, 9), torch.dot(p, b3)
 
 
 def _convolve(gx: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """One-output 3x3 convolution (NG, k, H, W) -> (NG, 1, H, W): nine 1x1 maps, shifted and added.
+    """3x3 convolution with one output, (NG, k, H, W) -> (NG, 1, H, W), as nine 1x1 maps that are shifted and added.
 
-    They are shifted by rows three at a time, and after the sum by columns: four shifts instead of eight. Padded
-    first and cut off then, so that torch.export meets no size but H, W and those above.
+    The maps are shifted vertically three at a time, added, and then shifted horizontally: four shifts instead of eight.
+    They are padded first and then cut, so that torch.export sees only sizes based on H and W.
     """
     taps = torch.matmul(kernel.t(), gx.flatten(2)).reshape(-1, 9, gx.shape[2], gx.shape[3])
     above, below = F.pad(taps[:, 0:3], [0, 0, 1, 0])[:, :, :-1], F.pad(taps[:, 6:9], [0, 0, 0, 1])[:, :, 1:]
@@ -101,7 +103,7 @@ def _convolve(gx: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 
 class _Group(NamedTuple):
-    """What forward and backward both start from."""
+    """Values that forward and backward both start from."""
 
     gx: torch.Tensor  # (NG, k, H, W)
     columns: torch.Tensor  # (NG, k, W), sums over H
@@ -121,14 +123,15 @@ def _describe(x: torch.Tensor, arguments: EMAArguments) -> _Group:
 
 
 def forward(x: torch.Tensor, arguments: EMAArguments) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output, and what `backward` wants to be given again.
+    """The output, and the statistics that `backward` needs.
 
     Args:
         x: (N, C, H, W), any floating dtype.
-        arguments: parameters of one dtype, float32 or float64, which is computed in, groups and eps.
+        arguments: groups, eps, and parameters of one dtype, float32 or float64, in which everything is computed.
 
     Returns:
-        The output (N, C, H, W) in the dtype of ``x``, and (NG, 3, k): mean of y, 1 / its deviation, and q.
+        The output (N, C, H, W) in the dtype of ``x``, and the statistics (NG, 3, k): mean of y, 1 / its standard
+        deviation, and q.
     """
     group = _describe(x, arguments)
     y = (group.gx * group.a).mul_(group.c)  # (NG, k, H, W)
@@ -155,10 +158,10 @@ def _gate(group: _Group, centred: torch.Tensor, stats: torch.Tensor, arguments: 
 def backward(
     grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, arguments: EMAArguments
 ) -> tuple[torch.Tensor, ...]:
-    """Gradients of `forward`'s output times ``grad`` (N, C, H, W).
+    """Gradients of the inputs of `forward`, given the gradient ``grad`` (N, C, H, W) of its output.
 
     Returns:
-        Of ``x``, in its dtype; of w1, b1, gamma, beta, w3, b3, in theirs.
+        The gradients of ``x``, w1, b1, gamma, beta, w3 and b3, each in the dtype of its tensor.
     """
     w1, _, gamma, beta, w3, b3, _, _ = arguments
     group = _describe(x, arguments)
@@ -220,7 +223,7 @@ def backward(
 
 
 def _shifts(d: torch.Tensor) -> torch.Tensor:
-    """(NG, 1, H, W) as each tap of a 3x3 convolution hands it back: (NG, 9, HW)."""
+    """``d`` (NG, 1, H, W) shifted as the backward pass of each tap of a 3x3 convolution does: (NG, 9, HW)."""
     h, w = d.shape[2], d.shape[3]
     padded = F.pad(d, [1, 1, 1, 1])
     taps = [padded[:, :, 2 - u : 2 - u + h, 2 - v : 2 - v + w] for u in range(3) for v in range(3)]
@@ -228,7 +231,7 @@ def _shifts(d: torch.Tensor) -> torch.Tensor:
 
 
 def _spread(taps: torch.Tensor, h: int, w: int) -> torch.Tensor:
-    """Each pixel's sum of the taps (NG, k, 3, 3) that see it: (NG, k, H, W). Backward of `shifted_means`."""
+    """For each pixel, the sum of the taps (NG, k, 3, 3) that read it: (NG, k, H, W). Backward of `shifted_means`."""
     rows, columns = taps.new_ones(h, 3), taps.new_ones(3, w)
     rows[h - 1, 0] = rows[0, 2] = columns[0, w - 1] = columns[2, 0] = 0
     return torch.matmul(torch.matmul(rows, taps), columns)

@@ -1,7 +1,7 @@
-"""EMA as a function that autograd knows: it keeps the input, three numbers per channel and the parameters.
+"""EMA as an autograd function that keeps only the input, three numbers for each channel, and the parameters.
 
-The kernels are torch operators (``yolov5_ema::ema_forward``, ``ema_backward``), so that torch.compile takes them as
-they are.
+The kernels are torch operators (``yolov5_ema::ema_forward``, ``ema_backward``), so torch.compile does not trace into
+them.
 """
 
 from __future__ import annotations
@@ -102,14 +102,14 @@ def _no_autocast(device: str) -> AbstractContextManager[Any]:
 
 
 class EMAFunction(torch.autograd.Function):
-    """Forward and backward of EMA by the plain form or by the device's kernel.
+    """Forward and backward of EMA, by plain operations or by the device's kernel.
 
-    The parameters must have one dtype, float32 at least; it is the one that is computed in.
+    All parameters must have the same dtype, float32 or wider, in which everything is computed.
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        """``rest``: an `EMAArguments`, unpacked for autograd to see the tensors, and whether to use the kernel."""
+        """``rest``: an `EMAArguments`, unpacked so that autograd sees its tensors, and whether to use the kernel."""
         arguments, ctx.kernel = EMAArguments(*rest[:-1]), rest[-1]
         with _no_autocast(x.device.type):
             out, stats = _run_forward(x, arguments, ctx.kernel)
@@ -119,7 +119,7 @@ class EMAFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of x and the parameters; differentiable once more if autograd is asked for that."""
+        """Gradients of x and the parameters. They are differentiable again if autograd asks for it."""
         x, stats, w1, b1, gamma, beta, w3, b3 = ctx.saved_tensors
         arguments = EMAArguments(w1, b1, gamma, beta, w3, b3, ctx.groups, ctx.eps)
         with _no_autocast(x.device.type):
@@ -129,7 +129,7 @@ class EMAFunction(torch.autograd.Function):
 
 
 def _wants_plain_gradients(grad: torch.Tensor) -> bool:
-    """Whether they are to be differentiated again, or found for many gradients at once (``is_grads_batched``)."""
+    """Whether gradients must be differentiable again, or are computed in a batch (``is_grads_batched``)."""
     return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 

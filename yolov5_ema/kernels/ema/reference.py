@@ -1,10 +1,10 @@
-"""EMA as the paper writes it: the oracle that every other form is tested against.
+"""EMA as in the paper: the reference that every other implementation is tested against.
 
 Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouyang et al., ICASSP 2023,
 arXiv 2305.13563. Reference implementation: https://github.com/YOLOonMe/EMA-attention-module
 
-Its steps are functions of their own, and between them are the layers: `ema_reference` computes these from their
-parameters, a block with other layers than the paper's calls them.
+The steps between the layers are separate functions. `ema_reference` computes the layers from their parameters; a block
+whose layers are not plain calls the layers instead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def ema_reference(
         check_unless_traced(x, arguments)
     w1, b1, gamma, beta, w3, b3, groups, eps = arguments
     n, _, h, w = x.shape
-    k = w1.shape[0]  # a constant also where the size of x is not
+    # a constant even if the size of x is not
+    k = w1.shape[0]
     gx = x.reshape(n * groups, k, h, w)  # (NG, k, H, W)
     y = gated(gx, F.conv2d(means_of_sides(gx), w1, b1))  # (NG, k, H, W)
     wide = torch.promote_types(y.dtype, torch.float32)
@@ -55,14 +56,14 @@ def means_of_sides(gx: torch.Tensor) -> torch.Tensor:
 
 
 def gated(gx: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """The maps times both their gates, whose scores (NG, k, H+W, 1) the 1x1 convolution gave."""
+    """The maps times both gates, from the scores (NG, k, H+W, 1) that the 1x1 convolution gives."""
     h = gx.shape[2]
     gates = scores.sigmoid()
     return gx * gates[:, :, :h] * gates[:, :, h:].transpose(2, 3)  # (NG, k, H, W)
 
 
 def attended(gx: torch.Tensor, x1: torch.Tensor, x2: torch.Tensor, cross_spatial: bool) -> torch.Tensor:
-    """The maps times the sigmoid of what both branches, (NG, k, H, W) each, make of each other."""
+    """The maps times the sigmoid of the attention computed from both branches, (NG, k, H, W) each."""
     x2 = saturate(x2)
     if cross_spatial:
         p = stable_mean(x1, [2, 3]).flatten(2).transpose(1, 2).softmax(-1)  # (NG, 1, k)

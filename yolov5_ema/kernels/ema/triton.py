@@ -1,4 +1,4 @@
-"""EMA by the Triton kernels: how a feature map is cut into blocks, and the launches."""
+"""EMA by the Triton kernels: how a feature map is divided into blocks, and the launches."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from yolov5_ema.kernels.ema.triton_kernels import (
 from yolov5_ema.kernels.memory import check_memory, laid_out
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# a group's values up to which one program takes the whole group: 128 KiB of float32, half of a first-level cache
+# up to this many values, one program processes the whole group: 128 KiB of float32, half of a first-level cache
 _FUSED_LIMIT = 32 * 1024
-# above this a program of the fused path has its multiprocessor for itself, and takes more warps
+# above this, a program of the fused path has a multiprocessor to itself, and uses more warps
 _SMALL_TILE = 16 * 1024
 # values of a tile that a thread holds: fewer in the stages that need more registers for each
 _SUMMED = 16
@@ -41,7 +41,7 @@ _GATED = 4
 
 
 class _Plan(NamedTuple):
-    """How a group of (k, H, W) is cut; the head of `yolov5_ema.kernels.ema.triton_kernels` explains the block sizes."""
+    """How a group (k, H, W) is divided; the docstring of `yolov5_ema.kernels.ema.triton_kernels` explains the sizes."""
 
     fused: bool
     num_warps: int
@@ -60,7 +60,7 @@ class _Plan(NamedTuple):
     JB: int
 
     def options(self, *names: str, registers: int = 128) -> dict[str, int]:
-        """Block sizes and launch options: so few registers a thread that several programs share a multiprocessor."""
+        """Block sizes and launch options, chosen so that several programs fit on one multiprocessor (registers)."""
         limit = {} if torch.version.hip else {"maxnreg": registers}
         return {name: getattr(self, name) for name in names} | {"num_warps": self.num_warps} | limit
 
@@ -124,12 +124,12 @@ def _backward_scratch(k: int, h: int, w: int) -> int:
 
 
 def _on(x: Tensor) -> AbstractContextManager[object]:
-    """Launches go to the device that is current, not to the tensor's."""
+    """Context manager that makes the tensor's device current: Triton launches go to the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _check(x: Tensor, k: int, *others: Tensor) -> None:
-    """Raise a ``RuntimeError`` unless all of them are memory that the kernels may go through."""
+    """Raise a ``RuntimeError`` unless all tensors have memory that the kernels may read."""
     if x.dtype not in _DTYPES or x.device.type == "meta":
         raise RuntimeError(f"EMA: no Triton kernel for {x.dtype} on {x.device}")
     if not is_in_reach_of_32_bits(k, x.shape[2], x.shape[3]):
@@ -246,7 +246,7 @@ def backward(
 
 
 def _unpack(partial: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Parameter gradients from what the groups wrote, (NG, 10 k^2 + 4 k); an operator's results share no memory."""
+    """Sum the parameter gradients of the groups, (NG, 10 k^2 + 4 k); results of an operator must not share memory."""
     sizes = [k * k, k, k, k, 9 * k * k, k]
     split: Any = torch.split_with_sizes_copy  # typed for its out= form only
     w1, b1, gamma, beta, w3, b3 = split(partial.sum(0), sizes)

@@ -1,39 +1,39 @@
 """EMA's attention as Triton kernels, forward and backward; `yolov5_ema.kernels.ema.triton` launches them.
 
 Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouyang et al., ICASSP 2023,
-arXiv 2305.13563. What is computed is the exact rewriting of it: softmax(mean(x1)) is softmax(beta), mean(x2) is
-linear in the means of the shifted input, and the weighted sum of the 3x3 branch is one convolution with a single
-output channel. Nothing with k channels is ever written but the result.
+arXiv 2305.13563. The kernels compute an exact rewriting of it: softmax(mean(x1)) is softmax(beta), mean(x2) is linear
+in the means of the shifted input, and the weighted sum of the 3x3 branch is one convolution with a single output
+channel. The result is the only map with k channels that is written.
 
-Two paths; X stands for the input, g for the gradient of the output. "Again" means while the tile is still on chip
-or in the second-level cache.
+There are two paths. X is the input, and g is the gradient of the output. "Again" means that the tile is read while it
+is still on chip or in the second-level cache.
 
-- Fused, for small tiles: one program a group, one launch. Forward reads X once, and again for each later stage, and
-  writes the result. Backward reads X and g once, and again, and writes the gradient of X.
-- Split, for large tiles: programs a channel for the sums, programs a block of rows for the maps. Forward: 3 launches,
-  3 reads of X, 1 write. Backward: 6 launches, 4 reads of X, 2 of g, 1 write.
+- Fused, for small tiles: one program for each group, one launch. Forward reads X once, and again for each later stage,
+  and writes the result. Backward reads X and g once, and again, and writes the gradient of X.
+- Split, for large tiles: one program for each channel for the sums, and one for each block of rows for the maps.
+  Forward: 3 launches, 3 reads of X, 1 write. Backward: 6 launches, 4 reads of X, 2 of g, 1 write.
 
-Both run the same stages, on blocks of other sizes: a stage takes a block of channels or a block of pixels of one
-group, and a kernel is a few stages with barriers between. Between stages, values go through a small scratch buffer
-a group: O(k (H + W) + H W).
+Both paths run the same stages with different block sizes. A stage processes a block of channels or a block of pixels of
+one group. A kernel is several stages with barriers between them. Stages pass values to each other through a small
+scratch buffer for each group, of size O(k (H + W) + H W).
 
-Sums are float32 for every dtype. There are no atomics: parameter gradients are written by group and summed after, so
-a result repeats bit by bit. Offsets inside a group are 32 bits wide, between groups 64.
+Sums are float32 for every dtype. There are no atomics: parameter gradients are written for each group and summed
+afterwards, so results are reproducible bit by bit. Offsets within a group have 32 bits, between groups 64.
 
-Shapes beside the pointers are of one group; L = H + W. Block sizes are powers of two:
+Shapes next to the pointers are those of one group, with L = H + W. Block sizes are powers of two:
 
 ====== ====================================================================================================
 K2     at least k: vectors over all channels
 W2, L2 at least W and L
 CS, BS channels and rows of a (CS, BS, W2) tile, for the means along each side of the map
 CT, BH the same for the stages that also hold gates
-CB, BP channels and pixels of a flat (CB, BP) tile, for all that is pointwise; BP holds at least one row
-CG, BG the same for nine sums a channel, which are kept for each pixel; BG need not hold a row
-CL, JB channels of a (CL, L2) tile; columns of the (k, 9k) weights taken at once
+CB, BP channels and pixels of a flat (CB, BP) tile, for pointwise operations; BP holds at least one row
+CG, BG the same for nine sums per channel, which are kept for each pixel; BG need not hold a row
+CL, JB channels of a (CL, L2) tile; columns of the (k, 9k) weights processed at once
 ====== ====================================================================================================
 """
 
-# ruff: noqa: RUF059 - a kernel unpacks all of its scratch, and uses some
+# ruff: noqa: RUF059 - a kernel unpacks all of its scratch, but uses only parts of it
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _softmax_terms(logits, known):
 
 @triton.jit
 def _load(base, at, mask):
-    """Values as float32, zero where masked. Offsets come apart from the base: 64-bit sums of theirs cost registers."""
+    """Values as float32, zero where masked. Offsets are separate from the base: 64-bit sums would need registers."""
     return tl.load(base + at, mask=mask, other=0.0).to(tl.float32)
 
 
@@ -70,7 +70,7 @@ def _load_rows(x, c, h, w, k, H, W):
 
 @triton.jit
 def _scratch(base, group, size, k, H, W):
-    """Where a group keeps what the stages hand on, the same in forward and backward.
+    """The part of a group's scratch buffer that forward and backward both use.
 
     means (k, L), gates (k, L), shifted means (k, 9), folded weights (k, 9), outer columns of the map (2, H, W).
     """
@@ -83,7 +83,7 @@ def _scratch(base, group, size, k, H, W):
 
 @triton.jit
 def _gradient_scratch(maps, k, H, W):
-    """The backward's share, behind the forward's.
+    """The part of the scratch buffer for backward, which follows that of forward.
 
     sigmoid of the map (H, W), gradient of the map (H, W), its inner products with x1 (k,), its sum (k,), its
     correlation with X (k, 9), gradient of the shifted means (k, 9), of the gates (k, L), of the row and column
@@ -221,7 +221,7 @@ def _channel_statistics(
 def _correlate(
     x, gates, stats, slope, inner, total, correlation, c0, k, H, W, CG: tl.constexpr, BG: tl.constexpr
 ):
-    """What the gradient D of the map meets in each channel.
+    """Sums over each channel of the products with the gradient D of the map.
 
     x (k, H, W), gates (k, L), stats (3, k), slope D (H, W) -> inner (k,) = sum of D (y - mu) rstd, total (k,) = sum
     of D, correlation (k, 9) = sum of D[h, w] X[h + u - 1, w + v - 1]. Products are added up pixel by pixel, and
@@ -280,7 +280,8 @@ def _gate_gradients(
         h = h0 + tl.arange(0, BH)
         down_mask = (c < k)[:, None] & (h < H)[None, :]
         down = _load(row, h[None, :], down_mask)
-        tile = _load_rows(x, c, h, w, k, H, W)  # zero outside, and so is all that follows
+        # zero outside, so all values computed from it are zero there too
+        tile = _load_rows(x, c, h, w, k, H, W)
         here = _load(slope, h[:, None] * W + w[None, :], (h < H)[:, None] & (w < W)[None, :])[None, :, :]
         y = tile * down[:, :, None] * across[:, None, :]
         pull = scale * (here - level - (y - mean) * tilt) * tile
@@ -295,7 +296,7 @@ def _parameter_gradients(
     means, shifted, folded, stats, w1, gamma, beta, w3, b3, inner, total, correlation, shifted_grad, gates_grad,
     means_grad, partial, c0, c1, k, L, K2: tl.constexpr, CL: tl.constexpr, L2: tl.constexpr, JB: tl.constexpr
 ):  # fmt: skip
-    """This group's share of the gradients of rows c0:c1 of the parameters, and what flows on to X through means.
+    """This group's part of the gradients of rows c0:c1 of the parameters, and the part of X's gradient through means.
 
     partial: dW1 (k, k), db1, dgamma, dbeta (k,), dW3 (k, 9k), db3 (k,), one behind the other. shifted_grad (k, 9):
     gradient of the shifted means. means_grad (k, L): gradient of the row and column means.
@@ -358,7 +359,7 @@ def _parameter_gradients(
 
 @triton.jit
 def _inside(pixel, w, H, W, down, right):
-    """Whether the pixel that many rows down and columns to the right is on the map; pixel may be past the end."""
+    """Whether the pixel shifted by a number of rows and columns is on the map; the pixel may be past the end."""
     source = pixel + down * W
     return (source >= 0) & (source < H * W) & (w + right >= 0) & (w + right < W)
 
@@ -448,7 +449,7 @@ def _input_gradient(
     x, grad_out, gates, folded, stats, gamma, opened, slope, inner, total, shifted_grad, means_grad, x_grad,
     p0, p1, k, H, W, CB: tl.constexpr, BP: tl.constexpr
 ):  # fmt: skip
-    """Gradient of X at pixels p0:p1, all its parts: the product, the convolution, its mean, y and the means."""
+    """Gradient of X at pixels p0:p1, with all its parts: the product, the convolution, its mean, y and the means."""
     area = H * W
     pixel = p0 + tl.arange(0, BP)
     live = pixel < p1
@@ -595,7 +596,7 @@ def split_statistics(
     x, w1, b1, w3, b3, stats, scratch, size, k, H, W, eps,
     K2: tl.constexpr, BH: tl.constexpr, W2: tl.constexpr, L2: tl.constexpr, JB: tl.constexpr, KNOWN: tl.constexpr
 ):  # fmt: skip
-    """Gates of a channel and, unless KNOWN, its statistics: reads x (NG, k, H, W) once or never; grid (NG * k,)."""
+    """Gates of a channel and, unless KNOWN, its statistics: reads x (NG, k, H, W) at most once; grid (NG * k,)."""
     group = tl.program_id(0) // k
     c = tl.program_id(0) - group * k
     means, gates, shifted, folded, columns = _scratch(scratch, group, size, k, H, W)
@@ -609,7 +610,7 @@ def split_statistics(
 
 @triton.jit
 def _row_block(k, H, W, BP: tl.constexpr):
-    """Group of this program, and the pixels of its rows."""
+    """The group of this program, and the pixels of its rows."""
     rows = BP // W
     blocks = (H + rows - 1) // rows
     group = tl.program_id(0) // blocks
@@ -652,7 +653,7 @@ def split_map_gradient(
 def split_channel_gradients(
     x, stats, gamma, scratch, size, k, H, W, BH: tl.constexpr, W2: tl.constexpr, BG: tl.constexpr
 ):  # fmt: skip
-    """What a channel meets of the map's gradient: reads x (NG, k, H, W), and again; grid (NG * k,)."""
+    """Sums of the map's gradient with a channel: reads x (NG, k, H, W), and again; grid (NG * k,)."""
     group = tl.program_id(0) // k
     c = tl.program_id(0) - group * k
     stats += group.to(tl.int64) * 3 * k
@@ -671,7 +672,7 @@ def split_parameter_gradients(
     stats, w1, gamma, beta, w3, b3, partial, scratch, size, k, H, W,
     K2: tl.constexpr, L2: tl.constexpr, JB: tl.constexpr
 ):  # fmt: skip
-    """Rows of the parameter gradients for a channel of a group: reads no map; grid (NG * k,)."""
+    """Rows of the parameter gradients for a channel of a group: does not read a map; grid (NG * k,)."""
     group = tl.program_id(0) // k
     c = tl.program_id(0) - group * k
     stats += group.to(tl.int64) * 3 * k
