@@ -98,10 +98,10 @@ def test_what_is_a_classifier(saved, tmp_path):
         ({"format": "x"}, "no classifier"),
         ({"names": NAMES[:2]}, "3 classes, but 2 names"),
         ({"names": [1, 2, 3]}, "names of classes"),
-        ({"num_classes": "3"}, "'num_classes' is missing or of the wrong kind"),
-        ({"mean": [0.5, 0.5]}, "'mean' is not three numbers"),
-        ({"std": [0.5, 0.0, 0.5]}, "'std' is not three numbers"),
-        ({"std": [float("nan")] * 3}, "'std' is not three numbers"),
+        ({"num_classes": "3"}, "'num_classes' is missing or has the wrong type"),
+        ({"mean": [0.5, 0.5]}, "'mean' must be three numbers"),
+        ({"std": [0.5, 0.0, 0.5]}, "'std' must be three numbers"),
+        ({"std": [float("nan")] * 3}, "'std' must be three numbers"),
         ({"imgsz": 0}, "'imgsz'"),
         ({"imgsz": True}, "'imgsz'"),
         ({"model": "no_such_model"}, "cannot be built here"),
@@ -131,7 +131,7 @@ def test_files_that_are_none_are_named(saved, tmp_path):
         ("empty.pt", "empty"),
         ("text.pt", "no PyTorch checkpoint"),
         ("nowhere.pt", "not found"),
-        ("state.pt", "is no classifier .* It is a state dict"),
+        ("state.pt", "is not a classifier .* It is a state dict"),
         ("", "is a folder"),
     ):
         with pytest.raises(CheckpointError, match=words):

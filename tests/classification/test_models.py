@@ -255,7 +255,9 @@ def test_a_block_of_the_user_s():
     try:
         model = create_classifier("resnet18", "TestScale", num_classes=3, block_options={"factor": 0.25})
         assert model.layer4[1].se.gain.flatten().tolist() == [0.25] * 512
-        with pytest.raises(ConfigError, match="TestScale has no option 'groups' with a number for default"):
+        with pytest.raises(
+            ConfigError, match="TestScale has no option 'groups' with a number as its default"
+        ):
             create_classifier("resnet18", "TestScale", block_options={"groups": "nearest"})
     finally:
         unregister_block("TestScale")
@@ -271,8 +273,8 @@ MISTAKES = {
     "groups='nearest:0'": ("resnet18", "EMA", {"block_options": {"groups": "nearest:0"}}),
     "EMA: groups must be at least 1": ("resnet18", "EMA", {"block_options": {"groups": 0}}),
     "without a block": ("resnet18", "none", {"block_options": {"groups": 8}}),
-    "no stem 'tiny'; there are: imagenet, cifar": ("resnet18", None, {"stem": "tiny"}),
-    "convnext_atto: stem 'cifar' is known for": ("convnext_atto", None, {"stem": "cifar"}),
+    "unknown stem 'tiny'; known are imagenet, cifar": ("resnet18", None, {"stem": "tiny"}),
+    "convnext_atto: stem 'cifar' works only for": ("convnext_atto", None, {"stem": "cifar"}),
     "num_classes must be 1 or more, got 0": ("resnet18", None, {"num_classes": 0}),
     "drop_rate must be from 0 to below 1, got 1": ("resnet18", None, {"drop_rate": 1}),
     "vgg11: timm cannot build it.*drop_path_rate": ("vgg11", None, {"drop_path_rate": 0.1}),
@@ -365,7 +367,7 @@ class TestPretrained:
         constants = pytest.importorskip("huggingface_hub.constants")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-        with pytest.raises(UserError, match=r"127\.0\.0\.1:9 cannot be reached .*give the file"):
+        with pytest.raises(UserError, match=r"127\.0\.0\.1:9 cannot be reached .*name the file"):
             create_classifier("resnet18", pretrained=True)
         with pytest.raises(UserError, match="no pretrained weights for"):
             create_classifier("darknet17", pretrained=True)

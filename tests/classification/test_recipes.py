@@ -70,14 +70,14 @@ def test_milestones_and_warm_up_keep_their_share_of_the_training():
         ({"epochs": 1.5}, "whole number"),
         ({"lr": float("nan")}, "must be above 0"),
         ({"lr": -1}, "must be above 0"),
-        ({"lr": "fast"}, "is no number"),
-        ({"lr": True}, "is no number"),
+        ({"lr": "fast"}, "is not a number"),
+        ({"lr": True}, "is not a number"),
         ({"batch": 10**400}, "batch"),
         ({"learning_rate": 1}, "no setting 'learning_rate'"),
         ({"leraning": 1}, "There are: model"),
         ({"wieght_decay": 1}, "did you mean weight_decay?"),
         ({"optimizer": "Lion"}, "SGD, Adam, AdamW"),
-        ({"milestones": [3, 2]}, "must rise"),
+        ({"milestones": [3, 2]}, "must be in increasing order"),
         ({"milestones": 3}, "list"),
         ({"mean": [0.5]}, "list of 3"),
         ({"block_options": [1]}, "groups: 16"),
@@ -98,7 +98,7 @@ def test_a_recipe_file_that_cannot_be_is_named(tmp_path):
         find_recipe("cifar10")
     own = tmp_path / "own.yaml"
     for text, words in (
-        ("- 1", "no recipe"),
+        ("- 1", "not a recipe"),
         ("a: [", "not valid YAML"),
         ("epochs: x", "own.yaml: epochs"),
         ("1: 2", "1"),

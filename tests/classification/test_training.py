@@ -235,7 +235,7 @@ def test_pictures_that_cannot_be_read_are_named_and_left_out(tmp_path, capsys):
     settings = tiny(data=str(tmp_path / "set"), epochs=2, batch=6)
     run(settings, tmp_path / "run")
     told = capsys.readouterr().err
-    assert told.count("3.png is no picture") == 1 and told.count("1.png is empty") == 1
+    assert told.count("3.png is not an image") == 1 and told.count("1.png is empty") == 1
     rows = list(csv.DictReader((tmp_path / "run" / "results.csv").open()))
     assert float(rows[1]["val/top1"]) * 11 == pytest.approx(round(float(rows[1]["val/top1"]) * 11))
 
@@ -257,7 +257,7 @@ def test_what_a_training_cannot_be_run_with():
         (tiny(batch=1), model, 100, CPU, "too few for BatchNorm"),
         (tiny(batch=2), model, 100, two, "in each process"),
         (tiny(batch=15), model, 100, two, "cannot be shared among 2"),
-        (tiny(batch=2), plain, 1, two, "1 training images for 2"),
+        (tiny(batch=2), plain, 1, two, "1 training images are too few for 2"),
         (tiny(precision="16-mixed"), plain, 9, CPU, "for GPUs"),
         (tiny(sync_bn=True), plain, 9, CPU, "for GPUs"),
     ):

@@ -129,7 +129,7 @@ def test_val_names_pictures_that_cannot_be_read(trained_run, own_folder, capsys)
     best = trained_run / "weights" / "best.pt"
     assert classify("val", "--weights", best, "--data", root, *HERE, "--workers", 0) == 1
     told = capsys.readouterr()
-    assert "1 pictures could not be read" in told.err and "disc/0.png: is no picture" in told.err
+    assert "1 pictures could not be read" in told.err and "disc/0.png: is not an image" in told.err
     metrics = json.loads((own_folder / "runs" / "classify-val" / "exp" / "metrics.json").read_text())
     assert metrics["images"] == 5 and metrics["unreadable"][0]["name"].endswith("0.png")
     (root / "val" / "disc").rename(root / "val" / "dics")
@@ -145,7 +145,7 @@ def test_predict(trained_run, own_folder, capsys):
     where = ("--source", root / "train" / "disc", f"{root}/val/**/*.png", root / "val" / "disc" / "0.png")
     assert classify("predict", "--weights", best, *where, *HERE, "--save-txt", "--batch", 4) == 1
     told = capsys.readouterr()
-    assert "bad.png: is no picture" in told.err and "1 of 9 files" in told.err
+    assert "bad.png: is not an image" in told.err and "1 of 9 files" in told.err
     folder = own_folder / "runs" / "classify-predict" / "exp"
     rows = json.loads((folder / "predictions.json").read_text())
     assert len(rows) == 9 and sum("error" in row for row in rows) == 1
@@ -190,7 +190,7 @@ def test_predict_refuses_what_it_cannot_use(trained_run, refused, own_folder):
     (own_folder / "bad.png").write_bytes(b"torn")
     (own_folder / "empty").mkdir()
     for source, words in (
-        ("bad.png", "none of 1 files can be read; bad.png is no picture"),
+        ("bad.png", "none of 1 files can be read; bad.png is not an image"),
         ("nowhere.png", "no such file or folder"),
         ("*.gif", "nothing matches"),
         ("empty", "no pictures right in this folder"),

@@ -1,6 +1,6 @@
 """Image classifiers: timm's backbones with the attention blocks of `yolov5_ema.blocks` in them.
 
-timm is imported when a model is built, not before (extra ``classify``).
+timm (extra ``classify``) is imported only when a model is built.
 """
 
 from yolov5_ema.classification.models import create_classifier

@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average by `torch.optim.swa_utils`."""
+"""Averaged weights: an exponential moving average with `torch.optim.swa_utils`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A model that follows another: ``average = d * average + (1 - d) * weights`` at each `update_parameters`.
+    """Make a moving average of a model: ``average = d * average + (1 - d) * weights`` at each `update_parameters`.
 
-    ``d`` is the smaller of ``decay`` and (1 + n) / (10 + n) at update n, counted from 0, so that the average of a short
-    training is not that of its first steps; the first update takes the weights as they are. Running statistics of
-    BatchNorm are averaged alike.
+    ``d`` is the smaller of ``decay`` and (1 + n) / (10 + n) at update n, counted from 0, so that the first steps do not
+    dominate the average of a short training. The first update copies the weights. Running statistics of BatchNorm are
+    averaged in the same way.
 
     Args:
-        model: (N, 3, H, W) to logits.
-        decay: 0 to 1, such as 0.9998.
+        model: the model to average; it maps (N, 3, H, W) to logits.
+        decay: from 0 to 1, such as 0.9998.
     """
 
     def average(kept: torch.Tensor, new: torch.Tensor, updates: torch.Tensor | int) -> torch.Tensor:

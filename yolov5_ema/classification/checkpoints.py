@@ -41,16 +41,16 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 @dataclass
 class Classifier:
-    """A trained classifier and what is needed to give it pictures.
+    """A trained classifier, and what is needed to prepare images for it.
 
     Attributes:
-        model: in evaluation mode, on ``device``; (N, 3, imgsz, imgsz) float32 to (N, classes) logits.
-        names: of the classes, in the order of the logits.
+        model: the model in evaluation mode on ``device``; (N, 3, imgsz, imgsz) float32 to (N, classes) logits.
+        names: names of the classes, in the order of the logits.
         imgsz: side of the model's input in pixels.
-        mean: of the three channels (RGB, 0 to 1), subtracted from the input.
-        std: the input is divided by these.
+        mean: values for the three channels (RGB, 0 to 1) that are subtracted from the input.
+        std: values for the three channels by which the input is divided.
         record: what the file holds besides the weights.
-        device: where the model is.
+        device: the device of the model.
     """
 
     model: nn.Module
@@ -62,7 +62,7 @@ class Classifier:
     device: torch.device
 
     def prepare(self, image: Image) -> torch.Tensor:
-        """A picture as the model takes it: (1, 3, imgsz, imgsz) float32, on the model's device."""
+        """Return an image as input of the model: (1, 3, imgsz, imgsz) float32, on the model's device."""
         from yolov5_ema.classification.transforms import evaluation_transform
 
         crop = self.record.get("settings", {}).get("eval_crop", 1.0)
@@ -71,21 +71,21 @@ class Classifier:
 
 
 def save_classifier(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint completely or not at all.
 
     Args:
-        path: the place; one that was there is replaced.
-        record: all keys of the format but ``format`` and ``version``; plain values and tensors only.
+        path: the file to write; an existing one is replaced.
+        record: all keys of the format except ``format`` and ``version``; plain values and tensors only.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     with replacement(path) as draft:
         save_plainly({"format": FORMAT, "version": VERSION, **record}, draft)
 
 
 def save_plainly(content: Any, file: Path) -> None:
-    """`torch.save`, with an OSError where torch has its own error for a folder that lacks or a disk that is full."""
+    """`torch.save`, but with an OSError if the folder is missing or the disk is full; torch has errors of its own."""
     try:
         torch.save(content, file)
     except RuntimeError as error:
@@ -93,7 +93,7 @@ def save_plainly(content: Any, file: Path) -> None:
 
 
 def is_classifier(path: str | Path) -> bool:
-    """Whether a file is a checkpoint of ``yolov5-ema classify``; told without unpickling anything."""
+    """Whether a file is a checkpoint of ``yolov5-ema classify``; nothing is unpickled to find out."""
     from yolov5_ema.weights.inert_pickle import lookup
 
     try:
@@ -103,15 +103,16 @@ def is_classifier(path: str | Path) -> bool:
 
 
 def load_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """Load a checkpoint of ``yolov5-ema classify``. Nothing that the file brings along is run.
+    """Load a checkpoint of ``yolov5-ema classify``. No code from the file is run.
 
     Args:
         path: ``weights/best.pt`` of a run.
-        device: where the model shall be.
+        device: the device for the model.
 
     Raises:
-        CheckpointError: missing, torn, no such checkpoint, or one that holds more than tensors and plain values.
-        UserError: timm is not installed, or the block is not known here.
+        CheckpointError: the file is missing, incomplete, not such a checkpoint, or holds more than tensors and plain
+            values.
+        UserError: timm is not installed, or the block is unknown here.
     """
     from yolov5_ema.classification.models import create_classifier
 
@@ -153,10 +154,10 @@ def load_classifier(path: str | Path, device: str | torch.device = "cpu") -> Cla
 
 
 def load_plainly(file: Path) -> Any:
-    """`torch.load` of tensors and plain values, and a CheckpointError for anything else.
+    """`torch.load` of tensors and plain values, with a CheckpointError for anything else.
 
-    The pickle is followed first, without running it: a file that names more than tensors need is refused before
-    torch reads it.
+    The pickle is first inspected without running it. A file that names more than tensors need is refused before torch
+    reads it.
     """
     from yolov5_ema.weights.checkpoint_files import read_once, refuse_another_reading
     from yolov5_ema.weights.foreign_names import shown_names
@@ -172,8 +173,8 @@ def load_plainly(file: Path) -> Any:
     odd = foreign or odd_calls(pickles)[:5]
     if odd:
         raise CheckpointError(
-            f"{file} holds what no classifier needs: {shown_names(odd)}. Nothing of it was run; take the file from "
-            "somebody whom you trust, or train anew."
+            f"{file} holds what no classifier needs: {shown_names(odd)}. Nothing of it was run; get the file from a "
+            "source that you trust, or train again."
         )
     if short_storages(opened.root, opened.sizes):
         raise CheckpointError(f"{file} is cut off or was changed: a tensor is shorter than the file says")
@@ -194,7 +195,7 @@ def load_plainly(file: Path) -> Any:
 
 
 def _followed(file: Path, content: BinaryIO | None = None) -> PickleFile:
-    """The pickles of a file, followed without running them."""
+    """The pickles of a file, inspected without running them."""
     from yolov5_ema.weights.checkpoint_files import check_readable, open_pickles
 
     check_readable(file)
@@ -202,12 +203,12 @@ def _followed(file: Path, content: BinaryIO | None = None) -> PickleFile:
         return open_pickles(file, content)
     except CheckpointError:
         raise
-    except Exception as error:  # what pickletools raises over a file that is odd
+    except Exception as error:  # pickletools raises many types for malformed files
         raise CheckpointError(f"{file} is no PyTorch checkpoint, or cut off: {error}") from error
 
 
 def _belong_elsewhere(names: list[str], opened: PickleFile, file: Path) -> bool:
-    """Whether they are those of layers: of a detector, or of another kind of files that is known here."""
+    """Whether class names in a pickle are those of layers: of a detector, or of another known kind of file."""
     from yolov5_ema.weights.kinds import other_kind
     from yolov5_ema.weights.names import known_by_module
 
@@ -225,28 +226,28 @@ def _no_classifier(file: Path, opened: PickleFile) -> CheckpointError:
         what = f"It is {kind.what}"
     else:
         what = "Detectors are for 'yolov5-ema detect'; 'yolov5-ema inspect' says what a file holds."
-    return CheckpointError(f"{file} is no classifier of 'yolov5-ema classify'. {what}")
+    return CheckpointError(f"{file} is not a classifier of 'yolov5-ema classify'. {what}")
 
 
 def _check(record: Mapping[str, Any], file: Path) -> None:
     if record.get("version") != VERSION:
         raise CheckpointError(
-            f"{file} is of version {record.get('version')} of the format; this yolov5-ema reads {VERSION}"
+            f"{file} has version {record.get('version')} of the format; this yolov5-ema reads version {VERSION}"
         )
     for key, kinds in _KINDS.items():
         if not isinstance(record.get(key), kinds) or isinstance(record.get(key), bool):
-            raise CheckpointError(f"{file}: its {key!r} is missing or of the wrong kind")
+            raise CheckpointError(f"{file}: its {key!r} is missing or has the wrong type")
     names, count = record["names"], record["num_classes"]
     if len(names) != count or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{file}: {count} classes, but {len(names)} names of classes")
     settings = record.get("settings", {})
     if not 1 <= record["imgsz"] <= _MOST_PIXELS or not isinstance(settings, dict):
-        raise CheckpointError(f"{file}: its 'imgsz' or 'settings' cannot be")
+        raise CheckpointError(f"{file}: its 'imgsz' or 'settings' are invalid")
     crop = settings.get("eval_crop", 1.0)
     if not isinstance(crop, (int, float)) or not 0.1 <= crop <= 1:
-        raise CheckpointError(f"{file}: its 'eval_crop' must be 0.1 to 1, not {crop!r}")
+        raise CheckpointError(f"{file}: its 'eval_crop' must be from 0.1 to 1, not {crop!r}")
     for key in ("mean", "std"):
         values = record[key]
         numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
         if len(values) != 3 or not numbers or (key == "std" and min(values) <= 0):
-            raise CheckpointError(f"{file}: its {key!r} is not three numbers")
+            raise CheckpointError(f"{file}: its {key!r} must be three numbers")

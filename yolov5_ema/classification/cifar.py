@@ -1,7 +1,7 @@
 """CIFAR-100 in its published binary form: https://www.cs.toronto.edu/~kriz/cifar.html.
 
-An image is a byte for the coarse class, one for the fine class, and 3072 for the red, green and blue planes of 32 x 32
-pixels, row by row. The python form is a pickle, which can run code; it is not read.
+An image is one byte for the coarse class, one byte for the fine class, and 3072 bytes for the red, green and blue
+planes of 32 x 32 pixels, row by row. The python form of the data set is a pickle, which can run code, and is not read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular, replacement
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
-MD5 = "03b5dce01913d631647c71ecec9e9cb8"  # as published on the page above
+MD5 = "03b5dce01913d631647c71ecec9e9cb8"  # published on the page above
 ARCHIVE = "cifar-100-binary.tar.gz"
 FOLDER = "cifar-100-binary"
 _PYTHON = "cifar-100-python"
@@ -33,7 +33,7 @@ FILES = {"train": "train.bin", "val": "test.bin"}
 SIDE = 32
 CLASSES = 100
 _RECORD = 2 + 3 * SIDE * SIDE
-_MOST_BYTES = 200_000 * _RECORD  # more than three times what is published
+_MOST_BYTES = 200_000 * _RECORD  # more than three times the published size
 _HEADERS = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -48,7 +48,7 @@ _TORN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
 @dataclass
 class CifarSplit:
-    """One split.
+    """One split of CIFAR-100.
 
     Attributes:
         images: uint8 of shape (N, 32, 32, 3), RGB.
@@ -60,7 +60,7 @@ class CifarSplit:
 
 
 def is_cifar(place: Path) -> bool:
-    """Whether a path is the published archive or a folder with the files of it, by their names."""
+    """Whether a path is, by its file names, the published archive or a folder with its files."""
     if place.is_dir():
         files = (FILES["train"], f"{FOLDER}/{FILES['train']}", FILES["val"], f"{FOLDER}/{FILES['val']}")
         return place.name == _PYTHON or any((place / name).exists() for name in (*files, _PYTHON))
@@ -71,36 +71,36 @@ def read_cifar(place: Path, split: str) -> CifarSplit:
     """Read one split.
 
     Args:
-        place: the archive, the folder ``cifar-100-binary`` of it, or a folder that holds that one.
+        place: the archive, its folder ``cifar-100-binary``, or a folder that contains that folder.
         split: ``train``, or ``val`` for the published test images.
 
     Raises:
-        UserError: it is missing, cut off, damaged or of another form; the message says which form is wanted.
+        UserError: the data are missing, incomplete, damaged or in another form; the message says which form is needed.
     """
     name = FILES[split]
     content = _content(place, name, _MOST_BYTES)
     if not content or len(content) % _RECORD:
         raise UserError(
-            f"{place}: {name} has {len(content):,} bytes, which is no whole number of images of {_RECORD} bytes: "
-            "it is cut off, or of another data set"
+            f"{place}: {name} has {len(content):,} bytes, which is not a whole number of images of {_RECORD} bytes: "
+            "it is cut off, or belongs to another data set"
         )
     rows = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)  # (N, 3074)
     labels = rows[:, 1].astype(np.int64)  # (N,)
     if labels.max() >= CLASSES or rows[:, 0].max() >= 20:
         bad = int(np.argmax((labels >= CLASSES) | (rows[:, 0] >= 20)))
         raise UserError(
-            f"{place}: image {bad} of {name} is of coarse class {rows[bad, 0]} and fine class {labels[bad]}; "
-            "there are 20 and 100: the file is damaged, or of another data set"
+            f"{place}: image {bad} of {name} has coarse class {rows[bad, 0]} and fine class {labels[bad]}, but there "
+            "are only 20 and 100 of them: the file is damaged, or belongs to another data set"
         )
     planes = rows[:, 2:].reshape(-1, 3, SIDE, SIDE)  # (N, 3, 32, 32)
     return CifarSplit(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
 
 
 def read_names(place: Path) -> list[str]:
-    """The names of the 100 fine classes, from ``fine_label_names.txt``.
+    """Read the names of the 100 fine classes from ``fine_label_names.txt``.
 
     Raises:
-        UserError: it is missing or does not hold 100 names.
+        UserError: the file is missing or does not hold 100 names.
     """
     text = _content(place, NAMES, 1 << 20).decode("utf-8", "replace")
     names = [line.strip() for line in text.splitlines() if line.strip()]
@@ -110,19 +110,19 @@ def read_names(place: Path) -> list[str]:
 
 
 def download(folder: Path, *, url: str = URL, md5: str = MD5, timeout: float = 20.0) -> Path:
-    """Fetch the published archive, check it, and put it in ``folder`` whole or not at all.
+    """Download the published archive, check it, and put it into ``folder`` completely or not at all.
 
     Args:
-        folder: made if it is not there.
-        url: where from.
-        md5: of the archive.
-        timeout: seconds without an answer.
+        folder: the folder; it is made if it does not exist.
+        url: the address of the archive.
+        md5: the checksum of the archive.
+        timeout: seconds to wait for an answer.
 
     Returns:
-        The archive; one that is there already and has the checksum is not fetched again.
+        The archive. An existing archive with the right checksum is not downloaded again.
 
     Raises:
-        UserError: no network, or what came is not the published file.
+        UserError: there is no network, or the downloaded file is not the published one.
     """
     place = folder / ARCHIVE
     if place.is_file() and _md5_of(place) == md5:
@@ -135,7 +135,7 @@ def download(folder: Path, *, url: str = URL, md5: str = MD5, timeout: float = 2
             found = _md5_of(draft)
             if found != md5:
                 raise UserError(
-                    f"{url}: what came has the MD5 {found}, not the published {md5}; it was thrown away"
+                    f"{url}: the downloaded file has the MD5 {found}, not the published {md5}; it was deleted"
                 )
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror or error}") from error
@@ -164,7 +164,9 @@ def _fetch(url: str, draft: Path, timeout: float) -> None:
 
 
 def _md5_of(file: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)  # a check for damage, as published; no defence
+    digest = hashlib.md5(
+        usedforsecurity=False
+    )  # the published checksum, against damage and not against attacks
     with open_regular(file) as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
@@ -172,7 +174,7 @@ def _md5_of(file: Path) -> str:
 
 
 def _content(place: Path, name: str, most: int) -> bytes:
-    """Bytes of one of the files; nothing is unpacked to disk."""
+    """The bytes of one of the files; nothing is unpacked to disk."""
     try:
         if place.is_dir():
             folder = place if (place / name).is_file() else place / FOLDER
@@ -188,7 +190,7 @@ def _content(place: Path, name: str, most: int) -> bytes:
 
 
 class _Member(tarfile.TarInfo):
-    """An entry whose name is not read from gigabytes."""
+    """An archive entry with a limit on its header, so that a name of gigabytes is not read."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _HEADERS and self.size > _MOST_HEADER:
@@ -206,7 +208,7 @@ def _from_archive(place: Path, name: str, most: int) -> bytes:
                     return _limited(stream, place, name, most)
     except _TORN as error:
         raise UserError(
-            f"{place} is no tar archive, cut off or damaged ({error}); download it again"
+            f"{place} is not a tar archive, or is cut off or damaged ({error}); download it again"
         ) from error
     raise UserError(_lacking(place, name))
 
@@ -214,7 +216,7 @@ def _from_archive(place: Path, name: str, most: int) -> bytes:
 def _limited(stream: IO[bytes], place: Path, name: str, most: int) -> bytes:
     content = stream.read(most + 1)
     if len(content) > most:
-        raise UserError(f"{place}: {name} is larger than that of CIFAR-100 can be")
+        raise UserError(f"{place}: {name} is larger than a file of CIFAR-100 can be; download it again")
     return content
 
 
@@ -222,9 +224,9 @@ def _lacking(place: Path, name: str) -> str:
     if "python" in place.name or (place / _PYTHON).is_dir():
         return (
             f"{place} is CIFAR-100 in its python form, a pickle, which could run code and is not read. "
-            f"Wanted is the binary form: {URL} (MD5 {MD5})"
+            f"Use the binary form: {URL} (MD5 {MD5})"
         )
     return (
-        f"{place} has no {name}. Wanted is CIFAR-100 in its binary form: {ARCHIVE} or the folder in it, {FOLDER}, "
+        f"{place} has no {name}. Use CIFAR-100 in its binary form: {ARCHIVE} or the folder in it, {FOLDER}, "
         f"from {URL} (MD5 {MD5})"
     )

@@ -1,4 +1,4 @@
-"""The confusions of a classifier as a picture."""
+"""The confusion matrix of a classifier as a picture."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 
 from yolov5_ema.files import replacement
 
-_MOST_NUMBERS = 25  # classes up to which each field has its number
-_MOST_NAMES = 200  # classes up to which each row has its name
+_MOST_NUMBERS = 25  # with more classes, numbers are not written into the cells
+_MOST_NAMES = 200  # with more classes, names are not written beside the rows
 
 
 def draw_confusion(confusion: np.ndarray, names: list[str], file: Path) -> None:
-    """Draw a confusion matrix, each row as shares of its class.
+    """Draw a confusion matrix in which each row shows shares of its class.
 
     Args:
         confusion: counts (classes, classes); rows are the truth, columns the prediction.
-        names: of the classes.
-        file: the PNG, written whole.
+        names: names of the classes.
+        file: the PNG to write, completely or not at all.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import PowerNorm

@@ -1,4 +1,4 @@
-"""Data sets for classifiers: ``synthetic``, ``cifar100``, or a path to CIFAR-100 or to folders of pictures."""
+"""Data sets for classifiers: ``synthetic``, ``cifar100``, or a path to CIFAR-100 or to folders of images."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from yolov5_ema.classification.transforms import Transform
 from yolov5_ema.errors import UserError
 
 LEFT_OUT = -1
-"""The label of what counts nowhere: pictures that cannot be read, and what makes shares of processes equal."""
+"""The label of samples that do not count: unreadable images, and padding that gives all processes equal shares."""
 
 CIFAR_PLACES = ("datasets", "../datasets", ".")
 _SYNTHETIC_SIZES = {"classes": 10, "train": 4000, "val": 1000}
 
 
 class Pictures(Protocol):
-    """Pictures of a split with their classes."""
+    """The images of a split with their classes."""
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of images."""
 
     def label(self, index: int) -> int:
-        """Class of a picture."""
+        """The class of an image."""
 
     def load(self, index: int) -> Image.Image:
-        """A picture in RGB; raises `UnreadableImage`."""
+        """Read an image in RGB; raises `UnreadableImage`."""
 
     def name(self, index: int) -> str:
-        """What messages call it."""
+        """The image's name in messages."""
 
 
 @dataclass
 class DrawnPictures:
-    """A split of the synthetic set."""
+    """A split of the synthetic data set."""
 
     split: str
     count: int
@@ -85,7 +85,7 @@ class CifarPictures:
 
 @dataclass
 class FilePictures:
-    """A split that lies in folders, one a class."""
+    """A split in folders, one folder for each class."""
 
     listing: image_folder.Listing
 
@@ -104,7 +104,7 @@ class FilePictures:
 
 @dataclass
 class DataSet:
-    """The splits of a data set that were asked for, and the names of its classes."""
+    """The requested splits of a data set, and the names of its classes."""
 
     names: list[str]
     splits: dict[str, Pictures]
@@ -116,15 +116,15 @@ def open_data(
     """Open a data set.
 
     Args:
-        spec: ``synthetic``, also with sizes as ``synthetic:classes=100,train=10000,val=2000``; ``cifar100``, looked for
-            in `CIFAR_PLACES`; or a path: the archive or folder of CIFAR-100's binary form, or a folder with
+        spec: ``synthetic``, also with sizes as in ``synthetic:classes=100,train=10000,val=2000``; ``cifar100``, looked
+            for in `CIFAR_PLACES`; or a path: the archive or folder of CIFAR-100's binary form, or a folder with
             ``train/CLASS/IMAGE`` and ``val/CLASS/IMAGE``.
-        imgsz: side in pixels at which the synthetic pictures are drawn.
-        splits: ``train``, ``val`` or both; for CIFAR-100 val is the published test split.
-        download: fetch CIFAR-100 if ``cifar100`` is asked for and it is not there.
+        imgsz: side in pixels at which the synthetic images are drawn.
+        splits: ``train``, ``val`` or both; for CIFAR-100, val is the published test split.
+        download: download CIFAR-100 if ``spec`` is ``cifar100`` and it was not found.
 
     Raises:
-        UserError: it is not there, damaged, or its splits do not have the same classes.
+        UserError: the data set does not exist or is damaged, or its splits do not have the same classes.
     """
     if spec.split(":")[0] == "synthetic":
         return _open_synthetic(spec, imgsz, splits)
@@ -134,23 +134,23 @@ def open_data(
         return DataSet(cifar.read_names(place), content)
     if place.exists() and not place.is_dir():
         raise UserError(
-            f"--data {spec}: a file of no known kind; wanted is {cifar.ARCHIVE} or a folder with train and val"
+            f"--data {spec}: unknown kind of file; use {cifar.ARCHIVE} or a folder with train and val"
         )
     return _open_folders(place, splits)
 
 
 def default_recipe(spec: str) -> str:
-    """Name of the recipe for a data set, if none is asked for."""
+    """The name of the default recipe for a data set."""
     if spec.split(":")[0] == "synthetic":
         return "synthetic"
     return "cifar100" if spec == "cifar100" or cifar.is_cifar(Path(spec).expanduser()) else "imagenet"
 
 
 def find_cifar(download: bool = False) -> Path:
-    """Where CIFAR-100 is; fetched if that is allowed.
+    """Find CIFAR-100; download it if ``download`` is True.
 
     Raises:
-        UserError: it is not there, and was not to be fetched or could not be.
+        UserError: CIFAR-100 was not found, and it was not or could not be downloaded.
     """
     for folder in CIFAR_PLACES:
         for name in (cifar.FOLDER, cifar.ARCHIVE):
@@ -160,8 +160,8 @@ def find_cifar(download: bool = False) -> Path:
     if download:
         return cifar.download(Path(CIFAR_PLACES[1]))
     raise UserError(
-        f"CIFAR-100 is not in {', '.join(CIFAR_PLACES)}, as {cifar.FOLDER} or {cifar.ARCHIVE}. Fetch it "
-        f"from {cifar.URL}, or let it be fetched with --download, or name its place with --data"
+        f"CIFAR-100 was not found in {', '.join(CIFAR_PLACES)}, as {cifar.FOLDER} or {cifar.ARCHIVE}. Download it "
+        f"from {cifar.URL} or with --download, or give its path with --data"
     )
 
 
@@ -171,14 +171,14 @@ def _open_synthetic(spec: str, imgsz: int, splits: Sequence[str]) -> DataSet:
         key, _, value = part.partition("=")
         if key not in sizes or not value.isdecimal() or int(value) < 1:
             raise UserError(
-                f"--data {spec}: {part!r} is no size; as in synthetic:classes=10,train=4000,val=1000"
+                f"--data {spec}: {part!r} is not a size; an example is synthetic:classes=10,train=4000,val=1000"
             )
         sizes[key] = int(value)
     classes = sizes["classes"]
     if not 2 <= classes <= synthetic.MOST_CLASSES:
         raise UserError(f"--data {spec}: classes must be 2 to {synthetic.MOST_CLASSES}")
     if imgsz < 16:
-        raise UserError(f"--data {spec}: shapes cannot be told apart below 16 pixels; --img is {imgsz}")
+        raise UserError(f"--data {spec}: shapes cannot be distinguished below 16 pixels; --img is {imgsz}")
     content: dict[str, Pictures] = {s: DrawnPictures(s, sizes[s], classes, imgsz) for s in splits}
     return DataSet(synthetic.class_names(classes), content)
 
@@ -189,7 +189,7 @@ def _open_folders(root: Path, splits: Sequence[str]) -> DataSet:
         image_folder.check_same_classes(listings["train"], listings["val"], root)
     names = next(iter(listings.values())).names
     if len(names) < 2:
-        raise UserError(f"{root} has one class, {names[0]!r}; a classifier needs two at least")
+        raise UserError(f"{root} has one class, {names[0]!r}; a classifier needs at least two")
     return DataSet(names, {split: FilePictures(listing) for split, listing in listings.items()})
 
 
@@ -197,11 +197,11 @@ def _open_folders(root: Path, splits: Sequence[str]) -> DataSet:
 
 
 class Samples(Dataset):
-    """Pictures through a transform that draws as the seed, the epoch and the picture's number say, and nothing else.
+    """Transformed images; the random choices of the transform depend only on the seed, the epoch and the index.
 
-    Keys are (epoch, index), so that worker processes need not be told of a new epoch. Items are the tensor
-    (3, imgsz, imgsz) float32, the label and the index. What cannot be read, and index -1, are zeros with the label
-    `LEFT_OUT`.
+    Keys are (epoch, index), so that worker processes learn the epoch from the key. Items are the tensor
+    (3, imgsz, imgsz) float32, the label and the index. For unreadable images, and for index -1, the tensor is zero and
+    the label is `LEFT_OUT`.
     """
 
     def __init__(self, pictures: Pictures, transform: Transform, imgsz: int, seed: int) -> None:
@@ -231,12 +231,11 @@ class Samples(Dataset):
 
 
 class Shares(Sampler[tuple[int, int]]):
-    """The (epoch, index) keys of one of several processes; `set_epoch` is called by Lightning.
+    """The (epoch, index) keys of one of several processes; Lightning calls `set_epoch`.
 
-    In training, the pictures are shuffled as the seed and the epoch say, cut into batches of all processes together
-    (what remains behind the last whole one is left out), and each process takes its part of each batch: the batches
-    are the same however many processes share them. In evaluation, every picture comes once, and -1 where the shares
-    would not be equal otherwise.
+    In training, the seed and the epoch decide the order of the images. The images are divided into batches for all
+    processes together, without the incomplete last batch, and each process takes its part of each batch. So the batches
+    do not depend on the number of processes. In evaluation, every image comes once, and -1 fills up unequal shares.
     """
 
     def __init__(
@@ -247,7 +246,7 @@ class Shares(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch comes next."""
+        """Set the next epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -270,7 +269,7 @@ class Shares(Sampler[tuple[int, int]]):
 
 
 def make_loader(samples: Samples, shares: Shares, batch: int, workers: int, pin: bool) -> DataLoader[Any]:
-    """A loader of batches of ``batch`` samples for this process."""
+    """Make a loader with batches of ``batch`` samples for this process."""
     return DataLoader(
         samples,
         batch_size=batch,
@@ -282,5 +281,5 @@ def make_loader(samples: Samples, shares: Shares, batch: int, workers: int, pin:
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One seed from several numbers, such as seed, epoch and index."""
+    """Combine several numbers, such as seed, epoch and index, into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""Top-1, top-5, accuracy by class and confusions of a classifier on a split (torchmetrics)."""
+"""Top-1, top-5, accuracy by class and the confusion matrix of a classifier on a split (with torchmetrics)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from yolov5_ema.files import write_whole
 
 @dataclass
 class Evaluation:
-    """What came of evaluating a split. Accuracies are shares, 0 to 1.
+    """The results on a split. Accuracies are shares from 0 to 1.
 
     Attributes:
-        images: how many were counted.
-        top1: share whose class had the highest logit.
-        top5: share whose class was among the five highest (among all, if there are fewer).
+        images: number of evaluated images.
+        top1: share of images whose class had the highest logit.
+        top5: share of images whose class was among the five highest logits (among all, if there are fewer).
         loss: mean cross entropy, without label smoothing.
         confusion: int64 (classes, classes); rows are the truth, columns the prediction.
-        unreadable: pictures that were left out, by name, each with the reason.
+        unreadable: names of the images that could not be read, each with the reason.
     """
 
     images: int
@@ -44,7 +44,7 @@ class Evaluation:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
     def by_class(self, names: list[str]) -> list[dict[str, Any]]:
-        """For each class its name, its pictures and the share of them that were told; None where there are none."""
+        """For each class: its name, the number of its images, and its accuracy, None if there are no images."""
         counts = self.confusion.sum(1).tolist()
         right = self.confusion.diagonal().tolist()
         return [
@@ -70,7 +70,7 @@ class Evaluation:
 
 
 class MeanLoss(Metric):
-    """Mean of losses over all processes; NaN stays NaN, which torchmetrics' own mean leaves out."""
+    """The mean of losses over all processes. NaN stays NaN, whereas torchmetrics' own mean skips it."""
 
     total: torch.Tensor
     count: torch.Tensor
@@ -81,21 +81,21 @@ class MeanLoss(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, total: torch.Tensor, count: torch.Tensor) -> None:
-        """Add the sum of some losses, and how many they are."""
+        """Add the sum of some losses and their number."""
         self.total += total.double()
         self.count += count
 
     def compute(self) -> torch.Tensor:
-        """The mean; 0 if there was nothing."""
+        """The mean; 0 if nothing was added."""
         return self.total / self.count.clamp(min=1)
 
 
 class Tally(nn.Module):
-    """Gathers batches; over several processes, `compute` gives what one process would have found.
+    """Collects the results of batches; with several processes, `compute` gives the same results as with one.
 
     Args:
-        classes: how many.
-        alone: gather in this process only, even if others are there.
+        classes: number of classes.
+        alone: use the batches of this process only, even if there are other processes.
     """
 
     def __init__(self, classes: int, *, alone: bool = False) -> None:
@@ -107,7 +107,7 @@ class Tally(nn.Module):
         self.loss = MeanLoss(**options)
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a batch: logits (N, classes) and labels (N,), `LEFT_OUT` where one does not count."""
+        """Add a batch: logits (N, classes) and labels (N,); samples with the label `LEFT_OUT` do not count."""
         logits = logits.float()
         self.confusion.update(logits, labels)
         self.top5.update(logits, labels)
@@ -115,13 +115,14 @@ class Tally(nn.Module):
         self.loss.update(total, (labels != LEFT_OUT).sum())
 
     def compute(self) -> Evaluation:
-        """Figures of all that was added, in all processes."""
+        """The results of all batches in all processes."""
         confusion = self.confusion.compute().cpu()
         images = int(confusion.sum())
         return Evaluation(
             images=images,
             top1=int(confusion.trace()) / images if images else math.nan,
-            top5=round(float(self.top5.compute()) * images) / images if images else math.nan,  # of a float32
+            # rounded to a whole number of images, because torchmetrics computes in float32
+            top5=round(float(self.top5.compute()) * images) / images if images else math.nan,
             loss=float(self.loss.compute()),
             confusion=confusion,
         )
@@ -135,17 +136,17 @@ class Tally(nn.Module):
 def evaluate(
     classifier: Classifier, pictures: Pictures, *, batch: int, workers: int, progress: bool = False
 ) -> Evaluation:
-    """Run a classifier over a split, in this process.
+    """Evaluate a classifier on a split, in this process.
 
     Args:
-        classifier: as `load_classifier` gives it.
-        pictures: the split; its labels are numbers of the classifier's classes.
-        batch: images at a time.
-        workers: processes that read.
-        progress: show a bar.
+        classifier: a classifier from `load_classifier`.
+        pictures: the split; its labels are indices of the classifier's classes.
+        batch: images in a batch.
+        workers: number of processes that read images.
+        progress: whether to show a progress bar.
 
     Raises:
-        UserError: not one picture can be read.
+        UserError: no image can be read.
     """
     from tqdm import tqdm
 
@@ -165,21 +166,19 @@ def evaluate(
             )
     unreadable = [(pictures.name(index), reason_of(pictures, index)) for index in left_out]
     if len(unreadable) == len(pictures):
-        raise UserError(
-            f"none of {len(pictures)} pictures can be read; {unreadable[0][0]} {unreadable[0][1]}"
-        )
+        raise UserError(f"none of {len(pictures)} images can be read; {unreadable[0][0]} {unreadable[0][1]}")
     found = tally.compute()
     found.unreadable = unreadable
     return found
 
 
 def reason_of(pictures: Pictures, index: int) -> str:
-    """Why a picture cannot be read."""
+    """The reason why an image cannot be read."""
     try:
         pictures.load(index)
     except UnreadableImage as error:
         return str(error)
-    return "could not be read before, and can be now"
+    return "could not be read before, but can be read now"
 
 
 def write_evaluation(
@@ -188,7 +187,7 @@ def write_evaluation(
     """Write ``confusion.png`` and, last, ``metrics.json``.
 
     Raises:
-        UserError: they cannot be written.
+        UserError: a file cannot be written.
     """
     from yolov5_ema.classification.confusion_picture import draw_confusion
 

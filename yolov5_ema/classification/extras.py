@@ -1,4 +1,4 @@
-"""The extra ``classify``: whether it is installed."""
+"""Checking that the extra ``classify`` is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from yolov5_ema.errors import UserError
 
 
 def require(*modules: str) -> None:
-    """Raise a UserError that says what to install if one of the modules cannot be imported."""
+    """Import the modules; if one cannot be imported, raise a UserError that says what to install."""
     for name in modules:
         try:
             importlib.import_module(name)

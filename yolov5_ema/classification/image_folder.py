@@ -1,4 +1,4 @@
-"""Pictures in folders, one a class, as torchvision's ImageFolder has them: ``train/cat/1.jpg``, ``val/cat/2.jpg``."""
+"""Images in one folder for each class, as in torchvision's ImageFolder: ``train/cat/1.jpg``, ``val/cat/2.jpg``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ VAL_FOLDERS = ("val", "valid", "validation", "test")
 
 
 class Listing(NamedTuple):
-    """Files of a split.
+    """The files of a split.
 
     Attributes:
-        names: of the classes, sorted, as torchvision numbers them.
-        files: of all classes, sorted within each.
+        names: names of the classes, sorted, so that the indices are those of torchvision.
+        files: files of all classes, sorted within each class.
         labels: the class of each file.
     """
 
@@ -28,35 +28,35 @@ class Listing(NamedTuple):
 
 
 def split_folder(root: Path, split: str) -> Path:
-    """The folder of ``train`` or ``val`` (else ``valid``, ``validation`` or ``test``).
+    """Find the folder of ``train``, or of ``val`` (else ``valid``, ``validation`` or ``test``).
 
     Raises:
-        UserError: there is none; the message says what is there.
+        UserError: there is no such folder; the message lists the folders that exist.
     """
     wanted = VAL_FOLDERS if split == "val" else (split,)
     found = next((root / name for name in wanted if (root / name).is_dir()), None)
     if found is not None:
         return found
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder" if not root.exists() else f"{root} is no folder")
+        raise UserError(f"{root}: no such folder" if not root.exists() else f"{root} is not a folder")
     there = sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:8]
     raise UserError(
-        f"{root} has no folder {' or '.join(wanted)}; wanted is {root.name}/train/CLASS/IMAGE and "
+        f"{root} has no folder {' or '.join(wanted)}; it must hold {root.name}/train/CLASS/IMAGE and "
         f"{root.name}/val/CLASS/IMAGE. Folders there: {', '.join(there) or 'none'}"
     )
 
 
 def list_images(folder: Path) -> Listing:
-    """All pictures of a split, by their file names; whether they can be read shows when they are.
+    """List all images of a split by their file names. Unreadable images are only noticed when they are read.
 
     Raises:
-        UserError: no folders of classes, or folders without a picture, by name.
+        UserError: there are no folders of classes, or some hold no images; the message names them.
     """
     names = sorted(
         entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
     )
     if not names:
-        raise UserError(f"{folder} has no folders of classes; wanted is {folder.name}/CLASS/IMAGE")
+        raise UserError(f"{folder} has no folders of classes; it must hold {folder.name}/CLASS/IMAGE")
     files: list[str] = []
     labels: list[int] = []
     empty = []
@@ -68,8 +68,8 @@ def list_images(folder: Path) -> Listing:
             empty.append(name)
     if empty:
         raise UserError(
-            f"{folder}: no pictures in the folders of {listed(map(repr, empty), 10)}. Remove empty folders, or "
-            f"fill them; pictures end with {', '.join(sorted(SUFFIXES))}"
+            f"{folder}: no images in the folders of {listed(map(repr, empty), 10)}. Remove empty folders, or "
+            f"fill them; names of images end with {', '.join(sorted(SUFFIXES))}"
         )
     return Listing(names, files, labels)
 
@@ -79,8 +79,8 @@ def check_same_classes(train: Listing, val: Listing, root: Path) -> None:
     only_train = sorted(set(train.names) - set(val.names))
     only_val = sorted(set(val.names) - set(train.names))
     if only_train or only_val:
-        parts = [f"in train alone: {listed(map(repr, only_train), 10)}"] if only_train else []
-        parts += [f"in val alone: {listed(map(repr, only_val), 10)}"] if only_val else []
+        parts = [f"only in train: {listed(map(repr, only_train), 10)}"] if only_train else []
+        parts += [f"only in val: {listed(map(repr, only_val), 10)}"] if only_val else []
         raise UserError(f"{root}: train and val do not have the same classes; {'; '.join(parts)}")
 
 

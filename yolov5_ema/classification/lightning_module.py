@@ -1,4 +1,4 @@
-"""A training step and an evaluation step, for Lightning's loop."""
+"""The training step and the evaluation step for Lightning's loop."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from yolov5_ema.errors import UserError
 
 _LOGGER = logging.getLogger(__name__)
 
-_LOOK_EVERY = 50  # batches between two looks at the loss: a look waits for the GPU
+_LOOK_EVERY = 50  # batches between two checks of the loss, because a check waits for the GPU
 _MOST_NAMED = 20
 
 
 class Training(LightningModule):
-    """A classifier, its averaged weights if the settings ask for them, and how both are trained and evaluated.
+    """Trains and evaluates a classifier, with averaged weights if the settings ask for them.
 
     Args:
-        model: (N, 3, H, W) to logits (N, classes).
-        settings: of the training.
-        classes: how many.
-        splits: the pictures of ``train`` and ``val``, to name those that cannot be read.
+        model: the classifier, (N, 3, H, W) to logits (N, classes).
+        settings: settings of the training.
+        classes: number of classes.
+        splits: the images of ``train`` and ``val``, to name those that cannot be read.
     """
 
     def __init__(
@@ -51,27 +51,27 @@ class Training(LightningModule):
 
     @property
     def kept(self) -> nn.Module:
-        """The weights that are evaluated and kept: the averaged ones, if there are any."""
+        """The model that is evaluated and saved: the averaged one, if there is one."""
         return self.model if self.averaged is None else self.averaged.module
 
     def figures(self) -> tuple[float, float, float, float, float]:
-        """Train loss, val loss, top-1, top-5 and learning rate of the epoch that ends."""
+        """The train loss, val loss, top-1, top-5 and learning rate of the epoch that ends."""
         found = self.found
         assert found is not None
         return float(self.train_loss.compute()), found.loss, found.top1, found.top5, self._lr
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The settings' optimizer; the learning rate is set before each step."""
+        """Make the optimizer of the settings; the learning rate is set before each step."""
         return make_optimizer(self.model, self.settings)
 
     def on_train_epoch_start(self) -> None:
-        """Draws inside the model (dropout) depend on seed, epoch and process only: a resumed run draws the same."""
+        """Seed the random choices inside the model (dropout) by seed, epoch and process, also in a resumed run."""
         self._epoch = self.trainer.current_epoch
         torch.manual_seed(mixed_seed(self.settings.seed, self._epoch, self.global_rank))
         self.train_loss.reset()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Name pictures that cannot be read, while the batch is still where looking costs nothing."""
+        """Report unreadable images while the batch is still on the CPU, where looking at labels costs nothing."""
         _, labels, indices = batch
         split = "train" if self.trainer.training else "val"
         for index in indices[(labels == LEFT_OUT) & (indices >= 0)].tolist():
@@ -86,7 +86,7 @@ class Training(LightningModule):
             group["lr"] = self._lr
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """Mean cross entropy of the pictures of a batch that could be read."""
+        """The mean cross entropy of the readable images of a batch."""
         images, labels, _ = batch
         logits = self.model(images)  # (N, classes)
         count = (labels != LEFT_OUT).sum()
@@ -103,7 +103,7 @@ class Training(LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let the averaged weights follow, and stop where the loss is no number any more."""
+        """Update the averaged weights, and stop if the loss is not finite."""
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         if batch_idx % _LOOK_EVERY == 0:
@@ -114,17 +114,17 @@ class Training(LightningModule):
                 raise UserError(loss_message(loss, self._epoch, self.settings.precision))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Tally a batch."""
+        """Add a batch to the results."""
         images, labels, _ = batch
         self.tally.update(self.kept(images), labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Figures over all processes."""
+        """Compute the results over all processes."""
         self.found = self.tally.compute()
         self.tally.reset()
         if not self.found.images:
             name = self.splits["val"].name(0)
-            raise UserError(f"no picture of val can be read; {name} {reason_of(self.splits['val'], 0)}")
+            raise UserError(f"no image of val can be read; {name} {reason_of(self.splits['val'], 0)}")
 
     def _name(self, split: str, index: int) -> None:
         if (split, index) in self._unreadable:
@@ -134,16 +134,17 @@ class Training(LightningModule):
             pictures = self.splits[split]
             message = f"{pictures.name(index)} {reason_of(pictures, index)}; left out"
         elif len(self._unreadable) == _MOST_NAMED + 1:
-            message = "further pictures cannot be read and are left out without being named"
+            message = "further images cannot be read and are left out without being named"
         else:
             return
         _LOGGER.warning("yolov5-ema: warning: %s", message)
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer of the settings, over all parameters that are trained.
+    """Make the optimizer of the settings for all trainable parameters.
 
-    Without ``decay_bias_norm``, vectors and numbers (biases, normalisation) are kept from weight decay, as timm does.
+    Without ``decay_bias_norm``, parameters with at most one dimension (biases, normalisation) get no weight decay, as
+    in timm.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained, "weight_decay": settings.weight_decay}]

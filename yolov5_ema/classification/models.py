@@ -1,4 +1,4 @@
-"""Classifiers by name: a backbone of timm's, a stem, and an attention block in every place that takes one."""
+"""Classifiers by name: a timm backbone, a stem, and an attention block at every place that takes one."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ def create_classifier(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> nn.Module:
-    """A classifier of timm's with an attention block in it.
+    """Build a timm classifier with an attention block in it.
 
-    In ResNets the block is in every residual block, on the channels behind its last BatchNorm, before the
-    addition; in MobileNetV2 and EfficientNets in every block that expands, behind the depthwise convolution, its
-    BatchNorm and activation (`yolov5_ema.classification.places`). A backbone's own squeeze-and-excitation gives
-    way to the block. Blocks start as they are published; with one seed the backbone starts the same whatever
-    the block.
+    In ResNets, every residual block gets the attention block after its last BatchNorm, before the addition. In
+    MobileNetV2 and EfficientNets, every block that expands gets it after the depthwise convolution, its BatchNorm and
+    activation (`yolov5_ema.classification.places`). The attention block replaces a backbone's own
+    squeeze-and-excitation. Blocks are initialised as published. With the same seed, the backbone has the same initial
+    weights for every block.
 
     Args:
-        name: one of timm's models, such as resnet50 or mobilenetv2_100.
-        block: a name of the registry, users' own blocks too; None or "none" for none.
-        num_classes: outputs of the classifier.
+        name: a timm model, such as resnet50 or mobilenetv2_100.
+        block: the name of a registered block, also one of the user's own; None or "none" for no block.
+        num_classes: number of outputs of the classifier.
         stem: "imagenet" as timm builds it, or "cifar" for images of 32 x 32 pixels (3x3 convolution of stride 1,
             no max pooling).
-        block_options: of the block, checked against the registry. ``groups`` may also be "nearest", the divisor of
-            the channels that is nearest to the block's default (the lower of two), or "nearest:N"; what that gives
-            is printed.
-        pretrained: True for timm's published weights (needs the network, or that they were downloaded before), or a
-            file with a state dict or a checkpoint of `yolov5-ema classify`. The inserted blocks, and a
-            classifier or stem of another shape, start fresh.
+        block_options: options of the block, checked against the registry. ``groups`` may also be "nearest", the divisor
+            of the channels that is nearest to the block's default (the lower of two), or "nearest:N"; the result is
+            printed.
+        pretrained: True for timm's published weights (from the network or the cache), or a file with a state dict or a
+            checkpoint of `yolov5-ema classify`. The inserted blocks, and a classifier or stem of another shape, start
+            with new weights.
         drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth, of the last residual block; those before it get less.
+        drop_path_rate: stochastic depth of the last residual block; earlier blocks get less.
 
     Returns:
         The model, in training mode; images (N, 3, H, W) to logits (N, num_classes).
 
     Raises:
-        ConfigError: an unknown model, block, option or stem, a backbone that takes no attention layer, or channels
-            that the block cannot take.
-        CheckpointError: the weights cannot be read, or are of another model.
+        ConfigError: the model, block, option or stem is unknown, the backbone takes no attention layer, or the block
+            does not accept the number of channels.
+        CheckpointError: the weights cannot be read, or belong to another model.
         UserError: timm is not installed, or there is no network.
     """
     timm = _timm()
@@ -73,7 +73,7 @@ def create_classifier(
     if block is not None and str(block).lower() != "none":
         insert_blocks(model, name, block, options)
     elif options:
-        raise ConfigError(f"block_options {options} without a block; name one, or leave them out")
+        raise ConfigError(f"block_options {options} without a block; name a block, or remove the options")
     if not isinstance(pretrained, bool):
         load_file(model, name, pretrained, fresh)
     return model
@@ -88,7 +88,7 @@ def _timm() -> ModuleType:
 
 
 def _drops(name: str, **rates: float) -> dict[str, float]:
-    """The rates that are not 0: not every model of timm's takes them."""
+    """The rates that are not 0; a rate of 0 is not passed on, because not every timm model accepts the argument."""
     for option, rate in rates.items():
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
             raise ConfigError(f"{name}: {option} must be from 0 to below 1, got {rate!r}")
@@ -102,4 +102,4 @@ def _check(timm: ModuleType, name: str, num_classes: int, stem: str) -> None:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ConfigError(f"num_classes must be 1 or more, got {num_classes!r}")
     if stem not in STEMS:
-        raise ConfigError(f"no stem {stem!r}; there are: {', '.join(STEMS)}")
+        raise ConfigError(f"unknown stem {stem!r}; known are {', '.join(STEMS)}")

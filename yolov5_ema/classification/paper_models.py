@@ -1,4 +1,4 @@
-"""The classifiers of the paper's Tables 1, 3 and 4 by name.
+"""The classifiers in the paper's Tables 1, 3 and 4, by name.
 
 Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouyang et al., ICASSP 2023,
 arXiv 2305.13563.
@@ -18,7 +18,7 @@ from yolov5_ema.texts import did_you_mean, nearest
 
 @dataclass(frozen=True)
 class PaperModel:
-    """A row of the paper's: what `create_classifier` is told, the images' side in pixels, and the tables it is in."""
+    """A model of the paper: the arguments of `create_classifier`, the images' side in pixels, and its tables."""
 
     name: str
     model: str
@@ -65,9 +65,9 @@ _MODELS = {
 
 
 def list_paper_models(table: int | None = None) -> list[str]:
-    """Names of the paper's classifiers, in its order; of one table, or all of them.
+    """List the names of the paper's classifiers, of one table or of all, in the paper's order.
 
-    SE on ResNet50 is in no table, only in the authors' repository.
+    SE on ResNet50 is not in a table, only in the authors' repository.
 
     >>> list_paper_models(3)
     ['mobilenetv2', 'mobilenetv2-se', 'mobilenetv2-cbam', 'mobilenetv2-ca', 'mobilenetv2-ema']
@@ -76,10 +76,10 @@ def list_paper_models(table: int | None = None) -> list[str]:
 
 
 def paper_model(name: str) -> PaperModel:
-    """What is known of a classifier of the paper's.
+    """Return the description of one of the paper's classifiers.
 
     Raises:
-        ConfigError: no such name.
+        ConfigError: there is no classifier with this name.
     """
     if name in _MODELS:
         return _MODELS[name]
@@ -88,10 +88,10 @@ def paper_model(name: str) -> PaperModel:
 
 
 def create_paper_model(name: str) -> nn.Module:
-    """A classifier of the paper's, with fresh weights; images (N, 3, imgsz, imgsz) to logits (N, num_classes).
+    """Build one of the paper's classifiers with new weights; images (N, 3, imgsz, imgsz) to logits (N, num_classes).
 
     Raises:
-        ConfigError: no such name.
+        ConfigError: there is no classifier with this name.
     """
     model = paper_model(name)
     return create_classifier(

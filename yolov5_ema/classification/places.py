@@ -1,11 +1,13 @@
-"""Where timm's backbones take an attention layer, and how a block gets there.
+"""The places in timm's backbones that take an attention layer, and putting a block there.
 
-timm's residual blocks keep an attribute for an attention layer: ``se`` of its ResNets (after the last BatchNorm,
-before the addition) and of its inverted residuals (after the depthwise convolution, its BatchNorm and activation),
-``attn`` of others. The block is put there once the backbone is built. The ResNet's own way,
-``block_args=dict(attn_layer=...)``, leads to the same modules under the same names, but then initialises the
-block's convolutions anew as if they were the ResNet's, and refuses pretrained weights, which have no tensors for
-the block; and ``se_layer=...`` reaches only blocks that have a squeeze-and-excitation, which MobileNetV2's have not.
+timm's residual blocks have an attribute for an attention layer. It is called ``se`` in ResNets (after the last
+BatchNorm, before the addition) and in inverted residuals (after the depthwise convolution, its BatchNorm and
+activation), and ``attn`` in others. The block is set there after the backbone is built.
+
+timm's own arguments are not used, for these reasons. ``block_args=dict(attn_layer=...)`` of ResNets gives the same
+modules with the same names, but it initialises the block's convolutions like the ResNet's own, and it refuses
+pretrained weights, which have no tensors for the block. ``se_layer=...`` reaches only blocks with a
+squeeze-and-excitation, which MobileNetV2 does not have.
 """
 
 from __future__ import annotations
@@ -30,21 +32,21 @@ _HINT = """block_options={"groups": "nearest"} (--block-options '{groups: neares
 
 
 class Place(NamedTuple):
-    """Where a block goes: the name of the module that it becomes, such as ``layer1.0.se``, and its channels."""
+    """A place for a block: the name of the module there, such as ``layer1.0.se``, and the number of channels."""
 
     name: str
     channels: int
 
 
 class _Kind(NamedTuple):
-    """A residual block of timm's: which attribute holds its attention layer, and what says the channels there."""
+    """A residual block of timm: the attribute of its attention layer, and what gives the channels there."""
 
     attribute: str
     channels: str
-    only_instead: bool = False  # only where timm has an attention layer too
+    only_instead: bool = False  # only if timm itself has an attention layer there
 
 
-# by class; of several rows the one whose attention layer timm fills, else the first
+# by class; if there are several entries, the one whose attention layer timm has set counts, else the first
 _KINDS: dict[str, tuple[_Kind, ...]] = {
     "timm.models.resnet.BasicBlock": (_Kind("se", "bn2.num_features"),),
     "timm.models.resnet.Bottleneck": (_Kind("se", "bn3.num_features"),),
@@ -53,7 +55,7 @@ _KINDS: dict[str, tuple[_Kind, ...]] = {
     "timm.models._efficientnet_blocks.CondConvResidual": (_Kind("se", "conv_pwl.in_channels"),),
     "timm.models._efficientnet_blocks.EdgeResidual": (_Kind("se", "conv_pwl.in_channels"),),
     "timm.models._efficientnet_blocks.UniversalInvertedResidual": (_Kind("se", "pw_proj.conv.in_channels"),),
-    # does not expand: the paper's MobileNetV2 has no block there
+    # this class does not expand, and the paper's MobileNetV2 has no attention block in it
     "timm.models._efficientnet_blocks.DepthwiseSeparableConv": (_Kind("se", "conv_pw.in_channels", True),),
     "timm.models.regnet.Bottleneck": (_Kind("se", "conv3.conv.in_channels"),),
     "timm.models.regnet.PreBottleneck": (_Kind("se", "conv3.in_channels"),),
@@ -84,24 +86,26 @@ _KINDS: dict[str, tuple[_Kind, ...]] = {
 
 
 def attention_places(model: nn.Module) -> list[Place]:
-    """The places of one of timm's backbones that take an attention block, in the order of the forward pass.
+    """List the places of a timm backbone that take an attention block, in the order of the forward pass.
 
-    In inverted residuals these are the blocks that expand, and others only where timm itself has an attention layer.
+    Among inverted residuals, these are the blocks that expand, and those others in which timm itself has an attention
+    layer.
     """
     return list(_places(model))
 
 
 def insert_blocks(model: nn.Module, name: str, block: str, options: dict[str, Any]) -> None:
-    """Put a block of the registry into every place of a backbone, in place of what timm may have there.
+    """Put a registered block at every place of a backbone, instead of timm's own layer there, if any.
 
     Args:
         model: the backbone; changed in place.
-        name: the backbone's, for messages.
+        name: the backbone's name, for messages.
         block: the block's name in the registry.
-        options: of the block; ``groups`` may also be "nearest" or "nearest:N".
+        options: options of the block; ``groups`` may also be "nearest" or "nearest:N".
 
     Raises:
-        ConfigError: no place in this backbone, an unknown block or option, or channels that the block refuses.
+        ConfigError: the backbone has no such place, the block or an option is unknown, or the block does not accept the
+            number of channels.
     """
     try:
         block_info(block)
@@ -147,7 +151,7 @@ def _create(name: str, block: str, place: Place, options: dict[str, Any]) -> nn.
 
 
 def _fit(name: str, block: str, channels: int, options: dict[str, Any]) -> dict[str, Any]:
-    """The options at this many channels, "nearest" resolved; tried on the meta device."""
+    """Return the options for this number of channels, with "nearest" resolved, after a trial on the meta device."""
     groups = options.get("groups")
     if not isinstance(groups, str):
         _try(name, block, channels, options)
@@ -183,7 +187,7 @@ def _try(name: str, block: str, channels: int, options: dict[str, Any]) -> None:
 
 
 def _wanted_groups(block: str, text: str) -> int:
-    """The number of groups asked for by "nearest" (the block's default) or "nearest:N"."""
+    """The number of groups that "nearest" (the block's default) or "nearest:N" asks for."""
     word, _, number = text.partition(":")
     default = dict(block_info(block).options).get("groups")
     if word == _NEAREST and isinstance(default, int) and (number.isdecimal() or text == _NEAREST):
@@ -192,7 +196,7 @@ def _wanted_groups(block: str, text: str) -> int:
             return wanted
     if not isinstance(default, int):
         raise ConfigError(
-            f"{block} has no option 'groups' with a number for default, so groups={text!r} means nothing"
+            f"{block} has no option 'groups' with a number as its default, so groups={text!r} has no meaning"
         )
     raise ConfigError(
         f'{block}: groups={text!r} should be a number, "nearest" (to the default {int(default)}) or "nearest:N", '

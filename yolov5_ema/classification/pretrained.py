@@ -1,4 +1,4 @@
-"""Weights for a classifier: timm's published ones, or a file."""
+"""Weights for a classifier: timm's published ones, or those in a file."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _FILE = "model.safetensors"
 
 
 def published(name: str, **settings: Any) -> nn.Module:
-    """timm's model with its published weights, from the hub's cache or the network.
+    """Build a timm model with its published weights, from the hub's cache or the network.
 
     Raises:
-        UserError: neither has them.
+        UserError: the weights are neither in the cache nor available from the network.
     """
     import timm
 
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not (cfg.hf_hub_id or cfg.url or cfg.file):
-        raise UserError(f"timm has no pretrained weights for {name}; leave pretrained out")
+        raise UserError(f"timm has no pretrained weights for {name}; remove the setting pretrained")
     cached = _cached(cfg.hf_hub_id)
     overlay = {"file": cached} if cached else {}
     if not cached:
@@ -50,30 +50,30 @@ def _cached(repository: str | None) -> str | None:
 
 
 def _check_network(name: str) -> None:
-    """Ask once: the hub's client goes on trying for most of a minute."""
+    """Check the network once, because the hub's client tries for most of a minute."""
     server = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urllib.request.urlopen(urllib.request.Request(server, method="HEAD"), timeout=_REACH_SECONDS).close()
     except urllib.error.HTTPError:
-        return  # it answers
+        return  # the server answers
     except (OSError, ValueError) as error:
         raise UserError(
             f"{name}: the pretrained weights are not in the cache, and {server} cannot be reached ({error}); "
-            "download them elsewhere and give the file (pretrained='model.safetensors')"
+            "download them on another machine and name the file (pretrained='model.safetensors')"
         ) from error
 
 
 def load_file(model: nn.Module, name: str, path: str | os.PathLike[str], fresh: Sequence[str] = ()) -> None:
-    """Load a state dict, or what a training saved, into a model whose blocks may be new; changes it in place.
+    """Load a state dict, or a checkpoint of a training, into a model that may have new blocks; changes it in place.
 
     Args:
-        model: as `create_classifier` builds it.
-        name: the backbone's, for messages.
-        path: a ``.safetensors`` file, or one of torch.save's that loads without running code.
-        fresh: modules whose weights were made anew, and are not in the file in this shape.
+        model: a model that `create_classifier` has built.
+        name: the backbone's name, for messages.
+        path: a ``.safetensors`` file, or a file of torch.save that loads without running code.
+        fresh: modules with new weights, which the file does not have in this shape.
 
     Raises:
-        CheckpointError: not to be read, or a tensor of the backbone is missing or has another shape.
+        CheckpointError: the file cannot be read, or a tensor of the backbone is missing or has another shape.
     """
     state = _read(Path(path))
     own = model.state_dict()
@@ -95,7 +95,7 @@ def load_file(model: nn.Module, name: str, path: str | os.PathLike[str], fresh: 
         for part, names in (("blocks", blocks), ("classifier", head), ("stem", tuple(fresh)))
         if _new(own, fitting, names)
     ]
-    say(f"{path}: {len(fitting)} tensors loaded" + (f"; fresh: {', '.join(new)}" if new else ""))
+    say(f"{path}: {len(fitting)} tensors loaded" + (f"; new weights: {', '.join(new)}" if new else ""))
 
 
 def _new(own: dict[str, Any], fitting: dict[str, Any], names: tuple[str, ...]) -> bool:
@@ -107,7 +107,7 @@ def _under(key: str, names: Sequence[str]) -> bool:
 
 
 def _names(model: nn.Module) -> list[str]:
-    """What timm calls the classifier: one name, or several."""
+    """The names of the classifier's modules in timm."""
     found = getattr(model, "pretrained_cfg", {}).get("classifier")
     return [found] if isinstance(found, str) else list(found or ())
 
@@ -122,7 +122,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             content: Any = read(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torn files make any kind of error
+    except Exception as error:  # incomplete files raise errors of many types
         raise CheckpointError(f"{path}: cannot be read as weights: {first_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

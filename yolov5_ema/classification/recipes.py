@@ -1,4 +1,4 @@
-"""Settings of a training: a recipe, shipped or of one's own, with every value overridable."""
+"""Settings of a training: a recipe, shipped or the user's own, of which every value can be overridden."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ _SCALED = ("milestones", "warmup_epochs")
 
 @dataclass
 class Settings:
-    """All that decides the result of a training.
+    """All settings that decide the result of a training.
 
     Attributes:
         model: a timm model.
         block: an attention block, or None.
-        block_options: its options.
+        block_options: options of the block.
         stem: ``imagenet`` or ``cifar``.
         pretrained: start from timm's published weights, or from those in a file.
         epochs: passes over the training images.
-        batch: images a step, of all processes together.
+        batch: images in a step, of all processes together.
         imgsz: side of the input in pixels.
         optimizer: one of `OPTIMIZERS`.
         lr: learning rate after the warm-up.
-        momentum: of SGD.
-        nesterov: of SGD.
-        weight_decay: on weights.
-        decay_bias_norm: on biases and normalisation too.
+        momentum: momentum of SGD.
+        nesterov: whether SGD uses Nesterov momentum.
+        weight_decay: weight decay of weights.
+        decay_bias_norm: whether biases and normalisation get weight decay too.
         schedule: one of `SCHEDULES`.
-        milestones: epochs, counted from 0, from which on the learning rate is ``gamma`` times what it was (``step``).
+        milestones: epochs, counted from 0, at which the learning rate is multiplied by ``gamma`` (schedule ``step``).
         gamma: see ``milestones``.
-        final_lr: where the cosine ends.
-        warmup_epochs: during which the learning rate rises linearly.
-        warmup_lr: where it starts.
-        label_smoothing: share of the target that goes to all classes alike, in training.
-        average: decay of the averaged weights, which are then the ones evaluated and kept; 0: none.
+        final_lr: learning rate at the end of the cosine.
+        warmup_epochs: epochs during which the learning rate rises linearly.
+        warmup_lr: learning rate at the start of the warm-up.
+        label_smoothing: share of the target, in training, that is spread evenly over all classes.
+        average: decay of the averaged weights, which are then evaluated and saved; 0 for no averaging.
         augment: ``crop``, ``resized-crop`` or ``none``.
-        padding: of ``crop``, pixels.
-        scale: of ``resized-crop``, shares of the area.
-        flip: probability of left and right swapped.
-        color_jitter: strength; 0: none.
+        padding: padding of ``crop`` in pixels.
+        scale: least and greatest share of the area that ``resized-crop`` keeps.
+        flip: probability that left and right are swapped.
+        color_jitter: strength of the colour jitter; 0 for none.
         eval_crop: share of the shorter side that is evaluated.
-        mean: subtracted from the input (RGB, 0 to 1).
-        std: the input is divided by it.
+        mean: values that are subtracted from the input (RGB, 0 to 1).
+        std: values by which the input is divided.
         precision: one of `PRECISIONS`.
         sync_bn: BatchNorm over all processes (GPUs only).
-        seed: of weights, order and augmentation.
+        seed: seed of the initial weights, the order and the augmentation.
         data: see `yolov5_ema.classification.datasets.open_data`.
-        recipe: name or file that these started from.
+        recipe: name or file of the recipe that these settings started from.
     """
 
     model: str = "resnet18"
@@ -100,15 +100,15 @@ class Settings:
     recipe: str = "synthetic"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as in ``args.yaml`` and checkpoints."""
+        """The settings as plain values, as in ``args.yaml`` and checkpoints."""
         return asdict(self)
 
 
 def find_recipe(name: str) -> Path:
-    """A shipped recipe by its name (``cifar100``), or the user's own file.
+    """Find a shipped recipe by its name (``cifar100``), or the user's own file.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: there is no such recipe and no such file.
     """
     shipped = find_shipped(f"classify-{name}.yaml")
     if shipped is not None:
@@ -120,25 +120,25 @@ def find_recipe(name: str) -> Path:
 
 
 def load_recipe(name: str) -> dict[str, Any]:
-    """Values of a recipe, checked one by one.
+    """Read a recipe and check its values one by one.
 
     Raises:
-        ConfigError: there is none, or a key or a value of it cannot be; the message names file and key.
+        ConfigError: there is no such recipe, or a key or a value is not allowed; the message names file and key.
     """
     file = find_recipe(name)
     content = read_yaml(file)
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} is no recipe: it holds no keys with values")
+        raise ConfigError(f"{file} is not a recipe: it must hold keys with values")
     return {key: checked(key, value, str(file)) for key, value in content.items()}
 
 
 def make_settings(recipe: str, overrides: Mapping[str, Any]) -> Settings:
-    """A recipe with other values in some places.
+    """Make settings from a recipe and values that override it.
 
-    Milestones and warm-up keep their share of the training if only ``epochs`` is overridden.
+    If only ``epochs`` is overridden, milestones and warm-up keep their share of the training.
 
     Raises:
-        ConfigError: a key or a value that cannot be.
+        ConfigError: a key or a value is not allowed.
     """
     values = load_recipe(recipe)
     given = {key: checked(key, value, "") for key, value in overrides.items()}
@@ -151,9 +151,9 @@ def make_settings(recipe: str, overrides: Mapping[str, Any]) -> Settings:
 
 
 def check_together(settings: Settings) -> None:
-    """Raise a ConfigError for values that cannot be with one another."""
+    """Raise a ConfigError for values that contradict each other."""
     if settings.schedule == "step" and settings.milestones != sorted(set(settings.milestones)):
-        raise ConfigError(f"milestones {settings.milestones}: must rise")
+        raise ConfigError(f"milestones {settings.milestones}: must be in increasing order")
     if settings.scale[0] > settings.scale[1]:
         raise ConfigError(f"scale {settings.scale}: the first must not be greater than the second")
     if settings.nesterov and not settings.momentum:
@@ -165,15 +165,15 @@ def check_together(settings: Settings) -> None:
 
 
 def checked(key: str, value: Any, where: str) -> Any:
-    """A value of a setting in its type.
+    """Check the value of a setting and convert it to the setting's type.
 
     Args:
         key: the setting.
-        value: as YAML or the command line has it.
+        value: the value from YAML or the command line.
         where: the file, for the message.
 
     Raises:
-        ConfigError: no such setting, or it cannot have that value.
+        ConfigError: there is no such setting, or the value is not allowed.
     """
     place = f"{where}: " if where else ""
     if key not in _CHECKS:
@@ -194,11 +194,11 @@ def _times(value: Any, ratio: float) -> Any:
 def _number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[Any], float]:
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ValueError("is no number")
+            raise ValueError("is not a number")
         try:
-            number = float(value)  # YAML takes 4e-5 for a text
+            number = float(value)  # YAML reads 4e-5 as text
         except ValueError:
-            raise ValueError("is no number") from None
+            raise ValueError("is not a number") from None
         inside = low < number <= high if above else low <= number <= high
         if not math.isfinite(number) or not inside:
             least = f"above {low:g}" if above else f"{low:g} or more"

@@ -1,4 +1,7 @@
-"""The files of a training's run folder, each written whole: results.csv, best.pt, last.ckpt, TensorBoard's."""
+"""The files in a training's run folder: results.csv, best.pt, last.ckpt and those of TensorBoard.
+
+Each is written completely or not at all.
+"""
 
 from __future__ import annotations
 
@@ -24,35 +27,35 @@ COLUMNS = ("epoch", "train/loss", "val/loss", "val/top1", "val/top5", "lr")
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Lightning's checkpoints, written whole or not at all, and read without running anything of them."""
+    """Lightning's checkpoints, written completely or not at all, and read without running code from them."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Write beside the place, then move there."""
+        """Write a temporary file beside the checkpoint, then move it there."""
         with replacement(path) as draft:
             save_plainly(checkpoint, draft)
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Tensors and plain values only, whatever the caller says.
+        """Load tensors and plain values only, whatever the arguments say.
 
         Raises:
-            CheckpointError: it is missing, torn, or holds more.
+            CheckpointError: the file is missing, incomplete, or holds more than that.
         """
         return load_plainly(Path(path))
 
 
 class RunFiles(Checkpoint):
-    """Writes after each epoch: best.pt if it is one, results.csv, TensorBoard's scalars, and last.ckpt at the end.
+    """Writes after each epoch: best.pt if the epoch is the best, results.csv, TensorBoard's scalars, last last.ckpt.
 
-    last.ckpt is what counts for ``--resume``: a run that is killed before it is written goes on with the epoch before,
+    ``--resume`` uses only last.ckpt. If a run is killed before last.ckpt is written, it resumes from the epoch before,
     and writes the other files of this epoch again, with the same content.
 
     Args:
-        folder: of the run; None in all processes but the first.
-        record: what best.pt holds besides weights and figures.
+        folder: folder of the run; None in all processes except the first.
+        record: what best.pt holds besides weights and results.
     """
 
     def __init__(self, folder: Path | None, record: Mapping[str, Any]) -> None:
@@ -63,19 +66,19 @@ class RunFiles(Checkpoint):
 
     @property
     def best(self) -> dict[str, float]:
-        """The row of the epoch with the highest top-1, the earliest of equals."""
+        """The row of the epoch with the highest top-1; of several such epochs, the earliest."""
         return max(self.history, key=lambda row: row["val/top1"])
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes into last.ckpt."""
+        """The content of this callback in last.ckpt."""
         return {"history": self.history, "settings": self.record["settings"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What last.ckpt holds."""
+        """Restore the content from last.ckpt."""
         self.history = [dict(row) for row in state_dict["history"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open TensorBoard's file; what an interrupted run logged of later epochs is hidden."""
+        """Open TensorBoard's file; later epochs that an interrupted run has logged are hidden."""
         if self.folder is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -122,19 +125,19 @@ class RunFiles(Checkpoint):
 
 
 def finished_epochs(checkpoint: Any, file: Path) -> int:
-    """How many epochs a last.ckpt has behind it.
+    """Return the number of finished epochs in a last.ckpt.
 
     Raises:
-        CheckpointError: it is no last.ckpt of ours.
+        CheckpointError: the file is not a last.ckpt of 'yolov5-ema classify train'.
     """
     return len(own_state(checkpoint, file)["history"])
 
 
 def own_state(checkpoint: Any, file: Path) -> dict[str, Any]:
-    """What `RunFiles` put into a last.ckpt: ``history`` and ``settings``.
+    """Return what `RunFiles` wrote into a last.ckpt: ``history`` and ``settings``.
 
     Raises:
-        CheckpointError: it is no last.ckpt of ours.
+        CheckpointError: the file is not a last.ckpt of 'yolov5-ema classify train'.
     """
     callbacks = checkpoint.get("callbacks") if isinstance(checkpoint, dict) else None
     own = callbacks.get(RunFiles.__qualname__) if isinstance(callbacks, dict) else None
@@ -143,11 +146,11 @@ def own_state(checkpoint: Any, file: Path) -> dict[str, Any]:
     whole = isinstance(history, list) and isinstance(fields.get("settings"), dict)
     if whole and all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in history or ()):
         return fields
-    raise CheckpointError(f"{file} is no last.ckpt of 'yolov5-ema classify train'")
+    raise CheckpointError(f"{file} is not a last.ckpt of 'yolov5-ema classify train'")
 
 
 def as_csv(history: list[dict[str, float]]) -> str:
-    """Content of results.csv: a row an epoch, figures in full."""
+    """The content of results.csv: a row for each epoch, with unrounded values."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -156,7 +159,7 @@ def as_csv(history: list[dict[str, float]]) -> str:
 
 
 def as_line(row: Mapping[str, float], epochs: int) -> str:
-    """One epoch for the console."""
+    """The line of one epoch for the console."""
     return (
         f"epoch {int(row['epoch']) + 1}/{epochs}: train loss {row['train/loss']:.4f}, val loss {row['val/loss']:.4f}, "
         f"top-1 {row['val/top1']:.2%}, top-5 {row['val/top5']:.2%}, lr {row['lr']:.4g}"
@@ -164,9 +167,9 @@ def as_line(row: Mapping[str, float], epochs: int) -> str:
 
 
 def loss_message(loss: float, epoch: int, precision: str) -> str:
-    """What is said of a loss that is no number."""
+    """The message for a loss that is not finite."""
     cause = "a lower --lr or a longer warm-up"
     if precision == "16-mixed":
         cause = f"--precision bf16-mixed or 32-true, or {cause}"
     kept = ". best.pt and last.ckpt are those of the epochs before" if epoch else ""
-    return f"the loss became {loss} in epoch {epoch + 1}, and would not recover; try {cause}{kept}"
+    return f"the loss became {loss} in epoch {epoch + 1} and cannot recover; try {cause}{kept}"

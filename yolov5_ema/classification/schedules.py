@@ -1,4 +1,4 @@
-"""Learning rates as a function of how far a training is."""
+"""The learning rate as a function of the progress of a training."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from yolov5_ema.classification.recipes import Settings
 
 
 def learning_rate(settings: Settings, epoch: int, done: float = 0.0) -> float:
-    """The learning rate of a step.
+    """Return the learning rate of a step.
 
-    In the warm-up it rises linearly from ``warmup_lr`` to ``lr``. Then, by ``schedule``: ``step``, ``lr`` times
-    ``gamma`` to the power of how many milestones are reached; ``cosine``, half a cosine over the whole training from
-    ``lr`` to ``final_lr`` (the warm-up takes the place of its beginning, as in timm); or ``constant``.
+    In the warm-up, it rises linearly from ``warmup_lr`` to ``lr``. After that, it depends on ``schedule``:
+
+    - ``step``: ``lr`` times ``gamma`` to the power of the number of milestones reached.
+    - ``cosine``: half a cosine from ``lr`` to ``final_lr`` over the whole training; as in timm, the warm-up replaces
+      its beginning.
+    - ``constant``: ``lr``.
 
     Args:
-        settings: of the training.
-        epoch: counted from 0.
-        done: share of the epoch that lies behind, 0 to 1.
+        settings: settings of the training.
+        epoch: the epoch, counted from 0.
+        done: finished share of the epoch, 0 to 1.
     """
     time = epoch + done
     if time < settings.warmup_epochs:

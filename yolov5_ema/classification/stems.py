@@ -10,16 +10,16 @@ STEMS = ("imagenet", "cifar")
 
 
 def use_cifar_stem(model: nn.Module, name: str) -> tuple[str, ...]:
-    """Let a backbone's first stage see images of 32 x 32 pixels at full size; changes it in place.
+    """Change a backbone in place so that its first stage sees images of 32 x 32 pixels at full size.
 
-    ResNets get a fresh 3x3 convolution of stride 1 for their 7x7 one, and lose the max pooling. MobileNets and
-    EfficientNets have a 3x3 convolution already, whose stride becomes 1.
+    In ResNets, a new 3x3 convolution of stride 1 replaces the 7x7 one, and the max pooling is removed. MobileNets and
+    EfficientNets already have a 3x3 convolution; its stride becomes 1.
 
     Returns:
-        The names of the modules whose weights are new.
+        The names of the modules with new weights.
 
     Raises:
-        ConfigError: a backbone of another family.
+        ConfigError: the backbone belongs to another family.
     """
     if hasattr(model, "conv1") and hasattr(model, "maxpool") and hasattr(model, "bn1"):
         width = model.get_submodule("bn1").num_features
@@ -32,6 +32,6 @@ def use_cifar_stem(model: nn.Module, name: str) -> tuple[str, ...]:
         stem.stride = (1, 1)
         return ()
     raise ConfigError(
-        f"{name}: stem 'cifar' is known for ResNets, MobileNets and EfficientNets; use stem 'imagenet' and larger "
+        f"{name}: stem 'cifar' works only for ResNets, MobileNets and EfficientNets; use stem 'imagenet' and larger "
         "images"
     )

@@ -1,7 +1,7 @@
-"""A drawn data set that needs no download: shapes and fillings in random colours on a cluttered ground.
+"""A synthetic data set that needs no download: shapes with fillings in random colours on a cluttered background.
 
-Image ``index`` of a split is a function of the seed, the split and the index alone. Colours of shape and ground come
-from one distribution whatever the class, so that colour says nothing of it.
+Image ``index`` of a split depends only on the seed, the split and the index. The colours of shape and background come
+from the same distribution for every class, so that colour says nothing about the class.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import numpy as np
 
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-_COLOURS_APART = 110.0  # least distance of two colours of one picture, of 255 * sqrt(3)
+_COLOURS_APART = (
+    110.0  # least distance of two colours in one image; the greatest possible one is 255 * sqrt(3)
+)
 
-# Each takes coordinates (H, W) in units of the shape's radius and says where the shape is. None of them becomes another
-# when left and right are swapped, as training does.
+# Each function takes coordinates (H, W) in units of the shape's radius and returns where the shape is. No shape becomes
+# another one when left and right are swapped, as augmentation does.
 _SHAPES: dict[str, Shape] = {
     "disc": lambda x, y: x**2 + y**2 < 0.72,
     "square": lambda x, y: np.maximum(abs(x), abs(y)) < 0.75,
@@ -30,7 +32,7 @@ _SHAPES: dict[str, Shape] = {
     "arch": lambda x, y: (np.maximum(abs(x), abs(y)) < 0.85) & ~((abs(x) < 0.35) & (y > -0.3)),
 }
 
-# Each says where the second colour goes.
+# Each function returns where the second colour is.
 _FILLINGS: dict[str, Shape] = {
     "plain": lambda x, y: np.zeros(x.shape, bool),
     "lines": lambda x, y: np.floor(y * 3.2) % 2 == 0,
@@ -48,7 +50,7 @@ MOST_CLASSES = len(_SHAPES) * len(_FILLINGS)
 
 
 def class_names(classes: int) -> list[str]:
-    """Names of the first so many classes: up to ten are shapes in one colour, further ones have fillings too."""
+    """The names of the first ``classes`` classes: the first ten are shapes in one colour, others also have fillings."""
     shapes = list(_SHAPES)
     if classes <= len(shapes):
         return shapes[:classes]
@@ -57,13 +59,13 @@ def class_names(classes: int) -> list[str]:
 
 
 def draw(seed: int, split: str, index: int, classes: int, imgsz: int) -> tuple[np.ndarray, int]:
-    """One picture of the set.
+    """Draw one image of the data set.
 
     Args:
-        seed: of the set.
-        split: ``train`` or ``val``; no picture is in both.
-        index: of the picture.
-        classes: how many there are.
+        seed: seed of the data set.
+        split: ``train`` or ``val``; no image is in both.
+        index: index of the image.
+        classes: number of classes.
         imgsz: side in pixels.
 
     Returns:
@@ -82,7 +84,7 @@ def draw(seed: int, split: str, index: int, classes: int, imgsz: int) -> tuple[n
 
 
 def _colours(rng: np.random.Generator) -> np.ndarray:
-    """Three colours (3, 3) that can be told apart."""
+    """Three colours (3, 3) that can be distinguished."""
     while True:
         colours = rng.uniform(20, 235, (3, 3))
         apart = [np.linalg.norm(colours[a] - colours[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
@@ -91,7 +93,7 @@ def _colours(rng: np.random.Generator) -> np.ndarray:
 
 
 def _coordinates(rng: np.random.Generator, imgsz: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of the pixels, (H, W) each, seen from a shape of random place, size and slight tilt."""
+    """The pixels' coordinates, (H, W) each, relative to a shape of random place and size and with a slight tilt."""
     radius = rng.uniform(0.3, 0.45) * imgsz
     middle = imgsz / 2 + rng.uniform(-1, 1, 2) * (imgsz / 2 - radius)
     angle = rng.uniform(-0.15, 0.15)
@@ -101,7 +103,7 @@ def _coordinates(rng: np.random.Generator, imgsz: int) -> tuple[np.ndarray, np.n
 
 
 def _clutter(rng: np.random.Generator, imgsz: int) -> np.ndarray:
-    """Coarse patches and some lines, (H, W, 3), around 0."""
+    """Coarse patches and some lines, (H, W, 3), with values around 0."""
     cells = 4
     patches = rng.normal(0, 10, (cells, cells, 3)).repeat(-(-imgsz // cells), 0).repeat(-(-imgsz // cells), 1)
     canvas = patches[:imgsz, :imgsz].copy()

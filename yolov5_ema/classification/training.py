@@ -28,13 +28,13 @@ _RESTORED = {"epoch", "global_step", "loops", "optimizer_states", "pytorch-light
 
 @dataclass
 class Machine:
-    """Where a training runs; none of it is meant to change the result.
+    """Where a training runs; this should not change the result.
 
     Attributes:
         accelerator: ``cpu`` or ``gpu``.
-        devices: numbers of the GPUs, or how many processes on a CPU.
-        nodes: machines.
-        workers: processes a process that read images.
+        devices: indices of the GPUs, or the number of processes on a CPU.
+        nodes: number of machines.
+        workers: number of processes that read images, for each training process.
     """
 
     accelerator: str
@@ -44,28 +44,28 @@ class Machine:
 
     @property
     def here(self) -> int:
-        """Processes on this machine."""
+        """The number of processes on this machine."""
         return len(self.devices) if isinstance(self.devices, list) else self.devices
 
     @property
     def world(self) -> int:
-        """Processes in all."""
+        """The number of processes on all machines."""
         return self.here * self.nodes
 
     @property
     def device(self) -> str:
-        """The first device, as torch calls it."""
+        """The first device, by torch's name."""
         return f"cuda:{self.devices[0]}" if isinstance(self.devices, list) else "cpu"
 
 
 def find_machine(device: str, devices: int | None, nodes: int, workers: int) -> Machine:
-    """The machine that flags ask for; under torchrun, its processes.
+    """Return the machine that the flags ask for; under torchrun, its number of processes counts.
 
     Args:
         device: as YOLOv5's ``--device``: empty for the first GPU if there is one, ``cpu``, ``0`` or ``0,1``.
-        devices: processes on each machine; None for one, or one for each GPU in ``device``.
-        nodes: machines.
-        workers: processes a process that read images.
+        devices: processes on each machine; None for one, or for one for each GPU in ``device``.
+        nodes: number of machines.
+        workers: number of processes that read images, for each training process.
 
     Raises:
         UserError: there are no such devices.
@@ -91,7 +91,7 @@ def find_machine(device: str, devices: int | None, nodes: int, workers: int) -> 
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes the files."""
+    """Whether this is the first process, which writes the files."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun
         return os.environ["RANK"] == "0"
     if "SLURM_NTASKS" in os.environ and "SLURM_PROCID" in os.environ:  # srun
@@ -100,7 +100,7 @@ def is_first_process() -> bool:
 
 
 def build_model(settings: Settings, classes: int, *, resumed: bool = False) -> nn.Module:
-    """The model with its first weights, which the seed decides; ``resumed``: others will take their place."""
+    """Build the model with the initial weights of the seed; if ``resumed``, weights from a file will replace them."""
     from yolov5_ema.classification.models import create_classifier
 
     torch.manual_seed(settings.seed)
@@ -115,28 +115,28 @@ def build_model(settings: Settings, classes: int, *, resumed: bool = False) -> n
 
 
 def check(settings: Settings, model: nn.Module, images: int, machine: Machine) -> int:
-    """Whether a training can be run on a machine, and its batch size: the settings', or all images if there are fewer.
+    """Check that a training can run on a machine, and return its batch size, at most the number of images.
 
     Raises:
-        UserError: the batch cannot be shared among the processes, or leaves BatchNorm one image; or the machine
-            lacks what the settings ask for.
+        UserError: the batch cannot be shared among the processes, BatchNorm would get only one image, or the machine
+            cannot do what the settings ask for.
     """
     if settings.precision == "16-mixed" and machine.accelerator == "cpu":
-        raise UserError("--precision 16-mixed is for GPUs; on a CPU bf16-mixed or 32-true")
+        raise UserError("--precision 16-mixed is for GPUs; on a CPU, use bf16-mixed or 32-true")
     if settings.sync_bn and machine.accelerator == "cpu":
         raise UserError("sync_bn is for GPUs: torch has no synchronised BatchNorm on CPUs")
     world = machine.world
     batch = min(settings.batch, images - images % world)
     if settings.batch % world:
         raise UserError(
-            f"--batch {settings.batch} is of all processes together and cannot be shared among {world}"
+            f"--batch {settings.batch} is for all processes together and cannot be shared among {world}"
         )
     if not batch:
-        raise UserError(f"{images} training images for {world} processes")
+        raise UserError(f"{images} training images are too few for {world} processes")
     norms = any(isinstance(module, _BatchNorm) for module in model.modules())
     if batch // world == 1 and norms and not (settings.sync_bn and world > 1):
         raise UserError(
-            f"one image a step{' in each process' if world > 1 else ''} is too few for BatchNorm, which takes its "
+            f"one image per step{' in each process' if world > 1 else ''} is too few for BatchNorm, which takes its "
             "statistics from the batch; --batch must be larger"
         )
     return batch
@@ -150,22 +150,23 @@ def train(
     folder: Path | None,
     last: Path | None = None,
 ) -> list[dict[str, float]]:
-    """Train, and write the files of the run folder.
+    """Train a classifier, and write the files of the run folder.
 
     Args:
-        settings: of the training.
-        data: with the splits ``train`` and ``val``.
-        model: as `build_model` gives it.
-        machine: where.
-        folder: of the run; None in all processes but the first.
-        last: a last.ckpt to go on from.
+        settings: settings of the training.
+        data: a data set with the splits ``train`` and ``val``.
+        model: the model from `build_model`.
+        machine: where to train.
+        folder: folder of the run; None in all processes except the first.
+        last: a last.ckpt to resume from.
 
     Returns:
-        A row of figures an epoch.
+        A row of results for each epoch.
 
     Raises:
-        UserError: the loss is no number any more; a file cannot be read or written; the settings cannot be met.
-        KeyboardInterrupt: the user stopped it. What was finished is on disk.
+        UserError: the loss is not finite, a file cannot be read or written, or the machine cannot do what the settings
+            ask for.
+        KeyboardInterrupt: the user stopped the training. Finished epochs are on disk.
     """
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import TQDMProgressBar
@@ -182,7 +183,7 @@ def train(
         (folder / "weights").mkdir(exist_ok=True)
         _LOGGER.info(f"{describe(settings)}: {parameters:,} parameters, {len(data.names)} classes")
         if batch < settings.batch:
-            _LOGGER.info("--batch %d is more than there are images; %d is taken", settings.batch, batch)
+            _LOGGER.info("--batch %d is more than the number of images; %d is used", settings.batch, batch)
     shown = folder is not None and sys.stdout.isatty() and _LOGGER.isEnabledFor(logging.INFO)
     trainer = Trainer(
         accelerator=machine.accelerator,
@@ -211,14 +212,14 @@ def train(
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """The model with BatchNorm over all processes. torch's own conversion would lose the activations in timm's."""
+    """Give a model BatchNorm over all processes; torch's conversion would lose the activations in timm's BatchNorm."""
     from timm.layers import convert_sync_batchnorm
 
     return convert_sync_batchnorm(model)
 
 
 def check_resumable(last: Path, settings: Settings, module: nn.Module) -> None:
-    """Raise a CheckpointError for a last.ckpt that cannot be read or is of another training."""
+    """Raise a CheckpointError for a last.ckpt that cannot be read or belongs to another training."""
     from yolov5_ema.classification.lightning_module import make_optimizer
     from yolov5_ema.classification.run_files import own_state
 
@@ -228,7 +229,7 @@ def check_resumable(last: Path, settings: Settings, module: nn.Module) -> None:
     differing = sorted(key for key, value in wanted.items() if own["settings"].get(key) != value)
     if differing:
         raise CheckpointError(
-            f"{last} is of a training with other settings than args.yaml: {', '.join(differing)}"
+            f"{last} belongs to a training with other settings than args.yaml: {', '.join(differing)}"
         )
     if _RESTORED - found.keys():
         raise CheckpointError(f"{last} lacks {', '.join(sorted(_RESTORED - found.keys()))}")
@@ -244,7 +245,7 @@ def check_resumable(last: Path, settings: Settings, module: nn.Module) -> None:
 
 
 def best_record(settings: Settings, names: list[str]) -> dict[str, Any]:
-    """What best.pt holds besides weights and figures."""
+    """What best.pt holds besides weights and results."""
     return {
         "model": settings.model,
         "block": settings.block,
@@ -260,7 +261,7 @@ def best_record(settings: Settings, names: list[str]) -> dict[str, Any]:
 
 
 def describe(settings: Settings) -> str:
-    """The model in words."""
+    """A description of the model for messages."""
     options = ", ".join(f"{key}={value}" for key, value in settings.block_options.items())
     block = f" with {settings.block}{f' ({options})' if options else ''}" if settings.block else ""
     return f"{settings.model}{block}, stem {settings.stem}"
@@ -296,7 +297,7 @@ def _fit(trainer: Any, module: Any, loaders: tuple[Any, Any], last: Path | None)
     before = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, *loaders, ckpt_path=None if last is None else str(last))
-    except SystemExit:  # what Lightning makes of Ctrl-C and of SIGTERM
+    except SystemExit:  # Lightning raises it for Ctrl-C and for SIGTERM
         if trainer.received_sigterm:
             raise SystemExit(128 + signal.SIGTERM) from None
         if trainer.interrupted:
@@ -304,12 +305,12 @@ def _fit(trainer: Any, module: Any, loaders: tuple[Any, Any], last: Path | None)
         raise
     finally:
         signal.signal(signal.SIGINT, before)
-    if trainer.interrupted:  # Lightning before 2.3 returns
+    if trainer.interrupted:  # Lightning before 2.3 returns instead of raising
         raise KeyboardInterrupt
 
 
 def _quieten() -> None:
-    """Lightning's remarks on the machine are for developers."""
+    """Silence Lightning's messages about the machine, which are for developers."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")

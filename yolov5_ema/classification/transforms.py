@@ -1,4 +1,4 @@
-"""Pictures as the models take them: augmented for training, resized and cropped for everything else."""
+"""Transforms from images to model inputs: augmentation for training, resizing and cropping for everything else."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def training_transform(
     flip: float = 0.5,
     color_jitter: float = 0.0,
 ) -> Transform:
-    """From a PIL picture in RGB to a normalised (3, imgsz, imgsz) float32 tensor; draws from torch's generator.
+    """From a PIL image in RGB to a normalised (3, imgsz, imgsz) float32 tensor; random choices use torch's generator.
 
     Args:
-        augment: ``crop``, a crop of the picture with ``padding`` pixels of black around it (CIFAR);
-            ``resized-crop``, a part of the picture of any shape, resized (ImageNet); or ``none``.
+        augment: ``crop``, a crop of the image after padding it with ``padding`` black pixels (CIFAR);
+            ``resized-crop``, a part of the image of any shape, resized (ImageNet); or ``none``.
         imgsz: side of the result in pixels.
-        mean: of the channels, 0 to 1.
-        std: of the channels.
+        mean: values for the channels, 0 to 1, that are subtracted.
+        std: values for the channels by which the result is divided.
         padding: pixels on each side; only for ``crop``.
         scale: least and greatest share of the area that is kept; only for ``resized-crop``.
         flip: probability that left and right are swapped.
-        color_jitter: how far brightness, contrast and saturation may change; 0: not at all.
+        color_jitter: how far brightness, contrast and saturation may change; 0 for no change.
     """
     steps: list[Any] = []
     if augment == "resized-crop":
@@ -52,13 +52,13 @@ def training_transform(
 
 
 def evaluation_transform(imgsz: int, crop: float, mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """From a PIL picture in RGB to a normalised (3, imgsz, imgsz) float32 tensor, the same each time.
+    """From a PIL image in RGB to a normalised (3, imgsz, imgsz) float32 tensor, without random choices.
 
     Args:
         imgsz: side of the result in pixels.
-        crop: share of the shorter side that the crop in the middle keeps: 0.875 resizes it to 256 for 224.
-        mean: of the channels, 0 to 1.
-        std: of the channels.
+        crop: share of the shorter side that the central crop keeps: with 0.875, it is resized to 256 for a crop of 224.
+        mean: values for the channels, 0 to 1, that are subtracted.
+        std: values for the channels by which the result is divided.
     """
     resize = transforms.Resize(max(imgsz, round(imgsz / crop)))
     return transforms.Compose([resize, transforms.CenterCrop(imgsz), *_as_tensor(mean, std)])

@@ -1,12 +1,12 @@
-"""Parameters and operations of a model, by each of the ways in which papers count them.
+"""Parameters and operations of a model, counted in each of the ways that papers use.
 
-Everything is counted on the built model, as it runs on the meta device with EMA in the paper's form.
+Everything is counted on the built model while it runs on the meta device, with EMA in the paper's form.
 
-thop (github.com/Lyken17/pytorch-OpCounter) hooks modules, so it does not see what a block computes by functions.
-What it counts of the public blocks is restated here: version 0.0.31 is of YOLOv5 v6.0's time, 0.1.1 is the last
-one. Both see a layer's whole output, and so all groups that EMA folds into the batch; 0.0.31 ends with a TypeError at
-the public EMA and CA, which pool to (None, 1). Adaptive pooling, which it counts too, is left out: less than 1 % in
-any model here (thop 0.1.1 itself says 1.629 G for ResNet50 with the public EMA).
+thop (github.com/Lyken17/pytorch-OpCounter) hooks modules, so it does not see what a block computes with functions. Its
+counts for the public blocks are computed here by its rules: version 0.0.31 is from the time of YOLOv5 v6.0, and 0.1.1
+is the last version. Both see a layer's whole output, and so all groups that EMA folds into the batch. 0.0.31 fails with
+a TypeError at the public EMA and CA, which pool to (None, 1). thop also counts adaptive pooling, which is left out
+here: it is less than 1 % of any model here (thop 0.1.1 itself gives 1.629 G for ResNet50 with the public EMA).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 @dataclass
 class Operations:
-    """Counts for one image: multiply-adds, and what some tools count besides."""
+    """Counts for one image: multiply-adds, and what some tools count in addition."""
 
     full: int = 0
     hooked: int = 0
@@ -69,7 +69,7 @@ class Operations:
 
 @dataclass
 class _Counter:
-    """Formulas for torch's FlopCounterMode that add to ``found`` as they are asked."""
+    """Formulas for torch's FlopCounterMode that add to ``found`` when they are called."""
 
     found: Operations = field(default_factory=Operations)
 
@@ -126,12 +126,12 @@ def count_operations(model: nn.Module, imgsz: int) -> Operations:
 
 
 def parameters_plain(model: nn.Module) -> int:
-    """All parameters."""
+    """The number of all parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def parameters_without_norms(model: nn.Module) -> int:
-    """All parameters but those of BatchNorm and GroupNorm."""
+    """The number of all parameters except those of BatchNorm and GroupNorm."""
     norms = sum(
         p.numel() for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)
     )

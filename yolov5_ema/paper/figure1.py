@@ -1,4 +1,4 @@
-"""The paper's Figure 1: accuracy on CIFAR-100 against parameters, from its numbers and from runs of one's own."""
+"""The paper's Figure 1: accuracy on CIFAR-100 against parameters, from the paper's numbers and from own runs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from yolov5_ema.paper.printed import accuracy_source, printed_tables
 from yolov5_ema.reading import read_json
 
 _SIZE, _DPI = (8.0, 5.5), 150
-_PAPER, _YOURS, _EMA = "#555555", "#0072B2", "#D55E00"  # told apart also by those who see no red or green
-_NEAR = 18  # points; a name further from its marker gets a line to it
-# where a label may stand, in points from its marker; the first that is free is taken
+# these colours can also be distinguished with red-green colour blindness
+_PAPER, _YOURS, _EMA = "#555555", "#0072B2", "#D55E00"
+_NEAR = 18  # points; a label further from its marker gets a line to it
+# offsets of a label from its marker in points; the first free one is used
 _OFFSETS = [
     (x * reach, y * reach)
     for reach in (9, 18, 30, 45, 60)
@@ -32,7 +33,7 @@ _OFFSETS = [
 
 @dataclass(frozen=True)
 class Point:
-    """A model: its parameters in millions, and top-1 in percent of one run or several."""
+    """A model: its parameters in millions, and the top-1 in percent of one or several runs."""
 
     label: str
     parameters: float
@@ -45,10 +46,11 @@ class Point:
 
 
 def paper_points(plain: bool = False) -> list[Point]:
-    """ResNet50 and its variants, of Table 1.
+    """Return ResNet50 and its variants from Table 1.
 
     Args:
-        plain: count parameters on the built models, instead of what the paper prints, which is counted in two ways.
+        plain: count all parameters of the built models. Otherwise the paper's printed numbers are used, which are
+            counted in two different ways.
     """
     points = []
     for row in printed_tables()[0].rows:
@@ -60,13 +62,13 @@ def paper_points(plain: bool = False) -> list[Point]:
 
 
 def run_points(runs: Sequence[Path]) -> list[Point]:
-    """Runs of `yolov5-ema classify`; those of one model, block and number of parameters become one point.
+    """Read runs of `yolov5-ema classify`; runs with the same model, block and number of parameters become one point.
 
     Args:
         runs: folders with a ``metrics.json``, or such files.
 
     Raises:
-        UserError: one is no run of a classifier.
+        UserError: one of them is not a run of a classifier.
     """
     groups: dict[tuple[str, float], list[float]] = {}
     for run in runs:
@@ -77,7 +79,7 @@ def run_points(runs: Sequence[Path]) -> list[Point]:
 
 def draw(points: Sequence[Point], files: Sequence[Path]) -> None:
     """Write the picture to each file, in the format of its name (PNG, SVG)."""
-    # whatever YOLOv5's plots set; the same bytes each time
+    # independent of the style that YOLOv5's plots set, and the same bytes each time
     with style.context("default"), rc_context({"svg.hashsalt": "figure1", "font.size": 10}):
         figure = compose(points)
         for file in files:
@@ -86,13 +88,13 @@ def draw(points: Sequence[Point], files: Sequence[Path]) -> None:
 
 
 def compose(points: Sequence[Point]) -> Figure:
-    """The picture, with no name over another or over a point."""
+    """Make the figure; labels do not overlap each other or the points."""
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     _mark(axes, points)
     _frame(axes, points)
-    figure.draw_without_rendering()  # the places of things are known from here on
+    figure.draw_without_rendering()  # after this, the positions of all elements are known
     _label(figure, axes, points)
     return figure
 
@@ -115,7 +117,7 @@ def _read_run(run: Path) -> tuple[str, float, float]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: not the metrics of a classifier: {type(error).__name__} {error}") from error
     if not 0 <= top1 <= 1 or parameters <= 0:
-        raise UserError(f"{file}: top1 {top1} should be from 0 to 1, and parameters {parameters:.0f} above 0")
+        raise UserError(f"{file}: top1 {top1} must be from 0 to 1, and parameters {parameters:.0f} above 0")
     return f"{model} + {block}" if block else model, parameters / 1e6, 100 * top1
 
 
@@ -159,14 +161,14 @@ def _frame(axes: Any, points: Sequence[Point]) -> None:
         axes.plot([], [], "o", color=_PAPER, label="the paper: ResNet50 on CIFAR-100")
         notes.append(f"The paper's accuracies: {accuracy_source()}.")
     if any(not point.from_paper for point in points):
-        axes.plot([], [], "D", color=_YOURS, label="own runs: mean, and each where there are several")
+        axes.plot([], [], "D", color=_YOURS, label="own runs: mean, and each run if there are several")
         notes.append("Own runs are comparable only on the same data with the same recipe.")
     axes.legend(loc="lower right", fontsize=9)
     axes.figure.supxlabel("\n".join(notes), fontsize=7.5, color="#555555", x=0.01, ha="left")
 
 
 def _label(figure: Any, axes: Any, points: Sequence[Point]) -> None:
-    """Write each name where nothing else is."""
+    """Write each label at a free place."""
     taken = [axes.get_legend().get_window_extent(), *_marker_boxes(axes, points)]
     inside = axes.get_window_extent()
     for point in sorted(points, key=lambda p: (p.parameters, p.mean)):

@@ -1,4 +1,4 @@
-"""Which way of counting gives a printed figure: by its own digits, never by nearness."""
+"""Finding the way of counting that gives a printed number: its digits must match exactly, not approximately."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROUNDED, CUT_OFF, TWO_DIGITS = "rounded", "cut off", "to two digits"
 
 
 class Match(NamedTuple):
-    """The convention that gives a figure, its exact value, and how the digits were made of it."""
+    """The convention that gives a printed number, its exact value, and how the digits were derived from it."""
 
     convention: str
     value: float
@@ -18,11 +18,11 @@ class Match(NamedTuple):
 
 
 def explain(printed: str, values: Mapping[str, float]) -> Match | None:
-    """The first convention that gives a printed figure; rounding is tried with all of them first, cutting off last.
+    """Return the first convention that gives a printed number; rounding is tried first for all, cutting off last.
 
     Args:
-        printed: as it stands, such as "23.71"; its decimals are the precision.
-        values: convention to value, in the figure's unit.
+        printed: the printed text, such as "23.71"; its decimals give the precision.
+        values: the value of each convention, in the unit of the printed number.
 
     >>> explain("23.71", {"plain": 23.735460, "no-norm": 23.652132})
     >>> explain("23.84", {"plain": 23.903620, "no-norm": 23.849556})
@@ -37,7 +37,7 @@ def explain(printed: str, values: Mapping[str, float]) -> Match | None:
 
 def _prints(value: float, printed: str, how: str) -> bool:
     figure = Decimal(printed)
-    if how == TWO_DIGITS:  # as 300 and 310 are, of 301.15 and 306.67
+    if how == TWO_DIGITS:  # such as 300 for 301.15 and 310 for 306.67
         step = Decimal(1).scaleb(figure.adjusted() - 1)
         whole = "." not in printed and figure % step == 0
         return whole and Decimal(value).quantize(step, ROUND_HALF_UP) == figure

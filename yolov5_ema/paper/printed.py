@@ -1,4 +1,4 @@
-"""What the paper prints: `printed.yaml` as objects."""
+"""The numbers that the paper prints: `printed.yaml` as objects."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FILE = Path(__file__).with_name("printed.yaml")
 
 @dataclass(frozen=True)
 class PrintedRow:
-    """A row of a table of the paper's, figures as text; empty where it prints none.
+    """A row of one of the paper's tables, with numbers as text; the text is empty if the paper prints no number.
 
-    One of ``classifier`` (a name), ``cfg`` (a YAML's name) and ``detector`` (options of `build_cfg`) says what to
-    build.
+    One of ``classifier`` (a name), ``cfg`` (a YAML's name) and ``detector`` (options of `build_cfg`) says which model
+    to build.
     """
 
     label: str
@@ -32,7 +32,7 @@ class PrintedRow:
 
 @dataclass(frozen=True)
 class PrintedTable:
-    """A table of the paper's, or the half of one on a data set; ``operations`` is the unit of that column."""
+    """One of the paper's tables, or the half of it for one data set; ``operations`` is the unit of that column."""
 
     table: str
     title: str
@@ -43,12 +43,12 @@ class PrintedTable:
 
 @functools.cache
 def printed_tables() -> list[PrintedTable]:
-    """All of them, in the paper's order."""
+    """All of the tables, in the paper's order."""
     return [_table(entry) for entry in _content()["tables"]]
 
 
 def accuracy_source() -> str:
-    """Where the accuracies are from."""
+    """The source of the accuracies."""
     return str(_content()["accuracy_source"])
 
 

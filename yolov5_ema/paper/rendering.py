@@ -1,4 +1,4 @@
-"""The comparison with the paper's tables as text, Markdown and JSON; the same lines in each."""
+"""The comparison with the paper's tables as text, Markdown and JSON, with the same rows in each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORDS = {ROUNDED: "yes", TWO_DIGITS: "to two digits", CUT_OFF: "only cut off", 
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:
-    """Everything, for a program."""
+    """The whole comparison, for programs."""
     return {
         "conventions": CONVENTIONS,
         "accuracy_source": accuracy_source(),
@@ -31,7 +31,7 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """For a terminal."""
+    """The comparison for a terminal."""
     parts = []
     for title, lines in _tables(rows):
         parts += [title, aligned([_HEADER, *lines], left=_LEFT), ""]
@@ -40,7 +40,7 @@ def as_text(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """For a page."""
+    """The comparison for a page of the documentation."""
     parts = []
     for title, lines in _tables(rows):
         dashes = ["---" if place in _LEFT else "---:" for place in range(len(_HEADER))]

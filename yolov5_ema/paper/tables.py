@@ -1,4 +1,4 @@
-"""The models of the paper's tables, built and counted, beside what the paper prints."""
+"""The models of the paper's tables, built and counted, and compared with the printed numbers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,14 @@ from yolov5_ema.paper.matching import CUT_OFF, ROUNDED, explain
 from yolov5_ema.paper.printed import PrintedRow, PrintedTable
 from yolov5_ema.resources import find_shipped
 
-_UNITS = {
-    "M": 1e6,
-    "G MACs": 1e9,
-    "M MACs": 1e6,
-    "GFLOPs": 0.5e9,
-}  # in multiply-adds, of which a GFLOP is half
+# in multiply-adds, each of which counts as two FLOPs
+_UNITS = {"M": 1e6, "G MACs": 1e9, "M MACs": 1e6, "GFLOPs": 0.5e9}
 _DETECTOR_IMGSZ = 640
 
 
 @dataclass(frozen=True)
 class Counts:
-    """A built model: parameters and multiply-adds by convention; ``full`` is what runs."""
+    """The counts of a built model: parameters and multiply-adds by convention; ``full`` counts all that runs."""
 
     parameters: dict[str, int]
     operations: dict[str, int]
@@ -41,18 +37,19 @@ class Counts:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the paper's beside ours.
+    """One printed number of the paper and our counts.
 
     Attributes:
         kind: "parameters" or "operations".
-        unit: of all numbers here.
-        printed: the paper's; empty where it has none.
+        unit: unit of all numbers here.
+        printed: the paper's number; empty if it prints none.
         ours: all parameters, or all operations that run.
-        conventions: what each way of counting gives.
-        convention, explained, how: the way that gives the printed figure, its value, and how its digits were made;
-            empty and None where none does.
-        over: ours, less that of the row it is compared with; None for a baseline.
-        as_without_block: no way gives it by rounding, and one gives it for the row without the block.
+        conventions: the result of each way of counting.
+        convention, explained, how: the way of counting that gives the printed number, its value, and how the digits were
+            derived; empty and None if no way gives it.
+        over: our number minus that of the row it is compared with; None for a baseline.
+        as_without_block: whether no way of counting gives the number by rounding, but one gives it for the row without
+            the block.
     """
 
     kind: str
@@ -73,7 +70,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: two figures, and the accuracies that the paper's authors print (quoted)."""
+    """A row of a table: two numbers, and the accuracies as quoted from the paper's authors."""
 
     table: str
     title: str
@@ -86,7 +83,7 @@ class Row:
 
 
 def compare_tables(tables: Iterable[PrintedTable]) -> Iterator[Row]:
-    """Build and count every model of the tables; a row as soon as it is there."""
+    """Build and count every model of the tables, and yield each row as soon as it is ready."""
     seen: dict[str, Counts] = {}
     for table in tables:
         counts: dict[str, Counts] = {}
@@ -142,10 +139,10 @@ def _count_detector(printed: PrintedRow) -> Counts:
     yolo = engine.module("models.yolo")
     cfg = build_cfg(**printed.detector) if printed.detector else str(find_shipped(printed.cfg))
     with quiet():
-        model = yolo.Model(cfg)  # on the CPU: it compares the values of its anchors
+        model = yolo.Model(cfg)  # on the CPU, because YOLOv5 compares the values of the anchors
     stride = max(int(model.stride.max()), 32)
     model = model.to("meta").eval()
-    _last(model).train()  # builds no grids; the convolutions are the same
+    _last(model).train()  # in training mode, Detect runs the same convolutions but builds no grids
     whole, small = count_operations(model, _DETECTOR_IMGSZ), count_operations(model, stride)
     scale, counted = (_DETECTOR_IMGSZ // stride) ** 2, small.by_convention()
     ways = {"summary": "thop 0.0.31", "once summary": "once 0.0.31"}
