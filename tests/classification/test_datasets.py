@@ -124,8 +124,8 @@ def test_all_hundred_classes_differ_in_shape_or_filling():
     [
         ("synthetic:classes=1", 32, "2 to 100"),
         ("synthetic:classes=101", 32, "2 to 100"),
-        ("synthetic:train=0", 32, "'train=0' is no size"),
-        ("synthetic:trian=5", 32, "'trian=5' is no size"),
+        ("synthetic:train=0", 32, "'train=0' is not a size"),
+        ("synthetic:trian=5", 32, "'trian=5' is not a size"),
         ("synthetic", 8, "below 16 pixels"),
     ],
 )

@@ -95,7 +95,7 @@ def test_mistakes_are_named_and_leave_nothing(own_folder, runs, tmp_path):
     mistakes = {
         "no metrics.json; name a run": ["--runs", str(tmp_path)],
         "not the metrics of a classifier: KeyError 'model'": ["--runs", str(wrong)],
-        r"top1 78\.5 should be from 0 to 1": ["--runs", str(percent)],
+        r"top1 78\.5 must be from 0 to 1": ["--runs", str(percent)],
         "a PNG and an SVG are written": ["-o", "figure.pdf"],
         r"there\.png is there already; --force": ["-o", "there"],
         "name runs with --runs": ["--only-runs"],

@@ -22,9 +22,8 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     def average(kept: torch.Tensor, new: torch.Tensor, updates: torch.Tensor | int) -> torch.Tensor:
         if not kept.is_floating_point():
             return new
-        share = torch.clamp(
-            9 / (10 + torch.as_tensor(updates)), min=1 - decay
-        )  # 1 - d, as float32 would round it off
+        # 1 - d, computed directly because 1 - d loses digits in float32
+        share = torch.clamp(9 / (10 + torch.as_tensor(updates)), min=1 - decay)
         return torch.lerp(kept, new.to(kept.dtype), share.to(kept.dtype))
 
     follower = AveragedModel(model, avg_fn=average, use_buffers=True)

@@ -164,9 +164,8 @@ def _fetch(url: str, draft: Path, timeout: float) -> None:
 
 
 def _md5_of(file: Path) -> str:
-    digest = hashlib.md5(
-        usedforsecurity=False
-    )  # the published checksum, against damage and not against attacks
+    # the published checksum: it protects against damage, not against attacks
+    digest = hashlib.md5(usedforsecurity=False)
     with open_regular(file) as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)

@@ -312,9 +312,8 @@ def log_tail(run: Run) -> str:
     try:
         with files.open_regular(run.log) as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - _MOST_LOG))
-            text = stream.read(_MOST_LOG).decode(
-                errors="replace"
-            )  # as text, "\r" would read as an end of line
+            # in text mode, "\r" would count as the end of a line
+            text = stream.read(_MOST_LOG).decode(errors="replace")
     except OSError:
         return ""
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.replace("\r\n", "\n").split("\n")]

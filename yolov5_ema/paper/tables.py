@@ -45,8 +45,8 @@ class Figure:
         printed: the paper's number; empty if it prints none.
         ours: all parameters, or all operations that run.
         conventions: the result of each way of counting.
-        convention, explained, how: the way of counting that gives the printed number, its value, and how the digits were
-            derived; empty and None if no way gives it.
+        convention, explained, how: the way of counting that gives the printed number, its value, and how the digits
+            were derived; empty and None if no way gives it.
         over: our number minus that of the row it is compared with; None for a baseline.
         as_without_block: whether no way of counting gives the number by rounding, but one gives it for the row without
             the block.

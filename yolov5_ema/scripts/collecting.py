@@ -83,9 +83,8 @@ def image_by_image(suppress: Callable[..., list[Any]]) -> Callable[..., list[Any
 
     @functools.wraps(suppress)
     def wrapper(prediction: Any, *args: Any, labels: Any = (), **kwargs: Any) -> list[Any]:
-        rows = (
-            prediction[0] if isinstance(prediction, (list, tuple)) else prediction
-        )  # (n, rows, 5 + classes)
+        # (n, rows, 5 + classes)
+        rows = prediction[0] if isinstance(prediction, (list, tuple)) else prediction
         found = []
         for index in range(len(rows)):
             own = [labels[index]] if len(labels) else ()

@@ -90,9 +90,8 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     """
     has_folder, name = _classifies(script), script
     script = script.split(".")[-1]
-    if resumed_training.resumes(
-        opt
-    ):  # the other options come from the run, and are checked where they are read
+    # a resumed run brings the other options, which are checked where they are read
+    if resumed_training.resumes(opt):
         return resumed_training.refuse_unguarded(engine.module(name))
     if getattr(opt, "cfg", ""):
         content = check_model(opt.cfg, engine)
@@ -116,9 +115,8 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
 
 def _weights_of(opt: argparse.Namespace) -> list[str]:
     weights = getattr(opt, "weights", None)
-    classifier = getattr(
-        opt, "model", None
-    )  # of classify/train.py: a file, or the name of a torchvision model
+    # of classify/train.py: a file, or the name of a torchvision model
+    classifier = getattr(opt, "model", None)
     if not weights and str(classifier).endswith(".pt"):
         weights = classifier
     if not weights:
@@ -193,7 +191,8 @@ def _check_names_of_results(opt: argparse.Namespace, dataset: Dataset) -> None:
     by_id, by_stem = getattr(opt, "save_json", False), getattr(opt, "save_txt", False)
     if opt.task not in ("train", "val", "test") or not (by_id or by_stem):
         return
-    with contextlib.suppress(ConfigError):  # images that YOLOv5 fetches, or names that are fine with it
+    # the images may still have to be downloaded, or only YOLOv5 accepts the class names
+    with contextlib.suppress(ConfigError):
         images = dataset.images(opt.task)
         why = f"{'--save-json' if by_id else '--save-txt'} tells detections apart by that alone"
         named_once(images, why, image_id if by_id else name_of)
