@@ -95,7 +95,7 @@ def test_what_is_a_classifier(saved, tmp_path):
     ("changes", "words"),
     [
         ({"version": 2}, "version 2"),
-        ({"format": "x"}, "no classifier"),
+        ({"format": "x"}, "not a classifier"),
         ({"names": NAMES[:2]}, "3 classes, but 2 names"),
         ({"names": [1, 2, 3]}, "names of classes"),
         ({"num_classes": "3"}, "'num_classes' is missing or has the wrong type"),
