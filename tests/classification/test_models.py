@@ -311,7 +311,7 @@ class TestPretrained:
         for key, value in state.items():
             torch.testing.assert_close(loaded[key], value, rtol=0, atol=0)
         assert {k.split(".")[2] for k in set(loaded) - set(state)} == {"se"}
-        assert f"{len(state)} tensors loaded; fresh: blocks" in capsys.readouterr().err
+        assert f"{len(state)} tensors loaded; new weights: blocks" in capsys.readouterr().err
 
     def test_a_file_of_safetensors_is_loaded_with_another_classifier_and_stem(self, plain, tmp_path, capsys):
         state, _ = plain
@@ -322,7 +322,7 @@ class TestPretrained:
         fresh = ("fc.weight", "fc.bias", "conv1.weight")
         for key, value in model.state_dict().items():
             assert key in fresh or torch.equal(value, state[key]), key
-        assert f"{len(state) - 3} tensors loaded; fresh: classifier, stem" in capsys.readouterr().err
+        assert f"{len(state) - 3} tensors loaded; new weights: classifier, stem" in capsys.readouterr().err
 
     def test_a_checkpoint_with_blocks_loads_wholly(self, tmp_path, capsys):
         trained = create_classifier("resnet10t", "EMA", num_classes=6)

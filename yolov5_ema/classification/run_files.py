@@ -39,7 +39,7 @@ class WholeFiles(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load tensors and plain values only, whatever the arguments say.
+        """Load tensors and plain values only; arguments that ask for more are ignored.
 
         Raises:
             CheckpointError: the file is missing, incomplete, or holds more than that.

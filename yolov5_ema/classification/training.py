@@ -232,7 +232,9 @@ def check_resumable(last: Path, settings: Settings, module: nn.Module) -> None:
             f"{last} belongs to a training with other settings than args.yaml: {', '.join(differing)}"
         )
     if _RESTORED - found.keys():
-        raise CheckpointError(f"{last} lacks {', '.join(sorted(_RESTORED - found.keys()))}")
+        raise CheckpointError(
+            f"{last}: missing: {', '.join(sorted(_RESTORED - found.keys()))}; it cannot be resumed"
+        )
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     kept = {name: getattr(tensor, "shape", None) for name, tensor in found.get("state_dict", {}).items()}
     if shapes != kept:

@@ -64,7 +64,7 @@ def refuse_what_cannot_be(opt: argparse.Namespace, engine: Engine) -> None:
     blocks = _attention_blocks(opt, engine) if tensorflow else []
     if blocks:
         raise UserError(
-            f"--include {' '.join(tensorflow)}: YOLOv5 rebuilds the model in TensorFlow with a parser of its own, "
+            f"--include {' '.join(tensorflow)}: YOLOv5 rebuilds the model in TensorFlow with another parser, "
             f"which does not know {', '.join(blocks)}. Export onnx and convert that file instead."
         )
     if "engine" in wanted and (str(opt.device).strip().lower() == "cpu" or not torch.cuda.is_available()):

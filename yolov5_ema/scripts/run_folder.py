@@ -1,4 +1,4 @@
-"""Which folder a YOLOv5 script takes for its run: watched through its own call of `increment_path`."""
+"""The folder that a YOLOv5 script uses for its run, found by watching the script's call of `increment_path`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SETTINGS = {"opt.yaml", "hyp.yaml"}
 
 
 class WatchedRunFolder:
-    """What one run of a YOLOv5 script made, as its own call of `increment_path` says.
+    """The folder that one run of a YOLOv5 script uses, from the script's call of `increment_path`.
 
-    The folder is made at once: had the script made it a little later, two runs could have found the same name free.
+    The folder is made within that call. Otherwise two runs could find the same name free.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,9 @@ class WatchedRunFolder:
         """Watch the `increment_path` that a script module uses."""
         made = cls()
         increment_path = getattr(module, "increment_path", None)
-        if increment_path is None or int(os.environ.get("RANK", "-1")) > 0:  # the first rank's is for all
+        if (
+            increment_path is None or int(os.environ.get("RANK", "-1")) > 0
+        ):  # all ranks use the folder of the first
             return made
 
         def noted(*args: Any, **kwargs: Any) -> Path:
@@ -52,7 +54,7 @@ class WatchedRunFolder:
 
     @contextlib.contextmanager
     def removed_if_refused(self) -> Iterator[None]:
-        """On a UserError, remove the run's folder if it holds settings only, and the folders above that it made."""
+        """On a UserError, remove the run's folder if it holds only settings, and the parent folders made for it."""
         with self._locks:
             try:
                 yield
@@ -62,14 +64,14 @@ class WatchedRunFolder:
                 raise
 
     def _make(self, path: Path) -> bool:
-        """Whether the folder was made now; YOLOv5 makes it too, and says why it cannot."""
+        """Try to make the folder and return whether it was made; if not, YOLOv5 tries again and reports the reason."""
         with contextlib.suppress(OSError):
             self._made.append(RunFolder.make(path.absolute()))
             return True
         return False
 
     def _hold(self, path: Path) -> None:
-        """With ``--exist-ok`` two runs could write into one folder: the second is refused."""
+        """Lock the folder: with ``--exist-ok``, two runs could write into it, and the second one is refused."""
         if path in self._held:
             return
         with contextlib.suppress(OSError):
@@ -94,5 +96,5 @@ def _remove_without_results(made: RunFolder) -> None:
 
 
 def _asked(path: Any, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> tuple[bool, bool]:
-    """Whether `increment_path` is to take a folder that may be there already, and whether it makes it itself."""
+    """From the arguments of `increment_path`: whether the folder may already exist, and whether the call makes it."""
     return bool(exist_ok), bool(mkdir)

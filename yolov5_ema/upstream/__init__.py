@@ -1,1 +1,1 @@
-"""The YOLOv5 that is driven, as it stands: where it is, what its source says, and how it is patched."""
+"""The YOLOv5 that the commands run: where it is, what its source code says, and how it is patched."""

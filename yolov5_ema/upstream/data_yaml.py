@@ -1,4 +1,4 @@
-"""Where a data YAML's images are, as the YOLOv5 at hand sees it, and whether what it says to fetch is fetched."""
+"""Opening data YAMLs in the way of the YOLOv5 in use, and deciding whether their downloads are allowed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from yolov5_ema.resources import data_dir, find_shipped
 from yolov5_ema.upstream.loaders import image_suffixes, polygon_from
 from yolov5_ema.upstream.locate import Engine, locate
 
-# the data YAMLs of YOLOv5 v6.0 and later; others in its folder are what a user has put there
+# the data YAMLs of YOLOv5 v6.0 and later; other files in its folder come from the user
 _OF_YOLOV5 = frozenset(
     (
         "argoverse",
@@ -38,15 +38,15 @@ _OF_YOLOV5 = frozenset(
     + ("imagenet1000", "objects365", "sku-110k", "visdrone", "voc", "xview")
 )
 _NOT_FETCHED = (
-    ". What it says under 'download' is done only out of YOLOv5's own YAMLs: fetch the images yourself, if you know "
-    "where they come from."
+    ". Its 'download' is not run, because only those of YOLOv5's own YAMLs are: fetch the images yourself if you trust "
+    "their source."
 )
 _approved: ContextVar[str | None] = ContextVar("approved download", default=None)
 _opened: ContextVar[dict[Path, Dataset] | None] = ContextVar("opened data sets", default=None)
 
 
 def find_yaml(name: str, engine: Engine | None = None) -> Path | None:
-    """The YAML that a path or a bare name means: the user's file, one of ours, or one of YOLOv5's; None for none."""
+    """Find the YAML of a path or a bare name: the user's file, a shipped one, or one of YOLOv5's; None if not found."""
     if name and is_there(Path(name)):
         return Path(name)
     shipped = find_shipped(name)
@@ -57,14 +57,14 @@ def find_yaml(name: str, engine: Engine | None = None) -> Path | None:
 
 
 def open_dataset(name: str, engine: Engine | None = None, *, as_yolov5_takes_it: bool = False) -> Dataset:
-    """The data set of a data YAML, found and read as `val` of the YOLOv5 at hand would.
+    """Open the data set of a data YAML, found and read in the same way as by `val` of the YOLOv5 in use.
 
-    All commands open data sets here. It stands beside what is known of each YOLOv5, for where files are looked for
-    and what is read of them is a matter of its release; the room `data` knows of none.
+    All commands open data sets with this function. It is in this room, and not in `data`, because releases of YOLOv5
+    differ in where they look for files and what they read; `data` does not know any YOLOv5.
 
     Args:
         name: the user's YAML, or the bare name of one that ships with yolov5-ema or with YOLOv5.
-        engine: the YOLOv5; None: whichever is found, if one is.
+        engine: the YOLOv5; None for the one that `locate` finds, if any.
         as_yolov5_takes_it: see `load_dataset`.
 
     Raises:
@@ -88,12 +88,12 @@ def open_dataset(name: str, engine: Engine | None = None, *, as_yolov5_takes_it:
 
 @contextmanager
 def opening_once(*known: Dataset) -> Iterator[None]:
-    """Within: `open_dataset` reads each data YAML once, and the images of each split are looked for once.
+    """Within: `open_dataset` reads each data YAML once, and the images of each split are searched once.
 
-    A command's own steps so get the same data set as YOLOv5, which asks for its own by the name of the file.
+    So the steps of a command get the same data set as YOLOv5, which opens it again by the name of the file.
 
     Args:
-        known: what is open already.
+        known: data sets that are already open.
     """
     token = _opened.set({**(_opened.get() or {}), **{dataset.file.absolute(): dataset for dataset in known}})
     try:
@@ -103,7 +103,7 @@ def opening_once(*known: Dataset) -> Iterator[None]:
 
 
 def engine_at_hand() -> Engine | None:
-    """The YOLOv5 that commands would run, without importing it; None if there is none."""
+    """The YOLOv5 that the commands would run, without importing it; None if none is found."""
     try:
         return locate()
     except EngineNotFoundError:
@@ -111,10 +111,10 @@ def engine_at_hand() -> Engine | None:
 
 
 def conventions_of(engine: Engine | None) -> Conventions:
-    """How a YOLOv5 reads data sets; None: as the newest does.
+    """How a YOLOv5 reads data sets; for None, how the newest does.
 
-    A relative ``path`` means, in v6.0, one from the working directory, and from v6.1 on one from YOLOv5's own folder,
-    which for the PyPI package is inside site-packages.
+    In v6.0, a relative ``path`` starts from the working directory. From v6.1 on, it starts from YOLOv5's own folder,
+    which is inside site-packages for the PyPI package.
     """
     if engine is None:
         return Conventions()
@@ -123,10 +123,10 @@ def conventions_of(engine: Engine | None) -> Conventions:
 
 
 def may_download(file: Path, engine: Engine) -> bool:
-    """Whether what a data YAML says under ``download`` is done: in YOLOv5's own and in ours.
+    """Whether the ``download`` of a data YAML may run: only if the YAML ships with YOLOv5 or with this package.
 
-    It is code, a command of a shell, or an archive that is unpacked where the YAML says: out of a stranger's file each
-    of them could change anything on the machine.
+    A ``download`` is code, a shell command, or an archive that is unpacked where the YAML says. In a file from somebody
+    else, each of them could change anything on the machine.
     """
     place = file.resolve()
     if place.parent == data_dir().resolve():
@@ -136,7 +136,7 @@ def may_download(file: Path, engine: Engine) -> bool:
 
 @contextmanager
 def approving(download: Any) -> Iterator[None]:
-    """Within: `approved_download` says yes to this text, and to no other."""
+    """Within: `approved_download` is True for this text only."""
     token = _approved.set(download if isinstance(download, str) else None)
     try:
         yield
@@ -145,7 +145,7 @@ def approving(download: Any) -> Iterator[None]:
 
 
 def approved_download(text: Any) -> bool:
-    """Whether a text is the ``download`` of the data YAML that is being looked at, and may be run."""
+    """Whether a text is the ``download`` of the data YAML that is being read, and may be run."""
     return isinstance(text, str) and text == _approved.get()
 
 
@@ -153,12 +153,12 @@ def check_data(dataset: Dataset, splits: Iterable[str], engine: Engine) -> None:
     """Check that splits of a data set have images.
 
     Raises:
-        ConfigError: names the file, the key or the folder, and what to do.
+        ConfigError: a split cannot be used; the message names the file, the key or the folder, and says what to do.
     """
     if names_coco_files(dataset.content) and "train" in splits:
         _check_coco_keys(dataset.content, dataset.file)
         return
-    for split in SPLITS:  # YOLOv5 puts the root before each, whichever it goes on to use
+    for split in SPLITS:  # YOLOv5 joins the root and every split, also those that it does not use
         dataset.entries(split)
     for split in splits:
         try:
@@ -174,5 +174,6 @@ def _check_coco_keys(content: Mapping[str, Any], file: Path) -> None:
         value = content.get(key)
         if not isinstance(value, str) or not is_there(Path(value)):
             raise ConfigError(
-                f"{file}: {key} must name what is there, not {reprlib.repr(value)} (train_json_path asks for COCO data)"
+                f"{file}: {key} must name an existing file or folder, not {reprlib.repr(value)} "
+                "(the key train_json_path says that this is COCO data)"
             )

@@ -1,4 +1,4 @@
-"""What the data loader of a YOLOv5 reads, as its source says."""
+"""What the data loader of a YOLOv5 reads, according to its source code."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ _OF_ROWS = (ast.GeneratorExp, ast.ListComp)
 
 
 def loader_module(engine: Engine) -> str:
-    """The module of its loaders, which v6.1 and earlier call otherwise."""
+    """The module of a YOLOv5's data loaders; its name changed after v6.1."""
     return "utils.dataloaders" if engine.has_script("utils.dataloaders") else "utils.datasets"
 
 
 @functools.lru_cache(maxsize=1)
 def loader_code(engine: Engine) -> Code:
-    """The source of its loaders; an empty one if it has none."""
+    """The code of a YOLOv5's data loaders; empty if there is no such file."""
     file = engine.root / f"{loader_module(engine).replace('.', '/')}.py"
     return code_in(file) if file.is_file() else Code("")
 
 
 def image_suffixes(engine: Engine) -> frozenset[str]:
-    """Suffixes of the images that it reads, such as ``.jpg``."""
+    """The suffixes of the images that a YOLOv5 reads, such as ``.jpg``."""
     return _suffixes(loader_code(engine), "IMG_FORMATS") or IMAGE_SUFFIXES
 
 
 def video_suffixes(engine: Engine) -> frozenset[str]:
-    """Suffixes of the videos that it reads, such as ``.mp4``."""
+    """The suffixes of the videos that a YOLOv5 reads, such as ``.mp4``."""
     return _suffixes(loader_code(engine), "VID_FORMATS") or VIDEO_SUFFIXES
 
 
 def polygon_from(engine: Engine | None) -> int:
-    """From how many columns on a YOLOv5 takes a label row for a polygon; see `POLYGON_FROM`."""
+    """The number of columns from which a YOLOv5 reads a label row as a polygon; see `POLYGON_FROM`."""
     if engine is None:
         return POLYGON_FROM
     asked = (_asked_columns(of_rows) for kind in _OF_ROWS for of_rows in loader_code(engine).all(kind))

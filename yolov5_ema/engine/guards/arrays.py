@@ -83,7 +83,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 
 ARRAYS = Quirk(
     name="arrays",
-    symptom="labels/train.cache of a data set runs the code in it; a link beside it is written through",
+    symptom="code in a data set's labels/train.cache is run; a link in place of a file there is written through",
     versions="all",
     needed=_needed,
     settled=by_absence,

@@ -113,7 +113,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 
 DATASETS = Quirk(
     name="data-sets",
-    symptom="'download' in a data YAML runs; Dataset not found, although its path is right from here or from beside it",
+    symptom="'download' in a data YAML runs; Dataset not found, although its path is right from here or from the YAML",
     versions="all",
     needed=_needed,
     apply=_apply,

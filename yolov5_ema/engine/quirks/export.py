@@ -19,7 +19,7 @@ def _onnx_needed(module: SourceModule) -> str | None:
     dynamo = inspect.signature(torch.onnx.export).parameters.get("dynamo")
     if dynamo is None or not dynamo.default:
         return None
-    return f"torch {torch.__version__} exports through onnxscript unless told otherwise"
+    return f"torch {torch.__version__} exports through onnxscript by default"
 
 
 def _onnx_settled(module: SourceModule) -> bool:
