@@ -158,7 +158,7 @@ def _checked(values: Iterable[float]) -> np.ndarray:
 
 
 def _p_value(mean: float, sd: float, n: int) -> float:
-    """Of the two-sided paired t test."""
+    """The p value of the two-sided paired t test."""
     from scipy import stats
 
     return float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))

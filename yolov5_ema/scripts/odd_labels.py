@@ -33,7 +33,7 @@ def odd_images_kept(engine: Engine, dataset: Dataset) -> Iterator[None]:
 
     Args:
         engine: the YOLOv5, with the shim installed.
-        dataset: whose labels they have.
+        dataset: the data set that the labels belong to.
     """
     module: Any = engine.module(loader_module(engine))
     kind = module.LoadImagesAndLabels

@@ -204,7 +204,7 @@ def _refuse_names_twice(dataset: Dataset, engine: Engine) -> None:
     if not loggers.is_file() or "self.class_name_keys" not in code_in(loggers).names:
         return
     if dataset.names:
-        dataset.refuse_unfit_names(f"{engine} keeps the figures of a training by name")
+        dataset.refuse_unfit_names(f"{engine} stores the results of a training by name")
 
 
 def _project_of(opt: argparse.Namespace) -> Path | None:

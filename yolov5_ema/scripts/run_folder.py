@@ -32,9 +32,8 @@ class WatchedRunFolder:
         """Watch the `increment_path` that a script module uses."""
         made = cls()
         increment_path = getattr(module, "increment_path", None)
-        if (
-            increment_path is None or int(os.environ.get("RANK", "-1")) > 0
-        ):  # all ranks use the folder of the first
+        # all ranks use the folder of the first
+        if increment_path is None or int(os.environ.get("RANK", "-1")) > 0:
             return made
 
         def noted(*args: Any, **kwargs: Any) -> Path:

@@ -103,7 +103,7 @@ def parser_of(script: Any) -> argparse.ArgumentParser | None:
 
 
 def script_parser(engine: Engine, script: str) -> argparse.ArgumentParser | None:
-    """`parser_of` one of an engine's scripts, called ``val``, for example; the shim is installed."""
+    """The parser of one of an engine's scripts, such as ``val``, or None; the shim must be installed."""
     return parser_of(engine.module(script))
 
 

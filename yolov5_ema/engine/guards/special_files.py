@@ -29,8 +29,8 @@ _TO_READ = frozenset("rbt")
 def open_file(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
     """`open`, which reads only regular files, and text files only up to a size limit.
 
-    An image that is to be read as text is the whole of a split: YOLOv5 takes the file for a list of images, and gets
-    a list of this one.
+    If a split of a data set is a single image, YOLOv5 opens the image as a list of images. It then gets a list with
+    this one image.
 
     Raises:
         UserError: the file is a pipe, a socket or a device, or too large.
