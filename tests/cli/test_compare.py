@@ -316,7 +316,7 @@ def test_the_split_that_is_reported_is_named(tiny_set, played, capsys):
     assert main(command(tiny_set, "--seeds", 1, "--task", "val", "--name", "val")) == 0
     assert "chosen on the split that is reported (val)" in capsys.readouterr().out
     assert main(command(tiny_set, "--seeds", 1, "--noval", "--name", "noval")) == 0
-    assert "best.pt is the last epoch's" in capsys.readouterr().out
+    assert "best.pt is from the last epoch" in capsys.readouterr().out
 
 
 def test_different_starts_are_told(tiny_set, played, capsys):
@@ -371,7 +371,7 @@ def test_models_and_seeds_are_added(tiny_set, played):
 def test_interrupted_and_resumed(tiny_set, played, capsys):
     played.fail["plain", 1] = "Ctrl-C"
     assert main(command(tiny_set, "--seeds", 2)) == 130
-    assert "same command again goes on" in capsys.readouterr().err
+    assert "Run the same command again to continue" in capsys.readouterr().err
     assert json.loads(Path("runs/compare/exp/plain/seed1.json").read_text())["status"] == "training"
     played.fail.clear()
     played.calls.clear()

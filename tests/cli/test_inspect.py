@@ -73,7 +73,7 @@ def test_inspect_without_a_yolov5(trained, capsys, monkeypatch):
     monkeypatch.setattr(locate, "_installed_package", lambda: None)
     monkeypatch.delenv("YOLOV5_EMA_YOLOV5", raising=False)
     assert main(["inspect", str(trained)]) == 0
-    assert "judged by the names of modules alone, for no YOLOv5 was found" in capsys.readouterr().out
+    assert "judged by the names of modules only, because no YOLOv5 was found" in capsys.readouterr().out
 
 
 def test_inspect_shows_control_characters_as_text(capsys):

@@ -112,11 +112,11 @@ def test_data_slice_bad_sets(refused, own_set, own_folder):
         (["--slice", "0"], "--slice 0: windows must be at least 32"),
         (["--slice", "16"], "--slice 16"),
         (["--slice", "-640"], "--slice -640"),
-        (["--slice", "big"], "--slice big: the size of a window is a whole number"),
+        (["--slice", "big"], "--slice big: must be the size of a window, a whole number"),
         (["--slice", "--overlap", "1.5"], "--overlap 1.5"),
         (["--slice", "--overlap", "-0.1"], "--overlap -0.1"),
         (["--slice", "--overlap", "much"], "--overlap much"),
-        (["--overlap", "0.2"], "it needs --slice"),
+        (["--overlap", "0.2"], "--overlap 0.2 needs --slice"),
     ],
 )
 def test_slice_flags(refused, command, flags, words):

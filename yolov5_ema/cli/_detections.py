@@ -1,4 +1,4 @@
-"""Detections of a split, for the commands that run YOLOv5's ``val`` to get them."""
+"""Detections for a split of a data set, for the commands that run YOLOv5's ``val`` to get them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """A split on which ``val`` is to be run.
+    """What ``val`` is to be run on.
 
     Attributes:
-        weights: of the detectors.
-        data: as it was typed.
+        weights: the files of the detectors.
+        data: the data YAML, as the user typed it.
         task: the split.
-        max_det: detections of an image.
-        flags: of ``val``, and ``--slice`` and ``--overlap``.
-        parser: of the command that was typed.
+        max_det: the most detections per image.
+        flags: flags for ``val``, and ``--slice`` and ``--overlap``.
+        parser: the parser of the command that the user typed.
     """
 
     weights: Sequence[str]
@@ -39,10 +39,10 @@ class Request:
     parser: argparse.ArgumentParser = field(default_factory=argparse.ArgumentParser)
 
     def opened(self) -> tuple[Engine, Dataset]:
-        """The YOLOv5 with the shim installed, and the data set.
+        """The YOLOv5 in use, with the shim installed, and the data set.
 
         Raises:
-            UserError: the data YAML cannot be used, or a flag is shortened that the command reads itself.
+            UserError: the data YAML cannot be used, or one of the command's own flags is abbreviated.
         """
         from yolov5_ema.cli._yolov5 import load_plugins
         from yolov5_ema.engine import shim
@@ -55,7 +55,7 @@ class Request:
         return engine, open_dataset(self.data, engine)
 
     def given(self, engine: Engine) -> dict[str, Given]:
-        """The flags of ``val``, see `given_flags`."""
+        """The flags for ``val``; see `given_flags`."""
         from yolov5_ema.upstream.flags import given_flags
 
         return given_flags(engine, "val", self.flags)
@@ -64,21 +64,21 @@ class Request:
 def detect_split(
     request: Request, engine: Engine, dataset: Dataset, folder: Path, *, keep_odd: bool = False
 ) -> Collected:
-    """Run YOLOv5's ``val`` on a split and keep what it detects.
+    """Run YOLOv5's ``val`` on a split and return what it detects.
 
-    Not `Detector.detect`: the figures of the protocol ``yolov5`` are those of what ``val`` detects, which differs by
-    its batches, by its borders around images, and by boxes that it gives several classes. Whether the files can be used
-    is asked at the one door to detectors before.
+    This does not use `Detector.detect`. The protocol ``yolov5`` reports the figures for the detections of ``val``,
+    which differ: ``val`` works in batches, pads images differently and can give a box several classes. `load_detector`
+    checks the weights first.
 
     Args:
-        request: what is asked for.
-        engine: the YOLOv5, and the data set: see `Request.opened`.
-        dataset: the data set.
+        request: what to detect.
+        engine: the YOLOv5 in use; see `Request.opened`.
+        dataset: the data set; see `Request.opened`.
         folder: ``val`` writes into its subfolder ``val``.
-        keep_odd: detect in images with odd label rows as well, which ``val`` by itself leaves out.
+        keep_odd: also detect in images with odd label rows, which ``val`` leaves out by default.
 
     Raises:
-        UserError: as ``yolov5-ema val``; as `load_detector`; a detector knows classes that the data set lacks.
+        UserError: as in ``yolov5-ema val`` and `load_detector`, or a detector has more classes than the data set.
     """
     from yolov5_ema.cli._slicing import take_flags
     from yolov5_ema.scripts import running as scripts
@@ -100,12 +100,15 @@ def detect_split(
             stack.enter_context(odd_images_kept(engine, dataset))
         scripts.run_script(engine, "val", [*line, *place, *flags])
     if not found.images:
-        raise UserError(f"val of {engine} has looked at no image")
+        raise UserError(f"val of {engine} did not process any image")
     return found
 
 
 def _check_weights(request: Request, engine: Engine, dataset: Dataset) -> None:
-    """Refuse weights that ``val`` would stumble over; those that it fetches, or that only it runs, it checks itself."""
+    """Refuse weights that ``val`` cannot use.
+
+    Weights that ``val`` downloads, and formats that only ``val`` can run, are left to ``val``.
+    """
     from yolov5_ema.detecting.loading import is_read, load_detector
 
     for file in filter(is_read, request.weights):
@@ -114,6 +117,6 @@ def _check_weights(request: Request, engine: Engine, dataset: Dataset) -> None:
         known = len(load_detector(file, engine=engine).names)
         if known > len(dataset.names) and "single_cls" not in request.given(engine):
             raise UserError(
-                f"{file} knows {known} classes, and {dataset.file} has {len(dataset.names)}: "
+                f"{file} has {known} classes, but {dataset.file} has only {len(dataset.names)}: "
                 "they do not belong together"
             )

@@ -1,6 +1,6 @@
-"""How commands show what the library logs: as plain text.
+"""Print the log messages of the library as plain text.
 
-Remarks (INFO) go to standard output; warnings, errors and debugging messages go to standard error.
+INFO messages go to standard output. Warnings, errors and debugging messages go to standard error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _LIBRARY = logging.getLogger("yolov5_ema")
 
 
 class _Console(logging.Handler):
-    """Writes to the streams of the moment, as `print` does; what they raise (a closed pipe) goes on."""
+    """Write to the current standard streams, as `print` does. Their errors, such as a closed pipe, are not caught."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stdout if record.levelno == logging.INFO else sys.stderr
@@ -23,14 +23,14 @@ class _Console(logging.Handler):
 
 @contextmanager
 def messages_shown(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
-    """For the length of the block, write what the library logs; then all is as it was before.
+    """Print the library's log messages inside the ``with`` block, then restore the logger.
 
     Args:
-        quiet: warnings only.
-        verbose: debugging messages too, if not quiet.
+        quiet: print only warnings and errors.
+        verbose: also print debugging messages, unless ``quiet``.
     """
     before = _LIBRARY.level, _LIBRARY.propagate, [*_LIBRARY.handlers]
-    # no propagation: YOLOv5 gives the root logger a handler of its own, which would write everything again
+    # Do not propagate: YOLOv5 adds its own handler to the root logger, which would print everything twice.
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     _LIBRARY.setLevel(level)
     _LIBRARY.propagate = False

@@ -1,4 +1,4 @@
-"""``--slice`` and ``--overlap`` of detect and val: taken off the command line before YOLOv5's parser sees it."""
+"""``--slice`` and ``--overlap`` of detect and val, removed from the command line before YOLOv5's parser gets it."""
 
 from __future__ import annotations
 
@@ -37,47 +37,51 @@ def sliceable(script: str, summary: str) -> Command:
 
 
 def take_flags(argv: Sequence[str]) -> tuple[tuple[int, float] | None, list[str]]:
-    """Size and overlap of the windows, None without ``--slice``; and the flags that are left.
+    """Size and overlap of the windows (None without ``--slice``), and the remaining flags.
 
     Raises:
-        UserError: they make no windows.
+        UserError: the size or the overlap is not valid.
     """
     own, rest = own_parser(add_slicing).parse_known_args(list(argv))
     return _settings(own), rest
 
 
 def add_slicing(flags: Flags) -> None:
-    """``--slice`` and ``--overlap``."""
+    """Add ``--slice`` and ``--overlap``."""
     flags.add_argument(
         "--slice",
         nargs="?",
         const=str(DEFAULT_SIZE),
         metavar="SIZE",
-        help=f"look at windows of SIZE pixels (default: {DEFAULT_SIZE}) of larger images, as well as at the whole "
-        "image, and put the boxes together; a window is scaled to --imgsz",
+        help=f"detect in overlapping windows of SIZE pixels (default: {DEFAULT_SIZE}) of larger images and in the "
+        "whole image, and merge the boxes; each window is scaled to --imgsz",
     )
     flags.add_argument(
         "--overlap",
         metavar="SHARE",
-        help=f"of a window that the next one repeats (default: {DEFAULT_OVERLAP}); with --slice only",
+        help=f"share of a window that the next one overlaps (default: {DEFAULT_OVERLAP}); only with --slice",
     )
 
 
 def _settings(own: argparse.Namespace) -> tuple[int, float] | None:
-    """Size and overlap of the windows, checked; None without ``--slice``."""
+    """Size and overlap of the windows, validated; None without ``--slice``."""
     if own.slice is None:
         if own.overlap is not None:
-            raise UserError(f"--overlap {own.overlap} says how windows overlap: it needs --slice")
+            raise UserError(f"--overlap {own.overlap} needs --slice: it says how much windows overlap")
         return None
     from yolov5_ema.data.slicing import check_window
 
     try:
         size = int(own.slice)
     except ValueError:
-        raise UserError(f"--slice {own.slice}: the size of a window is a whole number of pixels") from None
+        raise UserError(
+            f"--slice {own.slice}: must be the size of a window, a whole number of pixels"
+        ) from None
     try:
         overlap = DEFAULT_OVERLAP if own.overlap is None else float(own.overlap)
     except ValueError:
-        raise UserError(f"--overlap {own.overlap}: must be a share such as {DEFAULT_OVERLAP}") from None
+        raise UserError(
+            f"--overlap {own.overlap}: must be a share of a window, such as {DEFAULT_OVERLAP}"
+        ) from None
     check_window(size, overlap, "--slice")
     return size, overlap

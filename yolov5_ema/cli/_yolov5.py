@@ -1,4 +1,4 @@
-"""What the commands share that run on a YOLOv5."""
+"""Code that is shared by the commands that run a YOLOv5."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yolov5_ema.settings import read
 
 
 def load_plugins() -> None:
-    """Import the modules named with ``--plugin``; standing in their folder is enough.
+    """Import the modules named with ``--plugin``, also from the working directory.
 
     Raises:
         UserError: a module cannot be imported.

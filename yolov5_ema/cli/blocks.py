@@ -1,4 +1,4 @@
-"""``yolov5-ema blocks``: which attention blocks there are."""
+"""``yolov5-ema blocks``: list the attention blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yolov5_ema.texts import aligned
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Print a row for each block."""
+    """Print one row for each block."""
     from yolov5_ema.blocks import block_info, list_blocks
 
     with results_alone(args.json) as output:
@@ -31,7 +31,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _parameters(name: str, channels: int) -> int | None:
-    """How many a block has; None where it cannot be built."""
+    """The number of parameters of a block; None if it cannot be built."""
     import torch
 
     from yolov5_ema.blocks import create_block
@@ -45,8 +45,10 @@ def _parameters(name: str, channels: int) -> int | None:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pattern", nargs="?", default="", help="shell-style, such as 'E*'")
-    parser.add_argument("--channels", type=int, default=512, help="count parameters at this many channels")
+    parser.add_argument("pattern", nargs="?", default="", help="shell-style pattern, such as 'E*'")
+    parser.add_argument(
+        "--channels", type=int, default=512, help="channels to count parameters for (default: 512)"
+    )
     add_json(parser)
 
 
@@ -56,6 +58,6 @@ COMMAND = Command(
     _run,
     _add_flags,
     description="List the attention blocks that a model YAML can name, with their options and papers.",
-    epilog="in a YAML: [-1, 1, EMA, []] or [-1, 1, EMA, [16]] or [-1, 1, EMA, [{groups: 16}]]; the channels "
-    "are taken from the row that the block reads",
+    epilog="in a YAML: [-1, 1, EMA, []] or [-1, 1, EMA, [16]] or [-1, 1, EMA, [{groups: 16}]]; the number of "
+    "channels comes from the row that the block reads",
 )

@@ -28,22 +28,22 @@ DEFAULT_BLOCK = "EMA"
 
 _EPILOG = """\
 places:
-  backbone     behind the last two C3 of the backbone (rows 6 and 8 of v6.0)
-  neck         behind every C3 of the neck but those at the coarsest stride (32)
+  backbone     after the last two C3 of the backbone (rows 6 and 8 of v6.0)
+  neck         after every C3 of the neck except those at the coarsest stride (32)
 
 heads:
   p3           YOLOv5 v6.0's own: strides 8, 16, 32
   p2           a fourth level at stride 4 for tiny objects, Focus stem, SPP
-  p2-published the same as the paper's VisDrone baseline was counted: two Concats
-               take 1x1 convolutions instead of C3 outputs
+  p2-published p2 as the paper counts its VisDrone baseline: two Concats read
+               1x1 convolutions instead of C3 outputs
   p2-tph-published
                p2 as the paper's VisDrone models are wired: Detect and the Concat
-               at stride 8 take the C3 outputs before the blocks
+               at stride 8 read the C3 outputs before the blocks
 
-Everything that read the row before a block reads the block, and every later
-reference is renumbered. --after takes row numbers as they are without blocks.
+Rows that read the row before a block now read the block, and later row numbers
+are adjusted. --after takes row numbers of the model without blocks.
 --base keeps the rows and keys of your file, but not its comments.
-A block of your own: yolov5-ema cfg --plugin my_module --block MyBlock
+Your own block: yolov5-ema cfg --plugin my_module --block MyBlock
 
 examples:
   yolov5-ema cfg --size s --block EMA -o yolov5s-ema.yaml
@@ -57,40 +57,46 @@ examples:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model")
-    model.add_argument("--size", choices=tuple(SIZES), help="depth and width (default: s, or the base's)")
+    model.add_argument(
+        "--size", choices=tuple(SIZES), help="depth and width (default: s, or those of --base)"
+    )
     model.add_argument("--head", choices=tuple(HEADS), help="levels that Detect reads (default: p3)")
-    model.add_argument("--base", metavar="FILE", help="a model YAML of your own, or a shipped one's name")
-    model.add_argument("--nc", type=int, metavar="N", help="number of classes (default: 80, or the base's)")
+    model.add_argument(
+        "--base", metavar="FILE", help="model YAML to start from: a path, or the name of a shipped one"
+    )
+    model.add_argument(
+        "--nc", type=int, metavar="N", help="number of classes (default: 80, or that of --base)"
+    )
     block = parser.add_argument_group("the block")
     block.add_argument(
         "--block",
         default=DEFAULT_BLOCK,
         metavar="NAME",
-        help="see `yolov5-ema blocks`; or none (default: EMA)",
+        help="a block listed by `yolov5-ema blocks`, or none (default: EMA)",
     )
     block.add_argument("--at", choices=PLACES, help="where blocks go (default: backbone)")
     block.add_argument(
-        "--after", type=int, nargs="+", metavar="ROW", help="instead of --at: rows to stand behind"
+        "--after", type=int, nargs="+", metavar="ROW", help="instead of --at: put blocks after these rows"
     )
     block.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="K=V",
-        help="option of the block: groups=16; repeatable",
+        help="option of the block, such as groups=16 (repeatable)",
     )
     out = parser.add_argument_group("the output")
     add_output(out, "file to write (default: standard output)")
     out.add_argument("--shipped", metavar="DIR", help="write all the package's own YAMLs into DIR")
-    add_force(out, "replace files that exist")
+    add_force(out)
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Write one model YAML, or with ``--shipped`` all the shipped ones.
+    """Write one model YAML, or all shipped ones with ``--shipped``.
 
     Raises:
         ConfigError: the block, its options, the base or the combination of flags cannot be used.
-        UserError: the output exists (without ``--force``) or cannot be written, or a plugin fails to import.
+        UserError: the output exists (without ``--force``) or cannot be written, or a plugin cannot be imported.
     """
     if args.shipped is not None:
         return _write_shipped(args)
@@ -117,14 +123,14 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def resolve_block(name: str, options: Mapping[str, Any]) -> str:
-    """The registered name of a block, whatever its case, after checking that it takes these options.
+    """The registered name of a block, ignoring case. Checks that the block takes these options.
 
     Raises:
-        ConfigError: no such block, or no such option; the message names the nearest or all there are.
+        ConfigError: there is no such block or option. The message suggests the nearest name or lists all.
     """
     if name.lower() == NO_BLOCK:
         return NO_BLOCK
-    # Not at the top: the registry imports torch, and `--help` need not wait for it.
+    # Imported here because the registry imports torch, which would slow down `--help`.
     from yolov5_ema.blocks import block_info, list_blocks
     from yolov5_ema.cli._yolov5 import load_plugins
 
@@ -134,8 +140,8 @@ def resolve_block(name: str, options: Mapping[str, Any]) -> str:
         info = block_info(name if name in same or not same else same[0])
     except ValueError as error:
         raise ConfigError(
-            f"--block: {error}. No block at all is --block {NO_BLOCK}; "
-            f"a block of your own needs --plugin its_module"
+            f"--block: {error}. For a model without blocks, use --block {NO_BLOCK}; "
+            f"for your own block, add --plugin its_module"
         ) from None
     if not _takes_any_option(info.cls):
         known = [option for option, _ in info.options]
@@ -148,13 +154,13 @@ def resolve_block(name: str, options: Mapping[str, Any]) -> str:
 
 
 def write_text(path: Path, text: str, force: bool = False) -> None:
-    """Write a file so that it is there whole or not at all.
+    """Write a file atomically: completely or not at all.
 
     Raises:
-        UserError: the file exists and ``force`` is off, or it cannot be written.
+        UserError: the file exists and ``force`` is false, or it cannot be written.
     """
     if path.exists() and not force:
-        raise UserError(f"{path} exists and is left as it is; name another file, or --force to replace it")
+        raise UserError(f"{path} exists and is left as it is; name another file, or replace it with --force")
     write_whole(path, text)
 
 
@@ -163,19 +169,22 @@ def _takes_any_option(cls: type) -> bool:
 
 
 def _write_shipped(args: argparse.Namespace) -> int:
-    """All of the shipped files; those that hold the right text already are not touched."""
+    """Write all shipped files, except those that are up to date."""
     others = (args.size, args.head, args.base, args.nc, args.at, args.after, args.output)
     if any(value is not None for value in others) or args.option or args.block != DEFAULT_BLOCK:
-        raise ConfigError("--shipped DIR writes a fixed set of files; it goes with --force only")
+        raise ConfigError(
+            "--shipped DIR writes a fixed set of files; of the other flags, it takes only --force"
+        )
     folder = Path(args.shipped)
     if not folder.is_dir():
-        raise UserError(f"--shipped {folder}: there is no such folder")
+        raise UserError(f"--shipped {folder}: there is no such folder; create it first")
     texts = {folder / name: recipe.text() for name, recipe in SHIPPED.items()}
     stale = [path for path, text in texts.items() if not _holds(path, text)]
     kept = [path.name for path in stale if path.exists() and not args.force]
     if kept:
         raise UserError(
-            f"{folder} has other versions of {', '.join(kept)}, left as they are; --force replaces them"
+            f"{folder} has other versions of {', '.join(kept)}; they are left as they are. "
+            "Replace them with --force"
         )
     for path in stale:
         write_text(path, texts[path], args.force)
@@ -192,7 +201,7 @@ def _holds(path: Path, text: str) -> bool:
 
 COMMAND = Command(
     "cfg",
-    "write a model YAML with an attention block at any place of YOLOv5",
+    "write a model YAML with attention blocks anywhere in YOLOv5",
     _run,
     _add_flags,
     description="Write a YOLOv5 model YAML with attention rows, for `yolov5-ema train --cfg FILE`.",

@@ -1,7 +1,7 @@
 """What a command is, and the flags that several commands share.
 
-The file of a command ends in ``COMMAND = Command(…)``. The overview, ``--help`` and shell completion are made from that
-object; nothing is run for them.
+The file of a command ends with ``COMMAND = Command(…)``. The overview, ``--help`` and shell completion are made from
+that object, without running the command.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from yolov5_ema.texts import did_you_mean, nearest
 
 PROGRAM = "yolov5-ema"
 Flags = argparse._ActionsContainer
-"""A parser, or a group of flags in one."""
+"""A parser, or an argument group of a parser."""
 
 
 def _no_flags(parser: Flags) -> None:
-    """For a command that has none of its own."""
+    """Add nothing: for a command without flags of its own."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,19 @@ class Command:
     """One command.
 
     Attributes:
-        name: as it is typed, such as ``data coco``.
-        summary: a line for the overview.
-        run: carries it out. It gets the command's own flags, parsed, and the words that go to a script; it gives the
+        name: what the user types, such as ``data coco``.
+        summary: one line for the overview.
+        run: runs the command. It takes the command's own parsed flags and the arguments for a script, and returns the
             exit code.
         add_flags: adds the command's own flags to a parser.
         description: the beginning of ``--help``.
         epilog: the end of ``--help``.
-        usage: instead of the usage that argparse writes.
-        passes_to: the script of YOLOv5 that gets the flags that this command does not know; empty if unknown flags are
-            a mistake. A command with the name of its script is that script, whose own ``--help`` is shown.
-        passes_all: all words behind the first go to a script as they are.
-        only_looks: it looks at files, so that standing in a folder that looks like a clone does not make its code run.
+        usage: replaces the usage line that argparse writes.
+        passes_to: the YOLOv5 script that gets the flags this command does not know. If empty, unknown flags are an
+            error. A command with the same name as its script shows the script's own ``--help``.
+        passes_all: whether all arguments after the first go to a script unchanged.
+        only_looks: whether the command only reads files. If so, code of a YOLOv5 clone in the working directory is not
+            run just because the clone is there.
     """
 
     name: str
@@ -68,11 +69,11 @@ class Command:
 
     @property
     def leaves_verbose(self) -> bool:
-        """Whether ``--verbose`` behind the command's name is YOLOv5's flag of that name."""
+        """Whether ``--verbose`` after the command's name is YOLOv5's own flag."""
         return self.passes_all or self.passes_to in ("val", "export")
 
     def parser(self) -> argparse.ArgumentParser:
-        """A parser of the flags that the command knows itself."""
+        """A parser for the command's own flags."""
         parser = _Parser(
             prog=f"{PROGRAM} {self.name}",
             usage=self.usage,
@@ -85,10 +86,10 @@ class Command:
         return parser
 
     def help_of_own_flags(self) -> str:
-        """What ``--help`` of one of YOLOv5's scripts says of the flags that are not YOLOv5's."""
+        """The part of a YOLOv5 script's ``--help`` that describes the flags of this package."""
         parser = _Parser(usage=argparse.SUPPRESS, add_help=False)
         if self.is_script:
-            parser._optionals.title = f"{PROGRAM}'s own flags of this command"
+            parser._optionals.title = f"{PROGRAM}'s own flags for this command"
             self.add_flags(parser)
         common = parser.add_argument_group(f"{PROGRAM}'s own flags, which every command takes")
         add_common_flags(common, verbose=not self.leaves_verbose)
@@ -97,14 +98,14 @@ class Command:
     def parse(
         self, argv: Sequence[str], common: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """The command's own flags, and the words that go to a script.
+        """The command's own flags, and the arguments for a script.
 
         Args:
-            argv: the words behind the command's name.
-            common: flags of every command that were taken off the line before.
+            argv: the arguments after the command's name.
+            common: flags of every command that were parsed already.
 
         Raises:
-            SystemExit: from argparse, for ``--help`` or a mistake.
+            SystemExit: raised by argparse, for ``--help`` or a mistake.
         """
         words = list(argv)
         if self.passes_all and words[:1] == ["--"]:
@@ -117,7 +118,7 @@ class Command:
         return args, rest + behind
 
     def main(self, argv: Sequence[str], common: argparse.Namespace | None = None) -> int:
-        """Parse the words behind the command's name and carry it out; returns the exit code. See `parse`."""
+        """Parse the arguments after the command's name, run the command and return the exit code. See `parse`."""
         args, rest = self.parse(argv, common)
         with messages_shown(quiet=args.quiet, verbose=getattr(args, "verbose", False)), self._surroundings():
             return self.run(args, rest)
@@ -132,14 +133,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Group:
-    """Commands under one name, each in a file of its own.
+    """Commands under one name, each in its own file.
 
     Attributes:
-        name: as it is typed; empty for the program itself.
-        summary: a line for the overview.
-        modules: the files by the names of the commands; each has a ``COMMAND``.
+        name: what the user types; empty for the program itself.
+        summary: one line for the overview.
+        modules: for each command's name, its module, which has a ``COMMAND``.
         heading: the beginning of the overview.
-        closing: its end.
+        closing: the end of the overview.
     """
 
     name: str
@@ -149,14 +150,14 @@ class Group:
     closing: str = "Each has a --help."
 
     def commands(self) -> Iterator[tuple[str, AnyCommand]]:
-        """All of them, with the names by which this group knows them."""
+        """All commands, each with its name in this group."""
         return ((name, self.command(name)) for name in self.modules)
 
     def command(self, name: str) -> AnyCommand:
-        """The command of a name.
+        """The command with this name.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no such command.
         """
         if name not in self.modules:
             where = f"{self.name}: " if self.name else ""
@@ -167,14 +168,14 @@ class Group:
         return found
 
     def overview(self) -> str:
-        """A line for each command."""
+        """One line for each command."""
         usage = f"usage: {' '.join(filter(None, (PROGRAM, self.name)))} COMMAND [flags]"
         width = max(9, *map(len, self.modules))
         lines = [f"  {name:{width}} {command.summary}" for name, command in self.commands()]
         return "\n".join([self.heading or usage, "", *lines, "", self.closing])
 
     def main(self, argv: Sequence[str], common: argparse.Namespace | None = None) -> int:
-        """Run the command that the words begin with; without one, say which there are. Returns the exit code."""
+        """Run the command named by the first argument and return the exit code; without one, list the commands."""
         if not argv or argv[0] in ("-h", "--help"):
             print(self.overview())
             return 0
@@ -185,7 +186,7 @@ AnyCommand = Command | Group
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's without abbreviations; descriptions of several lines are printed as they are."""
+    """An argparse parser without abbreviated flags. It prints descriptions of several lines unchanged."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False, formatter_class=_Formatter)
@@ -197,7 +198,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def own_parser(add_flags: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
-    """A parser of a few flags that are taken off a line which goes on to a script."""
+    """A parser for a few flags that are removed from a command line before a script gets the rest."""
     parser = _Parser(add_help=False)
     add_flags(parser)
     return parser
@@ -214,13 +215,13 @@ def _near_flag(word: str, parser: argparse.ArgumentParser) -> str:
 
 
 def also_called(flags: Flags, action: argparse.Action, *names: str) -> None:
-    """Let a flag go on working by names that it had before; no help and no completion lists them."""
+    """Keep a flag's old names working. Help and completion do not list them."""
     for name in names:
         flags._option_string_actions[name] = action
 
 
 def add_common_flags(flags: Flags, *, verbose: bool = True) -> None:
-    """The flags that every command takes, anywhere on the line; YOLOv5's parsers never see them."""
+    """Add the flags that every command takes, anywhere on the line. YOLOv5's parsers never see them."""
     flags.add_argument(
         "--yolov5",
         metavar="PATH",
@@ -231,19 +232,23 @@ def add_common_flags(flags: Flags, *, verbose: bool = True) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="import a module of yours that calls register_block (repeatable)",
+        help="import your own module that calls register_block (repeatable)",
     )
     flags.add_argument(
-        "--conflicts", choices=CONFLICTS, help="which block a name means if both have that name"
+        "--conflicts",
+        choices=CONFLICTS,
+        help="which block to use if YOLOv5 and this package both have one of that name",
     )
     flags.add_argument(
         "--trust-checkpoint",
         action="store_true",
-        help="unpickle checkpoints whatever they hold: this runs the code in them",
+        help="unpickle checkpoints without checking what they hold; this runs any code in them",
     )
-    flags.add_argument("--quiet", action="store_true", help="only results, warnings and errors")
+    flags.add_argument("--quiet", action="store_true", help="print only results, warnings and errors")
     if verbose:
-        flags.add_argument("--verbose", action="store_true", help="also say how things were found and chosen")
+        flags.add_argument(
+            "--verbose", action="store_true", help="also print debugging messages: what was found and chosen"
+        )
 
 
 def add_output(
@@ -255,47 +260,47 @@ def add_output(
     default: Path | None = None,
     required: bool = False,
 ) -> None:
-    """``-o/--output``: the file or folder that the command writes."""
+    """Add ``-o/--output``: the file or folder that the command writes."""
     action = flags.add_argument(
         "-o", "--output", type=Path, metavar=metavar, default=default, required=required, help=help
     )
     also_called(flags, action, *old)
 
 
-def add_force(flags: Flags, help: str = "replace files that are there") -> None:
-    """``--force``."""
+def add_force(flags: Flags, help: str = "replace existing files") -> None:
+    """Add ``--force``."""
     flags.add_argument("--force", action="store_true", help=help)
 
 
 def add_switch_off(flags: Flags, flag: str, help: str, *, old: str) -> None:
-    """A ``--no-…``; its value goes by the flag's name."""
+    """Add a ``--no-…`` flag. Its value has the flag's name."""
     also_called(flags, flags.add_argument(flag, action="store_true", help=help), old)
 
 
 def add_json(flags: Flags, help: str = "print JSON") -> None:
-    """``--json``: JSON on standard output, and nothing else there; see `results_alone`."""
+    """Add ``--json``: print JSON, and nothing else, on standard output. See `results_alone`."""
     flags.add_argument("--json", action="store_true", help=help)
 
 
 def add_json_or_file(flags: Flags) -> None:
-    """``--json`` as in `add_json`, or ``--json FILE``: the figures into a file as well."""
+    """Add ``--json`` as in `add_json`, and ``--json FILE``, which writes the figures to a file."""
     flags.add_argument(
         "--json",
         nargs="?",
         const="",
         metavar="FILE",
-        help="print JSON instead of tables; with FILE, write it there too",
+        help="print JSON instead of tables; with FILE, write JSON there and print tables",
     )
 
 
 def is_bare_json(args: argparse.Namespace) -> bool:
-    """Whether the flag of `add_json_or_file` stands without a FILE."""
+    """Whether the flag of `add_json_or_file` was given without FILE."""
     return args.json is not None and not args.json
 
 
 @contextmanager
 def results_alone(wanted: object) -> Iterator[TextIO]:
-    """Standard output; if wanted, for the length of the block all else that is printed goes to standard error."""
+    """Yield standard output. If wanted, everything else printed inside the ``with`` block goes to standard error."""
     with contextlib.ExitStack() as stack:
         output = sys.stdout
         if wanted:
@@ -311,7 +316,7 @@ def print_json(content: Any, output: TextIO) -> None:
 def add_image_size(
     flags: Flags, help: str = "pixels (default: 640)", *, default: int | None = 640, sides: int = 1
 ) -> None:
-    """``--imgsz``, by the names that YOLOv5 has for it; a list of numbers if there may be more than one side."""
+    """Add ``--imgsz`` with all of its names in YOLOv5. If ``sides`` is not 1, the value is a list of numbers."""
     names = ("--imgsz", "--img", "--img-size")
     if sides == 1:
         flags.add_argument(*names, type=int, default=default, metavar="N", help=help)
@@ -320,9 +325,9 @@ def add_image_size(
 
 
 def check_image_size(imgsz: int | None, least: int = 1) -> None:
-    """Raise a UserError for a size that no image has."""
+    """Raise a UserError unless the size is ``least`` to 100,000 pixels."""
     if imgsz is not None and not least <= imgsz <= 100_000:
-        raise UserError(f"--imgsz {imgsz}: the side of an image in pixels, such as 640")
+        raise UserError(f"--imgsz {imgsz}: must be the side of an image in pixels, such as 640")
 
 
 def add_device(
@@ -331,26 +336,32 @@ def add_device(
     *,
     default: str = "",
 ) -> None:
-    """``--device``."""
+    """Add ``--device``."""
     flags.add_argument("--device", default=default, help=help)
 
 
 def add_thresholds(flags: Flags) -> None:
-    """Which boxes of a detector count, as in YOLOv5's detect."""
-    flags.add_argument("--conf-thres", type=float, default=0.25, metavar="X", help="default: 0.25")
-    flags.add_argument("--iou-thres", type=float, default=0.45, metavar="X", help="default: 0.45")
-    flags.add_argument("--max-det", type=int, default=1000, metavar="N", help="an image (default: 1000)")
+    """Add the thresholds that decide which detections are kept, as in YOLOv5's detect."""
+    flags.add_argument(
+        "--conf-thres", type=float, default=0.25, metavar="X", help="least confidence (default: 0.25)"
+    )
+    flags.add_argument(
+        "--iou-thres", type=float, default=0.45, metavar="X", help="IoU threshold of NMS (default: 0.45)"
+    )
+    flags.add_argument(
+        "--max-det", type=int, default=1000, metavar="N", help="most detections per image (default: 1000)"
+    )
 
 
 def check_shares(args: argparse.Namespace, *names: str) -> None:
-    """Raise a UserError unless the flags of these names lie between 0 and 1."""
+    """Raise a UserError unless the values of these flags are 0 to 1."""
     for name in names:
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} must be 0 to 1, not {getattr(args, name)}")
 
 
 def check_at_least_one(args: argparse.Namespace, *names: str) -> None:
-    """Raise a UserError unless the flags of these names, where they were given, are 1 or more."""
+    """Raise a UserError if one of these flags was given and is less than 1."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -358,11 +369,15 @@ def check_at_least_one(args: argparse.Namespace, *names: str) -> None:
 
 
 def add_run_folder(flags: Flags, project: str) -> None:
-    """Where the run folder goes, as in YOLOv5."""
+    """Add the flags that say where the run folder is created, as in YOLOv5."""
     flags.add_argument(
-        "--project", type=Path, default=Path(project), metavar="DIR", help=f"default: {project}"
+        "--project",
+        type=Path,
+        default=Path(project),
+        metavar="DIR",
+        help=f"folder that holds the run folder (default: {project})",
     )
     flags.add_argument(
-        "--name", default="exp", help="of the run folder; exp2, exp3 … if it is taken (default: exp)"
+        "--name", default="exp", help="name of the run folder (default: exp, or exp2, exp3 … if it exists)"
     )
-    flags.add_argument("--exist-ok", action="store_true", help="use the folder even if it is taken")
+    flags.add_argument("--exist-ok", action="store_true", help="use the run folder even if it exists")

@@ -1,4 +1,4 @@
-"""``yolov5-ema compare``: models under one recipe over several seeds, and what of their difference can be shown."""
+"""``yolov5-ema compare``: train models with one recipe and several seeds, and test whether they differ."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from yolov5_ema.upstream.locate import Engine
 
 _EPILOG = """\
-every other flag is one of YOLOv5's train and goes to every training: --epochs, --img, --batch-size, --hyp,
---device, --cache, --workers, --noval … Trainings start from scratch unless --weights names a checkpoint.
+All other flags go to YOLOv5's train, for every training: --epochs, --img, --batch-size, --hyp, --device, --cache,
+--workers, --noval … Trainings start from scratch unless --weights names a checkpoint.
 
-The same command again goes on where it was interrupted; models and seeds may be added to it. Results:
+After an interruption, run the same command again to continue; you can add models and seeds to it. Results:
 PROJECT/NAME/comparison.json, .csv, .md and .png. Exit code 1 if a training failed. More: docs/compare.md
 
 examples:
@@ -37,9 +37,9 @@ examples:
 
 
 def _run(args: argparse.Namespace, flags: list[str]) -> int:
-    """Train, score and compare; 1 if a training failed or is missing."""
+    """Train, score and compare. Returns 1 if a training failed or is missing."""
     _check(args)
-    # On a busy machine, threads that wait by spinning are many times slower; torch reads it when it is imported.
+    # On a busy machine, threads that spin while they wait are many times slower. torch reads this when imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     from yolov5_ema.comparing.plan import prepare, save_recipe
@@ -75,30 +75,39 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--cfgs", nargs="+", required=True, metavar="CFG", help="model YAMLs, or names of shipped ones"
     )
     parser.add_argument(
-        "--baseline", metavar="CFG", help="what the others are compared with (default: the first)"
+        "--baseline", metavar="CFG", help="model that the others are compared with (default: the first)"
     )
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each (default: 3)")
-    parser.add_argument("--project", type=Path, default=Path("runs/compare"), help="default: runs/compare")
-    parser.add_argument("--name", default="exp", help="the comparison's folder in it (default: exp)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings per model (default: 3)")
+    parser.add_argument(
+        "--project",
+        type=Path,
+        default=Path("runs/compare"),
+        help="folder that holds comparisons (default: runs/compare)",
+    )
+    parser.add_argument("--name", default="exp", help="folder of this comparison in --project (default: exp)")
     parser.add_argument(
         "--task",
         choices=("auto", "val", "test"),
         default="auto",
-        help="split that is reported (default: test where the data has one, as best.pt is chosen on val)",
+        help="split to report (default: test if the data set has one, because best.pt is chosen on val)",
     )
     parser.add_argument(
-        "--latency-rounds", type=int, default=30, metavar="N", help="0: do not measure (default: 30)"
+        "--latency-rounds",
+        type=int,
+        default=30,
+        metavar="N",
+        help="rounds of measuring latency; 0: none (default: 30)",
     )
-    parser.add_argument(
-        "--no-train", action="store_true", help="only report what earlier calls have finished"
-    )
+    parser.add_argument("--no-train", action="store_true", help="only report the trainings that are finished")
 
 
 def _check(args: argparse.Namespace) -> None:
     if args.latency_rounds < 0 or args.latency_rounds == 1:
         raise UserError(f"--latency-rounds must be 0 or at least 2, not {args.latency_rounds}")
     if Path(args.name).name != args.name or args.name in ("", ".."):
-        raise UserError(f"--name must be the name of a folder, not {args.name!r}; --project says where")
+        raise UserError(
+            f"--name must be the name of a folder, not {args.name!r}; use --project for its parent"
+        )
 
 
 def _announcement(plan: Plan, engine: Engine) -> str:
@@ -140,7 +149,7 @@ def _carry_out(plan: Plan, engine: Engine, lock: int | None, train: bool) -> dic
             records[run] = runner.carry_out(run)
             progress.end(_ended(run, records[run]))
     except KeyboardInterrupt:
-        print("\nThe same command again goes on from here.", file=sys.stderr)
+        print("\nRun the same command again to continue.", file=sys.stderr)
         raise
     return records
 
@@ -155,10 +164,10 @@ def _ended(run: Run, record: Record) -> str:
 
 
 class _Progress:
-    """A line on the console: which run, which epoch, how long it may still take."""
+    """A line on the console with the run, the epoch and the estimated time left."""
 
     _QUIET_S = 60.0
-    """Between two lines where the output is no terminal."""
+    """Seconds between two lines if the output is not a terminal."""
 
     def __init__(self, todo: Sequence[Run], epochs: int) -> None:
         self.count = len(todo)
@@ -182,7 +191,8 @@ class _Progress:
             print(f"[{self._number}/{self.count}] {run}: {what}", flush=True)
 
     def show(self, run: Run, epochs_done: int) -> None:
-        self._epochs_at_start = min(epochs_done, self._epochs_at_start)  # fewer: it had to start anew
+        # There are fewer epochs than before if the training had to start over.
+        self._epochs_at_start = min(epochs_done, self._epochs_at_start)
         self._epochs_seen = epochs_done
         now_s = time.monotonic()
         if not self._is_terminal and now_s - self._shown_s < self._QUIET_S:
@@ -219,7 +229,8 @@ def _conclude(plan: Plan, engine: Engine, records: Mapping[Run, Record], args: a
     from yolov5_ema.comparing.plan import write_json
     from yolov5_ema.comparing.runs import FINISHED, provenance
 
-    where = provenance(plan, engine)  # before the latency: its load is the machine's own
+    # Before the latency measurement, which itself adds to the load of the machine.
+    where = provenance(plan, engine)
     report = reports.build_report(_models(plan, records, args.latency_rounds), plan.baseline, plan.seeds)
     notes = [*reports.method_notes(report), *_notes(plan, records, report, where)]
     content = {
@@ -278,7 +289,7 @@ def _notes(plan: Plan, records: Mapping[Run, Record], report: Report, where: Map
 
     notes = []
     if getattr(plan.options, "noval", False):
-        notes.append("best.pt is the last epoch's (--noval): nothing was chosen on val.")
+        notes.append("best.pt is from the last epoch (--noval): it was not chosen on val.")
     elif plan.task == "val":
         notes.append("best.pt was chosen on the split that is reported (val): all figures are optimistic.")
     else:
@@ -287,7 +298,7 @@ def _notes(plan: Plan, records: Mapping[Run, Record], report: Report, where: Map
         machine = where["machine"]
         notes.append(
             f"Latency: one image, forward pass in float32 with BatchNorm folded, on {machine['device']} with "
-            f"{machine['threads']} CPU threads, models in turns; load of the machine before: {machine['load']}."
+            f"{machine['threads']} CPU threads, the models in turn; load of the machine before: {machine['load']}."
         )
     for run, record in records.items():
         if record.status != FINISHED:
@@ -295,7 +306,8 @@ def _notes(plan: Plan, records: Mapping[Run, Record], report: Report, where: Map
         if record.resumed_at:
             epochs = ", ".join(map(str, record.resumed_at))
             notes.append(
-                f"{run} was resumed at epoch {epochs}: its later images come in another order than its pairs'."
+                f"{run} was resumed at epoch {epochs}: "
+                "from there on, its images come in a different order than those of the runs it is paired with."
             )
     return [*notes, *_transfer_notes(records)]
 
@@ -306,19 +318,19 @@ def _transfer_notes(records: Mapping[Run, Record]) -> list[str]:
         return []
     listed = ", ".join(f"{name} {done} of {of}" for name, (done, of) in shares.items())
     return [
-        f"--weights gave the models different starts (weights taken over: {listed}): "
-        "what a checkpoint lacks, such as an inserted block, starts fresh."
+        f"--weights gave the models different starts (weights copied: {listed}): "
+        "layers that are missing from the checkpoint, such as an inserted block, start with fresh weights."
     ]
 
 
 COMMAND = Command(
     "compare",
-    "train models under one recipe and several seeds; says what difference is shown",
+    "train models with one recipe and several seeds, and test whether they differ",
     _run,
     _add_flags,
     usage="%(prog)s --data DATA --cfgs A.yaml B.yaml … [--seeds N] [flags of compare] [flags of YOLOv5's train]",
-    description="Train several models under the same recipe and seeds, score each best.pt, and tell "
-    "with intervals whether they differ.",
+    description="Train several models with the same recipe and seeds, score each best.pt, and report "
+    "with confidence intervals whether they differ.",
     epilog=_EPILOG,
     passes_to="train",
 )

@@ -1,4 +1,4 @@
-"""``yolov5-ema completion``: a script by which a shell completes commands and flags."""
+"""``yolov5-ema completion``: print a completion script for a shell."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ _SHELLS = ("bash", "zsh", "fish")
 _ScriptParsers = Callable[[str], argparse.ArgumentParser | None]
 
 _EPILOG = """\
-It completes commands, their flags, and the values of flags that have only a few. The flags of train, val, detect and
-export are those of the installed YOLOv5, or of the clone named with --yolov5: print the script again when that changes.
+The script completes commands, flags, and the values of flags with a fixed set of choices. The flags of train, val,
+detect and export are those of the installed YOLOv5, or of the clone named with --yolov5: print the script again when
+that changes.
 
   bash  yolov5-ema completion bash > ~/.local/share/bash-completion/completions/yolov5-ema
-  zsh   yolov5-ema completion zsh > FOLDER/_yolov5-ema        FOLDER is one of those in $fpath
+  zsh   yolov5-ema completion zsh > FOLDER/_yolov5-ema        FOLDER is a folder in $fpath
   fish  yolov5-ema completion fish > ~/.config/fish/completions/yolov5-ema.fish
 """
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Print the script; no command is run for it."""
+    """Print the script, without running a command."""
     try:
         import shtab
     except ImportError as error:
@@ -48,13 +49,14 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         script = shtab.complete(parser, args.shell, root_prefix="yolov5_ema")
     print(script, file=output)
     if args.shell == "bash":
-        # where shtab knows nothing, files; marked as such, shtab's script offers no flags behind a list of them
+        # Complete files where shtab has no completion. If these arguments were marked as files, as for the other
+        # shells, shtab's script would offer no flags after a list of files.
         print(f"complete -o bashdefault -o default -F _shtab_yolov5_ema {PROGRAM}", file=output)
     return 0
 
 
 def _scripts_of_yolov5() -> _ScriptParsers:
-    """Parsers of YOLOv5's scripts; of no script if there is no YOLOv5 that can be imported."""
+    """A function that returns the parser of a YOLOv5 script; it returns None if no YOLOv5 can be imported."""
     from yolov5_ema.engine import shim
     from yolov5_ema.upstream.flags import script_parser
 
@@ -76,7 +78,7 @@ def _add_commands(parser: argparse.ArgumentParser, group: Group, scripts: _Scrip
         own = commands.add_parser(name, **options, parents=[command.parser()])
         theirs = scripts(command.passes_to) if command.passes_to else None
         for action in theirs._actions if theirs else ():
-            # what the command knows itself is not YOLOv5's there
+            # A flag that both have is the command's own.
             action.option_strings = [
                 flag for flag in action.option_strings if flag not in own._option_string_actions
             ]
@@ -85,7 +87,7 @@ def _add_commands(parser: argparse.ArgumentParser, group: Group, scripts: _Scrip
 
 
 def _complete_files(parser: argparse.ArgumentParser, file: Any) -> None:
-    """Let every value that is none of a few be completed as the name of a file."""
+    """Complete file names for every value without a fixed set of choices."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for one in action.choices.values():

@@ -12,16 +12,16 @@ from yolov5_ema.errors import UserError
 
 _EPILOG = """\
 there:  yolov5-ema convert best.pt                      writes best.safetensors and best.yaml
-back:   yolov5-ema convert best.safetensors -o back.pt  a checkpoint for train, val, detect and plain YOLOv5
-        yolov5-ema convert state_dict.pt --cfg my.yaml -o whole.pt    likewise, of tensors without a model
+back:   yolov5-ema convert best.safetensors -o back.pt  writes a checkpoint for train, val, detect and plain YOLOv5
+        yolov5-ema convert state_dict.pt --cfg my.yaml -o whole.pt    does the same for tensors without a model
 
-best.safetensors alone goes back: everything but the tensors stands in its header. best.yaml is to be read, and
-usable as --cfg.
+Only best.safetensors is needed to convert back: its header holds everything except the tensors. best.yaml is there to
+be read, and can be used as --cfg.
 """
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Convert one file, there or back."""
+    """Convert one file, from a checkpoint or back to one."""
     from yolov5_ema.weights.checkpoint_files import check_readable, is_safetensors
 
     check_readable(args.file)
@@ -33,11 +33,13 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="a checkpoint (.pt), safetensors, or a state dict")
-    add_output(parser, "default: beside FILE, with its name", old=["--out"], metavar="OUT")
+    add_output(
+        parser, "file to write (default: FILE's name with the new suffix)", old=["--out"], metavar="OUT"
+    )
     parser.add_argument(
         "--cfg",
         type=Path,
-        help="back: the model YAML, instead of the one in the header, or of tensors that come without one",
+        help="when converting back: model YAML to use instead of the one in the header, or for a state dict",
     )
     add_force(parser)
 
@@ -52,7 +54,7 @@ def _there(args: argparse.Namespace) -> str:
     cfg = tensors.with_suffix(".yaml")
     facts = to_safetensors(args.file, tensors, cfg, engine=shim.install(), force=args.force)
     return (
-        f"{tensors} and {cfg} written: {_described(facts)}; the YAML's model computes the same, bit for bit"
+        f"{tensors} and {cfg} written: {_described(facts)}; the model of the YAML gives bit-identical output"
     )
 
 
@@ -72,7 +74,7 @@ def _back(args: argparse.Namespace) -> str:
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     if path.suffix in {".pt", ".pth", ".safetensors", ".yaml", ".yml"} - {suffix}:
-        raise UserError(f"-o {path}: this writes {suffix}; give a name that ends so, or without an ending")
+        raise UserError(f"-o {path}: this writes {suffix}; give a name with this suffix, or without a suffix")
     return path if path.suffix == suffix else path.with_name(path.name + suffix)
 
 
@@ -83,11 +85,11 @@ def _described(facts: dict[str, Any]) -> str:
 
 COMMAND = Command(
     "convert",
-    "a checkpoint as safetensors and a model YAML, and back",
+    "convert a checkpoint to safetensors and a model YAML, and back",
     _run,
     _add_flags,
-    description="Write a checkpoint as tensors and text, which cannot run code, or make one of them again. "
-    "The optimizer's state is left out.",
+    description="Write a checkpoint as tensors and text, which cannot run code, or convert them back to a "
+    "checkpoint. The state of the optimizer is left out.",
     epilog=_EPILOG,
     only_looks=True,
 )

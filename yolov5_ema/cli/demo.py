@@ -1,6 +1,6 @@
-"""``yolov5-ema demo``: the whole way from images to an ONNX file, on a small set drawn for it.
+"""``yolov5-ema demo``: all steps from images to an ONNX file, on a small data set that the demo draws.
 
-Each step is a command that a user would type, run as such and printed first.
+Each step prints and runs a command that a user would type.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ EPOCHS = 18
 IMGSZ = 256
 BATCH_SIZE = 8
 LEAST_MAP50 = 0.5
-"""A demo that learned less than this has failed."""
+"""The demo fails if the detector's mAP50 is below this."""
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Run the demo; 1 if the detector learned too little, 2 (by `UserError`) if a step failed."""
+    """Run the demo. Returns 1 if the detector learned too little; raises a `UserError` if a step failed."""
     _check(args)
     started_s = time.monotonic()
 
@@ -71,21 +71,24 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     add_output(
         parser,
-        "gets the set and a folder for each run (default: runs/demo)",
+        "folder for the data set and for a folder per run (default: runs/demo)",
         old=["--dir"],
         metavar="DIR",
         default=Path("runs/demo"),
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn set (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the data set (default: 0)")
     parser.add_argument(
-        "--epochs", type=int, default=EPOCHS, help=f"fewer learn too little (default: {EPOCHS})"
+        "--epochs",
+        type=int,
+        default=EPOCHS,
+        help=f"training epochs; fewer are too few (default: {EPOCHS})",
     )
     add_image_size(parser, f"side of the images, a multiple of 32 pixels (default: {IMGSZ})", default=IMGSZ)
     add_device(parser, "cpu, or the number of a GPU (default: cpu)", default="cpu")
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse now what would fail after minutes of training."""
+    """Check at the start what would otherwise fail after minutes of training."""
     if args.imgsz < 64 or args.imgsz % 32:
         raise UserError(f"--imgsz must be a multiple of 32, at least 64, not {args.imgsz}")
     if args.epochs < 1:
@@ -99,25 +102,25 @@ def _check(args: argparse.Namespace) -> None:
 
 
 class Scores(NamedTuple):
-    """What `val` says of all classes together."""
+    """The mAP of `val` over all classes."""
 
     map50: float
     map50_95: float
 
 
 def _train_and_use(args: argparse.Namespace, data: Path, run: Path) -> Scores:
-    """Train, validate, detect and export, each by its own command."""
+    """Train, validate, detect and export, each with its own command."""
     dataset, best = str(data), str(run / "train/weights/best.pt")
     unseen = str(data.parent / "images/test")
     size = ["--img", str(args.imgsz)]
     place = ["--device", args.device, "--project", str(run), "--name"]
     recipe = ["--hyp", HYP, "--epochs", str(args.epochs), "--batch-size", str(BATCH_SIZE)]
-    # The model's anchors suit the set; a look at mAP after each epoch would cost more than it tells.
+    # The model's anchors suit this data set. Validating after each epoch would take time and is not needed.
     haste = ["--noautoanchor", "--noval", "--cache", "--workers", "2"]
     model = ["--cfg", CFG, "--weights", ""]
     _step("train", ["--data", dataset, *model, *recipe, *haste, *size, *place, "train"])
     printed = _step("val", ["--data", dataset, "--weights", best, *size, *place, "val"])
-    # Labels would hide objects this small: the colour tells the class.
+    # Labels would hide objects this small; the colour shows the class.
     show = ["--save-txt", "--save-conf", "--line-thickness", "1", "--hide-labels"]
     _step("detect", ["--source", unseen, "--weights", best, *show, *size, *place, "detect"])
     _step("export", ["--weights", best, "--include", "onnx", *size])
@@ -125,10 +128,10 @@ def _train_and_use(args: argparse.Namespace, data: Path, run: Path) -> Scores:
 
 
 def _step(command: str, flags: list[str]) -> str:
-    """Run one of our commands, showing it and its output as it comes; returns the output."""
+    """Run one of our commands, print it and its output while it runs, and return the output."""
     print(f"\n$ {_program()} {shlex.join([command, *flags])}", flush=True)
     line = [sys.executable, "-m", "yolov5_ema", command, *flags]
-    # On a busy machine, threads that wait by spinning make a training on CPU many times slower.
+    # On a busy machine, threads that spin while they wait make a training on CPU many times slower.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     environment.update(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
     printed = b""
@@ -144,7 +147,7 @@ def _step(command: str, flags: list[str]) -> str:
 
 
 def _program() -> str:
-    """How a user calls this very installation: by its short name where the shell finds that."""
+    """How a user runs this installation: ``yolov5-ema`` if the shell finds it, else ``python -m yolov5_ema``."""
     python = Path(sys.executable)
     script = shutil.which("yolov5-ema")
     if script and Path(script).parent == python.parent:
@@ -161,7 +164,7 @@ def read_scores(printed: str) -> Scores:
     """mAP50 and mAP50-95 from the row ``all`` of the table that YOLOv5's `val` prints."""
     rows = _ROW_OF_ALL.findall(printed.replace("\r", "\n"))
     if not rows:
-        raise UserError("demo: val printed no row of results for all classes")
+        raise UserError("demo: val printed no row of results for all classes; see its output above")
     return Scores(float(rows[-1][4]), float(rows[-1][5]))
 
 
@@ -169,24 +172,24 @@ def read_scores(printed: str) -> Scores:
 
 
 class Agreement(NamedTuple):
-    """How the exported model and the checkpoint compare."""
+    """How closely the exported model agrees with the checkpoint."""
 
     detections: int
     worst: float
-    """The largest difference in confidence."""
+    """The largest difference of a confidence."""
 
 
 def compare_onnx(onnx: Path, images: Path, labels: Path) -> Agreement:
-    """Run the exported model in onnxruntime and look there for what `detect` found with the checkpoint.
+    """Run the exported model in onnxruntime and check that it finds what `detect` found with the checkpoint.
 
     Args:
-        onnx: the exported model; its input size must be the images' own.
-        images: folder of pictures.
-        labels: what ``detect --save-txt --save-conf`` wrote for them: rows of class, x, y, width,
-            height as shares of the image, confidence.
+        onnx: the exported model; its input size must be the size of the images.
+        images: folder of images.
+        labels: folder that ``detect --save-txt --save-conf`` wrote for them: rows of class, x, y, width and height as
+            shares of the image, confidence.
 
     Raises:
-        UserError: no file, an output of the wrong shape or not finite, or a detection that it lacks.
+        UserError: the file is missing, its output has the wrong shape or is not finite, or a detection is missing.
     """
     import numpy as np
     import onnxruntime
@@ -210,7 +213,7 @@ def compare_onnx(onnx: Path, images: Path, labels: Path) -> Agreement:
 
 
 def _read_detections(path: Path) -> np.ndarray:
-    """Rows of a label file, (n, 6); none if there is no file, as `detect` writes none then."""
+    """Rows of a label file, (n, 6). Without detections `detect` writes no file, and n is 0."""
     import numpy as np
 
     return np.loadtxt(path, ndmin=2) if path.is_file() else np.zeros((0, 6))
@@ -223,34 +226,41 @@ def _read_picture(path: Path) -> np.ndarray:
 
     picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
-        raise UserError(f"demo: {path} is no picture any more; delete its folder to draw the set anew")
+        raise UserError(
+            f"demo: {path} can no longer be read as an image; delete its folder to draw the set again"
+        )
     return np.ascontiguousarray(picture[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32) / 255
 
 
 def _confidence_differences(rows: np.ndarray, detections: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """For each detection, the difference to the best row of its class at its place; inf without one.
+    """For each detection, the difference in confidence to the nearest row of its class at its place.
 
     Args:
-        rows: (n, 5 + classes), x, y, width, height in pixels, objectness, class scores.
-        detections: (m, 6), class, x, y, width, height as shares of the image, confidence.
+        rows: (n, 5 + classes): x, y, width and height in pixels, objectness, class scores.
+        detections: (m, 6): class, x, y, width and height as shares of the image, confidence.
         shape: height and width of the image in pixels.
+
+    Returns:
+        Shape (m,); infinity for a detection without such a row.
     """
     import numpy as np
 
     height, width = shape
     corners = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]]).T
     limits = np.array([width, height, width, height])
-    boxes = np.clip(rows[:, :4] @ corners, 0, limits)  # detect cuts boxes at the border
+    # detect clips boxes at the border
+    boxes = np.clip(rows[:, :4] @ corners, 0, limits)
     scores = rows[:, 4:5] * rows[:, 5:]
     differences = []
     for kind, *box, confidence in detections:
         apart = np.abs(boxes - (np.array(box) * limits) @ corners).max(1)
-        here = (scores.argmax(1) == kind) & (apart <= 1)  # detect rounds to whole pixels
+        # detect rounds to whole pixels
+        here = (scores.argmax(1) == kind) & (apart <= 1)
         differences.append(np.abs(scores[here, int(kind)] - confidence).min(initial=np.inf))
     return np.array(differences).reshape(-1)
 
 
-# --- the last word --------------------------------------------------------------------------
+# --- the summary ----------------------------------------------------------------------------
 
 
 def _summary(run: Path, data: Path, scores: Scores, agreement: Agreement, seconds: float) -> str:
@@ -261,8 +271,8 @@ Done in {seconds / 60:.1f} minutes.
   mAP50-95    {scores.map50_95:.3f}
   checkpoint  {best}
   ONNX        {best.with_suffix(".onnx")}
-              gives all {agreement.detections} detections too, their confidence within {agreement.worst:.0e}
-  detections  {run / "detect"}  (a colour a class)
+              finds the same {agreement.detections} detections; confidences differ by at most {agreement.worst:.0e}
+  detections  {run / "detect"}  (one colour for each class)
   curves      {run / "train/results.png"}, {run / "val"}
 
 Your own data: write a YAML like {data}
@@ -275,9 +285,10 @@ Your own data: write a YAML like {data}
 
 COMMAND = Command(
     "demo",
-    "draw a small set, then train, validate, detect and export on it: a few minutes on a CPU",
+    "draw a small data set, then train, validate, detect and export; takes minutes on a CPU",
     _run,
     _add_flags,
-    description="Draw a small set of tiny objects, train a nano YOLOv5 with EMA blocks on it, validate, "
-    "detect, export to ONNX and run that; every command is shown, to be used on your own data.",
+    description="Draw a small data set of tiny objects, train a nano YOLOv5 with EMA blocks on it, validate, "
+    "detect, export to ONNX and run the exported model. Every command is printed, so that you can use it on "
+    "your own data.",
 )

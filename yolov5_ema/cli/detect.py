@@ -1,7 +1,7 @@
-"""``yolov5-ema detect``: YOLOv5's own script under the shim, on windows with ``--slice``."""
+"""``yolov5-ema detect``: run YOLOv5's own script with the shim installed; ``--slice`` detects in windows."""
 
 from __future__ import annotations
 
 from yolov5_ema.cli._slicing import sliceable
 
-COMMAND = sliceable("detect", "detect in images and videos: YOLOv5's own detect, with every flag of it")
+COMMAND = sliceable("detect", "detect in images and videos: YOLOv5's own detect, with all its flags")

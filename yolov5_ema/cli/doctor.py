@@ -1,4 +1,4 @@
-"""``yolov5-ema doctor``: what is installed, which YOLOv5 is used, which quirks are on and why."""
+"""``yolov5-ema doctor``: report what is installed, which YOLOv5 is used, and which quirks are on and why."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ Show = Callable[[str], object]
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Print the report; a `UserError` ends it where there is no YOLOv5."""
+    """Print the report.
+
+    Raises:
+        UserError: no YOLOv5 was found, or it cannot be imported. The lines before are already printed.
+    """
     facts: Facts = {}
     with results_alone(args.json) as output:
         show: Show = _show_nothing if args.json else print
@@ -46,7 +50,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _show_nothing(text: str) -> None:
-    """JSON is printed in the end."""
+    """Print nothing: with ``--json``, the JSON is printed at the end."""
 
 
 def _versions(show: Show) -> Facts:
@@ -58,9 +62,9 @@ def _versions(show: Show) -> Facts:
     for name, version in found.items():
         show(f"{name:<15}{version or '-'}")
     over = [name for name in _OPENCVS if _version(name)]
-    # Two of OpenCV's packages write to one folder: the one installed last is used, and removing one breaks both.
+    # All OpenCV packages install into the same folder: the last one installed is used, and removing one breaks both.
     if len(over) > 1:
-        show(f"               {' and '.join(over)} are installed over each other. One alone:")
+        show(f"               {' and '.join(over)} overwrite each other. To keep only one:")
         show(f"               pip uninstall -y {' '.join(over)}; pip install opencv-python")
     return {"versions": found, "opencvs": over}
 
@@ -106,8 +110,10 @@ def _engine(show: Show) -> Facts:
     engine = locate()
     show(f"YOLOv5         {engine}")
     if here is not None and here.root == Path.cwd().resolve() != engine.root:
-        show(f"               {here}: train, val, detect and others that run YOLOv5 take this one,")
-        show("               for you stand in it; its code is not run here unless you name it: --yolov5 PATH")
+        show(f"               {here}: train, val, detect and other commands that run YOLOv5 use this one,")
+        show(
+            "               because it is the working directory; doctor runs its code only with --yolov5 PATH"
+        )
     show(f"blocks         {', '.join(list_blocks())}\n\nquirks")
     quirks = activation.findings(engine, QUIRKS)
     for quirk, found in zip(QUIRKS, quirks):
@@ -117,7 +123,8 @@ def _engine(show: Show) -> Facts:
     unknown = [guard.name for guard in guards if not guard.is_settled]
     if unknown:
         show(
-            f"not known      {', '.join(unknown)}: what they guard was not found in this YOLOv5, or is written anew"
+            f"not known      {', '.join(unknown)}: "
+            "the code that they guard was not found in this YOLOv5, or was rewritten"
         )
     try:
         shim.install()
@@ -125,7 +132,7 @@ def _engine(show: Show) -> Facts:
         raise
     except Exception as error:
         raise UserError(f"{engine} cannot be imported: {type(error).__name__}: {error}") from error
-    show(f"\n{engine} imports, and its parse_model knows the blocks.")
+    show(f"\n{engine} can be imported, and its parse_model knows the blocks.")
     return {
         "yolov5": {"version": engine.version, "folder": str(engine.root)},
         "blocks": list_blocks(),
@@ -141,23 +148,23 @@ def _show_quirk(quirk: Quirk, found: Finding, show: Show) -> None:
     elif found.is_settled:
         lines = ["off: not needed"]
     else:
-        lines = ["off, and not known whether it is needed: what it mends was not found in this YOLOv5,"]
-        lines += [f"or is written anew. If it is needed: {quirk.symptom}"]
+        lines = ["off, and not known whether it is needed: the code it fixes was not found in this YOLOv5,"]
+        lines += [f"or was rewritten. If it is needed: {quirk.symptom}"]
     for start, line in zip((quirk.name, ""), lines):
         show(f"  {start:<26}{line}")
 
 
 def _as_dict(found: Finding) -> Facts:
-    """A quirk or guard: on where its text is found, and whether it is known whether it is needed."""
+    """A quirk or guard: whether it is on and where, and whether this could be decided (``is_settled``)."""
     places = [{"module": module, "because": reason} for module, reason in found.places]
     return {"name": found.name, "on": bool(places), "is_settled": found.is_settled, "places": places}
 
 
 COMMAND = Command(
     "doctor",
-    "print versions, the YOLOv5 found, which implementations and quirks are on and why",
+    "print versions, the YOLOv5 in use, the implementations of blocks, and the quirks",
     _run,
     add_json,
-    description="Report versions, the YOLOv5 that commands will use, and what is mended in it here.",
+    description="Report versions, the YOLOv5 that commands will use, and what this package fixes in it here.",
     only_looks=True,
 )

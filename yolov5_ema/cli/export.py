@@ -1,4 +1,4 @@
-"""``yolov5-ema export``: YOLOv5's own script under the shim."""
+"""``yolov5-ema export``: run YOLOv5's own script with the shim installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 COMMAND = Command(
     "export",
-    "export to TorchScript, ONNX …: YOLOv5's own export, with every flag of it",
+    "export to TorchScript, ONNX …: YOLOv5's own export, with all its flags",
     _run,
     passes_to="export",
 )

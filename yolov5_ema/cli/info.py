@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Print what a cfg builds."""
+    """Print the rows of the model, its parameters and GFLOPs."""
     if args.nc is not None and args.nc < 1:
-        raise UserError(f"--nc {args.nc}: there must be 1 class or more")
+        raise UserError(f"--nc {args.nc}: must be 1 or more")
     check_image_size(args.imgsz)
 
     from yolov5_ema.cfgs.oddities import log_warnings
@@ -37,7 +37,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         preflight.resolve_names(args, shim.install())
         try:
             found = model_info(args.cfg, args.nc, args.imgsz)
-        # what fits on paper, and not in this machine
+        # A valid model that is too large for this machine, for example.
         except (RuntimeError, MemoryError, ValueError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("cfg", help="model YAML: a path, or the name of one that ships")
+    parser.add_argument("cfg", help="model YAML: a path, or the name of a shipped one")
     parser.add_argument("--nc", type=int, help="number of classes (default: the YAML's)")
     add_image_size(parser, "image side in pixels (default: 640)")
     add_json(parser)
@@ -76,13 +76,13 @@ def _table(found: ModelInfo) -> str:
 
 COMMAND = Command(
     "info",
-    "rows, parameters and GFLOPs of a model YAML, the blocks counted fully",
+    "print rows, parameters and GFLOPs of a model YAML, blocks included",
     _run,
     _add_flags,
     description="Build a model from its YAML and print its rows, parameters and GFLOPs.",
     epilog="""\
-GFLOPs are those of convolutions and matrix products, a multiply-add counted as two, for one image. The figure that
-YOLOv5 prints itself (thop) misses the groups that EMA folds into the batch.
+GFLOPs count convolutions and matrix products for one image; a multiply-add counts as two. The figure that YOLOv5 itself
+prints (from thop) misses the groups that EMA folds into the batch dimension.
 
 example: yolov5-ema info yolov5s-ema.yaml --nc 3 --json""",
     only_looks=True,

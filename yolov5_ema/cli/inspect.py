@@ -1,4 +1,4 @@
-"""``yolov5-ema inspect``: what a checkpoint holds, without unpickling anything."""
+"""``yolov5-ema inspect``: print what a checkpoint holds, without unpickling anything."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from yolov5_ema.weights.inspection import Inspection, ModelReport
 
 _EPILOG = """\
-Nothing of the file is imported, called or built. A name outside the allow-list that loading goes by is a warning.
+Nothing in the file is imported, called or built. A name that is not in the allow-list for loading gives a warning.
 
-exit code: 0 nothing to warn of; 1 warnings; 2 no checkpoint, or a file that cannot be read
+exit code: 0: no warnings; 1: warnings; 2: not a checkpoint, or a file that cannot be read
 example: yolov5-ema inspect runs/train/exp/weights/best.pt
 """
 _WIDTH = 110
@@ -29,7 +29,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Print what each file holds.
 
     Returns:
-        The exit code: 0, 1 for warnings, 2 for a file that is no checkpoint.
+        The exit code: 0, 1 for warnings, 2 for a file that is not a checkpoint.
     """
     with results_alone(args.json) as output:
         return _inspect(args, output)
@@ -63,7 +63,10 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 class _Judge:
-    """What a checkpoint may hold: the allow-list of the YOLOv5 at hand, else names of modules."""
+    """Decides which names a checkpoint may hold.
+
+    It uses the allow-list of the installed YOLOv5. Without a YOLOv5, it uses the names of modules.
+    """
 
     def __init__(self) -> None:
         self.by = ""
@@ -93,7 +96,7 @@ class _Judge:
         except EngineNotFoundError:
             if read("yolov5"):
                 raise
-            self.by = "the names of modules alone, for no YOLOv5 was found"
+            self.by = "the names of modules only, because no YOLOv5 was found"
             return
         from yolov5_ema.checkpoints.loading import allow_list
         from yolov5_ema.engine import shim
@@ -125,7 +128,7 @@ def _text(found: Inspection, judged_by: str) -> str:
 
 
 def _for_inference(models: Sequence[ModelReport]) -> ModelReport | None:
-    """The one that YOLOv5 runs: ``ema`` if there is one."""
+    """The model that YOLOv5 runs: ``ema`` if there is one, else the first."""
     return next((model for model in models if model.key == "ema"), models[0] if models else None)
 
 
@@ -242,7 +245,7 @@ def _metadata(metadata: dict[str, Any]) -> list[str]:
 
 
 def _wrapped(lead: str, parts: Sequence[str], most: int = 200) -> list[str]:
-    """Parts joined by commas, broken into lines."""
+    """The parts, joined by commas and wrapped into lines."""
     shown = [*parts[:most], *([f"… {len(parts) - most} more"] if len(parts) > most else [])]
     lines, line = [], lead
     for index, part in enumerate(shown):
@@ -255,7 +258,7 @@ def _wrapped(lead: str, parts: Sequence[str], most: int = 200) -> list[str]:
 
 
 def _shown(value: Any, most: int = 120) -> str:
-    """Text of a value out of the file, harmless to a terminal: no control characters, not endless."""
+    """A value of the file as text that is safe to print: control characters escaped, and of limited length."""
     text = value if isinstance(value, str) else f"{value:.6g}" if isinstance(value, float) else str(value)
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[: most * 2])
     return text if len(text) <= most else text[: most - 1] + "…"
@@ -267,10 +270,10 @@ def _size(count: int) -> str:
 
 COMMAND = Command(
     "inspect",
-    "what a checkpoint holds, without unpickling anything; warns of what is odd",
+    "print what a checkpoint holds without unpickling it; warns about suspicious content",
     _run,
     _add_flags,
-    description="Say what a checkpoint, a state dict, a TorchScript archive or safetensors holds.",
+    description="Print what a checkpoint, a state dict, a TorchScript archive or a safetensors file holds.",
     epilog=_EPILOG,
     only_looks=True,
 )

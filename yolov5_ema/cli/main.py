@@ -1,4 +1,4 @@
-"""The command ``yolov5-ema``: finds the subcommand, and turns errors of the user's into messages."""
+"""The command ``yolov5-ema``: it runs the subcommand and prints a user's mistakes as error messages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ yolov5-ema {__version__}: attention blocks for YOLOv5 detectors, without editing
 
 usage: yolov5-ema COMMAND [flags]      (or: python -m yolov5_ema COMMAND [flags])""",
     closing="""\
-train, val, detect and export are YOLOv5's own and take all of its flags. Each command has a --help.
+train, val, detect and export run YOLOv5's own scripts and take all their flags. Each command has a --help.
 First steps: yolov5-ema demo
              yolov5-ema train --data coco128.yaml --cfg yolov5s-ema.yaml --weights '' --img 640""",
 )
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, what the command says, or 2 for a mistake in what was given.
+        The exit code: that of the command, or 2 for a user's mistake.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -85,17 +85,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refused_by_the_disk(error: OSError) -> str:
-    """What no writer said itself: a library's file, a folder for drafts."""
+    """The message for a disk error that our own code did not turn into a UserError, such as one in a library."""
     named = error.filename if isinstance(error.filename, str) else "a file"
     what = "used" if error.errno in (errno.EACCES, errno.EPERM) else "written"
-    return f"{named} cannot be {what}: {error.strerror}. What was there before is whole"
+    return f"{named} cannot be {what}: {error.strerror}. Files that were there before are unchanged"
 
 
 def _which_process() -> str:
-    """Of several that torchrun started; nothing where there is one."""
-    rank = os.environ.get(
-        "RANK", os.environ.get("LOCAL_RANK", "?")
-    )  # Lightning's launcher sets only the second
+    """The rank of this process, if torchrun started several; else an empty string."""
+    # Lightning's launcher sets only LOCAL_RANK.
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "?"))
     return f"rank {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
@@ -120,7 +119,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _places_of_words(arguments: list[str]) -> list[int]:
-    """Where the words stand that are neither flags nor values of ours: the first is the command."""
+    """Indices of the arguments that are neither flags nor values of our flags. The first is the command."""
     is_value = [False, *(word in _WITH_VALUE for word in arguments)]
     return [n for n, word in enumerate(arguments) if not word.startswith("-") and not is_value[n]]
 
@@ -132,7 +131,10 @@ def _passes_all(command: AnyCommand) -> bool:
 def _taken_off(
     command: AnyCommand, behind: list[str], common: argparse.Namespace
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Our flags behind the command's name, and what is left; a script of the user's gets all behind it untouched."""
+    """Our flags after the command's name, and the other arguments.
+
+    Arguments after a user's own script are for that script and stay as they are.
+    """
     if not _passes_all(command):
         return _parser_behind(command).parse_known_args(behind, common)
     place, *_ = [*_places_of_words(behind), len(behind)]
@@ -154,13 +156,13 @@ _WITH_VALUE = ("--yolov5", "--plugin", "--conflicts")
 
 
 def _parser_behind(command: AnyCommand) -> argparse.ArgumentParser:
-    """For our flags behind the command's name, where YOLOv5's own script may have one of the same name."""
+    """A parser for our flags after the command's name, without those that YOLOv5's script has too."""
     leaves_verbose = isinstance(command, Command) and command.leaves_verbose
     return own_parser(functools.partial(add_common_flags, verbose=not leaves_verbose))
 
 
 def _settings(common: argparse.Namespace) -> Settings:
-    """Those of the environment, and over them what the command line says."""
+    """The settings: those of the command line take precedence over those of the environment."""
     said: dict[str, Any] = {}
     if common.yolov5:
         said["yolov5"] = os.path.abspath(os.path.expanduser(common.yolov5))
@@ -177,7 +179,7 @@ def _unknown_flag(word: str) -> str:
     known = ", ".join(
         flag for action in own_parser(add_common_flags)._actions for flag in action.option_strings
     )
-    return f"no flag {word!r} here; known before a command, or a script to run, are {known}, each in full"
+    return f"no flag {word!r} here; before a command, or a script to run, you can use {known}, each in full"
 
 
 if __name__ == "__main__":

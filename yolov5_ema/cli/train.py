@@ -1,4 +1,4 @@
-"""``yolov5-ema train``: YOLOv5's own script under the shim."""
+"""``yolov5-ema train``: run YOLOv5's own script with the shim installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolov5_ema.settings import INITS, Settings
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Run YOLOv5's ``train``; the setting ``seed`` counts also where YOLOv5 has no ``--seed``."""
+    """Run YOLOv5's ``train``. The setting ``seed`` also works for releases that have no ``--seed``."""
     from yolov5_ema.engine import shim
     from yolov5_ema.engine.quirks import distributed
     from yolov5_ema.scripts import leash, seeding
@@ -38,13 +38,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init",
         choices=INITS,
-        help="how attention blocks start that the --weights lack: identity, so that they change nothing at first",
+        help="how to initialize attention blocks missing from --weights; identity: they change nothing at first",
     )
 
 
 COMMAND = Command(
     "train",
-    "train a detector: YOLOv5's own train, with every flag of it",
+    "train a detector: YOLOv5's own train, with all its flags",
     _run,
     _add_flags,
     passes_to="train",

@@ -1,4 +1,4 @@
-"""``yolov5-ema transfer``: pretrained weights into another cfg, row by row."""
+"""``yolov5-ema transfer``: copy pretrained weights into another model YAML, row by row."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.settings import INITS
 
 _EPILOG = """\
-Rows are paired by what they are, not by number: a block in the middle costs no weights behind it. `yolov5-ema train
---weights FILE --cfg CFG` does the same by itself.
+Rows are matched by their content, not by their number, so that weights after an inserted block are copied too.
+`yolov5-ema train --weights FILE --cfg CFG` does the same automatically.
 
---init identity: a fresh attention block starts with a constant gate that the layers behind it make up for, so the
-detector computes at first what it did without the block. `train` takes the flag too.
+--init identity: a new attention block starts with a constant gate, and the layers after it compensate for the constant.
+At first, the detector computes what it did without the block. `train` takes this flag too.
 
 example: yolov5-ema transfer yolov5s.pt --cfg yolov5s-ema.yaml --init identity -o yolov5s-ema.pt
 """
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Write the checkpoint and print what did not go along."""
+    """Write the checkpoint and print what was not copied."""
     if args.output.suffix != ".pt":
         raise UserError(f"-o {args.output}: the checkpoint's name must end in .pt")
     if args.data and args.nc is not None:
         raise UserError("--data says how many classes there are; leave --nc out")
     if args.nc is not None and args.nc < 1:
-        raise UserError(f"--nc {args.nc}: there must be 1 class or more")
+        raise UserError(f"--nc {args.nc}: must be 1 or more")
 
     from yolov5_ema.checkpoints.transferring import transfer_checkpoint
     from yolov5_ema.engine import shim
@@ -65,21 +65,25 @@ def _names(data: str | None) -> list[str] | None:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", type=Path, help="a checkpoint (.pt) of any YOLOv5")
-    parser.add_argument("--cfg", required=True, help="model YAML: a path, or the name of one that ships")
+    parser.add_argument("weights", type=Path, help="a YOLOv5 checkpoint (.pt)")
+    parser.add_argument("--cfg", required=True, help="model YAML: a path, or the name of a shipped one")
     add_output(parser, "the checkpoint to write", old=["--out"], metavar="OUT.pt", required=True)
-    parser.add_argument("--data", help="data YAML, for its class names: classes are copied by name")
+    parser.add_argument(
+        "--data", help="data YAML with the class names; the weights of classes are copied by name"
+    )
     parser.add_argument("--nc", type=int, help="number of classes, instead of --data")
-    parser.add_argument("--init", choices=INITS, default="none", help="how fresh blocks start")
-    add_force(parser, "replace OUT.pt if it is there")
+    parser.add_argument(
+        "--init", choices=INITS, default="none", help="how to initialize new attention blocks"
+    )
+    add_force(parser, "replace OUT.pt if it exists")
 
 
 COMMAND = Command(
     "transfer",
-    "pretrained weights into a model YAML with other rows, as a checkpoint",
+    "copy pretrained weights into a model YAML with other rows, as a checkpoint",
     _run,
     _add_flags,
-    description="Fill the model of a cfg with the weights of a checkpoint, row by row.",
+    description="Copy the weights of a checkpoint into the model of a cfg, row by row.",
     epilog=_EPILOG,
     only_looks=True,
 )

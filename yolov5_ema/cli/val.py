@@ -1,7 +1,7 @@
-"""``yolov5-ema val``: YOLOv5's own script under the shim, on windows with ``--slice``."""
+"""``yolov5-ema val``: run YOLOv5's own script with the shim installed; ``--slice`` detects in windows."""
 
 from __future__ import annotations
 
 from yolov5_ema.cli._slicing import sliceable
 
-COMMAND = sliceable("val", "validate a detector: YOLOv5's own val, with every flag of it")
+COMMAND = sliceable("val", "validate a detector: YOLOv5's own val, with all its flags")
