@@ -330,7 +330,7 @@ def test_weights_that_know_more_classes_than_the_data_are_refused(learned, own_f
     Path("two.yaml").write_text(Path("two.yaml").read_text().replace(str(learned[0].parent), str(own_folder)))
     assert evaluate("--data", "two.yaml", "--weights", learned[1], "--img", 96) == 2
     said = capsys.readouterr().err
-    assert "best.pt knows 3 classes, and two.yaml has 2: they do not belong together" in said
+    assert "best.pt has 3 classes, but two.yaml has only 2: they do not belong together" in said
     assert not Path("runs").exists()
 
 
@@ -415,7 +415,7 @@ def test_submit_wants_the_benchmarks_classes(tiny_set, capsys):
         ),
         (
             ["--predictions", "detections", "--data", "d.yaml", "--image-sizes", "s.json"],
-            "goes with --annotations",
+            "works only with --annotations",
         ),
     ],
 )

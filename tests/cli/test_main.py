@@ -84,7 +84,7 @@ def test_run_without_a_script(own_folder, capsys):
         assert stopped.value.code == 2
     with pytest.raises(SystemExit) as stopped:
         main(["run", "--help"])
-    assert stopped.value.code == 0 and "goes to it as it is" in capsys.readouterr().out
+    assert stopped.value.code == 0 and "go to the script unchanged" in capsys.readouterr().out
 
 
 # --- what a call leaves behind --------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_glob_list_and_chunks_give_the_same_rows(predict, folder, own_folder):
     lines = ["./near.jpg", "", str(folder / "wide.png"), "x/../x/near.jpg", str(folder / "a.jpg")]
     (own_folder / "x/list.txt").write_text("\n".join(lines))
     code, said = predict("--source", "x/list.txt", "-o", "list.parquet")
-    assert code == 0 and "1 lines name an image again" in said
+    assert code == 0 and "1 lines repeat an image" in said
     near, wide, a = rows_of("list.parquet")
     assert [near["image"], wide["image"]] == ["x/near.jpg", str(folder / "wide.png")]
     assert near["xyxy"] == a["xyxy"] and near["confidence"] == a["confidence"]
@@ -182,7 +182,7 @@ def test_bad_images_are_rows_with_an_error(predict, folder, own_folder):
     names = ["cut.jpg", "empty.png", "gone.jpg", "good.jpg", "text.jpg", "thin.png"]
     (own_folder / "list.txt").write_text("\n".join(names))
     code, said = predict("--source", "list.txt")
-    assert code == 1 and "something is wrong with 5 of 6 images:" in said, said
+    assert code == 1 and "5 of 6 images have a problem:" in said, said
     rows = {row["image"]: row for row in rows_of("predictions.parquet")}
     assert list(rows) == names
     errors = {
@@ -297,8 +297,8 @@ MISTAKES = {
         "knows the classes disc, box, cross (0 to 2)",
     ),
     "size": (["--source", "IMAGE", "--img", "0"], "one or two numbers"),
-    "workers": (["--source", "IMAGE", "--workers", "2"], "goes with --engine ray"),
-    "device": (["--source", "IMAGE", "--engine", "ray", "--device", "1"], "Ray hands out the GPUs"),
+    "workers": (["--source", "IMAGE", "--workers", "2"], "needs --engine ray"),
+    "device": (["--source", "IMAGE", "--engine", "ray", "--device", "1"], "Ray assigns the GPUs"),
     "no weights": (["--source", "IMAGE", "--weights", "no.pt", "-o", "out.json"], "weights not found"),
     "no checkpoint": (
         ["--source", "IMAGE", "--weights", "IMAGE", "-o", "out.json"],
@@ -576,7 +576,7 @@ def test_a_stopped_driver_says_how_to_go_on(trained, crowd, descendants, number)
     processes = descendants(run.pid)
     run.send_signal(number)
     said = run.communicate(timeout=60)
-    assert run.returncode == 128 + number and said[1].strip().endswith("with --resume goes on"), said
+    assert run.returncode == 128 + number and said[1].strip().endswith("with --resume to continue"), said
     assert "Traceback" not in said[1] and _all_gone(processes)
     alone = run_cli(*_crowd(trained, "many.parquet", "--resume", "--threads", 1), cwd=crowd)
     assert alone.returncode == 0 and _is_same(crowd), alone.stderr[-3000:]

@@ -40,9 +40,7 @@ def test_an_evaluation_is_made_once(own_folder, tiny_set, capsys):
     plain = ["report", str(run), "--device", "cpu"]
     flags = [*plain, "--samples", "2"]
     assert main(flags) == 0 and "Evaluating" not in capsys.readouterr().out
-    assert (
-        "with --evaluate the report evaluates best.pt on the data set" in page_of(run / "report.html").words
-    )
+    assert "--evaluate evaluates best.pt on the data set" in page_of(run / "report.html").words
     assert not (run / "report-val.json").exists()
     assert main([*flags, "--evaluate"]) == 0
     printed = capsys.readouterr().out
@@ -122,9 +120,9 @@ def test_only_a_report_is_written_over(own_folder, capsys):
         ((".",), r"\. is no run: looked in it for opt\.yaml"),
         ((".", "--samples", "99"), "--samples must be 0 to 24, not 99"),
         ((".", "--imgsz", "1"), "--imgsz 1: the side of an image in pixels"),
-        ((".", "--evaluate", "--no-evaluate"), "cannot both be"),
-        ((".", "--data", "a.yaml", "--no-evaluate"), "does not go with --no-evaluate"),
-        ((".", "--imgsz", "64"), "it goes with --evaluate or --data"),
+        ((".", "--evaluate", "--no-evaluate"), "cannot be used together"),
+        ((".", "--data", "a.yaml", "--no-evaluate"), "cannot be used with --no-evaluate"),
+        ((".", "--imgsz", "64"), "it needs --evaluate or --data"),
     ],
 )
 def test_what_is_refused(refused, flags, message):

@@ -181,7 +181,7 @@ def test_detectors_and_classifiers_do_not_mix(classifier, red, images, capsys):
     assert visualize("--weights", red, classifier, "--source", images) == 2
     assert "is a classifier and" in capsys.readouterr().err
     assert visualize("--weights", classifier, "--source", images, "--labels") == 2
-    assert "--labels goes with detectors" in capsys.readouterr().err
+    assert "--labels works only with detectors" in capsys.readouterr().err
     assert not Path("runs").exists()
 
 

@@ -1,4 +1,4 @@
-"""``yolov5-ema evaluate``: the figures of YOLOv5, COCO and VisDrone side by side."""
+"""``yolov5-ema evaluate``: evaluate detections by the protocols of YOLOv5, COCO and VisDrone, side by side."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("yolov5", "coco", "visdrone")
 MAX_DET = 500
-"""What VisDrone's protocol counts; YOLOv5's and COCO's cut at 300 and 100 themselves."""
+"""Detections per image that VisDrone's protocol uses. YOLOv5's and COCO's use at most 300 and 100 of them."""
 
 _EPILOG = """\
-predictions, where they are not made with --weights:
-  a COCO results JSON (YOLOv5's --save-json writes one), or a folder with a text file an image: VisDrone's
-  (left,top,width,height,score,category,-1,-1) or YOLO's (--save-txt --save-conf writes them)
+predictions, if you do not use --weights:
+  a COCO results JSON (as written by YOLOv5's --save-json), or a folder with one text file for each image in the
+  format of VisDrone (left,top,width,height,score,category,-1,-1) or YOLO (as written by --save-txt --save-conf)
 
 ground truth:
-  --data        yolov5 takes the labels; coco and visdrone take the annotations that the data YAML names under
-                visdrone_annotations or coco_annotations ('yolov5-ema data visdrone' and 'data coco' write them),
-                else the labels as well
-  --annotations a folder of VisDrone's text files, or an instances JSON, without any data YAML
+  --data        yolov5 uses the labels. coco and visdrone use the annotations that the data YAML names under
+                visdrone_annotations or coco_annotations ('yolov5-ema data visdrone' and 'data coco' write them);
+                without these, they use the labels too
+  --annotations a folder of VisDrone's text files, or an instances JSON, without a data YAML
 
-With --weights, every other flag goes to YOLOv5's own val: --img, --batch-size, --conf-thres, --iou-thres, --device,
+With --weights, all other flags go to YOLOv5's own val: --img, --batch-size, --conf-thres, --iou-thres, --device,
 --half, --augment, --single-cls …; --slice and --overlap work as in 'yolov5-ema val'.
 
 examples:
@@ -52,7 +52,7 @@ examples:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Evaluate, print the tables, and save JSON, CSV and pictures.
+    """Evaluate, print the tables, and save JSON, CSV and plots.
 
     Raises:
         UserError: the flags do not go together, or ground truth or predictions cannot be used.
@@ -61,7 +61,9 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     from yolov5_ema.runs import run_folder
 
     if args.no_save and args.weights:
-        raise UserError("--no-save goes with --predictions; val itself writes into a run folder")
+        raise UserError(
+            "--no-save works only with --predictions; with --weights, val writes into a run folder"
+        )
     with results_alone(is_bare_json(args)) as output:
         if args.no_save:
             _evaluate(args, rest, None, output)
@@ -74,71 +76,91 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is evaluated")
-    what.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s), run by YOLOv5's val")
+    what.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s) to run with YOLOv5's val")
     what.add_argument(
-        "--predictions", type=Path, metavar="FILE_OR_FOLDER", help="instead: detections made before"
+        "--predictions",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="instead of --weights: detections that were saved before",
     )
-    what.add_argument("--data", metavar="YAML", help="data YAML: a path, or the name of one that ships")
+    what.add_argument("--data", metavar="YAML", help="data YAML: a path, or the name of a shipped one")
     what.add_argument("--task", default="val", choices=("train", "val", "test"), help="split (default: val)")
     what.add_argument(
-        "--annotations", type=Path, metavar="PLACE", help="instead of --data: ground truth alone"
+        "--annotations", type=Path, metavar="PLACE", help="instead of --data: only the ground truth"
     )
-    what.add_argument("--image-sizes", type=Path, metavar="FILE", help="JSON: {name: {width: …, height: …}}")
     what.add_argument(
-        "--missing-as-empty", action="store_true", help="images that the predictions lack have no detections"
+        "--image-sizes",
+        type=Path,
+        metavar="FILE",
+        help="JSON with image sizes in pixels: {name: {width: …, height: …}}",
+    )
+    what.add_argument(
+        "--missing-as-empty",
+        action="store_true",
+        help="images missing from the predictions have no detections",
     )
     what.add_argument(
         "--category-ids",
         default="auto",
         choices=("auto", "coco", "index", "one-based"),
-        help="category_id in a results JSON: the ground truth's ids, classes from 0, or classes from 1 "
-        "(default: the first of the first two that fits)",
+        help="meaning of category_id in a results JSON: the ground truth's ids, classes counted from 0, or classes "
+        "counted from 1 (default: coco if it fits, else index)",
     )
     what.add_argument(
         "--keep-odd",
         action="store_true",
-        help="judge images with odd label rows too, by their other rows; YOLOv5's val leaves them out",
+        help="also evaluate images with odd label rows, by their other rows; YOLOv5's val leaves these images out",
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help="default: all")
+    how.add_argument(
+        "--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help="(default: all)"
+    )
     how.add_argument(
         "--max-det",
         type=int,
         default=MAX_DET,
-        help=f"detections of an image that --weights makes (default: {MAX_DET}); protocols cut further by themselves",
+        help=f"most detections per image with --weights (default: {MAX_DET}); some protocols use fewer",
     )
     how.add_argument(
-        "--coco-max-dets", type=int, nargs="+", default=[1, 10, 100], metavar="N", help="default: 1 10 100"
+        "--coco-max-dets",
+        type=int,
+        nargs="+",
+        default=[1, 10, 100],
+        metavar="N",
+        help="detections per image of COCO's recalls (default: 1 10 100)",
     )
     how.add_argument(
         "--mean",
         default="images",
         choices=("images", "classes"),
-        help="visdrone weights classes by the images that hold them; 'classes' shows the plain mean as well",
+        help="visdrone weights each class by the number of images that contain it; 'classes' also shows the plain mean "
+        "over classes (default: images)",
     )
     how.add_argument("--by-size", action="store_true", help="also for tiny, small, medium and large objects")
     out = parser.add_argument_group("the output")
     add_json_or_file(out)
-    out.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures here")
+    out.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures to this file")
     add_run_folder(out, "runs/evaluate")
-    add_switch_off(out, "--no-plots", "no pictures", old="--noplots")
-    add_switch_off(out, "--no-save", "no run folder: print, and write --json and --csv", old="--nosave")
+    add_switch_off(out, "--no-plots", "do not save plots", old="--noplots")
+    add_switch_off(out, "--no-save", "no run folder: only print, and write --json and --csv", old="--nosave")
 
 
 def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
     if bool(args.weights) == bool(args.predictions):
-        raise UserError("give either --weights, to detect, or --predictions, detected before")
+        raise UserError(
+            "give either --weights, to run a detector, or --predictions, to read saved detections"
+        )
     if bool(args.data) == bool(args.annotations):
-        raise UserError("give either --data or --annotations: the ground truth")
+        raise UserError("give the ground truth with either --data or --annotations")
     if args.weights and not args.data:
         raise UserError("--weights needs --data: YOLOv5's val finds the images through a data YAML")
     if rest and not args.weights:
-        raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own go with --weights)")
+        raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own flags need --weights)")
     if args.max_det < 1:
         raise UserError(f"--max-det must be at least 1, not {args.max_det}")
     if args.image_sizes and not args.annotations:
         raise UserError(
-            "--image-sizes goes with --annotations; with --data the images are there to be measured"
+            "--image-sizes works only with --annotations; with --data, the sizes are read from the images"
         )
 
 
@@ -185,7 +207,8 @@ def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict
         truths = sources.dataset_truths(dataset, args.task, PROTOCOLS, _judged(args, dataset))
     found = predictions.read_predictions(
         args.predictions,
-        truths["coco"],  # labels know nothing of category ids
+        # labels have no category ids
+        truths["coco"],
         missing_as_empty=args.missing_as_empty,
         category_ids=args.category_ids,
     )
@@ -214,10 +237,10 @@ def _by_weights(
 
 
 def _check_truths(args: argparse.Namespace, dataset: Dataset) -> None:
-    """Read all that detections will be compared with, so that a mistake in it is told before they are made.
+    """Read the ground truth before detecting, so that mistakes in it are reported early.
 
     Raises:
-        UserError: as `dataset_truths`; but not where YOLOv5 is to fetch the images first.
+        UserError: as in `dataset_truths`, except if YOLOv5 still has to download the images.
     """
     from yolov5_ema.errors import ConfigError
     from yolov5_ema.evaluation import sources
@@ -234,13 +257,17 @@ def _check_truths(args: argparse.Namespace, dataset: Dataset) -> None:
 def _judged(
     args: argparse.Namespace, dataset: Dataset, by_val: Sequence[Path] | None = None
 ) -> LabelledImages:
-    """The images that are judged; says which are not, and which are although YOLOv5's val leaves them out."""
+    """The images to evaluate. Prints which are left out, and which are kept that YOLOv5's val leaves out."""
     from yolov5_ema.evaluation.judged import words_of, words_of_kept
 
     judged = _labelled(args, dataset, by_val)
     total = len(dataset.images(args.task))
     if judged.left_out:
-        hint = "" if args.keep_odd else "\n  --keep-odd judges those with odd label rows, by their other rows"
+        hint = (
+            ""
+            if args.keep_odd
+            else "\n  --keep-odd also evaluates images with odd label rows, by their other rows"
+        )
         print(f"yolov5-ema: {words_of(judged.left_out, total)}{hint}", file=sys.stderr)
     if judged.kept:
         print(f"yolov5-ema: {words_of_kept(judged.kept, total)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``yolov5-ema predict``: detections in many images as a file, by one process or by many, resumable."""
+"""``yolov5-ema predict``: detect in many images and write one file; resumable, with one process or many."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 _SHOWN = 10
 
 _EPILOG = """\
-Detections are those of 'yolov5-ema detect' for the same image and flags. Parquet has a row an image: index, image,
-height, width, xyxy, confidence, class_id, class_name, error. JSON is COCO's list of results, as YOLOv5's --save-json
-writes it. Needs: pyarrow for Parquet, ray for --engine ray; pip install 'yolov5-ema[ray]' brings both.
+Detections are those of 'yolov5-ema detect' for the same image and flags. Parquet has one row for each image: index,
+image, height, width, xyxy, confidence, class_id, class_name, error. JSON is COCO's list of results, as written by
+YOLOv5's --save-json. Parquet needs pyarrow, and --engine ray needs ray; pip install 'yolov5-ema[ray]' installs both.
 
-What is done is kept beside the output until all is: after Ctrl-C, or when a worker or this process was killed, the
-same command with --resume goes on. Each image is in the output exactly once. Exit code: 0; 1 if there is something
-wrong with an image (its row has an error text, and it is listed); 2 for a mistake in what was given.
+Finished images are kept next to the output until all are done. After Ctrl-C, or if a worker or this process was
+killed, run the same command with --resume to continue. Each image is in the output exactly once. Exit code: 0; 1 if
+some images have a problem (their rows have an error text, and they are listed); 2 for a user's mistake.
 
 examples:
   yolov5-ema predict --weights best.pt --source images -o found.parquet
@@ -54,17 +54,17 @@ More: docs/predict.md
 
 
 class _Terminated(BaseException):
-    """SIGTERM; not an Exception, so that nothing on the way takes it for its own."""
+    """SIGTERM was received. Not an Exception, so that no ``except Exception`` catches it."""
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Predict and write the file; 1 if something is wrong with an image.
+    """Predict and write the file. Returns 1 if some images have a problem.
 
     Raises:
-        UserError: something that was given cannot be used; what was done before stays.
+        UserError: an argument cannot be used. Images that were finished before are kept.
     """
     _check(args)
-    # On a busy machine, threads that wait by spinning are many times slower; torch reads it when it is imported.
+    # On a busy machine, threads that spin while they wait are many times slower. torch reads this when imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _sigterm_raises():
         try:
@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 def _stopped(args: argparse.Namespace, code: int) -> int:
     from yolov5_ema.detecting.parts import is_begun
 
-    hint = "; the same command with --resume goes on" if is_begun(args.output) else ""
+    hint = "; run the same command with --resume to continue" if is_begun(args.output) else ""
     print(f"yolov5-ema: interrupted{hint}", file=sys.stderr)
     return code
 
@@ -90,7 +90,8 @@ def _sigterm_raises() -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, raise_it)
-    except ValueError:  # not in the main thread
+    # outside the main thread, no signal handler can be set
+    except ValueError:
         yield
         return
     try:
@@ -101,64 +102,79 @@ def _sigterm_raises() -> Iterator[None]:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what")
-    what.add_argument("--weights", type=Path, required=True, metavar="FILE", help="the detector, a .pt")
+    what.add_argument(
+        "--weights", type=Path, required=True, metavar="FILE", help="checkpoint of the detector (.pt)"
+    )
     what.add_argument(
         "--source",
         required=True,
         metavar="PLACE",
-        help="a folder (with all below it), a quoted glob, a .txt with a path a line, or an image",
+        help="a folder (including subfolders), a quoted glob, a .txt file with one path per line, or an image",
     )
     out = parser.add_argument_group("the output")
     add_output(
         out,
-        ".parquet or .json (default: predictions.parquet)",
+        "file to write, .parquet or .json (default: predictions.parquet)",
         old=["--out"],
         default=Path("predictions.parquet"),
     )
     again = out.add_mutually_exclusive_group()
-    add_force(again, "replace what is there, done or half-done")
+    add_force(again, "replace the output, even if it is unfinished")
     again.add_argument(
-        "--resume", action="store_true", help="go on where it was interrupted; if nowhere, begin"
+        "--resume", action="store_true", help="continue an interrupted run, or start if there is none"
     )
     how = parser.add_argument_group("how, as in detect")
-    add_image_size(how, "height and width in pixels, or one for both (default: 640)", sides=2)
+    add_image_size(how, "height and width in pixels, or one number for both (default: 640)", sides=2)
     add_thresholds(how)
-    how.add_argument("--classes", nargs="+", type=int, metavar="N", help="keep only these, counted from 0")
     how.add_argument(
-        "--agnostic-nms", action="store_true", help="boxes of different classes suppress each other"
+        "--classes", nargs="+", type=int, metavar="N", help="keep only these classes, counted from 0"
     )
-    how.add_argument("--augment", action="store_true", help="look at scaled and flipped images too")
-    how.add_argument("--half", action="store_true", help="half precision (on GPUs only, as in detect)")
-    add_device(how, "cpu, or the number of a GPU (default: GPU 0 if there is one; with ray: all)")
+    how.add_argument(
+        "--agnostic-nms", action="store_true", help="in NMS, boxes of different classes suppress each other"
+    )
+    how.add_argument(
+        "--augment", action="store_true", help="also detect in scaled and flipped copies of the image"
+    )
+    how.add_argument("--half", action="store_true", help="half precision (only on GPUs, as in detect)")
+    add_device(how, "cpu, or the number of a GPU (default: GPU 0 if there is one; with ray: all GPUs)")
     many = parser.add_argument_group("many processes")
     many.add_argument(
-        "--engine", default="local", choices=("local", "ray"), help="default: local, one process"
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="local: one process; ray: many (default: local)",
     )
     many.add_argument(
         "--threads",
         type=int,
         metavar="N",
-        help="of each process (default: torch's own; with ray: 1, or CPUs by --workers). "
-        "Other numbers differ in the last bits",
+        help="CPU threads of each process (default: torch's default; with ray: 1, or the CPUs divided by --workers). "
+        "The number can change the last bits of results",
     )
-    many.add_argument("--workers", type=int, metavar="N", help="with ray (default: one a CPU, or one a GPU)")
+    many.add_argument(
+        "--workers", type=int, metavar="N", help="ray processes (default: one per CPU, or one per GPU)"
+    )
     many.add_argument(
         "--ray-address",
         metavar="HOST:PORT",
-        help="of a cluster, or auto (default: RAY_ADDRESS; else a Ray on this machine, for this run)",
+        help="address of a Ray cluster, or auto (default: RAY_ADDRESS, else start Ray on this machine for this run)",
     )
     many.add_argument(
-        "--gpus-per-worker", type=float, metavar="X", help="with ray (default: 1 if there are GPUs)"
+        "--gpus-per-worker",
+        type=float,
+        metavar="X",
+        help="GPUs of each ray process (default: 1 if there are any)",
     )
     many.add_argument(
         "--chunk",
         type=int,
         metavar="N",
-        help="images that are kept, and done again, together (default: 16, more above 65,536 images)",
+        help="images that are saved together, and repeated together after an interruption "
+        "(default: 16, more above 65,536 images)",
     )
 
 
-# --- looking at what was given ----------------------------------------------------------------
+# --- checking the arguments -------------------------------------------------------------------
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -173,17 +189,17 @@ def _check(args: argparse.Namespace) -> None:
         return
     for flag in ("workers", "ray_address", "gpus_per_worker"):
         if getattr(args, flag) is not None:
-            raise UserError(f"--{flag.replace('_', '-')} goes with --engine ray")
+            raise UserError(f"--{flag.replace('_', '-')} needs --engine ray")
 
 
 def _check_ray(args: argparse.Namespace) -> None:
     if args.device.strip().lower() not in ("", "cpu"):
         raise UserError(
-            f"--device {args.device}: with --engine ray it is 'cpu' or nothing; Ray hands out the GPUs "
-            "(--gpus-per-worker, or CUDA_VISIBLE_DEVICES)"
+            f"--device {args.device}: with --engine ray, only 'cpu' is possible; Ray assigns the GPUs "
+            "(choose with --gpus-per-worker or CUDA_VISIBLE_DEVICES)"
         )
     if args.device and args.gpus_per_worker:
-        raise UserError("--device cpu and --gpus-per-worker do not go together")
+        raise UserError("--device cpu and --gpus-per-worker cannot be used together; leave one out")
 
 
 def _check_output(args: argparse.Namespace, images: Sequence[str]) -> None:
@@ -198,7 +214,7 @@ def _check_output(args: argparse.Namespace, images: Sequence[str]) -> None:
         refuse_present([args.output], args.force)
     elif not (args.resume or args.force):
         raise UserError(
-            f"{args.output} was begun before: --resume goes on with it, --force starts from the beginning"
+            f"{args.output} was begun before: use --resume to continue it, or --force to start from the beginning"
         )
     if args.output.suffix.lower() == ".json":
         prediction_files.check_image_ids(images)
@@ -209,7 +225,7 @@ def _check_output(args: argparse.Namespace, images: Sequence[str]) -> None:
 
 @dataclass
 class _Found:
-    """What the output holds; counted as it is written."""
+    """Counts of what the output holds, updated while it is written."""
 
     detections: int = 0
     problems: int = 0
@@ -232,9 +248,7 @@ def _predict(args: argparse.Namespace) -> int:
     source = prediction_sources.find_images(args.source)
     _check_output(args, source.images)
     if source.repeated:
-        print(
-            f"{args.source}: {source.repeated:,} lines name an image again and are left out", file=sys.stderr
-        )
+        print(f"{args.source}: {source.repeated:,} lines repeat an image and are left out", file=sys.stderr)
     if args.engine == "ray":
         from yolov5_ema.detecting import by_ray as ray_engine
 
@@ -253,7 +267,8 @@ def _predict(args: argparse.Namespace) -> int:
     manifest = _manifest(args, source, settings)
     with prediction_parts.opened(args.output, manifest, resume=args.resume, force=args.force) as parts:
         if args.engine == "ray":
-            del detector  # it was here to be checked
+            # it was loaded only to check it
+            del detector
             _carry_out(parts, _by_ray(args, source, engine, thresholds, parts))
         else:
             _carry_out(parts, _by_this_process(detector, thresholds, source, parts))
@@ -268,7 +283,7 @@ def _model_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thresholds]:
-    """The model in this process: to work with, or, with ray, to see what is wrong before workers start."""
+    """Load the model in this process: to detect, or with ray to report mistakes before the workers start."""
     from yolov5_ema.class_names import class_numbers
     from yolov5_ema.detecting.loading import device_of, load_detector
     from yolov5_ema.detecting.protocol import Thresholds
@@ -347,17 +362,17 @@ def _by_ray(
 
 
 def _chunks(source: Source, parts: Parts) -> Iterator[tuple[int, list[tuple[int, str, str]]]]:
-    """What is still to be done."""
+    """The chunks that are not done yet, each with its images."""
     files = source.files()
     for chunk in parts.missing():
         yield chunk, [(place, source.images[place], files[place]) for place in parts.manifest.span(chunk)]
 
 
 def _carry_out(parts: Parts, results: Any) -> None:
-    """Keep each chunk's results as they come.
+    """Save the results of each chunk as soon as it is done.
 
     Raises:
-        UserError: as the engine, or for a part that cannot be written; what is done stays.
+        UserError: from the engine, or because a part cannot be written. Finished chunks are kept.
     """
     from tqdm import tqdm
 
@@ -381,7 +396,7 @@ def _carry_out(parts: Parts, results: Any) -> None:
             if len(parts.missing()) == manifest.chunks:
                 raise
             raise UserError(
-                f"{error}\nWhat is done is kept: the same command with --resume goes on"
+                f"{error}\nFinished images are kept: run the same command with --resume to continue"
             ) from error
     seconds = time.monotonic() - started_s
     print(f"{todo:,} images in {seconds:.1f} s: {todo / seconds:.2f} images/s", file=sys.stderr)
@@ -397,7 +412,7 @@ def _join(out: Path, parts: Parts, found: _Found, detector_names: Sequence[str],
             prediction_files.write(draft, rows, form=form, names=detector_names, settings=settings)
     except UserError as error:
         raise UserError(
-            f"{error}. The detections are kept: the same command with --resume writes them"
+            f"{error}. The detections are kept: run the same command with --resume to write them"
         ) from error
 
 
@@ -405,17 +420,17 @@ def _report(args: argparse.Namespace, manifest: Manifest, found: _Found) -> int:
     print(f"{args.output}: {manifest.images:,} images, {found.detections:,} detections")
     if not found.problems:
         return 0
-    lines = [f"something is wrong with {found.problems:,} of {manifest.images:,} images:"]
+    lines = [f"{found.problems:,} of {manifest.images:,} images have a problem:"]
     lines += [f"  {line}" for line in found.shown]
     if found.problems > len(found.shown):
-        lines.append(f"  and {found.problems - len(found.shown):,} more (the column error has all)")
+        lines.append(f"  and {found.problems - len(found.shown):,} more (the column error lists all)")
     print("\n".join(lines), file=sys.stderr)
     return 1
 
 
 COMMAND = Command(
     "predict",
-    "detections in many images as Parquet or COCO JSON; many processes with Ray",
+    "detect in many images and write Parquet or COCO JSON; many processes with Ray",
     _run,
     _add_flags,
     description="Detect in many images, and write all detections to one file.",

@@ -1,4 +1,4 @@
-"""``yolov5-ema report``: one HTML page of trainings, evaluations and comparisons."""
+"""``yolov5-ema report``: make one HTML page about trainings, evaluations and comparisons."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from yolov5_ema.reporting.runs import Run, Source
 
 _LARGEST_SIDE = 10_000
-"""Pixels; a run's file that says more is not followed."""
+"""In pixels. A larger image size in a run's files is ignored."""
 
 _EPILOG = """\
 RUN is the folder of a training (or its weights/best.pt), of 'yolov5-ema classify train', 'evaluate' or 'compare', or
-of YOLOv5's val. Trainings of one model with several seeds are grouped, and compared in pairs of seeds.
+of YOLOv5's val. Trainings of one model with several seeds are grouped, and compared in pairs with the same seed.
 
-Without a flag nothing is run: the page shows what stands in the run's own files, and what an earlier report has kept.
-Tables by class, curves and sample detections come from evaluating best.pt: with --evaluate on the data set that the
-run's opt.yaml names, with --data on the one that you name. Some of its images get into the page. The outcome is kept
-in RUN/report-val.json. Of a comparison, the first seed of each model is evaluated. More: docs/report.md
+Without flags, nothing is run: the page shows what is in the run's own files and what an earlier report kept. Tables by
+class, curves and sample detections need an evaluation of best.pt: --evaluate uses the data set that the run's opt.yaml
+names, --data the one that you name. Some of its images are included in the page. The result is kept in
+RUN/report-val.json. For a comparison, only the first seed of each model is evaluated. More: docs/report.md
 
 examples:
   yolov5-ema report runs/train/exp
@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Write the page.
 
     Raises:
-        UserError: a folder is no run, a file in it is damaged, or the page cannot be written.
+        UserError: a folder is not a run, a file in it is damaged, or the page cannot be written.
     """
     _check(args)
     from yolov5_ema.reporting import page
@@ -87,42 +87,46 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    add_output(parser, "default: RUN/report.html, of several ./report.html")
-    add_force(parser, "write over a file that is no report")
-    parser.add_argument("--title", default="", help="of the page (default: the runs' names)")
+    add_output(parser, "page to write (default: RUN/report.html; for several runs, report.html)")
+    add_force(parser, "overwrite a file that is not a report")
+    parser.add_argument("--title", default="", help="title of the page (default: the names of the runs)")
     parser.add_argument(
-        "--baseline", metavar="MODEL", help="what the others are compared with (default: the first)"
+        "--baseline", metavar="MODEL", help="model that the others are compared with (default: the first)"
     )
     how = parser.add_argument_group("evaluating best.pt of detectors")
     how.add_argument(
         "--evaluate",
         action="store_true",
-        help="evaluate anew, on the data set of the training if there is no --data",
+        help="evaluate, even if a result is kept; on the data set of the training, unless --data is given",
     )
-    how.add_argument("--no-evaluate", action="store_true", help="run nothing, as without a flag")
-    how.add_argument("--data", metavar="YAML", help="evaluate on this data set, if that is not kept already")
+    how.add_argument("--no-evaluate", action="store_true", help="evaluate nothing (the default)")
+    how.add_argument(
+        "--data", metavar="YAML", help="evaluate on this data set, unless a result for it is kept"
+    )
     how.add_argument("--task", choices=("val", "test"), default="val", help="split (default: val)")
-    add_image_size(how, "pixels (default: the training's)", default=None)
+    add_image_size(how, "pixels (default: that of the training)", default=None)
     add_device(how)
-    how.add_argument("--samples", type=int, default=6, metavar="N", help="images shown (default: 6)")
+    how.add_argument(
+        "--samples", type=int, default=6, metavar="N", help="sample images in the page (default: 6)"
+    )
 
 
 def _check(args: argparse.Namespace) -> None:
     if args.evaluate and args.no_evaluate:
-        raise UserError("--evaluate and --no-evaluate cannot both be")
+        raise UserError("--evaluate and --no-evaluate cannot be used together; leave one out")
     if args.no_evaluate and args.data:
-        raise UserError("--data asks for an evaluation; it does not go with --no-evaluate")
+        raise UserError("--data asks for an evaluation; it cannot be used with --no-evaluate")
     check_image_size(args.imgsz, least=32)
     if args.imgsz is not None and not _is_asked(args):
-        raise UserError("--imgsz says how to evaluate; it goes with --evaluate or --data")
+        raise UserError("--imgsz says how to evaluate; it needs --evaluate or --data")
     if not 0 <= args.samples <= 24:
         raise UserError(
-            f"--samples must be 0 to 24, not {args.samples}: the page holds the pictures themselves"
+            f"--samples must be 0 to 24, not {args.samples}: the images are stored inside the page"
         )
 
 
 def _by_task(sources: Sequence[Source]) -> list[list[Run]]:
-    """The trainings that were named themselves: detectors, and classifiers."""
+    """The trainings given as RUN, not those of comparisons: first the detectors, then the classifiers."""
     from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Run
 
     single = [source for source in sources if isinstance(source, Run)]
@@ -130,26 +134,24 @@ def _by_task(sources: Sequence[Source]) -> list[list[Run]]:
 
 
 def _check_baseline(baseline: str | None, sources: Sequence[Source]) -> None:
-    """Before anything is evaluated.
+    """Check the baseline before anything is evaluated.
 
     Raises:
-        UserError: no training is of that model.
+        UserError: no training has this model.
     """
     from yolov5_ema.reporting.comparing import grouped
 
     models = [model for runs in _by_task(sources) for model in grouped(runs)]
     if baseline is not None and baseline not in models:
-        listed = (
-            ", ".join(models) or "there are none beside those of a comparison, which has its own baseline"
-        )
-        raise UserError(f"--baseline {baseline} is none of the models: {listed}")
+        listed = ", ".join(models) or "there are only those of a comparison, which has its own baseline"
+        raise UserError(f"--baseline {baseline} is not one of the models: {listed}")
 
 
 def _output(args: argparse.Namespace, sources: Sequence[Source]) -> Path:
-    """Where the page goes; a report that is there is replaced, anything else is not.
+    """The file to write. An existing report is replaced; anything else only with ``--force``.
 
     Raises:
-        UserError: it is a folder, or a file that is no report of ours.
+        UserError: it is a folder, or a file that is not a report.
     """
     from yolov5_ema.files import refuse_present
     from yolov5_ema.reporting.page import GENERATOR
@@ -171,7 +173,7 @@ def _output(args: argparse.Namespace, sources: Sequence[Source]) -> Path:
 def _measured(
     args: argparse.Namespace, sources: Sequence[Source]
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Evaluations of detectors by their runs' names, and for those that have none the reason."""
+    """The evaluations of detectors, by the names of their runs, and the reason why others have none."""
     from yolov5_ema.reporting.runs import DETECT, Comparison, Run
 
     measured: dict[str, Measured] = {}
@@ -200,10 +202,10 @@ def _is_asked(args: argparse.Namespace) -> bool:
 
 
 def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
-    """Evaluate best.pt of one run, if that was asked for, or take what an earlier report has kept of that.
+    """Evaluate best.pt of one run if the user asked for it, else use what an earlier report kept.
 
     Raises:
-        UserError: it cannot be evaluated, or was not to be.
+        UserError: it cannot be evaluated, or nothing is kept and no evaluation was asked for.
     """
     from yolov5_ema.engine import shim
     from yolov5_ema.evaluation.yolov5 import rules_of
@@ -220,15 +222,17 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
     settings = measuring.settings_of(
         run.weights, data, split=split, imgsz=imgsz, samples=args.samples, release=release
     )
-    with contextlib.suppress(UserError):  # one that cannot be read is made anew
+    # A kept evaluation that cannot be read is made again.
+    with contextlib.suppress(UserError):
         kept = None if args.evaluate else measuring.kept(run.folder, split, settings)
         if kept is not None:
             return kept
     found = _evaluated(run, data, settings, args.device, is_typed=bool(args.data))
     try:
         write_whole(measuring.kept_file(run.folder, split), measuring.as_json(found))
-    except UserError as error:  # somebody else's folder, say: the page is not lost for that
-        print(f"not kept for the next time: {error}", file=sys.stderr)
+    # For example in a folder of another user: write the page anyway.
+    except UserError as error:
+        print(f"the evaluation is not kept for the next report: {error}", file=sys.stderr)
     return found
 
 
@@ -241,8 +245,8 @@ def _kept(run: Run, split: str) -> Measured:
     named = run.options.get("data")
     data = f" ({named[:200]})" if isinstance(named, str) and named else ""
     raise UserError(
-        f"that was not asked for; with --evaluate the report evaluates best.pt on the data set of its training{data}, "
-        "with --data on another, and shows figures by class, curves and sample images"
+        f"no evaluation was asked for; --evaluate evaluates best.pt on the data set of its training{data}, "
+        "--data on another; the page then shows figures by class, curves and sample images"
     )
 
 
@@ -263,7 +267,7 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
     flags += ["--single-cls"] if is_single else []
     request = Request([str(run.weights)], str(data), settings["split"], MAX_DET, flags)
     print(f"Evaluating {run.weights} on {settings['split']} of {data}", flush=True)
-    # val's own table, and where it saved to, are of a folder that is gone afterwards; its progress goes to stderr
+    # val prints its table and the path of a folder that is deleted afterwards; only its progress, on stderr, is shown.
     with tempfile.TemporaryDirectory() as folder, quiet(), contextlib.redirect_stdout(io.StringIO()):
         engine, dataset = request.opened()
         found = detect_split(request, engine, dataset, Path(folder))
@@ -276,7 +280,7 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
     truths = dataset_truths(dataset, settings["split"], ["yolov5"], judged)["yolov5"]
     predictions = {key: Predictions.of(found.of(file)) for key, file in judged.files.items()}
     truths = single_class(truths) if is_single else truths
-    # a data set that only a file has named shows no picture from elsewhere
+    # If the data set was named by a file of the run, not by the user, show only images from its own folders.
     places = None if is_typed else folders_of(dataset, settings["split"])
     return measure(
         dataset,
@@ -308,9 +312,9 @@ def _origin(device: str) -> dict[str, Any]:
 
 COMMAND = Command(
     "report",
-    "one self-contained HTML page of one or more runs, trainings or evaluations",
+    "make one self-contained HTML page about trainings, evaluations and comparisons",
     _run,
     _add_flags,
-    description="Make one self-contained HTML page of one or more runs.",
+    description="Make one self-contained HTML page about one or more runs.",
     epilog=_EPILOG,
 )

@@ -1,4 +1,4 @@
-"""``yolov5-ema run``: any script, with the shim installed."""
+"""``yolov5-ema run``: run any script with the shim installed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Command
 
 _EPILOG = """\
-All that stands behind a script of your own goes to it as it is, a first -- alone excepted; flags of yolov5-ema stand
-before the script. Scripts of YOLOv5 take them anywhere.
+All arguments after your own script go to the script unchanged, except a -- right after it. Put flags of yolov5-ema
+before the script. For scripts of YOLOv5, these flags can be anywhere.
 
 examples:
   yolov5-ema run my_experiment.py --lr 0.1
@@ -19,7 +19,7 @@ examples:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Run a Python file as ``python FILE …`` would, under the shim."""
+    """Run a Python file as ``python FILE …`` would, with the shim installed."""
     from yolov5_ema.engine import shim
     from yolov5_ema.scripts import running as scripts
 
@@ -29,16 +29,16 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("script", help="path of the script; also one relative to the YOLOv5 in use")
-    parser.add_argument("arguments", nargs="*", default=[], help="what the script itself gets")
+    parser.add_argument("script", help="path of the script; can be relative to the YOLOv5 in use")
+    parser.add_argument("arguments", nargs="*", default=[], help="arguments for the script")
 
 
 COMMAND = Command(
     "run",
-    "run a script of your own, or another one of YOLOv5's, with the blocks known",
+    "run your own script, or another script of YOLOv5, with the blocks available",
     _run,
     _add_flags,
-    description="Run a Python script with the attention blocks known to YOLOv5.",
+    description="Run a Python script with the attention blocks available in YOLOv5.",
     epilog=_EPILOG,
     passes_all=True,
 )

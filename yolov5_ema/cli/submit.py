@@ -1,4 +1,4 @@
-"""``yolov5-ema submit``: detections as the VisDrone benchmark takes them."""
+"""``yolov5-ema submit``: write detections in the format of the VisDrone benchmark."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 MOST_ROWS = 500
 
 _EPILOG = f"""\
-Writes a text file for each image of the split, best detection first, at most {MOST_ROWS} rows:
-left,top,width,height,score,category,-1,-1 in pixels, categories counted from 1. No ground truth is needed.
+Writes a text file for each image of the split, best detection first, with at most {MOST_ROWS} rows:
+left,top,width,height,score,category,-1,-1 in pixels; categories are counted from 1. No ground truth is needed.
 
-With --weights, every other flag goes to YOLOv5's own val: --img, --batch-size, --conf-thres, --iou-thres, --device …;
---slice and --overlap work as in 'yolov5-ema val'. Exit code 1: images that cannot be read, which are named.
+With --weights, all other flags go to YOLOv5's own val: --img, --batch-size, --conf-thres, --iou-thres, --device …;
+--slice and --overlap work as in 'yolov5-ema val'. Exit code 1 if some images cannot be read; they are listed.
 
 examples:
   yolov5-ema submit --data visdrone.yaml --weights best.pt --img 1280 -o results
@@ -31,10 +31,10 @@ examples:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Write the folder; 1 if an image could not be looked at.
+    """Write the folder. Returns 1 if an image could not be read.
 
     Raises:
-        UserError: the flags do not go together, the predictions cannot be used, or the folder holds something.
+        UserError: the flags do not go together, the predictions cannot be used, or the folder is not empty.
     """
     _check(args, rest)
     from yolov5_ema.evaluation.predictions import write_visdrone_results
@@ -46,10 +46,15 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s), run by YOLOv5's val")
-    parser.add_argument("--predictions", type=Path, metavar="FILE_OR_FOLDER", help="instead: detected before")
+    parser.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s) to run with YOLOv5's val")
     parser.add_argument(
-        "--data", required=True, metavar="YAML", help="data YAML, whose split names the images"
+        "--predictions",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="instead of --weights: detections that were saved before",
+    )
+    parser.add_argument(
+        "--data", required=True, metavar="YAML", help="data YAML that lists the images of the split"
     )
     parser.add_argument(
         "--task", default="test", choices=("train", "val", "test"), help="split (default: test)"
@@ -58,19 +63,21 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--category-ids",
         default="auto",
         choices=("auto", "index", "one-based"),
-        help="classes in --predictions count from 0 or from 1 (default: from 0 if that fits)",
+        help="whether classes in --predictions are counted from 0 or from 1 (default: from 0 if that fits)",
     )
-    add_output(parser, "to be written", metavar="FOLDER", required=True)
+    add_output(parser, "folder to write", metavar="FOLDER", required=True)
     parser.add_argument(
-        "--max-det", type=int, default=MOST_ROWS, help=f"rows an image (default, and most: {MOST_ROWS})"
+        "--max-det", type=int, default=MOST_ROWS, help=f"rows per image (default and maximum: {MOST_ROWS})"
     )
 
 
 def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
     if bool(args.weights) == bool(args.predictions):
-        raise UserError("give either --weights, to detect, or --predictions, detected before")
+        raise UserError(
+            "give either --weights, to run a detector, or --predictions, to read saved detections"
+        )
     if rest and not args.weights:
-        raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own go with --weights)")
+        raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own flags need --weights)")
     if not 1 <= args.max_det <= MOST_ROWS:
         raise UserError(f"--max-det must be 1 to {MOST_ROWS}, not {args.max_det}")
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
@@ -78,7 +85,7 @@ def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str, Predictions], int]:
-    """Detections by the images' keys; and how many images could not be looked at, which have none."""
+    """The detections, by the images' keys, and the number of images that could not be read (without detections)."""
     import tempfile
 
     from yolov5_ema.cli._detections import Request, detect_split
@@ -90,7 +97,7 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
     request = Request(args.weights, args.data, args.task, args.max_det, rest, COMMAND.parser())
     engine, dataset = request.opened()
     if single := request.given(engine).get("single_cls"):
-        raise UserError(f"{single.typed}: the benchmark wants VisDrone's classes")
+        raise UserError(f"{single.typed}: leave it out; the benchmark needs VisDrone's classes")
     images = _checked(dataset, args.task)
     with tempfile.TemporaryDirectory() as folder:
         keep_odd = has_odd_images(dataset, args.task)
@@ -115,10 +122,10 @@ def _by_predictions(args: argparse.Namespace) -> dict[str, Predictions]:
 
 
 def _checked(dataset: Dataset, task: str) -> list[Path]:
-    """The images of the split, whose results can be told apart.
+    """The images of the split, after checking that their results get different file names.
 
     Raises:
-        UserError: the classes are not the benchmark's, or two results would be called the same.
+        UserError: the classes are not the benchmark's, or two images would have the same file of results.
     """
     from yolov5_ema.data.image_names import named_once
 
@@ -139,7 +146,7 @@ def _check_classes(names: Sequence[str]) -> None:
 
 COMMAND = Command(
     "submit",
-    "write the folder of results that the VisDrone benchmark takes",
+    "write detections in the format of the VisDrone benchmark",
     _run,
     _add_flags,
     description="Write detections in the format of VisDrone-DET submissions.",

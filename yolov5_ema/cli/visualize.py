@@ -1,4 +1,4 @@
-"""``yolov5-ema visualize``: what the attention blocks of detectors or classifiers do to pictures."""
+"""``yolov5-ema visualize``: show what the attention blocks of detectors or classifiers do to images."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 _EPILOG = """\
-One PNG a picture, and index.html for the folder. Several checkpoints stand side by side: all detectors, or all
-classifiers of 'yolov5-ema classify'. One without blocks shows Grad-CAM where the others have a block; alone, at the
-inputs of Detect, or after the last stage of a classifier. Needs captum: pip install 'yolov5-ema[explain]'.
+Writes one PNG for each image, and index.html with all of them. Several checkpoints are shown side by side: all
+detectors, or all classifiers of 'yolov5-ema classify'. A checkpoint without blocks shows Grad-CAM where the others have
+a block; if none has a block, at the inputs of Detect, or after the last stage of a classifier. Needs captum:
+pip install 'yolov5-ema[explain]'.
 
-Exit code: 0; 1 if some images could not be used in full (they are named); 2 for a mistake in what was given, or if no
-image can be read (no folder is made then).
+Exit code: 0; 1 if some images could not be used in full (they are listed); 2 for a user's mistake, or if no image can
+be read (no folder is created then).
 
 examples:
   yolov5-ema visualize --weights best.pt --source images
@@ -51,10 +52,10 @@ More: docs/visualize.md
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Draw the pictures and the page; 1 if some images could not be used in full.
+    """Draw the pictures and the page. Returns 1 if some images could not be used in full.
 
     Raises:
-        UserError: something that was given cannot be used, or no image can be read; no folder is left.
+        UserError: an argument cannot be used, or no image can be read. No folder is left behind.
     """
     _check(args)
     from yolov5_ema.cli._yolov5 import load_plugins
@@ -72,43 +73,45 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what")
     what.add_argument(
-        "--weights", nargs="+", type=Path, required=True, metavar="FILE", help="checkpoints, .pt"
+        "--weights", nargs="+", type=Path, required=True, metavar="FILE", help="checkpoints (.pt)"
     )
     what.add_argument(
         "--source",
         nargs="+",
         required=True,
         metavar="PLACE",
-        help="images, folders (with all below them), quoted globs, or a .txt with a path a line",
+        help="images, folders (including subfolders), quoted globs, or a .txt file with one path per line",
     )
-    what.add_argument("--max-images", type=int, metavar="N", help="the first N only (default: all)")
+    what.add_argument(
+        "--max-images", type=int, metavar="N", help="use only the first N images (default: all)"
+    )
     what.add_argument(
         "--blocks",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="rows (7), modules (layer4.2.se), names of blocks (EMA), or globs of these (default: all blocks)",
+        help="blocks to show: rows (7), modules (layer4.2.se), names of blocks (EMA), or globs of these (default: all)",
     )
     what.add_argument(
         *("--classes", "--class"),
         nargs="+",
         default=[],
         metavar="NAME",
-        help="what Grad-CAM explains, by name or number (default: all that a detector finds; "
-        "a classifier's prediction)",
+        help="classes that Grad-CAM explains, by name or number (default: all that a detector finds; "
+        "the class that a classifier predicts)",
     )
     what.add_argument(
         "--local",
         action="store_true",
-        help="HiResCAM instead of Grad-CAM: each place is weighted by its own gradient, not by its channel's mean; "
-        "tells the objects of a detector apart",
+        help="HiResCAM instead of Grad-CAM: weight each position by its own gradient, not by the mean of its channel; "
+        "this separates the objects that a detector finds",
     )
     what.add_argument(
         "--labels",
         action="store_true",
-        help="also say how much of each map lies in the labelled boxes (YOLO labels in labels/ beside images/)",
+        help="also print how much of each map lies inside the labelled boxes (YOLO labels in labels/ next to images/)",
     )
-    how = parser.add_argument_group("how a detector looks, as in detect")
+    how = parser.add_argument_group("how a detector is run, as in detect")
     add_image_size(how)
     add_thresholds(how)
     add_device(parser)
@@ -134,7 +137,7 @@ def _subjects(args: argparse.Namespace) -> list[Subject]:
     """The checkpoints, loaded.
 
     Raises:
-        UserError: one cannot be used, or there are detectors and classifiers.
+        UserError: one cannot be used, or detectors and classifiers are mixed.
     """
     from yolov5_ema.classification.checkpoints import is_classifier
 
@@ -144,11 +147,11 @@ def _subjects(args: argparse.Namespace) -> list[Subject]:
     others = [file for file in args.weights if file not in of_classifiers]
     if others:
         raise UserError(
-            f"{of_classifiers[0]} is a classifier and {others[0]} is none: they see different parts of a picture; "
+            f"{of_classifiers[0]} is a classifier and {others[0]} is not: they see different parts of an image; "
             "run visualize once for each kind"
         )
     if args.labels:
-        raise UserError("--labels goes with detectors: classifiers have no boxes")
+        raise UserError("--labels works only with detectors: classifiers have no boxes")
     from yolov5_ema.explain.classifiers import Classifier
 
     device = _device(args.device)
@@ -180,7 +183,7 @@ def _device(flag: str) -> Any:
 
 
 class _Run:
-    """One run: its images, one after the other, into its folder."""
+    """One run: it draws one image after the other into its folder."""
 
     def __init__(
         self,
@@ -204,13 +207,14 @@ class _Run:
         self._tally = Tally()
 
     def carry_out(self) -> int:
-        """Draw all, report, and give the exit code."""
+        """Draw all images, write the page, report problems and return the exit code."""
         interrupted = False
         with ExitStack() as stack:
             try:
                 for number, image in enumerate(self._images, 1):
                     self._show(number, image, stack)
-            except KeyboardInterrupt:  # what is drawn stays, and the page shows it
+            # Pictures that are drawn are kept, and the page shows them.
+            except KeyboardInterrupt:
                 interrupted = True
             if self._folder is None:
                 self._refuse(interrupted)
@@ -262,7 +266,7 @@ class _Run:
         file = label_path(Path(image))
         rows = read_labels(file, len(self._subjects[0].names))
         if rows.bad:
-            self._problems.append((image, f"{len(rows.bad)} lines are no labels, the first: {rows.bad[0]}"))
+            self._problems.append((image, f"{len(rows.bad)} lines are not labels, the first: {rows.bad[0]}"))
         for subject, column in zip(self._subjects, columns):
             wanted = class_numbers(self._args.classes, subject.names, subject.file)
             boxes = [row[1:] for row in rows.values if not wanted or row[0] in wanted]
@@ -282,8 +286,8 @@ class _Run:
         return Entry.of(image, name, picture.size, columns)
 
     def _free_name(self, stem: str) -> str:
-        """``a.png``; ``a-2.png`` for another picture of that name."""
-        # some file systems do not tell A from a
+        """``a.png``, or ``a-2.png`` if that name is taken."""
+        # Some file systems ignore the case of names.
         name = next(one for one in free_names(stem, ".png") if one.lower() not in self._taken)
         self._taken.add(name.lower())
         return name
@@ -329,7 +333,7 @@ class _Run:
     def _print_tally(self) -> None:
         rows = self._tally.rows()
         if not rows:
-            print("no labelled boxes for these images (looked in labels/ beside images/)", file=sys.stderr)
+            print("no labelled boxes for these images (looked in labels/ next to images/)", file=sys.stderr)
             return
         print(aligned(rows, left=range(len(rows[0]))))
 
@@ -343,9 +347,9 @@ def _lines(problems: Sequence[tuple[str, str]]) -> str:
 
 COMMAND = Command(
     "visualize",
-    "gate maps and Grad-CAM of each attention block, as pictures and a page",
+    "draw gate maps and Grad-CAM of each attention block, as pictures and a page",
     _run,
     _add_flags,
-    description="Show what each attention block does to a picture: its gate, and Grad-CAM of its output.",
+    description="Show what each attention block does to an image: its gate, and Grad-CAM of its output.",
     epilog=_EPILOG,
 )
