@@ -95,7 +95,7 @@ def test_visdrone_refuses(refused, own_folder):
         archive.writestr(f"{VAL}/../../evil.txt", "evil")
     assert f"{VAL}/../../evil.txt" in refused("data", "visdrone", f"{VAL}.zip", "--out", "out")
     Path(f"{VAL}.zip").write_bytes(b"PK\x03\x04 cut off")
-    assert "is no zip file, or cut off" in refused("data", "visdrone", f"{VAL}.zip", "--out", "out")
+    assert "is not a zip file, or it is cut off" in refused("data", "visdrone", f"{VAL}.zip", "--out", "out")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
@@ -121,7 +121,7 @@ def test_coco_says_what_it_did(capsys):
     assert main(["data", "coco", "coco", "--out", "out"]) == 0
     out = capsys.readouterr().out
     assert "val: 1 image, 1 box, 0 images without any\n  1 crowds left out" in out
-    assert "instances_val2017.json, annotation 2: category_id 4 is no category's" in out
+    assert "instances_val2017.json, annotation 2: category_id 4 is not the id of a category" in out
     assert yaml.safe_load(Path("out/coco.yaml").read_text())["names"] == ["car"]
     for line in (
         ["data", "coco", "coco", "-o", "out", "--quiet"],
@@ -133,12 +133,14 @@ def test_coco_says_what_it_did(capsys):
 
 def test_coco_refuses(refused):
     write_coco([{"id": 1, "image_id": 2, "category_id": 3, "bbox": [1, 1, 9, 9]}])
-    assert "image_id 2 is no image's" in refused("data", "coco", "coco", "--out", "out", "--strict")
+    assert "image_id 2 is not the id of an image" in refused(
+        "data", "coco", "coco", "--out", "out", "--strict"
+    )
     assert "is inside the source" in refused("data", "coco", "coco", "--out", "coco/out")
     file = Path("coco/annotations/instances_val2017.json")
     assert "needs --images FOLDER" in refused("data", "coco", file, "--out", "out")
     file.write_text(file.read_text()[:100])
-    assert "is no valid JSON, or cut off" in refused("data", "coco", "coco", "--out", "out")
+    assert "is not valid JSON, or it is cut off" in refused("data", "coco", "coco", "--out", "out")
     assert "no such file or folder" in refused("data", "coco", "nowhere", "--out", "out")
 
 

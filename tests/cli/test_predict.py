@@ -189,7 +189,7 @@ def test_bad_images_are_rows_with_an_error(predict, folder, own_folder):
         "cut.jpg": "is cut off",
         "empty.png": "is empty",
         "gone.jpg": "No such file",
-        "text.jpg": "is no image",
+        "text.jpg": "is not an image",
         "thin.png": "is too narrow: 500 x 1 pixels",
     }
     for name, part in errors.items():
@@ -360,7 +360,7 @@ def test_names_and_chunks():
 
 def test_a_list_names_images_only(own_folder):
     (own_folder / "list.txt").write_text("a.jpg\nmovie.mp4\n")
-    with pytest.raises(UserError, match=r"list\.txt, line 2: movie\.mp4 is no image"):
+    with pytest.raises(UserError, match=r"list\.txt, line 2: movie\.mp4 is not an image"):
         prediction_sources.find_images("list.txt")
 
 

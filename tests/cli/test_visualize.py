@@ -100,10 +100,10 @@ def test_what_cannot_be_read_is_named_and_passed_over(images, red, own_folder, c
     assert visualize("--weights", red, "--source", images, "--img", 128) == 1
     captured = capsys.readouterr()
     assert "visualize: 2 of 4 images could not be used in full:" in captured.err
-    assert f"{images}/broken.jpg: is no image that OpenCV reads" in captured.err
+    assert f"{images}/broken.jpg: is not an image that OpenCV reads" in captured.err
     assert f"{images}/thin.png: is too narrow: 2000 x 1 pixels leave nothing" in captured.err
     assert "2 pictures" in captured.out
-    assert "broken.jpg: is no image" in (own_folder / "runs/visualize/exp/index.html").read_text(
+    assert "broken.jpg: is not an image" in (own_folder / "runs/visualize/exp/index.html").read_text(
         encoding="utf-8"
     )
 
@@ -122,7 +122,7 @@ def test_mistakes_are_refused_and_leave_no_folder(refused, red, own_folder):
     Path("bad.png").write_bytes(b"x")
     Path("empty.jpg").write_bytes(b"")
     line = ("visualize", "--weights", red, "--source")
-    assert "--source bad.png: is no image that OpenCV reads" in refused(*line, "bad.png")
+    assert "--source bad.png: is not an image that OpenCV reads" in refused(*line, "bad.png")
     none = refused(*line, "bad.png", "empty.jpg")
     assert "none of the 2 images can be used:" in none and "empty.jpg: is empty" in none
     assert "no such file or folder" in refused(*line, "missing.png")

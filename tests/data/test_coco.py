@@ -205,11 +205,11 @@ def test_what_cannot_be_found(tmp_path, source, out):
 def test_splits_of_other_categories(tmp_path, source, out):
     write_coco(source, [], name="train2017")
     write_coco(source, [], name="val2017", categories=[{"id": 1, "name": "bird"}])
-    with pytest.raises(UserError, match="has other categories than"):
+    with pytest.raises(UserError, match="has different categories from"):
         convert(source, out)
     assert not out.exists()
     convert(write_coco(tmp_path / "a", [], name="train2017"), out)
-    with pytest.raises(UserError, match="has a split train with other categories"):
+    with pytest.raises(UserError, match="has a split train with different categories"):
         convert(write_coco(tmp_path / "b", [], categories=[{"id": 1, "name": "bird"}]), out)
 
 
@@ -219,8 +219,8 @@ def test_splits_of_other_categories(tmp_path, source, out):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"images": [', "is no valid JSON, or cut off"),
-        ("", "is no valid JSON, or cut off"),
+        ('{"images": [', "is not valid JSON, or it is cut off"),
+        ("", "is not valid JSON, or it is cut off"),
         ("[1]", "it holds a list, not an object"),
         ('{"images": []}', "it has no list 'annotations'"),
         ('{"images": [], "annotations": [], "categories": []}', "has no categories"),
@@ -232,7 +232,7 @@ def test_splits_of_other_categories(tmp_path, source, out):
         (
             '{"images": [{"id": 1, "file_name": "C:\\\\set\\\\a.jpg"}], "annotations": [], '
             '"categories": [{"id": 1, "name": "x"}]}',
-            "leads out of the folder of images; write it from there on",
+            "leads out of the folder of images; make it relative to that",
         ),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}, {"id": 1, "name": "y"}]}',
@@ -434,7 +434,7 @@ def test_a_category_without_annotations_may_have_the_name_of_another(source, tmp
     [
         (
             [annotation(9, 3, [1, 1, 5, 5])],
-            r"none of its 1 annotations can be used; (.|\n)*image_id 9 is no image's",
+            r"none of its 1 annotations can be used; (.|\n)*image_id 9 is not the id of an image",
         ),
         (
             [annotation(1, 3, [1, 1, 5, 5], iscrowd=1)],

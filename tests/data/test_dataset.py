@@ -42,10 +42,13 @@ def test_names(write, text, names):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("names: {0: a, 2: b}", r"not \[0, 2\]; if the labels count like that, give class 1 a name too"),
+        (
+            "names: {0: a, 2: b}",
+            r"not \[0, 2\]; if the labels are numbered like that, give class 1 a name too",
+        ),
         ("names: {1: a, 2: b}", "give class 0 a name too, such as 0: unused"),
         ("names: {'0': a, '1': b}", "write the numbers without quotes, such as 0: person"),
-        ("names: {yes: a}", "names must count its classes from 0 without a gap"),
+        ("names: {yes: a}", "names must number its classes from 0 without a gap"),
         ("names: []", "names is empty; it must list the classes"),
         ("names: a", "names must be a list of class names, not 'a'"),
         ("names: [yes, b]", 'write it in quotes, such as "yes"'),
@@ -110,7 +113,7 @@ def test_kinds_of_splits(write):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"val": "empty"}, r"no images for val in empty; known are bmp, dng"),
+        ({"val": "empty"}, r"no images for val in empty; supported suffixes: bmp, dng"),
         ({"val": ["images", "nowhere"]}, "val images not found at 'nowhere'"),
         ({"val": "/"}, "val is the whole file system"),
         ({"val": [1]}, "val must name a folder of images, such as images/val, or a list of them, not 1"),

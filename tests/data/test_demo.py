@@ -152,7 +152,7 @@ def test_empty_folder_is_filled(tmp_path):
 
 def test_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not empty and holds no demo set"):
+    with pytest.raises(UserError, match="not empty and does not hold a demo set"):
         demo.generate(tmp_path, train=1, val=1, test=1)
     assert _contents(tmp_path) == {"thesis.txt": b"years of work"}
 
@@ -160,14 +160,14 @@ def test_foreign_folder_is_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize("manifest", ["{", "[]", '{"seed": 0}'])
 def test_manifest_of_something_else_is_refused(tmp_path, manifest):
     (tmp_path / "demo.json").write_text(manifest)
-    with pytest.raises(UserError, match="holds no demo set"):
+    with pytest.raises(UserError, match="does not hold a demo set"):
         demo.generate(tmp_path, train=1, val=1, test=1)
 
 
 def test_set_of_other_arguments_is_refused(tmp_path):
     folder = demo.generate(tmp_path / "set", seed=1, train=1, val=1, test=1).parent
     before = _contents(folder)
-    with pytest.raises(UserError, match="seed 1 there, 2 asked for"):
+    with pytest.raises(UserError, match="seed 1 there, 2 requested"):
         demo.generate(folder, seed=2, train=1, val=1, test=1)
     assert _contents(folder) == before
 
@@ -182,7 +182,7 @@ def test_set_of_an_older_drawing_is_refused(tmp_path, monkeypatch):
 def test_set_that_lost_files_is_refused(tmp_path):
     folder = demo.generate(tmp_path / "set", train=2, val=1, test=1).parent
     (folder / "images/train/train_00001.jpg").unlink()
-    with pytest.raises(UserError, match=r"lacks 1 files .*train_00001\.jpg"):
+    with pytest.raises(UserError, match=r"1 files .* are missing, such as .*train_00001\.jpg"):
         demo.generate(folder, train=2, val=1, test=1)
 
 

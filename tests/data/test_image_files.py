@@ -114,9 +114,7 @@ def test_a_jpeg_cut_off_has_pixels_and_a_problem(tmp_path, share):
     before = read_image(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes(whole[: int(len(whole) * share)])
     after = read_image(tmp_path / "a.jpg")
-    assert (
-        before.problem is None and after.problem == "is cut off; what lies beyond the cut was taken as grey"
-    )
+    assert before.problem is None and after.problem == "is cut off; the missing part was read as grey"
     assert after.pixels.shape == (200, 100, 3)
     same_rows = (after.pixels == before.pixels).all(axis=(1, 2)).mean()
     assert share - 0.15 < same_rows < share + 0.01
@@ -131,7 +129,7 @@ def test_a_jpeg_cut_off_has_pixels_whatever_stands_in_the_place_of_imread(tmp_pa
     assert read_image(tmp_path / "a.jpg").pixels.shape == (50, 50, 3)
 
 
-NO_IMAGE = "is no image that OpenCV reads, or a damaged one"
+NO_IMAGE = "is not an image that OpenCV reads, or it is damaged"
 
 
 def test_no_pixels(rgb, tmp_path):
@@ -160,7 +158,7 @@ def test_no_files(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert read_image(tmp_path / "pipe.jpg") == (None, "is no regular file")
+    assert read_image(tmp_path / "pipe.jpg") == (None, "is not a regular file")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")

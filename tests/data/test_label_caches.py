@@ -98,8 +98,8 @@ def _nested(depth: int) -> bytes:
         (_content(msgs=[None]), "msgs"),
         (_content(results=("a",) * 5), "results"),
         (_content(hash=1), "hash"),
-        ({("a",): 1}, "key that is no text"),
-        ([1], "no dict"),
+        ({("a",): 1}, "key that is not a string"),
+        ([1], "does not hold a dict"),
     ],
     ids=range(18),
 )
@@ -114,7 +114,7 @@ def test_a_key_that_would_end_the_interpreter(tmp_path):
     file = _file(tmp_path, {})
     start = file.read_bytes().index(b"\n") + 1
     file.write_bytes(file.read_bytes()[:start] + _nested(200_000))
-    with pytest.raises(UnusableCache, match="no text"):
+    with pytest.raises(UnusableCache, match="key that is not a string"):
         read_label_cache(file)
 
 

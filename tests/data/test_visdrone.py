@@ -326,9 +326,9 @@ def test_an_archive_with_a_symbolic_link(tmp_path, out):
 def test_archives_that_are_cut_off_or_none(tmp_path, out):
     archive = zipped(write_split(tmp_path / "s" / VAL, {"a": ""}), tmp_path / f"{VAL}.zip", f"{VAL}/")
     archive.write_bytes(archive.read_bytes()[:-40])
-    with pytest.raises(UserError, match=rf"{VAL}\.zip is no zip file, or cut off"):
+    with pytest.raises(UserError, match=rf"{VAL}\.zip is not a zip file, or it is cut off"):
         convert(archive, out)
-    with pytest.raises(UserError, match=rf"{VAL}\.zip is no zip file, or cut off"):
+    with pytest.raises(UserError, match=rf"{VAL}\.zip is not a zip file, or it is cut off"):
         convert(tmp_path, tmp_path.parent / f"{tmp_path.name}-out")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as stream:
         stream.writestr("x.txt", "x")

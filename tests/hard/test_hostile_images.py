@@ -24,9 +24,9 @@ pytestmark = [
 ]
 
 FLAGS = ("--img", 64, "--conf-thres", 1e-3, "--max-det", 5, "--save-txt", "--save-conf")
-NO_IMAGE = "is no image that OpenCV reads, or a damaged one"
+NO_IMAGE = "is not an image that OpenCV reads, or it is damaged"
 NO_VIDEO = "is no video that OpenCV opens, or a damaged one"
-CUT = "is cut off; what lies beyond the cut was taken as grey"
+CUT = "is cut off; the missing part was read as grey"
 THIN = "is 20000 x 10 pixels: scaled to --img 64, its shorter side has no pixel left"
 
 
@@ -103,11 +103,11 @@ def write_bad(folder: Path, picture: np.ndarray) -> dict[str, str]:
         "empty.jpg": "is empty",
         "folder.jpg": "is a folder",
         "dangling.jpg": "cannot be read: No such file or directory",
-        "pipe.jpg": "is no regular file",
+        "pipe.jpg": "is not a regular file",
         "thin.png": THIN,
         "huge.tif": "has more pixels than OpenCV reads (pixels <= CV_IO_MAX_IMAGE_PIXELS)",
         "broken.mp4": NO_VIDEO,
-        "pipe.mp4": "is no regular file",
+        "pipe.mp4": "is not a regular file",
         "early.avi": f"ends at frame {frames_of(folder / 'early.avi')} of 20",
     }
     if sys.platform == "linux":

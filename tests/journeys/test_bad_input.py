@@ -174,10 +174,10 @@ def test_data_with_other_mistakes(refused, tiny_set, own_folder):
 @pytest.mark.parametrize(
     "names, words",
     [
-        ("[yes, no, maybe]", "YAML takes for a truth value"),
+        ("[yes, no, maybe]", "YAML reads as a boolean"),
         ("[a, a, b]", "names has 'a' twice"),
         ("[a, null, c]", "None in names is not a class name"),
-        ('{"0": a, "1": b, "2": c}', "names must count its classes from 0"),
+        ('{"0": a, "1": b, "2": c}', "names must number its classes from 0"),
         ("[2020-01-01, b, c]", "it must be text"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Files of a data set, in a folder or in a zip archive, read in the same way."""
+"""Read the files of a data set in the same way from a folder or from a zip archive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Place(NamedTuple):
 
     Attributes:
         path: the folder, or the zip file.
-        inside: within the zip, "" or ending with a slash; None for a folder on disk.
+        inside: the folder within the zip file, "" or ending with a slash; None for a folder on disk.
     """
 
     path: str
@@ -31,17 +31,17 @@ class Place(NamedTuple):
         return self.path if self.inside is None else f"{self.path}:{self.inside}"
 
     def sub(self, name: str) -> Place:
-        """A folder below."""
+        """A subfolder."""
         if self.inside is None:
             return Place(f"{self.path}/{name}")
         return Place(self.path, f"{self.inside}{name}/")
 
     def name_of(self, file: str) -> str:
-        """A file of this folder, as messages call it."""
+        """The name of a file of this folder, for messages."""
         return f"{self.path}/{file}" if self.inside is None else f"{self.path}:{self.inside}{file}"
 
     def signatures(self) -> dict[str, str]:
-        """The files (not folders) right here, sorted, each with what changes when its content does."""
+        """The files (not folders) directly in this folder, sorted, each with a signature of its content."""
         if self.inside is None:
             found = _folder_signatures(self.path)
         else:
@@ -53,10 +53,10 @@ class Place(NamedTuple):
         return {name: found[name] for name in sorted(found) if "/" not in name and name[:2] != "._"}
 
     def read(self, file: str) -> bytes:
-        """Content of a file.
+        """The content of a file.
 
         Raises:
-            UserError: it cannot be read, or the archive is damaged there.
+            UserError: the file cannot be read, or the archive is damaged at this file.
         """
         try:
             if self.inside is not None:
@@ -78,10 +78,10 @@ class Place(NamedTuple):
 
 
 def open_archive(path: str) -> zipfile.ZipFile:
-    """A zip file, opened once a process.
+    """A zip file, opened once in each process.
 
     Raises:
-        UserError: it is no zip file, or cut off.
+        UserError: it is not a zip file, or it is cut off.
     """
     try:
         status = os.stat(path)
@@ -89,27 +89,27 @@ def open_archive(path: str) -> zipfile.ZipFile:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise UserError(f"{path} is no zip file, or cut off ({error}); download it again") from error
+        raise UserError(f"{path} is not a zip file, or it is cut off ({error}); download it again") from error
 
 
 @functools.lru_cache(maxsize=8)
 def _opened(path: str, size: int, mtime_ns: int, process: int) -> zipfile.ZipFile:
-    """Not to be shared with a forked process, which would move the same file's position."""
+    """``process`` is in the key because a forked process would share, and move, the position in the file."""
     return zipfile.ZipFile(open_regular(path))
 
 
 def check_archive(path: str) -> None:
-    """Refuse an archive that would write outside the folder it is unpacked in, or that has a password.
+    """Refuse an archive that has a password, or that would write outside the folder it is unpacked into.
 
     Raises:
-        UserError: the first such entry, by name.
+        UserError: names the first such entry.
     """
     for info in open_archive(path).infolist():
         name = info.orig_filename.replace("\\", "/")
         if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in PurePosixPath(name).parts:
             raise UserError(
                 f"{path}: the entry {info.orig_filename!r} would be written outside the folder; "
-                "this archive is not to be trusted, nothing was written"
+                "this archive cannot be trusted; nothing was written"
             )
         if stat.S_ISLNK(info.external_attr >> 16):
             raise UserError(
@@ -123,7 +123,7 @@ def check_archive(path: str) -> None:
 
 
 def unpacked_bytes(path: str) -> int:
-    """Size of all entries of an archive, unpacked."""
+    """The total size of the entries of an archive after unpacking, in bytes."""
     return sum(info.file_size for info in open_archive(path).infolist())
 
 
@@ -145,7 +145,7 @@ def _folder_signatures(folder: str) -> dict[str, str]:
 
 
 def folders_of(path: Path, name: str) -> list[Place]:
-    """Where an archive has a folder called ``name``: the folders around it, each once.
+    """The folders of an archive that contain a folder called ``name``, each once.
 
     Raises:
         UserError: see `open_archive`.

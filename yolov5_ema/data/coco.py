@@ -1,4 +1,4 @@
-"""COCO's instances JSON, and sets in its format, into what YOLOv5 trains on."""
+"""Convert data sets in COCO's format (instances JSON) into the layout that YOLOv5 trains on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import make_folder, remove_inside
 from yolov5_ema.reading import leads_outside
 
-# Raise it with every change of what is written: what an older version wrote is then written anew.
+# Increase it with every change of the output, so that the output of an older version is written again.
 RULES = 1
 YAML_NAME = "coco.yaml"
 _CHUNK = 128
@@ -47,8 +47,8 @@ class SplitSource(NamedTuple):
     Attributes:
         split: train, val or test.
         file: the JSON.
-        images: folder that its file names are relative to.
-        name: of the folders in the output, such as val2017.
+        images: the folder that the file names in the JSON are relative to.
+        name: the name of the split's folders in the output, such as val2017.
     """
 
     split: str
@@ -70,21 +70,21 @@ def convert_coco(
 ) -> Conversion:
     """Convert a set in COCO's format into the folder ``out``.
 
-    What an earlier run has done is kept, unless sources or options are others now.
+    The results of an earlier run are kept unless the sources or the options have changed.
 
     Args:
         source: a folder with ``annotations/instances_*.json`` and the images, or one such JSON.
-        out: made if need be.
-        images: folder of the images, if ``source`` is a JSON.
-        split: which split the JSON is, if its name does not say so.
+        out: the output folder; created if missing.
+        images: the folder of the images, if ``source`` is a JSON.
+        split: which split the JSON is, if its name does not say.
         copy: copy images instead of linking them.
-        strict: refuse to leave anything out.
-        workers: processes; all cores if None.
+        strict: raise instead of leaving anything out.
+        workers: the number of processes; one for each core if None.
         quiet: no progress bar.
 
     Raises:
-        UserError: nothing found, ``out`` cannot be used, a JSON cannot be used, or with ``strict`` anything
-            is wrong in one.
+        UserError: nothing was found, ``out`` or a JSON cannot be used, or, with ``strict``, there is any problem
+            in a JSON.
     """
     out = Path(os.path.abspath(out.expanduser()))
     sources = find_instances(source.expanduser(), images.expanduser() if images else None, split)
@@ -117,7 +117,7 @@ def find_instances(source: Path, images: Path | None, split: str | None) -> list
     """The instances JSONs and the folders of their images, in the order train, val, test.
 
     Raises:
-        UserError: none, or two for a split, or no images.
+        UserError: there is no such JSON, there are two for one split, or the images are missing.
     """
     if source.is_file():
         return [_single(source, images, split)]
@@ -133,19 +133,19 @@ def find_instances(source: Path, images: Path | None, split: str | None) -> list
             continue
         if which in found:
             raise UserError(
-                f"{file} and {found[which].file} are both for {which}; name one of them, with --images FOLDER"
+                f"{file} and {found[which].file} are both for {which}; give one of them, with --images FOLDER"
             )
         found[which] = SplitSource(which, file, _images_of(source, name), name)
     if not found:
         raise UserError(
             f"{source} has no annotations/instances_*.json with train, val or test in its name; "
-            "for a JSON of another name give its path, with --images FOLDER"
+            "if the JSON has another name, give its path, with --images FOLDER"
         )
     return [found[which] for which in SPLITS if which in found]
 
 
 def split_of(name: str) -> str | None:
-    """Which split a name means, such as val for ``val2017``.
+    """The split that a name means, such as val for ``val2017``.
 
     Example:
         >>> split_of("val2017"), split_of("minival2014"), split_of("training")
@@ -157,7 +157,7 @@ def split_of(name: str) -> str | None:
 
 def _single(file: Path, images: Path | None, split: str | None) -> SplitSource:
     if images is None:
-        raise UserError(f"{file} needs --images FOLDER: where its images are")
+        raise UserError(f"{file} needs --images FOLDER, the folder of its images")
     if not images.is_dir():
         raise UserError(f"--images {images}: there is no such folder")
     name = file.stem[len("instances_") :] if file.stem.startswith("instances_") else file.stem
@@ -180,12 +180,12 @@ def _images_of(root: Path, name: str) -> Path:
 
 
 class Item(NamedTuple):
-    """An image to be put into its place.
+    """An image to be placed in the output.
 
     Attributes:
-        image: its file name, relative to the folder of images; may have folders of its own.
-        label: content of its label file.
-        width, height: as the JSON says; 0 if it does not.
+        image: its file name, relative to the folder of images; it may contain folders.
+        label: the content of its label file.
+        width, height: in pixels, from the JSON; 0 if the JSON does not give them.
     """
 
     image: str
@@ -195,14 +195,14 @@ class Item(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What workers need to know of a split.
+    """What workers need to know about a split.
 
     Attributes:
-        source: folder of the images.
-        out: the output's.
-        name: of the split's folders.
+        source: the folder of the images.
+        out: the output folder.
+        name: the name of the split's folders.
         copy: whether images are copied.
-        drafts: folder for drafts; "" writes nothing.
+        drafts: the folder for unfinished files; "" means that nothing is written.
     """
 
     source: str
@@ -213,20 +213,20 @@ class Job(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a worker does at a time."""
+    """The work that a worker gets at a time."""
 
     job: Job
     items: list[Item]
 
 
 class Plan(NamedTuple):
-    """A split, read and ready to be written.
+    """A split that has been read and is ready to be written.
 
     Attributes:
-        source: where it comes from.
-        job: for the workers.
-        items: by image.
-        signatures: of each image's sources.
+        source: the JSON and its images.
+        job: what the workers need to know.
+        items: the item of each image, by file name.
+        signatures: the signature of each image's sources.
         tallies: see `SplitResult`.
         problems: what was left out of the JSON.
     """
@@ -240,18 +240,18 @@ class Plan(NamedTuple):
 
 
 def _common_names(read: Sequence[tuple[SplitSource, Instances]], out: Path) -> list[str]:
-    """The classes, which must be the same in all splits, those of earlier runs too."""
+    """The classes, which must be the same in all splits, including those of earlier runs."""
     names, first = read[0][1].names, read[0][0].file
     for source, instances in read[1:]:
         if instances.names != names:
             raise UserError(
-                f"{source.file} has other categories than {first}; YOLOv5 needs the same in all splits"
+                f"{source.file} has different categories from {first}; YOLOv5 needs the same in all splits"
             )
     replaced = {source.split for source, _ in read}
     for split, finished in _finished_splits(out).items():
         if split not in replaced and finished["names"] != names:
             raise UserError(
-                f"{out} has a split {split} with other categories than {first}; give another -o, "
+                f"{out} has a split {split} with different categories from {first}; give another -o, "
                 "or convert all splits at once"
             )
     return names
@@ -265,7 +265,7 @@ def _plan(source: SplitSource, instances: Instances, out: Path, copy: bool) -> P
         width, height = (int(image.get(key) or 0) for key in ("width", "height"))
         if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
             problems.append(
-                Problem("image", f"{source.images}/{name}", "YOLOv5 does not know images of this ending")
+                Problem("image", f"{source.images}/{name}", "YOLOv5 does not read images with this suffix")
             )
         elif not os.path.isfile(source.images / name):
             problems.append(Problem("image", f"{source.images}/{name}", "there is no such file"))
@@ -283,7 +283,7 @@ def _plan(source: SplitSource, instances: Instances, out: Path, copy: bool) -> P
 
 
 def _size_or_problem(file: Path, size: tuple[int, int], problems: list[Problem]) -> tuple[int, int] | None:
-    """The JSON's size, or the file's if the JSON does not say."""
+    """The size from the JSON, or from the file if the JSON does not give it."""
     if all(size):
         return size
     try:
@@ -296,7 +296,7 @@ def _size_or_problem(file: Path, size: tuple[int, int], problems: list[Problem])
 def _labels(
     instances: Instances, identities: Sequence[Any], sizes: Sequence[tuple[int, int]]
 ) -> tuple[list[bytes], Counter[str]]:
-    """Texts of the label files of images, and what is in them."""
+    """The texts of the images' label files, and counts of what is in them."""
     rows, files, crowds = [], [], 0
     for index, identity in enumerate(identities):
         for annotation in instances.coco.imgToAnns.get(identity, ()):
@@ -330,10 +330,10 @@ def _labels(
 
 
 def _refuse_nothing_left(plan: Plan, instances: Instances) -> None:
-    """Refuse a JSON of which no image, or none of its annotations, would be in the data set.
+    """Refuse a JSON if none of its images, or none of its annotations, would be in the data set.
 
     Raises:
-        UserError: says what became of them.
+        UserError: says why they cannot be used.
     """
     source = plan.source
     if not any(_is_readable(f"{plan.job.source}/{name}") for name in plan.items):
@@ -365,10 +365,10 @@ def _is_readable(file: str) -> bool:
 
 
 def _check_all(plans: Sequence[Plan], workers: int, quiet: bool) -> None:
-    """Look at every image, write nothing.
+    """Check every image without writing anything.
 
     Raises:
-        UserError: anything is wrong.
+        UserError: there is any problem.
     """
     problems = []
     for plan in plans:
@@ -424,7 +424,7 @@ def _convert(
                 result.problems += problems + _size_problems(job, task.items, found_sizes)
                 lost = [item for item, (width, _) in zip(task.items, found_sizes) if not width]
                 result.tallies.subtract(_tallies_of(lost))
-        if strict:  # only what has changed since the check before
+        if strict:  # only what has changed since the check
             problems_of.raise_if_any(result.problems, f"{source.name} is not complete")
         annotations = f"annotations/{source.file.name}"
         place_link(str(source.file.resolve()), str(out / annotations), drafts, job.copy)
@@ -437,13 +437,11 @@ def _convert(
 
 
 def _size_problems(job: Job, items: Iterable[Item], sizes: Iterable[tuple[int, int]]) -> list[Problem]:
-    """Images that are no more of the size that they were annotated at, or lie turned."""
+    """Images whose size differs from the annotated size, for example because they were rotated."""
     problems = []
     for item, (width, height) in zip(items, sizes):
         if width and item.width and (item.width, item.height) != (width, height):
-            reason = (
-                f"is {width} x {height}, the JSON says {item.width} x {item.height}; labels follow the JSON"
-            )
+            reason = f"is {width} x {height}, but the JSON says {item.width} x {item.height}; labels follow the JSON"
             problems.append(Problem("size", f"{job.source}/{item.image}", reason))
     return problems
 
@@ -467,7 +465,7 @@ def _remove(job: Job, image: str) -> None:
 
 
 def place_chunk(task: Task) -> tuple[list[tuple[int, int]], list[Problem]]:
-    """Link images and write their labels; returns their sizes, (0, 0) for those that cannot be used."""
+    """Link images and write their labels; return their sizes, (0, 0) for an image that cannot be used."""
     job, sizes, problems = task.job, [], []
     for item in task.items:
         file = f"{job.source}/{item.image}"
@@ -482,16 +480,18 @@ def place_chunk(task: Task) -> tuple[list[tuple[int, int]], list[Problem]]:
         sizes.append((info.width, info.height))
         if job.drafts:
             image, label = _targets(job, item.image)
-            # YOLOv5 rewrites a JPEG without its end mark in place, which must not reach the source.
+            # YOLOv5 rewrites a JPEG without an end marker in place; through a link it would change the source.
             place_link(file, image, job.drafts, copy=job.copy or not info.whole)
             place_bytes(item.label, label, job.drafts)
     return sizes, problems
 
 
 def _finished_splits(out: Path) -> dict[str, Mapping[str, Any]]:
-    """What journals in ``out`` say of the splits that are complete, the latest of each."""
+    """The latest journal entry of each complete split in ``out``."""
     found: dict[str, Mapping[str, Any]] = {}
-    files = [file for file in journal_file(out, "x").parent.glob("*.jsonl") if file.exists()]  # no dead links
+    files = [
+        file for file in journal_file(out, "x").parent.glob("*.jsonl") if file.exists()
+    ]  # not broken links
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
         finished: Any = last_entry(file).get("finished")
         if _is_finished(finished):
@@ -500,7 +500,7 @@ def _finished_splits(out: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _is_finished(entry: Any) -> bool:
-    """Whether a journal's end is as `_convert` writes it."""
+    """Whether a journal's last entry is one that `_convert` writes when it has finished."""
     if not isinstance(entry, dict) or entry.get("split") not in SPLITS:
         return False
     names = entry.get("names")
@@ -510,7 +510,7 @@ def _is_finished(entry: Any) -> bool:
 
 
 def _write_yaml(out: Path, names: list[str], drafts: str) -> Path:
-    """Names every split that is complete in ``out``, from this run or another."""
+    """Write the data YAML, with every split that is complete in ``out``, from this run or an earlier one."""
     finished = _finished_splits(out)
     content: dict[str, Any] = {"path": str(out)}
     content.update({split: f"images/{finished[split]['name']}" for split in SPLITS if split in finished})

@@ -1,4 +1,4 @@
-"""COCO's instances JSON: read with what is wrong named, and put into the order of YOLOv5's classes."""
+"""Read COCO's instances JSON, report its faults, and map its categories to YOLOv5's classes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ COCO_NAMES = (
 
 
 class Instances(NamedTuple):
-    """An instances JSON whose every entry can be used.
+    """An instances JSON reduced to the entries that can be used.
 
     Attributes:
         coco: pycocotools' COCO, indexed.
-        names: of the classes, in their order.
-        class_of: class by category id.
-        annotations: how many the JSON has, with those that cannot be used.
+        names: the names of the classes, in order.
+        class_of: the class of each category id.
+        annotations: the number of annotations in the JSON, including those that cannot be used.
         problems: what was left out.
     """
 
@@ -48,10 +48,10 @@ class Instances(NamedTuple):
 
 
 def read_instances(file: Path) -> Instances:
-    """Read an instances JSON; entries that cannot be used are left out and named.
+    """Read an instances JSON; entries that cannot be used are left out and reported.
 
     Raises:
-        UserError: it cannot be read, is no JSON, has no images or no categories, or two categories of one name.
+        UserError: it cannot be read, is not JSON, has no images or no categories, or has two categories of one name.
     """
     content = _load(file)
     problems: list[Problem] = []
@@ -70,13 +70,15 @@ def _load(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"{file} is no valid JSON, or cut off: {error}") from error
+        raise UserError(f"{file} is not valid JSON, or it is cut off: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} is no instances JSON: it holds a {type(content).__name__}, not an object")
+        raise UserError(
+            f"{file} is not an instances JSON: it holds a {type(content).__name__}, not an object"
+        )
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise UserError(
-                f"{file} is no instances JSON: it has no list {key!r}; its keys: {', '.join(content)}"
+                f"{file} is not an instances JSON: it has no list {key!r}; its keys: {', '.join(content)}"
             )
     return content
 
@@ -84,7 +86,10 @@ def _load(file: Path) -> dict[str, Any]:
 def _categories(
     categories: Sequence[Any], annotations: Sequence[Any], file: Path
 ) -> tuple[dict[int, int], list[str]]:
-    """Class by category id, and the names of the classes: by id, but COCO's own as in YOLOv5's coco.yaml."""
+    """The class of each category id, and the names of the classes.
+
+    Classes are in the order of the ids; COCO's own are in the order of YOLOv5's coco.yaml.
+    """
     by_id: dict[int, str] = {}
     for category in categories:
         identity = whole_number(category.get("id")) if isinstance(category, dict) else None
@@ -94,7 +99,7 @@ def _categories(
                 f"{file}: the category {category!r:.80} needs a whole number 'id' and a 'name'{hint}"
             )
         if identity in by_id:
-            raise UserError(f"{file}: the category id {identity} is there twice")
+            raise UserError(f"{file}: the category id {identity} appears twice")
         by_id[identity] = category["name"]
     if not by_id:
         raise UserError(f"{file} has no categories")
@@ -106,10 +111,10 @@ def _categories(
 
 
 def _ids_by_name(by_id: Mapping[int, str], annotations: Sequence[Any], file: Path) -> dict[str, list[int]]:
-    """Each name once, in the order of the ids that are used.
+    """The ids of each name, in the order of the ids that are used.
 
-    Of two categories of one name, one may stand for the whole set, as in Roboflow's exports; nothing is annotated with
-    it.
+    Two categories may have one name if nothing is annotated with one of them: Roboflow's exports have such a category
+    for the whole data set.
     """
     ids: dict[str, list[int]] = {}
     for identity in sorted(by_id):
@@ -147,21 +152,23 @@ def _usable_images(images: Sequence[Any], file: Path, problems: list[Problem]) -
 
 def _image_fault(image: Any, found: Mapping[Any, Any], names: set[str]) -> str:
     if not isinstance(image, dict):
-        return "is no object"
+        return "is not an object"
     identity, name = image.get("id"), image.get("file_name")
     if _identity(identity) is None:
         return f"id {identity!r:.40} is neither a number nor a text"
     if identity in found:
-        return f"id {identity!r:.40} is there twice"
+        return f"id {identity!r:.40} appears twice"
     if not isinstance(name, str) or not name or "\0" in name:
-        return f"file_name {name!r:.80} is no name"
+        return f"file_name {name!r:.80} is not a file name"
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0]:
-        return f"file_name {name!r:.80} leads out of the folder of images; write it from there on, such as a/b.jpg"
+        return f"file_name {name!r:.80} leads out of the folder of images; make it relative to that, such as a/b.jpg"
     if name.rsplit(".", 1)[0] in names:
-        return f"file_name {name!r:.80} is there twice, or differs only in its ending"
+        return f"file_name {name!r:.80} appears twice, or differs from another only in its suffix"
     if not all(_is_size(image[key]) for key in ("width", "height") if image.get(key) is not None):
-        return f"width and height {image.get('width')!r:.20}, {image.get('height')!r:.20} are no size"
+        return (
+            f"width and height {image.get('width')!r:.20}, {image.get('height')!r:.20} are not a valid size"
+        )
     return ""
 
 
@@ -191,19 +198,19 @@ def _usable_annotations(
 
 def _annotation_fault(annotation: Any, images: Mapping[Any, Any], categories: set[int]) -> str:
     if not isinstance(annotation, dict):
-        return "is no object"
+        return "is not an object"
     image, category, box = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
     if _identity(image) not in images:
-        return f"image_id {image!r:.40} is no image's"
+        return f"image_id {image!r:.40} is not the id of an image"
     if whole_number(category) not in categories:
-        return f"category_id {category!r:.40} is no category's"
+        return f"category_id {category!r:.40} is not the id of a category"
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         return f"bbox {box!r:.80} is not four finite numbers"
     return ""
 
 
 def whole_number(value: Any) -> int | None:
-    """An id as a whole number, also where pandas made 3.0 of 3; None if it is none."""
+    """An id as a whole number, also if pandas turned 3 into 3.0; None if it is not a whole number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return int(value) if isinstance(value, int) or value.is_integer() else None

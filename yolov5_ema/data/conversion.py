@@ -1,4 +1,4 @@
-"""What converters share: where they may write, and what they say they did."""
+"""What converters share: checks of the folders that they write to, and the result that they return."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from yolov5_ema.reading import read_bytes
 
 @dataclass
 class SplitResult:
-    """What became of one split.
+    """The result for one split.
 
     Attributes:
         split: train, val or test.
-        folder: of the output.
-        annotated: whether there were annotations, and so labels.
+        folder: the output folder.
+        annotated: whether there were annotations, and therefore labels.
         tallies: counts of images, boxes, others and so on.
-        done_before: images that an earlier run had done.
+        done_before: the number of images that an earlier run had converted.
         problems: what was left out.
     """
 
@@ -37,13 +37,13 @@ class SplitResult:
 
 @dataclass
 class Conversion:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-        yaml_file: the data YAML; None if there is no split that it could name.
-        splits: one for each split found.
-        notes: what the user should know of.
-        report: the file that names all that was left out; None if nothing was.
+        yaml_file: the data YAML; None if there is no split that it could list.
+        splits: the result of each split that was found.
+        notes: what the user should know.
+        report: the file that lists everything that was left out; None if nothing was.
     """
 
     yaml_file: Path | None
@@ -53,12 +53,12 @@ class Conversion:
 
 
 def journal_file(out: Path, name: str) -> Path:
-    """Where the journal of a split is."""
+    """The path of the journal of a split."""
     return out / STATE_FOLDER / f"{name}.jsonl"
 
 
 def last_entry(file: Path) -> dict[str, Any]:
-    """The last line of a journal; empty if there is none, or it was cut off."""
+    """The last entry of a journal; empty if there is none, or if it was cut off."""
     try:
         lines = read_bytes(file, MOST_JOURNAL).splitlines()
     except OSError:
@@ -83,10 +83,10 @@ def check_folders(sources: Iterable[Path], out: Path) -> None:
 
 
 def check_target(target: Path, out: Path, name: str) -> None:
-    """Refuse to write among files that no earlier run made.
+    """Refuse to write into a folder with files that no earlier run wrote.
 
     Raises:
-        UserError: there are such files.
+        UserError: the folder has such files.
     """
     if target.is_dir() and any(target.iterdir()) and not journal_file(out, name).is_file():
         raise UserError(f"{target} is not empty and was not made by this command; give another -o")

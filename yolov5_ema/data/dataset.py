@@ -1,4 +1,7 @@
-"""YOLOv5's data YAMLs: where the images and labels of a split are; opened by `upstream.data_yaml.open_dataset`."""
+"""Data sets described by YOLOv5's data YAMLs: where the images and labels of a split are.
+
+Open one with `upstream.data_yaml.open_dataset`.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,17 @@ _MOST_CLASSES = 100_000
 
 
 class ImagesNotFoundError(ConfigError):
-    """A data YAML names a place for a split that is not there."""
+    """The folder or file that a data YAML names for a split does not exist."""
 
 
 @dataclass(frozen=True)
 class Conventions:
-    """How the YOLOv5 at hand reads a data set; by default as the newest does.
+    """How the installed YOLOv5 reads a data set; by default, as the newest release does.
 
     Attributes:
-        bases: folders to which a relative ``path`` may be relative, beside the working directory and the YAML's own.
-        image_suffixes: of the files that are images, such as ``.jpg``.
-        polygon_from: columns from which a label row is a polygon, see `POLYGON_FROM`.
+        bases: folders that a relative ``path`` may start from, besides the working directory and the YAML's folder.
+        image_suffixes: the suffixes of image files, such as ``.jpg``.
+        polygon_from: the number of columns from which a label row is a polygon, see `POLYGON_FROM`.
     """
 
     bases: tuple[Path, ...] = ()
@@ -42,14 +45,14 @@ class Conventions:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data YAML.
+    """A data set, as its data YAML describes it.
 
     Attributes:
         file: the YAML.
-        root: folder that its splits are relative to.
-        names: of the classes, in their order.
-        content: the YAML as it stands.
-        conventions: by which its images and labels are read.
+        root: the folder that its splits are relative to.
+        names: the names of the classes, in order.
+        content: the unchanged content of the YAML.
+        conventions: how its images and labels are read.
     """
 
     file: Path
@@ -61,14 +64,14 @@ class Dataset:
 
     @property
     def splits(self) -> list[str]:
-        """Those of train, val and test that the YAML names."""
+        """The splits, out of train, val and test, that the YAML names."""
         return [split for split in SPLITS if self.content.get(split)]
 
     def entries(self, split: str) -> list[str]:
         """The folders, lists or images that the YAML names for a split; empty if it does not name the split.
 
         Raises:
-            ConfigError: they are no texts.
+            ConfigError: one of them is not a text.
         """
         value = self.content.get(split)
         entries = (
@@ -87,17 +90,17 @@ class Dataset:
         return list(entries)
 
     def place(self, entry: str) -> Path:
-        """Where an entry of a split is, see `place_of`."""
+        """The path of an entry of a split, see `place_of`."""
         return place_of(self.root, entry)
 
     def images(self, split: str) -> list[Path]:
-        """The images of a split, each once, in the order in which YOLOv5 has them.
+        """The images of a split, each once, in YOLOv5's order.
 
-        They are looked for once; what was found stays.
+        The images are listed once, and the list is kept.
 
         Raises:
             ImagesNotFoundError: the place that the YAML names for the split is missing.
-            ConfigError: the YAML does not name the split, or no image is there.
+            ConfigError: the YAML does not name the split, or the split has no image.
         """
         if split not in self._listed:
             self._listed[split] = tuple(self._images(split))
@@ -116,12 +119,12 @@ class Dataset:
         if not found:
             known = ", ".join(sorted(suffix[1:] for suffix in self.conventions.image_suffixes))
             raise ConfigError(
-                f"{self.file}: no images for {split} in {', '.join(entries)}; known are {known}"
+                f"{self.file}: no images for {split} in {', '.join(entries)}; supported suffixes: {known}"
             )
         return list(dict.fromkeys(found[name] for name in sorted(found)))
 
     def _images_at(self, place: Path, split: str) -> Iterator[tuple[str, Path]]:
-        """The images of a place, each with the name that YOLOv5 has for it."""
+        """The images in a folder or list, each with the path that YOLOv5 gives it."""
         if is_there(place) and place.is_dir():
             if place.resolve() == Path(place.resolve().anchor):
                 raise ConfigError(f"{self.file}: {split} is the whole file system")
@@ -139,7 +142,7 @@ class Dataset:
             yield from self._images_listed(place)
 
     def _images_listed(self, file: Path) -> Iterator[tuple[str, Path]]:
-        """Those of a text file: paths from the working directory, or from the text file's folder behind ``./``."""
+        """The images in a text file: paths relative to the working directory; after ``./``, to the file's folder."""
         try:
             lines = read_text(file, errors="replace").strip().splitlines()
         except OSError as error:
@@ -158,15 +161,15 @@ class Dataset:
         """The labels of an image, see `read_labels`.
 
         Raises:
-            UserError: their file is there and cannot be read.
+            UserError: the label file exists but cannot be read.
         """
         return read_labels(label_path(image), len(self.names), self.conventions.polygon_from)
 
     def extra_path(self, key: str, split: str) -> Path | None:
-        """What an optional mapping from splits to places (such as ``coco_annotations``) says of a split.
+        """The path that an optional mapping of splits to paths (such as ``coco_annotations``) gives for a split.
 
         Raises:
-            ConfigError: it names what is not there.
+            ConfigError: the path does not exist.
         """
         places = self.content.get(key)
         if not isinstance(places, Mapping) or not places.get(split):
@@ -177,17 +180,17 @@ class Dataset:
         return place
 
     def refuse_unfit_names(self, why: str = "their figures could not be told apart") -> None:
-        """Refuse classes that have no name, or one name together.
+        """Refuse classes without a name, and two classes of the same name.
 
         Raises:
-            ConfigError: says which, and why that cannot be.
+            ConfigError: says which, and why.
         """
         if not self.names:
             raise ConfigError(f"{self.file}: names must list the classes")
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
             raise ConfigError(
-                f"{self.file}: names has {reprlib.repr(twice[0])} twice; {why}; give each class a name of its own"
+                f"{self.file}: names has {reprlib.repr(twice[0])} twice; {why}; give each class its own name"
             )
 
 
@@ -199,11 +202,11 @@ def load_dataset(
     Args:
         file: the YAML.
         conventions: how to read it.
-        as_yolov5_takes_it: two classes may have one name, and classes none where the YAML names COCO's files for
-            the PyPI package to convert.
+        as_yolov5_takes_it: two classes may have the same name, and the names may be missing if the YAML names COCO's
+            files, which the PyPI package converts.
 
     Raises:
-        ConfigError: it cannot be read, or names no classes.
+        ConfigError: the file cannot be read, or names no classes.
     """
     content = read_yaml(file)
     if not isinstance(content, dict):
@@ -218,8 +221,8 @@ def load_dataset(
 def dataset_root(content: Mapping[str, Any], file: Path, bases: Sequence[Path] = ()) -> Path:
     """The folder that a data YAML's splits are relative to.
 
-    A relative ``path`` is taken from the working directory, from ``bases`` or from the YAML's own folder: the
-    first of these that holds a split, see `place_of`; the first of all if none does.
+    A relative ``path`` is relative to the working directory, one of ``bases`` or the YAML's own folder: the first of
+    these where a split exists (see `place_of`), or the working directory if none exists.
     """
     path = _home_written_out(content.get("path") or "", file)
     if path.is_absolute():
@@ -234,10 +237,10 @@ def dataset_root(content: Mapping[str, Any], file: Path, bases: Sequence[Path] =
 
 
 def place_of(root: Path, entry: str) -> Path:
-    """Where an entry of a split is.
+    """The path of an entry of a split.
 
-    Roboflow writes ``../train/images`` for what lies in ``train/images`` beside the YAML: where such an entry leads
-    nowhere, its ``../`` does not count. YOLOv5 does that from v7.0 on.
+    Roboflow writes ``../train/images`` for ``train/images`` in the YAML's folder. If such an entry does not exist, its
+    ``../`` is ignored, as in YOLOv5 from v7.0 on.
     """
     place = root / entry
     if entry.startswith("../") and not is_there(place) and is_there(root / entry[3:]):
@@ -255,7 +258,7 @@ def _home_written_out(path: Any, file: Path) -> Path:
 
 
 def is_there(place: Path) -> bool:
-    """Whether a place exists; one that no file system could hold, by its length or a NUL, does not."""
+    """Whether a path exists; a path that is too long or contains a NUL character does not."""
     try:
         return place.exists()
     except (OSError, ValueError):
@@ -263,10 +266,10 @@ def is_there(place: Path) -> bool:
 
 
 def class_names(content: Mapping[str, Any], file: Path) -> list[str] | None:
-    """The names of a data YAML in the order of their classes; None if there is no such key.
+    """The class names of a data YAML, in the order of the classes; None if the key ``names`` is missing.
 
     Raises:
-        ConfigError: they are no list, or no mapping that counts from 0; or one of them is no name.
+        ConfigError: they are neither a list nor a mapping numbered from 0, or one of them is not a name.
     """
     names = content.get("names")
     if names is None:
@@ -274,7 +277,7 @@ def class_names(content: Mapping[str, Any], file: Path) -> list[str] | None:
     if isinstance(names, Mapping):
         if not all(type(key) is int for key in names) or sorted(names) != list(range(len(names))):
             raise ConfigError(
-                f"{file}: names must count its classes from 0 without a gap, not {reprlib.repr(list(names))}; "
+                f"{file}: names must number its classes from 0 without a gap, not {reprlib.repr(list(names))}; "
                 f"{_how_to_number(names)}"
             )
         names = [names[index] for index in range(len(names))]
@@ -285,7 +288,7 @@ def class_names(content: Mapping[str, Any], file: Path) -> list[str] | None:
         raise ConfigError(f"{file}: {fault}")
     if any(isinstance(name, bool) for name in names):
         raise ConfigError(
-            f"{file}: one of the names is yes, no, on, off, true or false, which YAML takes for a truth value; "
+            f"{file}: one of the names is yes, no, on, off, true or false, which YAML reads as a boolean; "
             'write it in quotes, such as "yes"'
         )
     return [str(name) for name in names]
@@ -320,8 +323,8 @@ def _how_to_number(names: Mapping[Any, Any]) -> str:
         return "write the numbers without quotes, such as 0: person"
     missing = next(number for number in range(len(names) + 1) if number not in names)
     return (
-        f"if the labels count like that, give class {missing} a name too, such as {missing}: unused; else count "
-        "the names, and the labels, without it"
+        f"if the labels are numbered like that, give class {missing} a name too, such as {missing}: unused; "
+        "otherwise renumber the names and the labels without a gap"
     )
 
 

@@ -1,11 +1,11 @@
-"""A small drawn detection set: tiny objects in cluttered scenes, as if seen from the air.
+"""Generate a small synthetic detection set: tiny objects in cluttered aerial scenes.
 
-Everything is drawn, so the set needs no download and its boxes are exact. Cars, planes and
-silos of 6 to 24 pixels stand on fields, roads and roofs among bushes and litter. All classes
-take their paint from one palette, and the litter does too: only the shape tells them apart.
+Everything is drawn, so the set needs no download and its boxes are exact. Cars, planes and silos of 6 to 24 pixels are
+placed on fields, roads and roofs, among bushes and litter. All classes and the litter share one palette, so that only
+the shape distinguishes them.
 
-An image depends on nothing but the seed, its split, its number and the image size, so the
-same arguments give the same set, and a longer set begins with the images of a shorter one.
+An image depends only on the seed, its split, its number and the image size. The same arguments therefore give the same
+set, and a longer set begins with the images of a shorter one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from yolov5_ema.reading import read_bytes, read_json
 NAMES = ("car", "plane", "silo")
 SPLITS = ("train", "val", "test")
 EMPTY_EVERY = 12
-"""In every split, each twelfth image shows no object at all."""
+"""In every split, each twelfth image shows no object."""
 
-# Raise it with every change of what is drawn: an older set is then not taken for a finished one.
+# Increase it with every change of the drawings, so that an older set does not count as finished.
 DRAWING = 1
 
 _MANIFEST = "demo.json"
 _YAML = "demo.yaml"
-_SUPERSAMPLING = 8  # subpixels a pixel, each way, when an object is drawn
+_SUPERSAMPLING = 8  # subpixels for each pixel, in each direction, when an object is drawn
 
-# Paints in BGR: shared by every class and by the litter.
+# Colours in BGR, shared by all classes and the litter.
 _PALETTE = np.array(
     [
         (235, 235, 235), (190, 195, 200), (60, 60, 64), (48, 52, 190), (180, 90, 40),
@@ -45,7 +45,7 @@ _PALETTE = np.array(
     dtype=np.float32,
 )  # fmt: skip
 
-# Ground tones in BGR: grass, dry grass, soil, sand, tarmac.
+# Ground colours in BGR: grass, dry grass, soil, sand, tarmac.
 _GROUND = np.array(
     [(70, 110, 90), (95, 140, 140), (75, 95, 125), (140, 170, 185), (105, 105, 105)], dtype=np.float32
 )
@@ -60,21 +60,21 @@ def generate(
     test: int = 16,
     imgsz: int = 256,
 ) -> Path:
-    """Draw the set into ``directory`` in YOLO's layout, or find it finished there.
+    """Draw the set into ``directory`` in YOLO's layout, unless the finished set is already there.
 
     Args:
-        directory: gets ``images/SPLIT/*.jpg``, ``labels/SPLIT/*.txt`` and ``demo.yaml``. It may
-            be missing, empty, or hold the finished set of the very same arguments, which is
-            then used as it is. Anything else in it is an error: nothing is overwritten.
-        seed: another seed draws other scenes.
-        train, val, test: number of images in each split, at least 1.
-        imgsz: height and width of the images in pixels, 64 to 2048.
+        directory: where ``images/SPLIT/*.jpg``, ``labels/SPLIT/*.txt`` and ``demo.yaml`` are written. It may be
+            missing, empty, or hold the finished set of the same arguments, which is then used as it is. Any other
+            content is an error: nothing is overwritten.
+        seed: the seed of the random scenes.
+        train, val, test: the number of images in each split, at least 1.
+        imgsz: the height and width of the images in pixels, 64 to 2048.
 
     Returns:
-        The path of ``demo.yaml``, to be given to YOLOv5 as ``--data``.
+        The path of ``demo.yaml``, for YOLOv5's ``--data``.
 
     Raises:
-        UserError: a number out of its range, or a directory that cannot be used.
+        UserError: a number is out of range, or the directory cannot be used.
     """
     directory = Path(directory).absolute()
     plan = _Plan(seed=seed, train=train, val=val, test=test, imgsz=imgsz)
@@ -88,11 +88,11 @@ def generate(
 
 
 def draw_scene(seed: int, split: str, index: int, imgsz: int) -> tuple[np.ndarray, np.ndarray]:
-    """One image of the set and its objects.
+    """Draw one image of the set.
 
     Returns:
-        The picture, (imgsz, imgsz, 3) uint8 in BGR; and the labels, (n, 5) float64 with rows
-        of class, x centre, y centre, width, height, the last four as shares of the image.
+        The image, (imgsz, imgsz, 3) uint8 in BGR; and the labels, (n, 5) float64: class, x centre, y centre, width,
+        height, the last four as fractions of the image size.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     image = _draw_ground(rng, imgsz)
@@ -107,7 +107,7 @@ def draw_scene(seed: int, split: str, index: int, imgsz: int) -> tuple[np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What makes one set differ from another."""
+    """The arguments that determine a set."""
 
     seed: int
     train: int
@@ -125,18 +125,18 @@ class _Plan:
                 )
 
     def manifest(self) -> dict[str, object]:
-        """Kept beside the images, to know a finished set by."""
+        """The content of the manifest that identifies a finished set."""
         return {"made_by": "yolov5_ema.data.demo", "drawing": DRAWING, **dataclasses.asdict(self)}
 
     def names(self) -> Iterator[tuple[str, int, str]]:
-        """Split, number and file name, less its ending, of every image."""
+        """The split, the number and the file name without suffix of every image."""
         for split in SPLITS:
             for index in range(getattr(self, split)):
                 yield split, index, f"{split}_{index:05d}"
 
 
 def _is_finished(directory: Path, plan: _Plan) -> bool:
-    """True for the same set, False for room to draw it; anything else is the user's to resolve."""
+    """True if the same set is there, False if the folder is free; raises a UserError otherwise."""
     if not directory.exists():
         return False
     if not directory.is_dir():
@@ -146,15 +146,17 @@ def _is_finished(directory: Path, plan: _Plan) -> bool:
     way_out = "give another folder, or remove this one"
     wanted, found = plan.manifest(), _read_manifest(directory)
     if found.get("made_by") != wanted["made_by"]:
-        raise UserError(f"{directory} is not empty and holds no demo set: {way_out}")
+        raise UserError(f"{directory} is not empty and does not hold a demo set: {way_out}")
     if found != wanted:
         differing = [name for name in wanted if found.get(name) != wanted[name]]
-        changes = ", ".join(f"{name} {found.get(name)} there, {wanted[name]} asked for" for name in differing)
-        raise UserError(f"{directory} holds another demo set ({changes}): {way_out}")
+        changes = ", ".join(f"{name} {found.get(name)} there, {wanted[name]} requested" for name in differing)
+        raise UserError(f"{directory} holds a different demo set ({changes}): {way_out}")
     files = (file for split, _, name in plan.names() for file in _files(directory, split, name))
     lost = [file for file in files if not file.is_file()]
     if lost:
-        raise UserError(f"{directory} lacks {len(lost)} files of its demo set, such as {lost[0]}: {way_out}")
+        raise UserError(
+            f"{directory}: {len(lost)} files of its demo set are missing, such as {lost[0]}: {way_out}"
+        )
     return True
 
 
@@ -186,7 +188,7 @@ def _write_all(directory: Path, plan: _Plan) -> None:
 
 
 def _write_image(path: Path, picture: np.ndarray) -> None:
-    # cv2.imwrite mangles names outside ASCII on some systems and fails without a word.
+    # On some systems cv2.imwrite garbles non-ASCII names, and it fails silently.
     _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
     path.write_bytes(encoded.tobytes())
 
@@ -197,10 +199,10 @@ def _write_labels(path: Path, labels: np.ndarray) -> None:
 
 
 def _write_yaml(directory: Path) -> Path:
-    """Write ``demo.yaml`` unless it is right already.
+    """Write ``demo.yaml`` unless it is already correct.
 
-    It names its folder in full, as YOLOv5 reads relative paths from wherever it was started;
-    so a set that was moved gets its path mended here.
+    YOLOv5 reads relative paths from its working directory, so the file holds the absolute path of its folder. If the
+    set was moved, the path is corrected here.
     """
     content = {
         "path": str(directory),
@@ -236,13 +238,13 @@ def _draw_ground(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Smooth noise with ``cells`` hills a side: (size, size) float32 around 0.5, mostly 0 to 1."""
+    """Smooth noise with ``cells`` hills along each side: (size, size) float32 around 0.5, mostly 0 to 1."""
     coarse = rng.random((cells + 3, cells + 3), dtype=np.float32)
     return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def _turned(points: np.ndarray, angle: float) -> np.ndarray:
-    """``points`` (n, 2) turned by ``angle`` radians around the origin."""
+    """``points`` (n, 2), rotated by ``angle`` radians around the origin."""
     cos, sin = math.cos(angle), math.sin(angle)
     return points @ np.array([[cos, sin], [-sin, cos]])
 
@@ -250,7 +252,7 @@ def _turned(points: np.ndarray, angle: float) -> np.ndarray:
 def _paint(
     image: np.ndarray, polygon: np.ndarray, paint: np.ndarray | np.float32, opacity: float = 1, blur: int = 0
 ) -> None:
-    """Lay a ``polygon`` (n, 2) of one BGR tone or grey over ``image``, both in pixels, smooth at its edge."""
+    """Draw an antialiased ``polygon`` (n, 2), in pixels, over ``image`` in one BGR colour or grey value."""
     size = image.shape[1::-1]
     x1, y1 = np.clip(np.floor(polygon.min(0)).astype(int) - 2, 0, size)
     x2, y2 = np.clip(np.ceil(polygon.max(0)).astype(int) + 2, 0, size)
@@ -264,7 +266,7 @@ def _paint(
 
 
 def _coverage(polygon: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """How much of each pixel ``polygon`` covers: (H, W) uint8, 255 for all of it."""
+    """How much of each pixel ``polygon`` covers: (H, W) uint8, 255 for the whole pixel."""
     fine = np.zeros((shape[0] * _SUPERSAMPLING, shape[1] * _SUPERSAMPLING), np.uint8)
     cv2.fillPoly(fine, [np.round(polygon * _SUPERSAMPLING - 0.5).astype(np.int32)], 255)
     return cv2.resize(fine, shape[::-1], interpolation=cv2.INTER_AREA)
@@ -275,7 +277,7 @@ def _rectangle(length: float, width: float) -> np.ndarray:
 
 
 def _draw_field(rng: np.random.Generator, image: np.ndarray) -> None:
-    """A large tilted rectangle of another ground, some of them ploughed in stripes."""
+    """Draw a large tilted rectangle of another ground colour, sometimes ploughed in stripes."""
     size = len(image)
     angle, middle = rng.uniform(0, math.pi), rng.uniform(0, size, 2)
     length, width = rng.uniform(0.4, 0.9, 2) * size
@@ -289,7 +291,7 @@ def _draw_field(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def _draw_road(rng: np.random.Generator, image: np.ndarray) -> None:
-    """A straight road across the picture, with a dashed line along its middle."""
+    """Draw a straight road across the image, with a dashed line along its middle."""
     size = len(image)
     angle, middle = rng.uniform(0, math.pi), rng.uniform(0.15, 0.85, 2) * size
     width, step = rng.uniform(0.08, 0.16) * size, rng.uniform(12, 18)
@@ -300,7 +302,7 @@ def _draw_road(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def _draw_roof(rng: np.random.Generator, image: np.ndarray) -> None:
-    """A building from above: two halves of one colour, one in the light."""
+    """Draw a building from above: two halves of one colour, one of them lit."""
     size = len(image)
     length, width = rng.uniform(0.12, 0.25) * size, rng.uniform(0.08, 0.14) * size
     angle, middle = rng.uniform(0, math.pi), rng.uniform(0, size, 2)
@@ -311,7 +313,7 @@ def _draw_roof(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def _draw_bush(rng: np.random.Generator, image: np.ndarray) -> None:
-    """A dark green blob with a ragged edge, at times as large as the objects."""
+    """Draw a dark green blob with a ragged edge, sometimes as large as the objects."""
     turns = np.sort(rng.uniform(0, 2 * math.pi, 9))
     radii = rng.uniform(2, 8) * rng.uniform(0.6, 1.2, (9, 1))
     outline = np.stack((np.cos(turns), np.sin(turns)), 1) * radii
@@ -320,7 +322,7 @@ def _draw_bush(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def _draw_litter(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Sticks, slabs and scraps in the objects' own colours and about their size."""
+    """Draw sticks, slabs and scraps in the colours of the objects and of about their size."""
     for _ in range(rng.integers(12, 30)):
         paint = _PALETTE[rng.integers(len(_PALETTE))] + rng.uniform(-15, 15, 3)
         if rng.random() < 0.6:
@@ -358,14 +360,14 @@ def _silo() -> list[tuple[np.ndarray, float]]:
     return [(_ellipse(1.0, 1.0), 0.8), (_ellipse(0.72, 0.72), 1.1), (_ellipse(0.2, 0.2), 0.5)]
 
 
-# Each class as layers, lowest first: a polygon (n, 2) one unit long along x, and its shade.
+# The layers of each class, lowest first: a polygon (n, 2) of length 1 along x, and its shade.
 _SHAPES = {"car": _car(), "plane": _plane(), "silo": _silo()}
-# Shortest and longest of each class, in pixels.
+# The shortest and the longest object of each class, in pixels.
 _LENGTHS = {"car": (9.0, 21.0), "plane": (11.0, 24.0), "silo": (7.0, 18.0)}
 
 
 def _draw_objects(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Draw 8 to 25 objects, fewer below 256 pixels a side; returns labels as `draw_scene` does."""
+    """Draw 8 to 25 objects, fewer if the image is below 256 pixels; return labels as `draw_scene` does."""
     size = len(image)
     wanted = max(1, round(rng.integers(8, 26) * min(1.0, (size / 256) ** 2)))
     sun = rng.uniform(0, 2 * math.pi)
@@ -391,13 +393,13 @@ def _draw_objects(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def _draw_length(rng: np.random.Generator, kind: int) -> float:
-    """Length of an object in pixels: more short ones than long ones."""
+    """A random length of an object in pixels; short ones are more frequent."""
     shortest, longest = _LENGTHS[NAMES[kind]]
     return shortest + (longest - shortest) * rng.beta(1.3, 2.0)
 
 
 def _covered(box: np.ndarray, boxes: np.ndarray) -> float:
-    """Largest share of either box that ``box`` (4,) and one of ``boxes`` (n, 4) have in common."""
+    """The largest intersection of ``box`` (4,) with one of ``boxes`` (n, 4), as a fraction of the smaller box."""
     if not len(boxes):
         return 0.0
     sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
@@ -406,7 +408,7 @@ def _covered(box: np.ndarray, boxes: np.ndarray) -> float:
 
 
 def _stands_out(image: np.ndarray, box: np.ndarray, paint: np.ndarray, least: float = 45.0) -> bool:
-    """False for paint so near the ground's colour that nobody could label the object."""
+    """False if the colour is so close to the ground's colour that nobody could label the object."""
     x1, y1, x2, y2 = np.round(box).astype(int)
     return bool(np.abs(image[y1:y2, x1:x2].mean((0, 1)) - paint).max() >= least)
 
@@ -414,7 +416,7 @@ def _stands_out(image: np.ndarray, box: np.ndarray, paint: np.ndarray, least: fl
 def _draw_object(
     image: np.ndarray, layers: list[tuple[np.ndarray, float]], paint: np.ndarray, shadow: np.ndarray
 ) -> None:
-    """Draw the polygons of one object, in pixels, and its shadow, (2,) pixels away."""
+    """Draw the polygons of one object, in pixels, and its shadow, shifted by (2,) pixels."""
     for polygon, _ in layers:
         _paint(image, polygon + shadow, np.float32(0), 0.35, blur=3)
     for polygon, light in layers:
@@ -422,7 +424,7 @@ def _draw_object(
 
 
 def _take_photo(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Lens blur, exposure and sensor noise: float32 scene in, uint8 picture out."""
+    """Add lens blur, exposure and sensor noise: from a float32 scene to a uint8 image."""
     image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.6))
     image = image * rng.uniform(0.8, 1.15) + rng.uniform(-10, 10)
     image += rng.normal(0, rng.uniform(2, 5), image.shape)

@@ -1,4 +1,4 @@
-"""Detections of one image: the form in which all parts of the package hand them on."""
+"""Detections of one image, in the form that all parts of the package use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 class Detections:
     """What a detector found in one image.
 
-    Mappings of these have the image's path relative to its split as their key, see
+    In mappings, the key of an image is its path relative to its split, see
     `yolov5_ema.data.image_names.keys_of_images`.
 
     Attributes:
@@ -29,5 +29,5 @@ class Detections:
 
     @classmethod
     def of_rows(cls, rows: np.ndarray) -> Detections:
-        """From YOLOv5's own form, float32 of shape (N, 6): left, top, right, bottom, confidence, class."""
+        """Convert from YOLOv5's form, float32 of shape (N, 6): left, top, right, bottom, confidence, class."""
         return cls(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64))

@@ -1,4 +1,4 @@
-"""Pixels of image files as YOLOv5 reads them, and what is wrong with those that it cannot read."""
+"""Read the pixels of image files as YOLOv5 does, and say what is wrong with files that it cannot read."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from yolov5_ema.texts import first_line
 
 _START_OF_JPEG = b"\xff\xd8"
 _END_OF_JPEG = b"\xff\xd9"
-# YOLOv5 6.1 and 6.2 put a function of their own in the place of `cv2.imread`, to which a cut off JPEG is none at all
+# YOLOv5 6.1 and 6.2 replace `cv2.imread` with a function that reads nothing from a truncated JPEG
 _imread = getattr(cv2, "_native", cv2).imread
-_PIXEL_LIMIT = "CV_IO_MAX_IMAGE_"  # stands in what OpenCV says of a picture that is too large for it
+_PIXEL_LIMIT = "CV_IO_MAX_IMAGE_"  # part of OpenCV's message about an image that is too large
 
 
 class ImageFile(NamedTuple):
-    """What came of reading one file.
+    """The result of reading one file.
 
     Attributes:
-        pixels: uint8 of shape (H, W, 3) in BGR, turned as its EXIF says; None if there are none to be had.
-        problem: what is wrong with the file, to be shown to people; None if nothing is. A JPEG that is cut off has
-            both: what lies beyond the cut is grey.
+        pixels: uint8 of shape (H, W, 3) in BGR, rotated as its EXIF data says; None if they cannot be read.
+        problem: what is wrong with the file, as a message; None if nothing is. A JPEG that is cut off has pixels and
+            a problem: the missing part is grey.
     """
 
     pixels: np.ndarray | None
@@ -35,9 +35,9 @@ class ImageFile(NamedTuple):
 
 
 def read_image(file: str | os.PathLike[str]) -> ImageFile:
-    """Read an image with OpenCV, as YOLOv5's ``detect`` does, and say why where that cannot be.
+    """Read an image with OpenCV, as YOLOv5's ``detect`` does, or say why it cannot be read.
 
-    16 bits a channel become 8, CMYK becomes BGR, transparency is left out. Nothing is raised for a bad file.
+    16 bits per channel become 8, CMYK becomes BGR, transparency is dropped. A bad file raises nothing.
     """
     path = Path(file)
     problem = problem_before_reading(path)
@@ -45,27 +45,27 @@ def read_image(file: str | os.PathLike[str]) -> ImageFile:
         return ImageFile(None, problem)
     try:
         pixels = _imread(str(path))
-    except (cv2.error, MemoryError) as error:  # more pixels than OpenCV, or this machine, takes
+    except (cv2.error, MemoryError) as error:  # more pixels than OpenCV or the memory can hold
         return ImageFile(None, _reason(error))
     if pixels is None:
-        return ImageFile(None, "is no image that OpenCV reads, or a damaged one")
+        return ImageFile(None, "is not an image that OpenCV reads, or it is damaged")
     if _lacks_its_end_mark(path) and _is_cut_off(path):
-        return ImageFile(pixels, "is cut off; what lies beyond the cut was taken as grey")
+        return ImageFile(pixels, "is cut off; the missing part was read as grey")
     return ImageFile(pixels, None)
 
 
 def problem_before_reading(file: str | os.PathLike[str]) -> str | None:
-    """Why there is no use in giving a file, an image or a video, to OpenCV; None where there may be."""
+    """Why OpenCV cannot open an image or video file, as far as can be told without reading it; else None."""
     try:
         os.fspath(file).encode()
-    except UnicodeEncodeError:  # OpenCV 5.0 does not survive such a name
+    except UnicodeEncodeError:  # OpenCV 5.0 crashes on such a name
         return "has a name that is not UTF-8, which OpenCV cannot open; rename it"
     try:
         status = os.stat(file)
         if stat.S_ISDIR(status.st_mode):
             return "is a folder"
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
-            return "is no regular file"
+            return "is not a regular file"
         with open(file, "rb"):
             pass
     except (OSError, ValueError) as error:
@@ -81,7 +81,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _lacks_its_end_mark(path: Path) -> bool:
-    """Whether a file is a JPEG that does not end as one; what is appended to a whole one has that effect too."""
+    """Whether a JPEG has no end marker at its end; bytes appended to a complete JPEG also have this effect."""
     with path.open("rb") as stream:
         head = stream.read(2)
         stream.seek(-2, os.SEEK_END)
@@ -89,7 +89,7 @@ def _lacks_its_end_mark(path: Path) -> bool:
 
 
 def _is_cut_off(path: Path) -> bool:
-    """Whether a JPEG ends before its picture does."""
+    """Whether a JPEG ends before all of its image data."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,8 +1,8 @@
-"""What images are called: inside by their paths, and in files of results and annotations by their names.
+"""How images are identified: by key in the package, and by name in files of results and annotations.
 
-Inside, an image's key is its path relative to the folder that its split's images lie in, which no other image has.
-VisDrone's and YOLO's text files, and YOLOv5's results JSON, know a name only: `named_once` finds the image by that, and
-refuses two images of one name.
+In the package, an image's key is its path relative to the folder of its split's images, which is unique. VisDrone's and
+YOLO's text files and YOLOv5's results JSON give only a name. `named_once` finds images by name, and refuses two images
+of the same name.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _Image = TypeVar("_Image", str, Path)
 
 
 def keys_of_images(images: Iterable[Path]) -> dict[Path, str]:
-    """A key for each image: its path, in POSIX form, from the folder that they all lie in.
+    """The key of each image: its path, in POSIX form, relative to the folder that contains all of them.
 
-    Links to folders are followed, so that two spellings of one image's path give one key; a link that is an image
-    itself is not.
+    Links to folders are resolved, so that two spellings of an image's path give the same key. A link to an image file
+    is not resolved.
 
     Example:
         >>> list(keys_of_images([Path("set/a/1.jpg"), Path("set/b/1.jpg")]).values())
@@ -36,7 +36,7 @@ def keys_of_images(images: Iterable[Path]) -> dict[Path, str]:
 
 
 def name_of(image: str | PurePath) -> str:
-    """The name of an image, or of its key, without folders and without the suffix of images.
+    """The name of an image, given by path or key, without folders and without an image suffix.
 
     Example:
         >>> name_of("a/x.y.jpg"), name_of("x.y")
@@ -48,7 +48,7 @@ def name_of(image: str | PurePath) -> str:
 
 
 def image_id(image: str | PurePath) -> int | str:
-    """The id that YOLOv5's ``val --save-json`` gives an image: its name as a number if it is one.
+    """The id that YOLOv5's ``val --save-json`` gives an image: its name, as a number if it is numeric.
 
     Example:
         >>> image_id("000042.jpg"), image_id("9999942_00000_d_0000214.jpg")
@@ -61,15 +61,15 @@ def image_id(image: str | PurePath) -> int | str:
 def named_once(
     images: Iterable[_Image], why: str, name: Callable[[_Image], Any] = name_of
 ) -> dict[Any, _Image]:
-    """Images by the names that some file gives them.
+    """Map the names that a file uses to its images.
 
     Args:
-        images: their files or keys.
-        why: what goes by that name, as a sentence without its full stop.
-        name: the file's rule.
+        images: the paths or keys of the images.
+        why: what the name is needed for, as a sentence without its full stop.
+        name: gives the name of an image, by the rule of the file.
 
     Raises:
-        UserError: names two images that have one name.
+        UserError: two images have the same name; the message gives both.
     """
     found: dict[Any, _Image] = {}
     for image in images:

@@ -1,4 +1,4 @@
-"""Width and height of an image file, from its header alone."""
+"""Read the width and height of an image file from its header."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yolov5_ema.data.listing import IMAGE_SUFFIXES
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular
 
-_HEAD = 4096  # most JPEGs name their size within so many bytes
+_HEAD = 4096  # bytes; most JPEGs give their size within them
 _LEAST_SIDE = 10
 _END_OF_JPEG = b"\xff\xd9"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -23,9 +23,9 @@ class ImageInfo(NamedTuple):
     """What a header says.
 
     Attributes:
-        width, height: in pixels, as stored (a note that the picture is to be turned is not followed).
-        whole: False for a JPEG without its end mark that can be decoded none the less. YOLOv5 writes such a
-            file anew where it lies.
+        width, height: in pixels, as stored (an EXIF orientation is ignored).
+        whole: False for a JPEG without an end marker that can still be decoded. YOLOv5 rewrites such a file in
+            place.
     """
 
     width: int
@@ -34,10 +34,10 @@ class ImageInfo(NamedTuple):
 
 
 def read_image_info(file: str | os.PathLike[str]) -> ImageInfo:
-    """Size of an image file.
+    """The size of an image file.
 
     Raises:
-        UserError: it cannot be read, is no image, or is cut off.
+        UserError: it cannot be read, is not an image, or is cut off.
     """
     try:
         with open_regular(file) as stream:
@@ -56,9 +56,9 @@ def read_image_info(file: str | os.PathLike[str]) -> ImageInfo:
 
 
 def reason_left_out(file: str | os.PathLike[str]) -> str:
-    """Why YOLOv5 leaves an image out, in training and in ``val``; "" if it takes it.
+    """Why YOLOv5 leaves an image out, in training and in ``val``; "" if it uses the image.
 
-    It wants more than a header that can be read: a whole file, of a format that it knows, of 10 pixels at least.
+    YOLOv5 requires a complete file, of a format that it reads, and at least 10 pixels on each side.
     """
     try:
         with warnings.catch_warnings(), open_regular(file) as stream:
@@ -67,21 +67,21 @@ def reason_left_out(file: str | os.PathLike[str]) -> str:
                 form, (width, height) = (image.format or "").lower(), image.size
                 image.verify()
         if form in ("jpeg", "jpg"):
-            read_image_info(file)  # decodes one without its end mark
+            read_image_info(file)  # decodes a JPEG without an end marker
     except UserError as error:
         return str(error).removeprefix(str(file)).strip()
-    except Exception as error:  # Pillow raises what it likes on torn files
+    except Exception as error:  # Pillow raises many types on damaged files
         return f"cannot be read as an image: {error}"
-    # YOLOv5 holds the name of the format against its list of suffixes
+    # YOLOv5 looks up the name of the format in its list of suffixes
     if f".{form}" not in IMAGE_SUFFIXES:
-        return f"is an image of the format {form}, which YOLOv5 does not take"
+        return f"is an image of the format {form}, which YOLOv5 does not accept"
     if min(width, height) < _LEAST_SIDE:
-        return f"is {width} x {height} pixels; YOLOv5 takes none of fewer than {_LEAST_SIDE} on a side"
+        return f"is {width} x {height} pixels; YOLOv5 needs at least {_LEAST_SIDE} on each side"
     return ""
 
 
 def image_info_of(content: bytes, name: object) -> ImageInfo:
-    """The same of an image in memory, called ``name`` in messages."""
+    """The size of an image in memory, which messages call ``name``."""
     if content.startswith(b"\xff\xd8"):
         size, ends = _jpeg_size(content[: 16 * _HEAD]), content.endswith(_END_OF_JPEG)
         if size is not None and ends:
@@ -91,7 +91,7 @@ def image_info_of(content: bytes, name: object) -> ImageInfo:
 
 
 def _jpeg_size(head: bytes) -> tuple[int, int] | None:
-    """Walk the segments up to the frame's header; None if it lies further on or anything is odd."""
+    """Walk the segments up to the frame header; None if it is beyond ``head``, or if anything is unusual."""
     at, length = 2, len(head)
     while at + 9 <= length:
         if head[at] != 0xFF:
@@ -117,7 +117,7 @@ def _by_pillow(file: str | os.PathLike[str] | io.BytesIO, name: object, decode: 
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: {error}") from error
     except (OSError, SyntaxError, ValueError, ImportError) as error:
-        # ImportError: where ultralytics is imported, Pillow looks for a plugin before it gives up
-        what = "is cut off" if "truncated" in str(error) else "is no readable image"
+        # ImportError: if ultralytics is imported, Pillow looks for a plugin before it gives up
+        what = "is cut off" if "truncated" in str(error) else "is not a readable image"
         raise UserError(f"{name} {what}") from error
     return ImageInfo(width, height, not decode)

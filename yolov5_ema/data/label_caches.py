@@ -1,9 +1,9 @@
 """YOLOv5's label caches (``labels/train.cache``), read without unpickling them.
 
-YOLOv5 keeps what it found in label files as a NumPy array that holds one pickled dict, and a pickle can run anything.
-Here the pickle's steps are followed one by one, as in Python's own ``Lib/pickle.py``; they can make texts, numbers,
-tuples, lists, dicts and arrays of numbers, and nothing else. Large data sets have large caches, so this is written for
-speed; `yolov5_ema.weights.inert_pickle`, which keeps what a file would call, takes twice as long.
+YOLOv5 stores the content of label files as a NumPy array that holds one pickled dict, and a pickle can run any code.
+This module interprets the pickle's opcodes one by one, as Python's own ``Lib/pickle.py`` does. They can make strings,
+numbers, tuples, lists, dicts and arrays of numbers, and nothing else. Large data sets have large caches, so this is
+written for speed. `yolov5_ema.weights.inert_pickle`, which records what a file would call, takes twice as long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from yolov5_ema.files import open_regular
 _MOST_BYTES = 2**30
 _MOST_CLASSES = 100_000
 _LARGEST_SIDE = 2**20  # pixels
-_MOST_LABELS = 100_000  # of an image
+_MOST_LABELS = 100_000  # for each image
 _MAGIC = b"\x93NUMPY"
 _NUMBERS = {
     f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u", "1248")) for size in sizes
@@ -41,23 +41,23 @@ _TORN = (
 
 
 class UnusableCache(ValueError):
-    """A file that is no label cache as YOLOv5 writes them; the message says why."""
+    """A file is not a label cache as YOLOv5 writes it; the message says why."""
 
 
 def read_label_cache(file: str | Path) -> dict[str, Any]:
-    """What YOLOv5 kept of the labels of a data set.
+    """Read what YOLOv5 stored about the labels of a data set.
 
     Args:
         file: the ``.cache`` file.
 
     Returns:
-        By the path of an image ``[labels (N, 5 or more), (width, height), segments]``, and YOLOv5's own ``hash``,
-        ``results``, ``msgs`` and ``version``.
+        For the path of each image, ``[labels (N, 5 or more), (width, height), segments]``; and YOLOv5's own entries
+        ``hash``, ``results``, ``msgs`` and ``version``.
 
     Raises:
         OSError: it cannot be opened.
         UserError: it is a folder, a pipe or a device.
-        UnusableCache: it holds something else, or values that no label file can have.
+        UnusableCache: it holds something else, or values that are impossible in a label file.
     """
     with open_regular(file) as stream:
         data = stream.read(_MOST_BYTES + 1)
@@ -76,14 +76,14 @@ def read_label_cache(file: str | Path) -> dict[str, Any]:
 
 
 def _start_of_pickle(data: bytes) -> int:
-    """Behind NumPy's header, which says that one object follows."""
+    """The position after NumPy's header, which says that one object follows."""
     if not data.startswith(_MAGIC):
-        raise UnusableCache("it is no file of NumPy's")
+        raise UnusableCache("it is not a NumPy file")
     width, start = (2, 10) if data[6] == 1 else (4, 12)
     end = start + int.from_bytes(data[8 : 8 + width], "little")
     header = data[start:end].replace(b" ", b"")
     if b"'descr':'|O'" not in header or b"'shape':()" not in header:
-        raise UnusableCache("it holds something else than one dict")
+        raise UnusableCache("it holds something other than one dict")
     return end
 
 
@@ -96,14 +96,17 @@ class _Kind(str):
 
 
 class _Empty:
-    """An array before it is filled; ``place`` is where it is remembered, if it is."""
+    """An array before it is filled; ``place`` is its index in the memo, if it has one."""
 
     def __init__(self, place: int) -> None:
         self.place = place
 
 
 class _Machine:
-    """The stack machine of a pickle; each method is a step, takes the position behind its code and returns the next."""
+    """The stack machine of a pickle.
+
+    Each method runs one opcode. It takes the position after the opcode and returns the position of the next one.
+    """
 
     def __init__(self, data: bytes, position: int) -> None:
         self.data = data
@@ -125,7 +128,7 @@ class _Machine:
             else:
                 step = steps[code]
                 if step is None:
-                    raise UnusableCache(f"it takes a step that no label cache needs ({chr(code)!r})")
+                    raise UnusableCache(f"it has an opcode that no label cache needs ({chr(code)!r})")
                 position = step(self, position)
             code = data[position]
         return self.stack.pop()
@@ -189,7 +192,7 @@ class _Machine:
         self.stack.append(False)
         return at
 
-    # --- what is remembered ---------------------------------------------------------------------
+    # --- the memo -------------------------------------------------------------------------------
 
     def put1(self, at: int) -> int:
         return self._remember(self.data[at], at + 1)
@@ -199,7 +202,7 @@ class _Machine:
 
     def _remember(self, place: int, at: int) -> int:
         if place != len(self.memo):
-            raise UnusableCache("it remembers values out of their order")
+            raise UnusableCache("it stores values out of order")
         self.memo.append(self.stack[-1])
         return at
 
@@ -262,7 +265,7 @@ class _Machine:
     def _list_on_top(self) -> list[Any]:
         target = self.stack[-1]
         if type(target) is not list:
-            raise UnusableCache("it appends to what is no list")
+            raise UnusableCache("it appends to something that is not a list")
         return target
 
     def empty_dict(self, at: int) -> int:
@@ -280,9 +283,9 @@ class _Machine:
 
     def _set(self, items: list[Any]) -> None:
         target, keys = self.stack[-1], items[::2]
-        # keys that are texts alone: the hash of a tuple nested deep enough ends the interpreter
+        # only string keys: hashing a deeply nested tuple crashes the interpreter
         if type(target) is not dict or any(type(key) is not str for key in keys):
-            raise UnusableCache("it has a key that is no text")
+            raise UnusableCache("it has a key that is not a string")
         target.update(zip(keys, items[1::2]))
 
     # --- NumPy ----------------------------------------------------------------------------------
@@ -309,7 +312,7 @@ class _Machine:
     def call(self, at: int) -> int:
         args, function = self.stack.pop(), self.stack.pop()
         if type(function) is not _Name or type(args) is not tuple:
-            raise UnusableCache("it calls what no label cache needs")
+            raise UnusableCache("it calls something that no label cache needs")
         if function in _ARRAY:
             self.stack.append(_Empty(len(self.memo)))
         elif function == "numpy dtype" and args[0] in _NUMBERS | {"O8"}:
@@ -317,7 +320,7 @@ class _Machine:
         elif function in _SCALAR and type(args[0]) is _Kind:
             self.stack.append(np.frombuffer(args[1], _number(args[0]), count=1)[0].item())
         else:
-            raise UnusableCache("it calls what no label cache needs")
+            raise UnusableCache("it calls something that no label cache needs")
         return at
 
     def build(self, at: int) -> int:
@@ -329,12 +332,12 @@ class _Machine:
             if target.place < len(self.memo) and self.memo[target.place] is target:
                 self.memo[target.place] = array
         else:
-            raise UnusableCache("it fills what no label cache needs")
+            raise UnusableCache("it fills something that no label cache needs")
         return at
 
 
 def _in_byte_order(kind: _Kind, state: tuple[Any, ...]) -> _Kind:
-    """``(3, '<', None, None, None, -1, -1, 0)``: a byte order, and nothing that makes pointers of numbers."""
+    """Apply ``(3, '<', None, None, None, -1, -1, 0)``: only a byte order, nothing that turns numbers into pointers."""
     if len(state) != 8 or state[1] not in ("<", "|") or state[2:5] != (None, None, None):
         raise UnusableCache("it holds an array of a kind that no label cache needs")
     return kind
@@ -347,13 +350,13 @@ def _number(kind: str) -> np.dtype[Any]:
 
 
 def _filled(state: tuple[Any, ...]) -> Any:
-    """An array of numbers; of the outermost one, which holds the dict, that dict."""
+    """An array of numbers; for the outermost array, which holds the dict, that dict."""
     _, shape, kind, is_fortran, content = state
     if kind == "O8":
         if shape != () or type(content) is not list or len(content) != 1:
             raise UnusableCache("it holds an array of objects")
         return content[0]
-    array = np.frombuffer(bytearray(content), _number(kind))  # of its own, for YOLOv5 writes into it
+    array = np.frombuffer(bytearray(content), _number(kind))  # a copy, because YOLOv5 writes into it
     return array.reshape(shape, order="F" if is_fortran else "C")
 
 
@@ -383,19 +386,19 @@ for _code, _step in {
     _STEPS[ord(_code)] = _step
 
 
-# --- what YOLOv5 keeps ---------------------------------------------------------------------------
+# --- what YOLOv5 stores ---------------------------------------------------------------------------
 
 
 def _check(content: Any) -> None:
     if type(content) is not dict:
-        raise UnusableCache("it holds no dict")
+        raise UnusableCache("it does not hold a dict")
     for key, value in content.items():
         if not _CHECKS.get(key, _is_entry)(value):
-            raise UnusableCache(f"what it holds for {key[:200]!r} is not what YOLOv5 keeps")
+            raise UnusableCache(f"what it holds for {key[:200]!r} is not what YOLOv5 stores")
 
 
 def _is_entry(value: Any) -> bool:
-    """Labels, size and segments of an image."""
+    """Whether a value is the labels, size and segments of an image."""
     if (
         type(value) is not list
         or len(value) != 3
@@ -418,14 +421,14 @@ def _is_entry(value: Any) -> bool:
         and points.ndim == 2
         and points.shape[1] == 2
         and len(points)
-        # an object that is cut by a side may lie beyond it; NaN does not
+        # an object that is cut by the border may extend beyond it; NaN is refused
         and -1 <= points.min() <= points.max() <= 2
         for points in segments
     )
 
 
 def _is_inside(labels: np.ndarray[Any, Any]) -> bool:
-    """Whether classes and boxes are such as YOLOv5 takes out of a label file; NaN is none."""
+    """Whether classes and boxes are valid in a label file of YOLOv5; NaN is not."""
     if not len(labels):
         return True
     return bool(labels.min() >= 0 and labels[:, 1:].max() <= 1 and labels[:, 0].max() < _MOST_CLASSES)
@@ -442,4 +445,4 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "msgs": lambda value: _are(str, value),
 }
 NOTES = frozenset(_CHECKS)
-"""Keys of a cache that are no paths of images."""
+"""Keys of a cache that are not paths of images."""

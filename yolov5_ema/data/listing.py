@@ -1,4 +1,4 @@
-"""Which files are images or videos, and those below a folder."""
+"""The suffixes of images and videos, and the files below a folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from yolov5_ema.errors import UserError
 
-# what the newest YOLOv5 reads; upstream/loaders.py knows what others read
+# what the newest YOLOv5 reads; upstream/loaders.py knows what other releases read
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"}
 )
@@ -18,7 +18,7 @@ _MOST_FOLDERS = 100_000
 
 
 def has_suffix(file: str, suffixes: frozenset[str]) -> bool:
-    """Whether a path ends in one of these, in capitals or not.
+    """Whether a path has one of these suffixes; case does not matter.
 
     Example:
         >>> has_suffix("set/a.JPG", IMAGE_SUFFIXES), has_suffix("set/a.jpg.txt", IMAGE_SUFFIXES)
@@ -28,18 +28,18 @@ def has_suffix(file: str, suffixes: frozenset[str]) -> bool:
 
 
 def folders_below(top: str) -> Iterator[tuple[str, list[str]]]:
-    """A folder and all below it, those behind links too, each with the names in it.
+    """A folder and all folders below it, including linked ones, each with the names in it.
 
-    Hidden folders are passed over, as ``glob`` does, and so are links that lead in a circle.
+    Hidden folders are skipped, as ``glob`` does, and so are links that form a circle.
 
     Raises:
-        UserError: there are more folders than any data set has.
+        UserError: there are more folders than a data set can have.
     """
     above = {top: frozenset([os.path.realpath(top)])}
     for count, (folder, folders, files) in enumerate(os.walk(top, followlinks=True)):
         if count > _MOST_FOLDERS:
             raise UserError(
-                f"{top} has more than {_MOST_FOLDERS:,} folders in it; links may lead from one to another"
+                f"{top} has more than {_MOST_FOLDERS:,} folders in it; there may be links between them"
             )
         real = above.pop(folder)
         yield folder, [*folders, *files]
@@ -51,6 +51,6 @@ def folders_below(top: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def files_below(top: str) -> Iterator[str]:
-    """What ``glob`` finds for ``TOP/**/*.*``, without going round in circles of links."""
+    """The files that ``glob`` finds for ``TOP/**/*.*``; circular links are not followed."""
     for folder, names in folders_below(top):
         yield from (os.path.join(folder, name) for name in names if "." in name and not name.startswith("."))

@@ -52,7 +52,7 @@ def find_images(source: str) -> Source:
     else:
         raise UserError(f"--source {source}: no such file or folder")
     if not found.images:
-        raise UserError(f"--source {source}: no images there; known are {_known()}")
+        raise UserError(f"--source {source}: no images there; supported suffixes: {_known()}")
     _check_names(found.images, source)
     return found
 
@@ -82,7 +82,9 @@ def _of_list(file: Path) -> Source:
         if not name:
             continue
         if not _is_image(name):
-            raise UserError(f"{file}, line {number}: {name[:200]} is no image; known are {_known()}")
+            raise UserError(
+                f"{file}, line {number}: {name[:200]} is not an image; supported suffixes: {_known()}"
+            )
         if name.startswith("./"):
             name = str(file.parent / name[2:])
         named += 1
