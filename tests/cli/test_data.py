@@ -46,7 +46,7 @@ def test_visdrone_says_what_it_did(capsys):
     assert "val: 2 images, 2 boxes, 1 image without any" in out
     assert "1 ignored regions, 0 'others', 0 objects of score 0" in out
     assert "1 boxes cut off at the border, 1 boxes of no area left out" in out
-    assert "left out: 1 malformed lines" in out and "annotations/a.txt, line 2: 'bad' is no number" in out
+    assert "left out: 1 malformed lines" in out and "annotations/a.txt, line 2: 'bad' is not a number" in out
     assert "conversion_report.json" in out and "visdrone.yaml written. Next: yolov5-ema data stats" in out
     assert main(["data", "visdrone", "source", "--out", "out"]) == 0
     assert "val: 2 images (2 done before), 2 boxes" in capsys.readouterr().out

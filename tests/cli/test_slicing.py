@@ -82,10 +82,10 @@ def test_data_slice_goes_on_and_refuses_a_mixture(own_set, own_folder, capsys):
     ("flags", "words"),
     [
         (["--size", "16"], "--size 16: windows must be at least 32 pixels"),
-        (["--overlap", "1.5"], "--overlap 1.5: must be a share of the window from 0 to 0.9"),
+        (["--overlap", "1.5"], "--overlap 1.5: must be a fraction of the window from 0 to 0.9"),
         (["--overlap", "-0.1"], "--overlap -0.1"),
         (["--overlap", "nan"], "--overlap nan"),
-        (["--min-area-ratio", "2"], "--min-area-ratio 2: must be a share from 0 to 1"),
+        (["--min-area-ratio", "2"], "--min-area-ratio 2: must be a fraction from 0 to 1"),
         (["--keep-empty", "-1"], "--keep-empty -1: must be a share"),
         (["--workers", "0"], "--workers 0"),
         (["--out", "set"], "-o set holds something else"),

@@ -144,7 +144,7 @@ def test_mistakes(data, tmp_path, monkeypatch):
     cases = [
         ([str(data), "--imgsz", "0"], "--imgsz must be at least 1"),
         ([str(data), "--split", "test"], "the key 'test' is missing"),
-        ([str(data), "--picture", "x.doc"], "its ending must be one of"),
+        ([str(data), "--picture", "x.doc"], "its suffix must be one of"),
         (["nowhere.yaml"], "nowhere.yaml: no such data YAML"),
         ([str(data), "--picture", "set.yaml/x.png"], "cannot be written"),
         ([str(data), "--no-picture", "--json", "set.yaml/x.json"], "cannot be written"),

@@ -31,13 +31,15 @@ def test_parse_rows_by_hand():
     assert rows.values.tolist() == [[1, 2, 3], [9, 10, 11]]
     assert rows.lines.tolist() == [1, 6]
     assert [(bad.line, bad.reason) for bad in rows.bad] == [
-        (3, "'x' is no number"), (4, "2 columns, not 3"), (5, "nan is not finite"),
+        (3, "'x' is not a number"), (4, "2 columns, not 3"), (5, "nan is not finite"),
     ]  # fmt: skip
-    assert str(rows.bad[0]) == "a.txt, line 3: 'x' is no number"
+    assert str(rows.bad[0]) == "a.txt, line 3: 'x' is not a number"
 
 
 def test_pythons_underscores_are_no_numbers():
-    assert [bad.reason for bad in parse_rows(["1_0,2"], FILE, 2, separator=",").bad] == ["'1_0' is no number"]
+    assert [bad.reason for bad in parse_rows(["1_0,2"], FILE, 2, separator=",").bad] == [
+        "'1_0' is not a number"
+    ]
 
 
 def test_missing_columns_are_filled():

@@ -115,7 +115,7 @@ def test_no_video(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "folder.mp4").mkdir()
     problems = {
-        "text.mp4": "is no video that OpenCV opens, or a damaged one",
+        "text.mp4": "is not a video that OpenCV opens, or it is damaged",
         "empty.mp4": "is empty",
         "folder.mp4": "is a folder",
         "missing.mp4": "cannot be read: No such file or directory",

@@ -267,13 +267,13 @@ def test_a_folder_goes_before_the_archive_it_came_from(source, out):
     zipped(split, source / f"{VAL}.zip", f"{VAL}/")
     done = convert(source, out)
     assert only(done).tallies["images"] == 2
-    assert done.notes == [f"{VAL} is taken from the folder {split}; its archive is not looked at"]
+    assert done.notes == [f"{VAL} is taken from the folder {split}; its archive is not read"]
 
 
 def test_a_split_that_is_there_twice(tmp_path, out):
     for name in "ab":
         write_split(tmp_path / "source" / name / VAL, {"a": ""})
-    with pytest.raises(UserError, match=f"{VAL} is there twice: .*/a/{VAL} and .*/b/{VAL}"):
+    with pytest.raises(UserError, match=f"{VAL} was found twice: .*/a/{VAL} and .*/b/{VAL}"):
         convert(tmp_path / "source", out)
 
 
@@ -332,7 +332,7 @@ def test_archives_that_are_cut_off_or_none(tmp_path, out):
         convert(tmp_path, tmp_path.parent / f"{tmp_path.name}-out")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as stream:
         stream.writestr("x.txt", "x")
-    with pytest.raises(UserError, match="holds no folder images/"):
+    with pytest.raises(UserError, match="has no folder images/"):
         convert(tmp_path / "other.zip", out)
     assert not out.exists()
 
@@ -362,7 +362,7 @@ def test_places_that_cannot_be(tmp_path, source, out):
         convert(source, source / "out")
     with pytest.raises(UserError, match="is inside the source"):
         convert(source / VAL, source / VAL / "images" / "out")
-    with pytest.raises(UserError, match="would be written over: it holds the source"):
+    with pytest.raises(UserError, match="would be overwritten: it holds the source"):
         convert(source / VAL, source)
     with pytest.raises(UserError, match="there is no such file or folder"):
         convert(tmp_path / "nowhere", out)
@@ -464,7 +464,7 @@ def test_strict_writes_nothing(faulty, source, out):
         convert(source, out, strict=True)
     message = str(caught.value)
     assert "--strict: nothing was written" in message
-    assert "annotations/a.txt, line 2: 'nonsense' is no number" in message
+    assert "annotations/a.txt, line 2: 'nonsense' is not a number" in message
     assert "2 malformed lines, 2 images that cannot be used, 1 images without an annotation file" in message
     assert not out.exists()
 

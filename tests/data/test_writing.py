@@ -84,7 +84,7 @@ def test_the_workspace_is_cleared_and_held(tmp_path, monkeypatch):
     left.write_text("by a run that was killed")
     with workspace(tmp_path) as drafts:
         assert os.listdir(drafts) == []
-        with pytest.raises(UserError, match="another run is at work in"), workspace(tmp_path):
+        with pytest.raises(UserError, match="another run is writing to"), workspace(tmp_path):
             pass
     assert not left.parent.exists()
     with workspace(tmp_path):
@@ -92,7 +92,7 @@ def test_the_workspace_is_cleared_and_held(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_the_users_to_mend(tmp_path):
-    words = r"cannot write to .*: No space left on device.*goes on from there"
+    words = r"cannot write to .*: No space left on device.*continues from there"
     with pytest.raises(UserError, match=words), workspace(tmp_path):
         raise OSError(28, "No space left on device", "somewhere")
 
@@ -104,7 +104,7 @@ def test_a_journal_that_names_what_lies_outside_is_refused(line, tmp_path):
     """What it names may be removed."""
     file = tmp_path / "x.jsonl"
     file.write_text(json.dumps(HEADER) + "\n" + json.dumps(line) + "\n")
-    with pytest.raises(UserError, match="lies outside the folder"):
+    with pytest.raises(UserError, match="is outside the folder"):
         Journal(file, HEADER)
 
 

@@ -91,7 +91,7 @@ def test_visdrone_annotations_that_cannot_be_used(folder, tmp_path):
     with pytest.raises(UserError, match="10 classes, but there are 1 names"):
         visdrone_truth(folder, SIZES, ["car"])
     (folder / "b.txt").write_text("1,1,5,5,1,4,0,0\n1,1,5,x,1,4,0,0\n1,1,5,5,1,12,0,0\n")
-    with pytest.raises(UserError, match=r"b\.txt, line 2: 'x' is no number \(and 1 more lines\)"):
+    with pytest.raises(UserError, match=r"b\.txt, line 2: 'x' is not a number \(and 1 more lines\)"):
         visdrone_truth(folder, SIZES)
 
 
@@ -380,7 +380,7 @@ def test_results_json_that_cannot_be_used(tmp_path, content, words):
         ("10 0.5 0.5 0.1 0.1 0.5\n", "10 is none of 0 to 9. If these are classes counted from 1"),
         ("11 0.5 0.5 0.1 0.1 0.5\n", "its class is none of 0 to 9"),
         ("1.5 0.5 0.5 0.1 0.1 0.5\n", "a class must be a whole number, not 1.5"),
-        ("1 0.5 0.5 0.1 0.1 x\n", "'x' is no number"),
+        ("1 0.5 0.5 0.1 0.1 x\n", "'x' is not a number"),
     ],
 )
 def test_result_files_that_cannot_be_used(tmp_path, truth, text, words):

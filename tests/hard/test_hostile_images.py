@@ -25,7 +25,7 @@ pytestmark = [
 
 FLAGS = ("--img", 64, "--conf-thres", 1e-3, "--max-det", 5, "--save-txt", "--save-conf")
 NO_IMAGE = "is not an image that OpenCV reads, or it is damaged"
-NO_VIDEO = "is no video that OpenCV opens, or a damaged one"
+NO_VIDEO = "is not a video that OpenCV opens, or it is damaged"
 CUT = "is cut off; the missing part was read as grey"
 THIN = "is 20000 x 10 pixels: scaled to --img 64, its shorter side has no pixel left"
 

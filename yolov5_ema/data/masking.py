@@ -1,4 +1,4 @@
-"""Greying out the regions of an image that a benchmark does not evaluate."""
+"""Paint over the regions of an image that a benchmark does not evaluate."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from yolov5_ema.data.writing import draft_of
 from yolov5_ema.errors import UserError
 
 GREY = 114
-"""The grey that YOLOv5 pads images with, so that a network knows it as "nothing here"."""
+"""The grey that YOLOv5 pads images with, which a network learns to ignore."""
 
 JPEG_QUALITY = 97
 HIDDEN_SHARE = 0.5
-"""A box that is covered to this share is dropped, as VisDrone's own toolkit does."""
+"""A box is dropped if this fraction of it is covered, as in VisDrone's own toolkit."""
 
 
 class BrokenImageError(UserError):
-    """An image whose header is right and whose rest is not; ``image`` is its file name."""
+    """An image has a valid header but cannot be decoded; ``image`` is its file name."""
 
     def __init__(self, image: str, reason: object) -> None:
         super().__init__(f"it cannot be decoded: {reason}")
@@ -27,20 +27,20 @@ class BrokenImageError(UserError):
 
 
 def hidden_boxes(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """True for boxes of which the regions together cover at least half.
+    """Find the boxes that are covered by the regions at least by half.
 
     Args:
         boxes: left, top, right, bottom, of shape (N, 4).
         regions: the same, of shape (M, 4).
 
     Returns:
-        bool of shape (N,); False for boxes of no area.
+        bool of shape (N,); False for boxes without area.
     """
     return np.array([_covered(box, regions) >= HIDDEN_SHARE for box in boxes], dtype=bool)
 
 
 def _covered(box: np.ndarray, regions: np.ndarray) -> float:
-    """Share of a box that the union of the regions covers: exact, over the cells between all edges."""
+    """The fraction of a box that the union of the regions covers, exactly: summed over the cells between all edges."""
     area = (box[2] - box[0]) * (box[3] - box[1])
     low = np.clip(regions[:, :2], box[:2], box[2:])
     high = np.clip(regions[:, 2:], box[:2], box[2:])
@@ -56,14 +56,14 @@ def _covered(box: np.ndarray, regions: np.ndarray) -> float:
 
 
 def place_masked(content: bytes, name: str, regions: np.ndarray, target: str, drafts: str) -> None:
-    """Write an image with its regions grey, in its own format.
+    """Write an image with grey regions, in its original format.
 
     Args:
-        content: of the image file.
-        name: of the image file.
+        content: the content of the image file.
+        name: the name of the image file.
         regions: left, top, right, bottom in pixels, of shape (M, 4), within the image.
-        target: file to write.
-        drafts: folder for the draft.
+        target: the file to write.
+        drafts: the folder for the unfinished file.
 
     Raises:
         BrokenImageError: the image cannot be decoded.

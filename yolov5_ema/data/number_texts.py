@@ -1,4 +1,4 @@
-"""Many rows of numbers as text at once."""
+"""Format many rows of numbers as text at once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def number_texts(table: np.ndarray, between: Sequence[str]) -> list[str]:
-    """Each row as text, with ``between[0]`` before its first number and ``between[-1]`` behind its last.
+    """Format each row as text, with ``between[0]`` before its first number and ``between[-1]`` after its last.
 
     Args:
         table: of shape (N, C): whole numbers >= 0 as int64, or any numbers as objects.
-        between: C + 1 texts of ASCII without line ends.
+        between: C + 1 ASCII texts without line ends.
 
     Returns:
-        N texts. Whole numbers are written by NumPy, some four times as fast as by Python.
+        N texts. NumPy formats whole numbers, about four times as fast as Python.
     """
     if table.dtype == object:
         template = "%s".join(part.replace("%", "%%") for part in between)

@@ -1,4 +1,4 @@
-"""What a conversion could not use: counted by kind, and named."""
+"""The problems that a conversion found: counted by kind, and described."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = {
     "odd": "odd label rows",
     "annotation": "annotations that cannot be used",
     "image": "images that cannot be used",
-    "size": "images whose size is not what the annotations say",
+    "size": "images whose size differs from the annotations",
     "no annotation": "images without an annotation file",
     "no image": "annotation files without an image",
 }
@@ -30,7 +30,7 @@ class Problem(NamedTuple):
 
     Attributes:
         kind: a key of `KINDS`.
-        where: file, or file and line.
+        where: the file, or the file and the line.
         reason: what is wrong with it.
     """
 
@@ -60,17 +60,17 @@ def describe(problems: Sequence[Problem]) -> list[str]:
 
 
 def raise_if_any(problems: Sequence[Problem], then: str) -> None:
-    """For ``--strict``.
+    """Refuse problems, for ``--strict``.
 
     Raises:
-        UserError: there are problems; ``then`` says what became of the output.
+        UserError: there are problems; ``then`` says what happened to the output.
     """
     if problems:
         raise UserError("\n".join([f"--strict: {then}", *describe(problems)]))
 
 
 def write_report(out: Path, problems: Mapping[str, Iterable[Problem]], drafts: str) -> Path:
-    """All problems by split, in ``conversion_report.json``; returns its path."""
+    """Write the problems of each split to ``conversion_report.json``; return its path."""
     file = out / REPORT
     splits = {}
     for split, found in problems.items():

@@ -1,8 +1,8 @@
-"""Big images as overlapping windows: where the windows lie, and a data set cut along them for training.
+"""Cut large images into overlapping windows: the positions of the windows, and sliced data sets for training.
 
-The windows lie where sahi's do (``sahi.slicing.get_slice_bboxes``), in training sets and in inference alike; a test
-compares them. sahi itself is not used: its ``slice_coco`` goes from COCO JSON to COCO JSON in one process, writes every
-JPEG window as PNG, cannot go on where it was interrupted, and reads images with Pillow, where YOLOv5 reads with OpenCV.
+The windows are at the same positions as sahi's (``sahi.slicing.get_slice_bboxes``), in training and in inference; a
+test compares them. sahi itself is not used. Its ``slice_coco`` converts COCO JSON to COCO JSON in one process, writes
+every JPEG window as PNG, cannot resume after an interruption, and reads images with Pillow, while YOLOv5 uses OpenCV.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import link_or_copy, locked, make_folder, open_regular, write_whole
 from yolov5_ema.reading import read_json
 
-MIN_SIZE = 32  # pixels; the largest stride of a YOLOv5
+MIN_SIZE = 32  # pixels; the largest stride of YOLOv5's P5 models
 MAX_OVERLAP = 0.9  # the number of windows grows with 1 / (1 - overlap)^2
 JPEG_QUALITY = 95
 MANIFEST = "slicing.json"
@@ -43,31 +43,31 @@ _TURNED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 _EXIF_ORIENTATION = 0x0112
 
 Window = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels; right and bottom lie outside."""
+"""Left, top, right and bottom in pixels; right and bottom are exclusive."""
 
 
 def check_window(size: int, overlap: float, size_flag: str = "--size") -> None:
-    """Check what windows are made from.
+    """Check the size and the overlap of windows.
 
     Raises:
-        UserError: a size or an overlap that makes no windows.
+        UserError: no windows can be made with this size or overlap.
     """
     if size < MIN_SIZE:
         raise UserError(f"{size_flag} {size}: windows must be at least {MIN_SIZE} pixels wide, such as 640")
     if not 0 <= overlap <= MAX_OVERLAP:
         raise UserError(
-            f"--overlap {overlap:g}: must be a share of the window from 0 to {MAX_OVERLAP:g}, such as 0.2"
+            f"--overlap {overlap:g}: must be a fraction of the window from 0 to {MAX_OVERLAP:g}, such as 0.2"
         )
 
 
 def windows(width: int, height: int, size: int, overlap: float) -> list[Window]:
-    """The windows of an image, row by row; the last of a row and of a column are moved in to end at the border.
+    """The windows of an image, row by row; the last of a row or a column is shifted to end at the border.
 
     Args:
-        width: of the image in pixels.
-        height: of the image in pixels.
-        size: width and height of a window in pixels; an image that is smaller one way is not cut that way.
-        overlap: share of a window that the next one repeats.
+        width: the width of the image in pixels.
+        height: the height of the image in pixels.
+        size: the width and height of a window in pixels; an image is not cut along a side that is smaller.
+        overlap: the fraction of a window that the next one repeats.
 
     Example:
         >>> windows(1000, 640, 640, 0.2)
@@ -84,7 +84,7 @@ def windows(width: int, height: int, size: int, overlap: float) -> list[Window]:
 
 
 def _starts(length: int, size: int, step: int) -> list[int]:
-    """Where windows begin along a side of an image, the last so that it ends with the image."""
+    """Where windows begin along a side of an image; the last window ends at the border."""
     last = max(length - size, 0)
     return [*range(0, last, step), last]
 
@@ -94,10 +94,10 @@ class SlicePlan:
     """How a data set is cut.
 
     Attributes:
-        size: width and height of a window in pixels.
-        overlap: share of a window that the next one repeats.
-        min_area_ratio: an object cut by a window is labelled there if at least this share of its box is inside.
-        keep_empty: share of the training windows without an object that are kept as background.
+        size: the width and height of a window in pixels.
+        overlap: the fraction of a window that the next one repeats.
+        min_area_ratio: an object cut by a window is labelled in it if at least this fraction of its box is inside.
+        keep_empty: the fraction of training windows without an object that are kept as background.
     """
 
     size: int = 640
@@ -109,33 +109,33 @@ class SlicePlan:
         """Check the values.
 
         Raises:
-            UserError: names the flag.
+            UserError: a value is out of range; the message names the flag.
         """
         check_window(self.size, self.overlap)
         for flag, value in (("--min-area-ratio", self.min_area_ratio), ("--keep-empty", self.keep_empty)):
             if not 0 <= value <= 1:
-                raise UserError(f"{flag} {value:g}: must be a share from 0 to 1")
+                raise UserError(f"{flag} {value:g}: must be a fraction from 0 to 1")
 
     def keep_empty_in(self, split: str) -> float:
-        """All background windows count in validation; in training a share of them."""
+        """The fraction of background windows to keep: ``keep_empty`` in training, all in other splits."""
         return self.keep_empty if split == "train" else 1.0
 
 
 @dataclass
 class SliceReport:
-    """What was done to one split.
+    """Counts and problems of one split.
 
     Attributes:
-        images: sources that are in the sliced set.
-        skipped: of these, the ones that were there already.
-        whole: of these, the ones no larger than a window, linked as they are.
+        images: source images that are in the sliced set.
+        skipped: those of them that an earlier run had sliced.
+        whole: those of them that are no larger than a window, and are linked without cutting.
         written: windows with objects, or whole images.
         background: windows without an object that were kept.
-        left_out: windows without an object that were not.
-        slivers: windows left out because all that they show is too small a part of an object to be labelled.
+        left_out: windows without an object that were left out.
+        slivers: windows left out because they show only parts of objects that are too small to be labelled.
         objects: labels in all windows.
-        bad_lines: of label files; what can be used of them is.
-        bad_images: sources that cannot be read, or not to their end.
+        bad_lines: malformed lines of label files; the other lines are used.
+        bad_images: source images that cannot be read completely.
     """
 
     images: int = 0
@@ -150,22 +150,22 @@ class SliceReport:
     bad_images: list[Path] = field(default_factory=list)
 
     def add(self, other: SliceReport) -> None:
-        """Add the figures of another report."""
+        """Add the counts and problems of another report."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 def clip_labels(labels: np.ndarray, window: Window, min_area_ratio: float) -> tuple[np.ndarray, int]:
-    """The labels of a window.
+    """Compute the labels of a window.
 
     Args:
-        labels: (N, 5) of class, left, top, right, bottom in pixels of the image; inside the image.
-        window: where it lies.
+        labels: (N, 5): class, left, top, right, bottom in pixels of the image; inside the image.
+        window: the window.
         min_area_ratio: see `SlicePlan`.
 
     Returns:
-        Labels in YOLO's own form, (M, 5) of class, x centre, y centre, width, height in shares of the window; and
-        how many objects show in the window but too little to be labelled.
+        Labels in YOLO's form, (M, 5): class, x centre, y centre, width, height as fractions of the window; and the
+        number of objects of which too small a part is in the window to be labelled.
     """
     left, top, right, bottom = window
     low = np.maximum(labels[:, 1:3], (left, top))  # (N, 2)
@@ -189,20 +189,20 @@ def slice_split(
     strict: bool = False,
     workers: int | None = None,
 ) -> SliceReport:
-    """Cut one split into ``out/images/SPLIT`` and ``out/labels/SPLIT``; what is there already is left.
+    """Cut one split into ``out/images/SPLIT`` and ``out/labels/SPLIT``; finished windows are kept.
 
-    Every file appears whole or not at all, labels before their image.
+    Every file is written completely or not at all, labels before their image.
 
     Args:
-        dataset: where the images are.
+        dataset: the data set.
         split: ``train``, ``val`` or ``test``.
-        out: folder of the sliced set.
+        out: the folder of the sliced set.
         plan: how to cut.
-        strict: a bad label line or an unreadable image ends it, instead of being counted.
-        workers: threads; None for one a core. Decoding and encoding run outside Python's lock.
+        strict: raise at a bad label line or an unreadable image instead of counting it.
+        workers: the number of threads; None for one per core. Decoding and encoding release Python's GIL.
 
     Raises:
-        UserError: something bad in a file under ``strict``; the disk is full or not writable.
+        UserError: with ``strict``, there is a problem in a file; or the disk is full or not writable.
     """
     images = dataset.images(split)
     jobs = [_Job(image, name, split, out, plan, dataset) for image, name in _named(images, dataset.root)]
@@ -219,10 +219,10 @@ def slice_split(
 
 
 def prepare_folder(out: Path, dataset: Dataset, plan: SlicePlan) -> None:
-    """Make the folder of a sliced set, or find there one that was begun in the same way.
+    """Make the folder of a sliced set, or check that an earlier run began it with the same plan.
 
     Raises:
-        UserError: it is the folder of something else, or of windows cut in another way.
+        UserError: the folder holds something else, or windows that were cut with a different plan.
     """
     manifest = {"source": str(dataset.file.resolve()), **asdict(plan)}
     file = out / MANIFEST
@@ -231,7 +231,7 @@ def prepare_folder(out: Path, dataset: Dataset, plan: SlicePlan) -> None:
             _refuse_another(read_json(file), manifest, out)
             return
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"-o {out} holds something else; name a folder that is empty or new")
+            raise UserError(f"-o {out} holds something else; give a new or empty folder")
         out.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(manifest, indent=1).encode())
     except (OSError, ValueError) as error:
@@ -240,20 +240,20 @@ def prepare_folder(out: Path, dataset: Dataset, plan: SlicePlan) -> None:
 
 @contextmanager
 def held(out: Path) -> Iterator[None]:
-    """Hold the folder of a sliced set, which is there, for one run.
+    """Lock the existing folder of a sliced set for one run.
 
     Raises:
-        UserError: another run holds it.
+        UserError: another run has locked it.
     """
-    with locked(out, f"another run is at work in {out}; wait for its end"):
+    with locked(out, f"another run is writing to {out}; wait until it has finished"):
         yield
 
 
 def write_yaml(dataset: Dataset, sliced: Sequence[str], out: Path) -> Path:
-    """The data YAML of a sliced set; splits that were not cut stay where they are, named by absolute paths.
+    """Write the data YAML of a sliced set; it gives absolute paths for splits that were not cut.
 
     Returns:
-        Its path, in ``out``.
+        The path of the YAML, in ``out``.
     """
     content: dict[str, Any] = {"path": str(out.resolve())}
     for split in SPLITS:
@@ -276,7 +276,7 @@ class _Job:
     """One image to cut."""
 
     image: Path
-    name: str  # what the names of its windows begin with
+    name: str  # the start of the names of its windows
     split: str
     out: Path
     plan: SlicePlan
@@ -288,14 +288,14 @@ class _Job:
         if size is not None:
             cuts, report = self._cuts(rows.values, size)
             report.bad_lines = rows.named
-            if not cuts:  # nothing of it is kept, so there is nothing to decode it for
+            if not cuts:  # no window is kept, so there is no need to decode the image
                 self._remove_others(size, cuts)
                 return report
             if self._is_done(cuts, bool(report.whole)):
                 report.skipped = 1
                 return report
         picture, problem = read_image(self.image)
-        if picture is None or problem:  # of one that is cut off, a part would be grey
+        if picture is None or problem:  # a part of an image that is cut off would be grey
             return SliceReport(bad_lines=rows.named, bad_images=[self.image])
         size = picture.shape[1], picture.shape[0]
         cuts, report = self._cuts(rows.values, size)
@@ -342,7 +342,7 @@ class _Job:
         return "_".join([self.name, *map(str, window)])
 
     def _files(self, window: Window, is_whole: bool) -> tuple[Path, Path]:
-        """Of the picture and of the labels."""
+        """The paths of the image and of the labels."""
         stem, suffix = (self.name, self.image.suffix) if is_whole else (self._stem(window), self._suffix)
         labels = self.out / "labels" / self.split / f"{stem}.txt"
         return self.out / "images" / self.split / f"{stem}{suffix}", labels
@@ -352,7 +352,7 @@ class _Job:
         return ".jpg" if self.image.suffix.lower() in _JPEG else ".png"
 
     def _is_done(self, cuts: Mapping[Window, np.ndarray], is_whole: bool) -> bool:
-        """Whether every file is there and newer than what it was made from."""
+        """Whether every file exists and is newer than its sources."""
         sources = [path for path in (self.image, label_path(self.image)) if path.exists()]
         changed_ns = max(path.stat().st_mtime_ns for path in sources)
         return all(
@@ -372,7 +372,7 @@ class _Job:
         write_whole(image_file, encoded.tobytes())
 
     def _remove_others(self, size: tuple[int, int], cuts: Mapping[Window, np.ndarray]) -> None:
-        """Windows that older labels asked for."""
+        """Remove windows that were made from older labels and are no longer needed."""
         for window in windows(*size, self.plan.size, self.plan.overlap):
             if window not in cuts:
                 for path in self._files(window, False):
@@ -380,7 +380,7 @@ class _Job:
 
 
 def _boxes_inside(labels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """YOLO labels as (N, 5) of class, left, top, right, bottom in pixels, clipped to the image."""
+    """YOLO labels as (N, 5): class, left, top, right, bottom in pixels, clipped to the image."""
     xywh = to_xywh_pixels(labels[:, 1:], width, height)
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     corners = corners.clip(0, (width, height, width, height))
@@ -393,18 +393,18 @@ def _label_text(labels: np.ndarray) -> bytes:
 
 
 def _size_by_header(image: Path) -> tuple[int, int] | None:
-    """Width and height as `cv2.imread` will have them, without decoding; None where Pillow cannot say."""
+    """Width and height as `cv2.imread` will return them, without decoding; None if Pillow cannot read them."""
     try:
         with open_regular(image) as stream, Image.open(stream) as opened:
             width, height = opened.size
             turned = opened.getexif().get(_EXIF_ORIENTATION) in _TURNED
-    except Exception:  # Pillow raises what it likes on torn files; OpenCV has the last word
+    except Exception:  # Pillow raises many types on damaged files; OpenCV decides
         return None
     return (height, width) if turned else (width, height)
 
 
 def _chance(name: str) -> float:
-    """A number from 0 to 1 that is the same for a name in every run."""
+    """A pseudorandom number from 0 to 1 that depends only on the name."""
     return zlib.crc32(name.encode()) / 2**32
 
 
@@ -412,7 +412,7 @@ def _chance(name: str) -> float:
 
 
 def _named(images: Sequence[Path], root: Path) -> Iterator[tuple[Path, str]]:
-    """Each image and a name of its own: its stem, and a hash of its place where two stems are the same."""
+    """Each image and a unique name: its stem, with a hash of its path if two stems are equal."""
     stems = Counter(image.stem for image in images)
     for image in images:
         if stems[image.stem] == 1:
@@ -440,7 +440,7 @@ def _stop_if(strict: bool, report: SliceReport) -> None:
 
 def _refuse_another(found: Any, wanted: Mapping[str, Any], out: Path) -> None:
     if not isinstance(found, dict):
-        raise UserError(f"{out / MANIFEST} is damaged; name another folder, or delete that one")
+        raise UserError(f"{out / MANIFEST} is damaged; give another folder, or delete this one")
     other = [
         f"{key} {found.get(key)!r:.200} instead of {value!r}"
         for key, value in wanted.items()
@@ -448,7 +448,7 @@ def _refuse_another(found: Any, wanted: Mapping[str, Any], out: Path) -> None:
     ]
     if other:
         raise UserError(
-            f"-o {out} was begun with {', '.join(other)}; name another folder, or delete that one"
+            f"-o {out} was begun with {', '.join(other)}; give another folder, or delete this one"
         )
 
 
@@ -459,7 +459,7 @@ def _absolute(entry: Any, root: Path) -> Any:
 
 
 def _keep_annotations(content: dict[str, Any], dataset: Dataset, sliced: Iterable[str]) -> None:
-    """COCO annotations and the like of the splits that are left whole."""
+    """Keep the COCO annotations and similar entries of splits that are not cut."""
     for key, places in dataset.content.items():
         if key in content or not isinstance(places, Mapping):
             continue

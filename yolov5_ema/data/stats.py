@@ -1,4 +1,4 @@
-"""What a data set holds: its sizes at a given image size, its classes, and whether a finer head may pay."""
+"""Statistics of a data set: box sizes at a given image size, classes, and whether a finer head may help."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from yolov5_ema.errors import ConfigError
 from yolov5_ema.texts import aligned
 
 MARKS = (8, 16, 32)
-"""Pixels: the cell of YOLOv5's finest head (stride 8), two of its cells, and four, COCO's bound of "small"."""
+"""Pixels: one, two and four cells of YOLOv5's finest head (stride 8); four are COCO's upper bound of "small"."""
 
 LIKELY, PERHAPS = 0.30, 0.10
-"""Least share of boxes below two cells of stride 8 for a stride-4 head to be called likely, or perhaps, to pay."""
+"""A stride-4 head is "likely" or "perhaps" worthwhile from this share of boxes below two cells of stride 8."""
 
 
 @dataclass
 class SplitStats:
-    """Figures of one split.
+    """Statistics of one split.
 
     Attributes:
         split: train, val or test.
-        images: number of images that YOLOv5 takes.
-        background: those without a box.
-        class_counts: boxes of each class, int64 of shape (nc,).
-        sizes: square root of each box's area in pixels at ``imgsz``, of shape (B,).
-        per_image: boxes of each image, of shape (images,).
-        problems: images and label lines that were passed over, or are odd.
+        images: the number of images that YOLOv5 uses.
+        background: the number of images without a box.
+        class_counts: the number of boxes of each class, int64 of shape (nc,).
+        sizes: the square root of each box's area in pixels at ``imgsz``, of shape (B,).
+        per_image: the number of boxes in each image, of shape (images,).
+        problems: images and label lines that were skipped or are unusual.
     """
 
     split: str
@@ -46,15 +46,15 @@ class SplitStats:
 
     @property
     def boxes(self) -> int:
-        """Number of boxes."""
+        """The number of boxes."""
         return len(self.sizes)
 
     def share_below(self, pixels: float) -> float:
-        """Share of boxes whose side is shorter than so many pixels; 0 without any box."""
+        """The fraction of boxes with a side (square root of the area) below ``pixels``; 0 if there are no boxes."""
         return float((self.sizes < pixels).mean()) if len(self.sizes) else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything in plain numbers."""
+        """The statistics as plain numbers, for JSON."""
         return {
             "images": self.images,
             "background_images": self.background,
@@ -72,11 +72,11 @@ class SplitStats:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a head at stride 4 is likely to pay.
+    """Whether a head at stride 4 is likely to help.
 
     Attributes:
         word: likely, perhaps or unlikely.
-        sentence: with the numbers behind it.
+        sentence: the verdict with its numbers.
     """
 
     word: str
@@ -84,7 +84,7 @@ class Verdict:
 
 
 def split_stats(data: Dataset, split: str, imgsz: int) -> SplitStats:
-    """Figures of one split, of what YOLOv5 trains on: without the images that it leaves out.
+    """The statistics of the images of one split that YOLOv5 trains on.
 
     Raises:
         ConfigError: the YAML has no such split, its images are missing, or none can be used.
@@ -102,7 +102,7 @@ def split_stats(data: Dataset, split: str, imgsz: int) -> SplitStats:
         info, rows = read_image_info(image), labels.seen
         scale = imgsz / max(info.width, info.height)
         sides = rows[:, 3:] * (info.width, info.height) * scale
-        sizes.append(np.sqrt(sides.prod(axis=1)).round(3))  # labels say no more
+        sizes.append(np.sqrt(sides.prod(axis=1)).round(3))  # labels are not more precise
         classes.append(rows[:, 0].astype(np.int64))
         per_image.append(len(rows))
     if not per_image:
@@ -114,10 +114,10 @@ def split_stats(data: Dataset, split: str, imgsz: int) -> SplitStats:
 
 
 def verdict(stats: SplitStats, imgsz: int) -> Verdict:
-    """Whether a head at stride 4 is likely to pay, by the share of boxes below 16 pixels.
+    """Whether a head at stride 4 is likely to help, by the share of boxes below 16 pixels.
 
-    YOLOv5's finest head has cells of 8 pixels, and an object needs about two of them a side to be told from
-    its neighbours. Below 8 pixels a stride-4 head is at the same limit, and a larger ``imgsz`` helps more.
+    YOLOv5's finest head has cells of 8 pixels. To be separated from its neighbours, an object needs about two cells in
+    each direction. Below 8 pixels, a stride-4 head is at the same limit, and a larger ``imgsz`` helps more.
     """
     cell, two_cells, _ = MARKS
     share, tiny = stats.share_below(two_cells), stats.share_below(cell)
@@ -138,13 +138,13 @@ def verdict(stats: SplitStats, imgsz: int) -> Verdict:
 
 
 def table(names: Sequence[str], stats: Sequence[SplitStats]) -> str:
-    """The figures of all splits as text."""
+    """The statistics of all splits as a text table."""
     rows: list[tuple[str, list[str]]] = [
         ("images", [f"{split.images:,}" for split in stats]),
         ("without boxes", [f"{split.background:,}" for split in stats]),
         ("boxes", [f"{split.boxes:,}" for split in stats]),
-        ("boxes an image, median", [f"{np.median(split.per_image):g}" for split in stats]),
-        ("boxes an image, most", [f"{split.per_image.max(initial=0):,}" for split in stats]),
+        ("boxes per image, median", [f"{np.median(split.per_image):g}" for split in stats]),
+        ("boxes per image, most", [f"{split.per_image.max(initial=0):,}" for split in stats]),
     ]
     rows += [
         (f"below {mark} pixels", [f"{split.share_below(mark):.1%}" for split in stats]) for mark in MARKS

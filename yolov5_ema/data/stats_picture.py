@@ -1,4 +1,4 @@
-"""A picture of a data set: its classes, and the sizes of its boxes."""
+"""Draw a picture of a data set: its classes and the sizes of its boxes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
 
 
 def check_picture(file: Path) -> None:
-    """Refuse a name that no picture can have, before the work is done.
+    """Refuse a file name with an unknown format, before the work starts.
 
     Raises:
-        UserError: matplotlib cannot write such a file.
+        UserError: matplotlib cannot write a file with this suffix.
     """
     if file.suffix.lower() not in _FORMATS:
-        raise UserError(f"-o {file}: its ending must be one of {', '.join(_FORMATS)}")
+        raise UserError(f"-o {file}: its suffix must be one of {', '.join(_FORMATS)}")
 
 
 def save_picture(
     file: Path, title: str, names: Sequence[str], stats: Sequence[SplitStats], imgsz: int, sentence: str
 ) -> None:
-    """Write the picture; an older one of the name is replaced.
+    """Write the picture; an existing file is replaced.
 
     Raises:
         UserError: it cannot be written.
@@ -53,7 +53,7 @@ def save_picture(
 
 
 def _draw_classes(axes, names: Sequence[str], stats: Sequence[SplitStats]) -> None:
-    """Bars of each class's share, the commonest on top."""
+    """Draw bars with the share of each class, the most frequent on top."""
     totals = sum(split.class_counts for split in stats)
     order = np.argsort(-np.asarray(totals), kind="stable")[:_MOST_CLASSES]
     thickness = 0.8 / len(stats)
@@ -70,7 +70,7 @@ def _draw_classes(axes, names: Sequence[str], stats: Sequence[SplitStats]) -> No
 
 
 def _draw_sizes(axes, stats: Sequence[SplitStats], imgsz: int) -> None:
-    """Histogram over a logarithmic axis, with marks at the cells of the finest head."""
+    """Draw a histogram over a logarithmic axis, with marks at the cell sizes of the finest head."""
     largest = max((float(split.sizes.max(initial=1)) for split in stats), default=1.0)
     edges = np.geomspace(2, max(64.0, largest * 1.2), 45)
     for split in stats:

@@ -1,4 +1,4 @@
-"""Rows of numbers in text files, as annotation formats hold them: read leniently, nothing dropped in silence."""
+"""Read rows of numbers from annotation files: leniently, but every line that is left out is reported."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class BadLine(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What a file holds.
+    """The rows of a file.
 
     Attributes:
         values: float64 of shape (R, columns).
-        lines: for each row its line in the file, counted from 1; int64 of shape (R,).
-        bad: the lines that are no row.
+        lines: the line of each row in the file, counted from 1; int64 of shape (R,).
+        bad: the lines that are not valid rows.
     """
 
     values: np.ndarray
@@ -45,10 +45,10 @@ class Rows(NamedTuple):
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file, whatever its line ends, without a byte order mark.
+    """The lines of a text file with any kind of line ends, without a byte order mark.
 
     Raises:
-        UserError: it cannot be read, is no regular file, or too large.
+        UserError: it cannot be read, is not a regular file, or is too large.
     """
     try:
         return read_text(file, encoding="utf-8-sig", errors="replace").splitlines()
@@ -64,16 +64,16 @@ def parse_rows(
     separator: str | None = None,
     at_least: int | None = None,
 ) -> Rows:
-    """Rows of ``columns`` finite numbers.
+    """Parse rows of ``columns`` finite numbers.
 
-    Blank lines are passed over, and so are separators at the end of a line. Columns beyond ``columns`` are
-    an error, as are fewer than ``at_least`` (default: ``columns``); the ones between are filled with 0.
+    Blank lines and separators at the end of a line are ignored. More than ``columns`` numbers are an error, as are
+    fewer than ``at_least`` (default: ``columns``); missing columns between these are filled with 0.
 
     Args:
-        lines: the text.
-        file: named in `BadLine`.
-        columns: of the result.
-        separator: between numbers; None for white space.
+        lines: the lines of the file.
+        file: the file, for `BadLine`.
+        columns: the number of columns of the result.
+        separator: the text between numbers; None for white space.
         at_least: how many columns a line must have.
     """
     least = columns if at_least is None else at_least
@@ -97,15 +97,15 @@ def parse_rows(
 
 
 def parse_clean(texts: Sequence[bytes], columns: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Rows of whole numbers >= 0 between commas, of many files at once: some ten times as fast as `parse_rows`.
+    """Parse comma-separated whole numbers >= 0 of many files at once, about ten times as fast as `parse_rows`.
 
     Args:
-        texts: contents of the files. CRLF, a comma at the end of a line and blank lines at the end are fine.
-        columns: that every line must have.
+        texts: contents of the files. CRLF, a comma at the end of a line and blank lines at the end are accepted.
+        columns: the number of columns that every line must have.
 
     Returns:
-        The values of all files, one after the other, int64 of shape (R, columns), and the rows of each file,
-        int64 of shape (len(texts),); None if anything in any file asks for `parse_rows`.
+        The values of all files, one after the other, int64 of shape (R, columns), and the number of rows of each
+        file, int64 of shape (len(texts),); None if any file needs `parse_rows`.
     """
     tidy = [_tidied(text) for text in texts]
     text = b"".join(tidy)
@@ -138,7 +138,7 @@ def _tidied(text: bytes) -> bytes:
 
 
 def _whole_numbers(codes: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Values of the fields that end before ``ends``, added up digit by digit from the right."""
+    """The values of the fields that end before ``ends``, summed digit by digit from the right."""
     values = codes[ends - 1].astype(np.int64) - ord("0")
     fields, last = np.arange(len(ends)), ends - 1
     for place in range(1, int(lengths.max())):
@@ -148,15 +148,15 @@ def _whole_numbers(codes: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> 
 
 
 def numbers_in(fields: list[str]) -> tuple[list[float], str]:
-    """The finite numbers of a row, and what is wrong with it; one of the two is empty."""
+    """The finite numbers of a row, and what is wrong with the row; one of the two is empty."""
     row = []
     for field in fields:
         try:
             number = float(field)
         except ValueError:
-            return [], f"{field.strip()[:40]!r} is no number"
-        if "_" in field:  # Python's own way to write 1000 as 1_000
-            return [], f"{field.strip()[:40]!r} is no number"
+            return [], f"{field.strip()[:40]!r} is not a number"
+        if "_" in field:  # Python accepts 1_000 for 1000
+            return [], f"{field.strip()[:40]!r} is not a number"
         if not math.isfinite(number):
             return [], f"{field.strip()[:40]} is not finite"
         row.append(number)

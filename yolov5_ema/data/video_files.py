@@ -1,4 +1,4 @@
-"""Frames of video files, one read ahead, and whether a video goes on for as long as its header says."""
+"""Read frames of video files one frame ahead, and check whether a video is as long as its header says."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular
 
 _FEW_FRAMES = 2
-_SHARE = 0.05  # of the frames or seconds that a header promises; many containers estimate them
+_SHARE = 0.05  # of the frames or seconds that a header gives; many containers estimate them
 
 
 class VideoFile:
-    """A ``cv2.VideoCapture`` that has read the next frame before it is asked for it.
+    """A ``cv2.VideoCapture`` that reads one frame ahead.
 
-    ``if video.has_frame(): video.read()`` gives every frame, or every ``stride``-th; so does ``stride`` times ``grab``
-    and then ``retrieve``, as YOLOv5 has it. Then `problem` says whether all came. What is not here, the capture has.
+    ``if video.has_frame(): video.read()`` gives every frame, or every ``stride``-th frame. So do ``stride`` calls of
+    ``grab`` followed by ``retrieve``, as in YOLOv5. At the end, `problem` says whether frames were missing. All other
+    attributes are those of the capture.
     """
 
     def __init__(self, path: str, stride: int = 1) -> None:
@@ -37,7 +38,7 @@ class VideoFile:
         self._next: np.ndarray | None = None
 
     def _header(self) -> tuple[int, float]:
-        """Number of frames and frames a second; 0 where they are not known."""
+        """The number of frames and the frames per second; 0 if unknown."""
         if not self._capture.isOpened():
             return 0, 0.0
         values = (self._capture.get(key) for key in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
@@ -45,7 +46,7 @@ class VideoFile:
         return int(count), rate
 
     def has_frame(self) -> bool:
-        """Whether there is a frame to give, after as many as are to be passed over."""
+        """Skip frames as ``stride`` says, and say whether there is a frame after them."""
         if self._next is None:
             self._next = self._advanced()
         return self._next is not None
@@ -60,11 +61,11 @@ class VideoFile:
         return frame if was_decoded else None
 
     def grab(self) -> bool:
-        """As of ``cv2.VideoCapture``; the frames to be passed over, `has_frame` has passed over."""
+        """As ``grab`` of ``cv2.VideoCapture``; `has_frame` has already skipped frames."""
         return self._next is not None
 
     def retrieve(self) -> tuple[bool, np.ndarray | None]:
-        """As of ``cv2.VideoCapture``: whether there is a frame, and it, (H, W, 3) in BGR."""
+        """As ``retrieve`` of ``cv2.VideoCapture``: whether there is a frame, and the frame, (H, W, 3) in BGR."""
         frame, self._next = self._next, None
         self._given += frame is not None
         return frame is not None, frame
@@ -72,11 +73,11 @@ class VideoFile:
     read = retrieve
 
     def problem(self) -> str | None:
-        """What was wrong with the video, to be shown to people, once it has no frame left; None if nothing was."""
+        """What is wrong with the video, as a message, once all frames are read; None if nothing is."""
         if self._problem is not None:
             return self._problem
         if not self._capture.isOpened():
-            return "is no video that OpenCV opens, or a damaged one"
+            return "is not a video that OpenCV opens, or it is damaged"
         if not self._given and (not self._grabbed or self._grabbed >= self._stride):
             return "has no frame that can be read"
         if self._ends_early():
@@ -90,12 +91,12 @@ class VideoFile:
             return False
         if not self._rate:
             return True
-        seconds = self._promised / self._rate  # fewer frames fill them where the rate varies
-        shown = shown_seconds(self._path)  # fewer than there are where a phone has cut a clip out
+        seconds = self._promised / self._rate  # with a variable frame rate, fewer frames last as long
+        shown = shown_seconds(self._path)  # shorter than the stream if a phone has trimmed the clip
         return self._reached + 1 / self._rate < (1 - _SHARE) * (min(seconds, shown) if shown else seconds)
 
     def release(self) -> None:
-        """Close the file; `problem` is to be asked before."""
+        """Close the file; call `problem` before."""
         self._capture.release()
 
     def __getattr__(self, name: str) -> Any:
@@ -103,7 +104,7 @@ class VideoFile:
 
 
 def shown_seconds(path: str | os.PathLike[str]) -> float | None:
-    """How long an MP4 or QuickTime file says that it plays, after its edit list; None for others."""
+    """The playing time of an MP4 or QuickTime file in seconds, by its edit list; None for other files."""
     try:
         with open_regular(path) as stream:
             end = os.fstat(stream.fileno()).st_size
@@ -120,12 +121,12 @@ def shown_seconds(path: str | os.PathLike[str]) -> float | None:
 
 
 def _box(stream: Any, kind: bytes, start: int, end: int) -> tuple[int, int] | None:
-    """Where the content of the first box of a kind starts and ends, between two places of an ISO media file."""
+    """The start and end of the content of the first box of a kind, between two positions of an ISO media file."""
     while start + 8 <= end:
         stream.seek(start)
         size, name = struct.unpack(">I4s", stream.read(8))
         head = 8
-        if size == 1:  # its size did not fit
+        if size == 1:  # a 64-bit size follows
             (size,), head = struct.unpack(">Q", stream.read(8)), 16
         size = size or end - start
         if size < head:

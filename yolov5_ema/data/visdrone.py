@@ -1,4 +1,4 @@
-"""VisDrone2019-DET, as it was downloaded, into what YOLOv5 trains on and what evaluations read."""
+"""Convert the downloaded VisDrone2019-DET into the files that YOLOv5 trains on and that evaluations read."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ def convert_visdrone(
 ) -> Conversion:
     """Convert the splits found in ``sources`` into the folder ``out``.
 
-    What an earlier run has done is kept, unless sources or options are others now.
+    The results of an earlier run are kept unless the sources or the options have changed.
 
     Args:
-        sources: the benchmark's archives, their unpacked folders, or folders that hold such.
-        out: made if need be.
-        mask_ignored: grey ignored regions out of training images.
+        sources: the benchmark's archives, their unpacked folders, or folders that contain these.
+        out: the output folder; created if missing.
+        mask_ignored: paint the ignored regions of training images grey.
         copy: copy images instead of linking them.
-        strict: refuse to leave anything out.
-        workers: processes; all cores if None.
+        strict: raise instead of leaving anything out.
+        workers: the number of processes; one for each core if None.
         quiet: no progress bar.
 
     Raises:
-        UserError: no split found, ``out`` cannot be used, or with ``strict`` anything is wrong in a source.
+        UserError: no split was found, ``out`` cannot be used, or, with ``strict``, there is a problem in a source.
     """
     out = Path(os.path.abspath(out.expanduser()))
     found, notes = find_splits(sources)
@@ -105,12 +105,12 @@ def _plan(source: SplitSource, out: Path, options: Mapping[str, bool]) -> Job:
 
 
 def _check_places(sources: Sequence[Path], found: Sequence[SplitSource], out: Path) -> None:
-    """The output must not tread on what is read."""
+    """Refuse an output that would overwrite the sources."""
     check_folders(sources, out)
     for split in found:
         target = out / split.folder
         if target.resolve() in (Path(split.place.path).resolve(), *Path(split.place.path).resolve().parents):
-            raise UserError(f"{target} would be written over: it holds the source; give another -o")
+            raise UserError(f"{target} would be overwritten: it holds the source; give another -o")
         check_target(target, out, split.folder)
     needed = sum(
         unpacked_bytes(path)
@@ -120,7 +120,7 @@ def _check_places(sources: Sequence[Path], found: Sequence[SplitSource], out: Pa
 
 
 def _check_room(out: Path, needed: int, found: Sequence[SplitSource]) -> None:
-    """Archives must be unpacked; better to know now that the disk is too small."""
+    """Refuse a disk that is too small to unpack the archives, before any work is done."""
     there = next(folder for folder in (out, *out.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     is_new = not any(journal_file(out, split.folder).is_file() for split in found)
@@ -141,7 +141,7 @@ def _listed(place: Place, suffixes: Collection[str], optional: bool = False) -> 
 
 
 def _list_items(job: Job) -> tuple[dict[str, tuple[Item, str]], list[Problem]]:
-    """Each image's item and the signature of its sources, by file name; and what has no counterpart."""
+    """The item of each image and the signature of its sources, by file name; and files without a counterpart."""
     place, problems = job.source.sub("images"), []
     images = _listed(place, IMAGE_SUFFIXES)
     annotations = _listed(job.source.sub("annotations"), {".txt"}, optional=True)
@@ -156,7 +156,7 @@ def _list_items(job: Job) -> tuple[dict[str, tuple[Item, str]], list[Problem]]:
         stems[stem] = image
         annotation = f"{stem}.txt" if f"{stem}.txt" in annotations else ""
         if job.annotated and not annotation:
-            reason = "no annotation file; the image is left out, for YOLOv5 would take it for background"
+            reason = "no annotation file; the image is left out because YOLOv5 would treat it as background"
             problems.append(Problem("no annotation", place.name_of(image), reason))
             continue
         items[image] = Item(image, annotation, None), f"{signature}/{annotations.get(annotation, '')}"
@@ -170,10 +170,10 @@ def _list_items(job: Job) -> tuple[dict[str, tuple[Item, str]], list[Problem]]:
 
 
 def _check_all(jobs: Sequence[Job], workers: int, quiet: bool) -> None:
-    """Read everything, write nothing.
+    """Check every source without writing anything.
 
     Raises:
-        UserError: anything is wrong.
+        UserError: there is any problem.
     """
     problems = []
     for job in jobs:
@@ -220,7 +220,7 @@ def _convert(job: Job, out: Path, workers: int, quiet: bool, strict: bool) -> Sp
     try:
         with draft_of(json_file, job.drafts) if json_file else io.BytesIO() as file:
             _run(job, items, journal, result, file, workers, quiet)
-            if strict:  # only what the check before could not see, such as an image damaged in its middle
+            if strict:  # only what the check could not see, such as an image that is damaged in the middle
                 problems_of.raise_if_any(result.problems, f"{target.name} is not complete")
         journal.finish({"tallies": result.tallies, "problems": result.problems[len(problems) :]})
     finally:
@@ -229,7 +229,7 @@ def _convert(job: Job, out: Path, workers: int, quiet: bool, strict: bool) -> Sp
 
 
 def _is_summary(entry: dict[str, Any] | None) -> bool:
-    """Whether a journal's end is as `_convert` writes it."""
+    """Whether a journal's last entry is one that `_convert` writes when it has finished."""
     tallies, problems = (entry or {}).get("tallies"), (entry or {}).get("problems")
     if not isinstance(tallies, dict) or not isinstance(problems, list):
         return False
@@ -240,7 +240,7 @@ def _is_summary(entry: dict[str, Any] | None) -> bool:
 
 
 def _still_done(job: Job, journal: Journal, items: Mapping[str, tuple[Item, str]]) -> dict[str, Record]:
-    """Records of images whose sources are as they were and whose results are still there."""
+    """The records of images with unchanged sources and complete results."""
     there = {name: set(os.listdir(f"{job.target}/{name}")) for name in _kinds(job)}
     done = {}
     for image, (_, signature) in items.items():
@@ -259,11 +259,11 @@ def _kinds(job: Job) -> tuple[str, ...]:
 
 
 def _remove_labels(target: Path, images: Iterable[str]) -> None:
-    """Those of an earlier run, when there were annotations."""
+    """Remove the labels of an earlier run that had annotations."""
     for folder in (target / "labels", target / "annotations"):
         for image in images:
             remove_inside((folder / image).with_suffix(".txt"), target.parent)
-        with contextlib.suppress(OSError):  # there never was one, or someone else put something there
+        with contextlib.suppress(OSError):  # it never existed, or someone else put something in its place
             folder.rmdir()
 
 
@@ -301,7 +301,7 @@ def _with_size(item: Item, record: Record | None) -> Item:
 
 
 class _CocoFile:
-    """A COCO JSON that is written as its chunks come; ids of annotations count from 1."""
+    """A COCO JSON that is written chunk by chunk; annotation ids count from 1."""
 
     def __init__(self, file: BinaryIO, folder: str) -> None:
         self._file, self._next_id = file, 1
@@ -328,7 +328,7 @@ class _CocoFile:
 
 
 def _write_yaml(out: Path, drafts: str) -> Path | None:
-    """Names every split that is complete in ``out``, from this run or another."""
+    """Write the data YAML, with every split that is complete in ``out``, from this run or an earlier one."""
     content: dict[str, Any] = {"path": str(out)}
     official, coco = {}, {}
     for split in SPLITS:
@@ -350,7 +350,7 @@ def _write_yaml(out: Path, drafts: str) -> Path | None:
 
 
 def _complete_folder(out: Path, split: str) -> str | None:
-    """The folder of a split, if YOLOv5 could make use of it: training and validation need labels."""
+    """The folder of a split, if YOLOv5 can use it: training and validation need labels."""
     for folder in (SPLIT_FOLDERS[split], *([CHALLENGE] if split == "test" else [])):
         is_complete = "finished" in last_entry(journal_file(out, folder))
         if is_complete and (split == "test" or (out / folder / "labels").is_dir()):

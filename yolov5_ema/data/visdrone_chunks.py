@@ -1,4 +1,4 @@
-"""A few images of VisDrone2019-DET at a time, from source to labels and COCO JSON: what a worker process does."""
+"""Convert a few images of VisDrone2019-DET at a time to labels and COCO JSON, in a worker process."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from yolov5_ema.data.yolo_format import clip_corners, first_of_each, format_labe
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import remove_inside
 
-# Raise it with every change of what is written: what an older version wrote is then written anew.
+# Increase it with every change of the output, so that the output of an older version is written again.
 RULES = 1
 _UNUSABLE = (0, 0)
 
 
 class Job(NamedTuple):
-    """A split on its way from its source to its folder, as workers need to know it.
+    """What workers need to know about a split.
 
     Attributes:
         split: train, val or test.
-        source: what holds ``images/`` and ``annotations/``.
-        target: folder of the output, which gets the same and ``labels/``.
+        source: the folder or archive with ``images/`` and ``annotations/``.
+        target: the output folder, for ``images/``, ``annotations/`` and ``labels/``.
         annotated: whether the source has annotations.
-        mask: whether ignored regions are greyed out.
+        mask: whether ignored regions are painted grey.
         copy: whether images are copied.
-        drafts: folder for drafts; "" writes nothing.
+        drafts: the folder for unfinished files; "" means that nothing is written.
     """
 
     split: str
@@ -58,7 +58,7 @@ class Job(NamedTuple):
     drafts: str = ""
 
     def header(self) -> dict[str, Any]:
-        """Whatever makes results differ, but for the files themselves."""
+        """Everything that affects the results, except for the source files."""
         options = {"annotated": self.annotated, "mask_ignored": self.mask, "copy": self.copy}
         return {"rules": RULES, "split": self.split, "source": str(self.source), **options}
 
@@ -68,8 +68,8 @@ class Item(NamedTuple):
 
     Attributes:
         image: its file name.
-        annotation: name of its annotation file; "" if there is none.
-        size: width and height if it is done already, and is only to be read for the JSON.
+        annotation: the name of its annotation file; "" if there is none.
+        size: width and height, if the image is already converted and only read for the JSON.
     """
 
     image: str
@@ -78,7 +78,7 @@ class Item(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a worker does at a time."""
+    """The work that a worker gets at a time."""
 
     job: Job
     items: list[Item]
@@ -88,10 +88,10 @@ class Chunk(NamedTuple):
     """What a worker returns.
 
     Attributes:
-        sizes: width and height of each item; (0, 0) if it could not be used.
-        images: entries of the COCO JSON's images, joined by commas.
-        annotations: the same of its annotations, with ``%d`` for each id.
-        annotation_count: of them.
+        sizes: the width and height of each item; (0, 0) if it could not be used.
+        images: the entries of the COCO JSON's list of images, joined by commas.
+        annotations: the entries of its list of annotations, joined by commas, with ``%d`` for each id.
+        annotation_count: the number of annotations.
         tallies: see `SplitResult`.
         problems: what was left out.
     """
@@ -105,12 +105,12 @@ class Chunk(NamedTuple):
 
 
 def stem_of(name: str) -> str:
-    """A file's name without its ending; many times as fast as pathlib's."""
+    """A file name without its suffix; many times as fast as pathlib."""
     return name[: name.rfind(".")] if "." in name else name
 
 
 def remove_results(target: str, images: Iterable[str]) -> None:
-    """Results of an earlier run whose image is gone from the source, or cannot be used any more."""
+    """Remove the results of an earlier run for images that are gone or can no longer be used."""
     for image in images:
         text = f"{stem_of(image)}.txt"
         for name in (f"images/{image}", f"labels/{text}", f"annotations/{text}"):
@@ -123,11 +123,11 @@ class _Objects(NamedTuple):
     Attributes:
         boxes: left, top, width, height as annotated, (R, 4).
         corners: left, top, right, bottom, cut off at the border, (R, 4).
-        sizes: width and height of the row's image, (R, 2).
-        files: index of the row's image, (R,).
+        sizes: the width and height of the row's image, (R, 2).
+        files: the index of the row's image, (R,).
         categories: 0 to 11, (R,).
-        scored: False for what is not evaluated, (R,).
-        kept: False for boxes of no area, (R,).
+        scored: False for rows that are not evaluated, (R,).
+        kept: False for boxes without area, (R,).
     """
 
     boxes: np.ndarray
@@ -140,12 +140,12 @@ class _Objects(NamedTuple):
 
 
 def convert_chunk(task: Task) -> Chunk:
-    """Convert some images; what is wrong with one of them does not keep the others back."""
+    """Convert some images; a problem with one image does not affect the others."""
     broken: dict[str, UserError] = {}
     while True:
         try:
             return _convert_usable(task, broken)
-        except BrokenImageError as error:  # it was found out late: once more without it
+        except BrokenImageError as error:  # convert again without this image
             broken[error.image] = error
 
 
@@ -184,7 +184,7 @@ def _convert_usable(task: Task, broken: Mapping[str, UserError]) -> Chunk:
 
 
 def _take_image(job: Job, image: str) -> tuple[int, int]:
-    """Put an image into its place, unless it is to be masked or nothing is to be written; returns its size."""
+    """Link or copy an image, unless it is to be masked or nothing is to be written; return its size."""
     place = job.source.sub("images")
     target = f"{job.target}/images/{image}"
     if place.inside is not None:
@@ -196,7 +196,7 @@ def _take_image(job: Job, image: str) -> tuple[int, int]:
     file = f"{place.path}/{image}"
     info = read_image_info(file)
     if job.drafts and not job.mask:
-        # YOLOv5 rewrites a JPEG without its end mark in place, which must not reach the source.
+        # YOLOv5 rewrites a JPEG without an end marker in place; through a link it would change the source.
         place_link(file, target, job.drafts, copy=job.copy or not info.whole)
     return info[:2]
 
@@ -204,7 +204,7 @@ def _take_image(job: Job, image: str) -> tuple[int, int]:
 def _parse(
     job: Job, items: Sequence[Item], texts: Sequence[bytes], problems: list[Problem]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of all texts, (R, 8), and how many each has; malformed lines become problems."""
+    """The rows of all texts, (R, 8), and the number of rows of each; malformed lines become problems."""
     clean = parse_clean(texts, 8)
     if clean is not None and clean[0][:, CATEGORY].max(initial=0) <= OTHERS:
         return clean
@@ -226,7 +226,7 @@ def _objects(values: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> _Obje
 
 
 def _labels(objects: _Objects, hidden: np.ndarray, files: int, tallies: Counter[str]) -> list[bytes]:
-    """Texts of the label files, and what is in them."""
+    """The texts of the label files; what is in them is added to the tallies."""
     categories, kept = objects.categories, objects.kept
     is_class = (categories > IGNORED_REGION) & (categories < OTHERS)
     millionths = to_millionths(objects.corners, objects.sizes)
@@ -267,7 +267,7 @@ def _place_texts(job: Job, items: Sequence[Item], texts: Sequence[bytes], labels
 
 
 def _mask(job: Job, items: Sequence[Item], objects: _Objects, counts: np.ndarray) -> np.ndarray:
-    """Place the images with their ignored regions greyed out; True for rows that are at least half hidden."""
+    """Write the images with grey ignored regions; return True for rows that are at least half hidden."""
     hidden = np.zeros(len(objects.boxes), bool)
     place = job.source.sub("images")
     ends = np.cumsum(counts).tolist()
@@ -287,7 +287,7 @@ def _mask(job: Job, items: Sequence[Item], objects: _Objects, counts: np.ndarray
 
 
 def _coco(items: Sequence[Item], sizes: Sequence[tuple[int, int]], objects: _Objects) -> tuple[str, str, int]:
-    """Entries of the images and of the annotations, and how many annotations there are."""
+    """The JSON entries of the images and of the annotations, and the number of annotations."""
     table, files = _coco_rows(objects)
     rows = number_texts(table, _ANNOTATION)
     bounds = np.searchsorted(files, np.arange(len(items) + 1)).tolist()
@@ -305,7 +305,7 @@ def _coco(items: Sequence[Item], sizes: Sequence[tuple[int, int]], objects: _Obj
     return ",\n".join(images), ",\n".join(annotations), len(table)
 
 
-# What follows the ids: the numbers of a row stand between these.
+# What follows the ids; the numbers of a row are inserted between these texts.
 _ANNOTATION = (
     *(',"category_id":', ',"bbox":[', ",", ",", ",", '],"area":', ',"iscrowd":', ',"ignore":'),
     *(',"visdrone_category":', "}"),
@@ -313,10 +313,10 @@ _ANNOTATION = (
 
 
 def _coco_rows(objects: _Objects) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of all annotations, one image after the other, and the index of each one's image.
+    """The rows of all annotations, one image after the other, and the index of each row's image.
 
-    A row is class, x, y, width, height, area, iscrowd, ignore and category. Ignored regions come once for each
-    class, behind the objects of their image, for COCO's tools look at one class at a time.
+    A row is class, x, y, width, height, area, iscrowd, ignore and category. Ignored regions are repeated for each
+    class, after the objects of their image, because COCO's tools evaluate one class at a time.
     """
     is_region = objects.categories == IGNORED_REGION
     ordinary = np.flatnonzero(objects.kept & ~is_region & (objects.categories != OTHERS))
@@ -335,7 +335,7 @@ def _coco_rows(objects: _Objects) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _others(objects: _Objects) -> dict[int, list[list[float]]]:
-    """Boxes of the category 'others' by the index of their image."""
+    """The boxes of the category 'others', by the index of their image."""
     rows = np.flatnonzero(objects.kept & (objects.categories == OTHERS))
     found: dict[int, list[list[float]]] = {}
     for index, box in zip(objects.files[rows].tolist(), _whole_if_all_are(_ltwh(objects, rows), []).tolist()):
@@ -344,13 +344,13 @@ def _others(objects: _Objects) -> dict[int, list[list[float]]]:
 
 
 def _ltwh(objects: _Objects, rows: np.ndarray) -> np.ndarray:
-    """Left, top, width and height of boxes cut off at the border."""
+    """The left, top, width and height of boxes, cut off at the border."""
     corners = objects.corners[rows]
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
 def _whole_if_all_are(table: np.ndarray, always: list[int]) -> np.ndarray:
-    """As whole numbers, as the benchmark's are; else only the columns that always are."""
+    """The table as whole numbers, if all are whole; otherwise only the columns ``always``."""
     whole = table.astype(np.int64)
     if (whole == table).all():
         return whole

@@ -1,8 +1,8 @@
-"""The text format of VisDrone2019-DET, of annotations and of results alike.
+"""The text format of VisDrone2019-DET, which annotations and results share.
 
-A line an object: ``left,top,width,height,score,category,truncation,occlusion``; pixels, measured from the upper
-left corner of the image. In annotations the score is 1 for what is evaluated and 0 for what is not; in results
-it is the confidence, and truncation and occlusion are -1.
+There is one line for each object: ``left,top,width,height,score,category,truncation,occlusion``, in pixels from the
+upper left corner of the image. In annotations, the score is 1 if the object is evaluated, otherwise 0. In results, it
+is the confidence, and truncation and occlusion are -1.
 Source: https://github.com/VisDrone/VisDrone2018-DET-toolkit (README).
 """
 
@@ -28,7 +28,7 @@ CLASSES = (
     "bus",
     "motor",
 )
-"""Names of categories 1 to 10, in their order: category c is class c - 1."""
+"""The names of categories 1 to 10, in order: category c is class c - 1."""
 
 IGNORED_REGION, OTHERS = 0, 11
 SPLIT_FOLDERS = {
@@ -36,15 +36,15 @@ SPLIT_FOLDERS = {
     "val": "VisDrone2019-DET-val",
     "test": "VisDrone2019-DET-test-dev",
 }
-"""The benchmark's own folders, each with ``images/`` and ``annotations/``."""
+"""The folder names of the benchmark; each contains ``images/`` and ``annotations/``."""
 
 LEFT, TOP, WIDTH, HEIGHT, SCORE, CATEGORY, TRUNCATION, OCCLUSION = range(8)
 
 
 def read_annotations(file: Path) -> Rows:
-    """One image's annotations: rows of 8 numbers in the file's order.
+    """Read the annotations of one image: rows of 8 numbers, in the order of the file.
 
-    Lines whose category is none of 0 to 11 are bad; boxes are left as they are, whatever their size.
+    Lines with a category outside 0 to 11 are bad. Boxes are not changed, whatever their size.
 
     Raises:
         UserError: the file cannot be read.
@@ -57,7 +57,7 @@ def read_annotations(file: Path) -> Rows:
 
 
 def parse_annotations(text: bytes, file: Path) -> Rows:
-    """The same of a text at hand, such as an archive's member; ``file`` is what bad lines are named by."""
+    """Parse annotations in memory, such as a member of an archive; ``file`` is used to report bad lines."""
     clean = parse_clean([text], 8)
     if clean is not None:
         values = clean[0].astype(np.float64)
@@ -69,7 +69,9 @@ def parse_annotations(text: bytes, file: Path) -> Rows:
 
 
 def read_results(file: Path) -> Rows:
-    """One image's detections: rows of 8 numbers in the file's order; truncation and occlusion may lack.
+    """Read the detections of one image: rows of 8 numbers, in the order of the file.
+
+    Truncation and occlusion may be missing.
 
     Raises:
         UserError: the file cannot be read.
@@ -81,7 +83,7 @@ def _with_known_categories(rows: Rows, file: Path) -> Rows:
     category = rows.values[:, CATEGORY]
     known = (category == category.round()) & (category >= IGNORED_REGION) & (category <= OTHERS)
     unknown = [
-        BadLine(file, int(line), f"category {value:g} is none of 0 to 11")
+        BadLine(file, int(line), f"category {value:g} is not in 0 to 11")
         for line, value in zip(rows.lines[~known], category[~known])
     ]
     return Rows(rows.values[known], rows.lines[known], sorted(rows.bad + unknown, key=lambda bad: bad.line))

@@ -1,4 +1,4 @@
-"""Finding the splits of VisDrone2019-DET among archives and folders."""
+"""Find the splits of VisDrone2019-DET in archives and folders."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _SPLIT = re.compile(
 
 @dataclass(frozen=True)
 class SplitSource:
-    """One split as it was downloaded.
+    """One downloaded split.
 
     Attributes:
         split: train, val or test.
-        folder: the benchmark's own name of it.
-        place: what holds ``images/`` and ``annotations/``.
+        folder: the benchmark's name for the split.
+        place: the folder or archive with ``images/`` and ``annotations/``.
     """
 
     split: str
@@ -35,16 +35,16 @@ class SplitSource:
 
 
 def find_splits(places: Sequence[Path]) -> tuple[list[SplitSource], list[str]]:
-    """The splits in archives and folders, in the order train, val, test.
+    """Find splits in archives and folders; return them in the order train, val, test.
 
     Args:
         places: zip files, unpacked splits, or folders with any of these.
 
     Returns:
-        The splits, at most one of each, and notes on what was found and not taken.
+        The splits, at most one of each, and notes about what was found but not used.
 
     Raises:
-        UserError: nothing found, a split found twice, or an archive that cannot be used.
+        UserError: nothing was found, a split was found twice, or an archive cannot be used.
     """
     found: dict[str, list[SplitSource]] = {}
     nameless = None
@@ -58,7 +58,7 @@ def find_splits(places: Sequence[Path]) -> tuple[list[SplitSource], list[str]]:
     if not found and nameless is not None:
         raise UserError(
             f"{nameless} has images/, but its name does not say which split it is; "
-            f"call it as the benchmark does: {', '.join(SPLIT_FOLDERS.values())}"
+            f"rename it to the benchmark's name: {', '.join(SPLIT_FOLDERS.values())}"
         )
     if not found:
         raise UserError(
@@ -75,18 +75,18 @@ def find_splits(places: Sequence[Path]) -> tuple[list[SplitSource], list[str]]:
 
 
 def _one_of(folder: str, sources: list[SplitSource], notes: list[str]) -> SplitSource:
-    """A folder goes before the archive that it was unpacked from; two of a kind are the user's to resolve."""
+    """Choose a folder rather than the archive it was unpacked from; two of a kind raise a UserError."""
     unpacked = [source for source in sources if source.place.inside is None]
     best = unpacked or sources
     if len(best) > 1:
-        raise UserError(f"{folder} is there twice: {best[0].place} and {best[1].place}; name the one to take")
+        raise UserError(f"{folder} was found twice: {best[0].place} and {best[1].place}; give the one to use")
     if len(sources) > len(best):
-        notes.append(f"{folder} is taken from the folder {best[0].place}; its archive is not looked at")
+        notes.append(f"{folder} is taken from the folder {best[0].place}; its archive is not read")
     return best[0]
 
 
 def _candidates(place: Path) -> Iterator[tuple[Place, list[str]]]:
-    """What holds a folder ``images``, and the names that may say which split it is, the innermost first."""
+    """The places that contain a folder ``images``, each with the names that may give its split, innermost first."""
     if place.is_file():
         yield from _in_archive(place, asked_for=True)
         return
@@ -111,7 +111,7 @@ def _in_archive(file: Path, asked_for: bool = False) -> Iterator[tuple[Place, li
     check_archive(str(file))
     places = folders_of(file, "images")
     if asked_for and not places:
-        raise UserError(f"{file} holds no folder images/; it is none of VisDrone2019-DET's archives")
+        raise UserError(f"{file} has no folder images/; it is not an archive of VisDrone2019-DET")
     for place in places:
         yield place, [*filter(None, reversed((place.inside or "").split("/"))), file.stem]
 

@@ -1,4 +1,4 @@
-"""Running a function over chunks of a data set on all cores, with a progress bar."""
+"""Run a function over the chunks of a data set on all cores, with a progress bar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from yolov5_ema.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
-_WINDOW = 4  # chunks in flight a worker: results come in order, so a slow one must not let the others pile up
+# chunks in progress for each worker: results come in order, and must not pile up behind a slow chunk
+_WINDOW = 4
 
 
 def run_chunks(
@@ -32,16 +33,17 @@ def run_chunks(
     title: str = "",
     quiet: bool = False,
 ) -> Generator[R, None, None]:
-    """Results of ``function`` for every chunk, in order. Close it (`contextlib.closing`) to be sure that
-    no worker is at work any more.
+    """Yield the result of ``function`` for every chunk, in order.
+
+    Close the generator (`contextlib.closing`) to be sure that all workers have ended.
 
     Args:
-        function: at the top level of a module, so that it can be sent to a worker.
+        function: a function at the top level of a module, so that it can be sent to a worker.
         chunks: its arguments.
-        sizes: images in each chunk, for the progress bar.
-        workers: processes; with 1 all is done in this one.
-        title: in front of the bar.
-        quiet: no bar. There is none either if standard error is no terminal.
+        sizes: the number of images in each chunk, for the progress bar.
+        workers: the number of processes; 1 runs everything in this process.
+        title: the text before the bar.
+        quiet: show no bar. None is shown either if standard error is not a terminal.
 
     Raises:
         UserError: a worker was killed.
@@ -61,7 +63,7 @@ def run_chunks(
             futures.append(pool.submit(function, chunk))
             if len(futures) == _WINDOW * workers:
                 break
-        with _bar(sizes, title, quiet) as bar:  # after the workers, for it starts a thread
+        with _bar(sizes, title, quiet) as bar:  # after the workers, because it starts a thread
             for size in sizes:
                 result = futures.popleft().result()
                 for chunk in waiting:
@@ -71,22 +73,22 @@ def run_chunks(
                 bar.update(size)
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed, most likely for want of memory; what is done is kept: "
-            "run the command again, with --workers 1 if it happens again"
+            "a worker process was killed, probably because memory ran out. Finished work is kept: "
+            "run the command again, and if it happens again, with --workers 1"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def all_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def chunked(items: Sequence[T], size: int) -> list[list[T]]:
-    """The items in lists of at most ``size``."""
+    """Split the items into lists of at most ``size``."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
@@ -95,18 +97,18 @@ def _bar(sizes: Sequence[int], title: str, quiet: bool) -> Any:
 
 
 def _context() -> Any:
-    """Forked workers start in no time, but a fork of a process with several threads may hang."""
+    """Use fork, which starts workers fast, unless the process has several threads: then a fork may hang."""
     can_fork = sys.platform == "linux" and threading.active_count() == 1
     return multiprocessing.get_context("fork" if can_fork else "spawn")
 
 
 def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent lets workers end their chunk
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent lets workers finish their chunk
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
 
 def _leave_with(parent: int) -> None:
-    """End this worker when its parent was killed; it would wait for work forever."""
+    """End this worker when its parent is killed; otherwise it would wait for work forever."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -1,7 +1,7 @@
-"""Writing into a data set's folder so that every file is there whole or not at all, and no two runs meet.
+"""Write into the folder of a data set: every file completely or not at all, and by one run at a time.
 
-Drafts lie in ``DIR/.yolov5-ema/drafts`` and are moved to their names when they are whole; a run that was cut
-off leaves nothing but drafts, which the next one removes.
+Unfinished files (drafts) are in ``DIR/.yolov5-ema/drafts`` and are moved to their final names when they are complete.
+An interrupted run leaves only drafts, which the next run removes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from yolov5_ema.files import (
 from yolov5_ema.reading import leads_outside, parse_json, read_bytes
 
 STATE_FOLDER = ".yolov5-ema"
-_LOCK_PATIENCE_S = 5.0  # workers of a run that was killed go within a second or two
+_LOCK_PATIENCE_S = 5.0  # the workers of a killed run end within a second or two
 MOST_JOURNAL = 2**30
 """Bytes; some ten million images."""
 _MOST_PIXELS = 2**31
@@ -37,17 +37,17 @@ _MOST_PIXELS = 2**31
 
 @contextlib.contextmanager
 def workspace(out: Path) -> Iterator[str]:
-    """Hold a folder for one run; yields the folder for drafts, which is empty at first and gone afterwards.
+    """Lock a folder for one run; yield the folder for drafts, which is empty at first and removed afterwards.
 
     Raises:
-        UserError: the folder cannot be written to, or another run holds it.
+        UserError: the folder cannot be written to, or another run has locked it.
     """
     state = out / STATE_FOLDER
     drafts = state / "drafts"
     with disk_errors(out):
         make_folder(drafts.parent, inside=out)
         check_inside(drafts, out)
-        busy = f"another run is at work in {out}; wait for its end"
+        busy = f"another run is writing to {out}; wait until it has finished"
         with locked(state / "lock", busy, _LOCK_PATIENCE_S):
             shutil.rmtree(drafts, ignore_errors=True)
             drafts.mkdir()
@@ -59,7 +59,7 @@ def workspace(out: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a message that names the folder.
+    """Turn errors of the file system into a message that names the folder.
 
     Raises:
         UserError: an OSError happened.
@@ -69,26 +69,26 @@ def disk_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         raise UserError(
-            f"cannot write to {out}: {error.strerror or error}{place}. What is done so far is kept; "
-            "run the command again once this is put right, and it goes on from there"
+            f"cannot write to {out}: {error.strerror or error}{place}. Finished work is kept; "
+            "solve this and run the command again, and it continues from there"
         ) from error
 
 
 def place_bytes(content: bytes, target: str, drafts: str) -> None:
-    """Write a file whole; an older one of the name is replaced."""
+    """Write a complete file; an existing one is replaced."""
     with draft_of(target, drafts) as file:
         file.write(content)
 
 
 def place_yaml(content: Mapping[str, Any], heading: str, file: Path, drafts: str) -> Path:
-    """`place_bytes` of a data YAML that begins with a comment; returns its path."""
+    """Write a data YAML that begins with a comment, see `place_bytes`; return its path."""
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=10_000, allow_unicode=True)
     place_bytes((heading + text).encode(), str(file), drafts)
     return file
 
 
 def place_link(source: str, target: str, drafts: str, copy: bool = False) -> None:
-    """Make a file another name of ``source``: a hard link, else a symbolic link, else (or with ``copy``) a copy.
+    """Make a file a hard link to ``source``, else a symbolic link, else (or with ``copy``) a copy.
 
     Raises:
         OSError: the source is missing, or the file system refuses all three.
@@ -113,17 +113,17 @@ def place_link(source: str, target: str, drafts: str, copy: bool = False) -> Non
 
 @contextlib.contextmanager
 def draft_of(target: str | Path, drafts: str) -> Iterator[BinaryIO]:
-    """A file to write to, which gets its name when the block ends without an error."""
+    """A file to write to, which is moved to its final name when the block ends without an error."""
     with moved_when_whole(target, drafts) as draft, os.fdopen(exclusive(draft), "wb") as file:
         yield file
 
 
 class Record(NamedTuple):
-    """What a journal knows of an image.
+    """A journal's record of an image.
 
     Attributes:
-        signature: of its sources; another one means that they changed.
-        width, height: in pixels; 0 if it could not be used.
+        signature: identifies the content of its sources; it changes when they change.
+        width, height: in pixels; 0 if the image could not be used.
     """
 
     signature: str
@@ -132,21 +132,21 @@ class Record(NamedTuple):
 
 
 class Journal:
-    """What is done in one split, on disk, so that a later run can go on from there.
+    """A file that records the finished work of one split, so that a later run can continue.
 
     Attributes:
-        records: by image.
-        finished: what `finish` was given, if nothing was done since.
-        made_before: images that any earlier run made something of, under whatever header.
-        exists: whether an earlier run left a journal, be it for other options.
+        records: the record of each image.
+        finished: the summary given to `finish`, if nothing was added since.
+        made_before: images for which any earlier run wrote files, whatever its header.
+        exists: whether an earlier run left a journal, even one for other options.
     """
 
     def __init__(self, file: Path, header: dict[str, Any]) -> None:
-        """Read it; what was written under another header, or half, is passed over.
+        """Read the journal; entries of a different header and incomplete entries are ignored.
 
         Args:
-            file: its place.
-            header: options and place of the sources: whatever makes results differ.
+            file: the path of the journal.
+            header: everything that affects the results: the options and the path of the sources.
         """
         self.file, self.header = file, header
         self.records: dict[str, Record] = {}
@@ -176,15 +176,15 @@ class Journal:
                 self.finished = finished if isinstance(finished, dict) else None
 
     def _refuse_outside(self, names: Iterable[str], line: int) -> None:
-        """What a journal names may be removed, so it is looked at as an archive's names are."""
+        """Check the names in the journal like those in an archive, because these files may be removed."""
         for name in filter(leads_outside, names):
             raise UserError(
-                f"{self.file}, line {line}: it names {name!r:.200}, which lies outside the folder. No run of this "
-                "command wrote that; the folder is not to be trusted, and was left as it is: give another -o"
+                f"{self.file}, line {line}: it names {name!r:.200}, which is outside the folder. No run of this "
+                "command wrote that. The folder cannot be trusted and was not changed: give another -o"
             )
 
     def begin(self, records: dict[str, Record], drafts: str) -> None:
-        """Start it anew with these records, and be ready for more."""
+        """Start a new journal with these records, and keep it open for more."""
         self.records, self.finished = records, None
         rows = [[name, *record] for name, record in records.items()]
         earlier = sorted(self.made_before - set(records))
@@ -193,28 +193,28 @@ class Journal:
         self._stream = append_to(self.file)
 
     def add(self, names: Sequence[str], records: Sequence[Record]) -> None:
-        """Note images whose files are in their places."""
+        """Record images whose files are complete."""
         assert self._stream is not None, "begin() comes first"
         self.records.update(zip(names, records))
         self._stream.write(_line({"done": [[name, *record] for name, record in zip(names, records)]}))
         self._stream.flush()
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Note that all is done."""
+        """Record that the split is complete."""
         assert self._stream is not None, "begin() comes first"
         self.finished = summary
         self._stream.write(_line({"finished": summary}))
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
 
 def journal_entry(line: bytes) -> dict[str, Any]:
-    """One line of a journal; empty if it was cut off, or is none."""
+    """The entry in one line of a journal; empty if the line was cut off or is not an entry."""
     try:
         entry = parse_json(line)
     except ValueError:

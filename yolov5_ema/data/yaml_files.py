@@ -1,4 +1,4 @@
-"""Reading a YAML file, or text, of somebody's: what it holds, or a message, whatever it is."""
+"""Read untrusted YAML files and texts, with a clear message for whatever cannot be used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_BITS = 64
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's own for plain values, which takes time by the square of how deep brackets are nested."""
+    """PyYAML's safe loader with a limit on nested brackets, because its time grows with the square of their depth."""
 
     def fetch_flow_collection_start(self, token: Any) -> None:
         self._check_depth(self.flow_level)
@@ -34,10 +34,10 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError("nested too deeply")
 
     def whole_number(self, node: Any) -> int:
-        """Larger ones can have one hash for all of them, and a mapping of those takes hours to fill."""
+        """Refuse large numbers: many can share one hash, and a mapping of them takes hours to fill."""
         value: int = self.construct_yaml_int(node)
         if value.bit_length() > _MOST_BITS:
-            raise yaml.YAMLError(f"a number of {value.bit_length():,} bits is none that YOLOv5 can use")
+            raise yaml.YAMLError(f"a number of {value.bit_length():,} bits is too large for YOLOv5")
         return value
 
 
@@ -45,16 +45,16 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 
 
 def read_yaml(file: Path, *, name: str = "") -> Any:
-    """What a YAML file holds, made of lists, mappings and plain values, and of no more of them than can be used.
+    """Read a YAML file: lists, mappings and plain values, up to limits that no real model or data set reaches.
 
     Args:
-        file: the file, in UTF-8. Characters of another encoding are passed over in comments, and nowhere else: YOLOv5
-            by itself leaves them out, and so makes other words of names.
-        name: what to call it in messages.
+        file: the file, in UTF-8. Characters of another encoding are ignored in comments, and refused elsewhere. (YOLOv5
+            drops them everywhere, which changes names.)
+        name: the name of the file in messages.
 
     Raises:
-        ConfigError: it is missing, unreadable, not YAML, not in UTF-8, or holds more than a YAML of YOLOv5's ever
-            does: by its size, its depth, or by aliases that stand for others many times over.
+        ConfigError: it is missing, unreadable, not YAML, not in UTF-8, or beyond the limits: in its size, its depth,
+            or its number of values after aliases are expanded.
     """
     name = name or str(file)
     raw = _content_of(file, name)
@@ -69,7 +69,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that must be a mapping.
 
     Raises:
-        ConfigError: the file is missing, unreadable, not YAML, not a mapping, or holds more than can be used.
+        ConfigError: the file is missing, unreadable, not YAML, not a mapping, or beyond the limits of `read_yaml`.
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
@@ -82,10 +82,10 @@ def _kind_of(content: Any) -> str:
 
 
 def _with_foreign_comments(text: str, name: str, line: int) -> Any:
-    """What a text holds that is not in UTF-8, if that is so in its comments only."""
+    """Parse a text that is not in UTF-8, if only its comments are not."""
     not_utf8 = ConfigError(
-        f"{name} is not valid YAML: it is not in UTF-8 (line {line}), so its words cannot be read. "
-        "Save it as UTF-8 in an editor; or, where its encoding is GBK, iconv -f GBK -t UTF-8"
+        f"{name} is not valid YAML: it is not in UTF-8 (line {line}), so its text cannot be read. "
+        "Save it as UTF-8 in an editor; or, if its encoding is GBK, run iconv -f GBK -t UTF-8"
     )
     try:
         content = parse_yaml(text, name)
@@ -97,14 +97,14 @@ def _with_foreign_comments(text: str, name: str, line: int) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """What a YAML text holds, such as one on the command line; bounded as a file is.
+    """Parse a YAML text, such as one on the command line, with the limits of `read_yaml`.
 
     Args:
         text: the YAML.
-        name: what to call it in messages.
+        name: the name of the text in messages.
 
     Raises:
-        ConfigError: it is not YAML, or holds more than a YAML of YOLOv5's ever does.
+        ConfigError: it is not YAML, or is beyond the limits.
     """
     if len(text) > _MOST_BYTES:
         raise _too_large(name)
@@ -114,7 +114,9 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def _too_large(name: str) -> ConfigError:
-    return ConfigError(f"{name} is larger than {_MOST_BYTES // 2**20} MiB: no YAML of a model or a data set")
+    return ConfigError(
+        f"{name} is larger than {_MOST_BYTES // 2**20} MiB, too large for the YAML of a model or a data set"
+    )
 
 
 def _content_of(file: Path, name: str) -> bytes:
@@ -143,7 +145,7 @@ def _parsed(text: str, name: str) -> Any:
 
 
 def _check_extent(content: Any, name: str) -> None:
-    """Aliases make a value of a few hundred bytes stand for a billion, or hold itself."""
+    """Check depth and number of values: with aliases, a few hundred bytes can mean a billion values, or a circle."""
     waiting = [(content, 0)]
     values = text = 0
     while waiting:
@@ -152,16 +154,16 @@ def _check_extent(content: Any, name: str) -> None:
         if isinstance(value, (str, bytes)):
             text += len(value)
         if depth > _MOST_DEPTH:
-            raise ConfigError(f"{name}: values are nested more than {_MOST_DEPTH} deep, or hold themselves")
-        if values > _MOST_VALUES or text > _MOST_TEXT:
             raise ConfigError(
-                f"{name}: with its aliases written out it holds more than {_MOST_VALUES:,} values"
+                f"{name}: values are nested more than {_MOST_DEPTH} deep, or contain themselves"
             )
+        if values > _MOST_VALUES or text > _MOST_TEXT:
+            raise ConfigError(f"{name}: with its aliases expanded it holds more than {_MOST_VALUES:,} values")
         waiting.extend((part, depth + 1) for part in _parts(value))
 
 
 def _values_in(content: Any) -> Iterator[Any]:
-    """Each value in what `_check_extent` has let through, however deep."""
+    """Each value in a content, however deep, that `_check_extent` has accepted."""
     yield content
     for part in _parts(content):
         yield from _values_in(part)
