@@ -81,9 +81,7 @@ def test_aliases_that_stand_for_a_billion_values_are_refused(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text(BOMB)
     for read in (lambda: load_recipe(str(file)), lambda: parse_yaml(BOMB, "--block-options")):
-        with pytest.raises(
-            ConfigError, match=r"with its aliases expanded it holds more than 100,000 values"
-        ):
+        with pytest.raises(ConfigError, match=r"with its aliases expanded it holds more than 100,000 values"):
             read()
     assert parse_yaml("{groups: &g 8, again: *g}", "--block-options") == {"groups": 8, "again": 8}
     with pytest.raises(ConfigError, match="larger than 1 MiB"):

@@ -237,7 +237,7 @@ def test_all_columns_judge_the_images_that_val_judges(odd_set, learned, own_fold
     flags = ("--data", odd_set, "--weights", learned[1], "--img", 96, "--batch", 4, "--noplots")
     assert evaluate(*flags, "--json", "o.json") == 0
     said = capsys.readouterr()
-    assert "6 images, 18 objects" in said.out and "6 of 12 images are not judged" in said.err
+    assert "6 images, 18 objects" in said.out and "6 of 12 images are not evaluated" in said.err
     for name in (
         "val0",
         "val1",
@@ -266,10 +266,8 @@ def test_all_columns_judge_the_images_that_val_judges(odd_set, learned, own_fold
     assert labels == 18
     assert evaluate(*flags, "--keep-odd") == 0  # the row beyond 1 is an object then, cut off at the border
     said = capsys.readouterr()
-    assert "11 images, 34 objects" in said.out and "1 of 12 images are not judged" in said.err
-    assert re.search(
-        r"5 of 12 images are judged by those of their label.*:\n.*jpg: YOLOv5 leaves it out", said.err
-    )
+    assert "11 images, 34 objects" in said.out and "1 of 12 images are not evaluated" in said.err
+    assert re.search(r"5 of 12 images are evaluated with the label.*:\n.*jpg: YOLOv5 leaves it out", said.err)
     # what val keeps of the labels is as before: the next val leaves the same images out
     with yolov5_ema.installed() as engine:
         val = engine.module("val")
@@ -290,7 +288,7 @@ def test_predictions_are_judged_on_the_same_images(odd_set, own_folder, capsys):
     Path("p.json").write_text(json.dumps(rows))
     assert evaluate("--data", odd_set, "--predictions", "p.json", "--nosave") == 0
     said = capsys.readouterr()
-    assert "5 images, 15 objects, 5 detections" in said.out and "6 of 11 images are not judged" in said.err
+    assert "5 images, 15 objects, 5 detections" in said.out and "6 of 11 images are not evaluated" in said.err
 
 
 def test_shortened_flags_are_vals(odd_set, learned, capsys):

@@ -275,8 +275,8 @@ def test_odd_rows_and_images_that_are_cut_off_are_named(tmp_path):
     picture.write_bytes(picture.read_bytes()[:2000])  # OpenCV reads it, with grey beyond the cut
     report = slice_split(dataset, "train", tmp_path / "out", SlicePlan(size=96))
     assert [(bad.line, bad.reason.split(";")[0]) for bad in report.bad_lines] == [
-        (1, "1.0025 is beyond 0 to 1"),
-        (2, "120 is beyond 0 to 1"),
+        (1, "1.0025 is not in 0 to 1"),
+        (2, "120 is not in 0 to 1"),
         (3, "-0.2 is negative"),
     ]
     assert report.bad_images == [picture] and report.objects == 2

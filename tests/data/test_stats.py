@@ -77,7 +77,7 @@ def test_an_image_that_yolov5_leaves_out_does_not_count(data, tmp_path, row, mon
     assert (stats.images, stats.background, stats.boxes) == (2, 1, 2)
     assert [problem.kind for problem in stats.problems] == ["image", "line"]
     line = 1 if row == "\ufeff" else 3
-    assert f"YOLOv5 leaves it out for its labels: {label}, line {line}: " in stats.problems[0].reason
+    assert f"YOLOv5 leaves it out because of its labels: {label}, line {line}: " in stats.problems[0].reason
     monkeypatch.chdir(tmp_path)
     assert COMMAND.main([str(data), "--no-picture"]) == 0
     assert f"{label}, line {line}" in capsys.readouterr().out

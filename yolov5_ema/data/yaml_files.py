@@ -137,9 +137,7 @@ def _parsed(text: str, name: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise ConfigError(f"{name} is not valid YAML for YOLOv5: nested too deeply") from None
-    except (
-        Exception
-    ) as error:  # PyYAML's own, and of scalars such as `!!int ''` or a 30th of February any other
+    except Exception as error:  # PyYAML's own errors; scalars such as `!!int ''` or 30 February raise others
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise ConfigError(f"{name} is not valid YAML: {reason}") from error
 

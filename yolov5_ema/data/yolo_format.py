@@ -1,8 +1,8 @@
-"""YOLO label files: a line an object, ``class x_center y_center width height``, all but the class in 0 to 1.
+"""YOLO label files: one line for each object, ``class x_center y_center width height``.
 
-The coordinates are fractions of the image's width and height. A line with more numbers is a polygon
-(``class x y x y …``), whose box is taken, as YOLOv5 does. For one row that it cannot use, YOLOv5 leaves the whole image
-out, in training and in ``val``.
+The coordinates are fractions of the image's width and height, from 0 to 1. A line with more numbers is a polygon
+(``class x y x y …``), which is replaced by its bounding box, as in YOLOv5. If YOLOv5 cannot use one row, it leaves out
+the whole image, in training and in ``val``.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.reading import read_bytes
 
 POLYGON_FROM = 7
-"""Columns from which YOLOv5 takes a row for a polygon, and with it all rows of the file; 9 in v6.0 and v6.1."""
+"""From this number of columns, YOLOv5 reads a row, and then all rows of the file, as polygons; 9 in v6.0 and v6.1."""
 _LEAST_OF_POLYGON = 7
 _MARK = b"\xef\xbb\xbf"
 
 
 class Labels(NamedTuple):
-    """What a label file holds.
+    """The content of a label file.
 
     Attributes:
-        values: the rows that can be used, cut off at the image's border where a number is beyond 0 to 1; float64 of
+        values: the rows that can be used, cut off at the image's border if a number is not in 0 to 1; float64 of
             shape (R, 5): class, x and y of the center, width, height.
-        lines: for each its line in the file, counted from 1; int64 of shape (R,).
+        lines: the line of each of these rows in the file, counted from 1; int64 of shape (R,).
         bad: the rows that cannot be used.
-        odd: rows among `values` that are not what YOLOv5 wants, or not what it takes them for.
-        left_out: because of which row YOLOv5 leaves the whole image out; None if it does not.
-        seen: the rows as YOLOv5 reads them, without classes that there are not; none if it leaves the image out.
+        odd: rows among `values` that YOLOv5 refuses, or reads differently.
+        left_out: the row because of which YOLOv5 leaves out the whole image; None if it uses the image.
+        seen: the rows as YOLOv5 reads them, without unknown classes; empty if YOLOv5 leaves out the image.
     """
 
     values: np.ndarray
@@ -44,31 +44,31 @@ class Labels(NamedTuple):
 
     @property
     def reason_left_out(self) -> str:
-        """`left_out` in words; "" if YOLOv5 takes the image."""
+        """`left_out` as a message; "" if YOLOv5 uses the image."""
         if self.left_out is None:
             return ""
         others = len({entry.line for entry in self.named}) - 1
         more = f" (and {others} more odd rows)" if others else ""
-        return f"YOLOv5 leaves it out for its labels: {self.left_out}{more}"
+        return f"YOLOv5 leaves it out because of its labels: {self.left_out}{more}"
 
     @property
     def named(self) -> list[BadLine]:
-        """All that there is to say about the file, in the order of its lines."""
+        """All bad and odd rows, in the order of their lines."""
         return sorted([*self.bad, *self.odd], key=lambda entry: entry.line)
 
 
 def read_labels(file: Path, nc: int, polygon_from: int = POLYGON_FROM) -> Labels:
-    """One image's labels; a missing file is an image without objects.
+    """Read the labels of one image; a missing file means an image without objects.
 
-    Lines with a class that is none of 0 to ``nc`` - 1 are bad.
+    Lines with a class outside 0 to ``nc`` - 1 are bad.
 
     Args:
         file: the label file.
-        nc: number of classes.
-        polygon_from: as the release of YOLOv5 has it, see `POLYGON_FROM`.
+        nc: the number of classes.
+        polygon_from: the value for the release of YOLOv5, see `POLYGON_FROM`.
 
     Raises:
-        UserError: the file is there and cannot be read.
+        UserError: the file exists but cannot be read.
     """
     if not file.exists():
         return Labels(_none(), np.zeros(0, np.int64), [], [], None, _none())
@@ -96,7 +96,7 @@ class _Reader:
         self._seen: list[list[float]] = []
 
     def note_mark(self) -> None:
-        self._note(self._odd, 1, "a byte order mark stands before the first row", leaves_out=True)
+        self._note(self._odd, 1, "there is a byte order mark before the first row", leaves_out=True)
 
     def read(self, lines: list[str], polygon_from: int) -> None:
         rows = _without_blank_ends([(number, line.split()) for number, line in enumerate(lines, 1) if line])
@@ -106,20 +106,20 @@ class _Reader:
 
     def _row(self, number: int, fields: list[str], polygons: bool) -> None:
         if not fields:  # a line of blanks is a row to YOLOv5
-            self._note(self._odd, number, "nothing but blanks stands there", leaves_out=True)
+            self._note(self._odd, number, "there are only blanks", leaves_out=True)
             return
         row, reason = numbers_in(fields)
         box = None if reason else _box(row)
         if box is None:
             self._note(self._bad, number, reason or f"{len(row)} columns, not 5", leaves_out=True)
         elif box[0] != round(box[0]) or not 0 <= box[0] < self._nc:
-            reason = f"class {box[0]:g} is none of 0 to {self._nc - 1}"
+            reason = f"class {box[0]:g} is not in 0 to {self._nc - 1}"
             self._note(self._bad, number, reason, leaves_out=box[0] < 0)
         else:
             self._take(number, row, box, polygons)
 
     def _take(self, number: int, row: list[float], box: list[float], polygons: bool) -> None:
-        """A row of numbers: as it is meant, and as YOLOv5 has it among the others."""
+        """Take a row of numbers, both as it is meant and as YOLOv5 reads it."""
         seen = [box[0], *_around(row[1:])] if polygons else box
         self._seen.append(seen)
         leaves_out = bool(_beyond(seen))
@@ -130,10 +130,12 @@ class _Reader:
         if fault:
             self._note(self._odd, number, f"{fault}; cut off at the border", leaves_out)
         elif len(row) != 5 and not polygons:
-            self._note(self._odd, number, f"{len(row)} columns, which this YOLOv5 takes for no polygon", True)
+            self._note(
+                self._odd, number, f"{len(row)} columns, which this YOLOv5 does not read as a polygon", True
+            )
         elif len(row) == 5 and polygons:
             self._note(
-                self._odd, number, "a box among polygons, which YOLOv5 takes for two points", leaves_out
+                self._odd, number, "a box among polygons, which YOLOv5 reads as two points", leaves_out
             )
         self._values.append(cut)
         self._lines.append(number)
@@ -166,7 +168,7 @@ def _without_blank_ends(rows: list[tuple[int, list[str]]]) -> list[tuple[int, li
 
 
 def _box(row: list[float]) -> list[float] | None:
-    """Class and box of a row, be it a box or a polygon; None for anything else."""
+    """The class and the box of a row, which is a box or a polygon; None for anything else."""
     if len(row) == 5:
         return row
     if len(row) < _LEAST_OF_POLYGON or len(row) % 2 == 0:
@@ -175,25 +177,25 @@ def _box(row: list[float]) -> list[float] | None:
 
 
 def _around(points: list[float]) -> list[float]:
-    """Center and size of the box around x y x y …"""
+    """The center and the size of the box around x y x y …"""
     x, y = points[::2], points[1::2]
     low, high = (min(x), min(y)), (max(x), max(y))
     return [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[0] - low[0], high[1] - low[1]]
 
 
 def _beyond(box: list[float]) -> str:
-    """Which number of a row YOLOv5 does not take, in its own precision; "" if none."""
+    """Which number of a row YOLOv5 refuses, in its precision; "" if none."""
     for value in box[1:]:
         if not 0 <= value <= 1:
             if np.float32(value) < 0:
                 return f"{value:g} is negative"
             if np.float32(value) > 1:
-                return f"{value:.7g} is beyond 0 to 1"
+                return f"{value:.7g} is not in 0 to 1"
     return ""
 
 
 def _cut(box: list[float]) -> list[float] | None:
-    """A box with a number beyond 0 to 1 cut off at the image's border; None if nothing of it is in the image."""
+    """A box cut off at the image's border; None if it is completely outside."""
     if not _beyond(box):
         return box
     cls, x, y, width, height = box
@@ -205,7 +207,7 @@ def _cut(box: list[float]) -> list[float] | None:
 
 
 def to_xywh_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Normalised center boxes as left, top, width, height in pixels; (N, 4) to (N, 4)."""
+    """Convert normalised center boxes to left, top, width, height in pixels; (N, 4) to (N, 4)."""
     size = boxes[:, 2:] * (width, height)
     return np.concatenate([boxes[:, :2] * (width, height) - size / 2, size], axis=1)
 
@@ -214,12 +216,12 @@ def format_labels(classes: np.ndarray, boxes: np.ndarray, counts: np.ndarray) ->
     """The texts of many label files at once, with six decimals.
 
     Args:
-        classes: whole numbers >= 0, of shape (N,); all files' rows, one file after the other.
+        classes: whole numbers >= 0, of shape (N,); the rows of all files, one file after the other.
         boxes: normalised center boxes in millionths, whole numbers from 0 to 1,000,000, of shape (N, 4).
-        counts: rows of each file, of shape (F,), with the sum N.
+        counts: the number of rows of each file, of shape (F,), with the sum N.
 
     Returns:
-        F texts; a file without rows has an empty one.
+        F texts; the text of a file without rows is empty.
     """
     classes = classes.astype(np.int64)
     class_width = len(str(int(classes.max(initial=0))))
@@ -253,14 +255,14 @@ MILLIONTHS = 1_000_000
 
 
 def to_millionths(corners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Corner boxes in pixels as normalised center boxes in millionths, for `format_labels`.
+    """Convert corner boxes in pixels to normalised center boxes in millionths, for `format_labels`.
 
     Args:
         corners: left, top, right, bottom, of shape (N, 4), within their images.
         sizes: width and height of each row's image, of shape (N, 2).
 
     Returns:
-        Whole numbers of shape (N, 4). Width or height is 0 where a label file could not tell it from 0.
+        Whole numbers of shape (N, 4). A width or height that a label file would round to 0 is 0.
     """
     scaled = np.empty((len(corners), 4))
     scaled[:, :2] = (corners[:, :2] + corners[:, 2:]) / (2 * sizes)
@@ -269,9 +271,9 @@ def to_millionths(corners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def clip_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Left, top, width, height in pixels as corners cut off at the image's border; (N, 4) and (N, 2) to (N, 4).
+    """Convert left, top, width, height in pixels to corners, cut off at the border; (N, 4) and (N, 2) to (N, 4).
 
-    A box outside its image, or of negative size, comes out without area.
+    A box outside its image, or of negative size, gets no area.
     """
     corners = np.empty((len(boxes), 4))
     limits = sizes.astype(np.float64)
@@ -282,7 +284,7 @@ def clip_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def first_of_each(files: np.ndarray, classes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """True for the first of rows that are the same in the same file, which YOLOv5 would drop; (N,) bool."""
+    """True for the first of several equal rows of a file; YOLOv5 drops the others; (N,) bool."""
     rows = np.column_stack([files, classes, boxes]).astype(np.int64)
     with np.errstate(over="ignore"):
         keys = rows @ _MIXERS

@@ -1,4 +1,4 @@
-"""The protocol of COCO detection: pycocotools, or faster-coco-eval, its compiled twin, where that is installed.
+"""COCO's detection protocol, computed by faster-coco-eval if it is installed, otherwise by pycocotools.
 
 Source: https://cocodataset.org/#detection-eval and https://github.com/cocodataset/cocoapi (pycocotools). Its
 ``summarize`` knows the cuts 1, 10 and 100 only, and prints -1 or the wrong row for others; its arrays are read instead.
@@ -23,7 +23,7 @@ MAX_DETS = (1, 10, 100)
 SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 """Areas of objects in square pixels, as pycocotools bounds them."""
 FINE_SIZES = {"tiny": (0, 16**2), "from 16 to 32": (16**2, 32**2)}
-"""'small' taken apart, for sets of tiny objects."""
+"""'small' split in two, for data sets with tiny objects."""
 
 
 class CocoProtocol:
@@ -34,13 +34,13 @@ class CocoProtocol:
     there is no object of that size.
 
     Args:
-        names: of the classes.
-        max_dets: best detections of an image and class that count, ascending.
-        by_size: also AP, AP50 and AR of tiny, small, medium and large objects: below 16, 32 and 96 pixels and above
-            (square root of the area). COCO's own 'small' is the first two together.
+        names: the names of the classes.
+        max_dets: maximum numbers of detections for each image and class, ascending.
+        by_size: also compute AP, AP50 and AR of tiny, small, medium and large objects, with limits of 16, 32 and 96
+            pixels (square root of the area). COCO's own 'small' is the first two together.
 
     Raises:
-        UserError: ``max_dets`` are not ascending numbers of detections.
+        UserError: ``max_dets`` are not ascending positive numbers.
 
     Example:
         >>> truth = Truth("a", 100, 100, np.array([[10.0, 10, 20, 20]]), np.array([0]), np.array([False]))
@@ -68,10 +68,10 @@ class CocoProtocol:
         self._detections: list[dict[str, Any]] = []
 
     def update(self, truth: Truth, predictions: Predictions) -> None:
-        """Add one image; of equal scores, those of images added first come first, as pycocotools sorts image ids.
+        """Add one image; equal scores are ordered as the images were added, as pycocotools orders by image id.
 
-        Ignored objects are crowds; an ignored region is one crowd in each class, since classes are evaluated apart.
-        Objects of `NO_CLASS` are left out.
+        Ignored objects are crowds. An ignored region is a crowd in each class, because classes are evaluated
+        separately. Objects of `NO_CLASS` are left out.
         """
         image = len(self._images)
         self._images.append({"id": image, "width": truth.width, "height": truth.height})
@@ -94,7 +94,7 @@ class CocoProtocol:
         """The figures over all images that were added.
 
         Raises:
-            UserError: no object is left to be found.
+            UserError: there is no object to be found.
         """
         if all(entry["iscrowd"] for entry in self._objects):
             raise UserError("the ground truth holds no object that counts: there is nothing to evaluate")
@@ -119,7 +119,7 @@ class CocoProtocol:
     def _add_object(self, image: int, index: int, box: np.ndarray, area: float, crowd: bool) -> None:
         self._objects.append(
             {
-                "id": len(self._objects) + 1,  # pycocotools takes a match with id 0 for none
+                "id": len(self._objects) + 1,  # pycocotools treats a match with id 0 as no match
                 "image_id": image,
                 "category_id": index,
                 "bbox": box.tolist(),
@@ -157,7 +157,7 @@ class CocoProtocol:
         }
 
     def _by_size(self, precision: np.ndarray, recall: np.ndarray) -> dict[str, dict[str, float]]:
-        """Nothing unless it was asked for."""
+        """The figures by size; empty unless ``by_size`` was given."""
         shown = {"tiny": "tiny", "small": "from 16 to 32", "medium": "medium", "large": "large"}
         if not set(shown.values()) <= set(self.sizes):
             return {}
@@ -182,7 +182,7 @@ class CocoProtocol:
 
 
 def _library() -> tuple[Any, Any]:
-    """The classes ``COCO`` and ``COCOeval``: compiled ones, whose figures are the same, or pycocotools' own."""
+    """The classes ``COCO`` and ``COCOeval`` of faster-coco-eval, which gives the same figures, or of pycocotools."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:  # a platform without wheels
@@ -194,6 +194,6 @@ def _library() -> tuple[Any, Any]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Over what there is; NaN if there is nothing."""
+    """The mean of the values that exist; NaN if there are none."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float("nan")

@@ -1,4 +1,4 @@
-"""Which class is taken for which: a confusion matrix of detections."""
+"""A confusion matrix of detections: which class is detected as which."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from yolov5_ema.evaluation.records import NO_CLASS, Predictions, Truth
 class ConfusionMatrix:
     """Counts of (detected class, true class), with a last row and column for the background.
 
-    Detections of any class are assigned to objects of any class, the best score first, each to the free object that
-    it overlaps most. In the last row stand objects that nobody found, in the last column detections of nothing. Ignored
-    objects and ignored regions are left out, and so are detections that lie on them by half or more.
+    Detections of any class are assigned to objects of any class, the highest score first, each to the free object with
+    the largest overlap. The last row counts objects that were not found, the last column detections without an object.
+    Ignored objects and ignored regions are left out, and so are detections that are covered by them at least by half.
 
     Args:
-        names: of the classes.
-        confidence: detections below it do not count; YOLOv5's own matrix has 0.25.
-        iou: an assigned pair overlaps by more than this; YOLOv5's own matrix has 0.45.
+        names: the names of the classes.
+        confidence: detections below it do not count; YOLOv5's own matrix uses 0.25.
+        iou: an assigned pair has a larger overlap than this; YOLOv5's own matrix uses 0.45.
 
     Attributes:
         counts: int64 of shape (classes + 1, classes + 1).

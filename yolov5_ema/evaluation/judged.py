@@ -1,4 +1,4 @@
-"""Which images of a split are judged, so that all protocols judge the same ones as YOLOv5's ``val``."""
+"""Which images of a split are evaluated ("judged"), so that all protocols use the same ones as YOLOv5's ``val``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SHOWN = 20
 
 
 class LeftOut(NamedTuple):
-    """An image that is not judged.
+    """An image that is not evaluated.
 
     Attributes:
         image: its file.
-        reason: why, to be read behind its name.
+        reason: why, as the end of a sentence that starts with its name.
     """
 
     image: Path
@@ -33,14 +33,14 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """The images of a split that are judged.
+    """The images of a split that are evaluated.
 
     Attributes:
-        files: by key, see `keys_of_images`.
-        rows: labels by key: class, x and y of the center, width, height; float64 of shape (M, 5).
-        left_out: images of the split that are not among them.
-        kept: images among them that YOLOv5's ``val`` by itself leaves out.
-        left_out_keys: of those of ``left_out``.
+        files: the image files by key, see `keys_of_images`.
+        rows: the labels by key: class, x and y of the center, width, height; float64 of shape (M, 5).
+        left_out: the images of the split that are not evaluated.
+        kept: the evaluated images that YOLOv5's ``val`` leaves out.
+        left_out_keys: the keys of ``left_out``.
     """
 
     files: Mapping[str, Path]
@@ -52,11 +52,11 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Rules:
-    """Which images are judged.
+    """Which images are evaluated.
 
     Attributes:
-        keep_odd: judge images with odd label rows as well, by those of their rows that can be used.
-        judged: what that ``val`` did judge; None: found out from the files.
+        keep_odd: also evaluate images with odd label rows, with the rows that can be used.
+        judged: the images that ``val`` evaluated; None: determined from the files.
     """
 
     keep_odd: bool = False
@@ -64,11 +64,11 @@ class Rules:
 
 
 def labelled_images(dataset: Dataset, split: str, rules: Rules = Rules()) -> LabelledImages:
-    """The images of a split that are judged, with their labels.
+    """The images of a split that are evaluated, with their labels.
 
     Raises:
-        UserError: a class in the labels is none of the data set, a file of labels cannot be read, or no image
-            can be judged.
+        UserError: the labels have a class that the data set does not have, a label file cannot be read, or no image
+            can be evaluated.
     """
     images = dataset.images(split)
     if rules.judged is None:
@@ -79,7 +79,7 @@ def labelled_images(dataset: Dataset, split: str, rules: Rules = Rules()) -> Lab
         reasons = {image: _reason(image, dataset, rules) or why for image, why in not_judged(images, files)}
     left_out = [LeftOut(image, reason) for image, reason in reasons.items() if reason]
     if not files:
-        raise UserError(f"no image can be judged; the first, {left_out[0].image}: {left_out[0].reason}")
+        raise UserError(f"no image can be evaluated; the first, {left_out[0].image}: {left_out[0].reason}")
     keys = keys_of_images([*images, *files])
     labels = {file: dataset.labels(file) for file in files}
     rows = {keys[file]: _rows(found) for file, found in labels.items()}
@@ -90,24 +90,23 @@ def labelled_images(dataset: Dataset, split: str, rules: Rules = Rules()) -> Lab
 
 
 def not_judged(images: Sequence[Path], judged: Sequence[Path]) -> list[LeftOut]:
-    """Images of a split that YOLOv5's ``val`` did not judge, and what is wrong with their files."""
+    """The images of a split that YOLOv5's ``val`` did not evaluate, and what is wrong with their files."""
     places = set(map(_place, judged))
     others = [image for image in images if _place(image) not in places]
     return [LeftOut(image, reason_left_out(image) or "YOLOv5's val left it out") for image in others]
 
 
 def words_of(left_out: Sequence[LeftOut], total: int) -> str:
-    """Which images are not judged and why, a line each."""
+    """A message with one line for each image that is not evaluated, and why."""
     return _listed(
-        f"{len(left_out)} of {total} images are not judged, as YOLOv5's val leaves them out:", left_out
+        f"{len(left_out)} of {total} images are not evaluated, because YOLOv5's val leaves them out:",
+        left_out,
     )
 
 
 def words_of_kept(kept: Sequence[LeftOut], total: int) -> str:
-    """Which images are judged although YOLOv5's ``val`` leaves them out, a line each."""
-    return _listed(
-        f"{len(kept)} of {total} images are judged by those of their label rows that can be used:", kept
-    )
+    """A message with one line for each image that is evaluated although YOLOv5's ``val`` leaves it out."""
+    return _listed(f"{len(kept)} of {total} images are evaluated with the label rows that can be used:", kept)
 
 
 def _listed(head: str, images: Sequence[LeftOut]) -> str:
@@ -117,12 +116,12 @@ def _listed(head: str, images: Sequence[LeftOut]) -> str:
 
 
 def _reason(image: Path, dataset: Dataset, rules: Rules) -> str:
-    """Why an image is not judged; "" if it is."""
+    """Why an image is not evaluated; "" if it is."""
     return reason_left_out(image) or ("" if rules.keep_odd else dataset.labels(image).reason_left_out)
 
 
 def _rows(labels: Labels) -> np.ndarray:
-    """What is judged by: rows as YOLOv5 reads them; of a file that it does not take, those that can be used."""
+    """The label rows as YOLOv5 reads them; of a file that it refuses, the rows that can be used."""
     if labels.left_out is not None:
         return labels.values
     if labels.bad:
@@ -132,5 +131,5 @@ def _rows(labels: Labels) -> np.ndarray:
 
 
 def _place(image: Path) -> str:
-    """An image's place on disk, but for a link that it may be itself."""
+    """The real path of an image; a link to a folder is resolved, a link to the image file itself is not."""
     return os.path.join(os.path.realpath(image.parent), image.name)

@@ -1,10 +1,10 @@
-"""Assigning detections to objects, all images, classes and thresholds in one pass.
+"""Assign detections to objects, for all images, classes and thresholds in one pass.
 
-The benchmarks' rule is a loop: detections in the order of their scores, each takes the free object that it
-overlaps most. That is a serial dictatorship, and its outcome is the only stable matching where every object
-prefers the detection of the higher score; so it is found as well by deferred acceptance (Gale and Shapley,
-1962), in which all detections ask at once, objects keep the best that asked, and the refused ask again. It takes as
-many rounds as the longest chain of refusals, not as many steps as there are detections.
+The benchmarks' rule is a loop: in the order of their scores, each detection takes the free object that it overlaps
+most. This is a serial dictatorship. Its outcome is the only stable matching if every object prefers the detection with
+the higher score. Deferred acceptance (Gale and Shapley, 1962) therefore finds the same matching: all detections
+propose at once, each object keeps its best proposal, and refused detections propose again. It needs as many rounds as
+the longest chain of refusals, instead of one step for each detection.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 def match(
     detections: np.ndarray, objects: np.ndarray, overlaps: np.ndarray, count: int, n_objects: int
 ) -> np.ndarray:
-    """Which object each detection takes.
+    """The object that each detection takes.
 
     Args:
-        detections: int64 of shape (P,): of each pair that may match, the detection's rank; a lower one chooses first.
-        objects: int64 of shape (P,): the pair's object. Of equal overlaps the higher number is taken.
+        detections: int64 of shape (P,): the detection's rank in each pair that may match; a lower rank chooses first.
+        objects: int64 of shape (P,): the object in each pair. If overlaps are equal, the higher number is taken.
         overlaps: float64 of shape (P,).
         count: number of detections.
         n_objects: number of objects.
