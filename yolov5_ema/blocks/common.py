@@ -67,7 +67,7 @@ def check_reduction(block: str, channels: int, value: Any) -> int:
 
 def is_single_value(x: torch.Tensor, channels: int) -> bool:
     """Whether a batch has exactly one value for each channel; False while `torch.fx` traces, which knows no shapes."""
-    # noqa: as one condition, TorchScript would compile what follows
+    # not one condition with the next: TorchScript would compile what follows
     if not torch.jit.is_scripting():  # noqa: SIM102
         if is_symbolic(x):
             return False
