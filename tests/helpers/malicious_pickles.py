@@ -264,7 +264,7 @@ PAYLOADS: dict[str, tuple[bytes, str]] = {
     ),
     "a call of what was got": (
         called(called(GETATTR, name("models.yolo", "Detect"), text("forward")), NONE),
-        "made itself",
+        "that the file itself creates",
     ),
     "a key nested deep": (b"})" + b"\x85" * 30_000 + b"K\x01s", "key"),
     "a set of what is nested deep": (called(name("builtins", "set"), b"])" + b"\x85" * 30_000 + b"a"), "set"),
