@@ -129,7 +129,7 @@ def test_files_that_are_none_are_named(saved, tmp_path):
     for name, words in (
         ("torn.pt", "cut off"),
         ("empty.pt", "empty"),
-        ("text.pt", "no PyTorch checkpoint"),
+        ("text.pt", "not a PyTorch checkpoint"),
         ("nowhere.pt", "not found"),
         ("state.pt", "is not a classifier .* It is a state dict"),
         ("", "is a folder"),
@@ -170,7 +170,7 @@ def test_code_in_a_checkpoint_is_not_run(saved, record, tmp_path, place):
     else:
         _with_pickle(saved, file, content)
     for load in (load_classifier, load_plainly):
-        with pytest.raises(CheckpointError, match=r"mkdir.*Nothing of it was run"):
+        with pytest.raises(CheckpointError, match=r"mkdir.*None of its code was run"):
             load(file)
     assert is_classifier(file) in (True, False) and not canary.exists()
     pickle.loads(pickle.dumps(_Runs(canary)))

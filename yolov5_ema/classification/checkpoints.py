@@ -173,7 +173,7 @@ def load_plainly(file: Path) -> Any:
     odd = foreign or odd_calls(pickles)[:5]
     if odd:
         raise CheckpointError(
-            f"{file} holds what no classifier needs: {shown_names(odd)}. Nothing of it was run; get the file from a "
+            f"{file} holds what no classifier needs: {shown_names(odd)}. None of its code was run; get the file from a "
             "source that you trust, or train again."
         )
     if short_storages(opened.root, opened.sizes):
@@ -204,7 +204,7 @@ def _followed(file: Path, content: BinaryIO | None = None) -> PickleFile:
     except CheckpointError:
         raise
     except Exception as error:  # pickletools raises many types for malformed files
-        raise CheckpointError(f"{file} is no PyTorch checkpoint, or cut off: {error}") from error
+        raise CheckpointError(f"{file} is not a PyTorch checkpoint, or is cut off: {error}") from error
 
 
 def _belong_elsewhere(names: list[str], opened: PickleFile, file: Path) -> bool:
