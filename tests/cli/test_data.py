@@ -69,7 +69,7 @@ def test_a_split_of_which_nothing_is_left_is_no_success(texts, what, quiet, caps
         (source / VAL / "images/a.jpg").write_bytes(b"no picture")
     for _ in range(2):  # also where it was done before
         assert main(["data", "visdrone", "source", "--out", "out", *quiet]) == 2
-        assert f"val: not one {what} is left of it" in capsys.readouterr().err
+        assert f"val: no {what} is left" in capsys.readouterr().err
 
 
 def test_a_split_that_is_all_background_is_one():
@@ -158,7 +158,7 @@ def test_stats_refuses(refused):
     Path("bad.yaml").write_text("names: [")
     assert "bad.yaml is not valid YAML" in refused("data", "stats", "bad.yaml")
     Path("bad.yaml").write_text("names: [a]")
-    assert "names none of train, val, test" in refused("data", "stats", "bad.yaml")
+    assert "has none of the splits train, val and test" in refused("data", "stats", "bad.yaml")
     Path("bad.yaml").write_text("names: [a]\nval: nowhere\n")
     assert "images not found at" in refused("data", "stats", "bad.yaml")
 

@@ -135,7 +135,7 @@ def test_json_on_standard_output(data, tmp_path, monkeypatch, capsys):
         out, err = capsys.readouterr()
         assert json.loads(out) == kept and "x.png drawn" in err
     assert data.is_file() and data.read_text().startswith(("path", "train", "nc", "names"))
-    with pytest.raises(UserError, match="which data YAML"):
+    with pytest.raises(UserError, match="name a data YAML"):
         COMMAND.main(["--json"])
 
 

@@ -46,7 +46,7 @@ def test_roboflows_splits_beside_the_yaml(roboflow, engine, monkeypatch, capsys)
     assert [Path(entry) for entry in found["val"]] == [roboflow.parent / "valid/images"]
     monkeypatch.chdir(roboflow.parent)
     assert main(["data", "stats", "data.yaml", "--no-picture"]) == 0
-    assert "without test: data.yaml: test images not found" in capsys.readouterr().out
+    assert "test is left out: data.yaml: test images not found" in capsys.readouterr().out
     assert main(["data", "stats", "data.yaml", "--no-picture", "--split", "test"]) == 2
     cut = yaml.safe_load(write_yaml(load_dataset(Path("data.yaml")), ["train"], roboflow.parent).read_text())
     assert cut["val"] == [str(roboflow.parent / "valid/images")]

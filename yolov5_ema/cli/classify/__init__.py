@@ -1,4 +1,4 @@
-"""``yolov5-ema classify``: image classifiers with attention blocks; one file for each command."""
+"""``yolov5-ema classify``: image classifiers with attention blocks. There is one file per command."""
 
 from __future__ import annotations
 

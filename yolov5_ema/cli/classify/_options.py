@@ -1,4 +1,4 @@
-"""Flags and checks that the subcommands share."""
+"""Flags and checks that are shared by the subcommands."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ if TYPE_CHECKING:
     from yolov5_ema.classification.checkpoints import Classifier
 
 DATA_HELP = (
-    "synthetic (drawn, needs no download), cifar100, the archive or folder of CIFAR-100's binary form, or a folder "
+    "synthetic (drawn, needs no download), cifar100, the archive or folder of CIFAR-100's binary version, or a folder "
     "with train/CLASS/IMAGE and val/CLASS/IMAGE"
 )
 
 
 def add_workers(flags: Flags) -> None:
-    """How many processes read images."""
+    """Add ``--workers``: the number of processes that read images."""
     flags.add_argument(
         "--workers", type=int, metavar="N", help="processes that read images (default: up to 8)"
     )
 
 
 def prepare() -> None:
-    """What has to be done before torch is imported, and the modules of ``--plugin``."""
+    """Set what torch reads when it is imported, and import the modules of ``--plugin``."""
     from yolov5_ema.cli._yolov5 import load_plugins
 
-    # On a busy machine, threads that wait by spinning are many times slower; torch reads it when it is imported.
+    # On a busy machine, threads that spin while they wait are many times slower. torch reads this when imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     load_plugins()
 
 
 def worker_count(asked: int | None, processes: int = 1) -> int:
-    """How many processes read for each process that computes on this machine.
+    """The number of processes that read images, for each training process on this machine.
 
     Raises:
-        UserError: fewer than none.
+        UserError: the number is negative.
     """
     if asked is None:
         return min(8, (os.cpu_count() or 1) // processes)
@@ -49,7 +49,7 @@ def worker_count(asked: int | None, processes: int = 1) -> int:
 
 
 def load_weights(weights: Path, device: str) -> Classifier:
-    """The classifier, on one device."""
+    """Load the classifier onto one device."""
     from yolov5_ema.classification.checkpoints import load_classifier
     from yolov5_ema.classification.training import find_machine
 
@@ -57,7 +57,7 @@ def load_weights(weights: Path, device: str) -> Classifier:
 
 
 def check_same_names(found: Sequence[str], wanted: Sequence[str], data: str, weights: Path) -> None:
-    """Raise a UserError if a data set has other classes than a classifier, naming them."""
+    """Raise a UserError that names the differences if a data set and a classifier have different classes."""
     if list(found) == list(wanted):
         return
     lacking = [name for name in wanted if name not in found]
@@ -67,6 +67,6 @@ def check_same_names(found: Sequence[str], wanted: Sequence[str], data: str, wei
         [f"{weights} lacks {', '.join(foreign[:10])}{' …' if len(foreign) > 10 else ''}"] if foreign else []
     )
     raise UserError(
-        f"{weights} was trained for {len(wanted)} classes and {data} has {len(found)} others: "
-        f"{'; '.join(parts) or 'they come in another order'}"
+        f"{weights} was trained for {len(wanted)} classes, but the {len(found)} of {data} differ: "
+        f"{'; '.join(parts) or 'their order is different'}"
     )

@@ -1,4 +1,4 @@
-"""``yolov5-ema classify predict``: the likeliest classes of pictures."""
+"""``yolov5-ema classify predict``: print the most likely classes of images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from yolov5_ema.classification.checkpoints import Classifier
 
 _EPILOG = """\
-Prints a line a picture, and writes predictions.json and predictions.csv. Exit codes: 0; 1 if some pictures could not be
-read, which are named; 2 for a mistake in what was given, or if none could be read.
+Prints one line for each image, and writes predictions.json and predictions.csv. Exit codes: 0; 1 if some images could
+not be read (they are listed); 2 for a user's mistake, or if no image could be read.
 """
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Predict.
 
     Returns:
-        0, or 1 if some pictures could not be read.
+        0, or 1 if some images could not be read.
     """
     prepare()
 
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _files(source: str) -> list[Path]:
-    """Pictures that a path, a folder or a pattern means."""
+    """The images of a path, a folder or a glob pattern."""
     from yolov5_ema.classification.images import SUFFIXES
 
     place = Path(source).expanduser()
@@ -74,19 +74,19 @@ def _files(source: str) -> list[Path]:
         )
         if not found:
             raise UserError(
-                f"--source {source}: no pictures right in this folder; for those below it: '{source}/**/*.jpg'"
+                f"--source {source}: no images directly in this folder; for its subfolders: '{source}/**/*.jpg'"
             )
         return found
     if place.exists() or place.is_symlink():
         return [place]
     matches = sorted(Path(match) for match in glob.glob(str(place), recursive=True))
     if not matches:
-        raise UserError(f"--source {source}: no such file or folder, and nothing matches it as a pattern")
+        raise UserError(f"--source {source}: no such file or folder, and no file matches it as a pattern")
     return [match for match in matches if not match.is_dir()]
 
 
 def _predict(classifier: Classifier, files: Sequence[Path], batch: int) -> Iterator[Row]:
-    """A row a file, in order."""
+    """Yield one row for each file, in order."""
     import torch
 
     from yolov5_ema.classification.images import UnreadableImage, read_image
@@ -116,7 +116,7 @@ def _predict(classifier: Classifier, files: Sequence[Path], batch: int) -> Itera
 
 
 def _shown(file: Path) -> str:
-    """A path that every terminal and file takes."""
+    """A path as text that can be printed and written everywhere."""
     return str(file).encode("utf-8", "replace").decode()
 
 
@@ -148,7 +148,7 @@ def _as_csv(rows: Sequence[Row]) -> str:
 
 
 def _save_texts(folder: Path, rows: Sequence[Row]) -> None:
-    """A file a picture with a line a class, ``0.83 cat``, as YOLOv5's classify/predict.py writes them."""
+    """Write one file for each image, with a line such as ``0.83 cat`` for each class, as YOLOv5's script does."""
     from yolov5_ema.files import write_whole
 
     taken: set[str] = set()
@@ -167,20 +167,20 @@ def _save_texts(folder: Path, rows: Sequence[Row]) -> None:
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, required=True, metavar="best.pt")
     parser.add_argument(
-        "--source", nargs="+", required=True, metavar="PLACE", help="pictures, folders, or quoted globs"
+        "--source", nargs="+", required=True, metavar="PLACE", help="images, folders, or quoted globs"
     )
     parser.add_argument("--batch", "--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
-    parser.add_argument("--save-txt", action="store_true", help="a text file a picture as well")
-    add_switch_off(parser, "--no-save", "write no files", old="--nosave")
+    parser.add_argument("--save-txt", action="store_true", help="also write one text file for each image")
+    add_switch_off(parser, "--no-save", "do not write files", old="--nosave")
     add_device(parser)
     add_run_folder(parser, "runs/classify-predict")
 
 
 COMMAND = Command(
     "classify predict",
-    "the five likeliest classes of each picture, as text, JSON and CSV",
+    "print the five most likely classes of each image; also as JSON and CSV",
     _run,
     _add_flags,
-    description="Say what pictures show, by a classifier that 'classify train' trained.",
+    description="Classify images with a classifier that 'classify train' trained.",
     epilog=_EPILOG,
 )

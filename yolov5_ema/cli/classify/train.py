@@ -1,4 +1,4 @@
-"""``yolov5-ema classify train``: a recipe, a model, a block, a data set."""
+"""``yolov5-ema classify train``: train a classifier with a recipe, a model, a block and a data set."""
 
 from __future__ import annotations
 
@@ -26,19 +26,22 @@ examples:
   yolov5-ema classify train --data ../datasets/imagenet --block EMA --block-options '{groups: nearest}' --device 0,1
   yolov5-ema classify train --resume runs/classify/exp/weights/last.ckpt
 
-Every value of a recipe can be set: --set milestones='[10, 15]' --set flip=0. Exit codes: 0, 2 for a mistake in what
-was given, 130 if interrupted (--resume goes on).
+Every value of a recipe can be set: --set milestones='[10, 15]' --set flip=0. Exit codes: 0; 2 for a user's mistake;
+130 if interrupted (continue with --resume).
 """
 
-# flags that are values of a recipe: their names there, and what argparse needs
+# The flags that set values of a recipe: for each value's name, the flags and the options for argparse.
 _FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "model": (("--model",), {"help": "a timm model (default: the recipe's)"}),
-    "block": (("--block",), {"help": "attention block (default: none); yolov5-ema blocks lists them"}),
-    "block_options": (("--block-options",), {"metavar": "YAML", "help": "such as '{groups: 16}'"}),
+    "model": (("--model",), {"help": "a timm model (default: that of the recipe)"}),
+    "block": (("--block",), {"help": "attention block listed by `yolov5-ema blocks` (default: none)"}),
+    "block_options": (
+        ("--block-options",),
+        {"metavar": "YAML", "help": "block options, such as '{groups: 16}'"},
+    ),
     "epochs": (("--epochs",), {"metavar": "N"}),
     "batch": (
         ("--batch", "--batch-size"),
-        {"metavar": "N", "help": "images a step, of all processes together"},
+        {"metavar": "N", "help": "images per step, all processes together"},
     ),
     "imgsz": (("--imgsz", "--img", "--img-size"), {"metavar": "N", "help": "side of the input in pixels"}),
     "lr": (("--lr", "--lr0"), {"metavar": "X", "help": "learning rate"}),
@@ -48,10 +51,13 @@ _FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "label_smoothing": (("--label-smoothing",), {"metavar": "X"}),
     "average": (
         ("--weight-averaging",),
-        {"metavar": "DECAY", "help": "keep averaged weights, such as 0.9998; 0: none"},
+        {"metavar": "DECAY", "help": "average the weights with this decay, such as 0.9998; 0: do not"},
     ),
     "precision": (("--precision",), {"help": "32-true, 16-mixed or bf16-mixed"}),
-    "seed": (("--seed",), {"metavar": "N", "help": "of weights, order and augmentation (default: 0)"}),
+    "seed": (
+        ("--seed",),
+        {"metavar": "N", "help": "random seed of weights, order and augmentation (default: 0)"},
+    ),
 }
 _OLD_NAMES = {"average": ("--average", "--ema")}
 _WITH_RESUME = {"resume", "device", "devices", "nodes", "workers", "data", "download", "project"}
@@ -61,7 +67,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Train.
 
     Returns:
-        0; mistakes raise a UserError.
+        0. A user's mistake raises a UserError.
     """
     prepare()
 
@@ -88,7 +94,7 @@ def _carry_out(args: argparse.Namespace, settings: Settings, folder: Path | None
     training.check(settings, model, len(data.splits["train"]), machine)
     if folder is not None:
         if last is None and first:
-            print(f"{folder}: no epoch was finished; it begins anew", flush=True)
+            print(f"{folder}: no epoch was finished; the training starts again", flush=True)
         elif last is not None and _is_finished(last, settings):
             return _finish(settings, data, folder, machine) if first else 0
     is_new = folder is None
@@ -103,7 +109,7 @@ def _carry_out(args: argparse.Namespace, settings: Settings, folder: Path | None
             training.train(settings, data, model, machine, folder if first else None, last)
     except KeyboardInterrupt:
         if first:
-            print(f"yolov5-ema classify train --resume {folder} goes on", file=sys.stderr)
+            print(f"continue with: yolov5-ema classify train --resume {folder}", file=sys.stderr)
         raise
     if not first or folder is None:
         return 0
@@ -111,13 +117,14 @@ def _carry_out(args: argparse.Namespace, settings: Settings, folder: Path | None
 
 
 def _finish(settings: Settings, data: DataSet, folder: Path, machine: Machine) -> int:
-    """Evaluate best.pt, and say where all is."""
+    """Evaluate best.pt, and print the results and the next command."""
     from yolov5_ema.classification.checkpoints import load_classifier
     from yolov5_ema.classification.evaluation import evaluate, write_evaluation
 
     best = folder / "weights" / "best.pt"
     classifier = load_classifier(best, machine.device)
-    batch = min(settings.batch, 256)  # one device takes it alone
+    # The evaluation runs on one device, so the batch must fit there.
+    batch = min(settings.batch, 256)
     found = evaluate(classifier, data.splits["val"], batch=batch, workers=machine.workers)
     parameters = sum(parameter.numel() for parameter in classifier.model.parameters())
     write_evaluation(found, data.names, classifier.record, parameters, folder)
@@ -126,7 +133,7 @@ def _finish(settings: Settings, data: DataSet, folder: Path, machine: Machine) -
         f"{found.images:,} images\n{best}\nNext: yolov5-ema classify predict --weights {best} --source IMAGE"
     )
     if found.unreadable:
-        print(f"{len(found.unreadable)} pictures of val could not be read and were left out", file=sys.stderr)
+        print(f"{len(found.unreadable)} images of val could not be read and were left out", file=sys.stderr)
     return 0
 
 
@@ -167,7 +174,7 @@ def _parsed(flag: str, text: str) -> Any:
 
 
 def _begin(folder: Path, settings: Settings, args: argparse.Namespace, workers: int) -> None:
-    """Leave the settings in a run folder that is held, and nothing of an earlier run there (--exist-ok)."""
+    """Write the settings into a locked run folder, and remove the results of an earlier run (--exist-ok)."""
     import yaml
 
     from yolov5_ema.files import write_whole
@@ -183,13 +190,13 @@ def _begin(folder: Path, settings: Settings, args: argparse.Namespace, workers: 
 
 
 def _refuse_with_resume(args: argparse.Namespace) -> None:
-    """A resumed run keeps its settings."""
+    """Raise a UserError for flags that would change the settings of a resumed run."""
     for action in own_parser(_add_flags)._actions:
         given = getattr(args, action.dest, None)
         if action.dest != "help" and action.dest not in _WITH_RESUME and given != action.default:
             raise UserError(
-                f"{action.option_strings[0]} with --resume: a run goes on with its own settings; leave it out, or "
-                "start a new run"
+                f"{action.option_strings[0]} with --resume: a run continues with its own settings; leave the flag "
+                "out, or start a new run"
             )
 
 
@@ -202,8 +209,8 @@ def _resumed(args: argparse.Namespace) -> tuple[Path, Settings]:
     file = folder / "args.yaml"
     if not file.exists():
         raise UserError(
-            f"--resume {args.resume}: {file} is missing, so {folder} is no run folder of 'classify train'; name its "
-            "weights/last.ckpt"
+            f"--resume {args.resume}: {file} is missing, so {folder} is not a run folder of 'classify train'; name "
+            "the weights/last.ckpt of a run"
         )
     content = read_yaml(file)
     known = Settings().as_dict()
@@ -227,7 +234,7 @@ def _run_folder(args: argparse.Namespace) -> Path:
         return place.parent if place.is_dir() else place.parent.parent
     found = sorted(args.project.glob("*/args.yaml"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f"--resume: no run in {args.project}; name its weights/last.ckpt")
+        raise UserError(f"--resume: no run in {args.project}; name the weights/last.ckpt of a run")
     return Path(found[-1]).parent
 
 
@@ -237,7 +244,11 @@ def _last_of(folder: Path) -> Path | None:
 
 
 def _is_finished(last: Path, settings: Settings) -> bool:
-    """Whether all epochs are done; raises a UserError if all else is, too."""
+    """Whether all epochs are done.
+
+    Raises:
+        UserError: the training and its evaluation are both finished, so there is nothing to resume.
+    """
     from yolov5_ema.classification.checkpoints import load_plainly
     from yolov5_ema.classification.run_files import finished_epochs
 
@@ -256,15 +267,15 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="cifar100, imagenet, synthetic or a YAML file (default: the one for the data)",
     )
-    what.add_argument("--download", action="store_true", help="fetch CIFAR-100 if it is not there")
+    what.add_argument("--download", action="store_true", help="download CIFAR-100 if it is missing")
     what.add_argument(
         "--pretrained",
         nargs="?",
         const=True,
         metavar="FILE",
-        help="start from timm's published weights, or from those in a file",
+        help="start from timm's published weights, or from the weights in FILE",
     )
-    values = parser.add_argument_group("values in the place of the recipe's")
+    values = parser.add_argument_group("values that replace those of the recipe")
     for key, (flags, options) in _FLAGS.items():
         action = values.add_argument(*flags, dest=key, **options)
         also_called(values, action, *_OLD_NAMES.get(key, ()))
@@ -284,15 +295,15 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="last.ckpt",
-        help="go on with a run that was interrupted (default: the newest)",
+        help="continue an interrupted run (default: the newest)",
     )
 
 
 COMMAND = Command(
     "classify train",
-    "train a classifier by a recipe; resumable, on several processes and machines",
+    "train a classifier with a recipe; resumable, on several processes and machines",
     _run,
     _add_flags,
-    description="Train an image classifier, one of timm's, with an attention block in it.",
+    description="Train an image classifier of timm, with an attention block in it.",
     epilog=_EPILOG,
 )

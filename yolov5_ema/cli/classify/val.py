@@ -1,4 +1,4 @@
-"""``yolov5-ema classify val``: a classifier on a split."""
+"""``yolov5-ema classify val``: evaluate a classifier on a split."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _MOST_ROWS = 30
 
 _EPILOG = """\
-Writes metrics.json and confusion.png. Exit codes: 0; 1 if pictures could not be read, which are named; 2 for a mistake
-in what was given.
+Writes metrics.json and confusion.png. Exit codes: 0; 1 if some images could not be read (they are listed); 2 for a
+user's mistake.
 """
 
 
@@ -34,7 +34,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Evaluate.
 
     Returns:
-        0, or 1 if pictures could not be read.
+        0, or 1 if some images could not be read.
     """
     prepare()
 
@@ -88,11 +88,11 @@ def _table(found: Evaluation, names: list[str]) -> str:
 def _report_unreadable(found: Evaluation, most: int = 20) -> int:
     if not found.unreadable:
         return 0
-    print(f"{len(found.unreadable)} pictures could not be read and were left out:", file=sys.stderr)
+    print(f"{len(found.unreadable)} images could not be read and were left out:", file=sys.stderr)
     for name, reason in found.unreadable[:most]:
         print(f"  {name}: {reason}", file=sys.stderr)
     if len(found.unreadable) > most:
-        print(f"  and {len(found.unreadable) - most} more; metrics.json names all", file=sys.stderr)
+        print(f"  and {len(found.unreadable) - most} more; metrics.json lists all", file=sys.stderr)
     return 1
 
 
@@ -100,7 +100,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, required=True, metavar="best.pt")
     parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: what it was trained on)")
     parser.add_argument("--split", choices=("train", "val"), default="val", help="(default: val)")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR-100 if it is not there")
+    parser.add_argument("--download", action="store_true", help="download CIFAR-100 if it is missing")
     parser.add_argument("--batch", "--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
     add_device(parser)
     add_workers(parser)
@@ -109,7 +109,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 COMMAND = Command(
     "classify val",
-    "top-1, top-5, accuracy by class and confusions of a classifier",
+    "print top-1, top-5, accuracy by class and confusions of a classifier",
     _run,
     _add_flags,
     description="Evaluate a classifier that 'classify train' trained.",

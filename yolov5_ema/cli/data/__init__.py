@@ -1,4 +1,4 @@
-"""``yolov5-ema data``: from a data set as it was downloaded to one that YOLOv5 trains on; one file for each command."""
+"""``yolov5-ema data``: turn a downloaded data set into one that YOLOv5 trains on. There is one file per command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from yolov5_ema.cli.command import Group
 
 COMMAND = Group(
     "data",
-    "convert VisDrone and COCO, slice images, look at a data set's sizes and classes",
+    "convert VisDrone and COCO, slice images, print statistics of a data set",
     {
         "visdrone": "yolov5_ema.cli.data.visdrone",
         "coco": "yolov5_ema.cli.data.coco",

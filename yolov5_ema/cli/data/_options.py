@@ -1,4 +1,4 @@
-"""Flags that converters share, and how they say what they did."""
+"""Flags and messages that are shared by the converters."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 _NO_BOXES = ("crowds", "no_area", "others", "score0", "regions", "hidden")
-"""What is annotated and makes no box."""
+"""The tallies of annotations that give no box."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of every converter."""
-    add_output(parser, "folder of the output", old=["--out"], metavar="DIR", required=True)
+    """Add the flags of every converter."""
+    add_output(parser, "folder to write", old=["--out"], metavar="DIR", required=True)
     parser.add_argument(
-        "--copy", action="store_true", help="copy images; they are linked otherwise, if possible"
+        "--copy", action="store_true", help="copy images instead of linking them where possible"
     )
     parser.add_argument(
-        "--strict", action="store_true", help="end with exit code 2 if anything would have to be left out"
+        "--strict", action="store_true", help="fail with exit code 2 if anything would be left out"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
 
@@ -35,7 +35,7 @@ def counted(number: int, word: str) -> str:
 
 
 def print_problems(result: SplitResult) -> None:
-    """What was left out of a split, if anything was."""
+    """Print what was left out of a split."""
     from yolov5_ema.data.problems import describe
 
     for line in describe(result.problems):
@@ -43,10 +43,10 @@ def print_problems(result: SplitResult) -> None:
 
 
 def refuse_nothing_left(done: Conversion) -> None:
-    """For the end of a conversion.
+    """Refuse a conversion with a split that cannot be trained on.
 
     Raises:
-        UserError: a split has no image, or no box although something in it was annotated; names it.
+        UserError: a split has no image, or has annotations but no box. The message names the split.
     """
     for result in done.splits:
         tallies = result.tallies
@@ -55,17 +55,17 @@ def refuse_nothing_left(done: Conversion) -> None:
         if tallies["images"] and (tallies["boxes"] or not result.annotated or not lost):
             continue
         what = "box" if tallies["images"] else "image"
-        where = f"; {done.report} names all that was left out" if done.report else ""
-        raise UserError(f"{result.split}: not one {what} is left of it, so it cannot be trained on{where}")
+        where = f"; {done.report} lists everything that was left out" if done.report else ""
+        raise UserError(f"{result.split}: no {what} is left, so it cannot be trained on{where}")
 
 
 def print_end(done: Conversion) -> None:
-    """Notes, and where to go on."""
+    """Print notes and the next command."""
     for note in done.notes:
         print(note)
     if done.report is not None:
-        print(f"All that was left out is named in {done.report}")
+        print(f"Everything that was left out is listed in {done.report}")
     if done.yaml_file is None:
-        print("No data YAML: there is neither a split with annotations nor a test split")
+        print("No data YAML was written: there is neither a split with annotations nor a test split")
     else:
         print(f"{done.yaml_file} written. Next: yolov5-ema data stats {done.yaml_file}")

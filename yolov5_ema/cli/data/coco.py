@@ -1,4 +1,4 @@
-"""``yolov5-ema data coco``: instances JSON into YOLO labels and a data YAML."""
+"""``yolov5-ema data coco``: convert an instances JSON into YOLO labels and a data YAML."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 SRC is a folder with annotations/instances_*.json and the images in NAME/ or
-images/NAME/ (as train2017, val2017), or one JSON, with --images. It is never changed.
+images/NAME/ (such as train2017, val2017), or one JSON with --images. SRC is never
+changed.
 
-Crowds are left out. The 80 classes of COCO come in the order of YOLOv5's coco.yaml,
-others in the order of their category ids.
+Crowds are left out. The 80 classes of COCO are in the order of YOLOv5's coco.yaml,
+other classes in the order of their category ids.
 
 examples:
   yolov5-ema data coco ../coco -o ../datasets/coco
@@ -32,19 +33,21 @@ examples:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SRC", help="folder, or one instances JSON")
+    parser.add_argument("source", type=Path, metavar="SRC", help="a folder, or one instances JSON")
     add_options(parser)
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of the images, if SRC is a JSON")
     parser.add_argument(
-        "--split", choices=("train", "val", "test"), help="that a JSON is, if its name does not say"
+        "--images", type=Path, metavar="FOLDER", help="folder of the images, if SRC is a JSON"
+    )
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), help="split of the JSON, if its name does not say it"
     )
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Convert, and say what came of it.
+    """Convert, and print a summary.
 
     Raises:
-        UserError: nothing found, the output cannot be written, or ``--strict`` and something is wrong.
+        UserError: nothing was found, the output cannot be written, or with ``--strict`` something would be left out.
     """
     check_at_least_one(args, "workers")
 
@@ -91,9 +94,9 @@ def _summary(result: SplitResult) -> str:
 
 COMMAND = Command(
     "data coco",
-    "COCO, or a set in its format, into YOLO labels and a data YAML",
+    "convert COCO, or a data set in its format, into YOLO labels and a data YAML",
     _run,
     _add_flags,
-    description="Convert a set in COCO's format to what YOLOv5 trains on.",
+    description="Convert a data set in COCO's format into one that YOLOv5 trains on.",
     epilog=_EPILOG,
 )

@@ -1,4 +1,4 @@
-"""``yolov5-ema data slice``: big images as overlapping windows, for training."""
+"""``yolov5-ema data slice``: cut large images into overlapping windows for training."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from yolov5_ema.data.slicing import SliceReport
 
 _ABOUT = """\
-Cuts images that are larger than a window into overlapping windows, and their labels with them. An object that a window
-cuts is labelled there if enough of it is inside. Images no larger than a window are linked as they are.
+Cuts images that are larger than a window, and their labels, into overlapping windows. An object at the border of a
+window is labelled there if enough of it is inside. Images that are no larger than a window are linked unchanged.
 
-train and val are cut; test stays whole, since results are quoted on whole images. mAP on the cut val serves for
-training only. For figures on whole images: yolov5-ema val --data ORIGINAL.yaml --slice SIZE --overlap SHARE
+train and val are cut. test stays whole, because results are reported on whole images. Use the mAP on the cut val only
+to watch a training. For figures on whole images: yolov5-ema val --data ORIGINAL.yaml --slice SIZE --overlap SHARE
 
-Most windows of a big image may show nothing. In train a share of them is kept as background (--keep-empty), always the
-same ones; in val all of them. A window that shows no more than a sliver of an object is neither, and is left out.
+Many windows of a large image may be empty. In train, a share of them is kept as background (--keep-empty), always the
+same ones; in val, all are kept. A window with only slivers of objects is neither labelled nor background, and is left
+out.
 
-A second run goes on where the first was interrupted, and cuts again what has changed.
+A second run continues an interrupted one, and cuts changed images again.
 """
 
 
@@ -31,7 +32,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Cut a data set.
 
     Returns:
-        0, also when lines or images were bad and passed over; they are counted and named.
+        0, even if bad lines or images were skipped; they are counted and listed.
     """
     from yolov5_ema.data import slicing
     from yolov5_ema.upstream.data_yaml import open_dataset
@@ -39,7 +40,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     plan = slicing.SlicePlan(args.size, args.overlap, args.min_area_ratio, args.keep_empty)
     plan.check()
     if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers {args.workers}: must be at least 1")
+        raise UserError(f"--workers {args.workers}: must be 1 or more")
     dataset = open_dataset(args.data)
     file = dataset.file
     splits = _splits(args.split, dataset.splits, file)
@@ -60,43 +61,48 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA.yaml", help="data YAML of the set to cut")
-    parser.add_argument("--size", type=int, default=640, help="width and height of a window in pixels (640)")
+    parser.add_argument("data", metavar="DATA.yaml", help="data YAML of the data set to cut")
     parser.add_argument(
-        "--overlap", type=float, default=0.2, help="share of a window that the next one repeats (0.2)"
+        "--size", type=int, default=640, help="width and height of a window in pixels (default: 640)"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        default=0.2,
+        help="share of a window that the next one overlaps (default: 0.2)",
     )
     add_output(
-        parser, "folder of the cut set (DATA-sliced-SIZE beside the YAML)", old=["--out"], metavar="DIR"
+        parser, "folder to write (default: DATA-sliced-SIZE next to the YAML)", old=["--out"], metavar="DIR"
     )
     parser.add_argument(
         "--split",
         nargs="+",
         choices=("train", "val", "test"),
-        help="what is cut (train and val); the others stay whole, where they are",
+        help="splits to cut (default: train val); the images of other splits stay whole and are not copied",
     )
     parser.add_argument(
         "--min-area-ratio",
         type=float,
         default=0.1,
         metavar="SHARE",
-        help="label a cut object if this share of its box is inside the window (0.1)",
+        help="label a cut object if at least this share of its box is inside the window (default: 0.1)",
     )
     parser.add_argument(
         "--keep-empty",
         type=float,
         default=0.1,
         metavar="SHARE",
-        help="share of the train windows without an object that are kept as background (0.1)",
+        help="share of the train windows without objects that is kept as background (default: 0.1)",
     )
     parser.add_argument("--strict", action="store_true", help="stop at a bad label line or image")
-    parser.add_argument("--workers", type=int, help="threads (one a core)")
+    parser.add_argument("--workers", type=int, help="threads (default: one per core)")
 
 
 def _splits(wanted: Sequence[str] | None, there: Sequence[str], file: Path) -> list[str]:
     if wanted is None:
         chosen = [split for split in ("train", "val") if split in there]
         if not chosen:
-            raise UserError(f"{file}: names neither train nor val; what is to be cut? See --split")
+            raise UserError(f"{file}: has neither train nor val; say what to cut with --split")
         return chosen
     missing = [split for split in wanted if split not in there]
     if missing:
@@ -105,7 +111,7 @@ def _splits(wanted: Sequence[str] | None, there: Sequence[str], file: Path) -> l
 
 
 def _default_out(file: Path, size: int) -> Path:
-    """Beside the YAML; in the working directory for one that ships with the package."""
+    """A folder next to the YAML; for a shipped YAML, one in the working directory."""
     from yolov5_ema.resources import data_dir
 
     folder = file.parent if file.resolve().parent != data_dir().resolve() else Path()
@@ -121,7 +127,7 @@ def _summary(split: str, report: SliceReport) -> str:
     if report.left_out:
         parts.append(f"{report.left_out} empty windows left out")
     if report.slivers:
-        parts.append(f"{report.slivers} windows with slivers only left out")
+        parts.append(f"{report.slivers} windows with only slivers left out")
     if report.skipped:
         parts.append(f"{report.skipped} images were done already")
     return ", ".join(parts)
@@ -129,8 +135,8 @@ def _summary(split: str, report: SliceReport) -> str:
 
 def _name_the_bad(report: SliceReport) -> None:
     for what, bad in (
-        ("label lines passed over, or cut off at the border", report.bad_lines),
-        ("images passed over", report.bad_images),
+        ("label lines skipped, or cut off at the border", report.bad_lines),
+        ("images skipped", report.bad_images),
     ):
         if not bad:
             continue
@@ -150,7 +156,7 @@ def _closing(
         lines.append(f"{' and '.join(whole)}: not cut; the YAML points to the images of {source}")
     if "val" in cut:
         lines.append(
-            "val is of windows: its mAP serves for training. On whole images: "
+            "val now consists of windows: use its mAP only to watch a training. For whole images: "
             f"yolov5-ema val --data {source} --slice {args.size} --overlap {args.overlap:g}"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""``yolov5-ema data stats``: how many, how large, how balanced; and whether a stride-4 head may pay."""
+"""``yolov5-ema data stats``: numbers, sizes and balance of objects, and whether a stride-4 head may help."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
 
 _ADVICE = {
-    "likely": "Take a cfg with one: `yolov5-ema cfg --size s --head p2 --at neck --nc {nc} -o my.yaml`, "
+    "likely": "Use a cfg with such a head: `yolov5-ema cfg --size s --head p2 --at neck --nc {nc} -o my.yaml`, "
     "or yolov5x-ema-tph.yaml, the largest.",
     "perhaps": "For the comparison: `yolov5-ema cfg --size s --head p2 --at neck --nc {nc} -o my.yaml`.",
     "unlikely": "",
@@ -34,11 +34,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", metavar="DATA.yaml")
     add_image_size(parser, "longer side in pixels (default: 640)")
     parser.add_argument(
-        "--split", nargs="+", choices=("train", "val", "test"), help="which (default: all that there are)"
+        "--split", nargs="+", choices=("train", "val", "test"), help="splits to look at (default: all)"
     )
     add_json_or_file(parser)
-    add_output(parser, "the picture (default: runs/data/stats/NAME.png)", old=["--picture"])
-    parser.add_argument("--no-picture", action="store_true", help="draw none")
+    add_output(parser, "picture to write (default: runs/data/stats/NAME.png)", old=["--picture"])
+    parser.add_argument("--no-picture", action="store_true", help="do not draw the picture")
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         data = open_dataset(str(args.data))
         splits = list(dict.fromkeys(args.split or _splits_there(data)))
         if not splits:
-            raise UserError(f"{args.data} names none of train, val, test")
+            raise UserError(f"{args.data} has none of the splits train, val and test")
         stats = [split_stats(data, split, args.imgsz) for split in splits]
         found = verdict(stats[0], args.imgsz)
         content = {
@@ -90,33 +90,33 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _settle_data(args: argparse.Namespace) -> None:
-    """In ``stats --json DATA.yaml`` the word behind ``--json`` is the data set, not a file to write."""
+    """In ``stats --json DATA.yaml``, the argument after ``--json`` is the data set, not a file to write."""
     if args.data is None and args.json:
         args.data, args.json = args.json, ""
     if args.data is None:
-        raise UserError("data stats: which data YAML?")
+        raise UserError("data stats: name a data YAML")
     args.data = Path(args.data)
 
 
 def _splits_there(data: Dataset) -> list[str]:
-    """All that the YAML names; but for test, which exports name whether they have it or not."""
+    """All splits in the YAML, but test only if it has images: exported data sets often name a missing test split."""
     splits = data.splits
     if "test" in splits and len(splits) > 1:
         try:
             data.images("test")
         except ConfigError as error:
-            print(f"without test: {error}\n")
+            print(f"test is left out: {error}\n")
             splits.remove("test")
     return splits
 
 
 COMMAND = Command(
     "data stats",
-    "images, boxes, sizes and classes of a data set; whether a stride-4 head may pay",
+    "print images, boxes, sizes and classes of a data set, and whether a stride-4 head may help",
     _run,
     _add_flags,
     usage="%(prog)s DATA.yaml [flags]",
-    description="Look at a data set: images, boxes, sizes at a given image size, class balance.",
-    epilog="The size of a box is the square root of its area in pixels, in an image scaled so that its longer "
-    "side is imgsz, as YOLOv5 does. example: yolov5-ema data stats visdrone.yaml --imgsz 1280",
+    description="Print statistics of a data set: images, boxes, their sizes at a given image size, class balance.",
+    epilog="The size of a box is the square root of its area in pixels, after scaling the longer side of the image "
+    "to --imgsz, as YOLOv5 does. example: yolov5-ema data stats visdrone.yaml --imgsz 1280",
 )

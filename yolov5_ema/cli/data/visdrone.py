@@ -1,4 +1,4 @@
-"""``yolov5-ema data visdrone``: the benchmark's archives into labels, COCO JSON and a data YAML."""
+"""``yolov5-ema data visdrone``: convert the benchmark's archives into labels, COCO JSON and a data YAML."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 SRC is any of the benchmark's archives (VisDrone2019-DET-train.zip, -val, -test-dev),
-their unpacked folders, or a folder that holds such. It is never changed.
+their unpacked folders, or a folder that contains some of these. SRC is never changed.
 
-DIR gets a folder a split with images/, labels/ and annotations/ (the benchmark's own
-text, which its own protocol is computed from), annotations/instances_SPLIT.json for
-COCO's tools, and visdrone.yaml for `yolov5-ema train --data`. Run it again after an
-interruption, or with another split: what is done is kept.
+DIR gets, for each split, a folder with images/, labels/ and annotations/ (the text
+files of the benchmark, which its protocol needs). It also gets
+annotations/instances_SPLIT.json for COCO's tools, and visdrone.yaml for
+`yolov5-ema train --data`. Run the command again after an interruption, or to add
+another split: finished work is kept.
 
 examples:
   yolov5-ema data visdrone ~/Downloads -o ../datasets/VisDrone
@@ -39,15 +40,15 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask-ignored",
         action="store_true",
-        help="grey ignored regions out of training images, and drop boxes that they hide to a half",
+        help="fill ignored regions of training images with grey, and drop boxes that they hide by half or more",
     )
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Convert, and say what came of it.
+    """Convert, and print a summary.
 
     Raises:
-        UserError: no split found, the output cannot be written, or ``--strict`` and something is wrong.
+        UserError: no split was found, the output cannot be written, or with ``--strict`` something would be left out.
     """
     check_at_least_one(args, "workers")
 
@@ -98,9 +99,9 @@ def _summary(result: SplitResult) -> str:
 
 COMMAND = Command(
     "data visdrone",
-    "VisDrone2019-DET's archives or folders into labels, COCO JSON and a data YAML",
+    "convert VisDrone2019-DET's archives or folders into labels, COCO JSON and a data YAML",
     _run,
     _add_flags,
-    description="Convert VisDrone2019-DET to what YOLOv5 trains on.",
+    description="Convert VisDrone2019-DET into a data set that YOLOv5 trains on.",
     epilog=_EPILOG,
 )

@@ -1,4 +1,4 @@
-"""``yolov5-ema paper``: the paper's tables and Figure 1, beside what is built and measured here."""
+"""``yolov5-ema paper``: compare the paper's tables and Figure 1 with the models built and measured here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from yolov5_ema.cli.command import Group
 
 COMMAND = Group(
     "paper",
-    "the paper's tables, figure by figure, and its Figure 1 with your runs",
+    "check the paper's tables, figure by figure, and draw its Figure 1 with your runs",
     {"tables": "yolov5_ema.cli.paper.tables", "figure1": "yolov5_ema.cli.paper.figure1"},
     closing="What can be checked of the paper (arXiv 2305.13563) without a data set. Each has a --help.",
 )

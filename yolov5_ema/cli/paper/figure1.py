@@ -1,4 +1,4 @@
-"""``yolov5-ema paper figure1``: accuracy against parameters, as the paper draws it, with runs of your own."""
+"""``yolov5-ema paper figure1``: draw accuracy against parameters as in the paper, with your own runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         raise UserError("--only-runs: name runs with --runs")
     if args.output.suffix not in ("", ".png", ".svg"):
         raise UserError(
-            f"-o {args.output}: a PNG and an SVG are written; give a name that ends in one of these, or none"
+            f"-o {args.output}: a PNG and an SVG are written; give a name with one of these suffixes, or without a suffix"
         )
 
     from yolov5_ema.files import refuse_present, whole_files
@@ -50,15 +50,16 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="folders of `yolov5-ema classify train`",
     )
-    parser.add_argument("--only-runs", action="store_true", help="leave the paper's points out")
+    parser.add_argument("--only-runs", action="store_true", help="leave out the points of the paper")
     parser.add_argument(
         "--parameters",
         choices=("printed", "plain"),
         default="printed",
-        help="of the paper's points: as it prints them, or all of the built models (default: printed)",
+        help="parameters of the paper's points: as the paper prints them, or all parameters of the models built here "
+        "(default: printed)",
     )
     add_json(parser, "print the points as JSON")
-    add_output(parser, "PNG and SVG of this name (default: figure1.png)", default=Path("figure1.png"))
+    add_output(parser, "file to write, as PNG and as SVG (default: figure1.png)", default=Path("figure1.png"))
     add_force(parser)
 
 
@@ -67,7 +68,7 @@ COMMAND = Command(
     "draw accuracy against parameters as PNG and SVG",
     _run,
     _add_flags,
-    description="Draw the paper's Figure 1, top-1 accuracy on CIFAR-100 against parameters, as PNG and SVG; with "
-    "--runs your own classifiers beside it.",
+    description="Draw the paper's Figure 1, top-1 accuracy on CIFAR-100 against parameters, as PNG and SVG. With "
+    "--runs, add your own classifiers.",
     epilog="example: yolov5-ema paper figure1 --runs runs/classify/exp runs/classify/exp2 -o figure1.png",
 )

@@ -1,4 +1,4 @@
-"""``yolov5-ema paper tables``: the paper's Tables 1 to 4, figure by figure."""
+"""``yolov5-ema paper tables``: check the paper's Tables 1 to 4, figure by figure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
     if args.output is not None:
         refuse_present([args.output], args.force)
-        if not args.output.parent.is_dir():  # before a minute's work
+        # checked before a minute of work
+        if not args.output.parent.is_dir():
             raise UserError(f"-o {args.output}: there is no folder {args.output.parent}")
     chosen = [table for table in printed_tables() if table.table in args.table]
     total = sum(len(table.rows) for table in chosen)
@@ -44,12 +45,14 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--table", nargs="+", choices=_TABLES, default=list(_TABLES), help="default: all")
+    parser.add_argument(
+        "--table", nargs="+", choices=_TABLES, default=list(_TABLES), help="tables (default: all)"
+    )
     form = parser.add_mutually_exclusive_group()
     add_json(form)
     form.add_argument("--markdown", action="store_true", help="print Markdown")
-    add_output(parser, "write to a file instead")
-    add_force(parser, "replace the file that is there")
+    add_output(parser, "write to this file instead of printing")
+    add_force(parser, "replace an existing file")
 
 
 COMMAND = Command(
@@ -57,7 +60,7 @@ COMMAND = Command(
     "build every model of Tables 1 to 4 and compare each figure with the paper's",
     _run,
     _add_flags,
-    description="Build every model of the paper's Tables 1 to 4 and print, figure by figure, the paper's, ours, "
-    "and which way of counting gives the paper's. Accuracies are quoted. CPU, a minute or two.",
+    description="Build every model of the paper's Tables 1 to 4 and print, for each figure, the paper's value, ours, "
+    "and the way of counting that gives the paper's value. Accuracies are quoted. This takes a minute or two on a CPU.",
     epilog="example: yolov5-ema paper tables --table 1 4 --markdown -o tables.md",
 )
