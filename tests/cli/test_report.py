@@ -87,7 +87,7 @@ def test_several_runs_make_one_page_here(own_folder):
     assert main(["report", "a", "b", "--baseline", "ema"]) == 0
     found = page_of("report.html")
     assert found.tables["Difference to ema, with its 95 % interval"][1][0] == "base"
-    assert "One seed each shows no spread" in found.words
+    assert "One seed per model shows no spread" in found.words
 
 
 def test_comparisons_and_classifiers(own_folder):
@@ -117,7 +117,7 @@ def test_only_a_report_is_written_over(own_folder, capsys):
     ("flags", "message"),
     [
         (("nowhere",), "nowhere: no such folder"),
-        ((".",), r"\. is no run: looked in it for opt\.yaml"),
+        ((".",), r"\. is not a run: looked in it for opt\.yaml"),
         ((".", "--samples", "99"), "--samples must be 0 to 24, not 99"),
         ((".", "--imgsz", "1"), "--imgsz 1: the side of an image in pixels"),
         ((".", "--evaluate", "--no-evaluate"), "cannot be used together"),
@@ -133,7 +133,7 @@ def test_what_was_asked_for_and_cannot_be_is_refused(refused, own_folder):
     run = write_training(own_folder / "exp")
     assert "there is no weights/best.pt" in refused("report", run, "--evaluate")
     (run / "results.csv").write_bytes(b"\xff\xfe")
-    assert "results.csv is no text in UTF-8" in refused("report", run)
+    assert "results.csv is not UTF-8 text" in refused("report", run)
     (run / "results.csv").unlink()
     (run / "weights").mkdir()
     (run / "weights/best.pt").write_bytes(b"PK\x03\x04torn")
@@ -151,7 +151,7 @@ def test_a_real_training(trained, tmp_path):
     found = page_of(tmp_path / "page.html")
     with (run / "results.csv").open() as stream:
         rows = [[cell.strip() for cell in line] for line in csv.reader(stream)]
-    caption = next(name for name in found.tables if "results.csv as it stands" in name)
+    caption = next(name for name in found.tables if "results.csv" in name)
     width = rows[0].index("x/lr2") + 1
     assert found.tables[caption] == [line[:width] for line in rows]
     options = (run / "opt.yaml").read_text()

@@ -38,7 +38,7 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert compared.verdicts[0] == (
         "ema against base, mAP50: +0.0200 (95 % interval -0.0048 to +0.0448, 3 seeds): no difference shown."
     )
-    assert "best epoch of each run's results.csv" in compared.notes[0]
+    assert "best epoch in each run's results.csv" in compared.notes[0]
 
 
 def test_the_order_of_runs_does_not_matter_to_the_pairs(tmp_path):
@@ -55,7 +55,7 @@ def test_several_models_are_corrected_for(tmp_path):
         "mAP50"
     ].mean == pytest.approx(-0.02)
     assert "97.5 % each" in compared.notes[-1]
-    with pytest.raises(UserError, match="--baseline x is none of the models: base, ema, ca"):
+    with pytest.raises(UserError, match="--baseline x is not one of the models: base, ema, ca"):
         of_runs(runs, {}, baseline="x")
 
 
@@ -69,7 +69,7 @@ def test_one_run_each_shows_no_spread(tmp_path):
     assert found.mean == pytest.approx(0.1) and (found.low, found.high) == (None, None)
     assert (
         "no interval and no verdict" in compared.verdicts[0]
-        and "One seed each shows no spread" in compared.notes[1]
+        and "One seed per model shows no spread" in compared.notes[1]
     )
     assert of_runs(runs[:1], {}) is None
 
@@ -82,17 +82,14 @@ def test_seeds_that_pair_with_nothing(tmp_path):
     name_apart(twice)
     compared = of_runs(twice, {})
     assert compared.rows[1].differences["mAP50"] is None and not compared.has_pairs
-    assert "which pairs with which is not known" in compared.notes[1]
+    assert "it is not known which runs form pairs" in compared.notes[1]
     unknown = [
         read_source(write_training(tmp_path / name, figures=(value,), cfg=f"{cfg}.yaml"))
         for name, cfg, value in (("d", "base", 0.5), ("e", "base", 0.6), ("f", "ema", 0.7))
     ]
     name_apart(unknown)
     compared = of_runs(unknown, {})
-    assert (
-        not compared.has_pairs
-        and "Nothing says with which seed these were trained: d, e, f" in compared.notes[1]
-    )
+    assert not compared.has_pairs and "The seed of these runs is not known: d, e, f" in compared.notes[1]
     # the mean of 0.5 and 0.6 and its t interval: 12.7062 * 0.0707107 / sqrt(2)
     found = compared.rows[0].summaries["mAP50"]
     assert (found.low, found.high) == (

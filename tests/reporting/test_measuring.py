@@ -73,7 +73,7 @@ def test_kept_until_something_changes(evaluated, tmp_path):
     os.utime(tmp_path / "weights/best.pt", (1, 1))
     assert kept(tmp_path, "val") is None
     kept_file(tmp_path, "val").write_text("{")
-    with pytest.raises(UserError, match=r"report-val\.json is no JSON, or cut off"):
+    with pytest.raises(UserError, match=r"report-val\.json is not JSON, or is cut off"):
         kept(tmp_path, "val", evaluated.settings)
 
 
@@ -93,7 +93,7 @@ def test_a_relative_data_set_is_looked_for_above_the_run(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     assert data_of({"data": "my.yaml"}, folder) == tmp_path / "my.yaml"
-    with pytest.raises(UserError, match=r"the data set gone\.yaml is not there"):
+    with pytest.raises(UserError, match=r"the data set gone\.yaml does not exist; name it with --data"):
         data_of({"data": "gone.yaml"}, folder)
     with pytest.raises(UserError, match="names no data YAML"):
         data_of({}, folder)

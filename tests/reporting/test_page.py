@@ -57,7 +57,7 @@ def test_one_training(tmp_path):
     assert_whole(found)
     with (folder / "results.csv").open() as stream:
         own = [[cell.strip() for cell in line] for line in csv.reader(stream)]
-    caption = next(name for name in found.tables if "results.csv as it stands" in name)
+    caption = next(name for name in found.tables if "results.csv" in name)
     assert found.tables[caption] == own and "epoch 1, marked, was the best" in caption
     assert found.tables["exp, best.pt on val: 24 images, 30 objects"] == [
         ["class", "objects", "P", "R", "AP50", "AP"],
@@ -95,7 +95,7 @@ def test_several_runs(tmp_path):
     ]
     found = rendered(*folders)
     assert_whole(found)
-    lines = found.tables["The trainings (detection); epochs as results.csv counts them"]
+    lines = found.tables["The trainings (detection); epochs are counted as in results.csv"]
     assert lines[0] == ["run", "model", "seed", "epochs", "best epoch", "mAP50", "mAP50-95"]
     assert lines[5] == ["ema/seed1", "ema", "1", "2", "1", "0.55", "0.275"]
     assert found.tables["Figures of each model over its seeds"][2][:4] == [
@@ -113,16 +113,17 @@ def test_runs_that_were_not_evaluated_alike(tmp_path):
     other.settings["imgsz"] = 96
     found = rendered(*folders, measured={"a": one, "b": other})
     assert_whole(found)
-    assert "at 64, 96 pixels" in found.words and "These runs were not evaluated alike (imgsz)" in found.words
+    assert "at 64, 96 pixels" in found.words and "The evaluations of these runs differ (imgsz)" in found.words
     assert found.tables["Average precision by class, best.pt of each run on val"][1:] == [
         ["car", "10", "0.5000", "0.2500", "0.5000", "0.2500"],
         ["bus", "-", "-", "-", "0.5500", "0.2500"],
     ]
-    assert "best epoch of each run's results.csv" in found.words  # so that these are compared
+    assert "best epoch in each run's results.csv" in found.words  # so that these are compared
     other.settings["imgsz"] = 64
     found = rendered(*folders, measured={"a": one, "b": other})
     assert (
-        "evaluated for this page on the val split" in found.words and "not evaluated alike" not in found.words
+        "evaluated for this page on the val split" in found.words
+        and "The evaluations of these runs differ" not in found.words
     )
 
 
@@ -172,7 +173,7 @@ def test_many_classes_are_listed_by_their_confusions(tmp_path):
     found = rendered(write_classification(tmp_path / "exp", names=names))
     caption = "exp: the 20 most frequent confusions of 100 classes"
     assert found.tables[caption][:2] == [
-        ["true class", "taken for", "times", "share of the class"],
+        ["true class", "predicted class", "times", "share of the class"],
         ["class 0", "class 99", "3", "0.300"],
     ]
     assert len(found.tables[caption]) == 21 and len(found.tables["Top-1 accuracy by class, best.pt"]) == 101
@@ -216,11 +217,11 @@ def test_a_run_with_nan_and_one_that_was_killed(tmp_path):
     (killed / "results.csv").unlink()
     found = rendered(broken, killed)
     assert_whole(found)
-    assert "broken: The training diverged: its loss is no number from epoch 1 on." in found.words
+    assert "broken: The training diverged: its loss is not a number from epoch 1 on." in found.words
     assert "killed: There is no results.csv: no epoch was finished." in found.words
     caption = next(name for name in found.tables if name.startswith("broken: results.csv"))
     assert found.tables[caption][2][6:8] == ["nan", "nan"] and 'data-value="nan"' not in found.html
-    lines = found.tables["The trainings (detection); epochs as results.csv counts them"]
+    lines = found.tables["The trainings (detection); epochs are counted as in results.csv"]
     assert lines[2] == ["killed", "yolov5n-ema", "-", "0", "-", "-", "-"]
 
 

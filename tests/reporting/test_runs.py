@@ -19,7 +19,7 @@ def test_a_training(tmp_path):
     assert run.epochs.texts("mAP50") == ["0.1", "0.5", "0.4"]
     assert run.options["neptune_token"] == "(not shown)"
     assert run.notes == [
-        "There is no weights/best.pt: the training was ended before it, or the file was moved."
+        "There is no weights/best.pt: the training ended before it was saved, or the file was moved."
     ]
 
 
@@ -52,7 +52,7 @@ def test_a_run_that_was_killed_says_so(tmp_path):
     (folder / "results.csv").write_text(text + "          3,    0.1")
     notes = " ".join(read_source(folder).notes)
     assert "no weights/best.pt" in notes and "3 of 9 epochs" in notes
-    assert "last line of results.csv is cut off" in notes and "no number from epoch 2 on" in notes
+    assert "last line of results.csv is cut off" in notes and "not a number from epoch 2 on" in notes
     (folder / "results.csv").unlink()
     assert "There is no results.csv: no epoch was finished." in read_source(folder).notes
 
@@ -62,10 +62,7 @@ def test_a_classification(tmp_path):
     assert (run.task, run.model, run.seed) == (CLASSIFY, "resnet50 + EMA", 0)
     assert run.metrics["top1"] == 0.75
     (tmp_path / "exp/metrics.json").unlink()
-    assert (
-        "There is no metrics.json: the training has not come to its end."
-        in read_source(tmp_path / "exp").notes
-    )
+    assert "There is no metrics.json: the training is not finished." in read_source(tmp_path / "exp").notes
 
 
 def test_folders_of_evaluate_and_val(tmp_path):
@@ -85,13 +82,13 @@ def test_folders_of_evaluate_and_val(tmp_path):
 def test_what_is_no_run_is_told_what_was_looked_for(tmp_path):
     write_training(tmp_path / "train/exp")
     with pytest.raises(
-        UserError, match=r"is no run: looked in it for opt.yaml .* It holds runs: name them .*exp"
+        UserError, match=r"is not a run: looked in it for opt.yaml .* It holds runs: name them .*exp"
     ):
         read_source(tmp_path / "train")
     with pytest.raises(UserError, match="no such folder"):
         read_source(tmp_path / "nowhere")
     (tmp_path / "file.txt").write_text("")
-    with pytest.raises(UserError, match="is no folder of a run"):
+    with pytest.raises(UserError, match="is neither the folder of a run"):
         read_source(tmp_path / "file.txt")
     begun = tmp_path / "begun"
     begun.mkdir()
@@ -109,7 +106,7 @@ def test_what_is_no_run_is_told_what_was_looked_for(tmp_path):
         ("hyp.yaml", b"- 1\n", r"hyp\.yaml must hold settings"),
         ("weights/best.pt", b"PK\x03\x04 torn", r"best\.pt"),
         ("weights/best.pt", b"", r"best\.pt"),
-        ("comparison.json", b'{"models": {"a"', r"comparison\.json is no JSON, or cut off: line 1"),
+        ("comparison.json", b'{"models": {"a"', r"comparison\.json is not JSON, or is cut off: line 1"),
         ("comparison.json", b"{}", r"comparison\.json is no comparison\.json of this version"),
         ("evaluation.json", b"[1]", r"evaluation\.json is no evaluation\.json"),
     ],
@@ -134,7 +131,7 @@ def test_damaged_metrics_are_named(tmp_path, content):
 
 def test_runs_of_other_packages_are_refused(tmp_path):
     (tmp_path / "args.yaml").write_text("task: detect\nmodel: yolov8n.pt\n")
-    with pytest.raises(UserError, match="is not of 'yolov5-ema classify train'"):
+    with pytest.raises(UserError, match="is not from 'yolov5-ema classify train'"):
         read_source(tmp_path)
 
 

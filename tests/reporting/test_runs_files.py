@@ -73,7 +73,7 @@ def test_a_link_inside_the_run_is_a_file_of_it(folder):
 def test_what_is_no_file_is_not_waited_for(folder, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(UserError, match=f"{name} is no file"):
+    with pytest.raises(UserError, match=f"{name} is not a file"):
         read_source(folder)
 
 
@@ -81,11 +81,11 @@ def test_sizes_are_bounded(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
     monkeypatch.setattr(reading, "_MOST_JSON", 2**20)
     file.write_text('"' + "a" * 2**20 + '"')
-    with pytest.raises(UserError, match="larger than 1 MiB: no file of a run"):
+    with pytest.raises(UserError, match="larger than 1 MiB: not a file of a run"):
         reading.json_of(file)
     for text, message in (
         ("1" * 400, "of 400 digits"),
-        ("NaN", "no number of JSON's"),
+        ("NaN", "not a JSON number"),
         ("[" * 10**5, "too deeply"),
     ):
         file.write_text(text)

@@ -1,4 +1,4 @@
-"""Charts of the page: drawn by matplotlib, as SVG inside the HTML, in the colours of the page."""
+"""Charts of the page: matplotlib draws them as SVG inside the HTML, in the colours of the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# told apart by people who see no red or no green, and dark or bright enough on white and on black (3:1 at least)
+# Distinct for people with red-green colour blindness, with a contrast of at least 3:1 on white and on black.
 COLOURS = (
     "#1f77b4",
     "#d1560f",
@@ -30,15 +30,16 @@ COLOURS = (
 )
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
-# stand for the page's own colours, which change in the dark and in print
+# Placeholders for the page's own colours, which differ in dark mode and in print.
 _INK, _GRID = "#010203", "#040506"
-_MOST_DRAWN = 1e30  # an axis of more has no ticks
+# matplotlib draws no ticks on an axis with larger values.
+_MOST_DRAWN = 1e30
 _INCHES, _SMALL_INCHES = (4.1, 2.6), (3.1, 2.2)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart; ``y`` may hold NaN, where it has a gap. ``colour`` and ``dash`` count from 0."""
+    """A line of a chart. NaN in ``y`` leaves a gap. ``colour`` and ``dash`` are counted from 0."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -57,16 +58,16 @@ def line_chart(
     whole_x: bool = False,
     is_small: bool = False,
 ) -> str:
-    """A chart as an ``<svg>`` element, without any text of the user's: titles and legends are the page's.
+    """A chart as an ``<svg>`` element. It holds no text of the user's: titles and legends belong to the page.
 
     Args:
-        lines: what is drawn.
-        key: letters and digits that no other chart of the page has.
+        lines: the lines to draw.
+        key: letters and digits, unique among the charts of the page.
         x_label: name of the x axis.
         y_label: name of the y axis.
-        unit_square: both axes from 0 to 1.
-        whole_x: ticks at whole numbers only.
-        is_small: for four beside each other, not three.
+        unit_square: whether both axes run from 0 to 1.
+        whole_x: whether x ticks are only at whole numbers.
+        is_small: whether the chart is sized for four in a row instead of three.
     """
     with style.context("default"), matplotlib.rc_context(_settings()):
         figure = Figure(figsize=_SMALL_INCHES if is_small else _INCHES, layout="constrained")
@@ -80,7 +81,8 @@ def line_chart(
         panel.margins(x=0.02)
         if whole_x:
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            if panel.dataLim.width < 1:  # one point alone would have ticks between whole numbers
+            # a single point would have ticks between whole numbers
+            if panel.dataLim.width < 1:
                 panel.set_xlim(panel.dataLim.x0 - 1, panel.dataLim.x0 + 1)
         if unit_square:
             panel.set(xlim=(0, 1.005), ylim=(0, 1.01))
@@ -91,7 +93,8 @@ def line_chart(
 
 def _draw(panel: Any, line: Line) -> None:
     y = [value if abs(value) < _MOST_DRAWN else math.nan for value in line.y]
-    few = sum(map(math.isfinite, y)) <= 2  # a line of one point cannot be seen
+    # a line of one point cannot be seen
+    few = sum(map(math.isfinite, y)) <= 2
     panel.plot(
         line.x,
         y,
@@ -123,7 +126,7 @@ def _settings() -> dict[Any, Any]:
 
 
 def _inline(svg: str, key: str) -> str:
-    """Without the XML head, in the page's colours and font, with ids that no other chart has."""
+    """The SVG without its XML header, with the page's colours and font, and with unique ids."""
     svg = svg[svg.index("<svg") :]
     for part in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"(?<=<g) id=\"[^\"]*\""):
         svg = re.sub(part, "", svg, flags=re.DOTALL)

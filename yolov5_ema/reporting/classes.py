@@ -1,4 +1,4 @@
-"""The sections on what best.pt finds: by class, precision over recall, confusions, sample images."""
+"""The sections on what best.pt finds: figures by class, precision over recall, confusions, sample images."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from yolov5_ema.reporting.runs import Run
 from yolov5_ema.reporting.tables import Cell, Table, count, number, text
 
 MOST_PICTURES = 36
-"""Sample pictures in one page, each of `pictures.MOST_BYTES` at most."""
+"""The most sample pictures in one page; each has at most `pictures.MOST_BYTES` bytes."""
 
 _MOST_NAMED = 20
-"""Classes with a line, a row and a column of their own; of more, the table by class alone is complete."""
+"""The most classes with their own line, row and column. With more classes, only the table by class is complete."""
 _MOST_CONFUSIONS = 20
 
 
 def classes(material: Material) -> list[Part]:
-    """Figures by class, and what was not measured."""
+    """Figures by class, and the reasons for what was not measured."""
     parts: list[Part] = []
     measured = {
         run.name: material.measured[run.name] for run in material.runs if run.name in material.measured
@@ -56,7 +56,7 @@ def classes(material: Material) -> list[Part]:
 
 
 def _rules(measured: Sequence[Measured]) -> list[Part]:
-    """By which rules and at what size, and whether that was the same for all."""
+    """The rules and the image size of the evaluations, and whether they were the same for all runs."""
 
     def kinds(name: str) -> list[str]:
         return sorted({str(found.settings.get(name)) for found in measured})
@@ -69,7 +69,7 @@ def _rules(measured: Sequence[Measured]) -> list[Part]:
     )
     differing = [name for name in ("data", "split", "imgsz", "rules") if len(kinds(name)) > 1]
     warning = (
-        f"These runs were not evaluated alike ({', '.join(differing)}): their figures cannot be compared."
+        f"The evaluations of these runs differ ({', '.join(differing)}): their figures cannot be compared."
     )
     return [paragraph(words, is_soft=True), *lines_part("warnings", [warning] if differing else [])]
 
@@ -98,7 +98,8 @@ def _class_tables(measured: Mapping[str, Measured]) -> Table:
     rows = []
     for name in names:
         labels = {m.per_class.get(name, {}).get("labels", 0) for m in measured.values()}
-        row = [text(name), count(labels.pop() if len(labels) == 1 else None)]  # of one set, or of several
+        # The number of labels is shown only if all runs have the same.
+        row = [text(name), count(labels.pop() if len(labels) == 1 else None)]
         for found in measured.values():
             row += [number(found.per_class.get(name, {}).get(key)) for key in ("AP50", "AP")]
         rows.append(row)
@@ -125,7 +126,7 @@ def _top1_table(runs: Sequence[Run]) -> Table:
 
 
 def pr_curves(material: Material) -> list[Part]:
-    """Precision over recall at IoU 0.5, a chart a run."""
+    """Precision over recall at IoU 0.5, with one chart for each run."""
     if not material.measured:
         return []
     classes = list(dict.fromkeys(name for found in material.measured.values() for name in found.names))
@@ -181,16 +182,16 @@ def _recalls(curve: Sequence[float]) -> list[float]:
 
 
 def confusion(material: Material) -> list[Part]:
-    """What is taken for what."""
+    """Which classes are confused with which."""
     tables = []
     parts: list[Part] = []
     for name, found in material.measured.items():
         tables.append(_confusions(name, [*found.names, "background"], found.confusion))
     if tables:
         words = (
-            f"Detections with a confidence above {CONFIDENCE:g} that overlap an object by more than 0.45. In the "
-            "column background stand objects that were not found, in the row background detections of nothing. Shades "
-            "are shares of the row."
+            f"Detections with a confidence above {CONFIDENCE:g} that overlap an object with an IoU above 0.45. The "
+            "column background counts objects that were not found, the row background counts detections without an "
+            "object. The shade of a cell is its share of the row."
         )
         parts.append(paragraph(words, is_soft=True))
     for run in material.runs:
@@ -201,7 +202,7 @@ def confusion(material: Material) -> list[Part]:
 
 
 def _confusions(name: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
-    """A matrix of few classes; of many, the pairs that are mixed up most."""
+    """The confusion matrix for few classes; for many, the pairs that are confused most often."""
     if len(names) <= _MOST_NAMED + 1:
         return _matrix(name, names, counts)
     size = range(len(names))
@@ -211,7 +212,9 @@ def _confusions(name: str, names: Sequence[str], counts: Sequence[Sequence[int]]
         share = number(times / sum(counts[row]), "{:.3f}")
         rows.append([text(names[row]), text(names[at], "text"), count(times), share])
     caption = f"{name}: the {len(rows)} most frequent confusions of {len(names)} classes"
-    return Table(caption, ["true class", "taken for", "times", "share of the class"], rows, is_sortable=True)
+    return Table(
+        caption, ["true class", "predicted class", "times", "share of the class"], rows, is_sortable=True
+    )
 
 
 def _matrix(name: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
@@ -229,7 +232,7 @@ def _matrix(name: str, names: Sequence[str], counts: Sequence[Sequence[int]]) ->
 
 
 def samples(material: Material) -> list[Part]:
-    """Images with their true boxes and what was detected."""
+    """Sample images with their true boxes and their detections."""
     runs = {run.name: run for run in material.runs}
     shown: list[Mapping[str, str]] = []
     classes: list[str] = []
@@ -247,8 +250,8 @@ def samples(material: Material) -> list[Part]:
         legend_item(name, pictures.colour_of(at), None) for at, name in enumerate(classes[: len(COLOURS)])
     ]
     note = (
-        "Images evenly spaced through the split, among those that hold objects; nobody chose them. White dashes: true "
-        f"boxes. Colours: detections with a confidence of {CONFIDENCE:g} and more."
+        "Images evenly spaced through the split, among those with objects; they were not selected by hand. White "
+        f"dashes: true boxes. Colours: detections with a confidence of {CONFIDENCE:g} or more."
     )
     return [
         paragraph(note, is_soft=True),

@@ -1,4 +1,4 @@
-"""Several trainings side by side: by model over seeds, with intervals where there are seeds to make them of."""
+"""Several trainings side by side, grouped by model, with intervals over seeds if there are several seeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Comparison, Run
 CONFIDENCE = 0.95
 METRICS = {DETECT: ("mAP50", "mAP50-95"), CLASSIFY: ("top-1", "top-5")}
 
-# differ between any two trainings, or say where, not how
+# Options that differ between any two trainings, or that say where a training ran and not how.
 _NO_RECIPE = {
     *("name", "project", "save_dir", "exist_ok", "resume", "device", "workers", "local_rank", "seed", "cfg"),
     *("entity", "upload_dataset", "bbox_interval", "artifact_alias", "cache", "bucket", "model", "block"),
@@ -34,7 +34,7 @@ _NO_RECIPE = {
 
 @dataclass(frozen=True)
 class Row:
-    """A model's line in a comparison; by metric what was found, None where figures are missing."""
+    """A model's row in a comparison: for each metric its results, or None if figures are missing."""
 
     model: str
     is_baseline: bool
@@ -48,15 +48,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Compared:
-    """Models compared.
+    """A comparison of models.
 
     Attributes:
-        title: what of.
-        metrics: their names, in the order of the columns.
-        rows: the baseline's first.
-        level: confidence of each interval of a difference.
-        notes: where the figures are from, and how far they reach.
-        has_pairs: whether differences could be formed at all.
+        title: the title of the comparison.
+        metrics: names of the metrics, in the order of the columns.
+        rows: one row for each model, the baseline first.
+        level: confidence level of the intervals of differences, 0 to 1.
+        notes: where the figures come from, and what they can show.
+        has_pairs: whether there are pairs of runs, so that differences could be computed.
     """
 
     title: str
@@ -69,7 +69,7 @@ class Compared:
 
     @property
     def verdicts(self) -> list[str]:
-        """A sentence for each model but the baseline, and each metric."""
+        """One sentence for each metric of each model, except the baseline."""
         baseline = self.rows[0].model
         return [
             f"{row.model} against {baseline}, {metric}: {_sentence(row.differences.get(metric))}"
@@ -91,7 +91,7 @@ def _sentence(difference: Difference | None) -> str:
 
 
 def of_comparison(comparison: Comparison) -> Compared:
-    """The figures that stand in a ``comparison.json``, not computed anew."""
+    """The figures of a ``comparison.json``, without computing them again."""
     content = comparison.content
     names = {"map50": "mAP50", "map50_95": "mAP50-95"}
     baseline = content["baseline"]
@@ -123,7 +123,7 @@ def of_comparison(comparison: Comparison) -> Compared:
 
 
 def _taken(kind: Any, entry: Mapping[str, Any]) -> Any:
-    """A dataclass from its own fields in a JSON object."""
+    """Create a dataclass from the fields of the same names in a JSON object."""
     return kind(**{name: entry[name] for name in kind.__dataclass_fields__})
 
 
@@ -136,22 +136,22 @@ def of_runs(
     """Compare trainings of one task, grouped by model and paired by seed.
 
     Args:
-        runs: all of one task.
-        measured: evaluations by the runs' names.
-        baseline: the model that the others are compared with; None: that of the first run.
+        runs: the trainings, all of one task.
+        measured: the evaluations, by the names of the runs.
+        baseline: the model that the others are compared with; None: the model of the first run.
 
     Returns:
-        None for fewer than two trainings.
+        The comparison, or None for fewer than two trainings.
 
     Raises:
-        UserError: no run is of that baseline.
+        UserError: no run has the baseline's model.
     """
     if len(runs) < 2:
         return None
     groups = grouped(runs)
     first = baseline or next(iter(groups))
     if first not in groups:
-        raise UserError(f"--baseline {first} is none of the models: {', '.join(groups)}")
+        raise UserError(f"--baseline {first} is not one of the models: {', '.join(groups)}")
     metrics = METRICS[runs[0].task]
     figures, origin = _figures(runs, measured)
     repeated = [name for name, members in groups.items() if _has_twice([run.seed for run in members])]
@@ -185,7 +185,7 @@ def of_runs(
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by their model; two models of one name and other rows are told apart by their first run's name."""
+    """Runs by their model. Models with the same name but different rows get the name of their first run added."""
     known: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         cfg = run.cfg or {}
@@ -200,7 +200,7 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def recipe_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Settings that differ between trainings, beside model and seed: by name the value in each run, "-" for none."""
+    """Settings other than model and seed that differ between trainings: the value for each run, or "-" for none."""
     found = {}
     for kind in ("options", "hyp"):
         held = [getattr(run, kind) for run in runs]
@@ -214,13 +214,13 @@ def recipe_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
 def _figures(
     runs: Sequence[Run], measured: Mapping[str, Measured]
 ) -> tuple[dict[str, dict[str, float | None]], str]:
-    """By metric and run the figures to compare, all from one origin; and a sentence that says which."""
+    """The figures to compare, by metric and run, all from the same source; and a sentence that names the source."""
     metrics = METRICS[runs[0].task]
     found: dict[str, dict[str, float | None]] = {}
     if runs[0].task == CLASSIFY and all(run.metrics for run in runs):
         for metric, key in zip(metrics, ("top1", "top5")):
             found[metric] = {run.name: float(run.metrics[key]) for run in runs}
-        return found, "Figures: best.pt of each run, as its metrics.json has them."
+        return found, "Figures: best.pt of each run, from its metrics.json."
     known = [measured[run.name] for run in runs if run.name in measured]
     alike = {json.dumps([m.settings.get(k) for k in ("data", "split", "imgsz", "rules")]) for m in known}
     if len(known) == len(runs) and len(alike) == 1:
@@ -233,7 +233,7 @@ def _figures(
     for metric in metrics:
         found[metric] = {run.name: _best_epoch(run, metric) for run in runs}
     return found, (
-        "Figures: the best epoch of each run's results.csv. It was chosen on the split that they are from: "
+        "Figures: the best epoch in each run's results.csv. It was chosen on the same split as the figures: "
         "they are optimistic."
     )
 
@@ -246,7 +246,7 @@ def _best_epoch(run: Run, metric: str) -> float | None:
 
 
 def _by_seed(runs: Sequence[Run], figures: Mapping[str, float | None], is_single: bool) -> dict[int, float]:
-    """Figures by seed; of one run each, seeds do not matter: there is a difference, and no interval."""
+    """Figures by seed. If each model has one run, the seeds are ignored: there is a difference but no interval."""
     found = {}
     for run in runs:
         value, seed = figures[run.name], 0 if is_single else run.seed
@@ -264,19 +264,19 @@ def _notes(rows: Sequence[Row], repeated: Sequence[str], unknown: Sequence[str],
     notes = []
     if repeated:
         notes.append(
-            f"Runs of one model with one seed ({', '.join(repeated)}): which pairs with which is not known, so "
-            "there are no differences. One training repeated is no second seed."
+            f"Several runs of a model have the same seed ({', '.join(repeated)}): it is not known which runs form "
+            "pairs, so there are no differences. Repeating a training is not a second seed."
         )
     if unknown:
         notes.append(
-            f"Nothing says with which seed these were trained: {', '.join(unknown)}. Differences are not paired, "
-            "so there are none; the intervals are those of each model's mean."
+            f"The seed of these runs is not known: {', '.join(unknown)}. Without pairs of seeds there are no "
+            "differences; the intervals are those of each model's mean."
         )
     differences = [found for row in rows[1:] for found in row.differences.values() if found is not None]
     if differences and all(found.verdict == NO_INTERVAL for found in differences):
         notes.append(
-            "One seed each shows no spread: the same model trained with another seed often differs by more. There is "
-            "no interval and no verdict."
+            "One seed per model shows no spread: the same model trained with another seed often differs by more. There "
+            "is no interval and no verdict."
         )
     elif differences:
         correction = (
@@ -285,7 +285,7 @@ def _notes(rows: Sequence[Row], repeated: Sequence[str], unknown: Sequence[str],
             else ""
         )
         notes.append(
-            f"Differences are paired by seed; intervals are t intervals over seeds{correction}. They tell what other "
-            "seeds would give with this data and recipe, not what other images would."
+            f"Differences are paired by seed; intervals are t intervals over seeds{correction}. They show what other "
+            "seeds would give with this data and recipe, not what other images would give."
         )
     return notes

@@ -1,4 +1,4 @@
-"""What a trained model is made of and what it costs: rows, parameters, GFLOPs."""
+"""The rows, parameters and GFLOPs of a trained model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from yolov5_ema.reporting.runs import CLASSIFY, Run
 from yolov5_ema.texts import first_line
 
 _LARGEST_SIDE = 10_000
-"""Pixels; a file that says more is not followed."""
+"""In pixels. A larger image size in a file is ignored."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a model YAML; counts are None where the model could not be built here."""
+    """One row of a model YAML. Counts are None if the model could not be built here."""
 
     index: int
     source: str
@@ -41,11 +41,11 @@ class Cost:
     """What one model costs.
 
     Attributes:
-        parameters: of the model as it is trained; None if nothing tells.
+        parameters: number of parameters in training, not fused; None if not known.
         gflops: for one image of ``imgsz`` pixels, a multiply-add counted as two; None if not counted.
-        imgsz: side in pixels at which they were counted.
-        rows: of the model YAML; empty for a classifier.
-        reason: why something was not counted; "" if all was.
+        imgsz: side of the image in pixels.
+        rows: rows of the model YAML; empty for a classifier.
+        reason: why something was not counted; "" if everything was.
     """
 
     parameters: int | None = None
@@ -56,12 +56,12 @@ class Cost:
 
     @property
     def blocks(self) -> list[str]:
-        """Names of the attention blocks in it, each once."""
+        """Names of the attention blocks in the model, each once."""
         return list(dict.fromkeys(row.module for row in self.rows if row.is_block))
 
 
 def costs_of(runs: Sequence[Run]) -> dict[str, Cost]:
-    """The cost of each run's model by the run's name; equal models are counted once."""
+    """The cost of each run's model, by the name of the run. Equal models are counted only once."""
     known: dict[str, Cost] = {}
     found = {}
     for run in runs:
@@ -107,21 +107,22 @@ def _detector_cost(run: Run) -> Cost:
         )
         for row in found.rows
     ]
-    # best.pt is stripped, not fused: its parameters are the trained model's own
+    # best.pt is stripped but not fused, so it has the parameters of the trained model.
     return Cost(known or found.parameters, found.gflops, found.imgsz, rows)
 
 
 def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
-    """`engine.model_info` of a model dict.
+    """The `engine.model_info` of a model dict.
 
     Raises:
-        UserError: no YOLOv5 is here, or the model cannot be built, for lack of a plug-in's block, say.
+        UserError: no YOLOv5 was found, or the model cannot be built, for example because a plugin's block is missing.
     """
     from yolov5_ema.cfgs.rows import with_options_by_name
     from yolov5_ema.engine.model_info import model_info
 
     cfg = copy.deepcopy(dict(cfg))
-    with_options_by_name(cfg)  # a number meant what its order says when the run was trained
+    # When the run was trained, options without a name were given by position.
+    with_options_by_name(cfg)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.yaml"
         try:
@@ -129,12 +130,13 @@ def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
             return model_info(file, imgsz=imgsz)
         except UserError as error:
             raise UserError(str(error).replace(str(file), "its model YAML")) from error
-        except Exception as error:  # whatever a model of somebody's raises while it is built
+        # building a user's model can raise anything
+        except Exception as error:
             raise UserError(f"its model cannot be built here: {first_line(error)}") from error
 
 
 def _plain_rows(cfg: Mapping[str, Any]) -> list[Row]:
-    """Rows as they are written, where nothing could be counted."""
+    """The rows as they are in the YAML, without counts."""
     rows: list[Row] = []
     for row in [*(cfg.get("backbone") or []), *(cfg.get("head") or [])]:
         source, repeats, module, args = (*row, *[""] * 4)[:4] if isinstance(row, list) else (row, 1, "", "")
@@ -158,7 +160,8 @@ def _classifier_cost(run: Run) -> Cost:
         return Cost(known, reason="there is no best.pt to build the model from")
     try:
         parameters, gflops, imgsz = _counted_classifier(run.weights)
-    except Exception as error:  # as above
+    # building a user's model can raise anything
+    except Exception as error:
         return Cost(known, reason=first_line(error))
     return Cost(known or parameters, gflops, imgsz)
 

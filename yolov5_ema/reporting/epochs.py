@@ -1,4 +1,4 @@
-"""``results.csv`` of a training: what stands in it, as it stands there."""
+"""Read the ``results.csv`` of a training, keeping its cells as they are printed there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yolov5_ema.reporting.reading import bytes_of
 _MOST_BYTES = 64 * 2**20
 _MOST_ROWS, _MOST_COLUMNS, _MOST_DIGITS = 100_000, 20_000, 9
 _LAST = "x/lr2"
-# what YOLOv5 calls a column (v6.0 with --mmdet_tags, and segment/train.py, have names of their own), and its short name
+# YOLOv5's name of each column, and its short name here. v6.0 with --mmdet_tags, and segment/train.py, use other names.
 NAMES = {
     "mAP50": ("metrics/mAP_0.5", "val/bbox_mAP_50", "metrics/mAP_0.5(B)"),
     "mAP50-95": ("metrics/mAP_0.5:0.95", "val/bbox_mAP", "metrics/mAP_0.5:0.95(B)"),
@@ -40,10 +40,10 @@ class Epochs:
     """The rows of a ``results.csv``.
 
     Attributes:
-        columns: names in its header, the epoch's first; those of single classes are left out.
-        rows: the cells as they are printed there, without blanks; one row an epoch, in their order.
-        is_cut_off: whether the last line was not written to its end, and left out.
-        again: epochs that stand there more than once, as a resumed training writes them; the last one counts.
+        columns: names in the header, the epoch first; columns of single classes are left out.
+        rows: the cells as they are printed there, without blanks; one row for each epoch, in order.
+        is_cut_off: whether the last line is incomplete; it is left out.
+        again: epochs that occur more than once, as a resumed training writes them; the last row counts.
     """
 
     columns: tuple[str, ...]
@@ -53,20 +53,20 @@ class Epochs:
 
     @property
     def numbers(self) -> list[int]:
-        """The epochs' own numbers, as the file counts them (from 0)."""
+        """The numbers of the epochs, counted as in the file (from 0)."""
         return [int(row[0]) for row in self.rows]
 
     def column(self, name: str) -> int | None:
-        """The place of a figure by its short name (see `NAMES`); None if the file has no such column."""
+        """The index of the column with this short name (see `NAMES`); None if the file has no such column."""
         return next((self.columns.index(own) for own in NAMES[name] if own in self.columns), None)
 
     def texts(self, name: str) -> list[str] | None:
-        """A figure of all epochs as it is printed; None if there is no such column."""
+        """A figure for all epochs, as printed in the file; None if there is no such column."""
         at = self.column(name)
         return None if at is None else [row[at] for row in self.rows]
 
     def values(self, name: str) -> list[float] | None:
-        """The same as numbers, NaN and infinities as they are; NaN where the epoch was not validated."""
+        """A figure for all epochs, as numbers, which may be infinite or NaN. NaN also if an epoch was not validated."""
         texts = self.texts(name)
         if texts is None:
             return None
@@ -75,15 +75,15 @@ class Epochs:
 
     @property
     def is_validated(self) -> list[bool]:
-        """For each epoch whether it was validated: with ``--noval`` YOLOv5 writes 0 for all but the last."""
+        """Whether each epoch was validated: with ``--noval``, YOLOv5 writes 0 for all epochs except the last."""
         losses = [texts for name in _VAL_LOSSES if (texts := self.texts(name)) is not None]
         return [not losses or any(float(texts[at]) for texts in losses) for at in range(len(self.rows))]
 
     @property
     def best(self) -> int | None:
-        """Place of the row by which best.pt was chosen; None where no row has figures.
+        """Index of the row for which best.pt was saved; None if no row has figures.
 
-        YOLOv5 takes the highest 0.1 mAP50 + 0.9 mAP50-95, the first of equal ones; classification the highest top-1.
+        YOLOv5 chooses the highest 0.1 mAP50 + 0.9 mAP50-95, the first of equal ones; classification the highest top-1.
         """
         if not self.rows:
             return None
@@ -99,7 +99,7 @@ class Epochs:
 
     @property
     def diverged_at(self) -> int | None:
-        """The first epoch with a loss of the training that is no number; None if there is none."""
+        """The first epoch with a training loss that is not a number; None if there is none."""
         losses = [
             values for name in NAMES if name.startswith("train") and (values := self.values(name)) is not None
         ]
@@ -112,21 +112,25 @@ class Epochs:
 def read_epochs(file: Path) -> Epochs:
     """Read a ``results.csv`` of YOLOv5 or of ``yolov5-ema classify train``.
 
-    A last line without its end, as a killed training leaves it, is left out.
+    An incomplete last line, which a killed training can leave, is skipped.
 
     Raises:
-        UserError: it cannot be read, is no such table, or a line in it is torn; names the file and the line.
+        UserError: the file cannot be read, is not such a table, or has a damaged line. Names the file and the line.
     """
     lines = _text(file).split("\n")
-    unfinished = lines.pop()  # "" where the last line has its end
+    # "" if the last line is complete
+    unfinished = lines.pop()
     header = list(_cells(lines[0], f"{file}, line 1")) if lines else []
     if len(header) > _MOST_COLUMNS or len(lines) > _MOST_ROWS:
         raise UserError(
-            f"{file} has {len(lines):,} lines of {len(header):,} columns: no results.csv of a training"
+            f"{file} has {len(lines):,} lines of {len(header):,} columns: not a results.csv of a training"
         )
     if header[:1] != ["epoch"]:
-        raise UserError(f"{file} is no results.csv of a training: its first line does not begin with 'epoch'")
-    # behind them the PyPI package writes a column a class, its name as it is: with a comma in it, two
+        raise UserError(
+            f"{file} is not a results.csv of a training: its first line does not begin with 'epoch'"
+        )
+    # After these columns, the PyPI package writes one column for each class, without quoting: a comma in a class name
+    # gives two columns.
     columns = header[: header.index(_LAST) + 1] if _LAST in header else header
     rows: dict[int, tuple[str, ...]] = {}
     again = []
@@ -148,7 +152,7 @@ def _text(file: Path) -> str:
     try:
         return bytes_of(file, _MOST_BYTES).decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no text in UTF-8 (byte {error.start}): it is damaged") from None
+        raise UserError(f"{file} is not UTF-8 text (byte {error.start}): it is damaged") from None
 
 
 def _cells(line: str, where: str) -> tuple[str, ...]:
@@ -160,14 +164,14 @@ def _cells(line: str, where: str) -> tuple[str, ...]:
 
 
 def _checked(cells: tuple[str, ...], columns: int, where: str) -> int:
-    """The epoch of a row whose cells are all numbers."""
+    """The epoch of a row, after checking that all its cells are numbers."""
     if len(cells) != columns:
         raise UserError(f"{where}: {len(cells)} cells instead of {columns}; the file is damaged")
     for cell in cells:
         try:
             float(cell)
         except ValueError:
-            raise UserError(f"{where}: {cell[:40]!r} is no number; the file is damaged") from None
+            raise UserError(f"{where}: {cell[:40]!r} is not a number; the file is damaged") from None
     if not cells[0].isdecimal() or len(cells[0]) > _MOST_DIGITS:
-        raise UserError(f"{where}: {cells[0][:40]!r} is no epoch")
+        raise UserError(f"{where}: {cells[0][:40]!r} is not an epoch")
     return int(cells[0])

@@ -1,4 +1,4 @@
-"""Evaluating a detector for its page: figures by class, curves, confusions, sample images; kept for the next time."""
+"""Evaluate a detector for its page (figures by class, curves, confusions, sample images) and keep the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from yolov5_ema.reporting.reading import bytes_of, file_of, json_of
 from yolov5_ema.reporting.shapes import by_name, checked, maybe, number, one_of, record, several, whole, words
 
 CONFIDENCE = 0.25
-"""Detections below it are not drawn, as YOLOv5's ``detect`` does not show them."""
+"""Detections with a lower confidence are not drawn, as in YOLOv5's ``detect``."""
 
 _VERSION = 2
 _RECALLS = np.linspace(0, 1, 101)
@@ -35,14 +35,14 @@ _MOST_CLASSES = 10_000
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its boxes, drawn.
+    """One image with its boxes drawn.
 
     Attributes:
-        image: its name in the data set.
-        objects: how many it holds.
-        detections: how many were drawn.
-        picture: a small JPEG with the boxes in it, in base64; "" if the image could not be read. The pixels
-            themselves, not where they are: a page made later holds no other picture than the evaluation saw.
+        image: name of the image in the data set.
+        objects: number of objects in it.
+        detections: number of detections that were drawn.
+        picture: a small JPEG with the boxes, in base64; "" if the image could not be read. The pixels are stored, not
+            a path, so that a page made later shows the same picture that was evaluated.
     """
 
     image: str
@@ -53,19 +53,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Measured:
-    """What evaluating one best.pt gave, by the rules of YOLOv5's ``val``.
+    """The evaluation of one best.pt by the rules of YOLOv5's ``val``.
 
     Attributes:
-        names: of the classes.
-        split: of the data set.
-        images: in it.
-        objects: in them.
+        names: names of the classes.
+        split: split of the data set.
+        images: number of images in the split.
+        objects: number of objects in these images.
         metrics: ``P``, ``R``, ``mAP50`` and ``mAP50-95``, 0 to 1.
-        per_class: by name ``P``, ``R``, ``AP50``, ``AP`` and ``labels``.
-        curves: by name the precision at recalls 0, 0.01 … 1, at IoU 0.5.
-        confusion: rows the true class, columns the detected one, the background last; counts.
-        samples: images, evenly spaced among those that hold objects.
-        settings: what it was made from; another evaluation is due when they differ.
+        per_class: for each class name, ``P``, ``R``, ``AP50``, ``AP`` and ``labels``.
+        curves: for each class name, the precision at recalls 0, 0.01 … 1, at IoU 0.5.
+        confusion: counts; rows are true classes, columns are predicted classes, the background is last.
+        samples: sample images, evenly spaced among those with objects.
+        settings: what the evaluation depends on; if this changes, it has to be repeated.
     """
 
     names: list[str]
@@ -83,7 +83,7 @@ class Measured:
 def settings_of(
     weights: Path, data: Path, *, split: str, imgsz: int, samples: int, release: str
 ) -> dict[str, Any]:
-    """What an evaluation depends on: files by their content (data) or by size and time (weights)."""
+    """What an evaluation depends on. Data files are identified by content, weights by size and modification time."""
     status = weights.stat()
     return {
         "version": _VERSION,
@@ -97,7 +97,7 @@ def settings_of(
 
 
 def kept_file(folder: Path, split: str) -> Path:
-    """Where the evaluation of a run on a split is kept."""
+    """The file that keeps the evaluation of a run on a split."""
     return folder / f"report-{split}.json"
 
 
@@ -105,22 +105,23 @@ def kept(folder: Path, split: str, settings: Mapping[str, Any] | None = None) ->
     """An evaluation that an earlier report left in the run's folder.
 
     Args:
-        folder: of the run.
-        split: of the data set.
-        settings: that it must have been made with; None: whichever they were, if best.pt is still the same.
+        folder: the run's folder.
+        split: the split of the data set.
+        settings: the settings it must have been made with; None: any settings, if best.pt is still the same.
 
     Returns:
-        None if there is none that fits.
+        The evaluation, or None if there is none with these settings.
 
     Raises:
-        UserError: the file is damaged, or no such evaluation; names what is wrong in it.
+        UserError: the file is damaged, or is not such an evaluation. Says what is wrong in it.
     """
     file = file_of(folder, kept_file(folder, split).name)
     if file is None:
         return None
     content = json_of(file)
     if isinstance(content, dict) and _version(content) < _VERSION:
-        return None  # of an earlier version, which kept where the pictures are
+        # written by an earlier version, which kept the paths of the pictures
+        return None
     found = _checked(content, split, file)
     if settings is None:
         status = (folder / "weights" / "best.pt").stat()
@@ -161,7 +162,7 @@ _MEASURED = record(
 
 
 def _checked(content: Any, split: str, where: Path) -> Measured:
-    """What a kept file holds, each value of its type, and all for the same classes."""
+    """The content of a kept file, after checking the types of its values and that the classes agree."""
     held = checked(_MEASURED, content, where, "evaluation that a report has kept")
     names, size = held["names"], len(held["names"]) + 1
     if [len(row) for row in held["confusion"]] != [size] * size:
@@ -178,7 +179,7 @@ def _checked(content: Any, split: str, where: Path) -> Measured:
 
 
 def as_json(measured: Measured) -> str:
-    """For `kept_file`."""
+    """The text of the file `kept_file`."""
     return json.dumps(asdict(measured), allow_nan=False) + "\n"
 
 
@@ -192,19 +193,19 @@ def measure(
     pictures_from: Sequence[Path] | None = None,
     files: Mapping[str, Path] | None = None,
 ) -> Measured:
-    """Turn detections of a split into what a page shows.
+    """Compute what a page shows from the detections for a split.
 
     Args:
         dataset: the data set.
-        truths: its labels, for the split that ``settings`` names.
-        predictions: by the images' keys.
-        release: whose rules hold, see `Yolov5Protocol`.
-        settings: see `settings_of`; ``samples`` is how many images to keep.
-        pictures_from: folders that an image must lie in to be shown, see `folders_of`; None: wherever it lies.
-        files: of the images by their keys; None: those of the split.
+        truths: its labels for the split in ``settings``.
+        predictions: the detections, by the keys of the images.
+        release: the YOLOv5 release whose rules are used; see `Yolov5Protocol`.
+        settings: see `settings_of`; ``samples`` is the number of sample images.
+        pictures_from: show only images in these folders, see `folders_of`; None: show images from anywhere.
+        files: the image files, by their keys; None: those of the split.
 
     Raises:
-        UserError: the split holds no object.
+        UserError: the split has no objects.
     """
     protocol = Yolov5Protocol(truths.names, release)
     matrix = ConfusionMatrix(truths.names, CONFIDENCE)
@@ -235,14 +236,14 @@ def measure(
 
 
 def _evenly(names: Sequence[str], count: int) -> list[str]:
-    """So many of them, evenly spaced: nobody chose them for how they look."""
+    """This many of the images, evenly spaced, so that they are not selected by how they look."""
     if len(names) <= count:
         return list(names)
     return [names[math.floor((at + 0.5) * len(names) / count)] for at in range(count)]
 
 
 def folders_of(dataset: Dataset, split: str) -> list[Path]:
-    """Where the images of a split lie by what its data YAML says: its root, the split's folders, those of its lists."""
+    """The folders of a split's images: the root in the data YAML, the split's folders, and the folders of its lists."""
     found = [dataset.root]
     for place in map(dataset.place, dataset.entries(split)):
         found.append(place if place.is_dir() else place.parent)
@@ -250,7 +251,7 @@ def folders_of(dataset: Dataset, split: str) -> list[Path]:
 
 
 def _lies_in(image: Path, folders: Sequence[Path]) -> bool:
-    """Whether an image lies in one of them itself: a link in it, or a line of a list, may lead to any picture."""
+    """Whether the image itself is in one of the folders; a symbolic link or a line of a list may point elsewhere."""
     parents = Path(os.path.realpath(image)).parents
     return any(folder in parents and folder != Path(folder.anchor) for folder in folders)
 
@@ -269,21 +270,21 @@ def _sample(dataset: Dataset, image: Path, truth: Any, found: Predictions) -> Sa
 
 
 def data_of(options: Mapping[str, Any], folder: Path) -> Path:
-    """The data YAML that a training was given.
+    """The data YAML that a training used.
 
     Raises:
-        UserError: it is no longer where it was.
+        UserError: the training's options name no data YAML, or it no longer exists.
     """
     from yolov5_ema.resources import find_shipped
 
     given = options.get("data")
     if not isinstance(given, str) or not given:
         raise UserError("opt.yaml names no data YAML; name one with --data")
-    # a relative path is from where the training was started: often three folders above runs/train/exp
+    # A relative path starts at the folder where the training was started, often three levels above runs/train/exp.
     for place in (Path(given), *(above / given for above in list(folder.resolve().parents)[:3])):
         if is_there(place) and place.is_file():
             return place
     shipped = find_shipped(given)
     if shipped is not None:
         return shipped
-    raise UserError(f"the data set {given[:300]} is not there")
+    raise UserError(f"the data set {given[:300]} does not exist; name it with --data")

@@ -1,4 +1,4 @@
-"""The sections that tell the outcome: in short, and models compared."""
+"""The sections on the results: a summary, and the comparison of models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from yolov5_ema.reporting.tables import NOTHING, Cell, Table, count, number, pri
 
 
 def verdict(material: Material) -> list[Part]:
-    """The outcome in a few lines, figures and warnings."""
+    """The main figures and the warnings."""
     parts: list[Part] = []
     for compared in material.compared:
         parts += lines_part("verdicts", compared.verdicts)
@@ -78,7 +78,7 @@ def _cards(run: Run, material: Material) -> list[Mapping[str, str]]:
 
 
 def _headlines(runs: Sequence[Run], material: Material) -> Table:
-    """A line a run; figures of the best epoch are shown as ``results.csv`` has them."""
+    """One row for each run, with the figures of its best epoch as printed in ``results.csv``."""
     task = runs[0].task
     names = METRICS[task]
     measured = {run.name: material.measured[run.name] for run in runs if run.name in material.measured}
@@ -101,12 +101,15 @@ def _headlines(runs: Sequence[Run], material: Material) -> Table:
             row += [number(found.get(name)) for name in names]
         rows.append(row)
     return Table(
-        f"The trainings ({TASKS[task]}); epochs as results.csv counts them", columns, rows, is_sortable=True
+        f"The trainings ({TASKS[task]}); epochs are counted as in results.csv",
+        columns,
+        rows,
+        is_sortable=True,
     )
 
 
 def protocol_table(found: Evaluated) -> Table:
-    """A row a figure, a column a protocol, each in its own unit, as ``evaluation.json`` has them."""
+    """One row for each figure and one column for each protocol, in the units of ``evaluation.json``."""
     metrics = {
         name: {
             key: value for key, value in content.items() if isinstance(value, (int, float)) or value is None
@@ -124,7 +127,7 @@ def protocol_table(found: Evaluated) -> Table:
 
 
 def comparison(material: Material) -> list[Part]:
-    """Models side by side, with intervals where there are seeds."""
+    """Models side by side, with intervals if there are several seeds."""
     parts: list[Part] = []
     for compared in material.compared:
         parts += [heading(compared.title)] if len(material.compared) > 1 else []
@@ -141,8 +144,8 @@ def comparison(material: Material) -> list[Part]:
 def _differing_sentence(differing: Mapping[str, Sequence[str]]) -> str:
     listed = ", ".join(differing)
     return (
-        f"These trainings differ in more than model and seed: {listed} (see Configuration). What a difference "
-        "comes from cannot be told."
+        f"These trainings differ in more than model and seed: {listed} (see Configuration). The cause of a "
+        "difference cannot be known."
     )
 
 
@@ -178,7 +181,7 @@ def _seeds(row: Row) -> Cell:
 
 
 def _summary_cells(summary: Summary | None, has_differences: bool) -> list[Cell]:
-    """The mean with its spread; the range, or the mean's own interval where there is no difference to look at."""
+    """The mean with its standard deviation, and the range; without differences, the interval of the mean instead."""
     if summary is None:
         return [text(NOTHING)] * 2
     spread = "" if summary.sd is None else f" ± {summary.sd:.4f}"
@@ -196,7 +199,7 @@ def _latency_cells(row: Row) -> list[Cell]:
 
 
 def _intervals(compared: Compared) -> Part:
-    """Differences to the baseline with their intervals, drawn on one scale."""
+    """The differences to the baseline with their intervals, all drawn on the same scale."""
     listed = [
         (row, metric, row.differences.get(metric)) for row in compared.rows[1:] for metric in compared.metrics
     ]

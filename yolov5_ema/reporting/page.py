@@ -1,4 +1,4 @@
-"""The page: its sections, one after another, and the HTML file that they make."""
+"""The page: its sections in order, and the HTML file they form."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from yolov5_ema.reporting.parts import Material, shown
 from yolov5_ema.texts import listed
 
 GENERATOR = "yolov5-ema report"
-"""How a page of ours is known."""
+"""The generator in the page's metadata, which identifies a report."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(material: Material) -> str:
-    """The page as HTML: one file that asks for no other."""
+    """The page as one HTML file that loads no other file."""
     import jinja2
     from markupsafe import Markup
 
@@ -40,7 +40,8 @@ def render(material: Material) -> str:
         css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         sections=sections(material),
     )
-    return html.encode("utf-8", "replace").decode()  # names may hold halves of characters, which no file can
+    # Names may contain lone surrogates, which cannot be written as UTF-8.
+    return html.encode("utf-8", "replace").decode()
 
 
 def _title(material: Material) -> str:
@@ -53,7 +54,7 @@ def _title(material: Material) -> str:
 
 
 def _subtitle(material: Material) -> str:
-    """Of what the first training was, and when and by what the page was made."""
+    """The data set and image size of the trainings, and when and with which version the page was made."""
     made = datetime.datetime.now(datetime.timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
     sentence = f"Made on {made} by yolov5-ema {yolov5_ema.__version__}."
     data = {str(run.options.get("data") or "") for run in material.runs} - {""}
@@ -64,7 +65,7 @@ def _subtitle(material: Material) -> str:
 
 
 def sections(material: Material) -> list[dict[str, Any]]:
-    """The sections that have anything to say, in the order of the page."""
+    """The sections that are not empty, in the order of the page."""
     makers = (
         ("verdict", "In short", outcome.verdict),
         ("comparison", "Comparison", outcome.comparison),

@@ -1,4 +1,4 @@
-"""What a page is made of, and the parts that its sections are put together from."""
+"""The material of a page, and the parts that its sections consist of."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from yolov5_ema.reporting.tables import Table, text
 TASKS = {DETECT: "detection", CLASSIFY: "classification"}
 
 Part = Mapping[str, Any]
-"""What the template writes: its ``kind``, and what that kind needs."""
+"""A part of the page for the template: its ``kind``, and the values that this kind needs."""
 
 
 @dataclass
 class Material:
-    """All that a page is made of.
+    """Everything that a page is made from.
 
     Attributes:
-        sources: what it was asked of.
-        compared: comparisons, those of ``comparison.json`` as well.
-        costs: by the runs' names.
-        measured: by the runs' names.
-        not_measured: why a run has no `measured`, by its name.
-        software: versions of what made the page.
-        machine: that made the page.
-        title: of the page; "" for one made of the runs' names.
+        sources: the folders that the user named.
+        compared: comparisons, including those of ``comparison.json``.
+        costs: costs of the models, by the names of the runs.
+        measured: evaluations, by the names of the runs.
+        not_measured: why a run has no evaluation, by the name of the run.
+        software: versions of the software that made the page.
+        machine: the machine that made the page.
+        title: title of the page; "" for a title made from the names of the runs.
     """
 
     sources: Sequence[Source]
@@ -45,7 +45,7 @@ class Material:
 
     @property
     def runs(self) -> list[Run]:
-        """All trainings, those of comparisons as well."""
+        """All trainings, including those of comparisons."""
         found: list[Run] = []
         for source in self.sources:
             found += source.runs if isinstance(source, Comparison) else []
@@ -82,7 +82,10 @@ def of_task(runs: Sequence[Run], task: str) -> list[Run]:
 
 
 def looks_of(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
-    """A colour a model and a dash a run of it, by the runs' names; a colour a run where there is one model only."""
+    """Colour and dash of each run, by its name.
+
+    Each model has a colour, and each of its runs a dash. If there is only one model, each run has a colour.
+    """
     groups = grouped(runs)
     if len(groups) == 1:
         return {run.name: (at, at // len(COLOURS)) for at, run in enumerate(runs)}
@@ -109,7 +112,8 @@ def legend_item(name: str, colour: str, dash: int | None, is_strong: bool = Fals
 def chart_part(title: str, alt: str, svg: str) -> Mapping[str, Any]:
     from markupsafe import Markup
 
-    return {"title": title, "alt": alt, "svg": Markup(svg)}  # made of numbers alone, see charts.py
+    # safe to mark: the SVG is made only from numbers, see charts.py
+    return {"title": title, "alt": alt, "svg": Markup(svg)}
 
 
 def settings_table(caption: str, held: Mapping[str, Any]) -> Table:

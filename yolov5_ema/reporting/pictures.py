@@ -1,4 +1,4 @@
-"""Pictures inside the page: sample images with their boxes, and what YOLOv5 drew, as JPEGs of bounded size."""
+"""Pictures inside the page: sample images with boxes, and YOLOv5's own plots, as JPEGs of limited size."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.charts import COLOURS
 
 MOST_BYTES = 60_000
-"""Of one picture's JPEG."""
+"""The largest size of one JPEG in bytes."""
 
 _LONG_SIDE = 640
 _SMALLEST_SIDE = 480
-"""Smaller images are enlarged, or boxes around tiny objects would hide them."""
+"""Smaller images are enlarged, because boxes would otherwise hide tiny objects."""
 _LABELLED = 14
-"""More detections than this are drawn without their names."""
+"""With more detections than this, they are drawn without class names."""
 _LONGEST_NAME = 16
 _MOST_FILE, _MOST_PIXELS = 64 * 2**20, 50_000_000
 
@@ -33,16 +33,16 @@ _MOST_FILE, _MOST_PIXELS = 64 * 2**20, 50_000_000
 def draw_sample(
     file: Path, truth: Sequence[Sequence[float]], found: Sequence[Sequence[float]], names: Sequence[str]
 ) -> str:
-    """An image with its true boxes (white, dashed) and its detections (a colour a class), as JPEG in base64.
+    """An image with its true boxes (white, dashed) and its detections (one colour per class), as JPEG in base64.
 
     Args:
         file: the image.
-        truth: a list (class, left, top, width, height) an object, pixels.
-        found: a list (class, left, top, width, height, confidence) a detection, the best first.
-        names: of the classes.
+        truth: for each object a list (class, left, top, width, height), in pixels.
+        found: for each detection a list (class, left, top, width, height, confidence), the best first.
+        names: names of the classes.
 
     Returns:
-        "" if the image cannot be read.
+        The JPEG in base64, or "" if the image cannot be read.
     """
     pixels = read_image(file).pixels
     if pixels is None:
@@ -53,24 +53,25 @@ def draw_sample(
     draw = ImageDraw.Draw(image)
     for entry in truth:
         _dashed(draw, _corners(entry[1:5], scale, margin=2))
-    for entry in reversed(found):  # the best on top
+    # the best is drawn last, on top
+    for entry in reversed(found):
         _detection(draw, entry, scale, names, labelled=len(found) <= _LABELLED)
     return as_jpeg(image)
 
 
 def uri_of(picture: str) -> str:
-    """A JPEG in base64 as the page takes it."""
+    """A JPEG in base64 as a URL for the page."""
     return f"data:image/jpeg;base64,{picture}"
 
 
 def checked_picture(value: Any, where: str) -> str:
-    """A picture that `draw_sample` has drawn, read again from a file; it is decoded to see that it is one.
+    """A picture drawn by `draw_sample` and read from a file, after decoding it as a check.
 
     Raises:
-        UserError: it is no small JPEG.
+        UserError: it is not a small JPEG.
     """
     if value != "" and not _is_small_jpeg(value):
-        raise UserError(f"{where} is no picture that a report has kept")
+        raise UserError(f"{where} is not a picture that a report has kept")
     return str(value)
 
 
@@ -91,12 +92,12 @@ def _is_small_jpeg(value: Any) -> bool:
 
 
 def colour_of(index: int) -> str:
-    """Of a class in the pictures and in the legend beside them."""
+    """The colour of a class in the pictures and in their legend."""
     return COLOURS[index % len(COLOURS)]
 
 
 def embedded_picture(file: Path) -> str | None:
-    """A picture of a run's folder, as JPEG in base64; None if it cannot be read, or is too large to be one."""
+    """A picture in a run's folder, as JPEG in base64; None if it cannot be read or is too large."""
     if not _is_drawn(file):
         return None
     pixels = read_image(file).pixels
@@ -108,7 +109,7 @@ def embedded_picture(file: Path) -> str | None:
 
 
 def _is_drawn(file: Path) -> bool:
-    """Whether a file is as large as a picture of YOLOv5's may be, in bytes and, by its header, in pixels."""
+    """Whether a picture is within the size limits in bytes and, according to its header, in pixels."""
     try:
         if file.stat().st_size > _MOST_FILE:
             return False
@@ -121,7 +122,7 @@ def _is_drawn(file: Path) -> bool:
 
 
 def as_jpeg(image: Any, most_bytes: int = MOST_BYTES) -> str:
-    """An image as JPEG in base64, its quality and then its size lowered until it is small enough."""
+    """An image as JPEG in base64. First its quality, then its size is reduced until it is small enough."""
     image = ImageOps.exif_transpose(image).convert("RGB")
     while True:
         for quality in (85, 75, 65, 55, 45):
@@ -155,7 +156,7 @@ def _corners(box: Sequence[float], scale: float, margin: float = 0) -> tuple[flo
 
 
 def _dashed(draw: Any, corners: tuple[float, float, float, float], dash: float = 5) -> None:
-    """White dashes on black, to be seen on any ground."""
+    """Draw white dashes on a black line, visible on any background."""
     left, top, right, bottom = corners
     draw.rectangle(corners, outline="black", width=1)
     for start, end, fixed, is_level in (
@@ -174,5 +175,5 @@ def _dashed(draw: Any, corners: tuple[float, float, float, float], dash: float =
 
 @lru_cache(maxsize=1)
 def _font() -> Any:
-    """The one that comes with matplotlib: Pillow's own has no size before version 10.1."""
+    """The font that matplotlib ships. Pillow's own font cannot be scaled before version 10.1."""
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 12)

@@ -1,4 +1,7 @@
-"""The files of a run, which may be anybody's: read if they lie in its folder, up to a size, and never waited for."""
+"""Read the files of a run safely, because the run may come from somebody else.
+
+Files are read only from the run's own folder and only up to a limited size, and reading never blocks.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ HIDDEN = "(not shown)"
 
 
 def file_of(folder: Path, name: str) -> Path | None:
-    """A file of a run by its name; None if there is none.
+    """The path of a run's file; None if it does not exist.
 
     Raises:
-        UserError: it is a link to outside of the folder: whatever it leads to would get into the page; or no file.
+        UserError: it is not a file, or it is a link to outside of the folder, whose content would get into the page.
     """
     file = folder / name
     try:
@@ -40,7 +43,7 @@ def file_of(folder: Path, name: str) -> Path | None:
             f"{file} is a link to outside of the run's folder; it is not read. Put a copy in its place"
         )
     if file.exists() and not file.is_file():
-        raise UserError(f"{file} is no file")
+        raise UserError(f"{file} is not a file")
     return file if file.exists() else None
 
 
@@ -48,7 +51,7 @@ def bytes_of(file: Path, most: int) -> bytes:
     """The content of a file.
 
     Raises:
-        UserError: it cannot be read, is no regular file, or is larger than ``most``.
+        UserError: it cannot be read, is not a regular file, or is larger than ``most`` bytes.
     """
     try:
         with open_regular(file) as stream:
@@ -56,31 +59,31 @@ def bytes_of(file: Path, most: int) -> bytes:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     if len(raw) > most:
-        raise UserError(f"{file} is larger than {most // 2**20} MiB: no file of a run")
+        raise UserError(f"{file} is larger than {most // 2**20} MiB: not a file of a run")
     return raw
 
 
 def json_of(file: Path) -> Any:
-    """What a JSON file holds: no number in it is infinite, or of more digits than a count has.
+    """The content of a JSON file. Infinite numbers and numbers with too many digits are refused.
 
     Raises:
-        UserError: it cannot be read, is too large, too deep, or no JSON; names the place.
+        UserError: it cannot be read, is too large, is nested too deeply, or is not JSON. Names the place.
     """
     try:
         text = bytes_of(file, _MOST_JSON).decode("utf-8-sig")
         content = json.loads(text, parse_constant=_no_number, parse_int=_whole)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise UserError(f"{file} is no JSON, or cut off: {place}") from error
+        raise UserError(f"{file} is not JSON, or is cut off: {place}") from error
     except RecursionError as error:
         raise UserError(f"{file} is nested too deeply to be what is needed") from error
     except ValueError as error:
-        raise UserError(f"{file} is no JSON of a run: {str(error)[:200]}") from error
+        raise UserError(f"{file} is not a JSON file of a run: {str(error)[:200]}") from error
     return content
 
 
 def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON's")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _whole(text: str) -> int:
@@ -90,10 +93,10 @@ def _whole(text: str) -> int:
 
 
 def settings_of_yaml(file: Path) -> dict[str, Any]:
-    """Settings by their names out of a YAML file, without what is secret.
+    """The settings in a YAML file, by name, without secrets.
 
     Raises:
-        UserError: it is no YAML, or no such settings.
+        UserError: it is not YAML, or does not hold settings.
     """
     content = read_yaml(file)
     if not isinstance(content, dict):
@@ -102,7 +105,7 @@ def settings_of_yaml(file: Path) -> dict[str, Any]:
 
 
 def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without tokens, passwords and keys, whichever they are known by: their name, or how they look."""
+    """Settings without tokens, passwords and keys, which are recognized by their names or by their values."""
     return {
         key: HIDDEN if _SECRET_NAME.search(key) and value not in (None, "", False) else _masked(value)
         for key, value in settings.items()

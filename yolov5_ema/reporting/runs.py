@@ -1,4 +1,4 @@
-"""What a folder that a report is asked of is, and what stands in it."""
+"""Find out what kind of run a folder is, and read it."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ class Run:
     """One training.
 
     Attributes:
-        name: how it is called on the page; no other run there is called so.
-        folder: its own.
+        name: its name on the page, unique there.
+        folder: folder of the run.
         task: `DETECT` or `CLASSIFY`.
-        model: name of what was trained; runs of one model with several seeds are grouped by it.
-        seed: that it was trained with; None where nothing says it.
-        options: of the training.
-        hyp: its hyperparameters; empty for classification, whose options hold them.
+        model: name of the model; runs of one model with several seeds are grouped by it.
+        seed: seed of the training; None if it is not known.
+        options: options of the training.
+        hyp: hyperparameters; empty for classification, where the options hold them.
         epochs: its ``results.csv``; None if there is none.
-        weights: best.pt; None if there is none.
-        inspection: what best.pt holds, as far as it tells without being loaded.
-        metrics: of a classifier, its ``metrics.json``; else empty.
-        pictures: that were drawn by the training itself.
-        notes: what a reader has to know of it.
+        weights: path of best.pt; None if there is none.
+        inspection: what best.pt holds, as far as this can be read without loading it.
+        metrics: the ``metrics.json`` of a classifier; else empty.
+        pictures: pictures drawn by the training itself.
+        notes: what a reader should know about the run.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def cfg(self) -> Mapping[str, Any] | None:
-        """The model YAML as best.pt keeps it; else as the file says that the training was given, if it is there."""
+        """The model YAML stored in best.pt, else the file that the training used, if it still exists."""
         if self.inspection is not None and self.inspection.models and self.inspection.models[0].cfg:
             return _as_cfg(self.inspection.models[0].cfg)
         file = Path(str(self.options.get("cfg") or ""))
@@ -84,7 +84,7 @@ class Run:
 
 
 def _as_cfg(content: Any) -> Mapping[str, Any] | None:
-    """A model YAML; None for any other: whatever else a file holds has no place on the page."""
+    """The content of a model YAML; None for any other file, whose content must not appear on the page."""
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) for key in ("backbone", "head")
     ):
@@ -97,10 +97,10 @@ class Evaluated:
     """A folder of ``yolov5-ema evaluate``, or of YOLOv5's ``val``, which keeps no figures.
 
     Attributes:
-        name: how it is called on the page.
-        folder: its own.
-        protocols: by its name what each found, see `evaluation.report.as_json`; empty for ``val``.
-        pictures: in it.
+        name: its name on the page.
+        folder: the folder.
+        protocols: for each protocol its results, see `evaluation.report.as_json`; empty for ``val``.
+        pictures: the pictures in the folder.
     """
 
     name: str
@@ -129,7 +129,7 @@ def read_source(place: Path) -> Source:
         place: a run's folder, or weights in it, or its ``evaluation.json`` or ``comparison.json``.
 
     Raises:
-        UserError: it is nothing that a report can be made of, or a file in it is damaged; names it.
+        UserError: no report can be made from it, or a file in it is damaged. Names the folder or file.
     """
     folder = _folder_of(place)
     for name, reader in _READERS.items():
@@ -139,11 +139,11 @@ def read_source(place: Path) -> Source:
     pictures = _pictures(folder, _DRAWN_BY_VAL)
     if pictures or list(folder.glob("*_predictions.json")):
         return Evaluated(folder.name, folder, {}, pictures)
-    raise UserError(f"{place} is no run: looked in it for {_LOOKED_FOR}{_hint(folder)}")
+    raise UserError(f"{place} is not a run: looked in it for {_LOOKED_FOR}{_hint(folder)}")
 
 
 def name_apart(sources: Sequence[Source]) -> None:
-    """Give each source, and each training of a comparison, a name of its own: as little of its path as that takes.
+    """Give each source and each training of a comparison a unique name: as short a part of its path as possible.
 
     Raises:
         UserError: one folder was given twice.
@@ -176,7 +176,7 @@ def _folder_of(place: Path) -> Path:
         return place.parent
     if place.suffix in (".pt", ".ckpt") and place.parent.name == "weights":
         return place.parent.resolve().parent
-    raise UserError(f"{place} is no folder of a run, and no weights in one (RUN/weights/best.pt)")
+    raise UserError(f"{place} is neither the folder of a run nor the weights in one (RUN/weights/best.pt)")
 
 
 def _is_training(folder: Path) -> bool:
@@ -215,9 +215,8 @@ def _pictures(folder: Path, names: Sequence[str]) -> list[Path]:
 def _training(folder: Path, file: Path) -> Run:
     options = settings_of_yaml(file)
     hyp = file_of(folder, "hyp.yaml")
-    held = (
-        options.pop("hyp") if isinstance(options.get("hyp"), dict) else {}
-    )  # v6.2 and later have them there too
+    # v6.2 and later also store the hyperparameters in opt.yaml.
+    held = options.pop("hyp") if isinstance(options.get("hyp"), dict) else {}
     run = Run(folder.name, folder, DETECT, _model_of(options), _seed_of(options, folder), options)
     run.hyp = settings_of_yaml(hyp) if hyp is not None else held
     run.pictures = _pictures(folder, _DRAWN_BY_VAL)
@@ -228,7 +227,7 @@ def _training(folder: Path, file: Path) -> Run:
 
 
 def _model_of(options: Mapping[str, Any]) -> str:
-    """A model goes by its YAML's name, as in a comparison; trained from weights alone, by theirs."""
+    """The name of the model YAML, as in a comparison; if it was trained from weights without a YAML, their name."""
     given = options.get("cfg") or options.get("weights") or ""
     return Path(str(given)[:_LONGEST_NAME]).stem or "model without a name"
 
@@ -237,7 +236,7 @@ def _seed_of(options: Mapping[str, Any], folder: Path) -> int | None:
     seed = options.get("seed")
     if type(seed) is int:
         return seed
-    # v6.0 and v6.1 have no such option; compare names folders so
+    # v6.0 and v6.1 have no option for the seed; `compare` puts it into the folder's name.
     named = re.fullmatch(r"seed(\d{1,18})", folder.name)
     return int(named[1]) if named else None
 
@@ -246,7 +245,7 @@ def _classification(folder: Path, file: Path) -> Run:
     options = settings_of_yaml(file)
     if not {"model", "block"} & options.keys() or str(options.get("model", "")).endswith((".pt", ".yaml")):
         raise UserError(
-            f"{file} is not of 'yolov5-ema classify train'; reports of the package ultralytics's runs are not made here"
+            f"{file} is not from 'yolov5-ema classify train'; runs of the package ultralytics are not supported"
         )
     run = Run(folder.name, folder, CLASSIFY, "", _seed_of(options, folder), options)
     metrics = file_of(folder, "metrics.json")
@@ -257,7 +256,7 @@ def _classification(folder: Path, file: Path) -> Run:
     run.model = f"{model}{f' + {block}' if block else ''}"[:_LONGEST_NAME]
     _read_progress(run, options.get("epochs"))
     if not run.metrics:
-        run.notes.append("There is no metrics.json: the training has not come to its end.")
+        run.notes.append("There is no metrics.json: the training is not finished.")
     return run
 
 
@@ -275,7 +274,7 @@ _METRICS = record(
 
 
 def _checked_metrics(content: Any, file: Path) -> dict[str, Any]:
-    """What every page takes from it, with the types that it needs."""
+    """Check the values that every page needs, and their types."""
     found: dict[str, Any] = checked(_METRICS, content, file, "metrics.json of 'yolov5-ema classify'")
     size = len(found["classes"])
     if [len(row) for row in found["confusion"]] != [size] * size:
@@ -284,12 +283,12 @@ def _checked_metrics(content: Any, file: Path) -> dict[str, Any]:
 
 
 def _read_progress(run: Run, planned: Any) -> None:
-    """Epochs and weights of a training, and what is to be said of them."""
+    """Read the epochs and weights of a training, and add notes about them."""
     table, best = file_of(run.folder, "results.csv"), run.folder / "weights" / "best.pt"
     run.weights = best if best.is_file() else None
     if run.weights is None:
         run.notes.append(
-            "There is no weights/best.pt: the training was ended before it, or the file was moved."
+            "There is no weights/best.pt: the training ended before it was saved, or the file was moved."
         )
     if table is None:
         run.notes.append("There is no results.csv: no epoch was finished.")
@@ -298,12 +297,12 @@ def _read_progress(run: Run, planned: Any) -> None:
     done = len(epochs.rows)
     if type(planned) is int and done < planned:
         run.notes.append(
-            f"results.csv has {done} of {planned} epochs: the training was ended early, or is still going on."
+            f"results.csv has {done} of {planned} epochs: the training ended early, or is still running."
         )
     if not all(epochs.is_validated):
         run.notes.append(
             f"{epochs.is_validated.count(False)} epochs were not validated (--noval): results.csv has zeros for them, "
-            "the charts have nothing."
+            "and the charts leave them out."
         )
     if epochs.is_cut_off:
         run.notes.append("The last line of results.csv is cut off; it was left out.")
@@ -313,7 +312,9 @@ def _read_progress(run: Run, planned: Any) -> None:
             f"The training was resumed: results.csv has epoch {listed} again; the last one is shown."
         )
     if epochs.diverged_at is not None:
-        run.notes.append(f"The training diverged: its loss is no number from epoch {epochs.diverged_at} on.")
+        run.notes.append(
+            f"The training diverged: its loss is not a number from epoch {epochs.diverged_at} on."
+        )
 
 
 # --- outcomes -------------------------------------------------------------------------------
@@ -355,7 +356,7 @@ def _comparison(folder: Path, file: Path) -> Comparison:
 
 
 def _place_in(folder: Path, *names: str) -> Path | None:
-    """A folder inside another by the names of the steps; None where they lead out of it."""
+    """The subfolder with this relative path; None if the path leads out of the folder."""
     place = folder.joinpath(*names)
     if not is_there(place) or not place.is_dir() or any(Path(name).name != name for name in names):
         return None
@@ -417,7 +418,7 @@ def _checked_comparison(content: Any, file: Path) -> dict[str, Any]:
         _COMPARISON, content, file, "comparison.json of this version of yolov5-ema"
     )
     if found["baseline"] not in found["models"]:
-        raise UserError(f"{file}: its baseline {found['baseline'][:100]!r} is none of its models")
+        raise UserError(f"{file}: its baseline {found['baseline'][:100]!r} is not one of its models")
     for name, model in found["models"].items():
         for metric in ("map50", "map50_95"):
             if metric not in model["metrics"]:

@@ -1,4 +1,4 @@
-"""The sections on how it came to be: evaluations made before, configuration, software and machine."""
+"""The sections on where results come from: earlier evaluations, configuration, software and machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from yolov5_ema.reporting.tables import NOTHING, Table, number, text
 
 
 def evaluations(material: Material) -> list[Part]:
-    """What ``evaluate`` and ``val`` left, and what a training drew where nothing could be evaluated."""
+    """The results of ``evaluate`` and ``val``, and the plots of trainings that could not be evaluated."""
     parts: list[Part] = []
     for found in material.evaluated:
         parts.append(heading(found.name))
@@ -33,7 +33,7 @@ def evaluations(material: Material) -> list[Part]:
             parts += [table_part(protocol_table(found))] if material.runs else []
             parts.append(table_part(_protocol_classes(found)))
         else:
-            words = "A folder of YOLOv5's val: it keeps pictures and no figures; 'yolov5-ema evaluate' keeps both."
+            words = "A folder of YOLOv5's val, which saves pictures but no figures; 'yolov5-ema evaluate' saves both."
             parts.append(paragraph(words))
         parts += _drawn(found.pictures, found.name)
     for run in material.runs:
@@ -73,7 +73,7 @@ def _protocol_classes(found: Evaluated) -> Table:
 
 
 def configuration(material: Material) -> list[Part]:
-    """Options and hyperparameters, first those that differ."""
+    """Options and hyperparameters; those that differ come first."""
     parts: list[Part] = []
     for task in (DETECT, CLASSIFY):
         runs = of_task(material.runs, task)
@@ -116,7 +116,7 @@ def _all_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def origin(material: Material) -> list[Part]:
-    """Where, when and with what."""
+    """The software and machines that made the page and its results, and the times of the runs."""
     tables = [settings_table("What made this page", {**material.software, **material.machine})]
     for comparison in material.comparisons:
         content = comparison.content
@@ -142,6 +142,7 @@ def _when(run: Run) -> str:
         return NOTHING
     try:
         written = datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.timezone.utc)
-    except (OSError, OverflowError, ValueError):  # gone meanwhile, or of a time that no calendar has
+    # the file was deleted meanwhile, or its time is outside the calendar
+    except (OSError, OverflowError, ValueError):
         return NOTHING
     return written.strftime("%Y-%m-%d %H:%M UTC")

@@ -1,7 +1,7 @@
-"""What a file of a run must hold: numbers where a page needs numbers, texts where it needs texts.
+"""Check that the files of a run hold values of the types that a page needs.
 
-A shape is a function that takes a value and the name of its place, and returns the value, or raises a `UserError`. Of a
-`record`, only what its shape names is taken over.
+A shape is a function that takes a value and a name for its place. It returns the value, or raises a `UserError`. A
+`record` keeps only the keys that its shape names.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def words(value: Any, where: str) -> Any:
 
 
 def scalar(value: Any, where: str) -> Any:
-    """A text, number or truth value, or nothing."""
+    """A text, a number, a boolean or None."""
     if isinstance(value, str):
         return words(value, where)
     if value is None or isinstance(value, bool):
@@ -73,7 +73,7 @@ def one_of(*choices: Any) -> Shape:
 
 
 def maybe(shape: Shape) -> Shape:
-    """Nothing, or a value of a shape."""
+    """None, or a value of a shape."""
     return lambda value, where: None if value is None else shape(value, where)
 
 
@@ -121,12 +121,12 @@ def record(optional: Sequence[str] = (), **shapes: Shape) -> Shape:
 
 
 def checked(shape: Shape, content: Any, file: Path, what: str) -> Any:
-    """What a file holds, if it has a shape.
+    """The content of a file, after checking its shape.
 
     Raises:
-        UserError: it has not; names the file and the place in it.
+        UserError: it does not have this shape. Names the file and the place in it.
     """
     try:
         return shape(content, file.name)
     except UserError as error:
-        raise UserError(f"{file} is no {what}: {error}") from None
+        raise UserError(f"{file} is not valid as {what}: {error}") from None

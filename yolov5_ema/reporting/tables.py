@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 NOTHING = "-"
-"""In the place of what is not known."""
+"""Shown for a value that is not known."""
 
 
 class Cell(NamedTuple):
-    """One cell: its text, the number to sort it by (None sorts last), a class for its looks, a share to shade it by."""
+    """One cell: its text, a number for sorting (None sorts last), a CSS class, and a share for its shade (0 to 1)."""
 
     text: str
     value: float | None = None
@@ -25,11 +25,11 @@ class Table:
     """A table. The first cell of each row is its heading.
 
     Attributes:
-        caption: what is in it, in a sentence or less.
-        columns: their headings.
-        rows: as many cells each as there are columns.
-        is_sortable: by a click on a heading.
-        kind: class for its looks.
+        caption: describes the table in a sentence or less.
+        columns: the headings of the columns.
+        rows: the rows, with one cell for each column.
+        is_sortable: whether a click on a heading sorts the table.
+        kind: the CSS class.
     """
 
     caption: str
@@ -40,19 +40,19 @@ class Table:
 
 
 def text(value: Any, kind: str = "") -> Cell:
-    """A cell of words."""
+    """A cell with text."""
     return Cell(str(value), None, kind)
 
 
 def number(value: Any, pattern: str = "{:.4f}", kind: str = "") -> Cell:
-    """A cell of a number; `NOTHING` for None and for what is no number."""
+    """A cell with a number; `NOTHING` for None and NaN."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return Cell(NOTHING, None, kind)
     return Cell(pattern.format(value), value, kind)
 
 
 def printed(as_it_stands: str, kind: str = "") -> Cell:
-    """A number as somebody else printed it."""
+    """A cell with a number, as printed in a file."""
     value = float(as_it_stands)
     return Cell(as_it_stands, value if math.isfinite(value) else None, kind)
 

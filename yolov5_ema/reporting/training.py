@@ -1,4 +1,4 @@
-"""The sections on the model and its training: rows and cost, curves over the epochs."""
+"""The sections on the model (rows and cost) and its training (curves over the epochs)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Run
 from yolov5_ema.reporting.tables import NOTHING, Cell, Table, count, number, printed, text
 
 _MOST_EPOCHS, _MOST_ROWS = 200, 600
-"""Rows of a table of epochs, and of all such tables together; of more, evenly spaced ones are shown."""
+"""The most rows in a table of epochs, and in all such tables together. With more, evenly spaced rows are shown."""
 _PLOTTED = {
     DETECT: (
         ("mAP50", "mAP50-95", "precision", "recall"),
@@ -36,7 +36,7 @@ _PLOTTED = {
     ),
     CLASSIFY: (("top-1", "top-5", "train loss", "val loss"),),
 }
-"""Figures over the epochs: first what is to rise, then the losses."""
+"""Figures over the epochs: first those that should rise, then the losses."""
 
 
 def model_and_cost(material: Material) -> list[Part]:
@@ -62,14 +62,14 @@ def model_and_cost(material: Material) -> list[Part]:
             ]
         )
         if cost.reason:
-            parts.append(paragraph(f"{model}: not all was counted: {cost.reason}.", is_soft=True))
+            parts.append(paragraph(f"{model}: not everything was counted: {cost.reason}.", is_soft=True))
         if cost.rows:
             words = f"{model}: the {len(cost.rows)} rows of its YAML" + (
                 ", blocks marked" if cost.blocks else ""
             )
             parts.append({"kind": "details", "summary": words, "table": _row_table(model, cost)})
     columns = ["model", "attention blocks", "parameters", "GFLOPs", "at pixels"]
-    note = "A multiply-add counts as two; convolutions and matrix products of one image are counted, blocks fully."
+    note = "GFLOPs count convolutions and matrix products for one image, blocks included; a multiply-add counts as two."
     return [table_part(Table("What each model costs", columns, rows, True)), paragraph(note, True), *parts]
 
 
@@ -105,7 +105,7 @@ def _row_table(model: str, cost: Cost) -> Table:
 
 
 def curves(material: Material) -> list[Part]:
-    """Figures over the epochs, all runs in one chart a figure."""
+    """Figures over the epochs, with one chart for each figure and all runs in it."""
     parts: list[Part] = []
     runs = [run for run in material.runs if run.epochs is not None and run.epochs.rows]
     for task in (DETECT, CLASSIFY):
@@ -163,7 +163,7 @@ def _epoch_table(run: Run, most: int) -> Table:
     assert epochs is not None
     step = math.ceil(len(epochs.rows) / most)
     shown = [at for at in range(len(epochs.rows)) if at % step == 0 or at == epochs.best]
-    caption = f"{run.name}: results.csv as it stands" + (f", one epoch in {step}" if step > 1 else "")
+    caption = f"{run.name}: results.csv" + (f", one epoch in {step}" if step > 1 else "")
     if epochs.best is not None:
         caption += f"; epoch {epochs.numbers[epochs.best]}, marked, was the best"
     rows = []

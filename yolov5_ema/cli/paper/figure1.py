@@ -17,7 +17,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         raise UserError("--only-runs: name runs with --runs")
     if args.output.suffix not in ("", ".png", ".svg"):
         raise UserError(
-            f"-o {args.output}: a PNG and an SVG are written; give a name with one of these suffixes, or without a suffix"
+            f"-o {args.output}: a PNG and an SVG are written; give a name with one of these suffixes, or without one"
         )
 
     from yolov5_ema.files import refuse_present, whole_files

@@ -26,7 +26,7 @@ function keyOf(cell) {
 }
 
 function compare(a, b, direction) {
-  if (a === null || b === null) return (a === null) - (b === null); // what is not known stays at the end
+  if (a === null || b === null) return (a === null) - (b === null); // unknown values stay at the end
   if (typeof a === "number" && typeof b === "number") return direction * (a - b);
   return direction * String(a).localeCompare(String(b), undefined, { numeric: true });
 }
