@@ -222,7 +222,7 @@ def test_an_interrupted_run_goes_on(predict, folder, monkeypatch):
     with monkeypatch.context() as patched:
         _stop_after(patched, 2, KeyboardInterrupt())
         code, said = predict(*flags)
-    assert code == 130 and "--resume goes on" in said and not Path("out.parquet").exists()
+    assert code == 130 and "with --resume to continue" in said and not Path("out.parquet").exists()
     left = sorted(path.name for path in Path(".out.parquet.parts").iterdir())
     assert left == ["000000.jsonl", "000001.jsonl", "lock", "manifest.json"]
 
@@ -264,7 +264,7 @@ def test_a_full_disk_keeps_what_was_there(predict, folder, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("os.replace", full)
         code, said = predict(*flags, "--force")
-    assert code == 2 and "No space left" in said and "--resume goes on" in said, said
+    assert code == 2 and "No space left" in said and "with --resume to continue" in said, said
     assert Path("out.json").read_text() == "precious"
     assert predict(*flags, "--resume")[0] == 0
     assert len(json.loads(Path("out.json").read_text())) == 20 and not hidden()
@@ -592,7 +592,7 @@ def test_an_image_that_kills_its_workers_is_named(trained, crowd, descendants):
     finally:
         poison.unlink()
     assert run.returncode == 2 and "was killed 3 times" in said[1], said
-    assert "the last time at images/0100-poison.png" in said[1] and "--resume goes on" in said[1]
+    assert "the last time at images/0100-poison.png" in said[1] and "with --resume to continue" in said[1]
     import shutil
 
     shutil.rmtree(crowd / ".many.parquet.parts")

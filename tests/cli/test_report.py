@@ -139,7 +139,7 @@ def test_what_was_asked_for_and_cannot_be_is_refused(refused, own_folder):
     (run / "weights/best.pt").write_bytes(b"PK\x03\x04torn")
     assert "best.pt" in refused("report", run)
     write_training(own_folder / "b"), write_training(own_folder / "c")
-    assert "--baseline x is none" in refused("report", "b", "c", "--baseline", "x")
+    assert "--baseline x is not one of the models" in refused("report", "b", "c", "--baseline", "x")
 
 
 @pytest.mark.slow

@@ -147,5 +147,5 @@ def test_a_comparison_that_lacks_a_figure_is_refused(tmp_path):
     content = json.loads((folder / "comparison.json").read_text())
     del content["models"]["ema"]["differences"]["map50"]["p"]
     (folder / "comparison.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"comparison\.json is no .*differences, map50: missing: p"):
+    with pytest.raises(UserError, match=r"comparison\.json is not valid as .*differences, map50: missing: p"):
         read_source(folder)

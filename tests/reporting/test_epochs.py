@@ -107,7 +107,7 @@ def test_where_a_training_diverged(read):
         (b"\x00\x01\x02", "does not begin with 'epoch'"),
         (b"", "does not begin with 'epoch'"),
         (b"epoch,a,b\n0,1,2\n1,1\n2,1,2\n", r"results\.csv, line 3: 2 cells instead of 3"),
-        (b"epoch,a\n0,1\n1,abc\n", r"line 3: 'abc' is no number"),
+        (b"epoch,a\n0,1\n1,abc\n", r"line 3: 'abc' is not a number"),
         (b"epoch,a\n0.5,1\n", r"line 2: '0.5' is not an epoch"),
     ],
 )

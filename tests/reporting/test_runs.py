@@ -107,8 +107,8 @@ def test_what_is_no_run_is_told_what_was_looked_for(tmp_path):
         ("weights/best.pt", b"PK\x03\x04 torn", r"best\.pt"),
         ("weights/best.pt", b"", r"best\.pt"),
         ("comparison.json", b'{"models": {"a"', r"comparison\.json is not JSON, or is cut off: line 1"),
-        ("comparison.json", b"{}", r"comparison\.json is no comparison\.json of this version"),
-        ("evaluation.json", b"[1]", r"evaluation\.json is no evaluation\.json"),
+        ("comparison.json", b"{}", r"comparison\.json is not valid as comparison\.json of this version"),
+        ("evaluation.json", b"[1]", r"evaluation\.json is not valid as evaluation\.json"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, file, content, message):

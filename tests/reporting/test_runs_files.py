@@ -155,7 +155,8 @@ def test_it_cannot_name_a_picture_of_the_machine(with_kept, outside):
     ):
         sample = {"image": "a.jpg", "objects": 1, "detections": 1, "picture": picture}
         with pytest.raises(
-            UserError, match=r"report-val.json is no evaluation .*samples\[0\], picture is no picture"
+            UserError,
+            match=r"report-val.json is not valid as evaluation .*samples\[0\], picture is not a picture",
         ):
             kept(with_kept(samples=[sample]), "val")
 
