@@ -214,7 +214,7 @@ def _check_output(args: argparse.Namespace, images: Sequence[str]) -> None:
         refuse_present([args.output], args.force)
     elif not (args.resume or args.force):
         raise UserError(
-            f"{args.output} was begun before: use --resume to continue it, or --force to start from the beginning"
+            f"{args.output} was begun before: --resume goes on with it, --force starts from the beginning"
         )
     if args.output.suffix.lower() == ".json":
         prediction_files.check_image_ids(images)
