@@ -111,7 +111,7 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
         and "--head p2" in text
         and "yolov5x-ema-tph.yaml" in text
     )
-    assert "c.txt, line 1: class 7 is none of 0 to 2" in text
+    assert "c.txt, line 1: class 7 is not in 0 to 2" in text
     with Image.open("runs/data/stats/set.png") as picture:
         assert picture.width > 1000 and picture.height > 500
         assert len(set(picture.convert("RGB").resize((80, 40)).getdata())) > 20

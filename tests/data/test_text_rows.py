@@ -145,7 +145,7 @@ def test_read_annotations_takes_what_real_files_hold(tmp_path):
     file.write_bytes(b"\xef\xbb\xbf" + f"{GOOD},\r\n\r\n1,2,3,4,1,11,0,0,\r\n1,2,3,4,1,12,0,0\r\n".encode())
     rows = read_annotations(file)
     assert rows.values[:, 5].tolist() == [0, 11] and rows.lines.tolist() == [1, 3]
-    assert [str(bad) for bad in rows.bad] == [f"{file}, line 4: category 12 is none of 0 to 11"]
+    assert [str(bad) for bad in rows.bad] == [f"{file}, line 4: category 12 is not in 0 to 11"]
     file.write_text("1,2,3,4,0.5,1\n1,2,3,4\n")
     results = read_results(file)
     assert results.values.tolist() == [[1, 2, 3, 4, 0.5, 1, 0, 0]]

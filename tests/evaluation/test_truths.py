@@ -120,7 +120,7 @@ def test_coco_instances_give_back_ignored_regions(tmp_path):
         ({"images": None}, "must hold the lists"),
         (
             {"images": [{"id": 7, "file_name": "b.jpg", "width": 9, "height": 9}] * 2},
-            "image id 7 stands there twice",
+            "image id 7 appears twice",
         ),
         ({"images": [{"id": 7, "file_name": "b.jpg"}]}, "'width'"),
         ({"categories": []}, "none of its categories"),
@@ -178,7 +178,7 @@ def test_labels(tmp_path):
     np.testing.assert_allclose(found.truths["a.png"].boxes, [[0, 0, 100, 100], [90, 40, 20, 20]])
     assert len(found.truths["b.png"].classes) == 0
     (tmp_path / "labels/a.txt").write_text("2 0.5 0.5 0.1 0.2\n")
-    with pytest.raises(UserError, match=r"a\.txt, line 1: class 2 is none of 0 to 1"):
+    with pytest.raises(UserError, match=r"a\.txt, line 1: class 2 is not in 0 to 1"):
         truth()
 
 
@@ -247,10 +247,10 @@ def test_what_category_ids_of_a_results_json_mean(tmp_path, capsys):
     file = write_json(tmp_path / "r.json", rows)
     assert read_predictions(file, truth)["a.jpg"].classes.tolist() == [1]
     assert "taken as classes counted from 0" in capsys.readouterr().out
-    with pytest.raises(UserError, match="category_id 1 is none of 10 to 30"):
+    with pytest.raises(UserError, match="category_id 1 is not in 10 to 30"):
         read_predictions(file, truth, category_ids="coco")
     rows[0]["category_id"] = 30  # neither ids nor classes
-    with pytest.raises(UserError, match="category_id 1 is none of"):
+    with pytest.raises(UserError, match="category_id 1 is not in"):
         read_predictions(write_json(file, rows), truth)
 
 
@@ -291,9 +291,9 @@ def test_classes_that_may_be_counted_from_1(tmp_path, capsys, numbers, wanted, c
 def test_a_class_that_only_counting_from_1_has_is_refused_with_the_cure(tmp_path):
     truth = TruthSet("set", ("x", "y", "z"), {name: Truth(name, 100, 100) for name in "ab"})
     file = write_json(tmp_path / "r.json", rows_of([1, 3]))
-    with pytest.raises(UserError, match=r"category_id 3 is none of 0 to 2. .* pass --category-ids one-based"):
+    with pytest.raises(UserError, match=r"category_id 3 is not in 0 to 2. .* pass --category-ids one-based"):
         read_predictions(file, truth)
-    with pytest.raises(UserError, match=r"category_id 0 is none of 1 to 3"):
+    with pytest.raises(UserError, match=r"category_id 0 is not in 1 to 3"):
         read_predictions(write_json(file, rows_of([0, 3])), truth, category_ids="one-based")
 
 
@@ -321,10 +321,10 @@ def test_detections_in_images_that_are_not_judged_are_passed_over(tmp_path):
     truth = TruthSet("set", ("x",), {"a": Truth("a", 9, 9)}, {7: "b"}, left_out=frozenset({"b", "0012"}))
     rows = rows_of([0, 0, 0, 0], ["a", "b", 7, 12])
     assert list(read_predictions(write_json(tmp_path / "r.json", rows), truth)) == ["a"]
-    with pytest.raises(UserError, match="image_id 'c' is none of the images"):
+    with pytest.raises(UserError, match="image_id 'c' is not an image in"):
         read_predictions(write_json(tmp_path / "r.json", [*rows, *rows_of([0], "c")]), truth)
     truth = replace(truth, image_ids={7: "b", 8: "elsewhere"})  # an image of the JSON, not of the split
-    with pytest.raises(UserError, match="image_id 8 is none of the images"):
+    with pytest.raises(UserError, match="image_id 8 is not an image in"):
         read_predictions(write_json(tmp_path / "r.json", [*rows, *rows_of([0], [8])]), truth)
 
 
@@ -350,14 +350,14 @@ def test_numeric_names_as_numbers(tmp_path):
     [
         ([], "holds no detections"),
         ({"a": 1}, "must hold a list"),
-        ([GOOD, {**GOOD, "image_id": 99}], r"detection 2: image_id 99 is none of the images"),
+        ([GOOD, {**GOOD, "image_id": 99}], r"detection 2: image_id 99 is not an image in"),
         ([{**GOOD, "score": float("nan")}], "detection 1 .* its score is not a number"),
         ([{**GOOD, "score": None}], "detection 1 lacks"),
         ([{**GOOD, "bbox": [1, 2, 3]}], "four numbers"),
         ([{**GOOD, "bbox": [1, 2, 3, float("inf")]}], "not made of numbers"),
         ([{**GOOD, "bbox": [1, 2, -3, 4]}], "negative width"),
         ([{**GOOD, "bbox": [500, 2, 3, 4]}], "outside the image of 100 x 90 pixels"),
-        ([{**GOOD, "category_id": 77}], "category_id 77 is none of 10 to 30"),
+        ([{**GOOD, "category_id": 77}], "category_id 77 is not in 10 to 30"),
         (["x"], "detection 1 lacks"),
         ([GOOD], "no detections for 1 of 2 images, such as a.jpg. .*--missing-as-empty"),
     ],
@@ -372,13 +372,13 @@ def test_results_json_that_cannot_be_used(tmp_path, content, words):
     ("text", "words"),
     [
         ("1,2,3,4,nan,1,-1,-1\n", r"a\.txt, line 1: nan is not finite"),
-        ("1,2,3,4,0.5,12,-1,-1\n", r"a\.txt, line 1: category 12 is none of 0 to 11"),
+        ("1,2,3,4,0.5,12,-1,-1\n", r"a\.txt, line 1: category 12 is not in 0 to 11"),
         ("1,2,3\n", "3 columns"),
         ("300,2,3,4,0.5,1,-1,-1\n", "outside the image of 200 x 100"),
         ("", "no detections for 1 of 2 images, such as a"),
         ("1 0.5 0.5 0.1 0.1\n", "rows without a confidence; .*--save-conf"),
-        ("10 0.5 0.5 0.1 0.1 0.5\n", "10 is none of 0 to 9. If these are classes counted from 1"),
-        ("11 0.5 0.5 0.1 0.1 0.5\n", "its class is none of 0 to 9"),
+        ("10 0.5 0.5 0.1 0.1 0.5\n", "10 is not in 0 to 9. If these are classes counted from 1"),
+        ("11 0.5 0.5 0.1 0.1 0.5\n", "its class is not in 0 to 9"),
         ("1.5 0.5 0.5 0.1 0.1 0.5\n", "a class must be a whole number, not 1.5"),
         ("1 0.5 0.5 0.1 0.1 x\n", "'x' is not a number"),
     ],

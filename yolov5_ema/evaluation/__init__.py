@@ -1,4 +1,4 @@
-"""Evaluation protocols: YOLOv5's, COCO's and VisDrone's, from arrays or files to one type of result."""
+"""Evaluation protocols of YOLOv5, COCO and VisDrone, which all return the same type of result."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Areas that boxes share: (N, 4) and (M, 4) to (N, M), in square pixels."""
+    """The areas of the intersections of boxes: (N, 4) and (M, 4) to (N, M), in square pixels."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])  # (N, M, 2)
     high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])  # (N, M, 2)
     size = np.clip(high - low, 0, None)
@@ -16,7 +16,7 @@ def intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def overlaps(a: np.ndarray, b: np.ndarray, of_first: bool = False) -> np.ndarray:
     """Intersection over union, or over the area of the first box alone: (N, 4) and (M, 4) to (N, M).
 
-    Boxes of no area overlap nothing.
+    The overlap of a box without area is 0.
     """
     shared = intersections(a, b)
     area = a[:, 2] * a[:, 3]

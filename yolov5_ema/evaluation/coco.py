@@ -1,7 +1,7 @@
 """COCO's detection protocol, computed by faster-coco-eval if it is installed, otherwise by pycocotools.
 
 Source: https://cocodataset.org/#detection-eval and https://github.com/cocodataset/cocoapi (pycocotools). Its
-``summarize`` knows the cuts 1, 10 and 100 only, and prints -1 or the wrong row for others; its arrays are read instead.
+``summarize`` supports only the limits 1, 10 and 100, and prints -1 or the wrong row for others. Its arrays are read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from yolov5_ema.evaluation.records import NO_CLASS, Predictions, Truth
 from yolov5_ema.evaluation.results import Curve, Result
 
 MAX_DETS = (1, 10, 100)
-"""Detections of an image and class that count; AP is taken at the last."""
+"""Maximum numbers of detections for each image and class; AP is computed with the last."""
 SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 """Areas of objects in square pixels, as pycocotools bounds them."""
 FINE_SIZES = {"tiny": (0, 16**2), "from 16 to 32": (16**2, 32**2)}

@@ -19,13 +19,13 @@ _MOST_NAMED = 20
 """More classes than this are drawn in grey, without names."""
 
 
-@style.context("default")  # whatever YOLOv5's plots set
+@style.context("default")  # independent of the style that YOLOv5's plots set
 def save_pr_curves(results: Sequence[Result], file: Path) -> None:
-    """One panel a protocol: precision over recall at IoU 0.5, a line a class, and their mean.
+    """Draw a panel for each protocol: precision over recall at IoU 0.5, with a line for each class and their mean.
 
     Args:
-        results: of the protocols.
-        file: PNG to write.
+        results: the results of the protocols.
+        file: the PNG to write.
     """
     figure = _figure((5.4 * len(results) + 1.6, 5.0))
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
@@ -38,7 +38,7 @@ def save_pr_curves(results: Sequence[Result], file: Path) -> None:
 
 
 def _colours(names: Sequence[str]) -> dict[str, Any]:
-    """One a class, the same in each panel; none where there are too many classes."""
+    """The colour of each class, the same in each panel; empty if there are too many classes."""
     if len(names) > _MOST_NAMED:
         return {}
     table = colormaps["tab20" if len(names) > 10 else "tab10"]
@@ -61,11 +61,13 @@ def _draw_curves(panel: Any, result: Result, colours: dict[str, Any]) -> None:
 
 @style.context("default")
 def save_confusion_matrix(matrix: ConfusionMatrix, file: Path) -> None:
-    """Each column in shares of its true class, the detections of nothing in shares of all of them.
+    """Draw the matrix with each column as fractions of its sum.
+
+    A column is a true class; the last one holds the detections without an object.
 
     Args:
         matrix: the counts.
-        file: PNG to write.
+        file: the PNG to write.
     """
     names = [*matrix.names, "background"]
     totals = matrix.counts.sum(axis=0, keepdims=True)
@@ -89,7 +91,7 @@ def save_confusion_matrix(matrix: ConfusionMatrix, file: Path) -> None:
 
 
 def _figure(inches: tuple[float, float]) -> Figure:
-    """A figure of its own, whatever the display: no window, no state of pyplot's."""
+    """A figure that needs no display and does not change pyplot's state."""
     figure = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

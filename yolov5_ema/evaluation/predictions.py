@@ -1,4 +1,4 @@
-"""Reading and writing detections: COCO's results JSON, VisDrone's text files, YOLO's."""
+"""Read and write detections: COCO's results JSON, and VisDrone's and YOLO's text files."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _LOGGER = logging.getLogger(__name__)
 def read_predictions(
     place: Path, truth: TruthSet, *, missing_as_empty: bool = False, category_ids: str = "auto"
 ) -> dict[str, Predictions]:
-    """Detections for each image of a ground truth.
+    """Read the detections for each image of a ground truth.
 
     Args:
-        place: a COCO results JSON; or a text file an image, in a folder (or its subfolder ``labels``), with
-            commas in VisDrone's format, with spaces in YOLO's (``class x y w h confidence``). VisDrone's keep the order
-            of their rows, all others are sorted by score.
-        truth: whose images they are of.
-        missing_as_empty: images without a file, or with an empty one, have no detections; else that is an error.
-        category_ids: what ``category_id`` means in a JSON: the ids of the ground truth's categories (``coco``), the
+        place: a COCO results JSON; or a folder (or its subfolder ``labels``) with a text file for each image, in
+            VisDrone's format with commas or in YOLO's with spaces (``class x y w h confidence``). Rows in VisDrone's
+            format keep their order; all others are sorted by score.
+        truth: the ground truth of the images.
+        missing_as_empty: an image with a missing or empty file has no detections; otherwise this is an error.
+        category_ids: the meaning of ``category_id`` in a JSON: the category ids of the ground truth (``coco``), the
             classes counted from 0, as YOLOv5's ``--save-json`` writes them (``index``), or from 1, as ultralytics'
-            does for a data set that is not COCO (``one-based``). The last two also hold for files in YOLO's format.
-            ``auto``: the first of ``coco`` and ``index`` that fits; what would fit as well is printed.
+            does for data sets other than COCO (``one-based``). The last two also apply to files in YOLO's format.
+            ``auto``: the first of ``coco`` and ``index`` that fits; another reading that also fits is reported.
 
     Returns:
-        For each image, by its key.
+        The detections of each image, by its key.
 
     Raises:
-        UserError: names the file, the row and what to do: a malformed row, an image or a class that there is not, a
-            score that is no number, a box outside its image, images without detections.
+        UserError: a row is malformed, an image or a class is unknown, a score is not a number, a box is outside its
+            image, or images have no detections. The message gives the file, the row and what to do.
     """
     if not place.exists():
         raise UserError(f"--predictions {place}: no such file or folder")
@@ -58,7 +58,7 @@ def _from_json(file: Path, truth: TruthSet, category_ids: str) -> dict[str, Pred
     entries = read_json(file)
     if not isinstance(entries, list):
         raise UserError(
-            f"{file} is no results JSON: it must hold a list of image_id, category_id, bbox, score"
+            f"{file} is not a results JSON: it must hold a list of image_id, category_id, bbox, score"
         )
     if not entries:
         raise UserError(f"{file} holds no detections")
@@ -71,13 +71,13 @@ def _from_json(file: Path, truth: TruthSet, category_ids: str) -> dict[str, Pred
             image, category = images.named(entry["image_id"], where), class_of.get(entry["category_id"])
             row = [*map(float, entry["bbox"]), float(entry["score"])]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{where} lacks what it needs: {error!r}") from error
+            raise UserError(f"{where} has a missing or invalid entry: {error!r}") from error
         if image is None:
             continue
         if category is None:
             known = sorted(class_of)
             raise UserError(
-                f"{where}: category_id {entry['category_id']!r} is none of {known[0]} to {known[-1]}"
+                f"{where}: category_id {entry['category_id']!r} is not in {known[0]} to {known[-1]}"
             )
         if len(row) != 5:
             raise UserError(f"{where}: its bbox must be four numbers, not {entry['bbox']}")
@@ -89,7 +89,7 @@ def _from_json(file: Path, truth: TruthSet, category_ids: str) -> dict[str, Pred
 
 
 class _Images:
-    """The images by all that a results JSON may call them: their ids, their names, their names as numbers."""
+    """Finds images by what a results JSON may call them: their ids, their names, or their names as numbers."""
 
     def __init__(self, truth: TruthSet) -> None:
         self._truth = truth
@@ -100,14 +100,14 @@ class _Images:
         self._by_id.update({identity: [key] for identity, key in truth.image_ids.items()})
 
     def named(self, identity: Any, where: str) -> str | None:
-        """The key of the image that is meant; None for one that is not judged.
+        """The key of the image; None if it is not evaluated.
 
         Raises:
-            UserError: there is none, or more than one.
+            UserError: there is no such image, or more than one.
         """
         keys = [key for key in self._by_id.get(identity, []) if self._is_known(key)]
         if not keys:
-            raise UserError(f"{where}: image_id {identity!r} is none of the images in {self._truth.source}")
+            raise UserError(f"{where}: image_id {identity!r} is not an image in {self._truth.source}")
         if len(keys) > 1:
             what = "name" if isinstance(identity, str) else "number"
             raise UserError(
@@ -138,7 +138,7 @@ def _classes(entries: Sequence[Any], truth: TruthSet, category_ids: str, file: P
 
 
 def _readings(truth: TruthSet) -> dict[str, Mapping[int, int]]:
-    """Class by number, for each thing that the numbers may mean; the likeliest first."""
+    """The class of each number, for each possible meaning of the numbers; the most likely meaning first."""
     count = len(truth.names)
     own: dict[str, Mapping[int, int]] = {"coco": truth.category_ids} if truth.category_ids else {}
     by_index = {number: number for number in range(count)}
@@ -159,7 +159,7 @@ def _reading(used: set[Any], readings: Mapping[str, Mapping[int, int]], wanted: 
         known = readings["index"]
         wrong = next(number for number in sorted(used) if number not in known)
         raise UserError(
-            f"{place}: category_id {wrong:g} is none of 0 to {len(known) - 1}. If these are {_MEANING['one-based']}, "
+            f"{place}: category_id {wrong:g} is not in 0 to {len(known) - 1}. If these are {_MEANING['one-based']}, "
             "pass --category-ids one-based"
         )
     chosen, *others = fitting
@@ -204,7 +204,7 @@ def _text_files(place: Path) -> list[Path]:
     files = sorted(place.glob("*.txt")) or sorted((place / "labels").glob("*.txt"))
     if not files:
         raise UserError(
-            f"--predictions {place}: no *.txt there, one an image; a COCO results file must end in .json"
+            f"--predictions {place}: no *.txt there, one for each image; a COCO results file must end in .json"
         )
     return files
 
@@ -257,26 +257,26 @@ def _check_complete(
     if lacking and not missing_as_empty:
         raise UserError(
             f"{place}: no detections for {len(lacking)} of {len(truth.truths)} images, such as {lacking[0]}. "
-            "If the detector found nothing there, pass --missing-as-empty; else the predictions are not complete."
+            "If the detector found nothing there, pass --missing-as-empty; otherwise the predictions are incomplete."
         )
 
 
 def write_visdrone_results(folder: Path, predictions: Mapping[str, Predictions], max_det: int = 500) -> int:
-    """Write results as VisDrone's benchmark takes them: a text file an image, best first, at most ``max_det`` rows.
+    """Write results for VisDrone's benchmark: a text file for each image, best first, at most ``max_det`` rows.
 
     Images without detections get an empty file. Scores are written with 6 digits, coordinates with 2.
 
     Args:
-        folder: to write; it must not exist or be empty.
-        predictions: by the images' keys; a file is called by the name of its image.
-        max_det: rows of a file.
+        folder: the folder to write; it must be missing or empty.
+        predictions: the detections by image key; a file has the name of its image.
+        max_det: the maximum number of rows of a file.
 
     Returns:
-        How many rows were written.
+        The number of rows written.
 
     Raises:
-        UserError: the folder holds something, or cannot be written, or two images have one name; nothing half-written
-            stays.
+        UserError: the folder is not empty or cannot be written, or two images have the same name. No incomplete
+            output remains.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is left as it is; name another folder")

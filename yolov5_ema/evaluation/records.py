@@ -1,4 +1,4 @@
-"""What is evaluated: one image's ground truth and one image's detections, as arrays."""
+"""The ground truth and the detections of one image, as arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 
 NO_CLASS = -1
-"""Class of a box that belongs to none of those evaluated, such as VisDrone's 'others'."""
+"""The class of a box that is not in an evaluated class, such as VisDrone's 'others'."""
 
 
 def _no_boxes() -> np.ndarray:
@@ -22,15 +22,15 @@ class Truth:
     """Ground truth of one image.
 
     Attributes:
-        image: its key, unique in an evaluation: its path relative to the split's folder, or a name where no more is
-            known.
-        width: in pixels.
-        height: in pixels.
+        image: its key, unique in an evaluation: its path relative to the split's folder, or its name if the path is
+            unknown.
+        width: the width in pixels.
+        height: the height in pixels.
         boxes: float64 of shape (M, 4): left, top, width, height in pixels.
-        classes: int64 of shape (M,), counted from 0; `NO_CLASS` for none of those evaluated.
-        ignored: bool of shape (M,): objects that are no miss if not found (COCO's crowds, VisDrone's score 0).
-        regions: float64 of shape (R, 4): places in which nothing is evaluated, as boxes.
-        areas: float64 of shape (M,) in square pixels, where they are not those of the boxes (COCO's are those
+        classes: int64 of shape (M,), counted from 0; `NO_CLASS` if the class is not evaluated.
+        ignored: bool of shape (M,): objects that do not count as missed (COCO's crowds, VisDrone's score 0).
+        regions: float64 of shape (R, 4): boxes in which nothing is evaluated.
+        areas: float64 of shape (M,) in square pixels, if they differ from the areas of the boxes (COCO uses the areas
             of the segmentations).
     """
 
@@ -45,7 +45,7 @@ class Truth:
 
 
 def clipped(truth: Truth) -> Truth:
-    """The same with objects and regions cut off at the image's border, and without those that have no area left."""
+    """A copy with objects and regions cut off at the image's border, without those that have no area left."""
     boxes, regions = _clip(truth.boxes, truth), _clip(truth.regions, truth)
     kept = (boxes[:, 2:] > 0).all(axis=1)
     return replace(
@@ -72,7 +72,7 @@ class Predictions:
     Attributes:
         boxes: (N, 4): left, top, width, height in pixels.
         scores: (N,): confidences.
-        classes: int64 of shape (N,), counted from 0; `NO_CLASS` for none of those evaluated.
+        classes: int64 of shape (N,), counted from 0; `NO_CLASS` if the class is not evaluated.
     """
 
     boxes: np.ndarray = field(default_factory=_no_boxes)
@@ -81,36 +81,36 @@ class Predictions:
 
     @classmethod
     def of(cls, found: Detections) -> Predictions:
-        """What a detector found, in double precision."""
+        """Convert the detections of a detector to double precision."""
         corners = found.xyxy.astype(np.float64)
         boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
         return cls(boxes, found.confidence.astype(np.float64), found.class_id)
 
     def by_score(self) -> Predictions:
-        """The same, best first; equal scores stay in order."""
+        """A copy in descending order of score; equal scores keep their order."""
         order = np.argsort(-self.scores, kind="stable")
         return Predictions(self.boxes[order], self.scores[order], self.classes[order])
 
     def best(self, count: int) -> Predictions:
-        """At most ``count`` of them, the best, in descending order of score."""
+        """The ``count`` best detections at most, in descending order of score."""
         first = self.by_score()
         return Predictions(first.boxes[:count], first.scores[:count], first.classes[:count])
 
 
 def check_predictions(found: Predictions, image: str, width: int, height: int, where: str, nc: int) -> None:
-    """Refuse detections that no detector makes.
+    """Refuse invalid detections.
 
     Args:
         found: the detections.
         image: their image.
-        width: of the image, pixels.
-        height: of the image, pixels.
-        where: the file that they are from, for the message.
-        nc: number of classes.
+        width: the width of the image in pixels.
+        height: the height of the image in pixels.
+        where: the file with the detections, for the message.
+        nc: the number of classes.
 
     Raises:
-        UserError: names the first detection with a score or a coordinate that is no number, with a class that
-            there is not, or with a box that lies outside the image; rows are counted from 1.
+        UserError: a score or a coordinate is not a number, a class is unknown, or a box is outside the image. The
+            message gives the first such detection; rows are counted from 1.
     """
     boxes, scores, classes = found.boxes, found.scores, found.classes
     if not len(scores):
@@ -120,7 +120,7 @@ def check_predictions(found: Predictions, image: str, width: int, height: int, w
     for wrong, problem in (
         (~np.isfinite(scores), "its score is not a number"),
         (~finite, "its box is not made of numbers"),
-        ((classes < NO_CLASS) | (classes >= nc), f"its class is none of 0 to {nc - 1}"),
+        ((classes < NO_CLASS) | (classes >= nc), f"its class is not in 0 to {nc - 1}"),
         ((boxes[:, 2:] < 0).any(axis=1), "its box has a negative width or height"),
         (
             (right < 0) | (bottom < 0) | (left > width) | (top > height),

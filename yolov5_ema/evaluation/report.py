@@ -19,14 +19,14 @@ _SIDE_BY_SIDE = {
     "precision": {"yolov5": "P"},
     "recall": {"yolov5": "R"},
 }
-"""Rows of the table: what each protocol calls the same thing; its other figures follow under their own names."""
+"""Rows of the table: each protocol's name for the same figure; its other figures follow under their own names."""
 
 
 def side_by_side(results: Sequence[Result], mean_over_classes: bool = False) -> str:
-    """A table of the figures over all classes: a row a figure, a column a protocol, all in percent.
+    """A table of the figures over all classes, in percent: a row for each figure, a column for each protocol.
 
     Args:
-        results: of the protocols.
+        results: the results of the protocols.
         mean_over_classes: also show the plain mean over classes of protocols that weight them.
     """
     columns: list[tuple[str, Mapping[str, float], Result]] = []
@@ -82,7 +82,7 @@ def as_json(results: Sequence[Result]) -> str:
 
 
 def as_csv(results: Sequence[Result]) -> str:
-    """Rows of protocol, class (``all`` for the whole), metric, value, unit; no row for what there is not."""
+    """Rows of protocol, class (``all`` for all classes), metric, value, unit; missing values have no row."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["protocol", "class", "metric", "value", "unit"])

@@ -1,4 +1,4 @@
-"""What every protocol returns."""
+"""The result that every protocol returns."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Curve(NamedTuple):
     Attributes:
         recall: ascending, in 0 to 1; shape (K,).
         precision: as the protocol integrates it (the monotone envelope), in 0 to 1; shape (K,).
-        is_stepped: whether a point's precision holds for all recalls since the point before; else a straight line
-            leads there.
+        is_stepped: whether a point's precision applies to all recalls since the point before; otherwise the points
+            are joined by straight lines.
     """
 
     recall: np.ndarray
@@ -39,12 +39,12 @@ class Result:
     Attributes:
         protocol: its name.
         unit: ``percent`` or ``fraction``, as the protocol's own source prints them.
-        metrics: figures over all classes; NaN for one that the data cannot give (no object of that size).
-        per_class: the same for each class, by its name, with what else the protocol says of it.
-        curves: for each class that has objects.
-        settings: what was asked for.
-        mean_over_classes: `metrics` as the plain mean over classes, where the protocol weights them.
-        by_size: figures of ``tiny``, ``small``, ``medium`` and ``large`` objects, where they were asked for.
+        metrics: the figures over all classes; NaN if the data does not define one (no object of that size).
+        per_class: the same figures for each class, by its name, with further values of the protocol.
+        curves: a curve for each class that has objects.
+        settings: the settings of the evaluation.
+        mean_over_classes: `metrics` as the plain mean over classes, if the protocol weights them.
+        by_size: the figures of ``tiny``, ``small``, ``medium`` and ``large`` objects, if requested.
     """
 
     protocol: str
@@ -57,7 +57,7 @@ class Result:
     by_size: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the metrics themselves, and by their names the attributes that hold something; None for NaN."""
+        """The metrics, and the other attributes that are not empty under their names, for JSON; None for NaN."""
         content: dict[str, Any] = {**self.metrics, "unit": self.unit, "per_class": self.per_class}
         for name in ("settings", "mean_over_classes", "by_size"):
             if getattr(self, name):

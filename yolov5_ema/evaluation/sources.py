@@ -1,4 +1,4 @@
-"""Which ground truth each protocol gets."""
+"""Choose the ground truth for each protocol."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from yolov5_ema.evaluation.truths import (
 def dataset_truths(
     dataset: Dataset, split: str, protocols: Sequence[str], judged: LabelledImages | None = None
 ) -> dict[str, TruthSet]:
-    """Ground truth of a split, for each protocol, all of the same images.
+    """The ground truth of a split for each protocol, with the same images for all.
 
     ``yolov5`` gets the labels. The others get the annotations that the data YAML names for the split, if any:
     ``visdrone_annotations`` (folders of text files) before ``coco_annotations`` (instances JSONs).
@@ -37,12 +37,12 @@ def dataset_truths(
     Args:
         dataset: the data set.
         split: ``train``, ``val`` or ``test``.
-        protocols: to give it to.
-        judged: its images and their labels; None: those that YOLOv5's ``val`` takes.
+        protocols: the names of the protocols.
+        judged: the images to evaluate and their labels; None: those that YOLOv5's ``val`` uses.
 
     Raises:
-        UserError: images, labels or annotations cannot be used, annotations lack an image of the split, or go by
-            names that two images have.
+        UserError: images, labels or annotations cannot be used, an image of the split has no annotations, or
+            annotations use a name that two images have.
     """
     images = judged or labelled_images(dataset, split)
     sizes = image_sizes(images.files)
@@ -70,9 +70,9 @@ def annotation_truths(
 
     Args:
         place: a folder of VisDrone's text files, or an instances JSON.
-        sizes_file: a JSON of image sizes (see `read_image_sizes`); None: the folder's images lie in ``../images``.
-        names: of the classes; None: VisDrone's, or the JSON's own.
-        protocols: to give it to.
+        sizes_file: a JSON of image sizes (see `read_image_sizes`); None: the folder's images are in ``../images``.
+        names: the names of the classes; None: VisDrone's, or those in the JSON.
+        protocols: the names of the protocols.
 
     Raises:
         UserError: the annotations or the sizes cannot be used.
@@ -89,17 +89,17 @@ def annotation_truths(
 
 
 def image_set(images: Sequence[Path], names: Sequence[str], source: str) -> TruthSet:
-    """Images without any ground truth: what predictions of them need to be read.
+    """A ground truth without objects, for reading the predictions of images.
 
     Raises:
-        UserError: one cannot be read.
+        UserError: an image cannot be read.
     """
     sizes = image_sizes({key: image for image, key in keys_of_images(images).items()})
     return TruthSet(source, tuple(names), {key: Truth(key, *size) for key, size in sizes.items()})
 
 
 def single_class(truth: TruthSet) -> TruthSet:
-    """All classes as one, as ``--single-cls`` takes them."""
+    """Merge all classes into one, as ``--single-cls`` does."""
     truths = {
         image: replace(entry, classes=np.where(entry.classes == NO_CLASS, NO_CLASS, 0))
         for image, entry in truth.truths.items()
@@ -109,14 +109,14 @@ def single_class(truth: TruthSet) -> TruthSet:
 
 
 def _as_coco(full: TruthSet) -> TruthSet:
-    """As ``yolov5-ema data visdrone`` writes its instances JSON: clipped, without boxes of no area."""
+    """The ground truth as ``yolov5-ema data visdrone`` writes it to the instances JSON: clipped, no empty boxes."""
     return replace(full, truths={image: clipped(truth) for image, truth in full.truths.items()})
 
 
 def _of_images(truth: TruthSet, keys: Collection[str], left_out: Collection[str]) -> TruthSet:
-    """The images of a split among those of an instances JSON, by the keys that they have in the split.
+    """The ground truth of a split's images in an instances JSON, by their keys in the split.
 
-    An image is the one of its name; among several of one name, the one whose path ends as its own does.
+    Images are matched by name. If several have the same name, the one with the same end of its path is taken.
     """
     by_name: dict[str, list[str]] = {}
     for image in truth.truths:
@@ -134,7 +134,7 @@ def _of_images(truth: TruthSet, keys: Collection[str], left_out: Collection[str]
 
 
 def _meant(key: str, images: Sequence[str]) -> str | None:
-    """Which of the images of one name an image of a split is; None if that cannot be told."""
+    """Which of several images of the same name belongs to an image of a split; None if this is ambiguous."""
     own = _bare(key)
     alike = [image for image in images if own.endswith(_bare(image)) or _bare(image).endswith(own)]
     chosen = alike if len(images) > 1 else images
@@ -160,5 +160,5 @@ def _sizes_beside(folder: Path) -> Sizes:
         else []
     )
     if not files:
-        raise UserError(f"{folder}: the sizes of the images are not known; pass --image-sizes FILE.json")
+        raise UserError(f"{folder}: the sizes of the images are unknown; pass --image-sizes FILE.json")
     return image_sizes({key: file for file, key in keys_of_images(files).items()})

@@ -311,5 +311,5 @@ def _refuse_repeated(values: Sequence[Any], what: str) -> None:
     seen = set()
     for value in values:
         if value in seen:
-            raise UserError(f"{what} {value!r} stands there twice; each image must have its own")
+            raise UserError(f"{what} {value!r} appears twice; each image must have its own")
         seen.add(value)
