@@ -118,7 +118,7 @@ def test_who_reads_while_two_write_sees_one_of_the_files_whole(tmp_path):
 def test_a_pipe_or_a_device_is_neither_read_nor_written(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for place in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
-        with pytest.raises(UserError, match="no file that can be read"):
+        with pytest.raises(UserError, match="not a file that can be read"):
             open_regular(place)
     with pytest.raises(UserError, match="cannot be written"):
         write_whole(tmp_path / "pipe", "new")
@@ -282,7 +282,7 @@ def test_the_sha256_of_a_file(tmp_path, size):
     content = os.urandom(size)
     (tmp_path / "x").write_bytes(content)
     assert sha256_of(tmp_path / "x") == hashlib.sha256(content).hexdigest()
-    with pytest.raises(UserError, match="no file that can be read"):
+    with pytest.raises(UserError, match="not a file that can be read"):
         sha256_of(tmp_path)
 
 

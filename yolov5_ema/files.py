@@ -1,8 +1,8 @@
-"""Opening, locking and writing files: the one door, so that what holds for one file holds for all.
+"""Open, lock and write files, in one place so that the same rules apply to all files.
 
-Opened: regular files only (`reading` bounds what is read of them). Written: whole or not at all, through a draft with a
-name that nobody can foresee. Links: a link to a folder above a file is followed; a link in the place of the file itself
-is never written through, but replaced by the file.
+Only regular files are opened (`reading` limits how much of them is read). Files are written completely or not at all:
+through a temporary file ("draft") with an unpredictable name. Links to parent folders are followed. A link in the place
+of the file itself is never written through; the file replaces it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ DISK_ERRORS = frozenset(
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "EACCES", "EPERM")
     if hasattr(errno, name)
 )
-"""What a file system answers when it is full, may not be written to, or fails."""
+"""The errors of a file system that is full, read-only or broken."""
 
 _WINDOWS = os.name == "nt"
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks it
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # missing on Windows
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 _PLAIN = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _MARK = ".yolov5-ema-"
@@ -44,7 +44,7 @@ _tidied: set[str] = set()
 
 
 def open_regular(file: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading, if it is one: a named pipe or a device would be waited for, or never end.
+    """Open a regular file for reading; reading a named pipe or a device could block, or never end.
 
     Raises:
         OSError: as ``open`` does.
@@ -63,14 +63,14 @@ def open_regular(file: str | os.PathLike[str]) -> BinaryIO:
 
 
 def sha256_of(file: str | os.PathLike[str]) -> str:
-    """Of the content of a regular file of any size, read by pieces.
+    """The SHA-256 of the content of a regular file of any size, read in pieces.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
         OSError: as ``open`` does.
-        UserError: it is no regular file.
+        UserError: it is not a regular file.
     """
     digest = hashlib.sha256()
     with open_regular(file) as stream:
@@ -80,7 +80,7 @@ def sha256_of(file: str | os.PathLike[str]) -> str:
 
 
 def free_names(stem: str, suffix: str = "", joint: str = "-") -> Iterator[str]:
-    """A name, and then the same with numbers, to take the first that is free.
+    """A name, then the same name with numbers, for finding the first one that is free.
 
     Example:
         >>> names = free_names("a", ".png")
@@ -94,7 +94,7 @@ def free_names(stem: str, suffix: str = "", joint: str = "-") -> Iterator[str]:
 
 def _no_file(file: str | os.PathLike[str]) -> UserError:
     return UserError(
-        f"{os.fspath(file)} is no file that can be read, but a folder, a pipe, a socket or a device"
+        f"{os.fspath(file)} is not a file that can be read, but a folder, a pipe, a socket or a device"
     )
 
 
@@ -102,7 +102,7 @@ def _no_file(file: str | os.PathLike[str]) -> UserError:
 
 
 def make_folder(folder: Path, inside: Path) -> None:
-    """Make a folder within an output folder; what is there already must lie there in truth.
+    """Make a folder within an output folder; existing parts of its path must not lead out through a link.
 
     Raises:
         OSError: it cannot be made.
@@ -113,21 +113,21 @@ def make_folder(folder: Path, inside: Path) -> None:
 
 
 def check_inside(place: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
-    """Refuse a place in an output folder that a link takes somewhere else.
+    """Refuse a path in an output folder that leads out of the folder through a link.
 
     Raises:
-        UserError: it does.
+        UserError: the path leads out.
     """
     real, top = os.path.realpath(place), os.path.realpath(folder)
     if real != top and not real.startswith(os.path.join(top, "")):
         raise UserError(
             f"{os.fspath(place)} leads out of {os.fspath(folder)} through a link, to {real}; nothing is written or "
-            "removed there. Remove the link, or name another folder"
+            "removed there. Remove the link, or give another folder"
         )
 
 
 def remove_inside(file: Path, folder: Path) -> None:
-    """Remove a file of an output folder, if it is there.
+    """Remove a file of an output folder, if it exists.
 
     Raises:
         OSError: it cannot be removed.
@@ -139,21 +139,21 @@ def remove_inside(file: Path, folder: Path) -> None:
 
 @contextmanager
 def locked(place: Path, busy: str, patience_s: float = 0.0) -> Iterator[int | None]:
-    """Hold a lock for the length of a ``with`` block; it ends with the process, however that ends.
+    """Hold a lock during a ``with`` block; it also ends with the process, however that ends.
 
     Args:
-        place: a file, made if need be and never emptied; or a folder that is there. Where the system locks no folders
-            (Windows, network drives), a hidden file beside it is locked, which is gone afterwards.
-        busy: the message if another process holds it.
-        patience_s: how long to wait for that one.
+        place: a file, created if missing and never truncated; or an existing folder. If the system cannot lock folders
+            (Windows, network drives), a hidden file next to it is locked, and removed afterwards.
+        busy: the message if another process holds the lock.
+        patience_s: how long to wait for the other process, in seconds.
 
     Yields:
-        The descriptor, for child processes to inherit: the lock is held as long as one of them lives. None on Windows,
-        where they inherit none, and on a drive without locks.
+        The descriptor, for child processes to inherit: the lock is held as long as one of them is alive. None on
+        Windows, where they inherit no descriptors, and on a drive without locks.
 
     Raises:
-        OSError: the file cannot be made.
-        UserError: another process holds it, or it is no file.
+        OSError: the file cannot be created.
+        UserError: another process holds the lock, or ``place`` is not a file or folder.
     """
     until_s = time.monotonic() + patience_s
     is_folder, beside = place.is_dir(), None
@@ -170,7 +170,7 @@ def locked(place: Path, busy: str, patience_s: float = 0.0) -> Iterator[int | No
 
 
 def _held(place: Path, busy: str, until_s: float) -> int | None:
-    """A descriptor that holds the lock as long as it is open; None where there are no locks."""
+    """A descriptor that holds the lock as long as it is open; None if there are no locks."""
     while True:
         descriptor = _opened_to_lock(place)
         taken = _try_to_lock(descriptor)
@@ -185,13 +185,13 @@ def _held(place: Path, busy: str, until_s: float) -> int | None:
 
 
 def _let_go(descriptor: int, made: Path | None) -> None:
-    """End a lock, and remove the file that was made for it: while it is held, or others could have locked it."""
+    """Release a lock and remove the file made for it. The file is removed first: later, others may have locked it."""
     with contextlib.suppress(OSError):
         if made is not None and not _WINDOWS:
             made.unlink()
     os.close(descriptor)
     with contextlib.suppress(OSError):
-        if made is not None and _WINDOWS:  # which removes no file that anybody has opened
+        if made is not None and _WINDOWS:  # Windows does not remove a file that is open
             made.unlink()
 
 
@@ -199,7 +199,7 @@ def _opened_to_lock(place: Path) -> int:
     if place.is_dir():
         return os.open(place, os.O_RDONLY | _PLAIN)
     flags = os.O_RDWR | os.O_CREAT | _NO_FOLLOW | _NO_WAIT | _PLAIN
-    if _WINDOWS and place.is_symlink():  # nothing there keeps `open` from following it
+    if _WINDOWS and place.is_symlink():  # Windows has no way to keep `open` from following it
         raise UserError(f"{place} is a link, not the file that a lock is held on; remove it")
     try:
         descriptor = os.open(place, flags, 0o666)
@@ -214,8 +214,8 @@ def _opened_to_lock(place: Path) -> int:
 
 
 def _try_to_lock(descriptor: int) -> bool | None:
-    """True: it is held now; False: by another process; None: there are no locks here."""
-    import filelock  # here, for a block is imported without it
+    """True: this process now holds the lock; False: another process does; None: the file system has no locks."""
+    import filelock  # here, because importing a block must not need it
 
     try:
         return bool(filelock.lock_descriptor(descriptor, blocking=False))
@@ -224,7 +224,7 @@ def _try_to_lock(descriptor: int) -> bool | None:
 
 
 def _is_at(descriptor: int, place: Path) -> bool:
-    """Whether a file that was opened is still the one of that name: its last holder may have removed it."""
+    """Whether an opened file still has its name: the last holder of the lock may have removed it."""
     with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(descriptor), os.stat(place))
     return False
@@ -234,15 +234,15 @@ def _is_at(descriptor: int, place: Path) -> bool:
 
 
 def write_whole(file: Path, content: str | bytes, *, parents: bool = False) -> None:
-    """Write a file beside its place and move it there; one that was there is replaced.
+    """Write a file through a draft; an existing file is replaced.
 
     Args:
-        file: the place.
+        file: the file to write.
         content: its content; text is written as UTF-8.
-        parents: make the folders above it that are missing.
+        parents: make missing parent folders.
 
     Raises:
-        UserError: it cannot be written; what was there still is.
+        UserError: it cannot be written; an existing file is unchanged.
     """
     raw = content.encode("utf-8") if isinstance(content, str) else content
     with replacement(file, parents=parents, sync=False) as draft:
@@ -251,17 +251,17 @@ def write_whole(file: Path, content: str | bytes, *, parents: bool = False) -> N
 
 @contextmanager
 def replacement(file: str | os.PathLike[str], *, parents: bool = False, sync: bool = True) -> Iterator[Path]:
-    """A draft beside the place of a file, moved there in the end: whoever reads sees the old one or the new one, whole.
+    """A draft next to a file, moved to the file's name at the end, so that readers see a complete file, old or new.
 
-    A link in that place is replaced by the file; what it leads to is left alone.
+    If the file is a link, the link is replaced; its target is not changed.
 
     Args:
-        file: the place.
-        parents: make the folders above it that are missing.
-        sync: see to it that the content is on the disk before the name is.
+        file: the file to write.
+        parents: make missing parent folders.
+        sync: make sure that the content is on the disk before the file gets its name.
 
     Raises:
-        UserError: it cannot be written; what was there still is.
+        UserError: it cannot be written; an existing file is unchanged.
     """
     with whole_files([Path(file)], parents=parents, sync=sync) as (draft,):
         yield draft
@@ -269,7 +269,7 @@ def replacement(file: str | os.PathLike[str], *, parents: bool = False, sync: bo
 
 @contextmanager
 def whole_files(files: Sequence[Path], *, parents: bool = False, sync: bool = False) -> Iterator[list[Path]]:
-    """Drafts beside the places of files; all are moved there in the end, or none is left.
+    """Drafts next to several files; at the end all are moved to their names, or all are removed.
 
     Raises:
         UserError: they cannot be written.
@@ -290,13 +290,13 @@ def whole_files(files: Sequence[Path], *, parents: bool = False, sync: bool = Fa
 
 @contextmanager
 def moved_when_whole(file: str | os.PathLike[str], drafts: str) -> Iterator[str]:
-    """A new name in a folder for drafts; what is there when the block succeeds is moved to the place of a file.
+    """A new path in a folder for drafts; the file written there is moved to its final name if the block succeeds.
 
-    For writers of very many files, who hold the folder, empty it before and afterwards, and say themselves what is
-    wrong.
+    This is for writers of very many files, who lock the folder, empty it before and afterwards, and report errors
+    themselves.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: the file cannot be moved.
     """
     draft = os.path.join(drafts, secrets.token_hex(8))
     try:
@@ -304,15 +304,15 @@ def moved_when_whole(file: str | os.PathLike[str], drafts: str) -> Iterator[str]
         os.replace(draft, file)
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)  # is still there after a move, too, if both are names of one file
+            os.unlink(draft)  # still exists even after a move, if both are names of one file
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the place of one that is missing or empty, moved there in the end; or nothing is left of it.
+    """A draft of a missing or empty folder, moved to the folder's name at the end, or removed if the block fails.
 
     Args:
-        folder: the place; folders above it that are missing are made.
+        folder: the folder to write; missing parents are made.
 
     Raises:
         UserError: it cannot be written.
@@ -329,10 +329,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def refuse_link(place: Path, what: str) -> None:
-    """Refuse a link in the place of a folder that is this program's own.
+    """Refuse a link in the place of a folder that belongs to this program.
 
     Raises:
-        UserError: it is one.
+        UserError: the path is a link.
     """
     if place.is_symlink():
         raise UserError(f"{place} is a link, where {what} belongs; remove it, or name another place")
@@ -340,7 +340,7 @@ def refuse_link(place: Path, what: str) -> None:
 
 @contextmanager
 def writing_in(place: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what the file system refuses into a message that names the place.
+    """Turn errors of the file system into a message that names the path.
 
     Raises:
         UserError: an OSError happened.
@@ -357,7 +357,7 @@ def _said_plainly(files: Sequence[Path]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, RuntimeError) as error:  # torch has an error of its own for what the disk refuses
+    except (OSError, RuntimeError) as error:  # torch has its own error for failed writes
         reason = _reason(error)
         if reason is None:
             raise
@@ -366,7 +366,7 @@ def _said_plainly(files: Sequence[Path]) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str | None:
-    """Why the disk refused; None if something else is behind the error."""
+    """Why the write failed; None if the error has another cause."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError):
@@ -377,7 +377,7 @@ def _reason(error: BaseException) -> str | None:
 
 
 def link_or_copy(source: Path, file: Path) -> None:
-    """Make a file another name of a source, or a copy of it where the file system has no hard links."""
+    """Make a file a hard link to a source, or a copy if the file system has no hard links."""
     with replacement(file, sync=False) as draft:
         draft.unlink()
         try:
@@ -387,17 +387,17 @@ def link_or_copy(source: Path, file: Path) -> None:
 
 
 def copy_new(source: str | os.PathLike[str], file: str | os.PathLike[str]) -> None:
-    """Copy the content of a regular file to a file that is new.
+    """Copy the content of a regular file to a new file.
 
     Raises:
-        OSError: one cannot be read, or there is something in the place of the other.
+        OSError: the source cannot be read, or the new file already exists.
     """
     with open_regular(source) as content, os.fdopen(exclusive(file), "wb") as stream:
         shutil.copyfileobj(content, stream)
 
 
 def append_to(file: Path) -> BinaryIO:
-    """Open a file of this program's own to write behind what it holds; a link in its place is not followed.
+    """Open a file of this program for appending; a link in its place is not followed.
 
     Raises:
         OSError: it cannot be opened, or is a link.
@@ -408,10 +408,10 @@ def append_to(file: Path) -> BinaryIO:
 
 
 def refuse_present(files: Sequence[Path], force: bool) -> None:
-    """Refuse to write over what is there.
+    """Refuse to overwrite files.
 
     Raises:
-        UserError: one of the files exists and ``force`` was not said, or is a folder.
+        UserError: one of the files exists and ``force`` is not set, or is a folder.
     """
     for file in files:
         if file.is_dir():
@@ -421,34 +421,34 @@ def refuse_present(files: Sequence[Path], force: bool) -> None:
 
 
 def _refuse_special(file: Path) -> None:
-    """Root could put a file in the place of /dev/null."""
+    """Refuse a pipe, a socket or a device: root could replace /dev/null by a file."""
     with contextlib.suppress(FileNotFoundError):
         mode = os.stat(file).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
         if not stat.S_ISREG(mode):
-            raise UserError(f"{file} cannot be written: it is no file, but a pipe, a socket or a device")
+            raise UserError(f"{file} cannot be written: it is not a file, but a pipe, a socket or a device")
 
 
 def exclusive(file: str | os.PathLike[str]) -> int:
-    """A descriptor to write a file that is new; nothing that is there, a link neither, is touched.
+    """A descriptor for writing a new file; an existing file or link is not touched.
 
     Raises:
-        OSError: there is something.
+        OSError: the file already exists.
     """
     return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _PLAIN, 0o666)
 
 
 @contextmanager
 def _draft_of(place: Path) -> Iterator[Path]:
-    """An empty file beside a place, gone in the end unless it was moved.
+    """An empty file next to ``place``, removed at the end unless it was moved.
 
-    It is locked meanwhile, so that nobody takes it for one that a killed process left.
+    It is locked meanwhile, so that other processes do not treat it as a draft of a killed process.
     """
     _remove_stale(place.parent)
     draft, descriptor = _made_draft(place)
     try:
-        if _WINDOWS:  # it moves no file that is open
+        if _WINDOWS:  # Windows does not move a file that is open
             os.close(descriptor)
         yield draft
     finally:
@@ -466,17 +466,17 @@ def _made_draft(place: Path) -> tuple[Path, int]:
             descriptor = exclusive(draft)
             if _WINDOWS or (_try_to_lock(descriptor) is not False and os.fstat(descriptor).st_nlink):
                 return draft, descriptor
-            os.close(descriptor)  # somebody took it for stale before it was locked
+            os.close(descriptor)  # another process removed it as stale before it was locked
 
 
 def _sync(draft: Path) -> None:
-    """A computer that goes down must not find the name before the content."""
+    """Write the content to the disk, so that after a crash the name does not exist without the content."""
     with open(draft, "rb+") as stream:
         os.fsync(stream.fileno())
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove drafts that killed processes left in a folder; looked for once a process."""
+    """Remove drafts that killed processes left in a folder; each process checks a folder once."""
     key = os.path.abspath(folder)
     if key in _tidied:
         return

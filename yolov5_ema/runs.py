@@ -1,7 +1,7 @@
-"""The folder that a run makes for itself: named as YOLOv5 names it, held while the run works, gone if the run fails.
+"""The output folder of a run: named as YOLOv5 names it, locked during the run, and removed if the run fails.
 
-Other processes work beside it and, if somebody names such a ``--project``, within it. So what is taken away is what the
-run made, and a folder above it only if the run made it and it is empty.
+Other processes may write next to it or, with a suitable ``--project``, into it. A failed run therefore removes only
+what it made, and a parent folder only if the run made it and it is empty.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, made: Sequence[Path] = ()) -> None:
-        """A folder that is there.
+        """Describe an existing folder.
 
         Args:
-            path: of the folder.
-            made: what this process made of it and of the folders above it, the outermost first.
+            path: the path of the folder.
+            made: the folders, out of this one and its parents, that this process made; the outermost first.
         """
         self.path = path
         self._made = made
 
     @classmethod
     def make(cls, path: Path) -> RunFolder:
-        """Make the folder, and what is missing above it.
+        """Make the folder and its missing parents.
 
         Raises:
-            OSError: it cannot be made; a FileExistsError where there is one, whoever made it and when.
+            OSError: it cannot be made; a FileExistsError if it already exists.
         """
         return cls(path, _make(path.absolute()))
 
@@ -49,8 +49,8 @@ class RunFolder:
 
         Args:
             project: the folder of all runs.
-            name: of this one.
-            exist_ok: use a folder of that name that is there.
+            name: the name of this run.
+            exist_ok: use an existing folder of this name.
 
         Raises:
             UserError: it cannot be made.
@@ -70,10 +70,10 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs out of the folder for the length of a ``with`` block.
+        """Lock the folder against other runs during a ``with`` block.
 
         Raises:
-            UserError: another run is at work there.
+            UserError: another run is writing to it.
         """
         with locked(
             self.path, f"another run is writing to {self.path}; wait for its end, or choose another --name"
@@ -81,10 +81,10 @@ class RunFolder:
             yield
 
     def remove(self, parts: Collection[str] = ()) -> None:
-        """If this process made the folder, take away the files right in it, and then what is empty.
+        """If this process made the folder, remove the files directly in it, then the folders that are empty.
 
         Args:
-            parts: names of folders in it that go with all that is in them; others are another process's, and stay.
+            parts: names of subfolders to remove with their content; others belong to other processes and stay.
         """
         if not self._made:
             return
@@ -97,7 +97,7 @@ class RunFolder:
         self.remove_if_empty()
 
     def remove_if_empty(self) -> None:
-        """Take away the folder and those above it that were made for it, as far as they are empty."""
+        """Remove the folder and the parents that were made for it, if they are empty."""
         _remove_empty(self._made)
 
 
@@ -105,11 +105,11 @@ class RunFolder:
 def run_folder(
     project: Path, name: str = "exp", exist_ok: bool = False, parts: Collection[str] = ()
 ) -> Iterator[Path]:
-    """A folder of `RunFolder.fresh`, held for the length of a ``with`` block and removed if the block fails.
+    """A folder from `RunFolder.fresh`, locked during a ``with`` block and removed if the block fails.
 
     Args:
         project, name, exist_ok: as in `RunFolder.fresh`.
-        parts: as in `RunFolder.remove`: the folders that the run makes in its own.
+        parts: as in `RunFolder.remove`: the subfolders that the run makes.
     """
     folder = RunFolder.fresh(project, name, exist_ok)
     with folder.held():
@@ -121,14 +121,14 @@ def run_folder(
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make a folder and what is missing above it; returns what this call made, the outermost first."""
+    """Make a folder and its missing parents; return those that this call made, the outermost first."""
     missing = [folder]
     while not missing[-1].parent.exists():
         missing.append(missing[-1].parent)
     made: list[Path] = []
     try:
         for above in reversed(missing[1:]):
-            with contextlib.suppress(FileExistsError):  # another process was first: it is not ours
+            with contextlib.suppress(FileExistsError):  # another process made it first
                 above.mkdir()
                 made.append(above)
         folder.mkdir()

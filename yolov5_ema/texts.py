@@ -1,4 +1,4 @@
-"""Words that many messages share: lists of names, "did you mean", the first line of an error, tables for a terminal."""
+"""Parts of many messages: lists of names, "did you mean", the first line of an error, tables for a terminal."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def listed(names: Iterable[object], most: int | None = None) -> str:
     """Names joined by commas.
 
     Args:
-        names: any number.
-        most: how many are written out; of the others only the number is said. None: all are.
+        names: any number of names.
+        most: how many are written out; the others are only counted. None: all are written out.
 
     Example:
         >>> listed(["a", "b", "c", "d"], most=2)
@@ -24,13 +24,13 @@ def listed(names: Iterable[object], most: int | None = None) -> str:
 
 
 def nearest(name: object, known: Iterable[str], most: int = 1, *, likeness: float = 0.6) -> list[str]:
-    """The known names that a mistyped one may have meant, the nearest first; capitals do not matter.
+    """The known names that are most similar to a mistyped one, the nearest first; case does not matter.
 
     Args:
         name: what was typed.
         known: what it could have been.
-        most: how many are given.
-        likeness: how like a name must be, from 0 (not at all) to 1 (the same).
+        most: the maximum number of names returned.
+        likeness: the minimum similarity, from 0 (nothing in common) to 1 (equal).
 
     Example:
         >>> nearest("trian", ["train", "val"]), nearest("x", ["train", "val"])
@@ -42,11 +42,11 @@ def nearest(name: object, known: Iterable[str], most: int = 1, *, likeness: floa
 
 
 def did_you_mean(names: Sequence[str], otherwise: str = ".") -> str:
-    """The end of a sentence about a name that is not known.
+    """The end of a sentence about an unknown name.
 
     Args:
-        names: what may have been meant, see `nearest`.
-        otherwise: the end of the sentence if that is nothing.
+        names: the suggestions, see `nearest`.
+        otherwise: the end of the sentence if there are no suggestions.
 
     Example:
         >>> did_you_mean(["train"]), did_you_mean([])
@@ -56,7 +56,7 @@ def did_you_mean(names: Sequence[str], otherwise: str = ".") -> str:
 
 
 def first_line(error: object, most: int = 500) -> str:
-    """What an error says first, in at most so many characters; the name of its class if it says nothing.
+    """The first line of an error's message, at most ``most`` characters; the name of its class if it has no message.
 
     Example:
         >>> first_line(ValueError("bad shape\\nat row 3")), first_line(MemoryError())
@@ -71,7 +71,7 @@ def aligned(table: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str
 
     Args:
         table: rows, all of one length; the first may be the heads of the columns.
-        left: the columns that begin at the left; all others end at the right.
+        left: the left-aligned columns; all others are right-aligned.
 
     Example:
         >>> print(aligned([["class", "AP"], ["car", "71.3"]]))

@@ -437,7 +437,7 @@ def test_flags_that_do_not_go_together(flags, words, drone, own_folder, capsys):
         ("detections/im1.txt", "1,1,5,5,0.5,14,-1,-1\n", "category 14 is not in 0 to 11"),
         ("annotations/im1.txt", "1,1,5\n", "annotations/im1.txt, line 1: 3 columns, not 8"),
         ("annotations/im9.txt", "1,1,5,5,1,4,0,0\n", "the size of im9 is not known"),
-        ("sizes.json", '{"im0": {"width": 4', "sizes.json is no JSON, or cut off: line 1, column"),
+        ("sizes.json", '{"im0": {"width": 4', "sizes.json is not JSON, or it is cut off: line 1, column"),
     ],
 )
 def test_files_that_cannot_be_used(file, text, words, drone, own_folder, capsys):

@@ -150,7 +150,7 @@ def test_read_annotations_takes_what_real_files_hold(tmp_path):
     results = read_results(file)
     assert results.values.tolist() == [[1, 2, 3, 4, 0.5, 1, 0, 0]]
     assert results.bad[0].reason == "4 columns, not 6 to 8"
-    with pytest.raises(UserError, match="no file that can be read, but a folder"):
+    with pytest.raises(UserError, match="not a file that can be read, but a folder"):
         read_annotations(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         read_lines(tmp_path / "missing.txt")

@@ -1,4 +1,4 @@
-"""Reading ground truth: VisDrone's text files, COCO's instances JSON, YOLO labels."""
+"""Read ground truth: VisDrone's text files, COCO's instances JSON, YOLO labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from yolov5_ema.reading import MOST_JSON, parse_json, read_bytes
 from yolov5_ema.texts import listed
 
 Sizes = Mapping[str, "tuple[int, int]"]
-"""Width and height in pixels by the images' keys."""
+"""The width and height in pixels of each image, by its key."""
 _EXIF_ORIENTATION, _QUARTER_TURNS = 274, (5, 6, 7, 8)
 _LONGEST = 100_000
 """Pixels; a longer side is a mistake, and its mask of ignored regions would not fit into memory."""
@@ -34,12 +34,12 @@ class TruthSet:
     """Ground truth of a set of images.
 
     Attributes:
-        source: where it is from, for messages.
-        names: of the classes.
-        truths: by the images' keys, in the order in which protocols should get them.
-        image_ids: what results files may call an image by, beside its name, and its key.
-        category_ids: class for each category id of results files; empty: the class itself.
-        left_out: keys of images that are not judged; detections in them are passed over.
+        source: where it was read from, for messages.
+        names: the names of the classes.
+        truths: the ground truth of each image by its key, in the order for protocols.
+        image_ids: the key of each id that results files may use for an image, besides its name.
+        category_ids: the class of each category id of results files; empty: the ids are the classes.
+        left_out: the keys of images that are not evaluated; detections in them are ignored.
     """
 
     source: str
@@ -53,13 +53,13 @@ class TruthSet:
 def visdrone_truth(
     folder: Path, sizes: Sizes, names: Sequence[str] = visdrone.CLASSES, *, only_sized: bool = False
 ) -> TruthSet:
-    """VisDrone-DET annotations: a text file an image, sorted by name, which is all that it says of the image.
+    """Read VisDrone-DET annotations: a text file for each image, matched and sorted by name.
 
     Args:
-        folder: of the text files.
-        sizes: of all of their images.
-        names: of categories 1 to 10.
-        only_sized: leave out files of images whose size is not given, instead of refusing them.
+        folder: the folder of the text files.
+        sizes: the sizes of all of their images.
+        names: the names of categories 1 to 10.
+        only_sized: leave out files of images without a given size, instead of refusing them.
 
     Raises:
         UserError: there is no file, there are not 10 names, a line is malformed, an image's size is not known, or two
@@ -67,7 +67,7 @@ def visdrone_truth(
     """
     files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
     if not files:
-        raise UserError(f"{folder}: no annotations there (*.txt, one an image)")
+        raise UserError(f"{folder}: no annotations there (*.txt, one for each image)")
     if len(names) != len(visdrone.CLASSES):
         raise UserError(
             f"{folder} holds VisDrone's annotations of 10 classes, but there are {len(names)} names"
@@ -102,21 +102,21 @@ def _visdrone_image(file: Path, key: str, width: int, height: int) -> Truth:
 
 
 def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
-    """An instances JSON, its images sorted by id as pycocotools does.
+    """Read an instances JSON; its images are sorted by id, as pycocotools does.
 
-    Crowds are ignored objects. The ignored regions that ``yolov5-ema data visdrone`` writes as one crowd a class are
-    regions again.
+    Crowds are ignored objects. The ignored regions that ``yolov5-ema data visdrone`` writes as a crowd in each class
+    are converted back to regions.
 
     Args:
         file: the JSON.
-        names: of the classes, to which categories belong by their names; None: the categories by their ids.
+        names: the names of the classes, which categories are matched with; None: the categories, ordered by id.
 
     Raises:
-        UserError: it is no instances JSON, cut off, names an image twice, or an annotation does not fit.
+        UserError: it is not an instances JSON, is cut off, names an image twice, or has an invalid annotation.
     """
     content = read_json(file)
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _COCO_KEYS):
-        raise UserError(f"{file} is no instances JSON: it must hold the lists {', '.join(_COCO_KEYS)}")
+        raise UserError(f"{file} is not an instances JSON: it must hold the lists {', '.join(_COCO_KEYS)}")
     try:
         categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
         images = {_as_id(entry["id"]): entry for entry in content["images"]}
@@ -125,7 +125,9 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
             for key, entry in images.items()
         }
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{file}: an image or a category lacks what it needs: {error!r}") from error
+        raise UserError(
+            f"{file}: an image or a category has a missing or invalid entry: {error!r}"
+        ) from error
     odd = [key for key in images if not isinstance(key, (int, str))]
     if odd:
         raise UserError(f"{file}: an image's id must be a number or a name, not {odd[0]!r}")
@@ -149,7 +151,7 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
 
 
 def _as_id(value: Any) -> Any:
-    """Of 3.0, as pandas writes it, the number 3."""
+    """Turn 3.0, as pandas writes an id, into 3."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -165,10 +167,10 @@ def _check_annotation(
         box = np.array(entry["bbox"], dtype=np.float64)
         area = float(entry.get("area", 0))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{where} lacks what it needs: {error!r}") from error
+        raise UserError(f"{where} has a missing or invalid entry: {error!r}") from error
     if not known:
         raise UserError(
-            f"{where} names image {entry['image_id']} or category {entry['category_id']}, which it lacks"
+            f"{where} names image {entry['image_id']} or category {entry['category_id']}, which the file does not have"
         )
     if box.shape != (4,) or not np.isfinite(box).all():
         raise UserError(f"{where}: its bbox must be four numbers, not {entry['bbox']}")
@@ -198,13 +200,13 @@ def _coco_image(
 
 
 def label_truth(images: LabelledImages, names: Sequence[str], source: str, sizes: Sizes) -> TruthSet:
-    """YOLO labels beside images, sorted by the images' names; an image without a label file has no objects.
+    """The ground truth of YOLO labels, sorted by the images' names; an image without a label file has no objects.
 
     Args:
-        images: that are judged, with their labels.
-        names: of the classes.
-        source: for messages.
-        sizes: of the images.
+        images: the images to evaluate, with their labels.
+        names: the names of the classes.
+        source: where they were read from, for messages.
+        sizes: the sizes of the images.
     """
     keys = sorted(images.files, key=lambda key: (name_of(key), key))
     truths = {key: _label_image(key, *sizes[key], images.rows[key]) for key in keys}
@@ -212,7 +214,7 @@ def label_truth(images: LabelledImages, names: Sequence[str], source: str, sizes
 
 
 def _label_image(key: str, width: int, height: int, rows: np.ndarray) -> Truth:
-    # YOLOv5 drops a row that is there already, and holds its numbers in single precision
+    # YOLOv5 drops duplicate rows, and stores the numbers in single precision
     first = np.unique(rows.astype(np.float32), axis=0, return_index=True)[1]
     labels = rows[first]
     return Truth(
@@ -226,10 +228,10 @@ def _label_image(key: str, width: int, height: int, rows: np.ndarray) -> Truth:
 
 
 def image_sizes(files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
-    """Width and height of each image as it is shown, from its header, by its key.
+    """The width and height of each image as it is displayed, from its header, by its key.
 
     Raises:
-        UserError: one cannot be read.
+        UserError: an image cannot be read.
     """
     return {key: _image_size(file) for key, file in files.items()}
 
@@ -251,10 +253,10 @@ def _image_size(file: Path) -> tuple[int, int]:
 
 
 def read_image_sizes(file: Path) -> dict[str, tuple[int, int]]:
-    """A JSON of sizes: ``{name: {"width": w, "height": h}}`` or ``{name: [w, h]}``, in pixels.
+    """Read a JSON of sizes: ``{name: {"width": w, "height": h}}`` or ``{name: [w, h]}``, in pixels.
 
     Raises:
-        UserError: it cannot be read, or an entry is no size.
+        UserError: it cannot be read, or an entry is not a size.
     """
     content = read_json(file)
     if not isinstance(content, dict) or not content:
@@ -280,10 +282,10 @@ def _size(width: Any, height: Any) -> tuple[int, int]:
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
-        UserError: it is missing, empty, or cut off; the message names the place.
+        UserError: it is missing, empty, or cut off; the message gives the line and column.
     """
     try:
         text = read_bytes(file, MOST_JSON).decode("utf-8-sig")
@@ -295,7 +297,7 @@ def read_json(file: Path) -> Any:
         return parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{file} is no JSON, or cut off: line {error.lineno}, column {error.colno}: {error.msg}"
+            f"{file} is not JSON, or it is cut off: line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
     except ValueError as error:
         raise UserError(f"{file} is not what is needed: {error}") from error

@@ -1,13 +1,13 @@
-"""The protocol of VisDrone-DET: the figures that the benchmark's own toolkit prints.
+"""VisDrone-DET's protocol: the figures that the benchmark's own toolkit prints.
 
-Source: https://github.com/VisDrone/VisDrone2018-DET-toolkit, v1.0.4 (evalDET.m and what it calls), written anew from
-its behaviour. Where it differs from COCO:
+Source: https://github.com/VisDrone/VisDrone2018-DET-toolkit, v1.0.4 (evalDET.m and what it calls), reimplemented from
+its behaviour. The differences from COCO:
 
-- Objects and detections of which at least half lies in ignored regions are dropped first, by rounded boxes.
-- An image's first 1, 10, 100, 500 detections count, in the order of the file and over all classes together.
+- Objects and detections that are at least half inside ignored regions are dropped first, by rounded boxes.
+- The first 1, 10, 100, 500 detections of an image count, in the order of the file and over all classes together.
 - AP is the whole area under the monotone precision envelope, not its mean at 101 recalls.
-- An object of score 0 is no miss for those who find it, but stays in the denominator of the recall.
-- Classes are weighted by the number of images that hold them.
+- A detection of an object of score 0 does not count as wrong, but the object stays in the denominator of the recall.
+- Classes are weighted by the number of images that contain them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from yolov5_ema.evaluation.results import Curve, Result
 THRESHOLDS = np.arange(10, 20) / 20.0
 """IoU 0.50, 0.55 … 0.95."""
 CUTS = (1, 10, 100, 500)
-"""Detections of an image that count; AP is taken at the last."""
+"""Maximum numbers of detections for each image; AP is computed with the last."""
 IGNORED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class _Image:
-    """What one image leaves to be counted; pairs are of one class and overlap by half or more."""
+    """The values of one image that are evaluated; pairs have the same class and an overlap of at least a half."""
 
     classes: np.ndarray  # (N,) of the detections kept, best first
     scores: np.ndarray  # (N,)
@@ -68,7 +68,7 @@ class VisDroneProtocol:
         self._images: list[_Image] = []
 
     def update(self, truth: Truth, predictions: Predictions) -> None:
-        """Add one image; of equal scores, those of images added first come first, as the toolkit sorts files by name.
+        """Add one image; equal scores are ordered as the images were added, as the toolkit orders files by name.
 
         Args:
             truth: with score-0 objects as `ignored`, 'others' as `NO_CLASS`, and the ignored regions.
@@ -105,7 +105,7 @@ class VisDroneProtocol:
         """The figures over all images that were added.
 
         Raises:
-            UserError: no object is left to be found.
+            UserError: there is no object to be found.
         """
         images_with = np.zeros(len(self.names), np.int64)
         objects = np.zeros(len(self.names), np.int64)
@@ -158,7 +158,7 @@ class VisDroneProtocol:
 
 
 def _joined(images: Sequence[_Image]) -> _Image:
-    """All images as one, whose detections and objects are counted through."""
+    """Join all images into one, and renumber its detections and objects."""
     detections = np.cumsum([0, *(len(image.classes) for image in images)])
     objects = np.cumsum([0, *(len(image.ordinary_classes) for image in images)])
 
@@ -171,7 +171,7 @@ def _joined(images: Sequence[_Image]) -> _Image:
 
 
 def _hits(every: _Image, threshold: float, cut: int) -> np.ndarray:
-    """For each detection, whether it finds an object when the first ``cut`` of each file count."""
+    """Whether each detection finds an object if only the first ``cut`` detections of each file count."""
     used = (every.pair_overlaps >= threshold) & (every.file_rank[every.pair_detections] < cut)
     detections, objects = every.pair_detections[used], every.pair_objects[used]
     return (
@@ -181,10 +181,10 @@ def _hits(every: _Image, threshold: float, cut: int) -> np.ndarray:
 
 
 def inside_regions(boxes: np.ndarray, truth: Truth) -> np.ndarray:
-    """Which boxes the toolkit drops: those with at least half of their area in ignored regions.
+    """The boxes that the toolkit drops: those with at least half of their area in ignored regions.
 
-    Regions are drawn into a mask of the image's pixels, both of their ends included; boxes are rounded first, halves
-    away from zero, and moved to start inside the image; their area is not clipped to it.
+    Regions are drawn into a mask of the image's pixels, including both ends. Boxes are rounded first (halves away from
+    zero) and moved to start inside the image. Their area is not clipped to the image.
 
     Args:
         boxes: (N, 4), left, top, width, height.
@@ -237,7 +237,7 @@ def _class_figures(precision: np.ndarray, recall: np.ndarray, images: int, index
 
 
 def _mean(per_class: dict[str, dict[str, Any]], weighted_by: str) -> dict[str, float]:
-    """Over the classes that some image holds."""
+    """The mean over the classes that occur in an image."""
     held = [figures for figures in per_class.values() if figures["in_mean"]]
     weights = [figures["images_with_gt"] if weighted_by == "images" else 1 for figures in held]
     names = ["AP", "AP50", "AP75", *(f"AR{cut}" for cut in CUTS)]

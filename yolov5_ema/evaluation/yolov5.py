@@ -1,12 +1,12 @@
 """The protocol of YOLOv5's ``val``: the P, R, mAP50 and mAP50-95 that it prints.
 
-Source: https://github.com/ultralytics/yolov5 (val.py, utils/metrics.py), written anew from its behaviour. Four things
-tell it from COCO: pairs are matched by their overlap, not in the order of scores; an object goes to the best-scored
-detection that prefers it, and the others do not turn to their second choice; crowds and ignored regions are unknown;
-AP is the area under a line through 101 recalls, whose first point is a precision of 1.
+Source: https://github.com/ultralytics/yolov5 (val.py, utils/metrics.py), reimplemented from its behaviour. It differs
+from COCO in four ways. Pairs are matched by their overlap, not in the order of scores. An object goes to the detection
+with the highest score that prefers it, and the other detections do not get their second choice. There are no crowds and
+no ignored regions. AP is the area under a line through 101 recalls, which starts with a precision of 1.
 
-YOLOv5 changed it with v6.2: before, pairs are matched at IoU 0.5 only, and P and R are taken where the mean F1 is
-highest; since, pairs are matched at each threshold, and the mean F1 is smoothed first.
+The protocol changed with YOLOv5 v6.2. Before, pairs were matched at IoU 0.5 only, and P and R were taken where the mean
+F1 is highest. Since then, pairs are matched at each threshold, and the mean F1 is smoothed first.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from yolov5_ema.evaluation.results import Curve, Result
 THRESHOLDS = np.linspace(0.5, 0.95, 10, dtype=np.float32)
 """IoU 0.50, 0.55 … 0.95."""
 MAX_DET = 300
-"""Detections of an image that ``val`` keeps."""
+"""The maximum number of detections of an image that ``val`` keeps."""
 RELEASES = ("6.0", "6.2")
-"""Releases with which the rules changed."""
+"""The releases in which the rules changed."""
 _CONFIDENCES = np.linspace(0, 1, 1000)
 _RECALLS = np.linspace(0, 1, 101)
 
 
 def rules_of(release: tuple[int, int]) -> str:
-    """Which of `RELEASES` a release follows.
+    """The entry of `RELEASES` with the rules of a release.
 
     Example:
         >>> rules_of((6, 1)), rules_of((7, 0))
@@ -43,16 +43,16 @@ def rules_of(release: tuple[int, int]) -> str:
 class Yolov5Protocol:
     """``P``, ``R``, ``mAP50`` and ``mAP50-95`` as YOLOv5's ``val`` prints them, as fractions.
 
-    Per class there are ``P``, ``R``, ``AP50``, ``AP`` and the number of ``labels``. Classes without labels count for
-    nothing.
+    For each class there are ``P``, ``R``, ``AP50``, ``AP`` and the number of ``labels``. Classes without labels are
+    ignored.
 
     Args:
-        names: of the classes.
-        release: whose rules hold: "6.0" (and 6.1) or "6.2" (and all later ones).
-        max_det: best detections of an image that count.
+        names: the names of the classes.
+        release: the rules to use: "6.0" (and 6.1) or "6.2" (and all later releases).
+        max_det: the maximum number of detections of an image that count.
 
     Raises:
-        UserError: there are no rules of that release.
+        UserError: the release is unknown.
 
     Example:
         >>> truth = Truth("a", 100, 100, np.array([[10.0, 10, 20, 20]]), np.array([0]), np.array([False]))
@@ -189,7 +189,7 @@ def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _pairs(shared: np.ndarray, threshold: np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Objects and detections that are matched: each detection's best object, then each object's first detection."""
+    """The matched objects and detections: each detection's best object, then each object's first detection."""
     objects, detections = np.nonzero(shared >= threshold)
     order = shared[objects, detections].argsort()[::-1]
     objects, detections = objects[order], detections[order]
