@@ -116,10 +116,12 @@ def test_other_models_are_refused(engine, monkeypatch):
     with pytest.raises(UserError, match=r"a\.pt is a segmentation model: .*segment/predict\.py"):
         load_detector("a.pt", engine=engine)
     held(_model(torch.nn.Linear(1, 1)))
-    with pytest.raises(UserError, match=r"a\.pt holds no detector"):
+    with pytest.raises(UserError, match=r"a\.pt does not hold a detector"):
         load_detector("a.pt", engine=engine)
     held(type("ClassificationModel", (torch.nn.Module,), {})())
-    with pytest.raises(UserError, match=r"a\.pt is a classifier of YOLOv5's classify/train\.py, no detector"):
+    with pytest.raises(
+        UserError, match=r"a\.pt is a classifier of YOLOv5's classify/train\.py, not a detector"
+    ):
         load_detector("a.pt", engine=engine)
 
 
@@ -147,9 +149,9 @@ def test_another_format_is_a_class_and_a_line_in_the_table(engine, monkeypatch):
     found = load_detector("a.plain", engine=engine)
     assert loading.is_read("a.plain") and isinstance(found, Detector) and not isinstance(found, TorchDetector)
     assert [len(one) for one in found.detect([_noise(9, 9)], LOW)] == [0]
-    with pytest.raises(UserError, match=r"a\.plain holds no model of torch"):
+    with pytest.raises(UserError, match=r"a\.plain does not hold a torch model"):
         with_module(found)
-    with pytest.raises(UserError, match=r"a\.plain holds no model of torch"):
+    with pytest.raises(UserError, match=r"a\.plain does not hold a torch model"):
         yolov5_ema.load("a.plain")
 
 

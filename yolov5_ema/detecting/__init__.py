@@ -1,1 +1,1 @@
-"""From weights and images to detections."""
+"""Load detectors and run them on images."""

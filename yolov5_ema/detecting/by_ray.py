@@ -1,10 +1,10 @@
-"""Predicting chunks of images in many processes, on one machine or a cluster, through Ray Data.
+"""Predict chunks of images in many processes, on one machine or a cluster, with Ray Data.
 
-A pool of actors, each with the detector in memory, takes chunks; the caller gets each chunk's results as it comes and
-is the only one that writes. Ray replaces an actor whose process was killed and does its chunk again. A chunk that has
-killed its worker time and again is refused, with the name of the image.
+A pool of actors, each with the detector in memory, processes chunks. The caller gets the results of each chunk as soon
+as they are ready, and is the only process that writes. If the process of an actor is killed, Ray replaces the actor and
+repeats its chunk. A chunk that kills its worker repeatedly is refused, with the name of the image.
 
-The only file that imports ray.
+This is the only file that imports ray.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ _LOGGER = logging.getLogger(__name__)
 ADDRESS_ENV = "RAY_ADDRESS"
 _AUTH_MODE_ENV = "RAY_AUTH_MODE"
 _TOKENS = "ray._private.authentication"
-"""Where Ray has what makes and checks tokens, if it has that."""
+"""Ray's module that makes and checks tokens; older releases do not have it."""
 _ANSWER_WITHIN_S = 10.0
 _ATTEMPTS = 3
-"""How often a chunk may kill its worker; before the last time, the worker says which image it is at."""
+"""How often a chunk may kill its worker; at the last attempt, the worker reports each image that it starts."""
 
 Image = tuple[int, str, str]
-"""Place in the list, path as the user named it, path from the root."""
+"""Index in the list, path as the user gave it, absolute path."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker needs to know; sent to each.
+    """What every worker needs to know.
 
     Attributes:
         engine: the YOLOv5 of the caller; a worker must find the same release.
-        weights_name: file name of the checkpoint, for messages.
-        options: of `load_detector`.
-        thresholds: what is kept.
+        weights_name: the file name of the checkpoint, for messages.
+        options: the options of `load_detector`.
+        thresholds: which detections are kept.
         prepare: called in a worker before YOLOv5 is imported; imports the user's plugins.
     """
 
@@ -69,14 +69,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Pool:
-    """The workers that are asked for.
+    """The requested workers.
 
     Attributes:
-        workers: their number; None for as many as the machines take.
-        threads: of each, and CPUs that it takes; None for 1, or for as many as leave room for ``workers``.
-        gpus_per_worker: such as 1 or 0.5; None for 1 where there are GPUs and ``cpu_only`` is off.
-        cpu_only: leave GPUs alone.
-        address: of a Ray cluster; None for a Ray on this machine that ends with the run.
+        workers: the number of workers; None for as many as fit on the machines.
+        threads: the threads and CPUs of each worker; None for 1, or for as many as leave room for ``workers``.
+        gpus_per_worker: such as 1 or 0.5; None for 1 if there are GPUs and ``cpu_only`` is off.
+        cpu_only: do not use GPUs.
+        address: the address of a Ray cluster; None for a Ray on this machine that ends with the run.
     """
 
     workers: int | None = None
@@ -87,19 +87,19 @@ class Pool:
 
 
 def check_installed(address: str | None = None) -> None:
-    """Check that Ray Data can be imported, and that a Ray which starts here keeps strangers out.
+    """Check that Ray Data can be imported, and that a Ray started on this machine requires a token.
 
     Args:
-        address: of a cluster that there is; None where one is to be started on this machine. Ray listens on all of a
-            machine's addresses, and whoever reaches it runs code in it, unless it demands a token.
+        address: the address of an existing cluster; None if Ray is to be started on this machine. Ray listens on all
+            addresses of a machine, and without a token anybody who reaches it can run code in it.
 
     Raises:
-        UserError: it cannot, or knows no token; says how to get it.
+        UserError: Ray Data is missing, or does not support tokens; the message says what to install.
     """
     if not address:
         os.environ.setdefault(_AUTH_MODE_ENV, "token")  # read once, when Ray is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's C++ side writes to the terminal past every logger; its own files keep all
+    # Ray's C++ code writes to the terminal and ignores loggers; its own log files keep everything
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray.data
@@ -131,29 +131,29 @@ def _knows_tokens() -> bool:
 def predict_chunks(
     chunks: Iterable[tuple[int, Sequence[Image]]], weights: Path, work: Work, pool: Pool
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Predict in the workers of a Ray; close the generator (`contextlib.closing`) to be sure that it has ended.
+    """Predict in Ray workers; close the generator (`contextlib.closing`) to be sure that Ray has ended.
 
     Args:
-        chunks: their numbers and images.
-        weights: the checkpoint; its bytes go to the workers, which need no such file.
-        work: what they do.
-        pool: how many there are, and where.
+        chunks: the number and the images of each chunk.
+        weights: the checkpoint; its bytes are sent to the workers, which do not need the file.
+        work: what the workers do.
+        pool: how many workers there are, and where.
 
     Yields:
-        A chunk's number and the results of its images, in no order of chunks.
+        The number of a chunk and the results of its images; the chunks are in no particular order.
 
     Raises:
-        UserError: there is no such cluster, or not enough of it; a worker cannot do the work; an image kills its worker
-            each time.
+        UserError: the cluster does not exist or is too small; a worker cannot do the work; an image kills its worker
+            at every attempt.
     """
     import ray
     import ray.data
 
-    worker: Any = _Worker  # ray.data's types know functions only
+    worker: Any = _Worker  # the types of ray.data accept only functions
     items = [{"chunk": number, "images": json.dumps(images)} for number, images in chunks]
     with _connected(pool.address, work.engine):
         size, cpus, gpus = _shape(pool, _alive_nodes(ray), len(items))
-        # alive as long as this reference is: a worker that is started anew reads it again
+        # kept alive by this reference: a restarted worker reads it again
         content = ray.put(weights.read_bytes())
         ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Ledger).remote()
         results = ray.data.from_items(items, override_num_blocks=len(items)).map(
@@ -183,7 +183,7 @@ def _rows(ray: Any, results: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:
 
 
 def _check_reachable(results: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse results of a node that does not see files that this one does."""
+    """Refuse results of a node that cannot see files that exist on this one."""
     lacking = f"cannot be read: {os.strerror(errno.ENOENT)}"
     for row in results:
         if row["error"] == lacking and os.path.exists(row["image"]):
@@ -202,7 +202,7 @@ def _last_line(error: BaseException) -> str:
 
 @contextmanager
 def _connected(address: str | None, engine: Engine) -> Iterator[None]:
-    """A Ray for the length of a ``with`` block: the cluster at ``address``, or one that is started and ended here."""
+    """A connection to Ray during a ``with`` block: to the cluster at ``address``, or to one started for the block."""
     import ray
 
     if address and address.startswith("ray://"):
@@ -228,7 +228,7 @@ def _connected(address: str | None, engine: Engine) -> Iterator[None]:
         raise UserError(f"no Ray to work with at {address}: {_last_line(error)}{hint}") from error
     try:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray has set one of its own
+            signal.signal(signal.SIGTERM, handler)  # Ray has replaced it
         _be_quiet()
         yield
     finally:
@@ -236,7 +236,7 @@ def _connected(address: str | None, engine: Engine) -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address where nobody listens; Ray would try for minutes, and then abort the process."""
+    """Refuse an address without a listener; Ray would retry for minutes, and then abort the process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise UserError(f"--ray-address must be HOST:PORT or auto, not {address!r}")
@@ -248,7 +248,7 @@ def _check_answers(address: str) -> None:
 
 @contextmanager
 def _nothing_on_stderr() -> Iterator[None]:
-    """For what Ray's C++ side says while it starts; errors come as exceptions."""
+    """Suppress what Ray's C++ code prints while it starts; errors are raised as exceptions."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -266,13 +266,13 @@ def _be_quiet() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     if hasattr(context, "max_consecutive_actor_init_deaths"):
-        context.max_consecutive_actor_init_deaths = _ATTEMPTS  # killed while it loads the model
+        context.max_consecutive_actor_init_deaths = _ATTEMPTS  # killed while loading the model
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def worker_environment(engine: Engine) -> dict[str, str]:
-    """Environment variables of the workers: what the user told this process, and where the package is."""
+    """The environment variables of the workers: the settings of this process, and the path of the package."""
     settings = replace(Settings.from_environment(), active=None)
     if engine.kind == "clone":
         settings = replace(settings, yolov5=str(engine.root))
@@ -296,10 +296,10 @@ def _alive_nodes(ray: Any) -> list[dict[str, float]]:
 
 
 def _shape(pool: Pool, nodes: Sequence[Mapping[str, float]], chunks: int) -> tuple[int, int, float]:
-    """Number of workers, CPUs of each and GPUs of each that the nodes can hold.
+    """The number of workers that fit on the nodes, and the CPUs and GPUs of each.
 
     Raises:
-        UserError: they cannot hold as many as are asked for; Ray would wait for ever.
+        UserError: the nodes cannot hold the requested number; Ray would wait forever.
     """
     all_gpus = sum(node.get("GPU", 0) for node in nodes)
     gpus = pool.gpus_per_worker
@@ -333,7 +333,7 @@ def _places(node: Mapping[str, float], cpus: int, gpus: float) -> int:
 
 
 class _Ledger:
-    """An actor that counts how often each chunk was begun, and knows the last image that a careful worker was at."""
+    """An actor that counts how often each chunk was started, and the last image reported in a final attempt."""
 
     def __init__(self) -> None:
         self._begun: dict[int, int] = {}
@@ -352,7 +352,7 @@ class _Ledger:
 
 
 class _Worker:
-    """A detector in a process of Ray's; takes a row with a chunk, gives one with its results."""
+    """A detector in a Ray process; takes a row with a chunk and returns a row with its results."""
 
     def __init__(self, content: Any, work: Work, ledger: Any, threads: int, on_gpu: bool) -> None:
         self._ledger = ledger
@@ -360,7 +360,9 @@ class _Worker:
         self._refusal: str | None = None
         try:
             self._detector = _detector(content, work, threads, on_gpu)
-        except UserError as error:  # said with the first chunk: Ray would start a worker that fails anew
+        except (
+            UserError
+        ) as error:  # reported with the first chunk: Ray would restart a worker that fails here
             self._refusal = str(error)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one door to a trained detector: `load_detector` for the commands, `load` for code that uses the package."""
+"""Load a trained detector: `load_detector` for the commands, `load` for code that uses the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yolov5_ema.scripts.running import speaking_plainly
 from yolov5_ema.upstream.locate import Engine
 
 _FORMATS: tuple[Format, ...] = (Yolov5Detector,)
-"""What opens which file: the first whose ``reads`` says so; else the last, which says what is wrong with the file."""
+"""The formats. The first whose ``reads`` accepts a file opens it, else the last, which says what is wrong with it."""
 
 
 def load_detector(
@@ -32,21 +32,21 @@ def load_detector(
     least_stride: int = 1,
     tasks: Sequence[str] = (DETECT,),
 ) -> Detector:
-    """Load a detector, whatever its file is.
+    """Load a detector from a file of any supported format.
 
     Args:
         weights: the file.
         engine: the YOLOv5, with the shim installed.
         device: where the model runs.
-        trust: unpickle whatever the file holds, while it is loaded. None: as ``--trust-checkpoint`` says.
-        imgsz: height and width in pixels that images are scaled into; raised to multiples of the stride.
+        trust: unpickle anything that the file holds. None: as set by ``--trust-checkpoint``.
+        imgsz: the height and width in pixels that images are scaled to fit; rounded up to multiples of the stride.
         half: compute in half precision; on a GPU only.
-        least_stride: the stride is at least this.
-        tasks: what it may be for, see `yolov5_ema.detecting.protocol`.
+        least_stride: the minimum of the stride.
+        tasks: the accepted tasks, see `yolov5_ema.detecting.protocol`.
 
     Raises:
-        UserError: the file cannot be used, holds no detector, or one for another task; a `CheckpointError` if it is
-            missing, torn, or holds what no checkpoint needs.
+        UserError: the file cannot be used, does not hold a detector, or holds one for another task; a `CheckpointError`
+            if it is missing, damaged, or holds objects that no checkpoint needs.
     """
     file = Path(weights)
     form = next((form for form in _FORMATS if form.reads(file)), _FORMATS[-1])
@@ -60,7 +60,7 @@ def load_detector(
 
 
 def is_read(weights: str | os.PathLike[str]) -> bool:
-    """Whether `load_detector` is made for such a file; YOLOv5's own scripts run others, such as exported models."""
+    """Whether `load_detector` supports such a file; YOLOv5's own scripts run others, such as exported models."""
     return any(form.reads(Path(weights)) for form in _FORMATS)
 
 
@@ -75,7 +75,7 @@ def load(
     Args:
         weights: path of a ``.pt`` checkpoint.
         device: a `torch.device`, ``"cpu"``, ``"cuda:0"`` …; None: the first GPU if there is one, else CPU.
-        trust: unpickle whatever the file holds. None: as ``--trust-checkpoint`` says.
+        trust: unpickle anything that the file holds. None: as set by ``--trust-checkpoint``.
 
     Returns:
         The model. Call it with a path, a URL, an RGB array of shape (H, W, 3) and dtype uint8, a PIL image, or a
@@ -83,9 +83,9 @@ def load(
         x2, y2 in pixels, confidence, class), ``.pandas()``, ``.print()``, ``.save()``.
 
     Raises:
-        CheckpointError: missing, torn, or holding what no checkpoint needs.
+        CheckpointError: the file is missing, damaged, or holds objects that no checkpoint needs.
         EngineNotFoundError: there is no YOLOv5 to build the model with.
-        UserError: it holds no detector.
+        UserError: the file does not hold a detector.
 
     Example:
         >>> import yolov5_ema

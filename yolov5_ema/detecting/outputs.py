@@ -1,4 +1,4 @@
-"""Results of images as a file: Parquet with a row an image, or a COCO results JSON."""
+"""Write the results of images to a file: Parquet with a row for each image, or a COCO results JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUFFIXES = (".parquet", ".json")
 METADATA_KEY = b"yolov5_ema"
 _ROWS = 8192
 _DETECTIONS = 200_000
-"""A group of rows is written when it has so many rows or detections: what is in memory is bounded."""
+"""A group of rows is written when it has this many rows or detections, which limits the memory needed."""
 
 
 def check_format(out: Path) -> None:
@@ -49,14 +49,14 @@ def write(
     names: Sequence[str],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write results in order, a piece at a time.
+    """Write results in order, piece by piece.
 
     Args:
-        file: to be written.
-        rows: as `rows.row_of` makes them.
-        form: one of `SUFFIXES`.
-        names: of the classes.
-        settings: go into the metadata of a Parquet file.
+        file: the file to write.
+        rows: the results, as `rows.row_of` makes them.
+        form: the format, one of `SUFFIXES`.
+        names: the names of the classes.
+        settings: written into the metadata of a Parquet file.
     """
     if form == ".json":
         _write_coco(file, rows)
@@ -75,7 +75,7 @@ def _write_coco(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _coco_entries(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """As YOLOv5's ``save_one_json`` rounds and names them."""
+    """The entries of an image, rounded and named as in YOLOv5's ``save_one_json``."""
     identity = image_id(row["image"])
     for (left, top, right, bottom), score, number in zip(row["xyxy"], row["confidence"], row["class_id"]):
         bbox = [round(value, 3) for value in (left, top, right - left, bottom - top)]

@@ -1,7 +1,7 @@
-"""What is done of a long prediction, on disk: a part for each chunk of images, written whole or not at all.
+"""The finished results of a long prediction, on disk: a file ("part") for each chunk of images.
 
-Only one process writes. A chunk is done when its part is there; a part that is there is never written again. So each
-image's result is there exactly once, however often workers, or this process, were killed.
+Only one process writes. A part is written completely or not at all, and never written again. A chunk is done when its
+part exists. Each image's result is therefore stored exactly once, however often workers or this process were killed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _FIELDS = {"index", "image", "height", "width", "xyxy", "confidence", "class_id"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What parts belong to; they go together only if all of it is the same.
+    """The run that parts belong to; parts can be continued only if all of its attributes are equal.
 
     Attributes:
-        settings: weights, thresholds and what else decides the detections; goes into the output as well.
-        images: their number.
-        images_sha256: of their paths, in their order.
-        chunk: images a part.
+        settings: weights, thresholds and all else that affects the detections; also written to the output.
+        images: the number of images.
+        images_sha256: the SHA-256 of their paths, in order.
+        chunk: the number of images in each part.
     """
 
     settings: Mapping[str, Any]
@@ -46,11 +46,11 @@ class Manifest:
 
     @property
     def chunks(self) -> int:
-        """Number of chunks."""
+        """The number of chunks."""
         return -(-self.images // self.chunk)
 
     def span(self, chunk: int) -> range:
-        """Places of a chunk's images in the list."""
+        """The indices of a chunk's images in the list."""
         return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.images))
 
     def as_text(self) -> str:
@@ -58,7 +58,7 @@ class Manifest:
 
 
 def sha256_of_paths(images: Sequence[str], files: Sequence[str]) -> str:
-    """Of both what the user named and where that is."""
+    """The SHA-256 of the paths as the user gave them and of the absolute paths."""
     digest = hashlib.sha256()
     for image, file in zip(images, files):
         digest.update(json.dumps([image, file]).encode())
@@ -66,16 +66,16 @@ def sha256_of_paths(images: Sequence[str], files: Sequence[str]) -> str:
 
 
 def default_chunk(images: int) -> int:
-    """Images a part: little is lost with a worker, and a million images still make no more than 4,096 parts."""
+    """The default size of a part: small, so that a killed worker loses little, but at most 4,096 parts in all."""
     return max(_FEWEST_IMAGES, -(-images // _MOST_CHUNKS))
 
 
 class Parts:
-    """The folder of parts beside an output file. Use `opened`.
+    """The folder of parts next to an output file. Use `opened`.
 
     Attributes:
-        folder: beside the output, hidden.
-        manifest: what the parts belong to.
+        folder: the hidden folder next to the output.
+        manifest: the run that the parts belong to.
     """
 
     def __init__(self, out: Path, manifest: Manifest) -> None:
@@ -83,23 +83,23 @@ class Parts:
         self.manifest = manifest
 
     def missing(self) -> list[int]:
-        """Chunks that are still to be done, in order."""
+        """The chunks that are not done yet, in order."""
         return [chunk for chunk in range(self.manifest.chunks) if not self._is_whole(chunk)]
 
     def write(self, chunk: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Keep the results of a chunk.
+        """Store the results of a chunk.
 
         Raises:
-            UserError: it cannot be written, as on a full disk; all earlier parts are still there.
+            UserError: it cannot be written, for example on a full disk; all earlier parts are kept.
         """
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_whole(self._file(chunk), text)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All results in the order of the images; no more than a part is in memory.
+        """All results in the order of the images; only one part is in memory at a time.
 
         Raises:
-            UserError: a part does not hold what `write` puts there.
+            UserError: the content of a part is not what `write` stores.
         """
         classes = len(self.manifest.settings.get("names", ()))
         for chunk in range(self.manifest.chunks):
@@ -114,7 +114,7 @@ class Parts:
                 yield row
 
     def remove(self) -> None:
-        """Take the folder away; without a manifest, what a killed removal leaves counts as nothing."""
+        """Remove the folder, the manifest first: what is left if this process is killed then counts as nothing."""
         with contextlib.suppress(OSError):
             (self.folder / "manifest.json").unlink(missing_ok=True)
             for path in self.folder.iterdir():
@@ -135,28 +135,28 @@ class Parts:
 
 
 def folder_of(out: Path) -> Path:
-    """Where the parts of an output are."""
+    """The folder with the parts of an output."""
     return out.with_name(f".{out.name}.parts")
 
 
 def is_begun(out: Path) -> bool:
-    """Whether there are parts that `opened` can go on from."""
+    """Whether there are parts that `opened` can continue from."""
     return (folder_of(out) / "manifest.json").is_file()
 
 
 @contextlib.contextmanager
 def opened(out: Path, manifest: Manifest, *, resume: bool, force: bool) -> Iterator[Parts]:
-    """The parts of an output, locked for the length of a ``with`` block; they stay when it ends.
+    """The parts of an output, locked during a ``with`` block; they are kept when it ends.
 
     Args:
-        out: the output file that they will be joined to.
-        manifest: what is asked for now.
-        resume: go on with what is there, if there is something.
-        force: throw away what is there.
+        out: the output file that the parts will be joined to.
+        manifest: the current run.
+        resume: continue from existing parts, if there are any.
+        force: delete existing parts.
 
     Raises:
-        UserError: there are parts, and neither was said; they belong to something else; another process is at work on
-            them; they cannot be written.
+        UserError: there are parts, and neither ``resume`` nor ``force`` is set; they belong to a different run; another
+            process is writing them; they cannot be written.
     """
     parts = Parts(out, manifest)
     refuse_link(parts.folder, f"the folder for what is done of {out}")
@@ -177,13 +177,13 @@ def opened(out: Path, manifest: Manifest, *, resume: bool, force: bool) -> Itera
         try:
             yield parts
         except UserError:
-            if not any(parts.folder.glob("*.jsonl")):  # nothing was done yet: leave nothing behind
+            if not any(parts.folder.glob("*.jsonl")):  # nothing was done yet, so remove the folder
                 parts.remove()
             raise
 
 
 def chunk_begun(out: Path) -> int | None:
-    """Images a part of what is there already; None if nothing is, or nothing that can be read."""
+    """The number of images in each existing part; None if there are no parts, or they cannot be read."""
     try:
         chunk = read_json(folder_of(out) / "manifest.json")["chunk"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -259,7 +259,7 @@ def _is_result(row: Any, classes: int) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is text no longer than a path, which can be written."""
+    """Whether it is text that can be written and is no longer than a path."""
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
         return False
     with contextlib.suppress(UnicodeEncodeError):
@@ -269,5 +269,5 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that float32 can hold; NaN is none."""
+    """Whether it is a number that float32 can hold; NaN is not."""
     return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST

@@ -1,6 +1,6 @@
-"""What every detector can do, whatever its file is and whatever runs it.
+"""The interface of all detectors, for any file format and runtime.
 
-A new format is one file beside this one, which holds a `Format`, and a word in the table of
+To add a format, add a file with a `Format` to this folder, and an entry to the table in
 `yolov5_ema.detecting.loading`.
 """
 
@@ -24,20 +24,20 @@ DETECT, SEGMENT = "detect", "segment"
 
 
 Pair = tuple[float, float]
-"""Of the horizontal and the vertical."""
+"""A horizontal and a vertical value."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What decides, besides weights and pixels, which detections there are; defaults as in YOLOv5's ``detect``.
+    """Options that decide which detections are kept; defaults as in YOLOv5's ``detect``.
 
     Attributes:
-        conf_thres: confidence below which a detection is dropped.
-        iou_thres: overlap above which the less confident of two is dropped.
-        max_det: most detections of an image.
-        classes: those that are kept; None for all.
+        conf_thres: detections below this confidence are dropped.
+        iou_thres: if two detections overlap by more than this, the one with the lower confidence is dropped.
+        max_det: the maximum number of detections in an image.
+        classes: the classes that are kept; None for all.
         agnostic_nms: let boxes of different classes suppress each other.
-        augment: look at scaled and flipped images as well.
+        augment: also use scaled and flipped versions of the image.
     """
 
     conf_thres: float = 0.25
@@ -49,7 +49,7 @@ class Thresholds:
 
 
 class TooThinError(ValueError):
-    """An image of which nothing is left when it is scaled to the model's size."""
+    """An image is so narrow that a side becomes 0 pixels when it is scaled to the model's size."""
 
 
 @runtime_checkable
@@ -57,11 +57,11 @@ class Detector(Protocol):
     """A detector in memory.
 
     Attributes:
-        file: that it was loaded from.
-        names: of the classes.
-        stride: sides of what the model sees are multiples of it, in pixels.
+        file: the file that it was loaded from.
+        names: the names of the classes.
+        stride: the sides of the model's input are multiples of it, in pixels.
         task: `DETECT` or `SEGMENT`.
-        imgsz: height and width in pixels that images are scaled into; multiples of ``stride``.
+        imgsz: the height and width in pixels that images are scaled to fit; multiples of ``stride``.
     """
 
     file: Path
@@ -71,23 +71,23 @@ class Detector(Protocol):
     imgsz: tuple[int, int]
 
     def detect(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
-        """Detect in images, each by itself: what is found in one depends on no other.
+        """Detect objects in images; the detections in one image do not depend on the others.
 
         Args:
             images: uint8 of shape (H, W, 3) each, BGR.
-            thresholds: what is kept.
+            thresholds: which detections are kept.
 
         Returns:
-            For each image its detections, in whole pixels of the image, the most confident first.
+            The detections of each image, in whole pixels of the image, the highest confidence first.
 
         Raises:
-            TooThinError: nothing is left of an image in the model's size.
+            TooThinError: a side of an image becomes 0 pixels in the model's size.
         """
 
 
 @runtime_checkable
 class TorchDetector(Detector, Protocol):
-    """A detector that can be looked into.
+    """A detector whose layers can be inspected.
 
     Attributes:
         module: the model, in evaluation mode.
@@ -108,10 +108,10 @@ class TorchDetector(Detector, Protocol):
 
 
 class Format(Protocol):
-    """What opens files of one kind: a class of detectors."""
+    """A file format: a class of detectors."""
 
     def reads(self, file: Path) -> bool:
-        """Whether it is made for a file."""
+        """Whether the format supports a file."""
 
     def __call__(
         self,
@@ -122,15 +122,15 @@ class Format(Protocol):
         half: bool,
         least_stride: int,
     ) -> Detector:
-        """The detector in it; arguments and errors as those of `load_detector`."""
+        """Load the detector in a file; arguments and errors as those of `load_detector`."""
 
 
 def with_module(detector: Detector) -> TorchDetector:
-    """The same detector, if it can be looked into.
+    """The same detector, if its layers can be inspected.
 
     Raises:
-        UserError: it is no model of torch.
+        UserError: it is not a torch model.
     """
     if not isinstance(detector, TorchDetector):
-        raise UserError(f"{detector.file} holds no model of torch; only a checkpoint can be looked into")
+        raise UserError(f"{detector.file} does not hold a torch model; only a checkpoint can be inspected")
     return detector

@@ -1,4 +1,4 @@
-"""What comes of one image file, as a row of the output: the same for one process and for many."""
+"""The result of one image file as a row of the output, for one process or many."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from yolov5_ema.detecting.protocol import Detector, Thresholds, TooThinError
 
 
 def row_of(detector: Detector, thresholds: Thresholds, index: int, image: str, file: str) -> dict[str, Any]:
-    """Detect in one image; what is wrong with the file stands in the row, nothing is raised for it.
+    """Detect objects in one image; a problem with the file is recorded in the row and not raised.
 
     Args:
-        detector: that looks.
-        thresholds: what is kept.
-        index: the image's place in the list of images.
-        image: its path as the user named it.
-        file: its path from the root.
+        detector: the detector.
+        thresholds: which detections are kept.
+        index: the image's index in the list of images.
+        image: its path as the user gave it.
+        file: its absolute path.
 
     Returns:
         ``index`` and ``image``; ``height`` and ``width`` in pixels, None if it could not be read; ``xyxy``,

@@ -1,4 +1,4 @@
-"""Which images ``yolov5-ema predict --source`` means."""
+"""Find the images for ``yolov5-ema predict --source``."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ class Source:
     """Images in the order in which they are reported.
 
     Attributes:
-        images: their paths as the user named them, each once.
-        repeated: lines of a list that name an image again, and are left out.
+        images: their paths as the user gave them, each once.
+        repeated: the number of lines of a list that repeat an image and are left out.
     """
 
     images: list[str]
     repeated: int = 0
 
     def files(self) -> list[str]:
-        """The images' paths from the root, so that a process with another working folder finds them."""
+        """The absolute paths of the images, so that a process with another working directory finds them."""
         return [os.path.abspath(image) for image in self.images]
 
 
 def find_images(source: str) -> Source:
-    """The images of a folder and all below it, of a glob, of a list, or a single one.
+    """Find the images of a folder and its subfolders, a glob, a list, or a single image.
 
-    Hidden files and folders are passed over, as YOLOv5 does. A list (``.txt``) has a path a line, relative to the
-    working folder; after ``./``, relative to the list, as in YOLOv5's data sets. Its images need not be there.
+    Hidden files and folders are skipped, as in YOLOv5. A list (``.txt``) has one path in each line, relative to the
+    working directory or, after ``./``, to the list's folder, as in YOLOv5's data sets. Its images need not exist.
 
     Raises:
-        UserError: there are none, or a list names something else.
+        UserError: there are no images, or a list names a file that is not an image.
     """
     path = Path(source)
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""YOLOv5's checkpoints as detectors: what YOLOv5's ``detect`` finds in an image, as numbers."""
+"""YOLOv5's checkpoints as detectors, which give the same detections as YOLOv5's ``detect``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from yolov5_ema.upstream.locate import Engine
 class Yolov5Detector:
     """A ``.pt`` checkpoint of YOLOv5; a `protocol.TorchDetector`.
 
-    One image at a time goes through letterboxing, model, suppression and scaling back, all of them the release's own.
+    Each image goes through letterboxing, the model, non-maximum suppression and scaling back, all with the functions of
+    the YOLOv5 release.
 
-    Arguments as those of `load_detector`.
+    The arguments are those of `load_detector`.
 
     Raises:
-        UserError: the checkpoint cannot be used, or is no detector.
+        UserError: the checkpoint cannot be used, or is not a detector.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Yolov5Detector:
 
     @staticmethod
     def reads(file: Path) -> bool:
-        """Whether a file is, by its name, a checkpoint; what it really is, loading it says."""
+        """Whether a file is a checkpoint by its name; only loading it shows what it really is."""
         return file.suffix == ".pt" and "torchscript" not in file.name
 
     def boxed(self, pixels: np.ndarray) -> tuple[torch.Tensor, Pair, Pair]:
@@ -102,7 +103,7 @@ def _loaded(engine: Engine, file: Path) -> torch.nn.Module:
     model: torch.nn.Module = experimental.attempt_load(str(file)).eval()
     if type(model).__name__ == "ClassificationModel":
         raise UserError(
-            f"{file} is a classifier of YOLOv5's classify/train.py, no detector; "
+            f"{file} is a classifier of YOLOv5's classify/train.py, not a detector; "
             "'yolov5-ema run classify/predict.py' runs those"
         )
     rows = getattr(model, "model", None)
@@ -111,12 +112,12 @@ def _loaded(engine: Engine, file: Path) -> torch.nn.Module:
         or not hasattr(rows[-1], "anchors")
         or not hasattr(model, "names")
     ):
-        raise UserError(f"{file} holds no detector")
+        raise UserError(f"{file} does not hold a detector")
     return model
 
 
 def _stride(model: Any, engine: Engine) -> int:
-    """The stride that ``detect`` lets images be padded to: from v6.1 on at least 32."""
+    """The stride that ``detect`` pads images to: at least 32 from v6.1 on."""
     stride = int(model.stride.max())
     common = engine.module("models.common")
     return max(stride, 32) if hasattr(common, "DetectMultiBackend") else stride

@@ -1,4 +1,4 @@
-"""What attention blocks do to a picture: gate maps and Grad-CAM, as the paper's Figure 4 shows them."""
+"""Show what attention blocks do to an image: gate maps and Grad-CAM, as in the paper's Figure 4."""
 
 from __future__ import annotations
 

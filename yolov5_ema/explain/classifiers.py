@@ -1,4 +1,4 @@
-"""Looking into a classifier of ``yolov5-ema classify``."""
+"""Inspect a classifier of ``yolov5-ema classify``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _MOST_NAMED = 5
 
 
 class Classifier:
-    """A classifier that can be looked into; a `looks.Subject`.
+    """A classifier whose layers can be inspected; a `looks.Subject`.
 
     Args:
         file: ``weights/best.pt`` of a run of ``classify train``.
-        classes: names or numbers of those whose score is explained; none for the predicted one.
+        classes: names or numbers of the classes whose score is explained; empty for the predicted class.
         device: where the model runs.
 
     Raises:
-        UserError: the checkpoint cannot be used, or lacks a class that is asked for.
+        UserError: the checkpoint cannot be used, or does not have a requested class.
     """
 
     is_detector = False
@@ -54,7 +54,7 @@ class Classifier:
         )
 
     def look(self, pixels: np.ndarray) -> Look:
-        """See a picture, resized and cropped as in validation."""
+        """Prepare an image, resized and cropped as in validation."""
         batch = self._prepare(Image.fromarray(np.ascontiguousarray(pixels[..., ::-1])))
         colours = batch[0].cpu().permute(1, 2, 0) * self._std + self._mean  # (H, W, 3), 0 to 1
         picture = (colours * 255).round().clamp(0, 255).byte().numpy()

@@ -1,4 +1,4 @@
-"""Looking into a detector: YOLOv5's boxes, and the score that they stand for."""
+"""Inspect a detector: YOLOv5's boxes, and the score that explains them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _ROW = re.compile(r"model\.(\d+)")
 
 @dataclass(frozen=True)
 class Options:
-    """What decides which detections there are; defaults as in ``detect``.
+    """Options that decide which detections are kept; defaults as in ``detect``.
 
     Attributes:
-        imgsz: side in pixels that pictures are scaled into.
-        conf_thres: score below which a detection is dropped.
-        iou_thres: overlap above which the lower scored of two of a class is dropped.
-        max_det: most detections of a picture.
-        classes: names or numbers of those that are kept; none for all.
+        imgsz: the side in pixels that images are scaled to fit.
+        conf_thres: detections below this score are dropped.
+        iou_thres: if two detections of a class overlap by more than this, the one with the lower score is dropped.
+        max_det: the maximum number of detections in an image.
+        classes: names or numbers of the classes that are kept; empty for all.
     """
 
     imgsz: int = 640
@@ -47,7 +47,7 @@ class Options:
 
 
 class Detector:
-    """A detector of YOLOv5, boxes or masks, that can be looked into; a `looks.Subject`.
+    """A YOLOv5 detector of boxes or masks whose layers can be inspected; a `looks.Subject`.
 
     Args:
         engine: the YOLOv5, with the shim installed.
@@ -56,7 +56,7 @@ class Detector:
         device: where the model runs.
 
     Raises:
-        UserError: the checkpoint cannot be used, is no detector, or lacks a class that is asked for.
+        UserError: the checkpoint cannot be used, is not a detector, or does not have a requested class.
     """
 
     is_detector = True
@@ -79,7 +79,7 @@ class Detector:
             self.candidates = candidates_of(self.model, self._detector.stride)
 
     def look(self, pixels: np.ndarray) -> Look:
-        """See a picture; raises `TooThinError`, or a UserError if the model's values are not finite."""
+        """Prepare an image; raises `TooThinError`, or a UserError if the model's values are not finite."""
         height, width = pixels.shape[:2]
         batch, gain, (pad_x, pad_y) = self._detector.boxed(pixels)
         area = Area(round(pad_x - 0.1), round(pad_y - 0.1), round(width * gain[0]), round(height * gain[1]))
@@ -102,13 +102,14 @@ class Detector:
     def _outputs(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, n, 5 + nc + …) each: boxes and scores in pixels and 0 to 1; the head's raw output."""
         output = self.model(batch)
-        decoded, raw = output[0], output[-1]  # masks of a Segment stand between
+        decoded, raw = output[0], output[-1]  # a Segment head has its masks in between
         return decoded, torch.cat([one.flatten(1, 3) for one in raw], dim=1)
 
     def _score(self, kept: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """The sum of objectness times class probability over the kept candidates.
 
-        From the head's raw output: v6.0 writes boxes into the result of its sigmoid, which then has no gradient.
+        It is computed from the head's raw output, because v6.0 overwrites the result of its sigmoid with boxes, which
+        then has no gradient.
         """
         rows, classes = kept.to(next(self.model.parameters()).device).unbind(1)  # (k,) each
 
@@ -139,14 +140,14 @@ def _by_class(found: Detections, names: Sequence[str]) -> list[str]:
 def candidates_of(model: Any, stride: int) -> Candidates:
     """The layers of a detector that may be shown.
 
-    A block's place is the row that it stands behind, by the number that this row has in the same model without blocks.
+    The place of a block is the row before it, by that row's number in the same model without blocks.
 
     Args:
         model: a model as YOLOv5 builds it, in evaluation mode.
-        stride: its input's sides are multiples of this.
+        stride: the sides of its input are multiples of this.
     """
     rows = model.model
-    plain, number = [], 0  # the rows' numbers were there no block
+    plain, number = [], 0  # the numbers of the rows without the blocks
     for row in rows:
         plain.append(number)
         number += not _is_block_row(row)
@@ -172,17 +173,17 @@ def candidates_of(model: Any, stride: int) -> Candidates:
 def surviving(
     boxes: torch.Tensor, conf_thres: float, iou_thres: float, max_det: int, classes: Sequence[int] = ()
 ) -> torch.Tensor:
-    """Which candidates ``detect`` would show, by the rules of YOLOv5's ``non_max_suppression``.
+    """The candidates that ``detect`` would show, by the rules of YOLOv5's ``non_max_suppression``.
 
-    That function says only what their boxes are; the score that Grad-CAM explains needs to know where they come from.
+    That function returns only boxes; the score that Grad-CAM explains also needs the rows that they come from.
 
     Args:
-        boxes: of one picture, of shape (n, 5 + nc): centre, size, objectness, class probabilities.
+        boxes: the candidates of one image, of shape (n, 5 + nc): centre, size, objectness, class probabilities.
         conf_thres, iou_thres, max_det: see `Options`.
-        classes: those that are kept; none for all.
+        classes: the classes that are kept; empty for all.
 
     Returns:
-        int64 of shape (k, 2): row and class of each, in descending order of score.
+        int64 of shape (k, 2): the row and the class of each, in descending order of score.
     """
     best, number = _scores(boxes).max(dim=1)  # (n,) each
     passing = best > conf_thres
@@ -213,14 +214,14 @@ def _corners(xywh: torch.Tensor) -> torch.Tensor:
 
 
 def _is_block_row(module: nn.Module) -> bool:
-    """Whether a row is a block or, as one with a number of repeats is, a sequence of them."""
+    """Whether a row is a block, or a sequence of blocks (a row with repeats)."""
     if isinstance(module, nn.Sequential) and len(module):
         return all(block_of(one) for one in module)
     return bool(block_of(module))
 
 
 def _before_blocks(row: int, rows: Any) -> int:
-    """The row itself or, where it is a block, the one before that is none."""
+    """The row itself or, if it is a block, the last row before it that is not a block."""
     while row > 0 and _is_block_row(rows[row]):
         row -= 1
     return row

@@ -1,4 +1,4 @@
-"""The gate map of a block: how much of its input it lets through, at every place."""
+"""The gate map of a block: how much of its input it passes on at every position."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import nn
 
 
 def gate_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """What a block multiplies its input by, at every place: the ratio of the root mean squares over channels.
+    """The factor of a block at every position: the ratio of the root mean squares over channels.
 
-    ``sqrt(mean_c y^2) / sqrt(mean_c x^2)``. For a gate that all channels share it is that gate, exactly. For gates
-    that differ from channel to channel it is their root mean square, each weighted by the energy (the square) that its
-    channel has at that place; so it lies between the least and the greatest of them. Blocks that shuffle their
-    channels, as SA does, or that are no gates at all, as ``x + f(x)``, have it as well: nothing is assumed about
-    which channel goes where.
+    This is ``sqrt(mean_c y^2) / sqrt(mean_c x^2)``. If all channels share a gate, it is exactly that gate. If the gates
+    differ between channels, it is their root mean square, weighted by the energy (the square) of each channel at that
+    position, and therefore between the smallest and the largest gate. It is also defined for blocks that shuffle their
+    channels, such as SA, and for blocks that are not gates, such as ``x + f(x)``: nothing is assumed about the order of
+    the channels.
 
     Args:
         x: the block's input, of shape (N, C, H, W).
         y: its output, of shape (N, C', H, W).
 
     Returns:
-        Of shape (N, H, W), float32, not negative; NaN where the input is 0 in every channel.
+        A float32 tensor of shape (N, H, W), not negative; NaN where the input is 0 in every channel.
 
     Raises:
-        ValueError: input and output are no maps of one size.
+        ValueError: input and output are not maps of the same size.
 
     >>> x = torch.rand(1, 8, 4, 4)
     >>> bool(torch.allclose(gate_map(x, 0.5 * x), torch.full((1, 4, 4), 0.5)))
@@ -40,13 +40,13 @@ def gate_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def watched_gates(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
-    """Within: each forward pass leaves the blocks' gate maps in a dict.
+    """Within the block, each forward pass stores the gate maps in a dict.
 
     Args:
-        blocks: modules that take a map of shape (N, C, H, W), by the names that the maps are to have.
+        blocks: modules that take a map of shape (N, C, H, W), by the names for their maps.
 
     Yields:
-        The maps, as `gate_map`; none of a block that changes the size of its input.
+        The maps, see `gate_map`; blocks that change the size of their input have none.
     """
     maps: dict[str, torch.Tensor] = {}
     with ExitStack() as stack:

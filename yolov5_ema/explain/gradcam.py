@@ -15,7 +15,7 @@ from torch import nn
 
 from yolov5_ema.errors import UserError
 
-_NO_WAY = (  # what torch and captum say where no gradient reaches a layer
+_NO_WAY = (  # messages of torch and captum if no gradient reaches a layer
     "does not require grad",
     "not have been used in the graph",
     "Inference tensors",
@@ -31,24 +31,24 @@ def grad_cam(
     *,
     local: bool = False,
 ) -> torch.Tensor:
-    """Where a layer's output speaks for a score: ``relu(sum_c alpha_c A_c)``, alpha_c the mean of dscore / dA_c.
+    """Where a layer's output raises a score: ``relu(sum_c alpha_c A_c)``, with alpha_c the mean of dscore / dA_c.
 
     Args:
-        score: runs the model on a batch and gives a number an image, of shape (N,).
-        layer: its output A has the shape (N, C, H, W). That of a layer which is called several times is the last.
+        score: runs the model on a batch and returns a number for each image, of shape (N,).
+        layer: its output A has the shape (N, C, H, W). If it is called several times, the last output is used.
         batch: the model's input, of shape (N, …), floating point.
-        name: of the layer, for messages.
+        name: the name of the layer, for messages.
         local: ``relu(sum_c dscore / dA_c * A_c)``, each place weighted by its own gradient, not its channel's
             mean (HiResCAM, Draelos and Carin 2020, arXiv 2011.08891).
 
     Returns:
-        Of shape (N, H, W), float32, not negative, in no unit.
+        A float32 tensor of shape (N, H, W), not negative, without a unit.
 
     Raises:
         UserError: captum is not installed, or no gradient of the score reaches the layer.
     """
     method = _captum("LayerGradientXActivation" if local else "LayerGradCam")
-    # autograd of the caller's may be off, and parameters of a fused model take no gradients: so the input does
+    # the caller may have disabled autograd, and a fused model's parameters need no gradients, so the input does
     with _tapped(layer) as tap, torch.inference_mode(False), torch.enable_grad():
         inputs = batch.detach().clone().requires_grad_()
         try:
@@ -77,9 +77,9 @@ def _captum(name: str) -> Any:
 
 @contextmanager
 def _tapped(layer: nn.Module) -> Iterator[nn.Module]:
-    """Within: a module that hands on the layer's output, and the model goes on with a copy of it.
+    """Yield a module that passes on the layer's output, while the model continues with a copy of it.
 
-    For what comes next may write into it: an activation in place, or ``x += shortcut`` behind a block.
+    The copy is needed because later operations may write into it: an in-place activation, or ``x += shortcut``.
     """
     tap = nn.Identity()
     handle = layer.register_forward_hook(lambda module, args, output: tap(output).clone())

@@ -1,4 +1,4 @@
-"""How much of a map lies in boxes: the energy-based pointing game.
+"""How much of a map is inside boxes: the energy-based pointing game.
 
 Paper: "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", Wang et al., CVPR Workshops
 2020, arXiv 1910.01279, section 4.3.
@@ -26,11 +26,11 @@ _HEADS = (
 
 
 def mask_of(boxes: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """The pixels whose centre lies in a box.
+    """The pixels whose centre is in a box.
 
     Args:
-        boxes: centre and size of each, x before y, as shares of the picture, of shape (4,).
-        size: height and width of the picture.
+        boxes: the centre and size of each, x before y, as fractions of the image, of shape (4,).
+        size: the height and width of the image in pixels.
 
     Returns:
         bool, of shape ``size``.
@@ -47,24 +47,24 @@ def mask_of(boxes: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
 
 
 def share_inside(values: np.ndarray, mask: np.ndarray) -> float:
-    """The part of a map's sum that lies in a mask; NaN for a map that is 0 everywhere. Both of shape (H, W)."""
+    """The fraction of a map's sum inside a mask; NaN if the map is 0 everywhere. Both have shape (H, W)."""
     total = float(values.sum(dtype=np.float64))
     return float(values[mask].sum(dtype=np.float64)) / total if total else float("nan")
 
 
 @dataclass
 class Tally:
-    """How the maps of several models lie to labelled boxes, over pictures; those without a box are left out."""
+    """How much of the maps of several models is inside labelled boxes; images without a box are left out."""
 
     _found: dict[tuple[str, str], list[tuple[float, ...]]] = field(default_factory=dict)
 
     def add(self, title: str, layers: Sequence[Maps], mask: np.ndarray) -> None:
-        """Count a picture.
+        """Add an image.
 
         Args:
-            title: of the model.
-            layers: its maps of the picture.
-            mask: the picture's pixels in boxes, bool of shape (H, W).
+            title: the title of the model.
+            layers: its maps of the image.
+            mask: the image's pixels in boxes, bool of shape (H, W).
         """
         if not mask.any():
             return
@@ -75,9 +75,9 @@ class Tally:
             self._found.setdefault(key, []).append(values)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """A table of texts, the first row its heads; empty if no picture had a box.
+        """A table of texts with a header row; empty if no image had a box.
 
-        Each figure is the mean over the pictures that have one: a map that is 0 everywhere has no share inside.
+        Each figure is the mean over the images that have it: a map that is 0 everywhere has no fraction inside.
         """
         rows: list[tuple[str, ...]] = [_HEADS]
         for (title, layer), values in self._found.items():
@@ -88,7 +88,7 @@ class Tally:
 
 
 def _means(gate: np.ndarray | None, mask: np.ndarray) -> tuple[float, float]:
-    """Mean gate inside and outside of a mask; NaN where there is none."""
+    """The mean gate inside and outside of a mask; NaN if there is no gate or no pixel."""
     if gate is None:
         return float("nan"), float("nan")
     return _mean(gate[mask]), _mean(gate[~mask])

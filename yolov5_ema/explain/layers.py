@@ -1,4 +1,4 @@
-"""Which layers of a model are shown, and which of several models' belong side by side."""
+"""Choose the layers of a model to show, and match the layers of several models."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SHOWN = 20  # layers in a message
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer whose output is looked at.
+    """A layer whose output is shown.
 
     Attributes:
-        place: where it is, in words that layers of other models share if they belong beside it.
+        place: its position, as a text that is equal for matching layers of other models.
         order: how many layers of its model ran before it.
-        name: as ``--blocks`` takes it: the row of a detector (``7``, ``7.1``) or a module (``layer4.2.se``).
+        name: its name for ``--blocks``: the row of a detector (``7``, ``7.1``) or a module (``layer4.2.se``).
         module: the layer.
-        block: the name of its block in the registry; None if it is none.
-        channels: of its output.
-        stride: pixels of the model's input a cell of its output.
+        block: the name of its block in the registry; None if it is not a block.
+        channels: the number of channels of its output.
+        stride: the pixels of the model's input for each cell of its output.
     """
 
     place: str
@@ -41,12 +41,12 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """The block's name, or the class's and that it is no block."""
+        """The block's name, or the name of the class and that it is not a block."""
         return self.block or f"{type(self.module).__name__}, no block"
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The registered blocks in a model by the names of their modules; blocks within blocks are parts of these."""
+    """The registered blocks of a model by module name; a block within a block is not listed separately."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         is_part = any(name.startswith(f"{outer}.") for outer in found)
@@ -57,11 +57,11 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 @dataclass(frozen=True)
 class Traced:
-    """What one forward pass shows of a model.
+    """What one forward pass shows about a model.
 
     Attributes:
-        shapes: (channels, height) of the output of every module that gives a map, by its name.
-        makers: for each block the name of the module, the outermost, whose output it takes; None if that is none's.
+        shapes: (channels, height) of the output of every module that returns a map, by module name.
+        makers: for each block, the name of the outermost module whose output it takes; None if there is none.
     """
 
     shapes: Mapping[str, tuple[int, int]]
@@ -70,16 +70,16 @@ class Traced:
 
 @torch.no_grad()
 def trace(model: nn.Module, blocks: Iterable[str], batch: torch.Tensor) -> Traced:
-    """Run a model once and see where its blocks get their inputs from.
+    """Run a model once and record where its blocks get their inputs from.
 
     Args:
-        model: in evaluation mode.
-        blocks: names of modules.
-        batch: its input, of shape (1, 3, H, W).
+        model: the model, in evaluation mode.
+        blocks: the module names of the blocks.
+        batch: the model's input, of shape (1, 3, H, W).
     """
     shapes: dict[str, tuple[int, int]] = {}
     makers: dict[str, str | None] = {}
-    made: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensor, lest another one gets its id
+    made: dict[int, tuple[str, torch.Tensor]] = {}  # the tensor is kept so that no other gets its id
 
     def entering(name: str) -> Callable[..., None]:
         return lambda module, args: makers.update({name: made.get(id(args[0]), (None,))[0]})
@@ -88,7 +88,7 @@ def trace(model: nn.Module, blocks: Iterable[str], batch: torch.Tensor) -> Trace
         def note(module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, torch.Tensor) and output.ndim == 4:
                 shapes[name] = (output.shape[1], output.shape[2])
-                made[id(output)] = (name, output)  # the outermost module that gives it is the last to leave
+                made[id(output)] = (name, output)  # the outermost module that returns it is the last to leave
 
         return note
 
@@ -112,8 +112,8 @@ class Candidates:
 
     Attributes:
         blocks: its blocks, in the order in which they run.
-        others: layers that are no blocks, in that order, for models beside it that have a block there.
-        usual: those of ``others`` that are shown of a model that has no better ones.
+        others: other layers, in that order, shown if a model next to it has a block at their place.
+        usual: those of ``others`` that are shown if no layer of the model matches.
     """
 
     blocks: Sequence[Layer]
@@ -130,9 +130,9 @@ def candidates(
     place_of: Callable[[str], str],
     shown: Callable[[str], str],
 ) -> Candidates:
-    """Look for the layers of a model.
+    """Find the layers of a model that may be shown.
 
-    A block is at the place of the module whose output it takes; behind another block, at that block's place, one on.
+    A block has the place of the module whose output it takes; after another block, that block's place plus "one on".
 
     Args:
         model: in evaluation mode.
