@@ -149,7 +149,7 @@ def test_coco_instances_that_cannot_be_used(tmp_path, changes, words):
 
 def test_json_that_is_cut_off(tmp_path):
     text = json.dumps(instances())
-    for content, words in ((text[:40], "cut off: line 1"), ("", "is empty"), ("\x00", "no JSON")):
+    for content, words in ((text[:40], "cut off: line 1"), ("", "is empty"), ("\x00", "not JSON")):
         (tmp_path / "i.json").write_text(content)
         with pytest.raises(UserError, match=words):
             coco_truth(tmp_path / "i.json")
@@ -352,13 +352,13 @@ def test_numeric_names_as_numbers(tmp_path):
         ({"a": 1}, "must hold a list"),
         ([GOOD, {**GOOD, "image_id": 99}], r"detection 2: image_id 99 is not an image in"),
         ([{**GOOD, "score": float("nan")}], "detection 1 .* its score is not a number"),
-        ([{**GOOD, "score": None}], "detection 1 lacks"),
+        ([{**GOOD, "score": None}], "detection 1 has a missing or invalid entry"),
         ([{**GOOD, "bbox": [1, 2, 3]}], "four numbers"),
         ([{**GOOD, "bbox": [1, 2, 3, float("inf")]}], "not made of numbers"),
         ([{**GOOD, "bbox": [1, 2, -3, 4]}], "negative width"),
         ([{**GOOD, "bbox": [500, 2, 3, 4]}], "outside the image of 100 x 90 pixels"),
         ([{**GOOD, "category_id": 77}], "category_id 77 is not in 10 to 30"),
-        (["x"], "detection 1 lacks"),
+        (["x"], "detection 1 has a missing or invalid entry"),
         ([GOOD], "no detections for 1 of 2 images, such as a.jpg. .*--missing-as-empty"),
     ],
 )
