@@ -15,7 +15,7 @@ DEFAULT_OVERLAP = 0.2
 
 
 def sliceable(script: str, summary: str) -> Command:
-    """The command of detect or val: it runs YOLOv5's own script with the shim installed; in windows with ``--slice``."""
+    """The command of detect or val: YOLOv5's own script with the shim installed; in windows with ``--slice``."""
 
     def run(args: argparse.Namespace, rest: list[str]) -> int:
         settings = _settings(args)
