@@ -34,9 +34,7 @@ LOWEST_TESTS = (
 RELEASES = ("6.0.7", "6.1.9", "6.2.3", "7.0.14")
 
 HERE = Path(__file__).resolve().parent
-VENV = Path(
-    sys.prefix
-)  # nox runs in the development environment, beside which `make engines` lays the releases
+VENV = Path(sys.prefix)  # nox runs in the development environment, beside which `make engines` lays the releases
 
 nox.needs_version = ">=2024.4"
 nox.options.default_venv_backend = "uv"
@@ -87,9 +85,7 @@ def lowest(session: nox.Session) -> None:
     session.install("--resolution", "lowest-direct", "--editable", ".[v6,export,dev]")
     _lay_engines(session)
     session.run("python", "-m", "pytest", *(session.posargs or LOWEST_TESTS))
-    session.run(
-        "python", "-m", "yolov5_ema", "demo", "--dir", session.create_tmp(), "--epochs", "2", "--imgsz", "128"
-    )
+    session.run("python", "-m", "yolov5_ema", "demo", "--dir", session.create_tmp(), "--epochs", "2", "--imgsz", "128")
 
 
 def _lay_engines(session: nox.Session) -> None:

@@ -38,9 +38,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--imgsz", type=int, default=320, help="of the whole models, pixels")
@@ -154,9 +152,7 @@ def save(rows: list[Row], device: str) -> None:
         stream.write(f"# {machine(device)}\n")
         writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-        )
+        writer.writerows({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     print(f"written to {file}")
 
 

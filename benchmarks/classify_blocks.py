@@ -70,9 +70,7 @@ def main() -> int:
         for variant in args.blocks:
             if not _train(args, rest, variant, seed):
                 failed.append(f"{variant}, seed {seed}")
-    rows = [
-        row for variant in args.blocks for seed in range(args.seeds) if (row := _read(args, variant, seed))
-    ]
+    rows = [row for variant in args.blocks for seed in range(args.seeds) if (row := _read(args, variant, seed))]
     if not rows:
         print("no run is finished", file=sys.stderr)
         return 1
@@ -151,11 +149,7 @@ def _read(args: argparse.Namespace, variant: str, seed: int) -> Row | None:
 def _machine(device: str) -> str:
     """That of this call; earlier ones may have trained on others."""
     chosen = torch_device(device)
-    name = (
-        torch.cuda.get_device_name(chosen)
-        if chosen.type == "cuda"
-        else f"{cpu_name()}, {os.cpu_count()} cores"
-    )
+    name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{cpu_name()}, {os.cpu_count()} cores"
     return f"{name}, torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}"
 
 
@@ -185,9 +179,7 @@ def _as_markdown(rows: Sequence[Row], args: argparse.Namespace) -> str:
         cells = [variant, f"{own[0].parameters:,}"]
         cells += [_spread(_by_seed(rows, variant, key)) for key in ("top1_last", "top5_last", "top1_best")]
         cells += (
-            _difference(figures[variant], figures.get(BASELINE, {}), confidence)
-            if variant in candidates
-            else ["", ""]
+            _difference(figures[variant], figures.get(BASELINE, {}), confidence) if variant in candidates else ["", ""]
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -223,9 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar", help="(default: cifar)")
     parser.add_argument("--epochs", type=int, help="(default: the recipe's)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (default: 3)")
-    parser.add_argument(
-        "--blocks", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="(default: all)"
-    )
+    parser.add_argument("--blocks", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="(default: all)")
     parser.add_argument("--device", default="", help="as of classify train")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/classify-blocks"), help="(default: runs/classify-blocks)"

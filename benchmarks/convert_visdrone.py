@@ -61,9 +61,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=6471)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/visdrone"), help="for the files")
@@ -105,9 +103,7 @@ def annotation(rng: np.random.Generator, width: int, height: int) -> str:
     top = rng.integers(0, height - 20, count)
     category = rng.choice(12, count, p=[1 / 30, *[0.095] * 10, 1 / 60])
     score = np.where((category == 0) | (rng.random(count) < 0.02), 0, 1)
-    table = np.column_stack(
-        [left, top, sides, score, category, rng.integers(0, 2, count), rng.integers(0, 3, count)]
-    )
+    table = np.column_stack([left, top, sides, score, category, rng.integers(0, 2, count), rng.integers(0, 3, count)])
     return "".join(",".join(map(str, row)) + "\n" for row in table.tolist())
 
 
@@ -176,9 +172,7 @@ def plain_all(source: Path, out: Path) -> None:
     (out / "annotations" / "instances_train.json").write_text(json.dumps(coco))
 
 
-def measured(
-    candidates: dict[str, Callable[[Path, Path], None]], source: Path, args: argparse.Namespace
-) -> list[Row]:
+def measured(candidates: dict[str, Callable[[Path, Path], None]], source: Path, args: argparse.Namespace) -> list[Row]:
     """Time every candidate, in turns; the first round warms the page cache."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     cpu: dict[str, list[float]] = {name: [] for name in candidates}
@@ -253,9 +247,7 @@ def save(rows: list[Row], name: str) -> None:
         stream.write(f"# {machine()}\n")
         writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-        )
+        writer.writerows({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     print(f"written to {file}")
 
 

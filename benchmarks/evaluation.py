@@ -46,9 +46,7 @@ def main() -> None:
         "coco protocol": lambda: computed(CocoProtocol(CLASSES), case),
     }
     rows = timed(candidates, args.rounds)
-    print(
-        f"{args.images} images, {args.detections} detections each; {machine()}; medians of {args.rounds} rounds"
-    )
+    print(f"{args.images} images, {args.detections} detections each; {machine()}; medians of {args.rounds} rounds")
     for name, row in rows.items():
         print(
             f"{name:<36}{row['median_s']:>9.2f} s  ({row['low_s']:.2f} to {row['high_s']:.2f})"
@@ -59,9 +57,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=548)
     parser.add_argument("--detections", type=int, default=500, help="an image")
     parser.add_argument("--rounds", type=int, default=5)

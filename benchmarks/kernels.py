@@ -66,21 +66,15 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--parts", nargs="+", choices=("blocks", "detectors"), default=["blocks", "detectors"]
-    )
+    parser.add_argument("--parts", nargs="+", choices=("blocks", "detectors"), default=["blocks", "detectors"])
     parser.add_argument("--blocks", nargs="+", choices=("EMA", "CBAM"), default=["EMA"])
     parser.add_argument("--rounds", type=int, default=9, help="of each block and detector")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the two plain forms, too")
     parser.add_argument("--imgsz", type=int, help="of the detectors, pixels (default: what a CPU can do)")
     parser.add_argument("--batch", type=int, default=1, help="of the detectors' training steps")
-    parser.add_argument(
-        "--save", action="store_true", help="write benchmarks/results/DATE-kernels-DEVICE.csv"
-    )
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-kernels-DEVICE.csv")
     return parser.parse_args()
 
 
@@ -154,9 +148,7 @@ def saved_bytes(candidate: Callable[..., Any], x: torch.Tensor, parameters: set[
 # -- whole detectors --
 
 
-def detector_rows(
-    name: str, recipe: dict[str, Any], place: str, imgsz: int, args: argparse.Namespace
-) -> list[Row]:
+def detector_rows(name: str, recipe: dict[str, Any], place: str, imgsz: int, args: argparse.Namespace) -> list[Row]:
     """A detector with EMA, by the kernels and by the reference, against the same cfg without the EMA rows."""
     imgsz = args.imgsz or imgsz
     kernel = dispatch.choose("EMA", "auto", torch.device(args.device).type, torch.float32).name
@@ -280,9 +272,7 @@ def save(rows: list[Row], device: str, name: str) -> None:
         stream.write(f"# {machine(device)}\n")
         writer = csv.DictWriter(stream, fields)
         writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-        )
+        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     plot(rows, file.with_suffix(".png"), machine(device))
     print(f"written to {file}")
 
@@ -294,9 +284,7 @@ def plot(rows: list[Row], file: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    blocks = [
-        row for row in rows if row["what"].startswith("EMA ") and row["phase"] in ("inference", "training")
-    ]
+    blocks = [row for row in rows if row["what"].startswith("EMA ") and row["phase"] in ("inference", "training")]
     blocks = [row for row in blocks if row["candidate"] != "copy of X"]
     if not blocks:
         return
@@ -305,11 +293,7 @@ def plot(rows: list[Row], file: Path, title: str) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4), sharey=True, layout="constrained")
     for axis, phase in zip(axes, ("inference", "training")):
         for index, name in enumerate(names):
-            found = {
-                row["what"]: row["ratio"]
-                for row in blocks
-                if (row["candidate"], row["phase"]) == (name, phase)
-            }
+            found = {row["what"]: row["ratio"] for row in blocks if (row["candidate"], row["phase"]) == (name, phase)}
             places = [place + (index + 0.5) / (len(names) + 1) - 0.5 for place in range(len(shapes))]
             bars = axis.bar(places, [found[shape] for shape in shapes], 1 / (len(names) + 1.5), label=name)
             axis.bar_label(bars, fmt="%.1f", fontsize=7)

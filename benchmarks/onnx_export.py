@@ -58,9 +58,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--imgsz", type=int, default=640, help="side of the image, pixels")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of onnxruntime")
@@ -98,9 +96,7 @@ def session(file: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def measured(
-    sessions: dict[str, onnxruntime.InferenceSession], imgsz: int, rounds: int
-) -> dict[str, list[float]]:
+def measured(sessions: dict[str, onnxruntime.InferenceSession], imgsz: int, rounds: int) -> dict[str, list[float]]:
     """Milliseconds by name, a figure a round; each round starts with the next one."""
     image = np.random.default_rng(0).random((1, 3, imgsz, imgsz), dtype=np.float32)
     times: dict[str, list[float]] = {name: [] for name in sessions}
@@ -152,9 +148,7 @@ def save(rows: list[Row], args: argparse.Namespace) -> None:
         stream.write(f"# {where(args)}\n")
         writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-        )
+        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     print(f"written to {file}")
 
 

@@ -60,9 +60,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--source", type=Path, help="folder with images (default: they are drawn)")
     parser.add_argument("--images", type=int, default=200, help="at most so many")
@@ -102,9 +100,7 @@ def linked(folder: Path, images: Iterable[Path]) -> Path:
     return folder
 
 
-def timed(
-    args: argparse.Namespace, folder: Path, sources: dict[int, Path]
-) -> dict[str, dict[int, list[float]]]:
+def timed(args: argparse.Namespace, folder: Path, sources: dict[int, Path]) -> dict[str, dict[int, list[float]]]:
     """Seconds of each candidate for each number of images, in turns."""
     seconds = {candidate: {count: [] for count in sources} for candidate in CANDIDATES}
     flags = ("--weights", str(args.weights.resolve()), "--img", str(args.img))

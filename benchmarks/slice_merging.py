@@ -107,9 +107,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--weights",
         type=Path,
@@ -218,9 +216,7 @@ def above(scene: Scene, confidence: float) -> Scene:
 def drawn_mosaics(args: argparse.Namespace) -> Path:
     """Put the images of a drawn set side by side; returns the data YAML. PNG, so that they stay what they were."""
     tiles = ROWS * COLUMNS
-    demo = generate(
-        args.demo_set, seed=MOSAIC_SEED, train=1, val=1, test=args.images * tiles, imgsz=TILE
-    ).parent
+    demo = generate(args.demo_set, seed=MOSAIC_SEED, train=1, val=1, test=args.images * tiles, imgsz=TILE).parent
     root = args.mosaics.absolute()
     for kind in ("images", "labels"):
         (root / kind / "val").mkdir(parents=True, exist_ok=True)
@@ -266,9 +262,7 @@ def predicted(engine: Engine, data: Path, weights: Path) -> list[Scene]:
         with contextlib.ExitStack() as stack:
             found = stack.enter_context(collected_detections(engine, max_det=100_000))
             stack.enter_context(sliced.sliced_inference(engine, "val", TILE, OVERLAP))
-            stack.enter_context(
-                contextlib.redirect_stdout(io.StringIO())
-            )  # figures of boxes not put together
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # figures of boxes not put together
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
             place = stack.enter_context(tempfile.TemporaryDirectory())
             val.run(data=str(data), weights=str(weights), project=place, **options)
@@ -409,8 +403,7 @@ def save(rows: list[Row], engine: Engine) -> None:
         writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
         writer.writerows(
-            {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in row.items()}
-            for row in rows
+            {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
         )
     print(f"written to {file}")
 

@@ -25,7 +25,5 @@ def _fenced(paragraph: str) -> str:
         return paragraph
     code = [line.replace("# doctest: +SKIP", "").rstrip() for line in lines[first:]]
     indent = " " * (len(code[0]) - len(code[0].lstrip()))
-    fenced = textwrap.indent(
-        "\n".join(["```pycon", *textwrap.dedent("\n".join(code)).splitlines(), "```"]), indent
-    )
+    fenced = textwrap.indent("\n".join(["```pycon", *textwrap.dedent("\n".join(code)).splitlines(), "```"]), indent)
     return "\n".join([*lines[:first], fenced])

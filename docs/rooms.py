@@ -144,9 +144,7 @@ def picture(graph: Imports, rooms: tuple[str, ...] = ROOMS) -> str:
     level: dict[str, int] = {}
     for room in reversed(rooms):
         level[room] = 1 + max((level[other] for other in leads_to[room]), default=-1)
-    rows = [
-        [room for room in rooms if level[room] == number] for number in range(max(level.values()), -1, -1)
-    ]
+    rows = [[room for room in rooms if level[room] == number] for number in range(max(level.values()), -1, -1)]
     widest = max(map(len, rows))
     middle = {
         room: ((widest - len(row)) * _ACROSS / 2 + (place + 0.5) * _ACROSS, (number + 0.5) * _DOWN)

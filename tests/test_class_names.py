@@ -70,14 +70,9 @@ def test_classes_by_name_or_number():
     names = ["cat", "1", "dog"]
     assert class_numbers(["dog", "cat", "dog"], names, Path("a.pt")) == [0, 2]
     assert class_numbers(["1", "2", "0"], ["b", "a", "1"], Path("a.pt")) == [0, 2]  # a name before a number
-    assert (
-        class_numbers([1, 0], ["b", "a", "1"], Path("a.pt")) == [0, 1]
-        and class_numbers([], names, Path("a")) == []
-    )
+    assert class_numbers([1, 0], ["b", "a", "1"], Path("a.pt")) == [0, 1] and class_numbers([], names, Path("a")) == []
     for wanted in ("cow", "3", "-1", 3, -1):
-        with pytest.raises(
-            UserError, match=rf"--classes {wanted}: a\.pt knows the classes cat, 1, dog \(0 to 2\)"
-        ):
+        with pytest.raises(UserError, match=rf"--classes {wanted}: a\.pt knows the classes cat, 1, dog \(0 to 2\)"):
             class_numbers([wanted], names, Path("a.pt"))
 
 

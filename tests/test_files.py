@@ -199,9 +199,7 @@ def test_a_pipe_is_no_lock(tmp_path):
 def test_where_folders_cannot_be_locked_a_file_beside_them_is(tmp_path, monkeypatch, system):
     real = files._try_to_lock
     monkeypatch.setattr(files, "_WINDOWS", system == "Windows")
-    monkeypatch.setattr(
-        files, "_try_to_lock", lambda one: None if stat.S_ISDIR(os.fstat(one).st_mode) else real(one)
-    )
+    monkeypatch.setattr(files, "_try_to_lock", lambda one: None if stat.S_ISDIR(os.fstat(one).st_mode) else real(one))
     place = tmp_path / "exp"
     place.mkdir()
     (tmp_path / "link").symlink_to(place)

@@ -24,9 +24,7 @@ REPOSITORY = PACKAGE.parent
 def test_imports_go_downward_and_in_no_circle():
     graph = rooms.imports()
     assert {rooms.room_of(module) for module in graph} == {*rooms.ROOMS, None}
-    assert not rooms.upward(
-        {name: imported for name, imported in graph.items() if name != "yolov5_ema.__main__"}
-    )
+    assert not rooms.upward({name: imported for name, imported in graph.items() if name != "yolov5_ema.__main__"})
     assert not rooms.circles(graph)
 
 
@@ -124,9 +122,7 @@ def test_tests_stand_where_their_module_does(file):
     """``test_NAME.py`` or ``test_NAME_ASPECT.py`` in the folder of a module, a package or a room called NAME."""
     folder, name = PACKAGE / file.parent, file.stem.removeprefix("test_")
     known = {
-        path.stem.lstrip("_")
-        for path in folder.iterdir()
-        if path.suffix == ".py" or (path / "__init__.py").exists()
+        path.stem.lstrip("_") for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     known.add(file.parent.name)
     assert any(name == one or name.startswith(f"{one}_") for one in known)
@@ -151,9 +147,7 @@ def test_names_of_modules_that_were_documented_still_lead_there(old):
 
 def test_blocks_import_torch_and_no_compiler():
     """torch._dynamo takes half as long again as torch itself."""
-    code = (
-        "import sys, yolov5_ema.blocks; assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
-    )
+    code = "import sys, yolov5_ema.blocks; assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -194,9 +188,7 @@ _LIBRARIES = (
 def test_libraries_that_some_commands_need_are_imported_where_they_are_used(code):
     """Before an engine is there: YOLOv5 imports pandas and matplotlib by itself."""
     check = f"import sys; print(*[name for name in {_LIBRARIES} if name in sys.modules], file=sys.stderr)"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{check}"], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stderr.split()) == (0, [])
 
 
@@ -239,15 +231,11 @@ def test_the_wheel_holds_code_and_yamls(tmp_path):
     ):
         assert f"\n{line}\n" in text
     assert f"\nVersion: {yolov5_ema.__version__}\n" in text and "\nProject-URL: Paper, " in text
-    needed = [
-        line for line in text.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line
-    ]
+    needed = [line for line in text.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
     assert needed and not any("sahi" in line for line in needed)
     shipped = {Path(name).name for name in names if name.startswith("yolov5_ema/_shipped/models/")}
     assert shipped == {path.name for path in (REPOSITORY / "models").rglob("*.yaml")}
-    code = (
-        "from yolov5_ema.resources import find_shipped as f; print(f('yolov5s-ema.yaml'), f('hyp.demo.yaml'))"
-    )
+    code = "from yolov5_ema.resources import find_shipped as f; print(f('yolov5s-ema.yaml'), f('hyp.demo.yaml'))"
     found = subprocess.run(
         [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {code}"],
         capture_output=True,

@@ -60,9 +60,7 @@ def _wait_for_pipe(file: str) -> None:
 @needs_pipes
 def test_a_pipe_would_be_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    process = multiprocessing.get_context("fork").Process(
-        target=_wait_for_pipe, args=(str(tmp_path / "pipe"),)
-    )
+    process = multiprocessing.get_context("fork").Process(target=_wait_for_pipe, args=(str(tmp_path / "pipe"),))
     process.start()
     process.join(0.3)
     assert process.is_alive()

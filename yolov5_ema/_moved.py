@@ -31,9 +31,7 @@ class _Moved(MetaPathFinder, Loader):
     def __init__(self) -> None:
         self._own: dict[str, ModuleSpec | None] = {}
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: Any = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         if fullname.removeprefix(_OLD) not in _NEW or not fullname.startswith(_OLD):
             return None
         return ModuleSpec(fullname, self)

@@ -93,9 +93,7 @@ def free_names(stem: str, suffix: str = "", joint: str = "-") -> Iterator[str]:
 
 
 def _no_file(file: str | os.PathLike[str]) -> UserError:
-    return UserError(
-        f"{os.fspath(file)} is not a file that can be read, but a folder, a pipe, a socket or a device"
-    )
+    return UserError(f"{os.fspath(file)} is not a file that can be read, but a folder, a pipe, a socket or a device")
 
 
 # --- folders and locks ----------------------------------------------------------------------

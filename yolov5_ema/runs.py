@@ -75,9 +75,7 @@ class RunFolder:
         Raises:
             UserError: another run is writing to it.
         """
-        with locked(
-            self.path, f"another run is writing to {self.path}; wait for its end, or choose another --name"
-        ):
+        with locked(self.path, f"another run is writing to {self.path}; wait for its end, or choose another --name"):
             yield
 
     def remove(self, parts: Collection[str] = ()) -> None:
@@ -102,9 +100,7 @@ class RunFolder:
 
 
 @contextmanager
-def run_folder(
-    project: Path, name: str = "exp", exist_ok: bool = False, parts: Collection[str] = ()
-) -> Iterator[Path]:
+def run_folder(project: Path, name: str = "exp", exist_ok: bool = False, parts: Collection[str] = ()) -> Iterator[Path]:
     """A folder from `RunFolder.fresh`, locked during a ``with`` block and removed if the block fails.
 
     Args:

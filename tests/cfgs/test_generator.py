@@ -263,9 +263,7 @@ def test_any_base_keeps_its_wiring_with_a_block_behind_any_row(path):
         cfg = build_cfg(base=base, block="Probe", after=list(behind))
         assert wiring(cfg, "Probe") == expected_wiring(base, behind)
     text = format_cfg(base=base, block="Probe", after=list(rows), options={"groups": 16})
-    assert yaml.safe_load(text) == build_cfg(
-        base=base, block="Probe", after=list(rows), options={"groups": 16}
-    )
+    assert yaml.safe_load(text) == build_cfg(base=base, block="Probe", after=list(rows), options={"groups": 16})
 
 
 @pytest.mark.parametrize(
@@ -322,9 +320,7 @@ def test_text_says_command_row_numbers_and_levels():
 def test_blocks_in_a_base_do_not_hide_the_levels():
     for module in ("EMA", "yolov5_ema.EMA"):
         base = build_cfg(block=module, after=[6, 13])
-        assert wiring(build_cfg(base=base, block="CA", at="neck"), "CA") == expected_wiring(
-            base, [14, 19, 22]
-        )
+        assert wiring(build_cfg(base=base, block="CA", at="neck"), "CA") == expected_wiring(base, [14, 19, 22])
 
 
 def test_stride_of_an_unknown_module_is_not_guessed():
@@ -576,9 +572,7 @@ def test_the_published_wiring_reads_before_the_blocks(block):
     concats = {i: row for i, row in enumerate(theirs.to_cfg()["head"], 10) if row[2] == "Concat"}
     assert concats[26][0] == [-1, 18] and concats[30][0] == [-1, 14] and concats[34][0] == [-1, 10]
     assert theirs.settings["anchors"][0] == [5, 6, 8, 14, 15, 11]
-    same = [(a.number, a.module, a.args) for a in ours.rows] == [
-        (b.number, b.module, b.args) for b in theirs.rows
-    ]
+    same = [(a.number, a.module, a.args) for a in ours.rows] == [(b.number, b.module, b.args) for b in theirs.rows]
     assert same and [i for i, row in enumerate(theirs.rows) if row.attends] == [14, 19, 24, 28, 32]
 
 

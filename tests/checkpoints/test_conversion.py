@@ -151,9 +151,7 @@ def test_a_cfg_instead_of_the_header(engine, tmp_path):
     there_and_back(checkpoint_of(model), engine, tmp_path)
     cfg = yaml.safe_load((tmp_path / "b.yaml").read_text(encoding="utf-8"))
     save_file(model.state_dict(), tmp_path / "plain.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"does not describe a model .* pass the model's YAML with --cfg"
-    ):
+    with pytest.raises(CheckpointError, match=r"does not describe a model .* pass the model's YAML with --cfg"):
         conversion.to_checkpoint(tmp_path / "plain.safetensors", tmp_path / "d.pt", engine=engine)
     conversion.to_checkpoint(tmp_path / "plain.safetensors", tmp_path / "d.pt", engine=engine, cfg=cfg)
     back = checkpoints.load_checkpoint(tmp_path / "d.pt", engine=engine)["model"]

@@ -18,9 +18,7 @@ from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.weights.onnx_files import _parts
 from yolov5_ema.weights.torchscript_files import check_torchscript
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
 
 
 class Plain(torch.nn.Module):
@@ -166,11 +164,7 @@ def confused(archive: bytes, change) -> bytes:
         if not name.endswith(".py") or b"class Pair" not in content:
             return content
         text = change(content.decode()).replace("MANY", FEW.replace("Few", "Many"))
-        return (
-            text.replace("(many).forward(", "(few).forward(")
-            .replace("    _0 = (few).forward()\n", "")
-            .encode()
-        )
+        return text.replace("(many).forward(", "(few).forward(").replace("    _0 = (few).forward()\n", "").encode()
 
     return rewritten(archive, of_pair)
 
@@ -203,9 +197,7 @@ def test_code_that_runs_while_it_is_loaded(tmp_path):
     evil = rewritten(
         honest.getvalue(),
         lambda name, content: (
-            content.replace(
-                b"self.value = (s)[1]", f'torch.save((s)[1], "{canary}")\n    self.value = (s)[1]'.encode()
-            )
+            content.replace(b"self.value = (s)[1]", f'torch.save((s)[1], "{canary}")\n    self.value = (s)[1]'.encode())
             if name.endswith(".py")
             else content
         ),
@@ -286,9 +278,7 @@ def test_a_pickle_in_the_archive_names_classes_of_the_archive_only(honest):
         def __reduce__(self):
             return os.mkdir, ("never",)
 
-    evil = rewritten(
-        honest, lambda name, content: pickle.dumps(Code(), 2) if name == "constants.pkl" else content
-    )
+    evil = rewritten(honest, lambda name, content: pickle.dumps(Code(), 2) if name == "constants.pkl" else content)
     with pytest.raises(CheckpointError, match=r"posix\.mkdir|nt\.mkdir"):
         check_torchscript(evil, Path("m.torchscript"))
 

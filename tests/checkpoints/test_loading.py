@@ -235,9 +235,7 @@ def test_plain_yolov5_of_a_clone_reads_it_without_the_shim(engine, model, tmp_pa
     environment = {**os.environ, "PYTHONPATH": str(repository), "YOLOV5_CONFIG_DIR": str(config)}
     environment.pop("YOLOV5_EMA_ACTIVE", None)
     code = IN_A_CLONE.format(clone=str(clone), file=str(tmp_path / "a.pt"))
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = float(model(torch.ones(1, 3, 64, 64))[0].sum())
     assert float(done.stdout.splitlines()[-1]) == pytest.approx(expected, rel=1e-5)

@@ -56,9 +56,7 @@ def checkpoints(package_root, tmp_path_factory):
         for layout, root in (("package", package), ("clone", clone)):
             files[release, layout] = folder / f"{release}-{layout}.pt"
             arguments += [str(root), str(files[release, layout])]
-    done = subprocess.run(
-        [sys.executable, "-c", WRITE, *arguments], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", WRITE, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return files
 

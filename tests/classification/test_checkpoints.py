@@ -31,9 +31,7 @@ NAMES = ["cat", "dog", "emu"]
 
 def make_record(seed: int = 0) -> dict:
     options = {"groups": 4}
-    settings = make_settings(
-        "synthetic", {"model": MODEL, "block": "EMA", "block_options": options, "eval_crop": 0.8}
-    )
+    settings = make_settings("synthetic", {"model": MODEL, "block": "EMA", "block_options": options, "eval_crop": 0.8})
     torch.manual_seed(seed)
     model = create_classifier(MODEL, "EMA", num_classes=3, block_options=options)
     figures = {"epoch": 4, "top1": 0.5, "top5": 1.0}

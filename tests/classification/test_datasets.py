@@ -46,9 +46,7 @@ def test_a_drawn_picture_depends_on_seed_split_and_index_only():
     # written down once: the set is the same for everybody, but for what processors round off differently
     assert image.mean((0, 1)) == pytest.approx([109.23, 116.89, 75.19], abs=0.5)
     assert (synthetic.draw(3, "train", 17, 10, 32)[0] == image).all()
-    others = [
-        synthetic.draw(*args, 10, 32)[0] for args in ((4, "train", 17), (3, "val", 17), (3, "train", 27))
-    ]
+    others = [synthetic.draw(*args, 10, 32)[0] for args in ((4, "train", 17), (3, "val", 17), (3, "train", 27))]
     assert all((other != image).any() for other in others)
 
 
@@ -110,12 +108,7 @@ def test_all_hundred_classes_differ_in_shape_or_filling():
             swapped = np.where(two > 0, 3 - two, 0)  # colours are drawn, so which is the second says nothing
             for other in (two, swapped, two[:, ::-1], swapped[:, ::-1]):
                 assert (one != other).mean() > 0.02
-    assert (
-        len(synthetic.class_names(100))
-        == len(set(synthetic.class_names(100)))
-        == synthetic.MOST_CLASSES
-        == 100
-    )
+    assert len(synthetic.class_names(100)) == len(set(synthetic.class_names(100))) == synthetic.MOST_CLASSES == 100
     assert synthetic.class_names(10)[0] == "disc" and synthetic.class_names(11)[10] == "lines disc"
 
 
@@ -451,9 +444,7 @@ def test_transforms_against_pixels():
     picture = Image.fromarray(pixels)
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     found = evaluation_transform(8, 1.0, mean, std)(picture)
-    expected = (torch.tensor(pixels[:, 2:10].astype(np.float32) / 255) - torch.tensor(mean)) / torch.tensor(
-        std
-    )
+    expected = (torch.tensor(pixels[:, 2:10].astype(np.float32) / 255) - torch.tensor(mean)) / torch.tensor(std)
     assert torch.allclose(found, expected.permute(2, 0, 1), atol=1e-6)
     assert evaluation_transform(224, 0.875, mean, std)(picture).shape == (
         3,

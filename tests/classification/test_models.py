@@ -155,18 +155,14 @@ def test_timm_s_own_way_of_an_attention_layer_leads_to_the_same_modules():
     with torch.device("meta"):
         ours = create_classifier("resnet50", "CBAM")
         theirs = timm.create_model("resnet50", block_args={"attn_layer": CBAM})
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {
-        k: v.shape for k, v in theirs.state_dict().items()
-    }
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
 
 @pytest.mark.parametrize("block", ["CA", "CBAM", "ECA", "EMA", "NAM", "SA", "SE"])
 def test_every_parameter_gets_a_gradient(block):
     assert block in list_blocks()
     options = {"groups": 16} if block in ("EMA", "SA") else {}
-    model = randomised(
-        create_classifier("resnet10t", block, num_classes=5, stem="cifar", block_options=options)
-    )
+    model = randomised(create_classifier("resnet10t", block, num_classes=5, stem="cifar", block_options=options))
     F.cross_entropy(model(torch.rand(4, 3, 16, 16)), torch.tensor([0, 1, 2, 3])).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -212,9 +208,7 @@ def test_other_backbones_take_the_block_where_they_take_an_attention_layer(name,
                 module.register_forward_hook(lambda m, i, _o: seen.append((m.channels, i[0].shape[1])))
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
     assert len(seen) == count and all(built == given for built, given in seen)
-    assert not any(
-        "SqueezeExcite" in type(m).__name__ or type(m).__name__ == "SEModule" for m in model.modules()
-    )
+    assert not any("SqueezeExcite" in type(m).__name__ or type(m).__name__ == "SEModule" for m in model.modules())
 
 
 def test_groups_nearest_to_a_number_are_printed(capsys):
@@ -255,9 +249,7 @@ def test_a_block_of_the_user_s():
     try:
         model = create_classifier("resnet18", "TestScale", num_classes=3, block_options={"factor": 0.25})
         assert model.layer4[1].se.gain.flatten().tolist() == [0.25] * 512
-        with pytest.raises(
-            ConfigError, match="TestScale has no option 'groups' with a number as its default"
-        ):
+        with pytest.raises(ConfigError, match="TestScale has no option 'groups' with a number as its default"):
             create_classifier("resnet18", "TestScale", block_options={"groups": "nearest"})
     finally:
         unregister_block("TestScale")
@@ -316,9 +308,7 @@ class TestPretrained:
     def test_a_file_of_safetensors_is_loaded_with_another_classifier_and_stem(self, plain, tmp_path, capsys):
         state, _ = plain
         save_file(state, tmp_path / "plain.safetensors")
-        model = create_classifier(
-            "resnet18", num_classes=9, stem="cifar", pretrained=tmp_path / "plain.safetensors"
-        )
+        model = create_classifier("resnet18", num_classes=9, stem="cifar", pretrained=tmp_path / "plain.safetensors")
         fresh = ("fc.weight", "fc.bias", "conv1.weight")
         for key, value in model.state_dict().items():
             assert key in fresh or torch.equal(value, state[key]), key
@@ -334,9 +324,7 @@ class TestPretrained:
 
     def test_files_that_do_not_fit_are_refused(self, plain, tmp_path):
         _, path = plain
-        with pytest.raises(
-            CheckpointError, match=r"not the weights of resnet50: .* such as layer1\.0\.conv1\.weight"
-        ):
+        with pytest.raises(CheckpointError, match=r"not the weights of resnet50: .* such as layer1\.0\.conv1\.weight"):
             create_classifier("resnet50", pretrained=path)
         with pytest.raises(CheckpointError, match=r"nothing\.pt: no such file"):
             create_classifier("resnet10t", pretrained=tmp_path / "nothing.pt")
@@ -376,9 +364,7 @@ class TestPretrained:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100"])
 def test_torch_compile_gives_the_same_logits(name):
-    model = randomised(
-        create_classifier(name, "EMA", num_classes=10, block_options={"groups": "nearest"})
-    ).eval()
+    model = randomised(create_classifier(name, "EMA", num_classes=10, block_options={"groups": "nearest"})).eval()
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model)(x), model(x), rtol=1e-3, atol=1e-3)

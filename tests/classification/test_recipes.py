@@ -121,9 +121,7 @@ def test_the_step_schedule_is_that_of_the_reference_code():
     reference = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[60, 120, 160], gamma=0.2)
     for epoch in range(200):
         for done in (0.0, 0.5, 0.99):
-            assert learning_rate(settings, epoch, done) == pytest.approx(
-                optimizer.param_groups[0]["lr"], rel=1e-12
-            )
+            assert learning_rate(settings, epoch, done) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
         optimizer.step()
         reference.step()
     found = [learning_rate(settings, epoch) for epoch in (0, 59, 60, 119, 120, 159, 160, 199)]
@@ -135,14 +133,10 @@ def test_warm_up_and_cosine():
     assert learning_rate(settings, 0) == 1e-6
     assert learning_rate(settings, 2, 0.5) == pytest.approx((1e-6 + 0.4) / 2, rel=1e-12)
     for epoch in (5, 100, 200, 399):
-        assert learning_rate(settings, epoch) == pytest.approx(
-            0.2 * (1 + math.cos(math.pi * epoch / 400)), rel=1e-9
-        )
+        assert learning_rate(settings, epoch) == pytest.approx(0.2 * (1 + math.cos(math.pi * epoch / 400)), rel=1e-9)
     assert learning_rate(settings, 200) == pytest.approx(0.2) and learning_rate(settings, 399, 1.0) < 1e-12
     ending = make_settings("imagenet", {"final_lr": 0.1})
-    assert learning_rate(ending, 200) == pytest.approx(0.25) and learning_rate(
-        ending, 399, 1.0
-    ) == pytest.approx(0.1)
+    assert learning_rate(ending, 200) == pytest.approx(0.25) and learning_rate(ending, 399, 1.0) == pytest.approx(0.1)
     assert learning_rate(make_settings("imagenet", {"schedule": "constant"}), 300) == 0.4
 
 
@@ -154,9 +148,7 @@ def test_cosine_and_warm_up_are_timms():
     settings = make_settings("imagenet", {})
     for epoch in range(400):
         timms.step(epoch)
-        assert learning_rate(settings, epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), (
-            epoch
-        )
+        assert learning_rate(settings, epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
 
 
 # --- averaged weights ----------------------------------------------------------------------------

@@ -39,9 +39,7 @@ def tiny(**values: object) -> Settings:
     return make_settings("synthetic", {**start, **values})
 
 
-def run(
-    settings: Settings, folder: Path, data: DataSet | None = None, last: Path | None = None
-) -> list[dict]:
+def run(settings: Settings, folder: Path, data: DataSet | None = None, last: Path | None = None) -> list[dict]:
     folder.mkdir(exist_ok=True)
     data = data or open_data(settings.data, settings.imgsz)
     return train(settings, data, build_model(settings, len(data.names)), CPU, folder, last)
@@ -125,9 +123,7 @@ def test_the_files_of_a_run(whole):
     tops = [float(row[3]) for row in rows[1:]]
     best = load_classifier(folder / "weights" / "best.pt")
     assert best.record["epoch"] == int(np.argmax(tops)) and best.record["top1"] == max(tops)
-    assert (
-        best.names == ["disc", "square", "triangle", "plus"] and best.record["settings"] == settings.as_dict()
-    )
+    assert best.names == ["disc", "square", "triangle", "plus"] and best.record["settings"] == settings.as_dict()
     assert list(folder.glob("events.out.tfevents.*")) and not list(folder.rglob("*.tmp"))
     # top-1 of the last epoch, counted by hand with the averaged weights
     model = build_model(settings, 4).eval()
@@ -389,9 +385,7 @@ def test_two_processes_compute_what_one_does(tmp_path, launcher):
         assert torch.allclose(tensor, two[name], rtol=1e-4, atol=2e-6), name
     rows = [list(csv.DictReader((tmp_path / name / "results.csv").open())) for name in ("one", "two")]
     for first, second in zip(*rows):
-        assert [float(first[key]) for key in HEADER] == pytest.approx(
-            [float(second[key]) for key in HEADER], rel=1e-4
-        )
+        assert [float(first[key]) for key in HEADER] == pytest.approx([float(second[key]) for key in HEADER], rel=1e-4)
     start = build_model(make_settings("synthetic", {"model": "test_efficientnet_ln"}), 10).state_dict()
     moved = [float((one[f"model.{name}"] - tensor).abs().max()) for name, tensor in start.items()]
     assert max(moved) > 1e-2  # they did train
@@ -400,9 +394,7 @@ def test_two_processes_compute_what_one_does(tmp_path, launcher):
 def _started(how: tuple, cwd: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "yolov5_ema", *map(str, TRAIN), *map(str, how)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def _epochs_in(folder: Path) -> int:

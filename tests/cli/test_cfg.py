@@ -80,9 +80,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match="No space left on device"):
         command.COMMAND.main(["-o", str(old), "--force"])
-    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {
-        "old.yaml": "mine"
-    }
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"old.yaml": "mine"}
 
 
 def test_wrong_flags_write_no_file(tmp_path):

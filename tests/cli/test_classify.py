@@ -67,9 +67,7 @@ def test_the_run_folder_is_as_agreed(trained_run):
         DATA,
     )
     rows = list(csv.DictReader((trained_run / "results.csv").open()))
-    assert (
-        list(rows[0]) == ["epoch", "train/loss", "val/loss", "val/top1", "val/top5", "lr"] and len(rows) == 2
-    )
+    assert list(rows[0]) == ["epoch", "train/loss", "val/loss", "val/top1", "val/top5", "lr"] and len(rows) == 2
 
 
 def test_metrics_are_those_of_best_pt(trained_run):
@@ -83,11 +81,7 @@ def test_metrics_are_those_of_best_pt(trained_run):
             logits = classifier.model(classifier.prepare(pictures.load(index)))
             confusion[index % 3, int(logits.argmax())] += 1
             losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([index % 3])).item())
-    assert (
-        metrics["task"] == "classify"
-        and metrics["images"] == 20
-        and metrics["confusion"] == confusion.tolist()
-    )
+    assert metrics["task"] == "classify" and metrics["images"] == 20 and metrics["confusion"] == confusion.tolist()
     assert metrics["top1"] == confusion.trace() / 20 == classifier.record["top1"] and metrics["top5"] == 1.0
     assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert [row["name"] for row in metrics["classes"]] == ["disc", "square", "triangle"]
@@ -159,9 +153,7 @@ def test_predict(trained_run, own_folder, capsys):
             shares = classifier.model(classifier.prepare(Image.open(row["image"]))).softmax(1)[0]
         order = shares.argsort(descending=True).tolist()
         assert [one["class"] for one in row["predictions"]] == order
-        assert [one["confidence"] for one in row["predictions"]] == pytest.approx(
-            shares[order].tolist(), abs=1e-5
-        )
+        assert [one["confidence"] for one in row["predictions"]] == pytest.approx(shares[order].tolist(), abs=1e-5)
         assert row["predictions"][0]["name"] == classifier.names[order[0]]
     table = list(csv.DictReader((folder / "predictions.csv").open()))
     assert len(table) == 24 and [row["rank"] for row in table[:3]] == ["1", "2", "3"]
@@ -313,9 +305,7 @@ def test_ctrl_c_ends_with_130_and_leaves_a_whole_last_ckpt(tmp_path):
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert (
-        err.strip().splitlines()[-1] == "yolov5-ema: interrupted"
-        and "Traceback" not in err
-        and "epoch 1/1000" in out
+        err.strip().splitlines()[-1] == "yolov5-ema: interrupted" and "Traceback" not in err and "epoch 1/1000" in out
     )
     state = torch.load(tmp_path / "exp" / "weights" / "last.ckpt", weights_only=True)
     assert state["epoch"] >= 0 and not list(tmp_path.rglob("*.tmp"))

@@ -83,16 +83,12 @@ def test_old_names_of_flags_work_and_are_not_listed(name, old, new, value):
         assert str(getattr(args, new)) == value
 
 
-@pytest.mark.parametrize(
-    "name", ["predict", "transfer", "convert", "cfg", "submit", "report", "demo", "paper tables"]
-)
+@pytest.mark.parametrize("name", ["predict", "transfer", "convert", "cfg", "submit", "report", "demo", "paper tables"])
 def test_what_is_written_is_named_with_o(name):
     assert {"-o", "--output"} <= flags_of(ALL[name].parser())
 
 
-@pytest.mark.parametrize(
-    "name", ["info", "blocks", "doctor", "inspect", "evaluate", "data stats", "paper tables"]
-)
+@pytest.mark.parametrize("name", ["info", "blocks", "doctor", "inspect", "evaluate", "data stats", "paper tables"])
 def test_tables_can_be_had_as_json(name):
     assert "--json" in flags_of(ALL[name].parser())
 

@@ -59,9 +59,7 @@ class Played:
         if arguments[0] == "run":
             output = Path(arguments[arguments.index("--output") + 1])
             map50 = MAP50[run.cfg][run.seed % 3]
-            output.write_text(
-                json.dumps({"precision": 0.1, "recall": 0.2, "map50": map50, "map50_95": map50 / 2})
-            )
+            output.write_text(json.dumps({"precision": 0.1, "recall": 0.2, "map50": map50, "map50_95": map50 / 2}))
             return 0
         self.calls.append(arguments)
         how = self.fail.get((run.cfg, run.seed), "")
@@ -84,9 +82,7 @@ class Played:
                 folder = Path(call[call.index("--resume") + 1]).parent.parent
                 found.append(f"resume {folder.parent.name}/{folder.name}")
             else:
-                found.append(
-                    f"{Path(call[call.index('--project') + 1]).name}/{call[call.index('--name') + 1]}"
-                )
+                found.append(f"{Path(call[call.index('--project') + 1]).name}/{call[call.index('--name') + 1]}")
         return found
 
 
@@ -116,9 +112,7 @@ def by_content(function):
     return wrapper
 
 
-def command(
-    tiny_set, *flags: object, cfgs: tuple[str, ...] = ("plain.yaml", "yolov5n-ema.yaml")
-) -> list[str]:
+def command(tiny_set, *flags: object, cfgs: tuple[str, ...] = ("plain.yaml", "yolov5n-ema.yaml")) -> list[str]:
     usual = ["--epochs", 2, "--img", 64, "--batch", 4, "--latency-rounds", 0]
     return [str(f) for f in ("compare", "--data", tiny_set, "--cfgs", *cfgs, *usual, *flags)]
 
@@ -462,9 +456,7 @@ def test_two_real_trainings(tiny_set, own_folder):
     images = [(folder / "train_batch0.jpg").read_bytes() for folder in folders]
     assert images[0] == images[1]  # both saw the same
     for folder in folders:
-        assert (folder / "weights/best.pt").is_file() and len(
-            (folder / "results.csv").read_text().splitlines()
-        ) == 2
+        assert (folder / "weights/best.pt").is_file() and len((folder / "results.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.slow
@@ -497,7 +489,5 @@ def test_two_seeds_killed_and_resumed(tiny_set, own_folder):
     attempts = runs["small-ema", 0]["attempts"]
     assert attempts[0]["from_epoch"] == 0 and attempts[-1]["exit_code"] == 0 and len(attempts) == 2
     assert all(len(run["attempts"]) == 1 for key, run in runs.items() if key != ("small-ema", 0))
-    epochs = {
-        line.split(",")[0].strip() for line in (interrupted / "results.csv").read_text().splitlines()[1:]
-    }
+    epochs = {line.split(",")[0].strip() for line in (interrupted / "results.csv").read_text().splitlines()[1:]}
     assert epochs == {str(epoch) for epoch in range(6)}

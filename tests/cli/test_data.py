@@ -38,9 +38,7 @@ def write_source(texts: dict[str, str], split: str = VAL) -> Path:
 
 
 def test_visdrone_says_what_it_did(capsys):
-    write_source(
-        {"a": "1,1,9,9,1,1,0,0\nbad\n60,60,9,9,1,2,0,0\n1,1,0,9,1,2,0,0\n9,9,9,9,0,0,0,0\n", "b": ""}
-    )
+    write_source({"a": "1,1,9,9,1,1,0,0\nbad\n60,60,9,9,1,2,0,0\n1,1,0,9,1,2,0,0\n9,9,9,9,0,0,0,0\n", "b": ""})
     assert main(["data", "visdrone", "source", "--out", "out"]) == 0
     out = capsys.readouterr().out
     assert "val: 2 images, 2 boxes, 1 image without any" in out
@@ -79,12 +77,8 @@ def test_a_split_that_is_all_background_is_one():
 
 def test_visdrone_refuses(refused, own_folder):
     write_source({"a": "1,1,9,9,1,1,0,0\n1,2,3\n"})
-    assert "a.txt, line 2: 3 columns, not 8" in refused(
-        "data", "visdrone", "source", "--out", "out", "--strict"
-    )
-    assert "--workers must be at least 1" in refused(
-        "data", "visdrone", "source", "--out", "out", "--workers", 0
-    )
+    assert "a.txt, line 2: 3 columns, not 8" in refused("data", "visdrone", "source", "--out", "out", "--strict")
+    assert "--workers must be at least 1" in refused("data", "visdrone", "source", "--out", "out", "--workers", 0)
     assert "is inside the source" in refused("data", "visdrone", "source", "--out", "source/out")
     assert "no such file or folder" in refused("data", "visdrone", "nowhere", "--out", "out")
     Path("afile").write_text("kept")
@@ -133,9 +127,7 @@ def test_coco_says_what_it_did(capsys):
 
 def test_coco_refuses(refused):
     write_coco([{"id": 1, "image_id": 2, "category_id": 3, "bbox": [1, 1, 9, 9]}])
-    assert "image_id 2 is not the id of an image" in refused(
-        "data", "coco", "coco", "--out", "out", "--strict"
-    )
+    assert "image_id 2 is not the id of an image" in refused("data", "coco", "coco", "--out", "out", "--strict")
     assert "is inside the source" in refused("data", "coco", "coco", "--out", "coco/out")
     file = Path("coco/annotations/instances_val2017.json")
     assert "needs --images FOLDER" in refused("data", "coco", file, "--out", "out")

@@ -60,9 +60,7 @@ def test_bad_flags_are_refused_before_anything_is_written(tmp_path, argv, messag
 
 
 def test_missing_onnxruntime_is_said_before_the_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        demo.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else object()
-    )
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else object())
     with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'yolov5-ema\[export\]'"):
         demo.COMMAND.main(["--dir", str(tmp_path / "demo")])
 

@@ -49,9 +49,7 @@ def test_visdrone_without_weights(drone, capsys):
     # 3 of 6 cars are found, without a false one: what lies in the ignored region does not count
     for name in ("AP", "AP50", "AP75", "AR1", "AR10", "AR100", "AR500"):
         assert figures[name] == pytest.approx(50), name
-    assert set(figures["per_class"]) == set(CLASSES) and figures["per_class"]["car"]["AP"] == pytest.approx(
-        50
-    )
+    assert set(figures["per_class"]) == set(CLASSES) and figures["per_class"]["car"]["AP"] == pytest.approx(50)
     assert "3 images, 6 objects, 6 detections" in capsys.readouterr().out
 
 
@@ -62,9 +60,7 @@ def test_json_is_printed_instead_of_tables(drone, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(Path("out.json").read_text())
     assert evaluate("--json", "--protocol", "visdrone", *drone, "--no-plots") == 0
     out, err = capsys.readouterr()
-    assert (
-        json.loads(out)["visdrone"]["AP"] == pytest.approx(50) and "Results saved to runs/evaluate/exp" in err
-    )
+    assert json.loads(out)["visdrone"]["AP"] == pytest.approx(50) and "Results saved to runs/evaluate/exp" in err
     assert sorted(path.name for path in Path("runs/evaluate/exp").iterdir()) == [
         "evaluation.csv",
         "evaluation.json",
@@ -82,8 +78,7 @@ def test_three_protocols_side_by_side(drone, capsys):
     content = json.loads(Path("runs/evaluate/exp/evaluation.json").read_text())
     assert list(content) == ["yolov5", "coco", "visdrone"]
     assert (
-        content["coco"]["AP50"] == pytest.approx(51 / 101)
-        and content["coco"]["by_size"]["small"]["AP50"] is not None
+        content["coco"]["AP50"] == pytest.approx(51 / 101) and content["coco"]["by_size"]["small"]["AP50"] is not None
     )
     # YOLOv5 knows no ignored regions: from recall 0.5 on, its line starts at a precision of 3 / 6
     assert content["yolov5"]["mAP50"] == pytest.approx(0.5 + 0.5 * 0.5 / 2 - 0.0025)
@@ -94,9 +89,7 @@ def test_three_protocols_side_by_side(drone, capsys):
 
 
 def test_other_cuts_of_coco(drone):
-    assert (
-        evaluate("--protocol", "coco", *drone, "--coco-max-dets", 1, 500, "--json", "o.json", "--nosave") == 0
-    )
+    assert evaluate("--protocol", "coco", *drone, "--coco-max-dets", 1, 500, "--json", "o.json", "--nosave") == 0
     content = json.loads(Path("o.json").read_text())["coco"]
     assert content["AR500"] == content["AR1"] == pytest.approx(0.5) and "AR100" not in content
 
@@ -186,9 +179,7 @@ def test_yolov5_protocol_gives_the_figures_of_val(by_weights, of_val):
 @pytest.mark.parametrize("place", ["best_predictions.json", "labels", "."])
 def test_predictions_that_val_saved_give_its_figures(place, of_val, learned):
     figures, folder = of_val
-    assert (
-        evaluate("--data", learned[0], "--predictions", folder / place, "--json", "o.json", "--nosave") == 0
-    )
+    assert evaluate("--data", learned[0], "--predictions", folder / place, "--json", "o.json", "--nosave") == 0
     ours = json.loads(Path("o.json").read_text())["yolov5"]
     # the files hold 5 or 6 digits; mAP, unlike P and R at one confidence, hardly feels that
     assert ours["mAP50"] == pytest.approx(figures["mAP50"], abs=2e-3)
@@ -258,9 +249,7 @@ def test_all_columns_judge_the_images_that_val_judges(odd_set, learned, own_fold
             "half": False,
         }
         found = val.run(**options, project=str(own_folder), plots=False)[0][:4]
-    assert [ours["yolov5"][name] for name in ("P", "R", "mAP50", "mAP50-95")] == pytest.approx(
-        found, abs=1e-6
-    )
+    assert [ours["yolov5"][name] for name in ("P", "R", "mAP50", "mAP50-95")] == pytest.approx(found, abs=1e-6)
     assert ours["yolov5"]["mAP50"] > 0.01
     labels = sum(entry["labels"] for entry in ours["yolov5"]["per_class"].values())
     assert labels == 18
@@ -271,9 +260,7 @@ def test_all_columns_judge_the_images_that_val_judges(odd_set, learned, own_fold
     # what val keeps of the labels is as before: the next val leaves the same images out
     with yolov5_ema.installed() as engine:
         val = engine.module("val")
-        assert val.run(**options, project=str(own_folder), plots=False)[0][:4] == pytest.approx(
-            found, abs=1e-9
-        )
+        assert val.run(**options, project=str(own_folder), plots=False)[0][:4] == pytest.approx(found, abs=1e-9)
 
 
 def test_predictions_are_judged_on_the_same_images(odd_set, own_folder, capsys):
@@ -354,10 +341,7 @@ def drone_set(tmp_path):
 
 
 def test_submit_predictions(drone_set, capsys):
-    rows = [
-        {"image_id": "x", "category_id": 3, "bbox": [5, 6, 7, 8], "score": 0.1 + at / 1000}
-        for at in range(600)
-    ]
+    rows = [{"image_id": "x", "category_id": 3, "bbox": [5, 6, 7, 8], "score": 0.1 + at / 1000} for at in range(600)]
     Path("r.json").write_text(json.dumps(rows))
     assert main(["submit", "--data", drone_set, "--predictions", "r.json", "-o", "results"]) == 0
     lines = Path("results/x.txt").read_text().splitlines()

@@ -114,9 +114,7 @@ def test_convert_refuses(refused, own_folder, trained):
     (own_folder / "there.yaml").write_text("mine")
     assert "there.yaml is there already" in refused("convert", trained, "-o", "there")
     (own_folder / "cfg.yaml").write_text("nc: 1")
-    assert "--cfg is for files with tensors only" in refused(
-        "convert", trained, "--cfg", "cfg.yaml", "-o", "y"
-    )
+    assert "--cfg is for files with tensors only" in refused("convert", trained, "--cfg", "cfg.yaml", "-o", "y")
     assert "weights not found" in refused("convert", "nowhere.pt")
     assert not (own_folder / "ran").exists()
 
@@ -174,9 +172,7 @@ def test_val_and_detect_give_the_same(own_folder, trained, tiny_set, version):
             ("val", ("--data", tiny_set)),
             ("detect", ("--source", tiny_set.parent / "images/test")),
         ):
-            done = run_cli(
-                command, "--weights", weights, *what, *flags, f"{name}-{command}", cwd=own_folder, env=env
-            )
+            done = run_cli(command, "--weights", weights, *what, *flags, f"{name}-{command}", cwd=own_folder, env=env)
             assert done.returncode == 0, done.stderr[-2000:]
     for command in ("val", "detect"):
         one, two = (

@@ -86,7 +86,4 @@ def test_as_a_library_the_package_is_silent():
     code = "import logging, yolov5_ema; logging.getLogger('yolov5_ema.x').warning('a warning')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
-    assert any(
-        isinstance(handler, logging.NullHandler)
-        for handler in logging.getLogger(yolov5_ema.__name__).handlers
-    )
+    assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger(yolov5_ema.__name__).handlers)

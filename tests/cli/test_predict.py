@@ -114,9 +114,7 @@ def test_metadata_says_how_it_was_made(predict, folder, trained):
     parquet = pytest.importorskip("pyarrow.parquet")
     predict("--source", folder / "a.jpg", "--classes", 2, 0, "--iou-thres", 0.3)
     settings = json.loads(parquet.read_schema("predictions.parquet").metadata[b"yolov5_ema"])
-    assert (
-        settings["weights"] == "best.pt" and settings["classes"] == [0, 2] and settings["imgsz"] == [64, 64]
-    )
+    assert settings["weights"] == "best.pt" and settings["classes"] == [0, 2] and settings["imgsz"] == [64, 64]
     assert settings["weights_sha256"] == hashlib.sha256(trained.read_bytes()).hexdigest()
     assert (settings["iou_thres"], settings["conf_thres"], settings["max_det"]) == (0.3, 1e-6, 5)
     assert settings["names"] == ["disc", "box", "cross"] and settings["yolov5_ema"] == yolov5_ema.__version__
@@ -155,9 +153,7 @@ def test_json_is_yolov5s_and_evaluate_reads_it(predict, tiny_set, capsys):
             "score": round(score, 5),
         }
         for row in rows_of("found.parquet")
-        for (left, top, right, bottom), score, number in zip(
-            *(row[k] for k in ("xyxy", "confidence", "class_id"))
-        )
+        for (left, top, right, bottom), score, number in zip(*(row[k] for k in ("xyxy", "confidence", "class_id")))
     ]
     assert entries == expected and len(entries) == 20
     assert main(["evaluate", "--data", str(tiny_set), "--predictions", "found.json", "--nosave"]) == 0
@@ -312,9 +308,7 @@ def test_mistakes_are_said_and_leave_nothing(name, refused, trained, folder):
     argv, message = MISTAKES[name]
     image = str(folder / "a.jpg")
     try:
-        said = refused(
-            "predict", "--weights", trained, *(image if part == "IMAGE" else part for part in argv)
-        )
+        said = refused("predict", "--weights", trained, *(image if part == "IMAGE" else part for part in argv))
     finally:
         yolov5_ema.uninstall()
     assert message in said, said

@@ -62,9 +62,7 @@ def test_a_detector_trains_on_the_cut_set(own_set, own_folder):
     assert main(["data", "slice", str(own_set), "--size", "64", "--out", "cut"]) == 0
     Path("small.yaml").write_text(small_cfg())
     flags = ["--cfg", "small.yaml", "--weights", "", "--img", "64", "--batch", "16", "--epochs", "1"]
-    done = run_cli(
-        "train", "--data", "cut/cut.yaml", *flags, "--workers", 0, "--noautoanchor", cwd=own_folder
-    )
+    done = run_cli("train", "--data", "cut/cut.yaml", *flags, "--workers", 0, "--noautoanchor", cwd=own_folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (own_folder / "runs/train/exp/weights/best.pt").is_file()
 
@@ -126,9 +124,7 @@ def test_slice_flags(refused, command, flags, words):
 def test_other_mistakes_are_found_with_slices_too(refused, trained, own_folder):
     assert "weights not found" in refused("detect", "--weights", "no.pt", "--source", ".", "--slice")
     (own_folder / "bad.jpg").write_bytes(b"this is no picture")
-    assert "bad.jpg" in refused(
-        "detect", "--weights", trained, "--source", "bad.jpg", "--img", 64, "--slice", 64
-    )
+    assert "bad.jpg" in refused("detect", "--weights", trained, "--source", "bad.jpg", "--img", 64, "--slice", 64)
 
 
 @pytest.mark.parametrize("command", ["detect", "val"])
@@ -136,12 +132,7 @@ def test_help_names_the_flags(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     said = capsys.readouterr().out
-    assert (
-        caught.value.code == 0
-        and "--slice [SIZE]" in said
-        and "--overlap SHARE" in said
-        and "--plugin" in said
-    )
+    assert caught.value.code == 0 and "--slice [SIZE]" in said and "--overlap SHARE" in said and "--plugin" in said
 
 
 def test_detect_keeps_its_flags(trained, tiny_set, own_folder):

@@ -149,9 +149,7 @@ def test_into_the_segmentation_model_of_v7(pretrained, own_folder):
     root = laid_aside("7.0.14")
     cfg = yaml.safe_load((root / "models/segment/yolov5n-seg.yaml").read_text())
     (own_folder / "seg.yaml").write_text(yaml.safe_dump({**cfg, "nc": 3}))
-    done = run_cli(
-        *("transfer", pretrained, "--cfg", "seg.yaml", "-o", "seg.pt", "--yolov5", root), cwd=own_folder
-    )
+    done = run_cli(*("transfer", pretrained, "--cfg", "seg.yaml", "-o", "seg.pt", "--yolov5", root), cwd=own_folder)
     assert done.returncode == 0, done.stderr
     assert "349/367 tensors transferred, 6 of them in part" in done.stdout  # 18 are those of proto
     assert "outputs for 32 masks start fresh: 0 in the checkpoint" in done.stdout

@@ -56,13 +56,8 @@ def test_a_folder_becomes_pictures_and_a_page(images, red, own_folder, capsys):
         with Image.open(run / name) as picture:
             assert picture.width > 500 and picture.height > 500
     printed = capsys.readouterr().out
-    assert (
-        f"image 1/2 {images}/a.png: " in printed
-        and "2 pictures; open runs/visualize/exp/index.html" in printed
-    )
-    heads, row = (
-        line.split() for line in printed.splitlines() if "area of boxes" in line or "Spotlight  " in line
-    )
+    assert f"image 1/2 {images}/a.png: " in printed and "2 pictures; open runs/visualize/exp/index.html" in printed
+    heads, row = (line.split() for line in printed.splitlines() if "area of boxes" in line or "Spotlight  " in line)
     title, _, block, pictures, inside, area, ratio, in_boxes, outside = row
     assert (title, block, pictures) == (str(red), "Spotlight", "2") and heads[0] == "model"
     assert float(inside) > 0.75 and float(area) == pytest.approx((0.0625 + 0.0417) / 2, abs=0.01)
@@ -103,16 +98,11 @@ def test_what_cannot_be_read_is_named_and_passed_over(images, red, own_folder, c
     assert f"{images}/broken.jpg: is not an image that OpenCV reads" in captured.err
     assert f"{images}/thin.png: is too narrow: 2000 x 1 pixels leave nothing" in captured.err
     assert "2 pictures" in captured.out
-    assert "broken.jpg: is not an image" in (own_folder / "runs/visualize/exp/index.html").read_text(
-        encoding="utf-8"
-    )
+    assert "broken.jpg: is not an image" in (own_folder / "runs/visualize/exp/index.html").read_text(encoding="utf-8")
 
 
 def test_the_first_images_only(images, red, capsys):
-    assert (
-        visualize("--weights", red, "--source", images, images / "a.png", "--img", 128, "--max-images", 1)
-        == 0
-    )
+    assert visualize("--weights", red, "--source", images, images / "a.png", "--img", 128, "--max-images", 1) == 0
     captured = capsys.readouterr()
     assert "image 1/1 " in captured.out and "the first 1 of 2 images" in captured.err
 
@@ -126,9 +116,7 @@ def test_mistakes_are_refused_and_leave_no_folder(refused, red, own_folder):
     none = refused(*line, "bad.png", "empty.jpg")
     assert "none of the 2 images can be used:" in none and "empty.jpg: is empty" in none
     assert "no such file or folder" in refused(*line, "missing.png")
-    assert "--blocks EMA: no such layer; there are 1 (Spotlight)" in refused(
-        *line, "good.png", "--blocks", "EMA"
-    )
+    assert "--blocks EMA: no such layer; there are 1 (Spotlight)" in refused(*line, "good.png", "--blocks", "EMA")
     assert "knows the classes red, blue" in refused(*line, "good.png", "--class", "green")
     assert "--conf-thres must be 0 to 1, not 1.5" in refused(*line, "good.png", "--conf-thres", "1.5")
     assert "--max-images must be at least 1" in refused(*line, "good.png", "--max-images", "0")
@@ -167,10 +155,7 @@ def classifier(own_folder) -> Path:
 
 def test_classifiers(classifier, images, own_folder, capsys):
     assert (
-        visualize(
-            "--weights", classifier, "--source", images / "a.png", "--class", "dog", "--blocks", "layer4*"
-        )
-        == 0
+        visualize("--weights", classifier, "--source", images / "a.png", "--class", "dog", "--blocks", "layer4*") == 0
     )
     assert re.search(r"a\.png: (cat|dog) 0\.\d\d; Grad-CAM is of dog\n", capsys.readouterr().out)
     page = (own_folder / "runs/visualize/exp/index.html").read_text(encoding="utf-8")

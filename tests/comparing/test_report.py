@@ -80,9 +80,7 @@ def test_json_and_csv_hold_every_figure(report):
 
 
 def test_notes():
-    notes = "\n".join(
-        reports.method_notes(build_report([model("a", 0.5, 0.5), model("b", 0.4, 0.5)], "a", (0, 1)))
-    )
+    notes = "\n".join(reports.method_notes(build_report([model("a", 0.5, 0.5), model("b", 0.4, 0.5)], "a", (0, 1))))
     assert "a, mAP50: every seed gave the same figure" in notes and "b, mAP50" not in notes
     assert "Bonferroni" not in notes
     alone = reports.method_notes(build_report([model("a", 0.5), model("b", 0.4)], "a", (0,)))

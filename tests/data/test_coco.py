@@ -41,11 +41,7 @@ def write_coco(root, annotations, images=None, categories=CATEGORIES, name="val2
     folder.mkdir(parents=True, exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
     for index, entry in enumerate(images):
-        if (
-            isinstance(entry, dict)
-            and isinstance(entry.get("file_name"), str)
-            and ".." not in entry["file_name"]
-        ):
+        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and ".." not in entry["file_name"]:
             (folder / entry["file_name"]).parent.mkdir(parents=True, exist_ok=True)
             (folder / entry["file_name"]).write_bytes(jpeg(seed=index))
     for number, entry in enumerate(annotations, 1):
@@ -284,9 +280,7 @@ def test_an_image_of_another_size_than_the_json_says(source, out):
     write_coco(source, [annotation(1, 3, [20, 20, 20, 20])], [image(1, width=2 * WIDTH, height=2 * HEIGHT)])
     for _ in range(2):  # the second time it is done before, and said all the same
         result = only(convert(source, out))
-        assert [(problem.kind, problem.reason.split(",")[0]) for problem in result.problems] == [
-            ("size", "is 96 x 64")
-        ]
+        assert [(problem.kind, problem.reason.split(",")[0]) for problem in result.problems] == [("size", "is 96 x 64")]
     assert label_rows(out / "labels/val2017/000001.txt")[0, 3] == pytest.approx(20 / 192, abs=1e-6)
 
 
@@ -316,9 +310,7 @@ entries = st.one_of(
 @given(st.lists(entries, max_size=6))
 def test_any_annotation_is_used_or_named(tmp_path, annotations):
     file = tmp_path / "x.json"
-    file.write_text(
-        json.dumps({"images": [image(1), image(2)], "annotations": annotations, "categories": CATEGORIES})
-    )
+    file.write_text(json.dumps({"images": [image(1), image(2)], "annotations": annotations, "categories": CATEGORIES}))
     found = read_instances(file)
     named = {int(problem.where.rsplit(" ", 1)[1]) for problem in found.problems}
     assert len(named) == len(found.problems)
@@ -358,9 +350,7 @@ def test_a_second_run_does_nothing_and_a_third_what_changed(source, out):
     file.unlink()
     file.write_text(json.dumps(content))
     assert only(convert(source, out)).done_before == 1
-    assert set(tree(out / "images")) == {"val2017/000002.jpg"} and set(tree(out / "labels")) == {
-        "val2017/000002.txt"
-    }
+    assert set(tree(out / "images")) == {"val2017/000002.jpg"} and set(tree(out / "labels")) == {"val2017/000002.txt"}
     with contextlib.redirect_stdout(io.StringIO()):
         assert len(COCO(str(out / "annotations/instances_val2017.json")).imgs) == 1
 

@@ -136,6 +136,4 @@ def test_labels_are_read_as_the_release_does(write):
     oldest = load_dataset(Path("set.yaml"), Conventions(polygon_from=9))
     assert oldest.labels(image).left_out is not None
     label_path(image).write_text("1 0.5 0.5 0.2 0.2\n")
-    assert [str(bad) for bad in dataset.labels(image).bad] == [
-        "labels/1.txt, line 1: class 1 is not in 0 to 0"
-    ]
+    assert [str(bad) for bad in dataset.labels(image).bad] == ["labels/1.txt, line 1: class 1 is not in 0 to 0"]

@@ -44,11 +44,7 @@ def _equal(found: object, expected: object) -> bool:
     if isinstance(expected, np.ndarray):
         return found.dtype == expected.dtype and np.array_equal(found, expected) and found.flags.writeable
     if isinstance(expected, (list, tuple)):
-        return (
-            type(found) is type(expected)
-            and len(found) == len(expected)
-            and all(map(_equal, found, expected))
-        )
+        return type(found) is type(expected) and len(found) == len(expected) and all(map(_equal, found, expected))
     return type(found) is type(expected) and found == expected
 
 

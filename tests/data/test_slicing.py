@@ -124,9 +124,7 @@ def test_jpegs_stay_jpegs_of_high_quality(tmp_path):
 
 
 def test_small_images_are_linked_whole(tmp_path):
-    dataset = write_set(
-        tmp_path / "set", {"s.png": (noise(64, 40), "0 0.5 0.5 0.5 0.5\n"), "e.png": (noise(9, 9), "")}
-    )
+    dataset = write_set(tmp_path / "set", {"s.png": (noise(64, 40), "0 0.5 0.5 0.5 0.5\n"), "e.png": (noise(9, 9), "")})
     report = slice_split(dataset, "train", tmp_path / "out", SlicePlan(size=64))
     assert (report.whole, report.written, report.background) == (2, 1, 1)
     linked = tmp_path / "out/images/train/s.png"
@@ -164,8 +162,7 @@ def test_a_window_with_a_sliver_only_is_left_out(tmp_path):
 
 def test_equal_stems_get_names_of_their_own(tmp_path):
     images = {
-        name: (noise(160, 96, i), "0 0.2 0.5 0.1 0.2\n")
-        for i, name in enumerate(("a/1.png", "b/1.png", "2.png"))
+        name: (noise(160, 96, i), "0 0.2 0.5 0.1 0.2\n") for i, name in enumerate(("a/1.png", "b/1.png", "2.png"))
     }
     dataset = write_set(tmp_path / "set", images)
     slice_split(dataset, "train", tmp_path / "out", SlicePlan(size=96, keep_empty=0))
@@ -265,9 +262,7 @@ def test_bad_lines_and_images_are_named(tmp_path):
 
 def test_odd_rows_and_images_that_are_cut_off_are_named(tmp_path):
     rows = ["0 0.5 0.5 0.2 1.0025", "0 120 90 24 18", "0 0.5 0.5 -0.2 0.2", "1 0.1 0.1 0.1 0.1"]
-    dataset = write_set(
-        tmp_path / "set", {"a.png": (noise(96, 96), "\n".join(rows)), "b.png": (noise(96, 96), "")}
-    )
+    dataset = write_set(tmp_path / "set", {"a.png": (noise(96, 96), "\n".join(rows)), "b.png": (noise(96, 96), "")})
     picture = tmp_path / "set/images/train/b.png"
     Image.fromarray(noise(96, 96)).save(picture.with_suffix(".jpg"))
     picture.unlink()

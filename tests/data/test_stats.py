@@ -27,9 +27,7 @@ def data(tmp_path):
         (tmp_path / "set/labels/train" / f"{stem}.txt").write_text("".join(lines))
     (tmp_path / "set/labels/train/c.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     file = tmp_path / "set.yaml"
-    file.write_text(
-        f"path: {tmp_path / 'set'}\ntrain: images/train\nval: images/train\nnc: 3\nnames: [x, y, z]\n"
-    )
+    file.write_text(f"path: {tmp_path / 'set'}\ntrain: images/train\nval: images/train\nnc: 3\nnames: [x, y, z]\n")
     return file
 
 
@@ -70,9 +68,7 @@ def test_no_boxes_no_verdict():
 )
 def test_an_image_that_yolov5_leaves_out_does_not_count(data, tmp_path, row, monkeypatch, capsys):
     label = tmp_path / "set/labels/train/b.txt"
-    label.write_text(
-        row + label.read_text() if row == "\ufeff" else label.read_text() + row, encoding="utf-8"
-    )
+    label.write_text(row + label.read_text() if row == "\ufeff" else label.read_text() + row, encoding="utf-8")
     stats = split_stats(load_dataset(data), "train", 200)
     assert (stats.images, stats.background, stats.boxes) == (2, 1, 2)
     assert [problem.kind for problem in stats.problems] == ["image", "line"]
@@ -106,11 +102,7 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert COMMAND.main([str(data), "--imgsz", "159", "--json", "a/b.json"]) == 0
     text = capsys.readouterr().out
-    assert (
-        "A stride-4 head (P2) is likely to pay" in text
-        and "--head p2" in text
-        and "yolov5x-ema-tph.yaml" in text
-    )
+    assert "A stride-4 head (P2) is likely to pay" in text and "--head p2" in text and "yolov5x-ema-tph.yaml" in text
     assert "c.txt, line 1: class 7 is not in 0 to 2" in text
     with Image.open("runs/data/stats/set.png") as picture:
         assert picture.width > 1000 and picture.height > 500

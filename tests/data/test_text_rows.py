@@ -37,9 +37,7 @@ def test_parse_rows_by_hand():
 
 
 def test_pythons_underscores_are_no_numbers():
-    assert [bad.reason for bad in parse_rows(["1_0,2"], FILE, 2, separator=",").bad] == [
-        "'1_0' is not a number"
-    ]
+    assert [bad.reason for bad in parse_rows(["1_0,2"], FILE, 2, separator=",").bad] == ["'1_0' is not a number"]
 
 
 def test_missing_columns_are_filled():
@@ -113,9 +111,7 @@ def _is_row(text: str) -> bool:
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.one_of(good_line.map(lambda t: (True, t)), bad_line.map(lambda t: (False, t))), max_size=15)
-)
+@given(st.lists(st.one_of(good_line.map(lambda t: (True, t)), bad_line.map(lambda t: (False, t))), max_size=15))
 def test_every_bad_line_is_named_once_and_no_good_one_is_lost(lines):
     text = "\n".join(line for _, line in lines)
     rows = parse_annotations(text.encode(), FILE)
@@ -158,9 +154,7 @@ def test_read_annotations_takes_what_real_files_hold(tmp_path):
 
 def test_read_labels(tmp_path):
     file = tmp_path / "a.txt"
-    file.write_text(
-        "0 0.5 0.5 0.1 0.2\n\n3 0.5 0.5 0.1 0.2\n1 0.1 0.2 0.5 0.2 0.5 0.6\n1 0.1 0.2 0.5\n1.5 0 0 1 1\n"
-    )
+    file.write_text("0 0.5 0.5 0.1 0.2\n\n3 0.5 0.5 0.1 0.2\n1 0.1 0.2 0.5 0.2 0.5 0.6\n1 0.1 0.2 0.5\n1.5 0 0 1 1\n")
     rows = read_labels(file, 3)
     assert np.allclose(rows.values, [[0, 0.5, 0.5, 0.1, 0.2], [1, 0.3, 0.4, 0.4, 0.4]])
     assert [bad.line for bad in rows.bad] == [3, 5, 6]
@@ -179,19 +173,12 @@ def test_read_labels(tmp_path):
 def test_label_texts_are_those_of_pythons_own_formatting(files):
     rows = np.array([row for rows in files for row in rows], np.int64).reshape(-1, 5)
     texts = format_labels(rows[:, 0], rows[:, 1:], np.array([len(rows) for rows in files]))
-    expected = [
-        "".join(f"{c} " + " ".join(f"{v / 1e6:.6f}" for v in box) + "\n" for c, *box in rows)
-        for rows in files
-    ]
+    expected = ["".join(f"{c} " + " ".join(f"{v / 1e6:.6f}" for v in box) + "\n" for c, *box in rows) for rows in files]
     assert [text.decode() for text in texts] == expected
 
 
 @settings(deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 9), st.integers(0, 10**12), st.sampled_from([0, 1, 10, 99, 100])), max_size=9
-    )
-)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 10**12), st.sampled_from([0, 1, 10, 99, 100])), max_size=9))
 def test_number_texts_are_those_of_pythons_own_formatting(rows):
     table = np.array(rows, np.int64).reshape(-1, 3)
     expected = [f'{{"a":{a},[{b},{c}]%}}' for a, b, c in rows]
@@ -202,9 +189,7 @@ def test_number_texts_are_those_of_pythons_own_formatting(rows):
 
 def test_clipping_and_millionths_by_hand():
     sizes = np.array([[100, 50]] * 5)
-    boxes = np.array(
-        [[-10, -10, 30, 20], [90, 40, 30, 30], [200, 10, 5, 5], [10, 10, -5, 5], [1e308, 0, 1e308, 1]]
-    )
+    boxes = np.array([[-10, -10, 30, 20], [90, 40, 30, 30], [200, 10, 5, 5], [10, 10, -5, 5], [1e308, 0, 1e308, 1]])
     corners = clip_corners(boxes, sizes)
     assert corners.tolist() == [
         [0, 0, 20, 10],

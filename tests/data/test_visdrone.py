@@ -438,9 +438,7 @@ def test_what_is_wrong_is_named_counted_and_left_out(faulty, source, out):
 def test_a_second_run_says_the_same_and_a_mended_source_is_taken(faulty, source, out):
     first = convert(source, out)
     before = {
-        name: os.stat(out / name).st_mtime_ns
-        for name in tree(out)
-        if "report" not in name and "yaml" not in name
+        name: os.stat(out / name).st_mtime_ns for name in tree(out) if "report" not in name and "yaml" not in name
     }
     again = convert(source, out)
     assert sorted(only(again).problems) == sorted(only(first).problems)
@@ -452,9 +450,7 @@ def test_a_second_run_says_the_same_and_a_mended_source_is_taken(faulty, source,
     (faulty / "annotations" / "c.txt").write_text("")
     (faulty / "annotations" / "a.txt").write_text("1,1,5,5,1,1,0,0\n")
     mended = convert(source, out)
-    assert (
-        not only(mended).problems and mended.report is None and not (out / "conversion_report.json").exists()
-    )
+    assert not only(mended).problems and mended.report is None and not (out / "conversion_report.json").exists()
     assert only(mended).tallies["images"] == 5 and only(mended).done_before == 2
     assert len(label_rows(out / TRAIN / "labels" / "a.txt")) == 1
 
@@ -492,9 +488,7 @@ lines = st.lists(
             st.integers(0, 60),
             st.integers(1, 10),
         ),
-        st.sampled_from(
-            ["", "1,2,3", "x", "1,1,4,4,1,12,0,0", "1,1,4,4,1,1,0,0,0", "nan,1,4,4,1,1,0,0", ","]
-        ),
+        st.sampled_from(["", "1,2,3", "x", "1,1,4,4,1,12,0,0", "1,1,4,4,1,1,0,0,0", "nan,1,4,4,1,1,0,0", ","]),
     ),
     max_size=8,
 )
@@ -508,17 +502,11 @@ def test_whatever_lines_there_are_good_ones_become_labels_and_bad_ones_are_named
         write_split(source / VAL, {f"i{index}": "\n".join(lines) for index, lines in enumerate(files)})
         bad, good = [], 0
         for index, of_file in enumerate(files):
-            rows = [
-                line
-                for line in of_file
-                if line.endswith(",0,0") and line.count(",") == 7 and "nan" not in line
-            ]
+            rows = [line for line in of_file if line.endswith(",0,0") and line.count(",") == 7 and "nan" not in line]
             rows = [line for line in rows if ",12,0,0" not in line]
             good += len(set(rows))
             bad += [
-                f"i{index}.txt, line {n}"
-                for n, line in enumerate(of_file, 1)
-                if line.strip(",") and line not in rows
+                f"i{index}.txt, line {n}" for n, line in enumerate(of_file, 1) if line.strip(",") and line not in rows
             ]
         if bad:
             with pytest.raises(UserError, match=f"{len(bad)} malformed lines"):
@@ -555,9 +543,7 @@ def test_what_changed_in_the_source_is_done_anew_and_what_is_gone_goes(source, o
     assert only(convert(source, out)).done_before == 3
     convert(source, out.with_name("fresh"))
     ours, fresh = tree(out), tree(out.with_name("fresh"))
-    assert {name for name in ours.keys() | fresh.keys() if ours.get(name) != fresh.get(name)} == {
-        "visdrone.yaml"
-    }
+    assert {name for name in ours.keys() | fresh.keys() if ours.get(name) != fresh.get(name)} == {"visdrone.yaml"}
 
 
 def test_files_of_others_in_the_folder_stay(source, out):

@@ -43,9 +43,7 @@ def test_names_in_utf8_are_read(tmp_path, encoding):
 
 def test_comments_may_be_in_any_encoding(tmp_path):
     file = tmp_path / "data.yaml"
-    file.write_bytes(
-        "# 数据集\n".encode("gbk") + NAMES.format("a").encode() + "nr: 3  # données\n".encode("latin-1")
-    )
+    file.write_bytes("# 数据集\n".encode("gbk") + NAMES.format("a").encode() + "nr: 3  # données\n".encode("latin-1"))
     assert load_dataset(file).names == ("a", "b") and read_yaml(file)["nr"] == 3
     file.write_bytes(b"a: [\xff\n")
     with pytest.raises(ConfigError, match="is not in UTF-8"):

@@ -119,9 +119,7 @@ def test_other_models_are_refused(engine, monkeypatch):
     with pytest.raises(UserError, match=r"a\.pt does not hold a detector"):
         load_detector("a.pt", engine=engine)
     held(type("ClassificationModel", (torch.nn.Module,), {})())
-    with pytest.raises(
-        UserError, match=r"a\.pt is a classifier of YOLOv5's classify/train\.py, not a detector"
-    ):
+    with pytest.raises(UserError, match=r"a\.pt is a classifier of YOLOv5's classify/train\.py, not a detector"):
         load_detector("a.pt", engine=engine)
 
 
@@ -142,9 +140,7 @@ class _Plain:
 
 
 def test_another_format_is_a_class_and_a_line_in_the_table(engine, monkeypatch):
-    assert (
-        loading.is_read("a.pt") and not loading.is_read("a.plain") and not loading.is_read("a.torchscript.pt")
-    )
+    assert loading.is_read("a.pt") and not loading.is_read("a.plain") and not loading.is_read("a.torchscript.pt")
     monkeypatch.setattr(loading, "_FORMATS", (_Plain, *loading._FORMATS))
     found = load_detector("a.plain", engine=engine)
     assert loading.is_read("a.plain") and isinstance(found, Detector) and not isinstance(found, TorchDetector)

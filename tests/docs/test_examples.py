@@ -174,9 +174,7 @@ def _torchrun(words: list[str]) -> list[str]:
 
 def _make(words: list[str]) -> list[str]:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    return [
-        f"no target {w}" for w in words if "=" not in w and not re.search(rf"^{w}:", makefile, re.MULTILINE)
-    ]
+    return [f"no target {w}" for w in words if "=" not in w and not re.search(rf"^{w}:", makefile, re.MULTILINE)]
 
 
 def _pip(words: list[str]) -> list[str]:
@@ -291,9 +289,7 @@ def run_here(example: Example) -> None:
     importlib.import_module(Path(example.saved_as).stem)
 
 
-@pytest.mark.parametrize(
-    "language, text", [("python", "assert 1 + 1 == 3"), ("sh", "yolov5-ema info no.yaml")]
-)
+@pytest.mark.parametrize("language, text", [("python", "assert 1 + 1 == 3"), ("sh", "yolov5-ema info no.yaml")])
 def test_a_quick_example_that_fails_is_seen(language, text, own_folder, capsys):
     with pytest.raises(AssertionError):
         run_here(Example("page", 1, language, text))
@@ -364,9 +360,7 @@ def run_as_a_reader(example: Example, folder: Path) -> None:
     print(f"{example.place}: ran")
 
 
-@pytest.mark.parametrize(
-    "language, text", [("python", "raise SystemExit(3)"), ("sh", "false | true\necho on")]
-)
+@pytest.mark.parametrize("language, text", [("python", "raise SystemExit(3)"), ("sh", "false | true\necho on")])
 def test_an_example_that_fails_is_seen(language, text, tmp_path):
     with pytest.raises(AssertionError, match="page, block 1"):
         run_as_a_reader(Example("page", 1, language, text), tmp_path)

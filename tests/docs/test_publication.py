@@ -14,9 +14,7 @@ from markdown_examples import PAGES, examples
 import yolov5_ema
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FORMS = sorted(
-    path for path in (REPOSITORY / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config"
-)
+FORMS = sorted(path for path in (REPOSITORY / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config")
 ELEMENTS = {"markdown", "input", "textarea", "dropdown", "checkboxes"}
 
 

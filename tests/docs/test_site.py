@@ -34,9 +34,7 @@ def site(tmp_path_factory) -> Path:
 def build(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
 
 
 class _Resources(HTMLParser):
@@ -103,9 +101,7 @@ def test_every_page_is_in_the_navigation():
     def leaves(entry):
         if isinstance(entry, str):
             return [entry]
-        return [
-            leaf for value in (entry.values() if isinstance(entry, dict) else entry) for leaf in leaves(value)
-        ]
+        return [leaf for value in (entry.values() if isinstance(entry, dict) else entry) for leaf in leaves(value)]
 
     docs = REPOSITORY / "docs"
     pages = {str(path.relative_to(docs)) for path in docs.rglob("*.md")}
@@ -167,9 +163,7 @@ def test_pages_and_search_in_a_browser(address, width):
         for name in ("index.html", "exact-ema.html", "quirks.html", "api/blocks.html"):
             page.goto(f"{address}/{name}")
             assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)"), name
-            wide = page.evaluate(
-                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            )
+            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert wide <= 1, f"{name} is wider than the screen by {wide} pixels"
         page.goto(f"{address}/index.html")
         if width < 1000:

@@ -21,9 +21,7 @@ from yolov5_ema.upstream.locate import engine_at
 
 RELEASES = ("6.0.7", "6.1.9", "6.2.3", "7.0.14")
 LAYOUTS = ("package", "clone")
-EVERY = [
-    pytest.param(release, layout, id=f"{release}-{layout}") for release in RELEASES for layout in LAYOUTS
-]
+EVERY = [pytest.param(release, layout, id=f"{release}-{layout}") for release in RELEASES for layout in LAYOUTS]
 # for what takes long: the first and the last release as packages, one between as a clone
 SOME = [
     param
@@ -184,9 +182,7 @@ def _copied(file: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("release", "layout"), SOME)
-def test_builds_trains_and_reads_what_another_release_wrote(
-    release, layout, root_of, checkpoint_of, tmp_path
-):
+def test_builds_trains_and_reads_what_another_release_wrote(release, layout, root_of, checkpoint_of, tmp_path):
     writer = ("7.0.14", "package") if release.startswith("6.0") else ("6.0.7", "package")
     folder = _copied(checkpoint_of(*writer), tmp_path)
     assert _run(_KNOWS_THE_BLOCKS + _DRAWS, _names(root_of(release, layout), folder)) == ""
@@ -450,9 +446,7 @@ def test_openvino_there_and_back(workshop):
 def test_resumes_what_was_cut_off(workshop):
     command = [sys.executable, "-m", "yolov5_ema", "--yolov5", workshop.root]
     recipe = _recipe(workshop.tiny_set, "cut", 60)
-    process = subprocess.Popen(
-        [*map(str, command), *map(str, recipe)], cwd=workshop.folder, stderr=subprocess.PIPE
-    )
+    process = subprocess.Popen([*map(str, command), *map(str, recipe)], cwd=workshop.folder, stderr=subprocess.PIPE)
     run = workshop.folder / "runs/train/cut"
     last = run / "weights/last.pt"
     deadline_s = time.monotonic() + 300

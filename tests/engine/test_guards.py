@@ -126,8 +126,7 @@ def _succeeded(without: str | None, root: Path, tiny_set: Path, tmp_path: Path) 
     for place in places.values():
         place.mkdir()
     code = "\n".join(
-        f"exec({_START + ATTACKS[name]!r}, {{'TMP': {str(place)!r}, 'SET': SET}})"
-        for name, place in places.items()
+        f"exec({_START + ATTACKS[name]!r}, {{'TMP': {str(place)!r}, 'SET': SET}})" for name, place in places.items()
     )
     failure = run_in_child(code, {"TMP": str(tmp_path), "SET": str(tiny_set), "ROOT": str(root)}, without)
     assert failure == "", failure

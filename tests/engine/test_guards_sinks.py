@@ -21,9 +21,7 @@ from yolov5_ema.upstream.locate import Engine, engine_at
 
 # Of these modules' functions, by the names that YOLOv5 calls them; None: of any module.
 SINKS = {
-    **dict.fromkeys(
-        ("eval", "exec", "compile", "__import__", "check_output", "Popen", "torch_load"), "builtins"
-    ),
+    **dict.fromkeys(("eval", "exec", "compile", "__import__", "check_output", "Popen", "torch_load"), "builtins"),
     **dict.fromkeys(("system", "popen", "execv", "execve", "spawnl", "startfile"), "os"),
     **dict.fromkeys(("run", "call", "check_call", "check_output", "Popen", "getoutput"), "subprocess"),
     "load": None,

@@ -175,9 +175,7 @@ def test_what_is_not_of_its_type_is_refused(last, script, says, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", "1", "a: [", "? [1]\n: 2\n", "\x00", "a: &a [*a]\n", "- " * 3000]
-)
+@pytest.mark.parametrize("content", ["", "[]", "1", "a: [", "? [1]\n: 2\n", "\x00", "a: &a [*a]\n", "- " * 3000])
 def test_an_opt_yaml_that_is_none_is_refused(last, script, content):
     (last.parent.parent / "opt.yaml").write_text(content)
     with pytest.raises(UserError, match=r"opt\.yaml"):
@@ -251,9 +249,7 @@ def test_options_out_of_the_checkpoint_are_checked_too(last, script, tiny_set, h
     import torch
 
     (last.parent.parent / "opt.yaml").unlink()
-    with pytest.raises(
-        UserError, match=r"opt\.yaml is missing, and this checkpoint does not hold the options"
-    ):
+    with pytest.raises(UserError, match=r"opt\.yaml is missing, and this checkpoint does not hold the options"):
         options_of(last, script)
     says = {**OF_HONEST_RUNS, "data": str(tiny_set), "hyp": hyp, "bucket": "x; y", "save_dir": "/"}
     torch.save({"epoch": 0, "optimizer": {}, "opt": says}, last)

@@ -30,9 +30,7 @@ def nothing_left_behind():
 
 
 def test_install_is_idempotent_and_uninstall_restores_everything(package_root):
-    with (
-        yolov5_ema.installed()
-    ):  # what YOLOv5 and its libraries do to a process when they are first imported stays
+    with yolov5_ema.installed():  # what YOLOv5 and its libraries do to a process when they are first imported stays
         importlib.import_module("yolov5.utils.metrics")
     finders, environment = list(sys.meta_path), dict(os.environ)
     yolov5_ema.install()
@@ -49,9 +47,7 @@ def test_install_is_idempotent_and_uninstall_restores_everything(package_root):
     import numpy
     import torch
 
-    assert yolo.parse_model.__module__ == "yolov5.models.yolo" and not hasattr(
-        yolo.parse_model, "__wrapped__"
-    )
+    assert yolo.parse_model.__module__ == "yolov5.models.yolo" and not hasattr(yolo.parse_model, "__wrapped__")
     assert general.np is numpy and general.torch is torch and metrics.np is numpy
     assert general.check_dataset.__code__.co_filename == general.__file__
     assert sys.meta_path == finders and dict(os.environ) == environment
@@ -183,9 +179,7 @@ def test_an_install_that_fails_half_way_leaves_nothing(package_root, monkeypatch
 
     with monkeypatch.context() as broken:
         if place == "a quirk":
-            bad = Quirk(
-                "bad", "", "", needed=lambda module: module.name == "utils.metrics" or None, apply=fail
-            )
+            bad = Quirk("bad", "", "", needed=lambda module: module.name == "utils.metrics" or None, apply=fail)
             broken.setattr(activation, "GUARDS", (*activation.GUARDS, bad))
         else:
             broken.setattr(shim, "_with_blocks", fail)

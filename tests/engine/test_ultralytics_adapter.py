@@ -410,9 +410,7 @@ def test_a_whole_round(ultralytics, tiny_set, own_folder, name):
     assert len((own_folder / "run/results.csv").read_text().splitlines()) == 1 + 3
 
     yolo = ultralytics.YOLO(weights / "best.pt")
-    metrics = yolo.val(
-        data=str(tiny_set), imgsz=64, workers=0, device="cpu", plots=False, project=str(own_folder)
-    )
+    metrics = yolo.val(data=str(tiny_set), imgsz=64, workers=0, device="cpu", plots=False, project=str(own_folder))
     assert metrics.nt_per_class.tolist() == [4, 4, 4] and 0 <= metrics.box.map <= 1
     onnx = yolo.export(format="onnx", imgsz=64, device="cpu", simplify=False)
     session = pytest.importorskip("onnxruntime").InferenceSession(onnx, providers=["CPUExecutionProvider"])
@@ -425,12 +423,8 @@ def test_a_whole_round(ultralytics, tiny_set, own_folder, name):
 
     images = [str(path) for path in sorted((tiny_set.parent / "images/test").glob("*.jpg"))]
     options = {"imgsz": 64, "conf": 0.001, "device": "cpu", "verbose": False}
-    of_torch = [
-        result.boxes.data for result in ultralytics.YOLO(weights / "best.pt").predict(images, **options)
-    ]
-    of_onnx = [
-        ultralytics.YOLO(onnx, task="detect").predict(path, **options)[0].boxes.data for path in images
-    ]
+    of_torch = [result.boxes.data for result in ultralytics.YOLO(weights / "best.pt").predict(images, **options)]
+    of_onnx = [ultralytics.YOLO(onnx, task="detect").predict(path, **options)[0].boxes.data for path in images]
     assert sum(map(len, of_torch)) > 0
     for one, other in zip(of_torch, of_onnx):
         torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-3)
@@ -466,9 +460,7 @@ def _with_attribute(model, code):
 def test_a_checkpoint_runs_nothing(ultralytics, build, tmp_path, content, monkeypatch):
     canary, file = tmp_path / "ran", tmp_path / "evil.pt"
     torch.save(content(Code(canary), build(with_row([-1, 1, "EMA", []]))), file)
-    with pytest.raises(
-        CheckpointError, match=r"evil\.pt holds what no checkpoint of ultralytics needs: \w+\.mkdir"
-    ):
+    with pytest.raises(CheckpointError, match=r"evil\.pt holds what no checkpoint of ultralytics needs: \w+\.mkdir"):
         ultralytics.YOLO(file)
     assert not canary.exists()
     yolov5_ema.uninstall("ultralytics")
@@ -511,9 +503,7 @@ def test_the_archive_of_a_strangers_data_yaml_is_not_fetched(build, tmp_path):
     file.write_text(yaml.safe_dump({**data, "download": "http://127.0.0.1:9/x.zip"}))
     with pytest.raises(ConfigError, match="Nothing was fetched"):
         utils.check_det_dataset(str(file))
-    assert (
-        utils.safe_download(archive, dir=places, unzip=True, delete=False) and (places / "mine.txt").exists()
-    )
+    assert utils.safe_download(archive, dir=places, unzip=True, delete=False) and (places / "mine.txt").exists()
     both = tmp_path / "both.yaml"
     both.write_bytes(yaml.safe_dump(data).encode() + b"#" + archive.read_bytes())
     with pytest.raises(ConfigError, match=r"both\.yaml is an archive as well"):

@@ -66,9 +66,7 @@ def big_case(seed: int):
     case = []
     for truth, found in random_case(rng, images=int(rng.integers(2, 5))):
         scale = float(rng.choice([0.25, 1, 2, 5]))
-        moved = Truth(
-            truth.image, 1000, 900, truth.boxes * scale, truth.classes, truth.ignored, truth.regions * scale
-        )
+        moved = Truth(truth.image, 1000, 900, truth.boxes * scale, truth.classes, truth.ignored, truth.regions * scale)
         case.append((moved, Predictions(found.boxes * scale, found.scores, found.classes)))
     return case
 
@@ -103,13 +101,9 @@ def test_other_cuts_are_read_from_the_arrays(seed, library):
     arrays = official(case, (2, 5, 500)).eval
     precision, recall = arrays["precision"], arrays["recall"]
     assert result.metrics["AP"] == pytest.approx(precision[..., 0, -1][precision[..., 0, -1] > -1].mean())
-    assert result.metrics["AP50"] == pytest.approx(
-        precision[0, ..., 0, -1][precision[0, ..., 0, -1] > -1].mean()
-    )
+    assert result.metrics["AP50"] == pytest.approx(precision[0, ..., 0, -1][precision[0, ..., 0, -1] > -1].mean())
     for at, cut in enumerate((2, 5, 500)):
-        assert result.metrics[f"AR{cut}"] == pytest.approx(
-            recall[:, :, 0, at][recall[:, :, 0, at] > -1].mean()
-        )
+        assert result.metrics[f"AR{cut}"] == pytest.approx(recall[:, :, 0, at][recall[:, :, 0, at] > -1].mean())
     for index, name in enumerate(NAMES):
         values = precision[:, :, index, 0, -1]
         expected = np.nan if (values == -1).all() else values[values > -1].mean()
@@ -151,9 +145,7 @@ def test_the_first_object_can_be_matched(library):
     """An annotation with id 0 is never matched in pycocotools; ids start from 1 here."""
     box = np.array([[10.0, 10, 20, 20]])
     truth = Truth("a", 100, 100, box, np.array([0]), np.array([False]))
-    assert computed([(truth, Predictions(box, np.array([0.5]), np.array([0])))]).metrics[
-        "AP"
-    ] == pytest.approx(1)
+    assert computed([(truth, Predictions(box, np.array([0.5]), np.array([0])))]).metrics["AP"] == pytest.approx(1)
 
 
 def test_no_object_is_an_error():

@@ -14,9 +14,7 @@ def by_loop(table: np.ndarray, threshold: float) -> list[int]:
     """Each detection in turn takes the free object of the highest overlap, the last of equal ones."""
     free, out = set(range(table.shape[1])), []
     for row in table:
-        best = max(
-            ((value, at) for at, value in enumerate(row) if value >= threshold and at in free), default=None
-        )
+        best = max(((value, at) for at, value in enumerate(row) if value >= threshold and at in free), default=None)
         out.append(-1 if best is None else best[1])
         free.discard(out[-1])
     return out

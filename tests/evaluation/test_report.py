@@ -82,9 +82,7 @@ def test_csv_has_a_row_a_figure():
         "value": "0.5",
         "unit": "fraction",
     } in rows
-    assert ("visdrone", "bus", "AP", "0.0") in {
-        (r["protocol"], r["class"], r["metric"], r["value"]) for r in rows
-    }
+    assert ("visdrone", "bus", "AP", "0.0") in {(r["protocol"], r["class"], r["metric"], r["value"]) for r in rows}
     assert not any(row["metric"] == "AP_large" for row in rows)
 
 
@@ -107,9 +105,7 @@ def test_confusion_matrix():
         np.array([False, False, True]),
         np.array([[150.0, 150, 50, 50]]),
     )
-    found = np.array(
-        [[1.0, 0, 20, 20], [80, 0, 20, 20], [120, 0, 20, 20], [40, 0, 20, 20], [160, 160, 20, 20]]
-    )
+    found = np.array([[1.0, 0, 20, 20], [80, 0, 20, 20], [120, 0, 20, 20], [40, 0, 20, 20], [160, 160, 20, 20]])
     matrix = ConfusionMatrix(["x", "y"])
     matrix.update(truth, Predictions(found, np.array([0.9, 0.8, 0.7, 0.2, 0.6]), np.array([1, 0, 0, 1, 0])))
     assert matrix.counts.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]

@@ -70,14 +70,10 @@ def test_instances_name_images_by_their_paths(twins, above):
     dataset = _opened(twins, **_instances([above + name.replace(".jpg", ".png") for name in IMAGES]))
     truth = dataset_truths(dataset, "val", ["coco"])["coco"]
     assert _lefts(truth) == EXPECTED and truth.image_ids == dict(enumerate(IMAGES))
-    results = [
-        {"image_id": at, "category_id": 1, "bbox": [1, 1, 9, 9], "score": 0.5 + at / 10} for at in range(3)
-    ]
+    results = [{"image_id": at, "category_id": 1, "bbox": [1, 1, 9, 9], "score": 0.5 + at / 10} for at in range(3)]
     Path("r.json").write_text(json.dumps(results))
     found = read_predictions(Path("r.json"), truth)
-    assert {key: one.scores.tolist() for key, one in found.items()} == dict(
-        zip(IMAGES, ([0.5], [0.6], [0.7]))
-    )
+    assert {key: one.scores.tolist() for key, one in found.items()} == dict(zip(IMAGES, ([0.5], [0.6], [0.7])))
     Path("r.json").write_text(json.dumps([{**results[0], "image_id": "2"}, {**results[0], "image_id": "1"}]))
     with pytest.raises(UserError, match=r"image_id '1' is the name of day/1\.jpg and of night/1\.jpg"):
         read_predictions(Path("r.json"), truth)
@@ -118,15 +114,11 @@ def test_text_files_know_names_only(twins):
     for name in "12":
         Path(f"annotations/{name}.txt").write_text("10,20,30,40,1,4,0,0\n")
     dataset = _opened(twins, visdrone_annotations={"val": "annotations"})
-    words = (
-        r"day/1\.jpg and night/1\.jpg are both called 1\. .*annotations tells images apart by that name alone"
-    )
+    words = r"day/1\.jpg and night/1\.jpg are both called 1\. .*annotations tells images apart by that name alone"
     with pytest.raises(UserError, match=words):
         dataset_truths(dataset, "val", ["visdrone"])
     every = image_set(dataset.images("val"), CLASSES, "set")
-    with pytest.raises(
-        UserError, match=r"are both called 1\. annotations tells detections apart by that alone"
-    ):
+    with pytest.raises(UserError, match=r"are both called 1\. annotations tells detections apart by that alone"):
         read_predictions(Path("annotations"), every)
     found = dict.fromkeys(IMAGES, Predictions())
     with pytest.raises(UserError, match=r"are both called 1\. results takes one file of that name"):

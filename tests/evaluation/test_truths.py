@@ -36,9 +36,7 @@ def folder(tmp_path):
     """VisDrone annotations of two images; b has no objects that count."""
     made = tmp_path / "annotations"
     made.mkdir()
-    (made / "a.txt").write_text(
-        "10,20,30,40,1,4,0,0,\r\n0,0,50,50,0,0,0,0\n\n5,5,9,9,0,1,0,0\n190,90,20,20,1,11,0,0\n"
-    )
+    (made / "a.txt").write_text("10,20,30,40,1,4,0,0,\r\n0,0,50,50,0,0,0,0\n\n5,5,9,9,0,1,0,0\n190,90,20,20,1,11,0,0\n")
     (made / "b.txt").write_text("1,1,0,5,1,10,0,0\n")
     return made
 
@@ -163,9 +161,7 @@ def test_labels(tmp_path):
         Image.new("RGB", size).save(tmp_path / "images" / name)
     (tmp_path / "labels").mkdir()
     # the last is the first again in single precision, which is YOLOv5's
-    (tmp_path / "labels/a.txt").write_text(
-        "1 0.5 0.5 0.1 0.2\n0 0.25 0.5 0.5 1\n1 0.5000000001 0.5 0.1 0.2\n"
-    )
+    (tmp_path / "labels/a.txt").write_text("1 0.5 0.5 0.1 0.2\n0 0.25 0.5 0.5 1\n1 0.5000000001 0.5 0.1 0.2\n")
     (tmp_path / "set.yaml").write_text(f"path: {tmp_path}\nval: images\nnames: [x, y]\n")
     dataset = load_dataset(tmp_path / "set.yaml")
 

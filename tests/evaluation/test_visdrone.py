@@ -17,9 +17,7 @@ from yolov5_ema.evaluation.truths import read_image_sizes, visdrone_truth
 from yolov5_ema.evaluation.visdrone import VisDroneProtocol, inside_regions
 
 SAMPLE = Path(__file__).resolve().parents[3] / "shared/data/visdrone_sample"
-toolkit = pytest.mark.skipif(
-    not SAMPLE.is_dir(), reason="the toolkit's sample lies beside a checkout, not in it"
-)
+toolkit = pytest.mark.skipif(not SAMPLE.is_dir(), reason="the toolkit's sample lies beside a checkout, not in it")
 
 
 def computed(case, names):
@@ -139,9 +137,7 @@ def test_classes_are_weighted_by_images():
 def test_exactly_half_in_a_region_is_dropped():
     """The mask holds both ends of a region, and a box its pixels after the first: drawn and counted one by one."""
     truth = Truth("a", 100, 100, regions=np.array([[20.0, 20, 9, 59]]))
-    boxes = np.array(
-        [[9.0, 30, 20, 10], [8, 30, 20, 10], [29, 30, 10, 10], [18.5, 30, 20, 10], [90, 90, 40, 40]]
-    )
+    boxes = np.array([[9.0, 30, 20, 10], [8, 30, 20, 10], [29, 30, 10, 10], [18.5, 30, 20, 10], [90, 90, 40, 40]])
     found = inside_regions(boxes, truth)
     assert found.tolist() == [in_region(box, truth) for box in boxes]
     assert found.tolist() == [True, False, False, True, False]

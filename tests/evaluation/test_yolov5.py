@@ -62,9 +62,7 @@ def by_yolov5(case, engine) -> dict[str, float]:
     if not hits.any():
         return dict.fromkeys(("P", "R", "mAP50", "mAP50-95"), 0.0)
     found = val.ap_per_class(hits, scores, classes, labels, names=dict(enumerate(NAMES)))
-    precision, recall, ap = (
-        found[:3] if len(found) == 5 else (found[2], found[3], found[5])
-    )  # v6.2: tp, fp before
+    precision, recall, ap = found[:3] if len(found) == 5 else (found[2], found[3], found[5])  # v6.2: tp, fp before
     return {"P": precision.mean(), "R": recall.mean(), "mAP50": ap[:, 0].mean(), "mAP50-95": ap.mean()}
 
 
@@ -115,9 +113,7 @@ def test_300_detections_of_an_image_count():
 
 def test_nothing_found_is_0():
     truth = Truth("a", 100, 100, np.array([[10.0, 10, 20, 20]]), np.array([0]), np.array([False]))
-    assert dict(computed([(truth, Predictions())], "6.0").metrics) == dict.fromkeys(
-        ("P", "R", "mAP50", "mAP50-95"), 0
-    )
+    assert dict(computed([(truth, Predictions())], "6.0").metrics) == dict.fromkeys(("P", "R", "mAP50", "mAP50-95"), 0)
 
 
 def test_no_label_and_no_such_release_are_errors():

@@ -91,9 +91,7 @@ def test_the_predicted_class_is_explained_unless_another_is_named(plain):
 def test_every_block_and_beside_it_the_place_in_a_plain_model(plain, with_ema):
     subjects = [Classifier(plain), Classifier(with_ema)]
     beside, blocks = choose([subject.candidates for subject in subjects])
-    assert [(layer.name, layer.block) for layer in blocks] == [
-        (f"layer{stage}.0.se", "EMA") for stage in (1, 2, 3, 4)
-    ]
+    assert [(layer.name, layer.block) for layer in blocks] == [(f"layer{stage}.0.se", "EMA") for stage in (1, 2, 3, 4)]
     assert [layer.place for layer in beside] == [layer.place for layer in blocks]
     assert all(layer.block is None and "bn" in layer.name for layer in beside)
 

@@ -56,16 +56,11 @@ def test_both_maps_point_at_the_object_that_the_weights_look_for(engine, red_det
     square[24:56, 72:104] = True
     around = np.zeros((128, 128), bool)
     around[20:60, 68:108] = True  # half a cell more, for cells are made smooth
-    assert (
-        share_inside(found.cam, around) == pytest.approx(1, abs=1e-5)
-        and share_inside(found.cam, square) > 0.75
-    )
+    assert share_inside(found.cam, around) == pytest.approx(1, abs=1e-5) and share_inside(found.cam, square) > 0.75
     one, low = 1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))  # of a cell that is red, and of one that is not
     np.testing.assert_allclose(found.gate[square], one, rtol=1e-5)
     assert np.isnan(found.gate[0, 0])  # black: nothing comes in
-    np.testing.assert_allclose(
-        found.gate[88:120, 16:48], low, rtol=1e-4
-    )  # blue comes in, and is let through no more
+    np.testing.assert_allclose(found.gate[88:120, 16:48], low, rtol=1e-4)  # blue comes in, and is let through no more
     assert found.gate_range == pytest.approx((low, (one + low) / 2, one), rel=1e-4)
 
 
@@ -90,9 +85,7 @@ def test_a_chosen_class_is_what_is_explained(engine, red_detector):
     look = blue.look(red_picture())
     assert not len(look.found) and "best candidate: blue 0.00" in look.words
     assert (
-        Detector(engine, red_detector, Options(imgsz=128, classes=("0",)))
-        .look(red_picture())
-        .words.endswith(" of red")
+        Detector(engine, red_detector, Options(imgsz=128, classes=("0",))).look(red_picture()).words.endswith(" of red")
     )
     with pytest.raises(UserError, match=r"--classes green: .*red\.pt knows the classes red, blue \(0 to 1\)"):
         Detector(engine, red_detector, Options(classes=("green",)))
@@ -107,9 +100,7 @@ def test_the_score_is_the_sum_over_detections(engine, red_detector):
 
 def test_without_a_detection_the_best_candidate_is_explained(engine, red_detector):
     look = Detector(engine, red_detector, Options(imgsz=128)).look(np.zeros((128, 128, 3), np.uint8))
-    assert not len(look.found) and look.words.startswith(
-        "no detection; Grad-CAM is of the best candidate: red 0.00"
-    )
+    assert not len(look.found) and look.words.startswith("no detection; Grad-CAM is of the best candidate: red 0.00")
     assert look.score(look.batch).shape == (1,)
 
 
@@ -126,9 +117,7 @@ def test_surviving_candidates_are_those_of_yolov5(engine, classes):
     for _ in range(5):
         boxes = torch.rand(400, 8, generator=generator)
         boxes[:, :4] *= torch.tensor([300.0, 300, 90, 90])
-        theirs = general.non_max_suppression(
-            boxes[None].clone(), 0.25, 0.45, list(classes) or None, max_det=40
-        )[0]
+        theirs = general.non_max_suppression(boxes[None].clone(), 0.25, 0.45, list(classes) or None, max_det=40)[0]
         kept = surviving(boxes, 0.25, 0.45, 40, classes)
         assert len(kept) == len(theirs) > 10
         rows, numbers = kept.unbind(1)
@@ -168,9 +157,7 @@ def test_grad_cam_of_yolov5s_own_model_by_plain_autograd(engine, random_detector
     (layers,) = choose([detector.candidates])
     for layer, found in zip(layers, maps_of(detector, look, layers)):
         expected = torch.from_numpy(by_autograd(detector, look, int(layer.name)))
-        wide = torch.nn.functional.interpolate(expected[None, None], look.batch.shape[2:], mode="bilinear")[
-            0, 0
-        ]
+        wide = torch.nn.functional.interpolate(expected[None, None], look.batch.shape[2:], mode="bilinear")[0, 0]
         assert found.cam.max() > 0
         np.testing.assert_allclose(found.cam, wide.numpy(), rtol=1e-4, atol=1e-5 * found.cam.max())
 

@@ -42,12 +42,10 @@ def test_a_gate_a_channel_is_averaged_by_energy(x):
     found = gate_map(x, x * gate)
     torch.testing.assert_close(found, expected(x, gate), rtol=1e-6, atol=1e-7)
     assert (found > gate.amin(1)).all() and (found < gate.amax(1)).all()
-    alike = torch.ones(
-        1, 4, 2, 2
-    )  # where all channels have the same energy: the root mean square of the gates
-    assert gate_map(alike, alike * torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None, None])[
-        0, 0, 0
-    ] == pytest.approx(math.sqrt((0.01 + 0.04 + 0.09 + 0.16) / 4), rel=1e-6)
+    alike = torch.ones(1, 4, 2, 2)  # where all channels have the same energy: the root mean square of the gates
+    assert gate_map(alike, alike * torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None, None])[0, 0, 0] == pytest.approx(
+        math.sqrt((0.01 + 0.04 + 0.09 + 0.16) / 4), rel=1e-6
+    )
 
 
 def test_shuffled_channels_change_nothing(x):

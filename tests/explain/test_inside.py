@@ -26,9 +26,7 @@ def test_the_share_of_a_map_in_a_mask():
     values = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
     mask = np.array([[False, True], [False, True]])
     assert share_inside(values, mask) == pytest.approx(0.6)
-    assert share_inside(values * 0 + 2, mask) == pytest.approx(
-        mask.mean()
-    )  # a flat map: the boxes' share of the area
+    assert share_inside(values * 0 + 2, mask) == pytest.approx(mask.mean())  # a flat map: the boxes' share of the area
     assert math.isnan(share_inside(values * 0, mask))
 
 

@@ -43,9 +43,7 @@ def pixels(drawn):
 
 def test_a_gate_that_hardly_varies_is_not_made_dramatic():
     scale = _gate_scale([column(gate=(0.49, 0.51))])
-    assert scale.vmax - scale.vmin == pytest.approx(LEAST_SPAN) and (
-        scale.vmax + scale.vmin
-    ) / 2 == pytest.approx(0.5)
+    assert scale.vmax - scale.vmin == pytest.approx(LEAST_SPAN) and (scale.vmax + scale.vmin) / 2 == pytest.approx(0.5)
     wide = _gate_scale([column(gate=(0.49, 0.51)), column(gate=(0.1, 0.9))])
     assert (wide.vmin, wide.vmax) == pytest.approx((0.1, 0.9))
 
@@ -66,9 +64,7 @@ def test_grad_cam_is_bright_where_it_is_great():
     mixed = blended(one.look.picture, one.maps["p"].cam)
     inside, outside = mixed[5:20, 5:25], mixed[25:, 30:]
     assert inside.mean() > outside.mean() + 80 and (outside == outside[0, 0]).all()
-    np.testing.assert_array_equal(
-        blended(one.look.picture, np.zeros((40, 60))), mixed[30, 30] + np.zeros_like(mixed)
-    )
+    np.testing.assert_array_equal(blended(one.look.picture, np.zeros((40, 60))), mixed[30, 30] + np.zeros_like(mixed))
 
 
 def test_places_that_a_model_lacks_and_odd_names_do_no_harm():
@@ -86,9 +82,7 @@ def test_thin_pictures(size):
 def test_shortened():
     assert shortened("abc", 10) == "abc"
     short = shortened("runs/train/" + "x" * 100 + "/weights/best.pt", 40)
-    assert (
-        len(short) <= 41 and short.startswith("runs/train/") and short.endswith("best.pt") and " … " in short
-    )
+    assert len(short) <= 41 and short.startswith("runs/train/") and short.endswith("best.pt") and " … " in short
 
 
 class Page(HTMLParser):
@@ -107,9 +101,7 @@ class Page(HTMLParser):
 def test_the_page_shows_names_as_they_are_and_loads_nothing_from_elsewhere():
     name = 'a <script>alert(1)</script> & "b" 100%#1?.jpg'
     entry = Entry.of(name, "a #1?.png", (560, 800), [column(title="<i>.pt")])
-    text = page(
-        {"checkpoints": "<i>.pt"}, [entry], [("<u>.jpg", "is <empty>")], [("model", "layer"), ("<i>.pt", "7")]
-    )
+    text = page({"checkpoints": "<i>.pt"}, [entry], [("<u>.jpg", "is <empty>")], [("model", "layer"), ("<i>.pt", "7")])
     found = Page(text)
     assert not {"script", "i", "u", "empty", "link", "iframe"} & {tag for tag, _ in found.tags}
     assert name in found.words and "<i>.pt" in found.words and "<u>.jpg: is <empty>" in found.words

@@ -42,9 +42,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk):
     disk = small_disk(2)
     file = disk / "last.pt"
     save_checkpoint({"epoch": 1}, file, engine=CLONE)
-    with pytest.raises(
-        UserError, match=r"last\.pt cannot be written: No space left on device; the one that was"
-    ):
+    with pytest.raises(UserError, match=r"last\.pt cannot be written: No space left on device; the one that was"):
         save_checkpoint({"epoch": 2, "model": torch.zeros(1_000_000)}, file, engine=CLONE)
     assert torch.load(file) == {"epoch": 1} and os.listdir(disk) == ["last.pt"]
     with pytest.raises(UserError, match=r"gone/last\.pt cannot be written: No such file or directory$"):
@@ -75,9 +73,7 @@ def test_a_training_on_a_disk_that_fills_up(small_disk, tmp_path, package_root):
     full = run_cli("train", "--data", data, *model, "--noautoanchor", "--epochs", 4, cwd=disk)
     assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr[-3000:]
     last_line = full.stderr.strip().splitlines()[-1]
-    assert last_line.endswith(
-        "last.pt cannot be written: No space left on device; the one that was there is whole"
-    )
+    assert last_line.endswith("last.pt cannot be written: No space left on device; the one that was there is whole")
     run = disk / "runs/train/exp"
     from yolov5_ema.engine import shim
 

@@ -58,9 +58,7 @@ def prepare(engine: Any) -> None:
         torch.save({"w": torch.zeros(2, 3)}, folder / "old.pt", _use_new_zipfile_serialization=False)
         torch.save(whole["optimizer"], folder / "optimizer.pt", _use_new_zipfile_serialization=False)
         torch.jit.save(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1))), folder / "script.pt")
-        to_safetensors(
-            folder / "small.pt", folder / "small.safetensors", folder / "small.yaml", engine=engine
-        )
+        to_safetensors(folder / "small.pt", folder / "small.safetensors", folder / "small.yaml", engine=engine)
         GOOD.update({file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".yaml"})
     check_checkpoint(("small.pt", GOOD["small.pt"]), engine, watch=False)
     check_checkpoint(("small.safetensors", GOOD["small.safetensors"]), engine, watch=False)
@@ -91,17 +89,11 @@ def changed_pickles(draw: Any, data: bytes) -> bytes:
     """A pickle with steps, numbers, names and bytes changed."""
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(2, max(2, len(data) - 2)))
-        what = draw(
-            st.sampled_from(["opcode", "opcode", "number", "name", "text", "bytes", "payload", "inserted"])
-        )
+        what = draw(st.sampled_from(["opcode", "opcode", "number", "name", "text", "bytes", "payload", "inserted"]))
         if what == "opcode":
             data = data[:at] + bytes([draw(st.sampled_from(OPCODES))]) + data[at + 1 :]
         elif what == "inserted":
-            data = (
-                data[:at]
-                + bytes(draw(st.lists(st.sampled_from(OPCODES), min_size=1, max_size=4)))
-                + data[at:]
-            )
+            data = data[:at] + bytes(draw(st.lists(st.sampled_from(OPCODES), min_size=1, max_size=4))) + data[at:]
         elif what == "number":
             ones = [i for i in range(2, len(data) - 2) if data[i : i + 1] in (b"K", b"M", b"J")]
             if ones:
@@ -114,9 +106,7 @@ def changed_pickles(draw: Any, data: bytes) -> bytes:
             data = data.replace(old, new, draw(st.integers(1, 3)))
         elif what == "text":
             for old, new in draw(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=2)):
-                data = data.replace(
-                    b"X" + struct.pack("<I", len(old)) + old, b"X" + struct.pack("<I", len(new)) + new
-                )
+                data = data.replace(b"X" + struct.pack("<I", len(old)) + old, b"X" + struct.pack("<I", len(new)) + new)
         elif what == "payload":
             payload = PAYLOADS[draw(st.sampled_from(sorted(PAYLOADS)))][0]
             data = data[:at] + payload + data[at:]
@@ -357,9 +347,7 @@ def weights(draw: Any) -> tuple[str, bytes]:
         return "bare.pt", draw(mutated_bytes(pickle_of(GOOD[draw(st.sampled_from(archives))])[1]))
     good = GOOD[draw(st.sampled_from(archives))]
     names = zipfile.ZipFile(io.BytesIO(good)).namelist()
-    replaced = draw(
-        st.dictionaries(st.sampled_from(names), st.none() | st.binary(max_size=9), min_size=1, max_size=2)
-    )
+    replaced = draw(st.dictionaries(st.sampled_from(names), st.none() | st.binary(max_size=9), min_size=1, max_size=2))
     return "entries.pt", with_entries(good, replaced, draw(st.booleans()))
 
 
@@ -378,9 +366,7 @@ def check_checkpoint(case: tuple[str, bytes], engine: Any, watch: bool = True) -
     name, content = case
     with own_place() as folder:
         (folder / name).write_bytes(content)
-        (folder / "small.yaml").write_bytes(
-            as_text({**SMALL, "backbone": [*SMALL["backbone"][:2], [-1, 1, "CA", []]]})
-        )
+        (folder / "small.yaml").write_bytes(as_text({**SMALL, "backbone": [*SMALL["backbone"][:2], [-1, 1, "CA", []]]}))
         before = set(folder.rglob("*"))
         code, said = command("inspect", name, folder=folder, watch=watch)
         command("inspect", name, "--json", folder=folder, watch=watch)

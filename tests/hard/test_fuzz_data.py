@@ -79,9 +79,7 @@ VALUES = (
             {0: "a", "1": "b", 2: 3},
         ]
     )
-    | st.sampled_from(
-        [{"val": "/"}, {"val": "a\x00"}, {"val": ["x"]}, {"val": {}}, ["val"], "s3://x/y", "gs://x.zip"]
-    )
+    | st.sampled_from([{"val": "/"}, {"val": "a\x00"}, {"val": ["x"]}, {"val": {}}, ["val"], "s3://x/y", "gs://x.zip"])
 )
 DATA = files(BASES, VALUES, [as_text(base) for base in BASES])
 
@@ -104,9 +102,7 @@ def lay_out(folder: Path) -> None:
     (folder / "small.yaml").write_bytes(as_text(SMALL))
     (folder / "images" / "train" / "loop").symlink_to(folder / "images")
     (folder / "list.txt").write_text("./images/val/a.jpg\n./images/val/b.jpg\n")
-    (folder / "found.json").write_text(
-        '[{"image_id": "a", "category_id": 0, "bbox": [1, 1, 5, 5], "score": 0.5}]'
-    )
+    (folder / "found.json").write_text('[{"image_id": "a", "category_id": 0, "bbox": [1, 1, 5, 5], "score": 0.5}]')
 
 
 def preflight(script: str, engine, folder: Path, *flags: object) -> tuple[int, object]:

@@ -188,9 +188,7 @@ def change_somewhere(content: Any, draw: random.Random) -> None:
 def a_cell(file: Path, draw: random.Random) -> None:
     lines = [line.split(",") for line in file.read_text().splitlines()]
     line = draw.choice(lines)
-    line[draw.randrange(len(line))] = str(
-        draw.choice((*ODD, "1" * 400, "-0", "1_0", "٣", '"', "nan", "-inf", "1e500"))
-    )
+    line[draw.randrange(len(line))] = str(draw.choice((*ODD, "1" * 400, "-0", "1_0", "٣", '"', "nan", "-inf", "1e500")))
     file.write_text("\n".join(map(",".join, lines)) + "\n", encoding="utf-8", errors="surrogatepass")
 
 

@@ -21,17 +21,13 @@ NUMBERS = st.one_of(
     st.floats(width=32),
     st.sampled_from([0, 1, 7, 1e300, -1e300, 2**40, math.nan, math.inf, True, None, "1", "x"]),
 )
-JUNK = st.recursive(
-    NUMBERS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner)
-)
+JUNK = st.recursive(NUMBERS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
 BOX = st.lists(NUMBERS, min_size=4, max_size=4) | JUNK
 
 
 def rows(**fields: st.SearchStrategy) -> st.SearchStrategy:
     """Entries with these fields, some of them missing, and some that are no entries."""
-    return st.lists(
-        st.fixed_dictionaries({}, optional=fields) | st.fixed_dictionaries(fields) | JUNK, max_size=4
-    )
+    return st.lists(st.fixed_dictionaries({}, optional=fields) | st.fixed_dictionaries(fields) | JUNK, max_size=4)
 
 
 IMAGES = rows(
@@ -49,9 +45,7 @@ ANNOTATIONS = rows(
     visdrone_category=st.sampled_from([0, 4]),
 )
 CATEGORIES = rows(id=st.sampled_from([1, 2]) | JUNK, name=st.sampled_from(["car", "bus", 3]))
-INSTANCES = (
-    st.fixed_dictionaries({"images": IMAGES, "annotations": ANNOTATIONS, "categories": CATEGORIES}) | JUNK
-)
+INSTANCES = st.fixed_dictionaries({"images": IMAGES, "annotations": ANNOTATIONS, "categories": CATEGORIES}) | JUNK
 RESULTS = (
     rows(
         image_id=st.sampled_from([1, 2, "a", "b"]) | JUNK,
@@ -65,14 +59,10 @@ LINE = st.lists(
     st.one_of(st.integers(-5, 60), st.floats(width=32), st.sampled_from(["", "x", "1e400", "1_0"])),
     max_size=9,
 )
-TEXT = st.lists(LINE.map(lambda values: ",".join(map(str, values))), max_size=5).map("\n".join) | st.text(
-    max_size=40
-)
+TEXT = st.lists(LINE.map(lambda values: ",".join(map(str, values))), max_size=5).map("\n".join) | st.text(max_size=40)
 GOOD_TRUTH = {
     "images": [{"id": 1, "file_name": "a.jpg", "width": 50, "height": 40}],
-    "annotations": [
-        {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 1, 20, 20], "area": 400, "iscrowd": 0}
-    ],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 1, 20, 20], "area": 400, "iscrowd": 0}],
     "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "bus"}],
 }
 
@@ -134,9 +124,7 @@ def test_text_files(annotations, results):
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.dictionaries(st.sampled_from(["a", "b.jpg"]), JUNK | st.lists(NUMBERS, min_size=2, max_size=2)) | JUNK
-)
+@given(st.dictionaries(st.sampled_from(["a", "b.jpg"]), JUNK | st.lists(NUMBERS, min_size=2, max_size=2)) | JUNK)
 def test_image_sizes(content):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "sizes.json"

@@ -66,9 +66,7 @@ def write_good(folder: Path, picture: np.ndarray) -> None:
     exif[0x0112] = 6  # to be turned by a quarter, clockwise
     cv2.imwrite(str(folder / "plain.png"), picture)
     cv2.imwrite(str(folder / "deep.png"), picture.astype(np.uint16) * 256 + 128)
-    Image.merge("RGBA", [*rgb.split(), Image.linear_gradient("L").resize(rgb.size)]).save(
-        folder / "alpha.png"
-    )
+    Image.merge("RGBA", [*rgb.split(), Image.linear_gradient("L").resize(rgb.size)]).save(folder / "alpha.png")
     rgb.transpose(Image.ROTATE_90).save(folder / "turned.png", exif=exif)
     rgb.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
     rgb.save(folder / "camera.mpo", format="MPO", save_all=True, append_images=[rgb.rotate(180)])
@@ -135,9 +133,7 @@ def frames_of(video: Path) -> int:
 def report_of(stderr: str, command: str = "detect") -> tuple[str, dict[str, str]]:
     """The count in the title of the report at the end, and the reasons by the names of files."""
     title, *lines = stderr.split(f"\n{command}: ")[-1].splitlines()
-    return title, {
-        Path(name.strip()).name: reason for name, reason in (line.split(": ", 1) for line in lines)
-    }
+    return title, {Path(name.strip()).name: reason for name, reason in (line.split(": ", 1) for line in lines)}
 
 
 def labels_of(run: Path) -> dict[str, np.ndarray]:
@@ -171,9 +167,7 @@ def test_a_folder_with_everything(weights, picture, own_folder):
     shapes = {"turned.png": (64, 96, 3), "one.png": (1, 1, 3), "wide.png": (320, 20_000, 3)}
     for name, shape in {**shapes, "camera.mpo.png": (64, 96, 3), "cmyk.jpg": (64, 96, 3)}.items():
         assert cv2.imread(str(run / name)).shape == shape, name
-    drawn = {
-        name: cv2.imread(str(run / name)) for name in ("plain-2.png", "deep.png", "turned.png", "alpha.png")
-    }
+    drawn = {name: cv2.imread(str(run / name)) for name in ("plain-2.png", "deep.png", "turned.png", "alpha.png")}
     assert all(np.array_equal(drawn["plain-2.png"], other) for other in drawn.values())
     assert (drawn["plain-2.png"] != picture).any()
 

@@ -55,9 +55,7 @@ def good(engine, tmp_path_factory) -> Path:
 
     file = tmp_path_factory.mktemp("good") / "good.pt"
     model = Model({**SMALL}).eval()
-    checkpoints.save_checkpoint(
-        {"epoch": 1, "model": model, "ema": None, "optimizer": None}, file, engine=engine
-    )
+    checkpoints.save_checkpoint({"epoch": 1, "model": model, "ema": None, "optimizer": None}, file, engine=engine)
     return file
 
 
@@ -107,9 +105,7 @@ def check_payload(
 
 
 # each payload at one place of one kind of file, before one command; the long tier has all of them
-ONE_EACH = list(
-    zip(PAYLOADS, itertools.cycle(PLACES), itertools.cycle(CONTAINERS[:3]), itertools.cycle(COMMANDS))
-)
+ONE_EACH = list(zip(PAYLOADS, itertools.cycle(PLACES), itertools.cycle(CONTAINERS[:3]), itertools.cycle(COMMANDS)))
 
 
 @pytest.mark.parametrize(("payload", "place", "container", "name"), ONE_EACH)
@@ -210,9 +206,7 @@ def test_layers_as_nobody_builds_them(engine, case):
     CODE_OF_LAYERS[case](model, other)
     with own_place() as folder:
         lay_out(folder)
-        torch.save(
-            {"model": nn.ModuleList([model]) if case != "a layer without anything" else model}, "evil.pt"
-        )
+        torch.save({"model": nn.ModuleList([model]) if case != "a layer without anything" else model}, "evil.pt")
         refused_by("convert", folder, "evil.pt")
         refused_by("transfer", folder, "evil.pt")
         with pytest.raises(CheckpointError, match=r"evil\.pt.*(in it|each other)"):

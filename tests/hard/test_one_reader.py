@@ -115,9 +115,7 @@ def test_every_pickle_of_an_old_file_is_judged(engine):
     parts = [MAGIC, *(pickle.dumps(part, 2)[2:] for part in (1001, {}, {"a": 1}, []))]
     for index in range(5):
         with own_place() as folder:
-            evil = [
-                b"\x80\x02" + (SYSTEM + b"0" if at == index else b"") + part for at, part in enumerate(parts)
-            ]
+            evil = [b"\x80\x02" + (SYSTEM + b"0" if at == index else b"") + part for at, part in enumerate(parts)]
             (folder / "a.pt").write_bytes(b"".join(evil) + b"\x00" * 64)
             assert inspect_file(folder / "a.pt").outside == ["posix.system"], index
             with pytest.raises(CheckpointError, match=r"posix\.system"):
@@ -176,9 +174,7 @@ def safetensors_and_pickle() -> bytes:
     first = '{"__metadata__":{"a":"'
     size = len(tensor)
     last = f'"}},"t":{{"dtype":"U8","shape":[{size}],"data_offsets":[0,{size}]}}}}'
-    start = len(
-        first
-    )  # where the first text begins, so that the last one takes in what follows it in the header
+    start = len(first)  # where the first text begins, so that the last one takes in what follows it in the header
     while ((0x42 | (start + 3) << 8) - len(last) - 2 - start) % 128 > 126 - len(last):
         start += 1
     length = 0x42 | (start + 3) << 8

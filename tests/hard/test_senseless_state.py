@@ -61,14 +61,8 @@ _CFG = {**SMALL, "backbone": [*SMALL["backbone"], [-1, 1, "EMA", [4]], [-1, 1, "
 # --- senseless values ----------------------------------------------------------------------------
 
 VALUES: list[Callable[[], Any]] = [
-    *(
-        lambda value=value: value
-        for value in (None, True, 0, -1, 1, 7, 3.5, 2**31, 2**62, math.nan, math.inf, "", "x")
-    ),
-    *(
-        lambda value=value: copy.copy(value)
-        for value in ([], {}, (), [1, 2], (0, 0), (2**20, 2**20), {"a": 1}, ["a"])
-    ),
+    *(lambda value=value: value for value in (None, True, 0, -1, 1, 7, 3.5, 2**31, 2**62, math.nan, math.inf, "", "x")),
+    *(lambda value=value: copy.copy(value) for value in ([], {}, (), [1, 2], (0, 0), (2**20, 2**20), {"a": 1}, ["a"])),
     lambda: {0: PurePosixPath("/x")},
     lambda: "/" * 9,
     lambda: ["../../x"] * 3,

@@ -209,9 +209,7 @@ def cbam_operator(rng, dtype):
 
 def spoil_block(block, rng):
     """State that no constructor makes: as a checkpoint can hold it, or a tool leaves it."""
-    layers = [
-        m for m in block.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.BatchNorm2d))
-    ]
+    layers = [m for m in block.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.BatchNorm2d))]
     layer = rng.choice(layers)
     how = rng.randrange(10)
     if how == 0 and isinstance(block, EMA):
@@ -235,9 +233,7 @@ def spoil_block(block, rng):
         block.spatial_gate.conv = nn.Conv2d(2, rng.choice((1, 2)), size, padding=size // 2, bias=False)
     elif how == 9:
         block.to(
-            rng.choice((torch.float64, torch.float16, "meta", torch.channels_last))
-            if rng.random() < 0.9
-            else "cpu"
+            rng.choice((torch.float64, torch.float16, "meta", torch.channels_last)) if rng.random() < 0.9 else "cpu"
         )
 
 
@@ -298,9 +294,7 @@ def run(case, seed):
     except MAY_BE_RAISED:
         return f"{kind.__name__}: refused"
     except AssertionError as error:
-        if "convert all Tensors to FakeTensors" not in str(
-            error
-        ):  # torch's word for fake tensors among others
+        if "convert all Tensors to FakeTensors" not in str(error):  # torch's word for fake tensors among others
             raise
         return f"{kind.__name__}: refused"
 

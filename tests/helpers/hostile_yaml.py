@@ -41,11 +41,7 @@ CODE = [
     f"nn.Module().apply(lambda m: open('{CANARY}', 'w'))",
 ]
 CODE += [repr(code) for code in CODE] + [repr(repr(CODE[2]))] + [f"({code!r})" for code in CODE[:3]]
-CODE += (
-    [f"[{code}]" for code in CODE[:3]]
-    + [f"f{code!r}" for code in CODE[:1]]
-    + [f"u{code!r}" for code in CODE[2:3]]
-)
+CODE += [f"[{code}]" for code in CODE[:3]] + [f"f{code!r}" for code in CODE[:1]] + [f"u{code!r}" for code in CODE[2:3]]
 MODULES = [
     *(
         "Conv",
@@ -178,19 +174,10 @@ TEXTS = [
 def values(code: bool = True) -> st.SearchStrategy[Any]:
     """Any value that a YAML can hold, the odd ones more often than not."""
     texts = st.sampled_from(TEXTS + (CODE if code else []))
-    plain = (
-        st.sampled_from(NUMBERS)
-        | texts
-        | st.none()
-        | st.integers(-9, 130)
-        | st.floats()
-        | st.text(max_size=8)
-    )
+    plain = st.sampled_from(NUMBERS) | texts | st.none() | st.integers(-9, 130) | st.floats() | st.text(max_size=8)
     return st.recursive(
         plain,
-        lambda inner: (
-            st.lists(inner, max_size=4) | st.dictionaries(texts | st.integers(0, 5), inner, max_size=3)
-        ),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts | st.integers(0, 5), inner, max_size=3),
         max_leaves=6,
     )
 
@@ -198,13 +185,7 @@ def values(code: bool = True) -> st.SearchStrategy[Any]:
 def _places(content: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place in a tree of lists and dicts, as the keys that lead there."""
     found = [at] if at else []
-    held = (
-        content.items()
-        if isinstance(content, dict)
-        else enumerate(content)
-        if isinstance(content, list)
-        else ()
-    )
+    held = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in held:
         found += _places(value, (*at, key))
     return found
@@ -337,9 +318,7 @@ def bombed(draw: Any, text: bytes) -> bytes:
     at = draw(st.sampled_from(keys)) if keys else 0
     key = lines[at].split(b":")[0]
     row = draw(st.sampled_from(["x", "[-1, 1, Conv, [8]]", "{a: b}", "1"]))
-    lines[at] = key + draw(
-        st.sampled_from([b": *a24", b": &r [*r]", b": [*a24]", b": [[-1, 1, Conv, [8, *a24]]]"])
-    )
+    lines[at] = key + draw(st.sampled_from([b": *a24", b": &r [*r]", b": [*a24]", b": [[-1, 1, Conv, [8, *a24]]]"]))
     return _laughs(25, draw(st.integers(2, 9)), row) + b"\n" + b"\n".join(lines)
 
 

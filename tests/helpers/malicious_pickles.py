@@ -93,9 +93,7 @@ PAYLOADS: dict[str, tuple[bytes, str]] = {
     "__import__": (called(name("builtins", "__import__"), text("antigravity")), "__import__"),
     "importlib": (called(name("importlib", "import_module"), text("antigravity")), "import_module"),
     "getattr chain": (
-        called(
-            called(GETATTR, called(name("builtins", "__import__"), text("os")), text("system")), text(TOUCH)
-        ),
+        called(called(GETATTR, called(name("builtins", "__import__"), text("os")), text("system")), text(TOUCH)),
         "__import__",
     ),
     "getattr of a layer": (called(GETATTR, name("models.yolo", "Model"), text("__init__")), "getattr"),
@@ -146,9 +144,7 @@ PAYLOADS: dict[str, tuple[bytes, str]] = {
         "compile_file",
     ),
     "pickle.loads": (
-        called(
-            name("pickle", "loads"), called(name("_codecs", "encode"), text("cos\nsystem\n."), text("latin1"))
-        ),
+        called(name("pickle", "loads"), called(name("_codecs", "encode"), text("cos\nsystem\n."), text("latin1"))),
         "pickle",
     ),
     "numpy.load": (called(name("numpy", "load"), text("x.npy"), NONE, b"\x88"), "numpy.load"),
@@ -329,9 +325,7 @@ def program(payload: bytes, place: str) -> bytes:
     return b"\x80\x02" + filled_dict(note=text("longer than nothing" * 4), **_PLACES[place](payload)) + b"."
 
 
-def write(
-    file: Path, payload: bytes, place: str = "top", container: str = "archive", good: Path | None = None
-) -> Path:
+def write(file: Path, payload: bytes, place: str = "top", container: str = "archive", good: Path | None = None) -> Path:
     """A checkpoint with a payload: today's archive, a file of torch < 1.6, or a pickle alone.
 
     Args:
@@ -344,9 +338,7 @@ def write(
     if container == "bare":
         file.write_bytes(content)
     elif container == "legacy":
-        first = b"".join(
-            pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
-        )
+        first = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
         file.write_bytes(first + content + pickle.dumps([], 2))
     else:
         with zipfile.ZipFile(file, "w") as archive:

@@ -110,9 +110,7 @@ def examples(text: str, page: str = "page.md") -> list[Example]:
     parser.feed(markdown.markdown(text, extensions=["fenced_code", "tables"]))
     fences = sum(line.lstrip().startswith(("```", "~~~")) for line in text.splitlines())
     if fences != 2 * len(parser.found):
-        raise ValueError(
-            f"{page}: {fences} fences, but {len(parser.found)} blocks; is one indented or left open?"
-        )
+        raise ValueError(f"{page}: {fences} fences, but {len(parser.found)} blocks; is one indented or left open?")
     return [
         _described(Example(page, number, language, code), comment)
         for number, (language, code, comment) in enumerate(parser.found, 1)
@@ -121,9 +119,7 @@ def examples(text: str, page: str = "page.md") -> list[Example]:
 
 def _described(example: Example, comment: str) -> Example:
     if example.language not in (*RUN, *SHOWN):
-        raise ValueError(
-            f"{example.place}: language {example.language!r} is none of {', '.join((*RUN, *SHOWN))}"
-        )
+        raise ValueError(f"{example.place}: language {example.language!r} is none of {', '.join((*RUN, *SHOWN))}")
     for part in filter(None, map(str.strip, comment.split(";"))):
         key, _, value = (word.strip() for word in part.partition(":"))
         if key == "quick" and not value:
@@ -135,9 +131,7 @@ def _described(example: Example, comment: str) -> Example:
         elif (key, value) == ("yaml", "data"):
             example.is_data = True
         else:
-            raise ValueError(
-                f"{example.place}: the comment {part!r} means nothing; see {Path(__file__).name}"
-            )
+            raise ValueError(f"{example.place}: the comment {part!r} means nothing; see {Path(__file__).name}")
     if example.needs and (example.quick or example.files):
         raise ValueError(f"{example.place}: what is not run is neither quick nor with files")
     return example

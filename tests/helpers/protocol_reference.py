@@ -14,10 +14,7 @@ def random_case(rng, images: int = 3, nc: int = 3, size: int = 200) -> list[tupl
     case = []
     for number in range(images):
         count, extra = int(rng.integers(0, 9)), int(rng.integers(0, 12))
-        boxes = (
-            np.concatenate([rng.integers(0, size - 40, (count, 2)), rng.integers(4, 60, (count, 2))], axis=1)
-            * 1.0
-        )
+        boxes = np.concatenate([rng.integers(0, size - 40, (count, 2)), rng.integers(4, 60, (count, 2))], axis=1) * 1.0
         classes = rng.integers(0, nc, count)
         regions = np.concatenate([rng.integers(0, size, (2, 2)), rng.integers(0, 80, (2, 2))], axis=1) * 1.0
         truth = Truth(
@@ -33,9 +30,7 @@ def random_case(rng, images: int = 3, nc: int = 3, size: int = 200) -> list[tupl
             rng.random((2 * count, 1)) < 0.8
         )
         near[:, 2:] = np.maximum(near[:, 2:], 1)
-        far = np.concatenate(
-            [rng.integers(-10, size - 10, (extra, 2)), rng.integers(11, 60, (extra, 2))], axis=1
-        )
+        far = np.concatenate([rng.integers(-10, size - 10, (extra, 2)), rng.integers(11, 60, (extra, 2))], axis=1)
         labels = np.concatenate([np.repeat(classes, 2), rng.integers(-1, nc, extra)])
         labels = np.where(rng.random(len(labels)) < 0.15, rng.integers(0, nc, len(labels)), labels)
         scores = rng.integers(1, 100, len(labels)) / 100  # ties
@@ -148,11 +143,7 @@ def yolov5(case, nc: int) -> dict[str, float]:
     every, labels = [], []
     for truth, found in case:
         order = np.argsort(-found.scores, kind="stable")
-        rows = [
-            (found.boxes[at], found.scores[at], found.classes[at])
-            for at in order[:300]
-            if found.classes[at] >= 0
-        ]
+        rows = [(found.boxes[at], found.scores[at], found.classes[at]) for at in order[:300] if found.classes[at] >= 0]
         objects = [
             (box, label)
             for box, label, ignored in zip(truth.boxes, truth.classes, truth.ignored)

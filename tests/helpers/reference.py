@@ -41,8 +41,7 @@ def linear(weight, bias, vector):
     """``weight`` (out, in, ...ones), ``bias`` (out) or None, ``vector`` (in)."""
     rows = np.asarray(weight).reshape(len(weight), -1)
     return [
-        math.fsum(w * v for w, v in zip(row, vector)) + (0.0 if bias is None else bias[o])
-        for o, row in enumerate(rows)
+        math.fsum(w * v for w, v in zip(row, vector)) + (0.0 if bias is None else bias[o]) for o, row in enumerate(rows)
     ]
 
 
@@ -95,9 +94,7 @@ def ema(x, p, training, groups=32, cross_spatial=True, factor=None):
 
         branch1 = np.zeros_like(group)
         for c in range(k):
-            gated = [
-                group[c, i, j] * gate_h[c, i] * gate_w[c, j] for i, j in product(range(height), range(width))
-            ]
+            gated = [group[c, i, j] * gate_h[c, i] * gate_w[c, j] for i, j in product(range(height), range(width))]
             normed = normalise(gated, p["gn.weight"][c], p["gn.bias"][c], GROUP_NORM_EPS)
             branch1[c] = np.array(normed).reshape(height, width)
         branch3 = convolve(group, p["conv3x3.weight"], p["conv3x3.bias"])
@@ -128,8 +125,7 @@ def ca(x, p, training, reduction=32):
     out = np.zeros_like(x)
     for image in range(n):
         active = [
-            [v * min(max(v + 3, 0), 6) / 6 for v in strips[image, :, position, 0]]
-            for position in range(height + width)
+            [v * min(max(v + 3, 0), 6) / 6 for v in strips[image, :, position, 0]] for position in range(height + width)
         ]
         scores_h = [linear(p["conv_h.weight"], p["conv_h.bias"], active[i]) for i in range(height)]
         scores_w = [linear(p["conv_w.weight"], p["conv_w.bias"], active[height + j]) for j in range(width)]

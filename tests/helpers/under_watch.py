@@ -62,9 +62,7 @@ class _Watch:
             return
         if event in _STARTS and not _asks_git(args):
             self.seen.append(f"{event} {args!r}"[:300])
-        elif (
-            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        ):
+        elif event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             self._changed("open for writing", args[0])
         elif event in _CHANGES:
             self._changed(event, args[0])

@@ -91,9 +91,7 @@ def test_cfg_whose_rows_do_not_fit(refused, tiny_set):
 
 def test_weights_missing(refused, tiny_set):
     assert "weights not found: nowhere.pt" in refused("val", "--data", tiny_set, "--weights", "nowhere.pt")
-    assert "weights not found: nowhere.pt" in refused(
-        "detect", "--weights", "nowhere.pt", "--source", tiny_set
-    )
+    assert "weights not found: nowhere.pt" in refused("detect", "--weights", "nowhere.pt", "--source", tiny_set)
 
 
 def test_released_weights_without_a_network(refused, tiny_set, monkeypatch):
@@ -108,9 +106,7 @@ def test_weights_cut_off_or_no_checkpoint(refused, tiny_set, own_folder):
     (own_folder / "cut.pt").write_bytes(b"PK\x03\x04 and nothing more")
     (own_folder / "text.pt").write_text("hello")
     for name in ("cut.pt", "text.pt"):
-        assert "not a PyTorch checkpoint, or is cut off" in refused(
-            "val", "--data", tiny_set, "--weights", name
-        )
+        assert "not a PyTorch checkpoint, or is cut off" in refused("val", "--data", tiny_set, "--weights", name)
         assert "not a PyTorch checkpoint" in refused("export", "--weights", name, "--include", "onnx")
 
 
@@ -238,19 +234,14 @@ def test_images_of_another_size_than_an_exported_model_takes(own_folder, tmp_pat
 
     from yolov5_ema.scripts.running import speaking_plainly
 
-    ends = [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 64, 96])
-        for name in ("x", "y")
-    ]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 64, 96]) for name in ("x", "y")]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Abs", ["x"], ["y"])], "g", ends[:1], ends[1:])
     opset = onnx.helper.make_opsetid("", 12)
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     with (
         yolov5_ema.installed() as engine,
-        pytest.raises(
-            yolov5_ema.UserError, match=r"batch size 1, not 2, height 64, not 32\. Give --img its size"
-        ),
+        pytest.raises(yolov5_ema.UserError, match=r"batch size 1, not 2, height 64, not 32\. Give --img its size"),
         speaking_plainly(engine),
     ):
         session.run(None, {"x": np.zeros((2, 3, 32, 96), np.float32)})
@@ -336,16 +327,11 @@ def test_unknown_command_and_plugin(refused):
     assert "--plugin no_such_module: cannot import it" in refused("blocks", "--plugin", "no_such_module")
 
 
-@pytest.mark.parametrize(
-    "line", [("--trust", "info"), ("run", "--trust", "s.py"), ("run", "--confl", "ours", "s.py")]
-)
+@pytest.mark.parametrize("line", [("--trust", "info"), ("run", "--trust", "s.py"), ("run", "--confl", "ours", "s.py")])
 def test_shortened_flags_of_ours_are_named(refused, line):
     flag = next(word for word in line if word.startswith("--"))
     message = refused(*line)
-    assert (
-        f"no flag {flag!r} here" in message
-        and "--trust-checkpoint, --quiet, --verbose, each in full" in message
-    )
+    assert f"no flag {flag!r} here" in message and "--trust-checkpoint, --quiet, --verbose, each in full" in message
 
 
 def test_a_missing_yaml_gets_the_advice_of_its_kind(refused):

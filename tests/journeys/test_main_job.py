@@ -333,10 +333,7 @@ def test_onnx_through_yolov5s_own_detect(trained, tiny_set, tmp_path):
     pytest.importorskip("onnxruntime")
     weights = tmp_path / "best.pt"
     weights.write_bytes(trained.read_bytes())
-    assert (
-        run_cli("export", "--weights", weights, "--img", 64, "--include", "onnx", cwd=tmp_path).returncode
-        == 0
-    )
+    assert run_cli("export", "--weights", weights, "--img", 64, "--include", "onnx", cwd=tmp_path).returncode == 0
     flags = (
         "--source",
         tiny_set.parent / "images/test",

@@ -39,9 +39,7 @@ def run_cells(folder: Path, *sources: str) -> list[str]:
     manager = AsyncKernelManager(kernel_name="python3")
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     manager._kernel_spec = KernelSpec(argv=command, env={"PYTHONPATH": str(REPOSITORY)})
-    client = nbclient.NotebookClient(
-        notebook, km=manager, timeout=300, resources={"metadata": {"path": str(folder)}}
-    )
+    client = nbclient.NotebookClient(notebook, km=manager, timeout=300, resources={"metadata": {"path": str(folder)}})
     client.execute()
     return ["".join(out.get("text", "") for out in cell.outputs) for cell in notebook.cells]
 

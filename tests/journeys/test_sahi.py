@@ -27,9 +27,7 @@ def image(tiny_set):
 
 def rows(prediction):
     """x1, y1, x2, y2, confidence, class of sahi's predictions, by falling confidence."""
-    found = [
-        [*one.bbox.to_xyxy(), one.score.value, one.category.id] for one in prediction.object_prediction_list
-    ]
+    found = [[*one.bbox.to_xyxy(), one.score.value, one.category.id] for one in prediction.object_prediction_list]
     return np.array(sorted(found, key=lambda row: -row[4]), dtype=np.float64).reshape(-1, 6)
 
 

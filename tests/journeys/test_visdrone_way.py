@@ -35,9 +35,7 @@ def downloaded(tmp_path_factory):
         found.sort(reverse=True)
         lines = [f"{box},{score},{label},-1,-1\n" for score, box, label in found]
         (folder / f"results/{stem}.txt").write_text("".join(lines))
-    assert (
-        main(["data", "visdrone", str(folder / f"{VAL}.zip"), "--out", str(folder / "set"), "--quiet"]) == 0
-    )
+    assert main(["data", "visdrone", str(folder / f"{VAL}.zip"), "--out", str(folder / "set"), "--quiet"]) == 0
     return folder
 
 

@@ -98,9 +98,7 @@ def test_like_the_reference_in_float32(shape, training, form):
 
 
 @each_form
-@pytest.mark.parametrize(
-    "x", [torch.full((2, 6, 5, 4), 0.3), noise(2, 6, 5, 4).relu(), noise(2, 6, 5, 4).round()]
-)
+@pytest.mark.parametrize("x", [torch.full((2, 6, 5, 4), 0.3), noise(2, 6, 5, 4).relu(), noise(2, 6, 5, 4).round()])
 def test_equal_maxima_share_their_gradient(x, form):
     block = random_block(6, training=False)
     with torch.no_grad():  # a gate the same for all channels, so that channels tie as well
@@ -414,6 +412,4 @@ def test_tied_maxima_share_the_gradient(implementation):
     x.grad = None
     block(x).sum().backward()
     for grad in (plain, x.grad):  # all four pixels of a channel are its maximum: none is preferred
-        torch.testing.assert_close(
-            grad.flatten(2), grad.mean((2, 3))[:, :, None].expand(1, 8, 4), atol=1e-6, rtol=1e-4
-        )
+        torch.testing.assert_close(grad.flatten(2), grad.mean((2, 3))[:, :, None].expand(1, 8, 4), atol=1e-6, rtol=1e-4)

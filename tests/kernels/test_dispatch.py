@@ -54,9 +54,7 @@ def test_a_kernel_for_another_device_is_a_wish():
 
 
 def test_a_kernel_that_cannot_run(monkeypatch):
-    with pytest.raises(
-        UserError, match=f"EMA: implementation 'triton' cannot run: .*float64. Choices: {LISTED}"
-    ):
+    with pytest.raises(UserError, match=f"EMA: implementation 'triton' cannot run: .*float64. Choices: {LISTED}"):
         choose("EMA", "triton", "cuda", torch.float64)
     monkeypatch.setattr(dispatch, "_missing", lambda kernel: "no C++ compiler found")
     with pytest.raises(UserError, match=r"'cpp' cannot run: no C\+\+ compiler found"):
@@ -129,10 +127,7 @@ def test_doctor_refuses_a_wrong_name(monkeypatch, capsys):
     """What it prints otherwise: tests/journeys/test_main_job.py."""
     monkeypatch.setenv(VARIABLES["implementation"], "fast")
     assert main(["doctor"]) == 2
-    assert (
-        f"{VARIABLES['implementation']}=fast: no such implementation; choices: {LISTED}"
-        in capsys.readouterr().err
-    )
+    assert f"{VARIABLES['implementation']}=fast: no such implementation; choices: {LISTED}" in capsys.readouterr().err
 
 
 def test_a_detector_predicts_the_same_by_any_implementation():

@@ -35,9 +35,7 @@ SHAPES = [
 ]
 KERNELS = [
     "exact",
-    pytest.param(
-        "cpp", marks=pytest.mark.skipif(native.library().handle is None, reason=native.library().reason)
-    ),
+    pytest.param("cpp", marks=pytest.mark.skipif(native.library().handle is None, reason=native.library().reason)),
 ]
 every_kernel = pytest.mark.parametrize("name", KERNELS)
 every_form = pytest.mark.parametrize("name", ["expression", *KERNELS])
@@ -90,9 +88,7 @@ def test_values_and_gradients_in_float32(name, shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values_and_gradients_in_float64(name, shape):
     block, x = block_and_input(shape, torch.float64)
-    assert_close(
-        value_and_gradients(name, block, x), value_and_gradients("reference", block, x), 1e-12, 1e-10
-    )
+    assert_close(value_and_gradients(name, block, x), value_and_gradients("reference", block, x), 1e-12, 1e-10)
 
 
 @every_form
@@ -110,9 +106,7 @@ def test_any_shape_and_parameters(name, shape, seed):
 def test_a_single_pixel(name):
     """GroupNorm refuses one value a channel if it is all there is; its formula gives beta."""
     block, x = block_and_input((1, 1, 3, 1, 1), torch.float64)
-    assert_close(
-        value_and_gradients(name, block, x), value_and_gradients("expression", block, x), 1e-14, 1e-12
-    )
+    assert_close(value_and_gradients(name, block, x), value_and_gradients("expression", block, x), 1e-14, 1e-12)
     p, q = block.gn.bias.softmax(0), block.conv3x3(x).flatten().softmax(0)
     score = (p * block.conv3x3(x).flatten()).sum() + (q * block.gn.bias).sum()
     torch.testing.assert_close(run(name, block, x), x * score.sigmoid())
@@ -133,9 +127,7 @@ def test_a_mean_of_1000_does_not_cancel(name, deviation):
     block, x = block_and_input((2, 2, 6, 24, 24))
     x = (1000 + deviation * x.detach()).requires_grad_()
     block.conv1x1.weight.data *= 1e-3  # gates that are neither 0 nor 1
-    truth = value_and_gradients(
-        "reference", copy.deepcopy(block).double(), x.detach().double().requires_grad_()
-    )
+    truth = value_and_gradients("reference", copy.deepcopy(block).double(), x.detach().double().requires_grad_())
     errors = {}
     for form in ("reference", name):
         found = value_and_gradients(form, block, x)
@@ -226,9 +218,7 @@ def test_gradcheck_and_double_backward(name, shape):
     block, x = block_and_input(shape, torch.float64)
 
     def function(x, *values):
-        named = dict(
-            zip(("conv1x1.weight", "conv1x1.bias", "gn.weight", "gn.bias", "conv3x3.weight"), values)
-        )
+        named = dict(zip(("conv1x1.weight", "conv1x1.bias", "gn.weight", "gn.bias", "conv3x3.weight"), values))
         return run(name, _Bound(block, named), x)
 
     values = (x, *(p.detach().clone().requires_grad_() for p in parameters(block)[:5]))
@@ -281,9 +271,7 @@ def test_gradient_penalty_equals_the_references(name):
 
 
 @every_kernel
-@pytest.mark.parametrize(
-    "shape", [(8, 512, 20, 20), (4, 640, 40, 40), (1, 320, 160, 160), (8, 256, 56, 56)], ids=str
-)
+@pytest.mark.parametrize("shape", [(8, 512, 20, 20), (4, 640, 40, 40), (1, 320, 160, 160), (8, 256, 56, 56)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 def test_bytes_saved_for_backward(name, shape, dtype):
     """At most 1.1 times the input's; the reference keeps five times as much."""

@@ -112,9 +112,7 @@ def test_any_number_of_groups(tmp_path, exporter, groups):
 
 def test_nothing_with_k_outputs_is_convolved(block, tmp_path):
     exact = operations(to_onnx(block, tmp_path / "exact.onnx", "older", 13))
-    assert not [
-        name for name in exact if "Conv" in name or "Pool" in name or name in ("If", "Loop", "NonZero")
-    ]
+    assert not [name for name in exact if "Conv" in name or "Pool" in name or name in ("If", "Loop", "NonZero")]
     with dispatch.forced("reference"):
         file = to_onnx(block, tmp_path / "reference.onnx", "older", 13, dynamic=False)
     assert operations(file)["Conv"] == 2
@@ -230,9 +228,7 @@ def test_formats_that_need_what_is_not_here(refused, detector, monkeypatch, name
 
     monkeypatch.setattr(exports, "formats", lambda engine: ["onnx", "coreml", "openvino", "paddle", "engine"])
     there = exports.importlib.util.find_spec
-    monkeypatch.setattr(
-        exports.importlib.util, "find_spec", lambda name: there(name) if name == "onnx" else None
-    )
+    monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: there(name) if name == "onnx" else None)
     message = refused("export", "--weights", detector, "--device", "cpu", "--include", "onnx", name)
     assert f"--include {name}" in message and package in message
 

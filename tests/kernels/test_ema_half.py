@@ -20,9 +20,7 @@ from yolov5_ema.kernels.ema import EMAArguments, ema_exact
 IMPLEMENTATIONS = [
     "reference",
     "exact",
-    pytest.param(
-        "cpp", marks=pytest.mark.skipif(native.library().handle is None, reason=native.library().reason)
-    ),
+    pytest.param("cpp", marks=pytest.mark.skipif(native.library().handle is None, reason=native.library().reason)),
 ]
 every_implementation = pytest.mark.parametrize("name", [*IMPLEMENTATIONS, "expression"])
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch sees none")
@@ -100,9 +98,7 @@ def test_inference_of_a_half_precision_model(small_detector, dtype):
         wanted = copy.deepcopy(small_detector[0]).eval()(images)[0]
     assert found.isfinite().all() and found.shape == wanted.shape
     # boxes in pixels, scores below 1
-    assert (found.float() - wanted)[..., :4].abs().max() < 4 and (found.float() - wanted)[
-        ..., 4:
-    ].abs().max() < 0.05
+    assert (found.float() - wanted)[..., :4].abs().max() < 4 and (found.float() - wanted)[..., 4:].abs().max() < 0.05
 
 
 @needs_gpu

@@ -44,9 +44,7 @@ def _assert_no_worse_than_plain(case: cases.Case, found: dict[str, float]) -> No
     """Ten times what the definition itself loses in float32: y = X a c is rounded before its mean is taken off, and
     its gradient then sums to nearly nothing. A variance as E[y^2] - E[y]^2 would lose a hundred times as much."""
     plain, rounding = cases.errors(case, "plain"), ROUNDING[case.dtype]
-    allowed = {
-        name: 10 * error + 2e-6 + (rounding if name in ("out", "x") else 0.0) for name, error in plain.items()
-    }
+    allowed = {name: 10 * error + 2e-6 + (rounding if name in ("out", "x") else 0.0) for name, error in plain.items()}
     wrong = {name: error for name, error in found.items() if not error <= allowed[name]}
     assert not wrong, f"{wrong}, allowed {allowed}"
 
@@ -111,9 +109,7 @@ def test_small_tiles_are_fused(k, h, w, fused):
 
 
 @pytest.mark.parametrize("k", [1, 5, 16, 600])
-@pytest.mark.parametrize(
-    ("h", "w"), [(1, 1), (1, 5000), (5000, 1), (20, 20), (81, 79), (160, 160), (320, 320)]
-)
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 5000), (5000, 1), (20, 20), (81, 79), (160, 160), (320, 320)])
 @pytest.mark.parametrize("fused", [True, False])
 def test_blocks_hold_what_they_must(k, h, w, fused):
     plan = kernels._plan(k, h, w, fused)
@@ -206,9 +202,7 @@ def _check_compiled(monkeypatch, shape, groups, capability, dtype=torch.float32)
     for index, launch in enumerate([*forward, *backward]):
         registers, spilled, shared = _compile(launch, capability)
         name, warps = launch[0].fn.__name__, launch[3]["num_warps"]
-        print(
-            f"{'x'.join(map(str, shape))} sm_{capability} {name} {warps} warps {registers} {spilled} {shared}"
-        )
+        print(f"{'x'.join(map(str, shape))} sm_{capability} {name} {warps} warps {registers} {spilled} {shared}")
         assert shared <= 48 * 1024, f"{name}: {shared} bytes of shared memory"
         assert registers * 32 * warps <= 64 * 1024, f"{name}: {registers} registers with {warps} warps"
         # a few words of a backward that holds 128 registers a thread are not worth a second launch
@@ -232,9 +226,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("shape", "groups"), [SHAPES[0], pytest.param(*SHAPES[4], marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize(("shape", "groups"), [SHAPES[0], pytest.param(*SHAPES[4], marks=pytest.mark.slow)], ids=str)
 def test_kernels_compile_for_hopper(shape, groups, monkeypatch, own_cache):
     _check_compiled(monkeypatch, shape, groups, 90)
 

@@ -18,9 +18,7 @@ from yolov5_ema.kernels import dispatch, native
 from yolov5_ema.kernels.ema import attended, gated, means_of_sides
 from yolov5_ema.kernels.memory import check_memory
 
-KERNEL = pytest.param(
-    "cpp", marks=pytest.mark.skipif(native.library().handle is None, reason=native.library().reason)
-)
+KERNEL = pytest.param("cpp", marks=pytest.mark.skipif(native.library().handle is None, reason=native.library().reason))
 every_form = pytest.mark.parametrize("form", ["reference", "exact", KERNEL])
 both_blocks = pytest.mark.parametrize("kind", [EMA, CBAM], ids=["EMA", "CBAM"])
 

@@ -42,9 +42,7 @@ def no_compiler(monkeypatch, tmp_path):
 
 def test_no_compiler(no_compiler, cache):
     found = native._find_or_build()
-    assert found.handle is None and found.reason.startswith(
-        "no C++ compiler found (c++, g++, clang++, or CXX)"
-    )
+    assert found.handle is None and found.reason.startswith("no C++ compiler found (c++, g++, clang++, or CXX)")
 
 
 @pytest.mark.parametrize(
@@ -130,9 +128,7 @@ def test_a_folder_that_cannot_be_made(cache):
 # ---------------------------------------------------------------------- libraries that others can have put there
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes of POSIX")
-needs_root = pytest.mark.skipif(
-    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away"
-)
+needs_root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away")
 
 
 def writable_file(folder, file):

@@ -55,8 +55,7 @@ def test_runs_of_one_model_are_one_point(runs):
 def test_names_are_over_nothing():
     numbers = random.Random(0)
     points = [
-        Point(f"model {i}", 23.7 + numbers.random() * 0.4, (77 + numbers.random(),), i % 2 == 0)
-        for i in range(12)
+        Point(f"model {i}", 23.7 + numbers.random() * 0.4, (77 + numbers.random(),), i % 2 == 0) for i in range(12)
     ]
     figure = compose(points)
     (axes,) = figure.axes

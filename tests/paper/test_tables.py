@@ -148,11 +148,7 @@ def test_what_is_printed_can_be_built():
         labels = [row.label for row in table.rows]
         for row in table.rows:
             assert row.over in ("", *labels) and set(row.accuracy) <= set(table.accuracy)
-            assert (
-                row.classifier in list_paper_models()
-                if row.classifier
-                else row.detector or find_shipped(row.cfg)
-            )
+            assert row.classifier in list_paper_models() if row.classifier else row.detector or find_shipped(row.cfg)
     in_tables = {row.classifier for table in tables for row in table.rows} - {""}
     assert in_tables == set(list_paper_models()) - {"resnet50-se"}
 
@@ -208,9 +204,7 @@ def test_the_text_has_a_line_a_figure_and_quotes_accuracies(classifiers):
     assert lines[start].split() == ["+", "EMA", "parameters,", "M", "23.85", "23,903,620"] + [
         *("+198,368", "23,849,556", "no-norm", "yes")
     ]
-    assert lines[start + 1].split() == [
-        *("G", "MACs", "1.32", "1.6113", "+0.3133", "1.3214", "once", "0.1.1", "yes")
-    ]
+    assert lines[start + 1].split() == [*("G", "MACs", "1.32", "1.6113", "+0.3133", "1.3214", "once", "0.1.1", "yes")]
     assert lines[start + 2].split() == [*("top1,", "top5", "80.69", "95.59", "quoted,", "not", "measured")]
     ablation = next(i for i, line in enumerate(lines) if line.startswith("+ EMA_no "))
     assert lines[ablation + 2].split()[:4] == ["top1,", "top5", "78.24", "94.89"]  # the paper's Table 4
@@ -221,11 +215,7 @@ def test_markdown_is_tables(classifiers):
     assert markdown.count("\n### Table ") + markdown.startswith("### Table ") == 3
     line = "| + EMA | parameters, M | 3.55 | 3,549,726 | +44,854 | 3,549,726 | plain | yes |"
     assert line in markdown.splitlines()
-    widths = {
-        line.count("|")
-        for line in markdown.split("| way of counting")[0].splitlines()
-        if line.startswith("|")
-    }
+    widths = {line.count("|") for line in markdown.split("| way of counting")[0].splitlines() if line.startswith("|")}
     assert widths == {9}
 
 

@@ -20,9 +20,7 @@ def trained(tmp_path, figures, **options):
     for model, values in figures.items():
         for seed, value in enumerate(values):
             folder = tmp_path / model / f"seed{seed}"
-            runs.append(
-                read_source(write_training(folder, figures=(0.1, value, 0.2), cfg=f"{model}.yaml", **options))
-            )
+            runs.append(read_source(write_training(folder, figures=(0.1, value, 0.2), cfg=f"{model}.yaml", **options)))
     name_apart(runs)
     return runs
 
@@ -51,9 +49,7 @@ def test_several_models_are_corrected_for(tmp_path):
     runs = trained(tmp_path, {"base": BASE, "ema": EMA, "ca": BASE})
     compared = of_runs(runs, {}, baseline="ema")
     assert [row.model for row in compared.rows] == ["ema", "base", "ca"]
-    assert compared.level == pytest.approx(0.975) and compared.rows[1].differences[
-        "mAP50"
-    ].mean == pytest.approx(-0.02)
+    assert compared.level == pytest.approx(0.975) and compared.rows[1].differences["mAP50"].mean == pytest.approx(-0.02)
     assert "97.5 % each" in compared.notes[-1]
     with pytest.raises(UserError, match="--baseline x is not one of the models: base, ema, ca"):
         of_runs(runs, {}, baseline="x")

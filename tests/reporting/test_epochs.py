@@ -49,9 +49,7 @@ def test_the_best_epoch_is_the_one_of_best_pt(read):
     assert read(yolov5_csv([row(0, nan, nan), row(1, 0.1, 0.1)])).best == 1
     assert read(yolov5_csv([row(0, nan, nan)])).best is None
     assert read(yolov5_csv([])).best is None
-    classified = (
-        "epoch,train/loss,val/loss,val/top1,val/top5,lr\n1,2,2,0.3,0.9,1\n2,1,1,0.5,0.8,1\n3,1,1,0.4,1,1\n"
-    )
+    classified = "epoch,train/loss,val/loss,val/top1,val/top5,lr\n1,2,2,0.3,0.9,1\n2,1,1,0.5,0.8,1\n3,1,1,0.4,1,1\n"
     assert read(classified).best == 1
 
 
@@ -65,9 +63,7 @@ def test_epochs_that_were_not_validated_have_no_figures(read):
         "val/box_loss",
         "val/obj_loss",
     )
-    epochs = read(
-        yolov5_csv([(0, 0.5, 0, 0, 0, 0), (1, 0.4, 0, 0, 0.2, 0), (2, 0.3, 0.7, 0.4, 0.1, 0.1)], names)
-    )
+    epochs = read(yolov5_csv([(0, 0.5, 0, 0, 0, 0), (1, 0.4, 0, 0, 0.2, 0), (2, 0.3, 0.7, 0.4, 0.1, 0.1)], names))
     assert epochs.is_validated == [False, True, True] and epochs.best == 2
     assert math.isnan(epochs.values("mAP50")[0]) and epochs.values("mAP50")[1:] == [0, 0.7]
     assert epochs.values("train box loss") == [0.5, 0.4, 0.3]

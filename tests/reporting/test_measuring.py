@@ -46,9 +46,7 @@ def test_figures_by_class(evaluated):
     # all right: AP50 of YOLOv5's rules is 0.995, the line from (0, 1) over recall 1 to precision 0
     assert evaluated.per_class["box"]["AP50"] == pytest.approx(0.995, abs=1e-6)
     assert evaluated.per_class["cross"]["AP50"] == 0 and evaluated.per_class["box"]["labels"] == 4
-    assert evaluated.metrics["mAP50"] == pytest.approx(
-        sum(c["AP50"] for c in evaluated.per_class.values()) / 3
-    )
+    assert evaluated.metrics["mAP50"] == pytest.approx(sum(c["AP50"] for c in evaluated.per_class.values()) / 3)
     assert len(evaluated.curves["box"]) == 101 and evaluated.curves["box"][0] == 1.0
     assert evaluated.confusion == [[4, 0, 0, 0], [0, 4, 0, 0], [4, 0, 0, 0], [0, 0, 0, 0]]
 
@@ -56,11 +54,7 @@ def test_figures_by_class(evaluated):
 def test_samples_are_evenly_spaced(evaluated):
     names = [Path(sample.image).stem for sample in evaluated.samples]
     assert names == ["val0", "val2", "val3"]  # the middles of three thirds of four
-    assert (
-        [sample.objects for sample in evaluated.samples]
-        == [3, 3, 3]
-        == [s.detections for s in evaluated.samples]
-    )
+    assert [sample.objects for sample in evaluated.samples] == [3, 3, 3] == [s.detections for s in evaluated.samples]
     assert evaluated.samples[0].image == "images/val/val0.jpg"
     assert max(opened(pictures.uri_of(evaluated.samples[0].picture))[0].size) == 480
 
@@ -127,9 +121,7 @@ def test_boxes_are_where_they_belong(tmp_path):
     )
     assert rows.max() == pytest.approx(80 * 2.4, abs=3)
     light = np.nonzero((image > 215).all(axis=2) & (np.arange(480) < 240))
-    assert light[1].min() == pytest.approx(20 * 2.4 - 2, abs=3) and light[1].max() == pytest.approx(
-        50 * 2.4 + 2, abs=3
-    )
+    assert light[1].min() == pytest.approx(20 * 2.4 - 2, abs=3) and light[1].max() == pytest.approx(50 * 2.4 + 2, abs=3)
 
 
 def test_pictures_are_bounded(tmp_path):
@@ -138,9 +130,7 @@ def test_pictures_are_bounded(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), noise)
     image, size = opened(drawn(tmp_path / "a.png", [], [], []))
     assert size <= pictures.MOST_BYTES and max(image.size) <= 640
-    assert (
-        opened(pictures.uri_of(pictures.embedded_picture(tmp_path / "a.png")))[1] <= 4 * pictures.MOST_BYTES
-    )
+    assert opened(pictures.uri_of(pictures.embedded_picture(tmp_path / "a.png")))[1] <= 4 * pictures.MOST_BYTES
 
 
 def test_many_detections_odd_names_and_lost_images(tmp_path):

@@ -69,9 +69,7 @@ def test_one_training(tmp_path):
     assert "0.5123" in found.words  # mAP50 of best.pt
     assert [line for line in found.tables["Options"] if line[0] == "seed"] == [["seed", "3"]]
     assert ["mosaic", "1.0"] in found.tables["Hyperparameters"]
-    assert (
-        len(found.images) == 1 and found.images[0]["alt"] == "a.jpg: 1 objects, 1 detections, drawn as boxes"
-    )
+    assert len(found.images) == 1 and found.images[0]["alt"] == "a.jpg: 1 objects, 1 detections, drawn as boxes"
     assert found.images[0]["src"].startswith("data:image/jpeg;base64,")
 
 
@@ -249,9 +247,7 @@ def test_what_users_write_is_text(tmp_path):
 
 def test_the_policy_lets_nothing_in(tmp_path):
     found = rendered(write_training(tmp_path / "exp"))
-    policy = next(
-        meta["content"] for meta in found.metas if meta.get("http-equiv") == "Content-Security-Policy"
-    )
+    policy = next(meta["content"] for meta in found.metas if meta.get("http-equiv") == "Content-Security-Policy")
     digest = base64.b64encode(hashlib.sha256(found.script.encode()).digest()).decode()
     assert policy.split("; ")[:4] == [
         "default-src 'none'",

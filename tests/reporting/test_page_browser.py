@@ -23,9 +23,7 @@ A4_WIDTH_PX = 794 - 2 * 45  # at 96 pixels an inch, less the margins of 12 mm
 @pytest.fixture(scope="module")
 def chromium():
     """The browser that is installed; one start for all cases."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="the Python package playwright is not installed"
-    )
+    playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
     names = ("chromium", "chromium-browser", "google-chrome")
     program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
@@ -46,9 +44,7 @@ def file(tmp_path_factory):
     alone = read_source(
         write_training(tmp_path / ("a-rather-long-name-of-a-run_" * 3), project="/" + "x" * 200, is_full=True)
     )
-    classified = read_source(
-        write_classification(tmp_path / "c", names=[f"class number {at}" for at in range(18)])
-    )
+    classified = read_source(write_classification(tmp_path / "c", names=[f"class number {at}" for at in range(18)]))
     sources = [comparison, alone, classified]
     name_apart(sources)
     names = ["car", "<script>alert(1)</script>", "bus", *(f"a long class name {at}" for at in range(9))]

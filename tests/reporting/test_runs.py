@@ -18,9 +18,7 @@ def test_a_training(tmp_path):
     assert (run.model, run.seed, run.hyp) == ("yolov5n-ema", 3, {"lr0": 0.01, "mosaic": 1.0})
     assert run.epochs.texts("mAP50") == ["0.1", "0.5", "0.4"]
     assert run.options["neptune_token"] == "(not shown)"
-    assert run.notes == [
-        "There is no weights/best.pt: the training ended before it was saved, or the file was moved."
-    ]
+    assert run.notes == ["There is no weights/best.pt: the training ended before it was saved, or the file was moved."]
 
 
 def test_hyperparameters_of_v7_stand_in_both_files(tmp_path):
@@ -38,9 +36,7 @@ def test_weights_mean_their_run(tmp_path):
     assert read_source(folder / "results.csv").folder == folder
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "seed"), [("seed7", {}, 7), ("exp", {}, None), ("seed7", {"seed": 2}, 2)]
-)
+@pytest.mark.parametrize(("name", "options", "seed"), [("seed7", {}, 7), ("exp", {}, None), ("seed7", {"seed": 2}, 2)])
 def test_the_seed_is_the_options_or_compares_folders(tmp_path, name, options, seed):
     assert read_source(write_training(tmp_path / name, **options)).seed == seed
 
@@ -81,9 +77,7 @@ def test_folders_of_evaluate_and_val(tmp_path):
 
 def test_what_is_no_run_is_told_what_was_looked_for(tmp_path):
     write_training(tmp_path / "train/exp")
-    with pytest.raises(
-        UserError, match=r"is not a run: looked in it for opt.yaml .* It holds runs: name them .*exp"
-    ):
+    with pytest.raises(UserError, match=r"is not a run: looked in it for opt.yaml .* It holds runs: name them .*exp"):
         read_source(tmp_path / "train")
     with pytest.raises(UserError, match="no such folder"):
         read_source(tmp_path / "nowhere")

@@ -99,8 +99,7 @@ def test_a_picture_of_more_pixels_than_any_drawn_is_not_opened(folder):
     rows = zlib.compress(b"\0" * (side + 1) * 20)
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
     raw = b"".join(
-        struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held))
-        for kind, held in chunks
+        struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held)) for kind, held in chunks
     )
     (folder / "PR_curve.png").write_bytes(b"\x89PNG\r\n\x1a\n" + raw)
     with Image.open(folder / "PR_curve.png") as image:
@@ -199,9 +198,7 @@ def test_a_comparison_names_no_run_outside_of_it(tmp_path):
     write_training(tmp_path / "seed0", word=SECRET)
     file = folder / "comparison.json"
     content = json.loads(file.read_text())
-    content["runs"] = [
-        {"cfg": name, "seed": 0} for name in ("..", "../../first/plain", str(tmp_path), "plain")
-    ]
+    content["runs"] = [{"cfg": name, "seed": 0} for name in ("..", "../../first/plain", str(tmp_path), "plain")]
     file.write_text(json.dumps(content))
     assert [run.folder.parent.name for run in read_source(folder).runs] == ["plain"]
     file.write_text(json.dumps({**content, "recipe": {"task": "../../x"}}))
@@ -241,9 +238,7 @@ def test_secrets_are_not_shown(tmp_path):
     (folder / "opt.yaml").write_text(json.dumps({"cfg": "a.yaml", **says, "hyp": {"api_key": "a-5"}}))
     (folder / "hyp.yaml").unlink()
     words = Page(html_of(folder)).words
-    assert not [
-        secret for secret in ("a-1", "a-2", "a-3", "a-4", "a-5", "hf_abc", "ghp_abc") if secret in words
-    ]
+    assert not [secret for secret in ("a-1", "a-2", "a-3", "a-4", "a-5", "hf_abc", "ghp_abc") if secret in words]
     assert "https://…@example.org/set.yaml" in words and words.count("(not shown)") >= 5
 
 

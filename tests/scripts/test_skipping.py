@@ -128,10 +128,7 @@ def test_any_name_is_printed(encoding, monkeypatch):
     with any_name_printed():
         print("ü", os.fsdecode(b"caf\xe9"), flush=True)
     assert sys.stdout.errors == "strict"
-    assert (
-        written.getvalue().decode(encoding)
-        == {"ascii": "\\xfc caf\\udce9\n", "utf-8": "ü caf\\udce9\n"}[encoding]
-    )
+    assert written.getvalue().decode(encoding) == {"ascii": "\\xfc caf\\udce9\n", "utf-8": "ü caf\\udce9\n"}[encoding]
 
 
 def test_a_script_that_reads_one_image_by_itself_is_told_why_it_cannot(tmp_path):

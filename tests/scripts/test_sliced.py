@@ -75,9 +75,7 @@ def recorded(engine, script, run, monkeypatch):
     module = engine.module(script)
     seen = []
 
-    def note(
-        prediction, conf_thres=0.25, iou_thres=0.45, classes=None, agnostic=False, labels=(), max_det=300, **_
-    ):
+    def note(prediction, conf_thres=0.25, iou_thres=0.45, classes=None, agnostic=False, labels=(), max_det=300, **_):
         seen.append(prediction.clone().reshape(-1, prediction.shape[-1]))
         return [torch.zeros((0, 6))]
 
@@ -199,9 +197,7 @@ def test_a_model_and_a_loader_of_the_callers_own(engine, trained, big_set, tmp_p
     """As train gives them to val: the same figures as with the file's name, and no hook left on the model."""
     module = engine.module("val")
     options = {"imgsz": IMGSZ, "batch_size": 3, "plots": False, "conf_thres": 0.0001, "half": False}
-    model = quietly(
-        module.attempt_load if hasattr(module, "attempt_load") else _loader(engine), weights=str(trained)
-    )
+    model = quietly(module.attempt_load if hasattr(module, "attempt_load") else _loader(engine), weights=str(trained))
     loader = quietly(
         module.create_dataloader,
         path=str(big_set.parent / "images/val"),

@@ -65,9 +65,7 @@ def test_a_bare_name_means_what_it_means_to_val(engine, own_folder):
     assert open_dataset("visdrone.yaml", engine).names[0] == "pedestrian"
     Path("coco128.yaml").write_text("val: x\nnames: [mine]\n")
     assert open_dataset("coco128.yaml", engine).names == ("mine",)
-    with pytest.raises(
-        ConfigError, match=r"no\.yaml: no such data YAML here or among those of yolov5-ema or of Y"
-    ):
+    with pytest.raises(ConfigError, match=r"no\.yaml: no such data YAML here or among those of yolov5-ema or of Y"):
         open_dataset("no.yaml", engine)
     for name in ("", "data/coco128.yaml", "x" * 5000):
         assert find_yaml(name, engine) is None
@@ -80,9 +78,7 @@ def test_a_bare_name_means_what_it_means_to_val(engine, own_folder):
         ("--save-json", ("a/1.jpg", "b/0001.jpg"), "are both called 1. --save-json tells"),
     ],
 )
-def test_val_writes_no_detections_of_two_images_under_one_name(
-    refused, tiny_set, own_folder, flag, names, word
-):
+def test_val_writes_no_detections_of_two_images_under_one_name(refused, tiny_set, own_folder, flag, names, word):
     for number, name in enumerate(names):
         place = own_folder / "images" / name
         place.parent.mkdir(parents=True)

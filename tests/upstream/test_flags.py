@@ -39,9 +39,7 @@ def test_shortened_flags_of_the_command_itself_are_refused(engine):
     parser = argparse.ArgumentParser(prog="yolov5-ema evaluate")
     parser.add_argument("--task")
     refuse_shortened(given_flags(engine, "val", ["--task", "test", "--img", "9"]), parser)
-    with pytest.raises(
-        UserError, match="--tas: write --task in full; 'yolov5-ema evaluate' reads that flag itself"
-    ):
+    with pytest.raises(UserError, match="--tas: write --task in full; 'yolov5-ema evaluate' reads that flag itself"):
         refuse_shortened(given_flags(engine, "val", ["--tas", "test"]), parser)
 
 

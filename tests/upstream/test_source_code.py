@@ -122,13 +122,9 @@ def test_not_needed_is_said_only_where_that_was_established(tmp_path):
     assert unknown.places == [] and not unknown.is_settled
     named_otherwise = _finding(other, "runs-here")
     assert named_otherwise.places == [] and named_otherwise.is_settled
-    broken = _clone(
-        tmp_path / "broken", train="def train(:\n", **{"models/yolo": "import (", "models/common": ")"}
-    )
+    broken = _clone(tmp_path / "broken", train="def train(:\n", **{"models/yolo": "import (", "models/common": ")"})
     (broken.root / "utils/general.py").write_text("'")
-    assert not any(
-        finding.is_settled for finding in findings(broken, QUIRKS) if finding.name == "numpy-names"
-    )
+    assert not any(finding.is_settled for finding in findings(broken, QUIRKS) if finding.name == "numpy-names")
 
 
 def test_doctor_says_what_it_does_not_know(tmp_path, monkeypatch, capsys):
@@ -170,9 +166,7 @@ def test_a_seed_flag_is_found_in_any_quotes(tmp_path):
 
 
 def test_hyperparameters_are_found_in_any_quotes(tmp_path):
-    engine = _clone(
-        tmp_path, train="hyp['a'] *= 2\nx = hyp[\n  \"b\"]\nhyp['c'] = 1\nself.hyp['d']\n# hyp['e']\n"
-    )
+    engine = _clone(tmp_path, train="hyp['a'] *= 2\nx = hyp[\n  \"b\"]\nhyp['c'] = 1\nself.hyp['d']\n# hyp['e']\n")
     assert names_read(engine, engine.root / "train.py") == {"a", "b", "d"}
 
 

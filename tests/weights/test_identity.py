@@ -148,9 +148,7 @@ def test_a_block_without_zero_gate_is_named(build, detector):
 
     try:
         model, fresh = grown(build, detector, build_cfg(size="n", block="Silent", nc=2))
-        with pytest.raises(
-            ConfigError, match=r"row 7 \(Silent\) is a Silent, which has no method zero_gate_"
-        ):
+        with pytest.raises(ConfigError, match=r"row 7 \(Silent\) is a Silent, which has no method zero_gate_"):
             start_as_identity(model, fresh)
     finally:
         unregister_block("Silent")
@@ -172,7 +170,5 @@ def test_readers_that_cannot_take_the_factor_are_named(build, detector):
         row[0] = reads if isinstance(row[0], list) else reads[0]
     model, fresh = grown(build, trained, cfg)
     assert fresh == [10]
-    with pytest.raises(
-        ConfigError, match=r"row 11 \(CA\) reads features that a fresh block gates, and its gate"
-    ):
+    with pytest.raises(ConfigError, match=r"row 11 \(CA\) reads features that a fresh block gates, and its gate"):
         start_as_identity(model, fresh)

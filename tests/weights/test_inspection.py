@@ -125,9 +125,7 @@ def test_training_state_and_both_formats_of_torch(tmp_path, legacy):
     assert found.training["epoch"] == 7 and found.training["best_fitness"] == 0.25
     assert found.training["updates"] == 12 and found.training["date"] == "2026-01-02"
     assert found.training["opt"]["data"] == "x/y.yaml" and found.training["opt"]["imgsz"] == 640
-    assert (
-        found.training["opt"]["hf_token"] == "(not shown)" and found.training["opt"]["roboflow_token"] is None
-    )
+    assert found.training["opt"]["hf_token"] == "(not shown)" and found.training["opt"]["roboflow_token"] is None
     assert found.versions["git"] == {"branch": "master"} and found.versions["version"] in ("3", "1001")
     assert found.optimizer == {"groups": 2, "tensors": 1}
     (model,) = found.models
@@ -291,9 +289,7 @@ def test_an_archive_with_two_pickles_of_the_name(tmp_path):
     torch.save({"model": nn.Conv2d(1, 1, 1)}, tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt", "a") as archive:
         archive.writestr("a/DATA.pkl", SYSTEM + b".")
-    with pytest.raises(
-        CheckpointError, match=r"a/DATA\.pkl' twice, so two readers could read different entries"
-    ):
+    with pytest.raises(CheckpointError, match=r"a/DATA\.pkl' twice, so two readers could read different entries"):
         inspect_file(tmp_path / "a.pt")
 
 
@@ -322,9 +318,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
         inspect_file(tmp_path / "readme.pt")
 
 
-@pytest.mark.parametrize(
-    "header", ["[" * 50_000, "7", "{", json.dumps({"cfg": [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]})]
-)
+@pytest.mark.parametrize("header", ["[" * 50_000, "7", "{", json.dumps({"cfg": [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]})])
 def test_safetensors_with_an_odd_header(tmp_path, header):
     text = json.dumps({"__metadata__": {"yolov5-ema": header}}).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
@@ -356,9 +350,7 @@ def test_agrees_with_torch_on_unsafe_names(tmp_path, how):
     of_torch = set(get_unsafe_globals_in_checkpoint(tmp_path / "a.pt"))
     found = inspect_file(tmp_path / "a.pt", allowed=lambda name: False)
     assert set(found.outside) == of_torch
-    assert set(inspect_file(tmp_path / "a.pt").outside) == {
-        name for name in of_torch if not known_by_module(name)
-    }
+    assert set(inspect_file(tmp_path / "a.pt").outside) == {name for name in of_torch if not known_by_module(name)}
 
 
 values = st.recursive(

@@ -120,9 +120,7 @@ def test_a_path_is_no_object_that_can_be_filled_or_called(engine, tmp_path, stat
     torch.save(content, tmp_path / "a.pt", pickle_module=module)
     with pytest.raises(CheckpointError, match="holds what no YOLOv5 checkpoint needs"):
         checkpoints.load_checkpoint(tmp_path / "a.pt", engine=engine)
-    assert not any(
-        isinstance(value, type) and issubclass(value, pathlib.PurePath) for value, _ in allowed(engine)
-    )
+    assert not any(isinstance(value, type) and issubclass(value, pathlib.PurePath) for value, _ in allowed(engine))
 
 
 def allowed(engine):
@@ -140,9 +138,7 @@ def test_a_path_by_another_name_of_pathlib_is_refused(engine, tmp_path):
 
 
 def test_inspect_says_the_same_of_both_formats_of_torch(engine, model, tmp_path):
-    found = [
-        inspect_file(save(checkpoint_with(None, model), tmp_path / "a.pt", old=old)) for old in (False, True)
-    ]
+    found = [inspect_file(save(checkpoint_with(None, model), tmp_path / "a.pt", old=old)) for old in (False, True)]
     new, old = (one.models[0] for one in found)
     assert old.cls == "yolov5.models.yolo.Model" and old.cfg["nc"] == 2
     assert [(block.row, block.options) for block in old.blocks] == [(b.row, b.options) for b in new.blocks]
@@ -152,9 +148,7 @@ def test_inspect_says_the_same_of_both_formats_of_torch(engine, model, tmp_path)
 
 def test_layers_in_the_old_format_load_where_they_are_trusted(engine, model, tmp_path):
     file = save(checkpoint_with(Called("pathlib.WindowsPath", "x"), model), tmp_path / "a.pt", old=True)
-    with pytest.raises(
-        CheckpointError, match=r"format of torch before 1\.6 and holds layers.*--trust-checkpoint"
-    ):
+    with pytest.raises(CheckpointError, match=r"format of torch before 1\.6 and holds layers.*--trust-checkpoint"):
         checkpoints.load_checkpoint(file, engine=engine)
     loaded = checkpoints.load_checkpoint(file, engine=engine, trust=True)
     assert loaded["opt"] == {"data": "x"} and type(loaded["model"]) is type(model)
@@ -190,9 +184,7 @@ def write_others(folder: Path, model: nn.Module) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(
-    "names", [("val", "visualize", "transfer"), pytest.param((), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("names", [("val", "visualize", "transfer"), pytest.param((), marks=pytest.mark.slow)])
 def test_other_files_are_named_by_every_command(engine, model, own_folder, tiny_set, capsys, names):
     images = str(tiny_set.parent / "images/val")
     commands = [
@@ -226,9 +218,7 @@ def assert_said(said: str, expected: str, what: object) -> None:
     assert re.search(expected.replace("is a", "(It )?is a", 1), said), (what, said)
 
 
-def test_an_exported_model_under_its_own_name_is_left_to_what_runs_it(
-    engine, model, own_folder, tiny_set, capsys
-):
+def test_an_exported_model_under_its_own_name_is_left_to_what_runs_it(engine, model, own_folder, tiny_set, capsys):
     """Its suffix says what it is; a page with that suffix is still a page."""
     (own_folder / "page.onnx").write_text("<html>")
     (own_folder / "graph.onnx").write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x05" + bytes(80))

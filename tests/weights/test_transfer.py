@@ -221,9 +221,7 @@ def stems(focus, pooling):
     cfg = plain()
     cfg["backbone"] = [list(row) for row in cfg["backbone"]]
     cfg["backbone"][0] = [-1, 1, "Focus", [64, 3]] if focus else [-1, 1, "Conv", [64, 6, 2, 2]]
-    cfg["backbone"][9] = (
-        [-1, 1, "SPP", [1024, [5, 9, 13]]] if pooling == "SPP" else [-1, 1, "SPPF", [1024, 5]]
-    )
+    cfg["backbone"][9] = [-1, 1, "SPP", [1024, [5, 9, 13]]] if pooling == "SPP" else [-1, 1, "SPPF", [1024, 5]]
     return cfg
 
 
@@ -345,9 +343,7 @@ def test_the_best_pairing_is_the_best_of_all(worth):
     rows, columns = range(len(worth)), range(len(worth[0]))
     best = 0.0
     for size in range(min(len(rows), len(columns)) + 1):
-        for ts, ss in itertools.product(
-            itertools.combinations(rows, size), itertools.combinations(columns, size)
-        ):
+        for ts, ss in itertools.product(itertools.combinations(rows, size), itertools.combinations(columns, size)):
             if all(worth[t][s] for t, s in zip(ts, ss)):
                 best = max(best, sum(worth[t][s] for t, s in zip(ts, ss)))
     pairs = _best_pairs(worth)

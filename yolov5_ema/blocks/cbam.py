@@ -66,9 +66,7 @@ class _ChannelGate(nn.Module):
 class _SpatialGate(nn.Module):
     """One gate for each pixel, from the maximum and the mean over its channels (equation 3)."""
 
-    def __init__(
-        self, kernel_size: int, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> None:
+    def __init__(self, kernel_size: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
         padding = kernel_size // 2
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=padding, bias=False, device=device, dtype=dtype)

@@ -104,9 +104,7 @@ class AttentionBlock(nn.Module):
 
     reference_names: ClassVar[dict[str, str]] = {}
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for theirs, ours in self.reference_names.items():
             for key in list(state_dict):
                 if key == prefix + theirs or key.startswith(f"{prefix}{theirs}."):

@@ -106,9 +106,7 @@ def _positional(function: Any) -> list[inspect.Parameter]:
     return [one for one in inspect.signature(function).parameters.values() if one.kind in _BY_POSITION]
 
 
-def readings(
-    options: Sequence[inspect.Parameter], values: Sequence[Any], channels: Collection[int]
-) -> list[Reading]:
+def readings(options: Sequence[inspect.Parameter], values: Sequence[Any], channels: Collection[int]) -> list[Reading]:
     """The possible meanings of positional values; empty if their order is the only possible reading.
 
     Args:

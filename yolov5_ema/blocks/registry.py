@@ -37,9 +37,7 @@ class BlockInfo:
     def signature(self) -> str:
         """The options as Python code writes them: ``groups=32, cross_spatial=True``."""
         empty = inspect.Parameter.empty
-        return ", ".join(
-            name if default is empty else f"{name}={default!r}" for name, default in self.options
-        )
+        return ", ".join(name if default is empty else f"{name}={default!r}" for name, default in self.options)
 
     @property
     def summary(self) -> str:
@@ -77,9 +75,7 @@ def _read_signature(cls: Any) -> list[inspect.Parameter]:
 
 
 @overload
-def register_block(
-    cls: _BlockType, *, name: str | None = ..., paper: str = ..., force: bool = ...
-) -> _BlockType: ...
+def register_block(cls: _BlockType, *, name: str | None = ..., paper: str = ..., force: bool = ...) -> _BlockType: ...
 @overload
 def register_block(
     cls: None = ..., *, name: str | None = ..., paper: str = ..., force: bool = ...
@@ -124,9 +120,7 @@ def register_block(cls: Any = None, *, name: str | None = None, paper: str = "",
             f"give {cls.__name__} another name=, or force=True to replace it"
         )
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    options = tuple(
-        (p.name, p.default) for p in parameters if p.kind not in variadic and p.name not in _PLACEMENT
-    )
+    options = tuple((p.name, p.default) for p in parameters if p.kind not in variadic and p.name not in _PLACEMENT)
     _REGISTRY[key] = BlockInfo(name=key, cls=cls, paper=paper, options=options)
     return cls
 

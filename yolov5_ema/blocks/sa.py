@@ -91,9 +91,7 @@ class SA(AttentionBlock):
         if self.channels % (2 * self.groups):
             fitting = [g for g in range(1, self.groups) if self.channels % (2 * g) == 0]
             advice = (
-                f"the largest smaller one that fits is {fitting[-1]}"
-                if fitting
-                else "use an even number of channels"
+                f"the largest smaller one that fits is {fitting[-1]}" if fitting else "use an even number of channels"
             )
             raise ValueError(
                 f"SA: {self.channels} channels cannot be split into {self.groups} groups of two halves: "

@@ -98,9 +98,7 @@ def _run_through(yolo: Any, layers: torch.nn.Sequential, saved: list[int], chann
         row = _layer_at(error.__traceback__)
         if row is None:
             raise
-        raise ConfigError(
-            f"{cfg}, row {row.i}: {row.type} reading {row.f} cannot run: {first_line(error)}"
-        ) from error
+        raise ConfigError(f"{cfg}, row {row.i}: {row.type} reading {row.f} cannot run: {first_line(error)}") from error
 
 
 def _layer_at(traceback: TracebackType | None) -> Any:

@@ -425,9 +425,7 @@ def _describe(recipe: Recipe, graph: Graph) -> list[str]:
 
 
 def _shipped() -> dict[str, Recipe]:
-    files = {
-        f"yolov5s-{b.lower()}.yaml": Recipe("s", b) for b in ("EMA", "CA", "CBAM", "SA", "ECA", "NAM", "SE")
-    }
+    files = {f"yolov5s-{b.lower()}.yaml": Recipe("s", b) for b in ("EMA", "CA", "CBAM", "SA", "ECA", "NAM", "SE")}
     files.update({f"yolov5{size}-ema.yaml": Recipe(size, "EMA") for size in "nmlx"})
     # VisDrone-DET has ten classes.
     files["yolov5x-p2.yaml"] = Recipe("x", NO_BLOCK, head="p2", nc=10)

@@ -30,9 +30,7 @@ _READS_A_LIST = frozenset({"Concat", "Detect", "Segment"})
 
 # How a module changes the stride: the position of the stride in a row's args, and its default.
 _STRIDE_ARG: dict[str, tuple[int, int | None]] = {
-    **dict.fromkeys(
-        ("Conv", "CrossConv", "DWConv", "Focus", "GhostBottleneck", "GhostConv", "MixConv2d"), (2, 1)
-    ),
+    **dict.fromkeys(("Conv", "CrossConv", "DWConv", "Focus", "GhostBottleneck", "GhostConv", "MixConv2d"), (2, 1)),
     **dict.fromkeys(("Contract", "Expand"), (0, 2)),
     "nn.Upsample": (1, None),
 }
@@ -241,9 +239,7 @@ def _is_number(value: Any) -> bool:
 
 def _check_settings(cfg: Any, name: str) -> None:
     if not isinstance(cfg, Mapping):
-        raise ConfigError(
-            f"{name}: holds {_kind(cfg)} instead of the keys of a model YAML: {', '.join(REQUIRED_KEYS)}"
-        )
+        raise ConfigError(f"{name}: holds {_kind(cfg)} instead of the keys of a model YAML: {', '.join(REQUIRED_KEYS)}")
     for key in REQUIRED_KEYS:
         if key in cfg:
             continue
@@ -252,14 +248,10 @@ def _check_settings(cfg: Any, name: str) -> None:
         hint = f"; it has '{near[0]}', is that the one?" if near else ""
         raise ConfigError(f"{name}: the key '{key}' is missing{hint} (a data YAML is not a model YAML)")
     if not is_int(cfg["nc"]) or cfg["nc"] < 1:
-        raise ConfigError(
-            f"{name}: nc is {_shown(cfg['nc'])}; it must be a whole number of classes, 1 or more"
-        )
+        raise ConfigError(f"{name}: nc is {_shown(cfg['nc'])}; it must be a whole number of classes, 1 or more")
     for key in ("depth_multiple", "width_multiple"):
         if not _is_number(cfg[key]) or cfg[key] <= 0:
-            raise ConfigError(
-                f"{name}: {key} is {_shown(cfg[key])}; it must be a number above 0, such as 0.5"
-            )
+            raise ConfigError(f"{name}: {key} is {_shown(cfg[key])}; it must be a number above 0, such as 0.5")
     if not _anchors_are_fine(cfg["anchors"]):
         raise ConfigError(
             f"{name}: anchors must be a count such as 3, or one list of width, height pairs for each level, "
@@ -267,14 +259,11 @@ def _check_settings(cfg: Any, name: str) -> None:
         )
     channels = cfg.get("ch", 3)
     if not is_int(channels) or not 1 <= channels <= _MOST_CHANNELS:
-        raise ConfigError(
-            f"{name}: ch is {_shown(channels)}; it must be the number of the image's channels, such as 3"
-        )
+        raise ConfigError(f"{name}: ch is {_shown(channels)}; it must be the number of the image's channels, such as 3")
     for section in SECTIONS:
         if not isinstance(cfg[section], (list, tuple)) or not cfg[section]:
             raise ConfigError(
-                f"{name}: {section} must be a list of rows [from, number, module, args]; "
-                f"found {_kind(cfg[section])}"
+                f"{name}: {section} must be a list of rows [from, number, module, args]; found {_kind(cfg[section])}"
             )
 
 
@@ -304,25 +293,17 @@ def _anchors_are_fine(anchors: Any) -> bool:
 def _read_row(raw: Any, section: str, before: list[Row], name: str) -> Row:
     where = f"{name}, row {len(before)} of the model (in {section}: {_shown(raw)})"
     if not isinstance(raw, (list, tuple)) or len(raw) != 4:
-        raise ConfigError(
-            f"{where}: a row has four parts, [from, number, module, args]; this is {_kind(raw)}"
-        )
+        raise ConfigError(f"{where}: a row has four parts, [from, number, module, args]; this is {_kind(raw)}")
     read, number, module, args = raw
     several = isinstance(read, (list, tuple))
     references = list(read) if several else [read]
     if not references or not all(is_int(r) for r in references):
-        raise ConfigError(
-            f"{where}: 'from' must be a row number such as -1 or a list of them such as [-1, 6]"
-        )
+        raise ConfigError(f"{where}: 'from' must be a row number such as -1 or a list of them such as [-1, 6]")
     sources = [_read_source(reference, before, where) for reference in references]
     if not is_int(number) or not 1 <= number < 2**53:
-        raise ConfigError(
-            f"{where}: 'number' is {_shown(number)}; it says how often the module repeats: 1 or more"
-        )
+        raise ConfigError(f"{where}: 'number' is {_shown(number)}; it says how often the module repeats: 1 or more")
     if not is_plain_name(module) and not isinstance(module, type):
-        raise ConfigError(
-            f"{where}: the module must be a name such as C3 or nn.Upsample; found {_shown(module)}"
-        )
+        raise ConfigError(f"{where}: the module must be a name such as C3 or nn.Upsample; found {_shown(module)}")
     if not several and module in _READS_A_LIST:
         raise ConfigError(f"{where}: {module} reads a list of rows; write [{read}], or [{read}, 6] for two")
     if not isinstance(args, (list, tuple)):
@@ -337,14 +318,10 @@ def _read_source(reference: int, before: list[Row], where: str) -> Source:
         last = f"the last row it can read is {here - 1}" if here else "the first row reads -1, the image"
         raise ConfigError(f"{where}: 'from' {reference} is not above this row; {last}")
     if target < 0 and (here, reference) != (0, -1):
-        raise ConfigError(
-            f"{where}: 'from' {reference} is before the first row; only row 0 reads the image, with -1"
-        )
+        raise ConfigError(f"{where}: 'from' {reference} is before the first row; only row 0 reads the image, with -1")
     row = None if target < 0 else before[target]
     if row is not None and row.module in OUTPUT_MODULES:
-        raise ConfigError(
-            f"{where}: 'from' {reference} is {row.module}, which gives predictions, not features"
-        )
+        raise ConfigError(f"{where}: 'from' {reference} is {row.module}, which gives predictions, not features")
     return Source(row, reference < 0)
 
 

@@ -42,9 +42,7 @@ _LONGEST_TEXT = 1000
 _NO_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
 _NOTHING = object()
 _COUNTS = ("ch", "nc")
-_kept: ContextVar[dict[tuple[str, str, str], dict[str, list[Any]]] | None] = ContextVar(
-    "checked rows", default=None
-)
+_kept: ContextVar[dict[tuple[str, str, str], dict[str, list[Any]]] | None] = ContextVar("checked rows", default=None)
 # evaluated in parse_model's frame: the row's actual input channels, after scaling
 _INPUT_CHANNELS = "ch[f]"
 
@@ -87,9 +85,7 @@ def _without_counts(cfg: Mapping[str, Any]) -> str:
     return repr(sorted((str(key), value) for key, value in cfg.items() if key not in _COUNTS))
 
 
-def _checked_rows(
-    cfg: Mapping[str, Any], yolo: ModuleType, where: str, conflicts: str
-) -> dict[str, list[Any]]:
+def _checked_rows(cfg: Mapping[str, Any], yolo: ModuleType, where: str, conflicts: str) -> dict[str, list[Any]]:
     graph = Graph.from_cfg(cfg, where)
     check_activation(cfg, where)
     nominal: dict[Row, int | None] = {}
@@ -143,9 +139,7 @@ def resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> t
     if _is_module_class(name):
         return name
     if not isinstance(name, str):
-        raise ConfigError(
-            f"{place}: the module must be a name such as Conv, or a torch.nn.Module class, not {name!r}"
-        )
+        raise ConfigError(f"{place}: the module must be a name such as Conv, or a torch.nn.Module class, not {name!r}")
     if name.startswith(registry.PREFIX):
         return _our_block(name[len(registry.PREFIX) :], place)
     theirs = _lookup(yolo, name)
@@ -160,17 +154,13 @@ def resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> t
         return registry.get_block(name)
     if theirs is not None:
         return theirs
-    known = registry.list_blocks() + sorted(
-        key for key, value in vars(yolo).items() if _is_module_class(value)
-    )
+    known = registry.list_blocks() + sorted(key for key, value in vars(yolo).items() if _is_module_class(value))
     raise ConfigError(f"{place}: unknown module {name!r}{_nearest(name, known)}")
 
 
 def _our_block(name: str, place: str) -> type:
     if name not in registry.list_blocks():
-        raise ConfigError(
-            f"{place}: yolov5-ema has no block {name!r}{_nearest(name, registry.list_blocks())}"
-        )
+        raise ConfigError(f"{place}: yolov5-ema has no block {name!r}{_nearest(name, registry.list_blocks())}")
     return registry.get_block(name)
 
 
@@ -198,9 +188,7 @@ def _lookup(yolo: ModuleType, dotted: str) -> type | None:
 def _is_for_rows(cls: type) -> bool:
     """Whether a row may build a class: not a wrapper that opens or downloads files, and of torch only layers."""
     home = cls.__module__
-    return cls.__name__ not in WRAPPERS and (
-        home.startswith("torch.nn.modules.") or not home.startswith("torch.")
-    )
+    return cls.__name__ not in WRAPPERS and (home.startswith("torch.nn.modules.") or not home.startswith("torch."))
 
 
 def _is_module_class(value: Any) -> bool:
@@ -252,15 +240,11 @@ def block_options(block: type, row: Row, place: str, incoming: int | None) -> li
     _refuse_unclear(block, positional, place, incoming)
     parameters = options_of(block)
     if len(positional) > len(parameters):
-        raise ConfigError(
-            f"{place}: {block.__name__} takes {_describe(parameters)}, not {len(positional)} arguments"
-        )
+        raise ConfigError(f"{place}: {block.__name__} takes {_describe(parameters)}, not {len(positional)} arguments")
     values = {p.name: value for p, value in zip(parameters, positional)}
     for key, value in keywords.items():
         if key not in {p.name for p in parameters}:
-            raise ConfigError(
-                f"{place}: {block.__name__} has no option {key!r}; it takes {_describe(parameters)}"
-            )
+            raise ConfigError(f"{place}: {block.__name__} has no option {key!r}; it takes {_describe(parameters)}")
         if key in values:
             raise ConfigError(f"{place}: {block.__name__} gets {key!r} twice")
         values[key] = _named(block, value)

@@ -44,9 +44,7 @@ _FORMAT = 1
 _TRAINING = ("epoch", "best_fitness", "date", "updates", "opt", "git", "yolov5pip_version")
 
 
-def to_safetensors(
-    source: Path, target: Path, cfg: Path, *, engine: Engine, force: bool = False
-) -> dict[str, Any]:
+def to_safetensors(source: Path, target: Path, cfg: Path, *, engine: Engine, force: bool = False) -> dict[str, Any]:
     """Write a checkpoint's model as safetensors and a model YAML.
 
     The model is the one that YOLOv5 runs: ``ema`` if there is one, else ``model``. Dtypes stay as they are.
@@ -132,9 +130,7 @@ def _facts(checkpoint: Any, model: Any, source: Path, engine: Engine) -> dict[st
         "cfg": _plain_cfg(model.yaml, source),
         "names": _checked_names(names, model.yaml["nc"], source),
         "stride": [float(stride) for stride in model.stride],
-        "attributes": {
-            key: _json(getattr(model, key)) for key in ("nc", "hyp", "yaml_file") if hasattr(model, key)
-        },
+        "attributes": {key: _json(getattr(model, key)) for key in ("nc", "hyp", "yaml_file") if hasattr(model, key)},
         "inplace": bool(getattr(model, "inplace", True)),
         "training": training,
         "versions": {
@@ -181,9 +177,7 @@ def _plain_cfg(cfg: Mapping[str, Any], source: Path) -> dict[str, Any]:
     try:
         back = json.loads(json.dumps(found))
     except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: its model YAML holds a value that a YAML cannot hold: {error}"
-        ) from None
+        raise CheckpointError(f"{source}: its model YAML holds a value that a YAML cannot hold: {error}") from None
     if back != found:
         raise CheckpointError(f"{source}: its model YAML has keys that are not text")
     return back
@@ -232,9 +226,7 @@ def _yaml_header(source: Path, target: Path, facts: Mapping[str, Any]) -> list[s
 # --- building ------------------------------------------------------------------------------------
 
 
-def _built(
-    facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], source: Path, engine: Engine
-) -> Any:
+def _built(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], source: Path, engine: Engine) -> Any:
     """The model that a cfg builds, filled with these tensors."""
     yolo = engine.module("models.yolo")
     cfg = copy.deepcopy(facts["cfg"])
@@ -367,9 +359,7 @@ def _facts_from(header: Any, cfg: Mapping[str, Any] | None, source: Path) -> dic
         and isinstance(facts["inplace"], bool)
     )
     if not shape_is_fine:
-        raise CheckpointError(
-            f"{source}: its metadata does not have the form that 'yolov5-ema convert' writes"
-        )
+        raise CheckpointError(f"{source}: its metadata does not have the form that 'yolov5-ema convert' writes")
     Graph.from_cfg(facts["cfg"], str(source))
     if facts["attributes"].get("nc", facts["cfg"]["nc"]) != facts["cfg"]["nc"]:
         raise CheckpointError(f"{source}: its metadata has two different values of nc")
@@ -391,9 +381,7 @@ def _checked_names(names: Any, count: int, source: Path) -> Any:
         return None
     pairs = isinstance(names, list) and all(isinstance(name, list) for name in names)
     fine = isinstance(names, list) and all(
-        len(name) == 2 and isinstance(name[0], int) and isinstance(name[1], str)
-        if pairs
-        else isinstance(name, str)
+        len(name) == 2 and isinstance(name[0], int) and isinstance(name[1], str) if pairs else isinstance(name, str)
         for name in names
     )
     if not fine or len(names) != count:

@@ -112,9 +112,7 @@ def _read(path: Path) -> bytes:
         with open_regular(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > _MOST_BYTES:
-                raise CheckpointError(
-                    f"{path} is not a model: it has {size:,} bytes, and the limit is {_MOST_BYTES:,}"
-                )
+                raise CheckpointError(f"{path} is not a model: it has {size:,} bytes, and the limit is {_MOST_BYTES:,}")
             return stream.read(size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -129,9 +127,7 @@ def _check_metadata(metadata: Mapping[Any, Any], path: Path) -> None:
     """Check the values that are used. The others are only shown, if at all."""
     names, stride = metadata.get("names"), metadata.get("stride")
     if isinstance(names, Mapping):
-        names = {
-            int(key) if re.fullmatch(r"[0-9]{1,6}", str(key)) else key: name for key, name in names.items()
-        }
+        names = {int(key) if re.fullmatch(r"[0-9]{1,6}", str(key)) else key: name for key, name in names.items()}
     fault = fault_of_names(names) if "names" in metadata else None
     fault = fault or ("names is empty" if names in ([], {}, ()) else None)
     if fault:
@@ -197,9 +193,7 @@ def _check_onnx(path: Path) -> None:
 def _check_openvino(path: Path) -> None:
     """Check a graph of OpenVINO. It can only use OpenVINO's own operators: the file cannot load a library of others."""
     folder = path if path.is_dir() else path.parent
-    of_model = (
-        [*folder.glob("*.xml"), *folder.glob("*.bin")] if path.is_dir() else [path, path.with_suffix(".bin")]
-    )
+    of_model = [*folder.glob("*.xml"), *folder.glob("*.bin")] if path.is_dir() else [path, path.with_suffix(".bin")]
     for file in of_model:
         if file.exists():
             # reading a pipe would block

@@ -110,9 +110,7 @@ def load_checkpoint(
     return checkpoint
 
 
-def _unpickled(
-    path: pathlib.Path, content: BinaryIO, map_location: Any, engine: Engine, trust: bool
-) -> dict[str, Any]:
+def _unpickled(path: pathlib.Path, content: BinaryIO, map_location: Any, engine: Engine, trust: bool) -> dict[str, Any]:
     try:
         if trust:
             options: dict[str, Any] = {"weights_only": False, "pickle_module": _with_any_path()}
@@ -159,9 +157,7 @@ def check_file(path: pathlib.Path, *, engine: Engine, trust: bool | None = None)
         _judge(path, stream, engine, is_trusted() if trust is None else trust)
 
 
-def _judge(
-    path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool, without_model: bool = False
-) -> None:
+def _judge(path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool, without_model: bool = False) -> None:
     content.seek(0)
     refuse_mistaken(path, content.read(HEAD))
     if not is_archive(content):
@@ -301,9 +297,7 @@ def _block_classes() -> Iterator[type]:
 
 
 def _numpy_globals() -> dict[str, Any]:
-    multiarray = importlib.import_module(
-        "numpy._core.multiarray" if _has_numpy_core() else "numpy.core.multiarray"
-    )
+    multiarray = importlib.import_module("numpy._core.multiarray" if _has_numpy_core() else "numpy.core.multiarray")
     found: dict[str, Any] = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
     for name in ("scalar", "_reconstruct"):
         function = getattr(multiarray, name)

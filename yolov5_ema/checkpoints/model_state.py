@@ -45,9 +45,7 @@ def check_model(model: nn.Module, path: Path) -> None:
     for name, layer in model.named_modules():
         fault = fault_of_layer(layer)
         if fault:
-            raise CheckpointError(
-                f"{path}: the layer {name or '(the model)'} ({type(layer).__name__}): {fault}"
-            )
+            raise CheckpointError(f"{path}: the layer {name or '(the model)'} ({type(layer).__name__}): {fault}")
     if not is_of_yolov5(model):
         return
     fault = next(_faults(model), None)
@@ -131,8 +129,7 @@ def _of_outputs(head: Any, channels: int) -> Iterator[str]:
         if not isinstance(kept, list) or len(kept) != head.nl:
             yield f"{name} of the head must be {head.nl} tensors"
     if not all(
-        isinstance(vars(head).get(name, False), bool)
-        for name in ("inplace", "export", "dynamic", "onnx_dynamic")
+        isinstance(vars(head).get(name, False), bool) for name in ("inplace", "export", "dynamic", "onnx_dynamic")
     ):
         yield "inplace, export, dynamic and onnx_dynamic of the head must be true or false"
 
@@ -197,11 +194,7 @@ class _Bounded(TorchDispatchMode):
 
 def _run_without_memory(model: Any, path: Path) -> None:
     """Run a copy on one tiny image on the meta device. A model with layers of the user's own may fail there."""
-    side = (
-        2 * max(32, int(model.stride.max()))
-        if isinstance(getattr(model, "stride", None), torch.Tensor)
-        else 64
-    )
+    side = 2 * max(32, int(model.stride.max())) if isinstance(getattr(model, "stride", None), torch.Tensor) else 64
     cfg = vars(model).get("yaml")
     channels = cfg.get("ch", 3) if isinstance(cfg, Mapping) else 3
     try:

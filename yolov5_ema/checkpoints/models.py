@@ -76,9 +76,7 @@ def check_head(model: Any, source: Path) -> None:
     if not isinstance(layers, nn.Sequential) or not len(layers):
         raise CheckpointError(f"{source}: the model has no rows; only detectors are converted")
     if not (isinstance(getattr(model, "stride", None), torch.Tensor) and hasattr(layers[-1], "anchors")):
-        raise CheckpointError(
-            f"{source}: the model does not end in Detect or Segment; only detectors are converted"
-        )
+        raise CheckpointError(f"{source}: the model does not end in Detect or Segment; only detectors are converted")
 
 
 def class_for(name: str, yolo: Any, engine: Engine, source: Path) -> Any:

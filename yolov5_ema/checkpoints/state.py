@@ -69,9 +69,7 @@ def for_yolov5(checkpoint: Any, path: Path) -> dict[str, Any]:
     """
     models: list[Any] = [checkpoint.get(key) for key in _MODELS] if isinstance(checkpoint, dict) else []
     if not any(is_of_yolov5(model) for model in models):
-        raise CheckpointError(
-            f"{path} does not hold a YOLOv5 model ('yolov5-ema inspect' shows what it holds)"
-        )
+        raise CheckpointError(f"{path} does not hold a YOLOv5 model ('yolov5-ema inspect' shows what it holds)")
     if not all(model is None or is_of_yolov5(model) for model in models):
         raise CheckpointError(f"{path}: 'model' and 'ema' must both be YOLOv5 models, or be empty")
     if checkpoint.get("model") is None:
@@ -136,9 +134,7 @@ def _faults_of_optimizer(optimizer: Any, model: Any) -> Iterator[str]:
     if any(count > 1 for count in numbers.values()) or not all(number in numbers for number in state):
         yield "optimizer has parameters that are not its own"
     shapes = {tuple(one.shape) for one in model.parameters()} if isinstance(model, nn.Module) else None
-    if not all(
-        isinstance(held, dict) and all(_is_of(held[key], shapes) for key in held) for held in state.values()
-    ):
+    if not all(isinstance(held, dict) and all(_is_of(held[key], shapes) for key in held) for held in state.values()):
         yield "optimizer holds a state that fits no parameter of the model"
 
 
@@ -149,8 +145,7 @@ def _is_group(group: dict[Any, Any]) -> bool:
     others = [value for key, value in group.items() if key != "params"]
     kinds = (bool, int, float, np.number, str, type(None), torch.Tensor)
     return all(
-        isinstance(value, kinds)
-        or (isinstance(value, (tuple, list)) and all(isinstance(v, kinds) for v in value))
+        isinstance(value, kinds) or (isinstance(value, (tuple, list)) and all(isinstance(v, kinds) for v in value))
         for value in others
     )
 
@@ -195,17 +190,11 @@ def _check_module_tree(model: nn.Module, path: Path) -> None:
 def _check_module(module: nn.Module, path: Path) -> None:
     held: list[Any] = [vars(module).get(name) for name in ("_modules", "_parameters", "_buffers")]
     if not all(isinstance(part, dict) and all(isinstance(name, str) for name in part) for part in held):
-        raise CheckpointError(
-            f"{path}: a {type(module).__name__} in it has no parameters, buffers or submodules dict"
-        )
+        raise CheckpointError(f"{path}: a {type(module).__name__} in it has no parameters, buffers or submodules dict")
     modules, *tensors = held
-    fine = all(
-        value is None or isinstance(value, torch.Tensor) for part in tensors for value in part.values()
-    )
+    fine = all(value is None or isinstance(value, torch.Tensor) for part in tensors for value in part.values())
     if not fine or not all(isinstance(child, (nn.Module, type(None))) for child in modules.values()):
-        raise CheckpointError(
-            f"{path}: a {type(module).__name__} in it holds a value that is not a layer or tensor"
-        )
+        raise CheckpointError(f"{path}: a {type(module).__name__} in it holds a value that is not a layer or tensor")
     _check_extent({name: value for name, value in vars(module).items() if name != "_modules"}, path)
 
 
@@ -237,9 +226,7 @@ def name_options(checkpoint: Any) -> None:
     for model in checkpoint.values() if isinstance(checkpoint, dict) else ():
         if isinstance(model, nn.Module):
             rows = vars(model)["_modules"].get("model")
-            with_options_by_name(
-                vars(model).get("yaml"), list(rows) if isinstance(rows, nn.Sequential) else ()
-            )
+            with_options_by_name(vars(model).get("yaml"), list(rows) if isinstance(rows, nn.Sequential) else ())
 
 
 def _mend_layers_of_old_torch(checkpoint: Any) -> None:

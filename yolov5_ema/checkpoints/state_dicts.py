@@ -63,18 +63,12 @@ def _state_dict_in(content: Any, source: Path) -> Mapping[str, torch.Tensor]:
         )
     key = key_of_tensors(content)
     if key is None:
-        raise CheckpointError(
-            f"{source} does not hold a state dict ('yolov5-ema inspect' shows what it holds)"
-        )
+        raise CheckpointError(f"{source} does not hold a state dict ('yolov5-ema inspect' shows what it holds)")
     return _only_tensors(content[key] if key else content, source)
 
 
 def _only_tensors(held: Mapping[Any, Any], source: Path) -> Mapping[str, torch.Tensor]:
-    odd = [
-        name
-        for name, value in held.items()
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
-    ]
+    odd = [name for name, value in held.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))]
     if odd:
         raise CheckpointError(f"{source}: {str(odd[0])[:80]!r} in its state dict is not a tensor")
     return held

@@ -113,9 +113,7 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
 def _without_namespaces(pickle: Followed) -> Followed:
     """The pickle without the calls that create empty namespaces of settings, which are filled later."""
     kept = SimpleNamespace(**vars(pickle))
-    kept.calls = [
-        call for call in pickle.calls if not (class_name(call) == _NAMESPACE and not arguments_of(call))
-    ]
+    kept.calls = [call for call in pickle.calls if not (class_name(call) == _NAMESPACE and not arguments_of(call))]
     return kept  # type: ignore[return-value]
 
 

@@ -110,9 +110,7 @@ class DataSet:
     splits: dict[str, Pictures]
 
 
-def open_data(
-    spec: str, imgsz: int, splits: Sequence[str] = ("train", "val"), *, download: bool = False
-) -> DataSet:
+def open_data(spec: str, imgsz: int, splits: Sequence[str] = ("train", "val"), *, download: bool = False) -> DataSet:
     """Open a data set.
 
     Args:
@@ -133,9 +131,7 @@ def open_data(
         content: dict[str, Pictures] = {s: CifarPictures(s, cifar.read_cifar(place, s)) for s in splits}
         return DataSet(cifar.read_names(place), content)
     if place.exists() and not place.is_dir():
-        raise UserError(
-            f"--data {spec}: unknown kind of file; use {cifar.ARCHIVE} or a folder with train and val"
-        )
+        raise UserError(f"--data {spec}: unknown kind of file; use {cifar.ARCHIVE} or a folder with train and val")
     return _open_folders(place, splits)
 
 
@@ -238,9 +234,7 @@ class Shares(Sampler[tuple[int, int]]):
     do not depend on the number of processes. In evaluation, every image comes once, and -1 fills up unequal shares.
     """
 
-    def __init__(
-        self, count: int, batch: int, seed: int, *, train: bool, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, count: int, batch: int, seed: int, *, train: bool, rank: int = 0, world: int = 1) -> None:
         self.count, self.batch, self.seed, self.train = count, batch, seed, train
         self.rank, self.world = rank, world
         self.epoch = 0

@@ -52,9 +52,7 @@ def list_images(folder: Path) -> Listing:
     Raises:
         UserError: there are no folders of classes, or some hold no images; the message names them.
     """
-    names = sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise UserError(f"{folder} has no folders of classes; it must hold {folder.name}/CLASS/IMAGE")
     files: list[str] = []

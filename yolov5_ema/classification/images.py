@@ -10,13 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
-)
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 
-_MOST_THIN = (
-    200  # the longer side over the shorter: above this, resizing to the model's input takes gigabytes
-)
+_MOST_THIN = 200  # the longer side over the shorter: above this, resizing to the model's input takes gigabytes
 
 
 class UnreadableImage(Exception):

@@ -34,9 +34,7 @@ class Training(LightningModule):
         splits: the images of ``train`` and ``val``, to name those that cannot be read.
     """
 
-    def __init__(
-        self, model: nn.Module, settings: Settings, classes: int, splits: dict[str, Pictures]
-    ) -> None:
+    def __init__(self, model: nn.Module, settings: Settings, classes: int, splits: dict[str, Pictures]) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
@@ -108,9 +106,7 @@ class Training(LightningModule):
             self.averaged.update_parameters(self.model)
         if batch_idx % _LOOK_EVERY == 0:
             loss = float(outputs["loss"])
-            if self.trainer.strategy.reduce_boolean_decision(
-                loss != loss or abs(loss) == float("inf"), all=False
-            ):
+            if self.trainer.strategy.reduce_boolean_decision(loss != loss or abs(loss) == float("inf"), all=False):
                 raise UserError(loss_message(loss, self._epoch, self.settings.precision))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

@@ -116,10 +116,7 @@ def insert_blocks(model: nn.Module, name: str, block: str, options: dict[str, An
         raise ConfigError(
             f"{name}: no block of this backbone takes an attention layer; timm's families that do: {FAMILIES}"
         )
-    fitted = {
-        channels: _fit(name, block, channels, options)
-        for channels in dict.fromkeys(p.channels for p in places)
-    }
+    fitted = {channels: _fit(name, block, channels, options) for channels in dict.fromkeys(p.channels for p in places)}
     if str(options.get("groups", "")).startswith(_NEAREST):
         wanted = _wanted_groups(block, options["groups"])
         chosen = ", ".join(f"{found['groups']} at {channels}" for channels, found in fitted.items())
@@ -177,11 +174,7 @@ def _try(name: str, block: str, channels: int, options: dict[str, Any]) -> None:
             create_block(block, channels, **options)
     except (ValueError, TypeError) as error:
         hint = ""
-        if (
-            "groups" in dict(block_info(block).options)
-            and "groups" in str(error)
-            and "no option" not in str(error)
-        ):
+        if "groups" in dict(block_info(block).options) and "groups" in str(error) and "no option" not in str(error):
             hint = f"; {_HINT} takes the number that fits at each place"
         raise ConfigError(f"{name}: {error}{hint}") from error
 

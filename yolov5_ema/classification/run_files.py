@@ -29,9 +29,7 @@ COLUMNS = ("epoch", "train/loss", "val/loss", "val/top1", "val/top5", "lr")
 class WholeFiles(TorchCheckpointIO):
     """Lightning's checkpoints, written completely or not at all, and read without running code from them."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a temporary file beside the checkpoint, then move it there."""
         with replacement(path) as draft:
             save_plainly(checkpoint, draft)
@@ -119,9 +117,7 @@ class RunFiles(Checkpoint):
         assert self.folder is not None
         weights = {name: tensor.detach().cpu().clone() for name, tensor in module.kept.state_dict().items()}
         figures = {"epoch": int(row["epoch"]), "top1": row["val/top1"], "top5": row["val/top5"]}
-        save_classifier(
-            self.folder / "weights" / "best.pt", {**self.record, **figures, "state_dict": weights}
-        )
+        save_classifier(self.folder / "weights" / "best.pt", {**self.record, **figures, "state_dict": weights})
 
 
 def finished_epochs(checkpoint: Any, file: Path) -> int:

@@ -128,9 +128,7 @@ def check(settings: Settings, model: nn.Module, images: int, machine: Machine) -
     world = machine.world
     batch = min(settings.batch, images - images % world)
     if settings.batch % world:
-        raise UserError(
-            f"--batch {settings.batch} is for all processes together and cannot be shared among {world}"
-        )
+        raise UserError(f"--batch {settings.batch} is for all processes together and cannot be shared among {world}")
     if not batch:
         raise UserError(f"{images} training images are too few for {world} processes")
     norms = any(isinstance(module, _BatchNorm) for module in model.modules())
@@ -232,9 +230,7 @@ def check_resumable(last: Path, settings: Settings, module: nn.Module) -> None:
             f"{last} belongs to a training with other settings than args.yaml: {', '.join(differing)}"
         )
     if _RESTORED - found.keys():
-        raise CheckpointError(
-            f"{last}: missing: {', '.join(sorted(_RESTORED - found.keys()))}; it cannot be resumed"
-        )
+        raise CheckpointError(f"{last}: missing: {', '.join(sorted(_RESTORED - found.keys()))}; it cannot be resumed")
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     kept = {name: getattr(tensor, "shape", None) for name, tensor in found.get("state_dict", {}).items()}
     if shapes != kept:
@@ -287,9 +283,7 @@ def _loaders(settings: Settings, data: DataSet, batch: int, machine: Machine, ra
     def loader(split: str, transform: Any) -> Any:
         pictures = data.splits[split]
         samples = Samples(pictures, transform, settings.imgsz, settings.seed)
-        keys = Shares(
-            len(pictures), batch, settings.seed, train=split == "train", rank=rank, world=machine.world
-        )
+        keys = Shares(len(pictures), batch, settings.seed, train=split == "train", rank=rank, world=machine.world)
         return make_loader(samples, keys, share, machine.workers, pin)
 
     return loader("train", augmented), loader("val", plain)

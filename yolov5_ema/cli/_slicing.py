@@ -74,14 +74,10 @@ def _settings(own: argparse.Namespace) -> tuple[int, float] | None:
     try:
         size = int(own.slice)
     except ValueError:
-        raise UserError(
-            f"--slice {own.slice}: must be the size of a window, a whole number of pixels"
-        ) from None
+        raise UserError(f"--slice {own.slice}: must be the size of a window, a whole number of pixels") from None
     try:
         overlap = DEFAULT_OVERLAP if own.overlap is None else float(own.overlap)
     except ValueError:
-        raise UserError(
-            f"--overlap {own.overlap}: must be a share of a window, such as {DEFAULT_OVERLAP}"
-        ) from None
+        raise UserError(f"--overlap {own.overlap}: must be a share of a window, such as {DEFAULT_OVERLAP}") from None
     check_window(size, overlap, "--slice")
     return size, overlap

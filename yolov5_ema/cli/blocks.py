@@ -46,9 +46,7 @@ def _parameters(name: str, channels: int) -> int | None:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="", help="shell-style pattern, such as 'E*'")
-    parser.add_argument(
-        "--channels", type=int, default=512, help="channels to count parameters for (default: 512)"
-    )
+    parser.add_argument("--channels", type=int, default=512, help="channels to count parameters for (default: 512)")
     add_json(parser)
 
 

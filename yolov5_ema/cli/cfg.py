@@ -57,16 +57,10 @@ examples:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model")
-    model.add_argument(
-        "--size", choices=tuple(SIZES), help="depth and width (default: s, or those of --base)"
-    )
+    model.add_argument("--size", choices=tuple(SIZES), help="depth and width (default: s, or those of --base)")
     model.add_argument("--head", choices=tuple(HEADS), help="levels that Detect reads (default: p3)")
-    model.add_argument(
-        "--base", metavar="FILE", help="model YAML to start from: a path, or the name of a shipped one"
-    )
-    model.add_argument(
-        "--nc", type=int, metavar="N", help="number of classes (default: 80, or that of --base)"
-    )
+    model.add_argument("--base", metavar="FILE", help="model YAML to start from: a path, or the name of a shipped one")
+    model.add_argument("--nc", type=int, metavar="N", help="number of classes (default: 80, or that of --base)")
     block = parser.add_argument_group("the block")
     block.add_argument(
         "--block",
@@ -172,9 +166,7 @@ def _write_shipped(args: argparse.Namespace) -> int:
     """Write all shipped files, except those that are up to date."""
     others = (args.size, args.head, args.base, args.nc, args.at, args.after, args.output)
     if any(value is not None for value in others) or args.option or args.block != DEFAULT_BLOCK:
-        raise ConfigError(
-            "--shipped DIR writes a fixed set of files; of the other flags, it takes only --force"
-        )
+        raise ConfigError("--shipped DIR writes a fixed set of files; of the other flags, it takes only --force")
     folder = Path(args.shipped)
     if not folder.is_dir():
         raise UserError(f"--shipped {folder}: there is no such folder; create it first")
@@ -183,8 +175,7 @@ def _write_shipped(args: argparse.Namespace) -> int:
     kept = [path.name for path in stale if path.exists() and not args.force]
     if kept:
         raise UserError(
-            f"{folder} has other versions of {', '.join(kept)}; they are left as they are. "
-            "Replace them with --force"
+            f"{folder} has other versions of {', '.join(kept)}; they are left as they are. Replace them with --force"
         )
     for path in stale:
         write_text(path, texts[path], args.force)

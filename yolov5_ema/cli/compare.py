@@ -71,9 +71,7 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="data YAML")
-    parser.add_argument(
-        "--cfgs", nargs="+", required=True, metavar="CFG", help="model YAMLs, or names of shipped ones"
-    )
+    parser.add_argument("--cfgs", nargs="+", required=True, metavar="CFG", help="model YAMLs, or names of shipped ones")
     parser.add_argument(
         "--baseline", metavar="CFG", help="model that the others are compared with (default: the first)"
     )
@@ -105,9 +103,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.latency_rounds < 0 or args.latency_rounds == 1:
         raise UserError(f"--latency-rounds must be 0 or at least 2, not {args.latency_rounds}")
     if Path(args.name).name != args.name or args.name in ("", ".."):
-        raise UserError(
-            f"--name must be the name of a folder, not {args.name!r}; use --project for its parent"
-        )
+        raise UserError(f"--name must be the name of a folder, not {args.name!r}; use --project for its parent")
 
 
 def _announcement(plan: Plan, engine: Engine) -> str:
@@ -118,9 +114,7 @@ def _announcement(plan: Plan, engine: Engine) -> str:
         f"baseline {plan.baseline}; figures from best.pt on the {plan.task} split",
     ]
     if len(plan.seeds) < 2:
-        lines.append(
-            "One seed shows no spread: there will be no intervals and no verdicts (--seeds 3 or more)."
-        )
+        lines.append("One seed shows no spread: there will be no intervals and no verdicts (--seeds 3 or more).")
     return "\n".join(lines)
 
 
@@ -134,9 +128,7 @@ def _carry_out(plan: Plan, engine: Engine, lock: int | None, train: bool) -> dic
     records = {run: runs.record_of(run) for run in all_runs}
     if not train:
         return records
-    progress = _Progress(
-        [run for run in all_runs if records[run].status != runs.FINISHED], plan.options.epochs
-    )
+    progress = _Progress([run for run in all_runs if records[run].status != runs.FINISHED], plan.options.epochs)
     finished = len(all_runs) - progress.count
     if finished:
         print(f"{finished} of {len(all_runs)} runs are finished already", flush=True)
@@ -246,9 +238,7 @@ def _conclude(plan: Plan, engine: Engine, records: Mapping[Run, Record], args: a
     write_whole(plan.folder / "comparison.csv", reports.as_csv(report))
     write_whole(plan.folder / "comparison.md", reports.as_markdown(report, title, notes))
     draw(report, plan.folder / "comparison.png", title)
-    print(
-        f"\n{reports.as_text(report, title, notes)}\n\n{plan.folder / 'comparison'}.json, .csv, .md and .png"
-    )
+    print(f"\n{reports.as_text(report, title, notes)}\n\n{plan.folder / 'comparison'}.json, .csv, .md and .png")
     return 0 if all(record.status == FINISHED for record in records.values()) else 1
 
 
@@ -268,9 +258,7 @@ def _models(plan: Plan, records: Mapping[Run, Record], rounds: int) -> list[Any]
     models = []
     for name, info in infos.items():
         done = {r.seed: c.figures for r, c in records.items() if r.cfg == name and c.status == FINISHED}
-        figures = {
-            metric: {seed: found[metric] for seed, found in done.items() if found} for metric in METRICS
-        }
+        figures = {metric: {seed: found[metric] for seed, found in done.items() if found} for metric in METRICS}
         models.append(Model(name, info.parameters, info.gflops, times.get(name, []), figures))
     return models
 

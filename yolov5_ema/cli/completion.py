@@ -31,18 +31,14 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     try:
         import shtab
     except ImportError as error:
-        raise UserError(
-            f"completion needs the package shtab, which is missing: pip install shtab ({error})"
-        ) from error
+        raise UserError(f"completion needs the package shtab, which is missing: pip install shtab ({error})") from error
     from yolov5_ema.cli.main import TOP
 
     with results_alone(True) as output:
         parser = own_parser(add_common_flags)
         parser.prog = PROGRAM
         parser.add_argument("-h", "--help", action="help", help="list the commands")
-        parser.add_argument(
-            "-V", "--version", action="version", version=__version__, help="print the version"
-        )
+        parser.add_argument("-V", "--version", action="version", version=__version__, help="print the version")
         _add_commands(parser, TOP, _scripts_of_yolov5())
         if args.shell != "bash":
             _complete_files(parser, shtab.FILE)
@@ -79,9 +75,7 @@ def _add_commands(parser: argparse.ArgumentParser, group: Group, scripts: _Scrip
         theirs = scripts(command.passes_to) if command.passes_to else None
         for action in theirs._actions if theirs else ():
             # A flag that both have is the command's own.
-            action.option_strings = [
-                flag for flag in action.option_strings if flag not in own._option_string_actions
-            ]
+            action.option_strings = [flag for flag in action.option_strings if flag not in own._option_string_actions]
             if action.option_strings:
                 own._add_action(action)
 

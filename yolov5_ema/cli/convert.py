@@ -33,9 +33,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="a checkpoint (.pt), safetensors, or a state dict")
-    add_output(
-        parser, "file to write (default: FILE's name with the new suffix)", old=["--out"], metavar="OUT"
-    )
+    add_output(parser, "file to write (default: FILE's name with the new suffix)", old=["--out"], metavar="OUT")
     parser.add_argument(
         "--cfg",
         type=Path,
@@ -48,14 +46,10 @@ def _there(args: argparse.Namespace) -> str:
     from yolov5_ema.checkpoints.conversion import to_safetensors
     from yolov5_ema.engine import shim
 
-    tensors = (
-        _with_suffix(args.output, ".safetensors") if args.output else args.file.with_suffix(".safetensors")
-    )
+    tensors = _with_suffix(args.output, ".safetensors") if args.output else args.file.with_suffix(".safetensors")
     cfg = tensors.with_suffix(".yaml")
     facts = to_safetensors(args.file, tensors, cfg, engine=shim.install(), force=args.force)
-    return (
-        f"{tensors} and {cfg} written: {_described(facts)}; the model of the YAML gives bit-identical output"
-    )
+    return f"{tensors} and {cfg} written: {_described(facts)}; the model of the YAML gives bit-identical output"
 
 
 def _back(args: argparse.Namespace) -> str:

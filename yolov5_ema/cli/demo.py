@@ -226,9 +226,7 @@ def _read_picture(path: Path) -> np.ndarray:
 
     picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
-        raise UserError(
-            f"demo: {path} can no longer be read as an image; delete its folder to draw the set again"
-        )
+        raise UserError(f"demo: {path} can no longer be read as an image; delete its folder to draw the set again")
     return np.ascontiguousarray(picture[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32) / 255
 
 

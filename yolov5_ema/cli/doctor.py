@@ -111,9 +111,7 @@ def _engine(show: Show) -> Facts:
     show(f"YOLOv5         {engine}")
     if here is not None and here.root == Path.cwd().resolve() != engine.root:
         show(f"               {here}: train, val, detect and other commands that run YOLOv5 use this one,")
-        show(
-            "               because it is the working directory; doctor runs its code only with --yolov5 PATH"
-        )
+        show("               because it is the working directory; doctor runs its code only with --yolov5 PATH")
     show(f"blocks         {', '.join(list_blocks())}\n\nquirks")
     quirks = activation.findings(engine, QUIRKS)
     for quirk, found in zip(QUIRKS, quirks):

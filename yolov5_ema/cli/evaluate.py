@@ -61,9 +61,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     from yolov5_ema.runs import run_folder
 
     if args.no_save and args.weights:
-        raise UserError(
-            "--no-save works only with --predictions; with --weights, val writes into a run folder"
-        )
+        raise UserError("--no-save works only with --predictions; with --weights, val writes into a run folder")
     with results_alone(is_bare_json(args)) as output:
         if args.no_save:
             _evaluate(args, rest, None, output)
@@ -85,9 +83,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--data", metavar="YAML", help="data YAML: a path, or the name of a shipped one")
     what.add_argument("--task", default="val", choices=("train", "val", "test"), help="split (default: val)")
-    what.add_argument(
-        "--annotations", type=Path, metavar="PLACE", help="instead of --data: only the ground truth"
-    )
+    what.add_argument("--annotations", type=Path, metavar="PLACE", help="instead of --data: only the ground truth")
     what.add_argument(
         "--image-sizes",
         type=Path,
@@ -112,9 +108,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="also evaluate images with odd label rows, by their other rows; YOLOv5's val leaves these images out",
     )
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help="(default: all)"
-    )
+    how.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help="(default: all)")
     how.add_argument(
         "--max-det",
         type=int,
@@ -147,9 +141,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
     if bool(args.weights) == bool(args.predictions):
-        raise UserError(
-            "give either --weights, to run a detector, or --predictions, to read saved detections"
-        )
+        raise UserError("give either --weights, to run a detector, or --predictions, to read saved detections")
     if bool(args.data) == bool(args.annotations):
         raise UserError("give the ground truth with either --data or --annotations")
     if args.weights and not args.data:
@@ -159,9 +151,7 @@ def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
     if args.max_det < 1:
         raise UserError(f"--max-det must be at least 1, not {args.max_det}")
     if args.image_sizes and not args.annotations:
-        raise UserError(
-            "--image-sizes works only with --annotations; with --data, the sizes are read from the images"
-        )
+        raise UserError("--image-sizes works only with --annotations; with --data, the sizes are read from the images")
 
 
 def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None, output: TextIO) -> None:
@@ -254,29 +244,21 @@ def _check_truths(args: argparse.Namespace, dataset: Dataset) -> None:
     sources.dataset_truths(dataset, args.task, args.protocol, _labelled(args, dataset))
 
 
-def _judged(
-    args: argparse.Namespace, dataset: Dataset, by_val: Sequence[Path] | None = None
-) -> LabelledImages:
+def _judged(args: argparse.Namespace, dataset: Dataset, by_val: Sequence[Path] | None = None) -> LabelledImages:
     """The images to evaluate. Prints which are left out, and which are kept that YOLOv5's val leaves out."""
     from yolov5_ema.evaluation.judged import words_of, words_of_kept
 
     judged = _labelled(args, dataset, by_val)
     total = len(dataset.images(args.task))
     if judged.left_out:
-        hint = (
-            ""
-            if args.keep_odd
-            else "\n  --keep-odd also evaluates images with odd label rows, by their other rows"
-        )
+        hint = "" if args.keep_odd else "\n  --keep-odd also evaluates images with odd label rows, by their other rows"
         print(f"yolov5-ema: {words_of(judged.left_out, total)}{hint}", file=sys.stderr)
     if judged.kept:
         print(f"yolov5-ema: {words_of_kept(judged.kept, total)}", file=sys.stderr)
     return judged
 
 
-def _labelled(
-    args: argparse.Namespace, dataset: Dataset, by_val: Sequence[Path] | None = None
-) -> LabelledImages:
+def _labelled(args: argparse.Namespace, dataset: Dataset, by_val: Sequence[Path] | None = None) -> LabelledImages:
     from yolov5_ema.evaluation.judged import Rules, labelled_images
 
     return labelled_images(dataset, args.task, Rules(args.keep_odd, by_val))

@@ -63,9 +63,7 @@ def _table(found: ModelInfo) -> str:
     for row in found.rows:
         stride = "" if row.stride is None else str(row.stride)
         sizes = (str(row.channels or ""), stride, f"{row.parameters:,}", f"{row.flops / 1e9:.3f}")
-        table.append(
-            (str(row.index), str(row.source), str(row.repeats), str(row.module), *sizes, str(row.args))
-        )
+        table.append((str(row.index), str(row.source), str(row.repeats), str(row.module), *sizes, str(row.args)))
     lines = [aligned(table, left=(3, 8))]
     lines.append(
         f"{found.cfg}: {len(found.rows)} rows, {found.parameters:,} parameters, {found.gflops:.2f} GFLOPs "

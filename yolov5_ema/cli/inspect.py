@@ -147,9 +147,7 @@ def _versions(found: Inspection) -> list[str]:
         "source_name": "from",
         "source_sha256": "sha256",
     }
-    parts = [
-        f"{label} {_shown(found.versions[key])}" for key, label in shown.items() if key in found.versions
-    ]
+    parts = [f"{label} {_shown(found.versions[key])}" for key, label in shown.items() if key in found.versions]
     return [f"  {', '.join(parts)}"] if parts else []
 
 
@@ -163,9 +161,7 @@ def _training(found: Inspection) -> list[str]:
     if parts:
         lines.append(f"  {', '.join(parts)}")
     if found.optimizer:
-        lines.append(
-            f"  optimizer state: {found.optimizer['groups']} groups, {found.optimizer['tensors']} tensors"
-        )
+        lines.append(f"  optimizer state: {found.optimizer['groups']} groups, {found.optimizer['tensors']} tensors")
     elif any(model.key for model in found.models):
         lines.append("  optimizer state: none")
     for key in ("opt", "train_args"):

@@ -176,9 +176,7 @@ def _settings(common: argparse.Namespace) -> Settings:
 
 
 def _unknown_flag(word: str) -> str:
-    known = ", ".join(
-        flag for action in own_parser(add_common_flags)._actions for flag in action.option_strings
-    )
+    known = ", ".join(flag for action in own_parser(add_common_flags)._actions for flag in action.option_strings)
     return f"no flag {word!r} here; before a command, or a script to run, you can use {known}, each in full"
 
 

@@ -102,9 +102,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what")
-    what.add_argument(
-        "--weights", type=Path, required=True, metavar="FILE", help="checkpoint of the detector (.pt)"
-    )
+    what.add_argument("--weights", type=Path, required=True, metavar="FILE", help="checkpoint of the detector (.pt)")
     what.add_argument(
         "--source",
         required=True,
@@ -120,21 +118,15 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     again = out.add_mutually_exclusive_group()
     add_force(again, "replace the output, even if it is unfinished")
-    again.add_argument(
-        "--resume", action="store_true", help="continue an interrupted run, or start if there is none"
-    )
+    again.add_argument("--resume", action="store_true", help="continue an interrupted run, or start if there is none")
     how = parser.add_argument_group("how, as in detect")
     add_image_size(how, "height and width in pixels, or one number for both (default: 640)", sides=2)
     add_thresholds(how)
-    how.add_argument(
-        "--classes", nargs="+", type=int, metavar="N", help="keep only these classes, counted from 0"
-    )
+    how.add_argument("--classes", nargs="+", type=int, metavar="N", help="keep only these classes, counted from 0")
     how.add_argument(
         "--agnostic-nms", action="store_true", help="in NMS, boxes of different classes suppress each other"
     )
-    how.add_argument(
-        "--augment", action="store_true", help="also detect in scaled and flipped copies of the image"
-    )
+    how.add_argument("--augment", action="store_true", help="also detect in scaled and flipped copies of the image")
     how.add_argument("--half", action="store_true", help="half precision (only on GPUs, as in detect)")
     add_device(how, "cpu, or the number of a GPU (default: GPU 0 if there is one; with ray: all GPUs)")
     many = parser.add_argument_group("many processes")
@@ -151,9 +143,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="CPU threads of each process (default: torch's default; with ray: 1, or the CPUs divided by --workers). "
         "The number can change the last bits of results",
     )
-    many.add_argument(
-        "--workers", type=int, metavar="N", help="ray processes (default: one per CPU, or one per GPU)"
-    )
+    many.add_argument("--workers", type=int, metavar="N", help="ray processes (default: one per CPU, or one per GPU)")
     many.add_argument(
         "--ray-address",
         metavar="HOST:PORT",
@@ -213,9 +203,7 @@ def _check_output(args: argparse.Namespace, images: Sequence[str]) -> None:
     if not is_begun(args.output):
         refuse_present([args.output], args.force)
     elif not (args.resume or args.force):
-        raise UserError(
-            f"{args.output} was begun before: --resume goes on with it, --force starts from the beginning"
-        )
+        raise UserError(f"{args.output} was begun before: --resume goes on with it, --force starts from the beginning")
     if args.output.suffix.lower() == ".json":
         prediction_files.check_image_ids(images)
 
@@ -301,9 +289,7 @@ def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thres
     )
 
 
-def _settings(
-    args: argparse.Namespace, engine: Engine, detector: Detector, thresholds: Thresholds
-) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thresholds: Thresholds) -> dict[str, Any]:
     from yolov5_ema.files import sha256_of
 
     return {
@@ -341,9 +327,7 @@ def _by_this_process(detector: Detector, thresholds: Thresholds, source: Source,
         yield chunk, [row_of(detector, thresholds, *image) for image in images]
 
 
-def _by_ray(
-    args: argparse.Namespace, source: Source, engine: Engine, thresholds: Thresholds, parts: Parts
-) -> Results:
+def _by_ray(args: argparse.Namespace, source: Source, engine: Engine, thresholds: Thresholds, parts: Parts) -> Results:
     from yolov5_ema.cli._yolov5 import load_plugins
     from yolov5_ema.detecting import by_ray as ray_engine
 
@@ -384,9 +368,7 @@ def _carry_out(parts: Parts, results: Any) -> None:
     if not missing:
         return
     started_s = time.monotonic()
-    bar = tqdm(
-        total=manifest.images, initial=manifest.images - todo, unit=" images", disable=None, leave=False
-    )
+    bar = tqdm(total=manifest.images, initial=manifest.images - todo, unit=" images", disable=None, leave=False)
     with bar, closing(results):
         try:
             for chunk, rows in results:

@@ -100,15 +100,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="evaluate, even if a result is kept; on the data set of the training, unless --data is given",
     )
     how.add_argument("--no-evaluate", action="store_true", help="evaluate nothing (the default)")
-    how.add_argument(
-        "--data", metavar="YAML", help="evaluate on this data set, unless a result for it is kept"
-    )
+    how.add_argument("--data", metavar="YAML", help="evaluate on this data set, unless a result for it is kept")
     how.add_argument("--task", choices=("val", "test"), default="val", help="split (default: val)")
     add_image_size(how, "pixels (default: that of the training)", default=None)
     add_device(how)
-    how.add_argument(
-        "--samples", type=int, default=6, metavar="N", help="sample images in the page (default: 6)"
-    )
+    how.add_argument("--samples", type=int, default=6, metavar="N", help="sample images in the page (default: 6)")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -120,9 +116,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.imgsz is not None and not _is_asked(args):
         raise UserError("--imgsz says how to evaluate; it needs --evaluate or --data")
     if not 0 <= args.samples <= 24:
-        raise UserError(
-            f"--samples must be 0 to 24, not {args.samples}: the images are stored inside the page"
-        )
+        raise UserError(f"--samples must be 0 to 24, not {args.samples}: the images are stored inside the page")
 
 
 def _by_task(sources: Sequence[Source]) -> list[list[Run]]:
@@ -156,9 +150,7 @@ def _output(args: argparse.Namespace, sources: Sequence[Source]) -> Path:
     from yolov5_ema.files import refuse_present
     from yolov5_ema.reporting.page import GENERATOR
 
-    output: Path = args.output or (
-        sources[0].folder / "report.html" if len(sources) == 1 else Path("report.html")
-    )
+    output: Path = args.output or (sources[0].folder / "report.html" if len(sources) == 1 else Path("report.html"))
     is_ours = False
     if output.is_file():
         with output.open("rb") as stream:
@@ -170,9 +162,7 @@ def _output(args: argparse.Namespace, sources: Sequence[Source]) -> Path:
 # --- evaluating -----------------------------------------------------------------------------
 
 
-def _measured(
-    args: argparse.Namespace, sources: Sequence[Source]
-) -> tuple[dict[str, Measured], dict[str, str]]:
+def _measured(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[dict[str, Measured], dict[str, str]]:
     """The evaluations of detectors, by the names of their runs, and the reason why others have none."""
     from yolov5_ema.reporting.runs import DETECT, Comparison, Run
 
@@ -219,9 +209,7 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
     data = open_dataset(args.data).file if args.data else measuring.data_of(run.options, run.folder)
     imgsz = args.imgsz or _training_size(run.options)
     release = rules_of(shim.install().release)
-    settings = measuring.settings_of(
-        run.weights, data, split=split, imgsz=imgsz, samples=args.samples, release=release
-    )
+    settings = measuring.settings_of(run.weights, data, split=split, imgsz=imgsz, samples=args.samples, release=release)
     # A kept evaluation that cannot be read is made again.
     with contextlib.suppress(UserError):
         kept = None if args.evaluate else measuring.kept(run.folder, split, settings)

@@ -53,12 +53,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE_OR_FOLDER",
         help="instead of --weights: detections that were saved before",
     )
-    parser.add_argument(
-        "--data", required=True, metavar="YAML", help="data YAML that lists the images of the split"
-    )
-    parser.add_argument(
-        "--task", default="test", choices=("train", "val", "test"), help="split (default: test)"
-    )
+    parser.add_argument("--data", required=True, metavar="YAML", help="data YAML that lists the images of the split")
+    parser.add_argument("--task", default="test", choices=("train", "val", "test"), help="split (default: test)")
     parser.add_argument(
         "--category-ids",
         default="auto",
@@ -73,9 +69,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
     if bool(args.weights) == bool(args.predictions):
-        raise UserError(
-            "give either --weights, to run a detector, or --predictions, to read saved detections"
-        )
+        raise UserError("give either --weights, to run a detector, or --predictions, to read saved detections")
     if rest and not args.weights:
         raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own flags need --weights)")
     if not 1 <= args.max_det <= MOST_ROWS:
@@ -106,9 +100,7 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
     if left_out:
         print(f"yolov5-ema: {words_of(left_out, len(images))}\n  Their files are empty", file=sys.stderr)
     every = [*found.images, *(image for image, _ in left_out)]
-    return {key: Predictions.of(found.of(image)) for image, key in keys_of_images(every).items()}, len(
-        left_out
-    )
+    return {key: Predictions.of(found.of(image)) for image, key in keys_of_images(every).items()}, len(left_out)
 
 
 def _by_predictions(args: argparse.Namespace) -> dict[str, Predictions]:
@@ -139,9 +131,7 @@ def _check_classes(names: Sequence[str]) -> None:
     from yolov5_ema.data.visdrone_format import CLASSES
 
     if tuple(names) != CLASSES:
-        raise UserError(
-            f"the benchmark's classes are {', '.join(CLASSES)} in this order, not {', '.join(names)}"
-        )
+        raise UserError(f"the benchmark's classes are {', '.join(CLASSES)} in this order, not {', '.join(names)}")
 
 
 COMMAND = Command(

@@ -26,9 +26,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     weights = given_flags(engine, "train", rest).get("weights")
     if args.init == "identity" and weights is not None and weights.value == "":
         raise UserError("--init identity is for pretrained --weights: from scratch there is nothing to keep")
-    chosen = (
-        replace(Settings.from_environment(), init=args.init) if args.init else Settings.from_environment()
-    )
+    chosen = replace(Settings.from_environment(), init=args.init) if args.init else Settings.from_environment()
     with chosen.exported(), seeding.seeded_training(engine, rest) as flags:
         scripts.run_script(engine, "train", flags, more_help=COMMAND.help_of_own_flags())
     return 0

@@ -68,13 +68,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", type=Path, help="a YOLOv5 checkpoint (.pt)")
     parser.add_argument("--cfg", required=True, help="model YAML: a path, or the name of a shipped one")
     add_output(parser, "the checkpoint to write", old=["--out"], metavar="OUT.pt", required=True)
-    parser.add_argument(
-        "--data", help="data YAML with the class names; the weights of classes are copied by name"
-    )
+    parser.add_argument("--data", help="data YAML with the class names; the weights of classes are copied by name")
     parser.add_argument("--nc", type=int, help="number of classes, instead of --data")
-    parser.add_argument(
-        "--init", choices=INITS, default="none", help="how to initialize new attention blocks"
-    )
+    parser.add_argument("--init", choices=INITS, default="none", help="how to initialize new attention blocks")
     add_force(parser, "replace OUT.pt if it exists")
 
 

@@ -72,9 +72,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what")
-    what.add_argument(
-        "--weights", nargs="+", type=Path, required=True, metavar="FILE", help="checkpoints (.pt)"
-    )
+    what.add_argument("--weights", nargs="+", type=Path, required=True, metavar="FILE", help="checkpoints (.pt)")
     what.add_argument(
         "--source",
         nargs="+",
@@ -82,9 +80,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PLACE",
         help="images, folders (including subfolders), quoted globs, or a .txt file with one path per line",
     )
-    what.add_argument(
-        "--max-images", type=int, metavar="N", help="use only the first N images (default: all)"
-    )
+    what.add_argument("--max-images", type=int, metavar="N", help="use only the first N images (default: all)")
     what.add_argument(
         "--blocks",
         nargs="+",
@@ -270,9 +266,7 @@ class _Run:
         for subject, column in zip(self._subjects, columns):
             wanted = class_numbers(self._args.classes, subject.names, subject.file)
             boxes = [row[1:] for row in rows.values if not wanted or row[0] in wanted]
-            self._tally.add(
-                column.title, list(column.maps.values()), mask_of(boxes, column.look.picture.shape[:2])
-            )
+            self._tally.add(column.title, list(column.maps.values()), mask_of(boxes, column.look.picture.shape[:2]))
 
     def _drawn(self, folder: Path, image: str, columns: Sequence[Column]) -> Entry:
         from yolov5_ema.explain.page import Entry

@@ -43,9 +43,7 @@ def draw(report: Report, path: Path, subtitle: str) -> None:
 
 def _draw_figures(axes: Any, report: Report, metric: str, label: str) -> None:
     for seed in report.seeds:
-        found = [
-            (row.model.figures.get(metric, {}).get(seed), place) for place, row in enumerate(report.rows)
-        ]
+        found = [(row.model.figures.get(metric, {}).get(seed), place) for place, row in enumerate(report.rows)]
         points = [(value, place) for value, place in found if value is not None]
         if points:
             axes.plot(*zip(*points), "-o", color=_SEED_COLOUR, linewidth=0.7, markersize=4, alpha=0.8)

@@ -90,9 +90,7 @@ class Report:
         return self.rows[1:]
 
 
-def build_report(
-    models: Sequence[Model], baseline: str, seeds: Sequence[int], confidence: float = 0.95
-) -> Report:
+def build_report(models: Sequence[Model], baseline: str, seeds: Sequence[int], confidence: float = 0.95) -> Report:
     """Compute the summaries, and the paired differences to the baseline.
 
     With several candidates, each interval is widened so that all intervals of one metric hold together with
@@ -225,9 +223,7 @@ def method_notes(report: Report) -> list[str]:
         for metric, summary in row.summaries.items()
         if summary is not None and summary.sd == 0
     ]
-    best = max(
-        (row.summaries["map50"].largest for row in report.rows if row.summaries["map50"]), default=None
-    )
+    best = max((row.summaries["map50"].largest for row in report.rows if row.summaries["map50"]), default=None)
     if best is not None and best < LEARNED_MAP50:
         notes.append(
             f"No run reached an mAP50 of {LEARNED_MAP50}: models that have hardly begun to learn cannot be compared. "
@@ -294,11 +290,7 @@ def as_csv(report: Report) -> str:
     for row in report.rows:
         latency = row.latency
         cost = [row.model.parameters, _number(row.model.gflops)]
-        cost += (
-            [_number(v) for v in (latency.median, latency.quartile1, latency.quartile3)]
-            if latency
-            else [""] * 3
-        )
+        cost += [_number(v) for v in (latency.median, latency.quartile1, latency.quartile3)] if latency else [""] * 3
         for metric, label in METRICS.items():
             writer.writerow([row.model.name, label, *_csv_figures(row, metric), *cost])
     return stream.getvalue()

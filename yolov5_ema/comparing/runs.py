@@ -147,18 +147,14 @@ def locked(folder: Path) -> Iterator[int | None]:
             folder.mkdir(parents=True, exist_ok=True)
             held = stack.enter_context(files.locked(folder / ".lock", busy, _WAIT_FOR_LOCK_S))
         except OSError as error:
-            raise UserError(
-                f"cannot write to {folder}: {error.strerror or error}. Name another --project"
-            ) from error
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}. Name another --project") from error
         yield held
 
 
 class Runner:
     """Trains and scores the runs of a plan."""
 
-    def __init__(
-        self, plan: Plan, engine: Engine, lock: int | None, watch: Watch, poll_s: float = 1.0
-    ) -> None:
+    def __init__(self, plan: Plan, engine: Engine, lock: int | None, watch: Watch, poll_s: float = 1.0) -> None:
         self._plan, self._engine, self._lock, self._watch, self._poll_s = plan, engine, lock, watch, poll_s
 
     def carry_out(self, run: Run) -> Record:

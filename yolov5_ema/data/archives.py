@@ -117,9 +117,7 @@ def check_archive(path: str) -> None:
                 "folder; nothing was written"
             )
         if info.flag_bits & 1:
-            raise UserError(
-                f"{path}: the entry {info.orig_filename!r} has a password; unpack the archive first"
-            )
+            raise UserError(f"{path}: the entry {info.orig_filename!r} has a password; unpack the archive first")
 
 
 def unpacked_bytes(path: str) -> int:

@@ -244,9 +244,7 @@ def _common_names(read: Sequence[tuple[SplitSource, Instances]], out: Path) -> l
     names, first = read[0][1].names, read[0][0].file
     for source, instances in read[1:]:
         if instances.names != names:
-            raise UserError(
-                f"{source.file} has different categories from {first}; YOLOv5 needs the same in all splits"
-            )
+            raise UserError(f"{source.file} has different categories from {first}; YOLOv5 needs the same in all splits")
     replaced = {source.split for source, _ in read}
     for split, finished in _finished_splits(out).items():
         if split not in replaced and finished["names"] != names:
@@ -264,9 +262,7 @@ def _plan(source: SplitSource, instances: Instances, out: Path, copy: bool) -> P
         name = str(image["file_name"]).replace("\\", "/")
         width, height = (int(image.get(key) or 0) for key in ("width", "height"))
         if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-            problems.append(
-                Problem("image", f"{source.images}/{name}", "YOLOv5 does not read images with this suffix")
-            )
+            problems.append(Problem("image", f"{source.images}/{name}", "YOLOv5 does not read images with this suffix"))
         elif not os.path.isfile(source.images / name):
             problems.append(Problem("image", f"{source.images}/{name}", "there is no such file"))
         elif size := _size_or_problem(source.images / name, (width, height), problems):
@@ -428,9 +424,7 @@ def _convert(
             problems_of.raise_if_any(result.problems, f"{source.name} is not complete")
         annotations = f"annotations/{source.file.name}"
         place_link(str(source.file.resolve()), str(out / annotations), drafts, job.copy)
-        journal.finish(
-            {"split": source.split, "name": source.name, "names": names, "annotations": annotations}
-        )
+        journal.finish({"split": source.split, "name": source.name, "names": names, "annotations": annotations})
     finally:
         journal.close()
     return result
@@ -489,9 +483,7 @@ def place_chunk(task: Task) -> tuple[list[tuple[int, int]], list[Problem]]:
 def _finished_splits(out: Path) -> dict[str, Mapping[str, Any]]:
     """The latest journal entry of each complete split in ``out``."""
     found: dict[str, Mapping[str, Any]] = {}
-    files = [
-        file for file in journal_file(out, "x").parent.glob("*.jsonl") if file.exists()
-    ]  # not broken links
+    files = [file for file in journal_file(out, "x").parent.glob("*.jsonl") if file.exists()]  # not broken links
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
         finished: Any = last_entry(file).get("finished")
         if _is_finished(finished):
@@ -515,7 +507,5 @@ def _write_yaml(out: Path, names: list[str], drafts: str) -> Path:
     content: dict[str, Any] = {"path": str(out)}
     content.update({split: f"images/{finished[split]['name']}" for split in SPLITS if split in finished})
     content.update(nc=len(names), names=list(names))
-    content["coco_annotations"] = {
-        split: finished[split]["annotations"] for split in SPLITS if split in finished
-    }
+    content["coco_annotations"] = {split: finished[split]["annotations"] for split in SPLITS if split in finished}
     return place_yaml(content, "# Written by `yolov5-ema data coco`.\n", out / YAML_NAME, drafts)

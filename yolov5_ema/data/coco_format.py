@@ -58,9 +58,7 @@ def read_instances(file: Path) -> Instances:
     class_of, names = _categories(content["categories"], content["annotations"], file)
     images = _usable_images(content["images"], file, problems)
     annotations = _usable_annotations(content["annotations"], images, set(class_of), file, problems)
-    coco = _index(
-        {"images": list(images.values()), "annotations": annotations, "categories": content["categories"]}
-    )
+    coco = _index({"images": list(images.values()), "annotations": annotations, "categories": content["categories"]})
     return Instances(coco, names, class_of, len(content["annotations"]), problems)
 
 
@@ -72,20 +70,14 @@ def _load(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON, or it is cut off: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(
-            f"{file} is not an instances JSON: it holds a {type(content).__name__}, not an object"
-        )
+        raise UserError(f"{file} is not an instances JSON: it holds a {type(content).__name__}, not an object")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
-            raise UserError(
-                f"{file} is not an instances JSON: it has no list {key!r}; its keys: {', '.join(content)}"
-            )
+            raise UserError(f"{file} is not an instances JSON: it has no list {key!r}; its keys: {', '.join(content)}")
     return content
 
 
-def _categories(
-    categories: Sequence[Any], annotations: Sequence[Any], file: Path
-) -> tuple[dict[int, int], list[str]]:
+def _categories(categories: Sequence[Any], annotations: Sequence[Any], file: Path) -> tuple[dict[int, int], list[str]]:
     """The class of each category id, and the names of the classes.
 
     Classes are in the order of the ids; COCO's own are in the order of YOLOv5's coco.yaml.
@@ -95,9 +87,7 @@ def _categories(
         identity = whole_number(category.get("id")) if isinstance(category, dict) else None
         if identity is None or not isinstance(category.get("name"), str):
             hint = _TEXT_ID if isinstance(category, dict) and isinstance(category.get("id"), str) else ""
-            raise UserError(
-                f"{file}: the category {category!r:.80} needs a whole number 'id' and a 'name'{hint}"
-            )
+            raise UserError(f"{file}: the category {category!r:.80} needs a whole number 'id' and a 'name'{hint}")
         if identity in by_id:
             raise UserError(f"{file}: the category id {identity} appears twice")
         by_id[identity] = category["name"]
@@ -166,9 +156,7 @@ def _image_fault(image: Any, found: Mapping[Any, Any], names: set[str]) -> str:
     if name.rsplit(".", 1)[0] in names:
         return f"file_name {name!r:.80} appears twice, or differs from another only in its suffix"
     if not all(_is_size(image[key]) for key in ("width", "height") if image.get(key) is not None):
-        return (
-            f"width and height {image.get('width')!r:.20}, {image.get('height')!r:.20} are not a valid size"
-        )
+        return f"width and height {image.get('width')!r:.20}, {image.get('height')!r:.20} are not a valid size"
     return ""
 
 

@@ -74,13 +74,7 @@ class Dataset:
             ConfigError: one of them is not a text.
         """
         value = self.content.get(split)
-        entries = (
-            value
-            if isinstance(value, (list, tuple))
-            else [value]
-            if value is not None and value != ""
-            else []
-        )
+        entries = value if isinstance(value, (list, tuple)) else [value] if value is not None and value != "" else []
         for entry in entries:
             if not isinstance(entry, str) or not entry or "\0" in entry:
                 raise ConfigError(
@@ -194,9 +188,7 @@ class Dataset:
             )
 
 
-def load_dataset(
-    file: Path, conventions: Conventions = Conventions(), *, as_yolov5_takes_it: bool = False
-) -> Dataset:
+def load_dataset(file: Path, conventions: Conventions = Conventions(), *, as_yolov5_takes_it: bool = False) -> Dataset:
     """Read a data YAML.
 
     Args:

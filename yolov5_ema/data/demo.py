@@ -46,9 +46,7 @@ _PALETTE = np.array(
 )  # fmt: skip
 
 # Ground colours in BGR: grass, dry grass, soil, sand, tarmac.
-_GROUND = np.array(
-    [(70, 110, 90), (95, 140, 140), (75, 95, 125), (140, 170, 185), (105, 105, 105)], dtype=np.float32
-)
+_GROUND = np.array([(70, 110, 90), (95, 140, 140), (75, 95, 125), (140, 170, 185), (105, 105, 105)], dtype=np.float32)
 
 
 def generate(
@@ -120,9 +118,7 @@ class _Plan:
         for name, (lowest, highest) in bounds.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-                raise UserError(
-                    f"demo set: {name} must be a whole number in {lowest}..{highest}, not {value!r}"
-                )
+                raise UserError(f"demo set: {name} must be a whole number in {lowest}..{highest}, not {value!r}")
 
     def manifest(self) -> dict[str, object]:
         """The content of the manifest that identifies a finished set."""
@@ -154,9 +150,7 @@ def _is_finished(directory: Path, plan: _Plan) -> bool:
     files = (file for split, _, name in plan.names() for file in _files(directory, split, name))
     lost = [file for file in files if not file.is_file()]
     if lost:
-        raise UserError(
-            f"{directory}: {len(lost)} files of its demo set are missing, such as {lost[0]}: {way_out}"
-        )
+        raise UserError(f"{directory}: {len(lost)} files of its demo set are missing, such as {lost[0]}: {way_out}")
     return True
 
 

@@ -58,9 +58,7 @@ def image_id(image: str | PurePath) -> int | str:
     return int(name) if name.isdecimal() else name
 
 
-def named_once(
-    images: Iterable[_Image], why: str, name: Callable[[_Image], Any] = name_of
-) -> dict[Any, _Image]:
+def named_once(images: Iterable[_Image], why: str, name: Callable[[_Image], Any] = name_of) -> dict[Any, _Image]:
     """Map the names that a file uses to its images.
 
     Args:

@@ -22,9 +22,7 @@ _MOST_CLASSES = 100_000
 _LARGEST_SIDE = 2**20  # pixels
 _MOST_LABELS = 100_000  # for each image
 _MAGIC = b"\x93NUMPY"
-_NUMBERS = {
-    f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u", "1248")) for size in sizes
-} | {"b1"}
+_NUMBERS = {f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u", "1248")) for size in sizes} | {"b1"}
 _ARRAY = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
 _SCALAR = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
 _KNOWN = {*_ARRAY, *_SCALAR, "numpy ndarray", "numpy dtype"}
@@ -68,9 +66,7 @@ def read_label_cache(file: str | Path) -> dict[str, Any]:
     except UnusableCache:
         raise
     except _TORN as error:
-        raise UnusableCache(
-            f"it is cut off or changed ({type(error).__name__}: {str(error)[:200]})"
-        ) from None
+        raise UnusableCache(f"it is cut off or changed ({type(error).__name__}: {str(error)[:200]})") from None
     _check(content)
     return content
 
@@ -304,9 +300,7 @@ class _Machine:
     def _name(self, module: Any, name: Any) -> None:
         full = f"{module} {name}"
         if full not in _KNOWN:
-            raise UnusableCache(
-                f"it names {full.replace(' ', '.')[:200]}, which no label cache needs; nothing was run"
-            )
+            raise UnusableCache(f"it names {full.replace(' ', '.')[:200]}, which no label cache needs; nothing was run")
         self.stack.append(_Name(full))
 
     def call(self, at: int) -> int:
@@ -399,12 +393,7 @@ def _check(content: Any) -> None:
 
 def _is_entry(value: Any) -> bool:
     """Whether a value is the labels, size and segments of an image."""
-    if (
-        type(value) is not list
-        or len(value) != 3
-        or type(value[0]) is not np.ndarray
-        or type(value[2]) is not list
-    ):
+    if type(value) is not list or len(value) != 3 or type(value[0]) is not np.ndarray or type(value[2]) is not list:
         return False
     labels, size, segments = value
     if labels.dtype.kind != "f" or labels.ndim != 2 or labels.shape[1] != 5:

@@ -8,12 +8,8 @@ from collections.abc import Iterator
 from yolov5_ema.errors import UserError
 
 # what the newest YOLOv5 reads; upstream/loaders.py knows what other releases read
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"}
-)
-VIDEO_SUFFIXES = frozenset(
-    {".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".wmv"}
-)
+IMAGE_SUFFIXES = frozenset({".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"})
+VIDEO_SUFFIXES = frozenset({".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".wmv"})
 _MOST_FOLDERS = 100_000
 
 
@@ -38,14 +34,10 @@ def folders_below(top: str) -> Iterator[tuple[str, list[str]]]:
     above = {top: frozenset([os.path.realpath(top)])}
     for count, (folder, folders, files) in enumerate(os.walk(top, followlinks=True)):
         if count > _MOST_FOLDERS:
-            raise UserError(
-                f"{top} has more than {_MOST_FOLDERS:,} folders in it; there may be links between them"
-            )
+            raise UserError(f"{top} has more than {_MOST_FOLDERS:,} folders in it; there may be links between them")
         real = above.pop(folder)
         yield folder, [*folders, *files]
-        kept = {
-            name: os.path.realpath(os.path.join(folder, name)) for name in folders if not name.startswith(".")
-        }
+        kept = {name: os.path.realpath(os.path.join(folder, name)) for name in folders if not name.startswith(".")}
         folders[:] = [name for name, place in kept.items() if place not in real]
         above.update({os.path.join(folder, name): real | {kept[name]} for name in folders})
 

@@ -305,9 +305,7 @@ class _Job:
             self._make(picture, window, labels, bool(report.whole))
         return report
 
-    def _cuts(
-        self, labels: np.ndarray, size: tuple[int, int]
-    ) -> tuple[dict[Window, np.ndarray], SliceReport]:
+    def _cuts(self, labels: np.ndarray, size: tuple[int, int]) -> tuple[dict[Window, np.ndarray], SliceReport]:
         """The windows that are kept, with their labels."""
         report = SliceReport(images=1)
         wanted = windows(*size, self.plan.size, self.plan.overlap)
@@ -447,9 +445,7 @@ def _refuse_another(found: Any, wanted: Mapping[str, Any], out: Path) -> None:
         if found.get(key) != value
     ]
     if other:
-        raise UserError(
-            f"-o {out} was begun with {', '.join(other)}; give another folder, or delete this one"
-        )
+        raise UserError(f"-o {out} was begun with {', '.join(other)}; give another folder, or delete this one")
 
 
 def _absolute(entry: Any, root: Path) -> Any:

@@ -146,9 +146,7 @@ def table(names: Sequence[str], stats: Sequence[SplitStats]) -> str:
         ("boxes per image, median", [f"{np.median(split.per_image):g}" for split in stats]),
         ("boxes per image, most", [f"{split.per_image.max(initial=0):,}" for split in stats]),
     ]
-    rows += [
-        (f"below {mark} pixels", [f"{split.share_below(mark):.1%}" for split in stats]) for mark in MARKS
-    ]
+    rows += [(f"below {mark} pixels", [f"{split.share_below(mark):.1%}" for split in stats]) for mark in MARKS]
     shares = [[_share(count, split.boxes) for count in split.class_counts] for split in stats]
     classes = [(name, [split[index] for split in shares]) for index, name in enumerate(names)]
     table = [("", *(split.split for split in stats)), *((label, *cells) for label, cells in rows + classes)]

@@ -81,9 +81,7 @@ def _draw_sizes(axes, stats: Sequence[SplitStats], imgsz: int) -> None:
         axes.stairs(share, edges, color=_COLOURS[split.split], linewidth=1.8, label=split.split)
         axes.stairs(share, edges, color=_COLOURS[split.split], alpha=0.12, fill=True)
     axes.set_xscale("log", base=2)
-    ticks = [
-        tick for tick in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048) if edges[0] <= tick <= edges[-1]
-    ]
+    ticks = [tick for tick in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048) if edges[0] <= tick <= edges[-1]]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.18)

@@ -113,8 +113,7 @@ def _check_places(sources: Sequence[Path], found: Sequence[SplitSource], out: Pa
             raise UserError(f"{target} would be overwritten: it holds the source; give another -o")
         check_target(target, out, split.folder)
     needed = sum(
-        unpacked_bytes(path)
-        for path in {split.place.path for split in found if split.place.inside is not None}
+        unpacked_bytes(path) for path in {split.place.path for split in found if split.place.inside is not None}
     )
     _check_room(out, needed, found)
 
@@ -198,9 +197,7 @@ def _convert(job: Job, out: Path, workers: int, quiet: bool, strict: bool) -> Sp
     for folder in (*(target / kind for kind in _kinds(job)), out / "annotations"):
         make_folder(folder, inside=out)
     done = _still_done(job, journal, items)
-    result = SplitResult(
-        job.split, target.name, job.annotated, done_before=len(done), problems=list(problems)
-    )
+    result = SplitResult(job.split, target.name, job.annotated, done_before=len(done), problems=list(problems))
     json_file = out / "annotations" / f"instances_{job.split}.json" if job.annotated else None
     stale = journal.made_before - set(items)
     if (
@@ -234,8 +231,7 @@ def _is_summary(entry: dict[str, Any] | None) -> bool:
     if not isinstance(tallies, dict) or not isinstance(problems, list):
         return False
     return all(type(count) is int and abs(count) < 2**53 for count in tallies.values()) and all(
-        isinstance(row, list) and len(row) == 3 and all(isinstance(text, str) for text in row)
-        for row in problems
+        isinstance(row, list) and len(row) == 3 and all(isinstance(text, str) for text in row) for row in problems
     )
 
 
@@ -307,9 +303,7 @@ class _CocoFile:
         self._file, self._next_id = file, 1
         self._images: list[str] = []
         info = json.dumps({"description": f"{folder}, converted by yolov5-ema"})
-        categories = [
-            {"id": index, "name": name, "supercategory": "object"} for index, name in enumerate(CLASSES)
-        ]
+        categories = [{"id": index, "name": name, "supercategory": "object"} for index, name in enumerate(CLASSES)]
         head = f'{{"info":{info},\n"categories":{json.dumps(categories)},\n"annotations":[\n'
         file.write(head.encode())
 
@@ -344,9 +338,7 @@ def _write_yaml(out: Path, drafts: str) -> Path | None:
     content.update(nc=len(CLASSES), names=list(CLASSES))
     if official:
         content.update(visdrone_annotations=official, coco_annotations=coco)
-    return place_yaml(
-        content, "# VisDrone2019-DET, written by `yolov5-ema data visdrone`.\n", out / YAML_NAME, drafts
-    )
+    return place_yaml(content, "# VisDrone2019-DET, written by `yolov5-ema data visdrone`.\n", out / YAML_NAME, drafts)
 
 
 def _complete_folder(out: Path, split: str) -> str | None:

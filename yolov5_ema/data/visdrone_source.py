@@ -14,9 +14,7 @@ from yolov5_ema.errors import UserError
 
 CHALLENGE = "VisDrone2019-DET-test-challenge"
 _DEPTH = 4
-_SPLIT = re.compile(
-    r"(?:^|[-_ .])(train|val|test)(?:[-_ ]?(dev|challenge))?(?:set)?(?=$|[-_ .(])", re.IGNORECASE
-)
+_SPLIT = re.compile(r"(?:^|[-_ .])(train|val|test)(?:[-_ ]?(dev|challenge))?(?:set)?(?=$|[-_ .(])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

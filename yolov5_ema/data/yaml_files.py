@@ -152,9 +152,7 @@ def _check_extent(content: Any, name: str) -> None:
         if isinstance(value, (str, bytes)):
             text += len(value)
         if depth > _MOST_DEPTH:
-            raise ConfigError(
-                f"{name}: values are nested more than {_MOST_DEPTH} deep, or contain themselves"
-            )
+            raise ConfigError(f"{name}: values are nested more than {_MOST_DEPTH} deep, or contain themselves")
         if values > _MOST_VALUES or text > _MOST_TEXT:
             raise ConfigError(f"{name}: with its aliases expanded it holds more than {_MOST_VALUES:,} values")
         waiting.extend((part, depth + 1) for part in _parts(value))

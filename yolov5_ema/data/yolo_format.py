@@ -130,13 +130,9 @@ class _Reader:
         if fault:
             self._note(self._odd, number, f"{fault}; cut off at the border", leaves_out)
         elif len(row) != 5 and not polygons:
-            self._note(
-                self._odd, number, f"{len(row)} columns, which this YOLOv5 does not read as a polygon", True
-            )
+            self._note(self._odd, number, f"{len(row)} columns, which this YOLOv5 does not read as a polygon", True)
         elif len(row) == 5 and polygons:
-            self._note(
-                self._odd, number, "a box among polygons, which YOLOv5 reads as two points", leaves_out
-            )
+            self._note(self._odd, number, "a box among polygons, which YOLOv5 reads as two points", leaves_out)
         self._values.append(cut)
         self._lines.append(number)
 
@@ -240,9 +236,7 @@ def format_labels(classes: np.ndarray, boxes: np.ndarray, counts: np.ndarray) ->
     if class_width == 1:
         width = text.shape[1]
         whole = text.tobytes()
-        return [
-            whole[width * (end - count) : width * end] for end, count in zip(ends.tolist(), counts.tolist())
-        ]
+        return [whole[width * (end - count) : width * end] for end, count in zip(ends.tolist(), counts.tolist())]
     used = np.ones(text.shape, bool)
     for place in range(1, class_width):
         used[:, class_width - 1 - place] = classes >= 10**place

@@ -206,9 +206,7 @@ def _connected(address: str | None, engine: Engine) -> Iterator[None]:
     import ray
 
     if address and address.startswith("ray://"):
-        raise UserError(
-            "--ray-address ray://…: run the command on a node of the cluster, with --ray-address auto"
-        )
+        raise UserError("--ray-address ray://…: run the command on a node of the cluster, with --ray-address auto")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.FATAL}
     if not address:
         options["include_dashboard"] = False
@@ -222,9 +220,7 @@ def _connected(address: str | None, engine: Engine) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         if not address:
             raise UserError(f"Ray does not start here: {_last_line(error)}") from error
-        hint = (
-            "" if address == "auto" else ". If it wants a token, set RAY_AUTH_MODE=token; auto does by itself"
-        )
+        hint = "" if address == "auto" else ". If it wants a token, set RAY_AUTH_MODE=token; auto does by itself"
         raise UserError(f"no Ray to work with at {address}: {_last_line(error)}{hint}") from error
     try:
         if threading.current_thread() is threading.main_thread():
@@ -318,9 +314,7 @@ def _shape(pool: Pool, nodes: Sequence[Mapping[str, float]], chunks: int) -> tup
     if pool.threads or not pool.workers:
         return size, least, gpus
     widest = int(max(node.get("CPU", 0) for node in nodes))
-    fitting = (
-        c for c in range(widest, 1, -1) if sum(_places(node, c, gpus) for node in nodes) >= pool.workers
-    )
+    fitting = (c for c in range(widest, 1, -1) if sum(_places(node, c, gpus) for node in nodes) >= pool.workers)
     return size, next(fitting, 1), gpus
 
 
@@ -360,9 +354,7 @@ class _Worker:
         self._refusal: str | None = None
         try:
             self._detector = _detector(content, work, threads, on_gpu)
-        except (
-            UserError
-        ) as error:  # reported with the first chunk: Ray would restart a worker that fails here
+        except UserError as error:  # reported with the first chunk: Ray would restart a worker that fails here
             self._refusal = str(error)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:

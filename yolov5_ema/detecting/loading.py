@@ -64,9 +64,7 @@ def is_read(weights: str | os.PathLike[str]) -> bool:
     return any(form.reads(Path(weights)) for form in _FORMATS)
 
 
-def load(
-    weights: str | os.PathLike[str], device: Any = None, *, trust: bool | None = None
-) -> torch.nn.Module:
+def load(weights: str | os.PathLike[str], device: Any = None, *, trust: bool | None = None) -> torch.nn.Module:
     """Load a detector trained here, or any YOLOv5 checkpoint, ready to call on images.
 
     Installs the shim (see `yolov5_ema.install`), reads the checkpoint safely, folds the BatchNorms and
@@ -94,9 +92,7 @@ def load(
         >>> results.pandas().xyxy[0]                                   # doctest: +SKIP
     """
     engine = shim.install()
-    detector = load_detector(
-        weights, engine=engine, device=_device(device), trust=trust, tasks=(DETECT, SEGMENT)
-    )
+    detector = load_detector(weights, engine=engine, device=_device(device), trust=trust, tasks=(DETECT, SEGMENT))
     model: Any = with_module(detector).module
     if hasattr(model, "autoshape"):  # up to v6.0 a method, which also copies the attributes
         return model.autoshape()

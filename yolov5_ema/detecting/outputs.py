@@ -36,9 +36,7 @@ def check_image_ids(images: Iterable[str]) -> None:
     Raises:
         UserError: names two images with one id.
     """
-    named_once(
-        images, "COCO's JSON tells images apart by that image_id alone; a .parquet has the paths", image_id
-    )
+    named_once(images, "COCO's JSON tells images apart by that image_id alone; a .parquet has the paths", image_id)
 
 
 def write(

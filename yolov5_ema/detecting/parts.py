@@ -108,9 +108,7 @@ class Parts:
                 row = _parsed(line)
                 if not _is_result(row, classes) or row["index"] != place:
                     number = place - self.manifest.span(chunk).start + 1
-                    raise UserError(
-                        f"{file}, line {number}: damaged; delete the file and give --resume again"
-                    )
+                    raise UserError(f"{file}, line {number}: damaged; delete the file and give --resume again")
                 yield row
 
     def remove(self) -> None:
@@ -168,9 +166,7 @@ def opened(out: Path, manifest: Manifest, *, resume: bool, force: bool) -> Itera
             stack.enter_context(locked(parts.folder / _LOCK, busy))
         if is_begun(out) and not force:
             if not resume:
-                raise UserError(
-                    f"{out} was begun before: --resume goes on with it, --force starts from the beginning"
-                )
+                raise UserError(f"{out} was begun before: --resume goes on with it, --force starts from the beginning")
             _check_same(parts, out)
         else:
             _begin(parts, made)
@@ -241,9 +237,7 @@ def _is_result(row: Any, classes: int) -> bool:
         return False
     if not _is_text(row["image"]) or not (row["error"] is None or _is_text(row["error"])):
         return False
-    if not all(
-        side is None or (type(side) is int and 0 < side < 2**31) for side in (row["height"], row["width"])
-    ):
+    if not all(side is None or (type(side) is int and 0 < side < 2**31) for side in (row["height"], row["width"])):
         return False
     boxes, scores, numbers = row["xyxy"], row["confidence"], row["class_id"]
     if not all(isinstance(value, list) for value in (boxes, scores, numbers)):

@@ -82,9 +82,7 @@ def _of_list(file: Path) -> Source:
         if not name:
             continue
         if not _is_image(name):
-            raise UserError(
-                f"{file}, line {number}: {name[:200]} is not an image; supported suffixes: {_known()}"
-            )
+            raise UserError(f"{file}, line {number}: {name[:200]} is not an image; supported suffixes: {_known()}")
         if name.startswith("./"):
             name = str(file.parent / name[2:])
         named += 1

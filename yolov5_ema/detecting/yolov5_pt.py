@@ -107,11 +107,7 @@ def _loaded(engine: Engine, file: Path) -> torch.nn.Module:
             "'yolov5-ema run classify/predict.py' runs those"
         )
     rows = getattr(model, "model", None)
-    if (
-        not isinstance(rows, torch.nn.Sequential)
-        or not hasattr(rows[-1], "anchors")
-        or not hasattr(model, "names")
-    ):
+    if not isinstance(rows, torch.nn.Sequential) or not hasattr(rows[-1], "anchors") or not hasattr(model, "names"):
         raise UserError(f"{file} does not hold a detector")
     return model
 

@@ -135,9 +135,7 @@ class _Finder:
     def __init__(self, activation: Activation) -> None:
         self._activation = activation
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: Any = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         engine = self._activation.engine
         if engine.relative_name(fullname) is None and fullname != "yolov5":
             return None
@@ -159,9 +157,7 @@ def activate(engine: Engine) -> Activation:
         if _active is not None:
             if _active.engine.root == engine.root:
                 return _active
-            raise UserError(
-                f"{_active.engine} is active in this process; uninstall it before using {engine}."
-            )
+            raise UserError(f"{_active.engine} is active in this process; uninstall it before using {engine}.")
         activation = Activation(engine)
         activation.start()
         _active = activation

@@ -120,9 +120,7 @@ def _check_place(last: Path, run: Path) -> None:
     if not is_there(last):
         raise CheckpointError(f"--resume {last}: no such file")
     if last.is_dir():
-        raise CheckpointError(
-            f"--resume {last}: this folder holds no weights/last.pt; name the checkpoint itself"
-        )
+        raise CheckpointError(f"--resume {last}: this folder holds no weights/last.pt; name the checkpoint itself")
     if not last.is_file():
         raise CheckpointError(f"--resume {last}: this is not a regular file; name the checkpoint itself")
     if last.suffix.lower() in (".yaml", ".yml"):
@@ -168,9 +166,7 @@ def _held(last: Path, engine: Engine) -> tuple[dict[str, Any], str]:
             )
         held = vars(held) if isinstance(held, argparse.Namespace) else held
     if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
-        raise ConfigError(
-            f"{where} must hold the options of a training by name; it is damaged, or it is another file"
-        )
+        raise ConfigError(f"{where} must hold the options of a training by name; it is damaged, or it is another file")
     return held, where
 
 

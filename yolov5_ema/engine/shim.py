@@ -145,11 +145,7 @@ def installed(yolo: Yolo = None, *, conflicts: str | None = None) -> Iterator[En
         The YOLOv5 found.
     """
     if is_installed(yolo):
-        with (
-            contextlib.nullcontext()
-            if conflicts is None
-            else exporting(conflicts=chosen_conflicts(conflicts))
-        ):
+        with contextlib.nullcontext() if conflicts is None else exporting(conflicts=chosen_conflicts(conflicts)):
             yield install(yolo)
         return
     engine = install(yolo, conflicts=conflicts)
@@ -186,9 +182,7 @@ def _with_blocks(parse_model: Callable[..., Any], module: ModuleType) -> Callabl
                 raise
             if isinstance(error, UnclearNumbersError):
                 raise ConfigError(f"{where}, row {row}: {error.in_row()}") from error
-            raise ConfigError(
-                f"{where}, row {row}: {_row_text(d, row)}: {error}{_hint(model, row)}"
-            ) from error
+            raise ConfigError(f"{where}, row {row}: {_row_text(d, row)}: {error}{_hint(model, row)}") from error
 
     return wrapper
 

@@ -208,9 +208,7 @@ def _builder(row: BlockRow) -> type:
                     if row.options
                     else ""
                 )
-                raise ConfigError(
-                    f"{row.place}: [{row.block.__name__}, {row.options}]: {error}{hint}"
-                ) from error
+                raise ConfigError(f"{row.place}: [{row.block.__name__}, {row.options}]: {error}{hint}") from error
 
     # the names that ultralytics prints
     Builder.__module__, Builder.__qualname__ = row.block.__module__, row.block.__qualname__

@@ -123,12 +123,7 @@ def _asked_for(download: Callable[..., Any]) -> Callable[..., Any]:
 
 def _own_script_only(command: Any, *args: Any, **kwargs: Any) -> Any:
     """A replacement for ``subprocess.run``: runs only the scripts that the package ships."""
-    if (
-        isinstance(command, list)
-        and len(command) == 2
-        and command[0] == "bash"
-        and _is_of_the_package(command[1])
-    ):
+    if isinstance(command, list) and len(command) == 2 and command[0] == "bash" and _is_of_the_package(command[1]):
         return subprocess.run(command, *args, **kwargs)
     raise ConfigError(
         f"a data YAML: 'download' is a command to run, {reprlib.repr(command)}. Nothing was run: fetch the data "
@@ -156,9 +151,7 @@ def check_form(file: Path) -> None:
     name = file.name.lower()
     for ending, form in _FORMS.items():
         if ending in name:
-            place = (
-                next(iter(sorted(file.glob("*.onnx"))), file) if form == "onnx" and file.is_dir() else file
-            )
+            place = next(iter(sorted(file.glob("*.onnx"))), file) if form == "onnx" and file.is_dir() else file
             check_exported(place, form)
 
 

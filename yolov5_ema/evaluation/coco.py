@@ -52,14 +52,10 @@ class CocoProtocol:
 
     name = "coco"
 
-    def __init__(
-        self, names: Sequence[str], max_dets: Sequence[int] = MAX_DETS, by_size: bool = False
-    ) -> None:
+    def __init__(self, names: Sequence[str], max_dets: Sequence[int] = MAX_DETS, by_size: bool = False) -> None:
         cuts = tuple(max_dets)
         if not cuts or list(cuts) != sorted(set(cuts)) or cuts[0] < 1:
-            raise UserError(
-                f"max_dets must be ascending numbers of detections, such as 1 10 100, not {list(cuts)}"
-            )
+            raise UserError(f"max_dets must be ascending numbers of detections, such as 1 10 100, not {list(cuts)}")
         self.names = tuple(names)
         self.max_dets = cuts
         self.sizes = {**SIZES, **FINE_SIZES} if by_size else SIZES
@@ -82,13 +78,9 @@ class CocoProtocol:
         for box, index, ignored, area in zip(truth.boxes, truth.classes, truth.ignored, areas):
             if index != NO_CLASS:
                 self._add_object(image, int(index), box, float(area), bool(ignored))
-        for box, score, index in zip(
-            predictions.boxes.tolist(), predictions.scores.tolist(), predictions.classes
-        ):
+        for box, score, index in zip(predictions.boxes.tolist(), predictions.scores.tolist(), predictions.classes):
             if index != NO_CLASS:
-                self._detections.append(
-                    {"image_id": image, "category_id": int(index), "bbox": box, "score": score}
-                )
+                self._detections.append({"image_id": image, "category_id": int(index), "bbox": box, "score": score})
 
     def compute(self) -> Result:
         """The figures over all images that were added.
@@ -103,8 +95,7 @@ class CocoProtocol:
         precision = np.where(done["precision"] < 0, np.nan, done["precision"])
         recall = np.where(done["recall"] < 0, np.nan, done["recall"])
         per_class = {
-            name: self._figures(precision[:, :, [index]], recall[:, [index]])
-            for index, name in enumerate(self.names)
+            name: self._figures(precision[:, :, [index]], recall[:, [index]]) for index, name in enumerate(self.names)
         }
         return Result(
             protocol=self.name,

@@ -12,9 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def match(
-    detections: np.ndarray, objects: np.ndarray, overlaps: np.ndarray, count: int, n_objects: int
-) -> np.ndarray:
+def match(detections: np.ndarray, objects: np.ndarray, overlaps: np.ndarray, count: int, n_objects: int) -> np.ndarray:
     """The object that each detection takes.
 
     Args:

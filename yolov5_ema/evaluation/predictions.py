@@ -57,9 +57,7 @@ def read_predictions(
 def _from_json(file: Path, truth: TruthSet, category_ids: str) -> dict[str, Predictions]:
     entries = read_json(file)
     if not isinstance(entries, list):
-        raise UserError(
-            f"{file} is not a results JSON: it must hold a list of image_id, category_id, bbox, score"
-        )
+        raise UserError(f"{file} is not a results JSON: it must hold a list of image_id, category_id, bbox, score")
     if not entries:
         raise UserError(f"{file} holds no detections")
     images = _Images(truth)
@@ -76,9 +74,7 @@ def _from_json(file: Path, truth: TruthSet, category_ids: str) -> dict[str, Pred
             continue
         if category is None:
             known = sorted(class_of)
-            raise UserError(
-                f"{where}: category_id {entry['category_id']!r} is not in {known[0]} to {known[-1]}"
-            )
+            raise UserError(f"{where}: category_id {entry['category_id']!r} is not in {known[0]} to {known[-1]}")
         if len(row) != 5:
             raise UserError(f"{where}: its bbox must be four numbers, not {entry['bbox']}")
         rows.setdefault(image, []).append([*row, category])
@@ -215,9 +211,7 @@ def _yolo_rows(lines: Sequence[str], file: Path) -> np.ndarray:
     if rows.bad:
         raise UserError(str(rows.bad[0]))
     if any(len(line.split()) == 5 for line in lines):
-        raise UserError(
-            f"{file}: rows without a confidence; let YOLOv5 write them with --save-txt --save-conf"
-        )
+        raise UserError(f"{file}: rows without a confidence; let YOLOv5 write them with --save-txt --save-conf")
     return rows.values
 
 
@@ -248,9 +242,7 @@ def _checked(values: np.ndarray, truth: Truth, where: str, known: TruthSet) -> P
     return found
 
 
-def _check_complete(
-    found: Mapping[str, Predictions], truth: TruthSet, place: Path, missing_as_empty: bool
-) -> None:
+def _check_complete(found: Mapping[str, Predictions], truth: TruthSet, place: Path, missing_as_empty: bool) -> None:
     lacking = [image for image in truth.truths if image not in found or not len(found[image].scores)]
     if len(lacking) == len(truth.truths):
         raise UserError(f"{place} holds no detection for any image of {truth.source}")

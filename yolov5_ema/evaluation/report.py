@@ -39,8 +39,7 @@ def side_by_side(results: Sequence[Result], mean_over_classes: bool = False) -> 
     own = dict.fromkeys(name for _, metrics, _ in columns for name in metrics if name not in shared)
     for label, names in [*_SIDE_BY_SIDE.items(), *((name, {}) for name in own)]:
         cells = [
-            _percent(metrics.get(names.get(result.protocol, label), math.nan), result)
-            for _, metrics, result in columns
+            _percent(metrics.get(names.get(result.protocol, label), math.nan), result) for _, metrics, result in columns
         ]
         if set(cells) != {_NOTHING}:
             rows.append([label, *cells])
@@ -56,9 +55,7 @@ def class_table(results: Sequence[Result]) -> str:
         for result in results:
             figures = result.per_class.get(name, {})
             held = figures.get("in_mean", True)
-            cells += [
-                _percent(figures.get(m, math.nan) if held else math.nan, result) for m in ("AP", "AP50")
-            ]
+            cells += [_percent(figures.get(m, math.nan) if held else math.nan, result) for m in ("AP", "AP50")]
         rows.append([name, *cells])
     return aligned(rows)
 
@@ -75,10 +72,7 @@ def size_table(result: Result) -> str:
 
 def as_json(results: Sequence[Result]) -> str:
     """``{protocol: Result.as_dict()}``, each in its protocol's own unit."""
-    return (
-        json.dumps({result.protocol: result.as_dict() for result in results}, indent=2, allow_nan=False)
-        + "\n"
-    )
+    return json.dumps({result.protocol: result.as_dict() for result in results}, indent=2, allow_nan=False) + "\n"
 
 
 def as_csv(results: Sequence[Result]) -> str:

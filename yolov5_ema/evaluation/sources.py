@@ -147,18 +147,12 @@ def _bare(image: str) -> str:
 
 def _check_all_there(truth: TruthSet, lacking: Collection[str]) -> None:
     if lacking:
-        raise UserError(
-            f"{truth.source} has no annotations for {len(lacking)} images, such as {min(lacking)}"
-        )
+        raise UserError(f"{truth.source} has no annotations for {len(lacking)} images, such as {min(lacking)}")
 
 
 def _sizes_beside(folder: Path) -> Sizes:
     images = folder.parent / "images"
-    files = (
-        [file for file in images.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
-        if images.is_dir()
-        else []
-    )
+    files = [file for file in images.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES] if images.is_dir() else []
     if not files:
         raise UserError(f"{folder}: the sizes of the images are unknown; pass --image-sizes FILE.json")
     return image_sizes({key: file for file, key in keys_of_images(files).items()})

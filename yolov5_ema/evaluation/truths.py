@@ -69,9 +69,7 @@ def visdrone_truth(
     if not files:
         raise UserError(f"{folder}: no annotations there (*.txt, one for each image)")
     if len(names) != len(visdrone.CLASSES):
-        raise UserError(
-            f"{folder} holds VisDrone's annotations of 10 classes, but there are {len(names)} names"
-        )
+        raise UserError(f"{folder} holds VisDrone's annotations of 10 classes, but there are {len(names)} names")
     keys = named_once(sizes, f"{folder} tells images apart by that name alone")
     unknown = [file.stem for file in files if file.stem not in keys]
     if unknown and not only_sized:
@@ -125,18 +123,14 @@ def coco_truth(file: Path, names: Sequence[str] | None = None) -> TruthSet:
             for key, entry in images.items()
         }
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{file}: an image or a category has a missing or invalid entry: {error!r}"
-        ) from error
+        raise UserError(f"{file}: an image or a category has a missing or invalid entry: {error!r}") from error
     odd = [key for key in images if not isinstance(key, (int, str))]
     if odd:
         raise UserError(f"{file}: an image's id must be a number or a name, not {odd[0]!r}")
     _refuse_repeated([_as_id(entry["id"]) for entry in content["images"]], f"{file}: image id")
     _refuse_repeated([name for name, _, _ in sizes.values()], f"{file}: image name")
     all_names = (
-        tuple(names)
-        if names is not None
-        else tuple(dict.fromkeys(categories[key] for key in sorted(categories)))
+        tuple(names) if names is not None else tuple(dict.fromkeys(categories[key] for key in sorted(categories)))
     )
     class_of = {key: all_names.index(name) for key, name in categories.items() if name in all_names}
     if not class_of:
@@ -158,9 +152,7 @@ def _as_id(value: Any) -> Any:
 _COCO_KEYS = ("images", "annotations", "categories")
 
 
-def _check_annotation(
-    entry: Any, position: int, file: Path, rows: Mapping[Any, Any], categories: Any
-) -> None:
+def _check_annotation(entry: Any, position: int, file: Path, rows: Mapping[Any, Any], categories: Any) -> None:
     where = f"{file}: annotation {position + 1}"
     try:
         known = entry["image_id"] in rows and entry["category_id"] in categories
@@ -260,9 +252,7 @@ def read_image_sizes(file: Path) -> dict[str, tuple[int, int]]:
     """
     content = read_json(file)
     if not isinstance(content, dict) or not content:
-        raise UserError(
-            f"{file}: it must hold an object: the images' names, and for each its width and height"
-        )
+        raise UserError(f"{file}: it must hold an object: the images' names, and for each its width and height")
     sizes = {}
     for name, entry in content.items():
         try:

@@ -76,9 +76,7 @@ class VisDroneProtocol:
         """
         truth_kept = ~inside_regions(truth.boxes, truth)
         kept = ~inside_regions(predictions.boxes, truth)
-        boxes, scores, classes = (
-            array[kept] for array in (predictions.boxes, predictions.scores, predictions.classes)
-        )
+        boxes, scores, classes = (array[kept] for array in (predictions.boxes, predictions.scores, predictions.classes))
         order = np.argsort(-scores, kind="stable")
         boxes, scores, classes = boxes[order], scores[order], classes[order]
         counted = truth_kept & (truth.classes != NO_CLASS)
@@ -114,9 +112,7 @@ class VisDroneProtocol:
             objects += counts
             images_with += counts > 0
         if not objects.sum():
-            raise UserError(
-                "the ground truth holds no object outside ignored regions: there is nothing to evaluate"
-            )
+            raise UserError("the ground truth holds no object outside ignored regions: there is nothing to evaluate")
         precision, recall, curves = self._per_class(objects)
         per_class = {
             name: _class_figures(precision[index], recall[index], int(images_with[index]), index)
@@ -174,10 +170,7 @@ def _hits(every: _Image, threshold: float, cut: int) -> np.ndarray:
     """Whether each detection finds an object if only the first ``cut`` detections of each file count."""
     used = (every.pair_overlaps >= threshold) & (every.file_rank[every.pair_detections] < cut)
     detections, objects = every.pair_detections[used], every.pair_objects[used]
-    return (
-        match(detections, objects, every.pair_overlaps[used], len(every.classes), len(every.ordinary_classes))
-        >= 0
-    )
+    return match(detections, objects, every.pair_overlaps[used], len(every.classes), len(every.ordinary_classes)) >= 0
 
 
 def inside_regions(boxes: np.ndarray, truth: Truth) -> np.ndarray:

@@ -61,14 +61,10 @@ class Detector:
 
     is_detector = True
 
-    def __init__(
-        self, engine: Engine, file: Path, options: Options, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, engine: Engine, file: Path, options: Options, device: torch.device | str = "cpu") -> None:
         size = (options.imgsz, options.imgsz)
         self._detector = with_module(
-            load_detector(
-                file, engine=engine, device=device, imgsz=size, least_stride=32, tasks=(DETECT, SEGMENT)
-            )
+            load_detector(file, engine=engine, device=device, imgsz=size, least_stride=32, tasks=(DETECT, SEGMENT))
         )
         self.file = file
         self.model = self._detector.module

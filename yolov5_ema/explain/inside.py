@@ -38,9 +38,7 @@ def mask_of(boxes: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     height, width = size
     mask = np.zeros(size, bool)
     for x, y, w, h in boxes:
-        ends = np.array(
-            [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
-        )
+        ends = np.array([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height])
         left, top, right, bottom = np.ceil(np.clip(ends, 0, [width, height] * 2) - 0.5).astype(int)
         mask[top:bottom, left:right] = True
     return mask

@@ -156,9 +156,7 @@ def candidates(
         module = model.get_submodule(name)
         stride = round(batch.shape[2] / height)
         place = f"{place}, stride {stride}"
-        return Layer(
-            place, names.index(name), shown(name), module, block_of(module) or None, channels, stride
-        )
+        return Layer(place, names.index(name), shown(name), module, block_of(module) or None, channels, stride)
 
     names = list(traced.shapes)
     return Candidates(

@@ -103,9 +103,7 @@ def maps_of(subject: Subject, look: Look, layers: Sequence[Layer], *, local: boo
         name = f"{subject.file}: {layer.name} ({layer.kind})"
         cam = grad_cam(look.score, layer.module, look.batch, name, local=local)[0]  # (h, w)
         if not torch.isfinite(cam).all():
-            raise UserError(
-                f"{name}: Grad-CAM is not finite; the weights, or what comes of them, hold NaN or infinity"
-            )
+            raise UserError(f"{name}: Grad-CAM is not finite; the weights, or what comes of them, hold NaN or infinity")
         gate = gates.get(layer.name)
         maps.append(
             Maps(

@@ -123,11 +123,7 @@ def _rows(rows: Sequence[Sequence[str]]) -> str:
 
     def row(cells: Sequence[str], tag: str) -> str:
         of_number = [' class="n"' * (place > 1) for place in range(len(cells))]
-        return (
-            "<tr>"
-            + "".join(f"<{tag}{of}>{escape(cell)}</{tag}>" for of, cell in zip(of_number, cells))
-            + "</tr>"
-        )
+        return "<tr>" + "".join(f"<{tag}{of}>{escape(cell)}</{tag}>" for of, cell in zip(of_number, cells)) + "</tr>"
 
     lines = [row(rows[0], "th"), *(row(cells, "td") for cells in rows[1:])]
     return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"

@@ -80,9 +80,7 @@ def draw(columns: Sequence[Column], places: Sequence[str]) -> Drawn:
 
 def _draw_maps(layout: _Layout, number: int, row: int, maps: Maps, look: Look, scale: Normalize) -> None:
     layer = maps.layer
-    layout.label(
-        number, row, f"{layer.name}: {layer.kind} · {layer.channels} channels · stride {layer.stride}"
-    )
+    layout.label(number, row, f"{layer.name}: {layer.kind} · {layer.channels} channels · stride {layer.stride}")
     if maps.gate is not None and maps.gate_range is not None:
         axes = layout.cell(number, row, 0, "gate {:.3f} · {:.3f} · {:.3f}".format(*maps.gate_range))
         axes.imshow(maps.gate, cmap=_GATES, norm=scale, interpolation="nearest")
@@ -112,9 +110,7 @@ def blended(picture: np.ndarray, cam: np.ndarray) -> np.ndarray:
 
 
 def _gate_scale(columns: Sequence[Column]) -> Normalize:
-    ranges = [
-        maps.gate_range for column in columns for maps in column.maps.values() if maps.gate_range is not None
-    ]
+    ranges = [maps.gate_range for column in columns for maps in column.maps.values() if maps.gate_range is not None]
     ends = [end for low, _, high in ranges for end in (low, high) if np.isfinite(end)]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
     widening = max(0.0, LEAST_SPAN - (high - low)) / 2

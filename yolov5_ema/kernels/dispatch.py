@@ -78,9 +78,7 @@ def asked_for(implementation: str) -> str:
     if not name:
         return implementation
     if name not in CHOICES:
-        raise UserError(
-            f"{VARIABLES['implementation']}={name}: no such implementation; choices: {', '.join(CHOICES)}"
-        )
+        raise UserError(f"{VARIABLES['implementation']}={name}: no such implementation; choices: {', '.join(CHOICES)}")
     return str(name)
 
 
@@ -116,9 +114,7 @@ def choose(
     if not obstacle:
         return Choice(kernel, "asked for" if asked == kernel else f"the fastest on {device}")
     if asked == kernel:
-        raise UserError(
-            f"{block}: implementation {kernel!r} cannot run: {obstacle}. Choices: {', '.join(CHOICES)}"
-        )
+        raise UserError(f"{block}: implementation {kernel!r} cannot run: {obstacle}. Choices: {', '.join(CHOICES)}")
     return Choice("exact", obstacle)
 
 

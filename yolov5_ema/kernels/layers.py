@@ -45,8 +45,4 @@ def is_norm_of_each_channel(layer: nn.Module, channels: int) -> bool:
     if not is_untouched(layer, nn.GroupNorm):
         return False
     assert isinstance(layer, nn.GroupNorm)
-    return (
-        layer.num_groups == layer.num_channels == channels
-        and layer.weight is not None
-        and layer.bias is not None
-    )
+    return layer.num_groups == layer.num_channels == channels and layer.weight is not None and layer.bias is not None

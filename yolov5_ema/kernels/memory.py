@@ -32,9 +32,7 @@ def has_memory(kind: type) -> bool:
     return getattr(kind, "__torch_dispatch__", None) is torch.Tensor.__torch_dispatch__
 
 
-def check_memory(
-    tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> None:
+def check_memory(tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
     """Raise a ``RuntimeError`` unless ``tensor`` is a contiguous array of this shape, dtype and device, with memory.
 
     The dtype must be real: the conjugate bit of complex tensors is not checked.
@@ -51,8 +49,7 @@ def check_memory(
     ):
         return
     raise RuntimeError(
-        f"a kernel expected a contiguous array of shape {list(shape)} in {dtype} on {device}, "
-        f"got {_described(tensor)}"
+        f"a kernel expected a contiguous array of shape {list(shape)} in {dtype} on {device}, got {_described(tensor)}"
     )
 
 

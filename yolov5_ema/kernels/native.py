@@ -79,9 +79,7 @@ def _find_or_build() -> Library:
     return Library(None, reason)
 
 
-def _load(
-    compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...]
-) -> tuple[Path, ctypes.CDLL]:
+def _load(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...]) -> tuple[Path, ctypes.CDLL]:
     """Load a library that no other user can have written: from the cache, or newly built in a temporary folder."""
     name = f"kernels-{_fingerprint(compiler, compile_flags, link_flags)}.so"
     folder = _cache_folder()
@@ -129,9 +127,7 @@ def _processor() -> bytes:
     if not info.is_file():
         return platform.processor().encode()
     lines = info.read_bytes().splitlines()
-    return b"\n".join(
-        sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))})
-    )
+    return b"\n".join(sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))}))
 
 
 def _build(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...], file: Path) -> None:
@@ -149,6 +145,4 @@ def _build(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str,
 
 
 def _run(command: list[str]) -> None:
-    subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL
-    )
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL)

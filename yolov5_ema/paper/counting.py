@@ -132,7 +132,5 @@ def parameters_plain(model: nn.Module) -> int:
 
 def parameters_without_norms(model: nn.Module) -> int:
     """The number of all parameters except those of BatchNorm and GroupNorm."""
-    norms = sum(
-        p.numel() for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)
-    )
+    norms = sum(p.numel() for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False))
     return parameters_plain(model) - norms

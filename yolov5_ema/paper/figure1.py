@@ -137,9 +137,7 @@ def _mark(axes: Any, points: Sequence[Point]) -> None:
                 color=_colour(point),
                 linewidth=1.5,
             )
-            axes.plot(
-                [point.parameters] * len(point.top1), point.top1, "_", color=_colour(point), markersize=9
-            )
+            axes.plot([point.parameters] * len(point.top1), point.top1, "_", color=_colour(point), markersize=9)
 
 
 def _colour(point: Point) -> str:

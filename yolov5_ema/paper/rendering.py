@@ -23,9 +23,7 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
         "conventions": CONVENTIONS,
         "accuracy_source": accuracy_source(),
         "rows": [row.as_dict() for row in rows],
-        "unexplained": [
-            {"table": row.table, "row": row.label, **_brief(figure)} for row, figure in _unexplained(rows)
-        ],
+        "unexplained": [{"table": row.table, "row": row.label, **_brief(figure)} for row, figure in _unexplained(rows)],
         "matches": _tally(rows),
     }
 
@@ -60,9 +58,7 @@ def _lines(row: Row) -> Iterator[tuple[str, ...]]:
     label = row.label
     for figure in row.figures:
         name = f"{figure.kind}, M" if figure.kind == "parameters" else figure.unit
-        over = (
-            "" if figure.over is None else f"{'+' if figure.over >= 0 else ''}{_number(figure, figure.over)}"
-        )
+        over = "" if figure.over is None else f"{'+' if figure.over >= 0 else ''}{_number(figure, figure.over)}"
         way = "" if figure.explained is None else _number(figure, figure.explained)
         word = _WORDS[figure.how] if figure.printed else ""
         remark = " (as without the block)" if figure.as_without_block else ""
@@ -98,9 +94,7 @@ def _closing(rows: Sequence[Row]) -> list[str]:
         ways = ", ".join(f"{name} {_number(figure, value)}" for name, value in figure.conventions.items())
         same = "; it is what the row without the block gives" if figure.as_without_block else ""
         name = "M parameters" if figure.kind == "parameters" else figure.unit
-        lines.append(
-            f"Not explained: Table {row.table}, {row.label}, {figure.printed} {name} ({ways}){same}."
-        )
+        lines.append(f"Not explained: Table {row.table}, {row.label}, {figure.printed} {name} ({ways}){same}.")
     lines.append(f"Accuracies are quoted, not measured here: {accuracy_source()}.")
     return lines
 

@@ -34,9 +34,7 @@ _MOST_CONFUSIONS = 20
 def classes(material: Material) -> list[Part]:
     """Figures by class, and the reasons for what was not measured."""
     parts: list[Part] = []
-    measured = {
-        run.name: material.measured[run.name] for run in material.runs if run.name in material.measured
-    }
+    measured = {run.name: material.measured[run.name] for run in material.runs if run.name in material.measured}
     if len(measured) == 1:
         name, found = next(iter(measured.items()))
         parts.append(table_part(_class_table(found, name)))
@@ -45,9 +43,7 @@ def classes(material: Material) -> list[Part]:
     if measured:
         parts += _rules(list(measured.values()))
     if material.comparisons and measured:
-        parts.append(
-            paragraph("Of a comparison, the first seed of each model is evaluated here.", is_soft=True)
-        )
+        parts.append(paragraph("Of a comparison, the first seed of each model is evaluated here.", is_soft=True))
     classified = [run for run in material.runs if run.metrics]
     if classified:
         parts.append(table_part(_top1_table(classified)))
@@ -68,9 +64,7 @@ def _rules(measured: Sequence[Measured]) -> list[Part]:
         "objects has no figures."
     )
     differing = [name for name in ("data", "split", "imgsz", "rules") if len(kinds(name)) > 1]
-    warning = (
-        f"The evaluations of these runs differ ({', '.join(differing)}): their figures cannot be compared."
-    )
+    warning = f"The evaluations of these runs differ ({', '.join(differing)}): their figures cannot be compared."
     return [paragraph(words, is_soft=True), *lines_part("warnings", [warning] if differing else [])]
 
 
@@ -104,9 +98,7 @@ def _class_tables(measured: Mapping[str, Measured]) -> Table:
             row += [number(found.per_class.get(name, {}).get(key)) for key in ("AP50", "AP")]
         rows.append(row)
     splits = ", ".join(sorted({found.split for found in measured.values()}))
-    return Table(
-        f"Average precision by class, best.pt of each run on {splits}", columns, rows, is_sortable=True
-    )
+    return Table(f"Average precision by class, best.pt of each run on {splits}", columns, rows, is_sortable=True)
 
 
 def _top1_table(runs: Sequence[Run]) -> Table:
@@ -146,8 +138,7 @@ def pr_curves(material: Material) -> list[Part]:
     entries = [legend_item("mean of the classes", "currentColor", 0, is_strong=True)]
     if is_named:
         entries += [
-            legend_item(name, COLOURS[at % len(COLOURS)], at // len(COLOURS))
-            for at, name in enumerate(classes)
+            legend_item(name, COLOURS[at % len(COLOURS)], at // len(COLOURS)) for at, name in enumerate(classes)
         ]
     parts: list[Part] = [
         {"kind": "legend", "entries": entries},
@@ -157,9 +148,7 @@ def pr_curves(material: Material) -> list[Part]:
         looks = looks_of([run for run in material.runs if run.name in material.measured])
         runs = {run.name: run for run in material.runs}
         lines = [Line(_recalls(mean), mean, *looks[name]) for name, mean in means]
-        overlaid = chart_part(
-            "Means of the classes", "Mean precision over recall of all runs", _pr_chart(lines, "pm")
-        )
+        overlaid = chart_part("Means of the classes", "Mean precision over recall of all runs", _pr_chart(lines, "pm"))
         parts += [
             heading("All runs"),
             {"kind": "legend", "entries": [run_legend_item(runs[name], *looks[name]) for name, _ in means]},
@@ -212,9 +201,7 @@ def _confusions(name: str, names: Sequence[str], counts: Sequence[Sequence[int]]
         share = number(times / sum(counts[row]), "{:.3f}")
         rows.append([text(names[row]), text(names[at], "text"), count(times), share])
     caption = f"{name}: the {len(rows)} most frequent confusions of {len(names)} classes"
-    return Table(
-        caption, ["true class", "predicted class", "times", "share of the class"], rows, is_sortable=True
-    )
+    return Table(caption, ["true class", "predicted class", "times", "share of the class"], rows, is_sortable=True)
 
 
 def _matrix(name: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
@@ -223,9 +210,7 @@ def _matrix(name: str, names: Sequence[str], counts: Sequence[Sequence[int]]) ->
         total = sum(row)
         cells = [Cell(f"{count:,}", float(count), "shaded", count / total if total else 0.0) for count in row]
         rows.append([text(own), *cells])
-    return Table(
-        f"{name}: true class (rows) and predicted class (columns)", ["", *names], rows, kind="confusion"
-    )
+    return Table(f"{name}: true class (rows) and predicted class (columns)", ["", *names], rows, kind="confusion")
 
 
 # --- sample detections ----------------------------------------------------------------------
@@ -246,9 +231,7 @@ def samples(material: Material) -> list[Part]:
                     classes = classes or list(found.names)
     if not shown:
         return []
-    swatches = [
-        legend_item(name, pictures.colour_of(at), None) for at, name in enumerate(classes[: len(COLOURS)])
-    ]
+    swatches = [legend_item(name, pictures.colour_of(at), None) for at, name in enumerate(classes[: len(COLOURS)])]
     note = (
         "Images evenly spaced through the split, among those with objects; they were not selected by hand. White "
         f"dashes: true boxes. Colours: detections with a confidence of {CONFIDENCE:g} or more."

@@ -108,18 +108,14 @@ def of_comparison(comparison: Comparison) -> Compared:
                 is_baseline=name == baseline,
                 seeds=seeds,
                 summaries={label: entry and _taken(Summary, entry) for label, entry in found.items()},
-                differences={
-                    label: entry and _taken(Difference, entry) for label, entry in differences.items()
-                },
+                differences={label: entry and _taken(Difference, entry) for label, entry in differences.items()},
                 latency=model.get("latency_ms"),
                 parameters=model["parameters"],
                 gflops=model["gflops"],
             )
         )
     title = f"Comparison {comparison.name}"
-    return Compared(
-        title, list(names.values()), rows, content["level"], content["notes"], runs=comparison.runs
-    )
+    return Compared(title, list(names.values()), rows, content["level"], content["notes"], runs=comparison.runs)
 
 
 def _taken(kind: Any, entry: Mapping[str, Any]) -> Any:
@@ -130,9 +126,7 @@ def _taken(kind: Any, entry: Mapping[str, Any]) -> Any:
 # --- of single runs -------------------------------------------------------------------------
 
 
-def of_runs(
-    runs: Sequence[Run], measured: Mapping[str, Measured], baseline: str | None = None
-) -> Compared | None:
+def of_runs(runs: Sequence[Run], measured: Mapping[str, Measured], baseline: str | None = None) -> Compared | None:
     """Compare trainings of one task, grouped by model and paired by seed.
 
     Args:
@@ -172,8 +166,7 @@ def of_runs(
                 seeds=[run.seed for run in groups[name]],
                 summaries={m: summarize(known[m], CONFIDENCE) if known[m] else None for m in metrics},
                 differences={
-                    m: paired_difference(by_metric[m], reference[m], level) if can_pair else None
-                    for m in metrics
+                    m: paired_difference(by_metric[m], reference[m], level) if can_pair else None for m in metrics
                 }
                 if name != first
                 else {},
@@ -211,9 +204,7 @@ def recipe_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     return found
 
 
-def _figures(
-    runs: Sequence[Run], measured: Mapping[str, Measured]
-) -> tuple[dict[str, dict[str, float | None]], str]:
+def _figures(runs: Sequence[Run], measured: Mapping[str, Measured]) -> tuple[dict[str, dict[str, float | None]], str]:
     """The figures to compare, by metric and run, all from the same source; and a sentence that names the source."""
     metrics = METRICS[runs[0].task]
     found: dict[str, dict[str, float | None]] = {}
@@ -227,9 +218,7 @@ def _figures(
         for metric in metrics:
             found[metric] = {run.name: measured[run.name].metrics[metric] for run in runs}
         chosen = " best.pt was chosen on it: they are optimistic." if known[0].split == "val" else ""
-        return found, (
-            f"Figures: best.pt of each run, evaluated for this page on the {known[0].split} split.{chosen}"
-        )
+        return found, (f"Figures: best.pt of each run, evaluated for this page on the {known[0].split} split.{chosen}")
     for metric in metrics:
         found[metric] = {run.name: _best_epoch(run, metric) for run in runs}
     return found, (
@@ -280,9 +269,7 @@ def _notes(rows: Sequence[Row], repeated: Sequence[str], unknown: Sequence[str],
         )
     elif differences:
         correction = (
-            f", Bonferroni-corrected for {len(rows) - 1} models ({percent(level)} each)"
-            if len(rows) > 2
-            else ""
+            f", Bonferroni-corrected for {len(rows) - 1} models ({percent(level)} each)" if len(rows) > 2 else ""
         )
         notes.append(
             f"Differences are paired by seed; intervals are t intervals over seeds{correction}. They show what other "

@@ -100,9 +100,7 @@ class Epochs:
     @property
     def diverged_at(self) -> int | None:
         """The first epoch with a training loss that is not a number; None if there is none."""
-        losses = [
-            values for name in NAMES if name.startswith("train") and (values := self.values(name)) is not None
-        ]
+        losses = [values for name in NAMES if name.startswith("train") and (values := self.values(name)) is not None]
         for at, number in enumerate(self.numbers):
             if not all(math.isfinite(values[at]) for values in losses):
                 return number
@@ -122,13 +120,9 @@ def read_epochs(file: Path) -> Epochs:
     unfinished = lines.pop()
     header = list(_cells(lines[0], f"{file}, line 1")) if lines else []
     if len(header) > _MOST_COLUMNS or len(lines) > _MOST_ROWS:
-        raise UserError(
-            f"{file} has {len(lines):,} lines of {len(header):,} columns: not a results.csv of a training"
-        )
+        raise UserError(f"{file} has {len(lines):,} lines of {len(header):,} columns: not a results.csv of a training")
     if header[:1] != ["epoch"]:
-        raise UserError(
-            f"{file} is not a results.csv of a training: its first line does not begin with 'epoch'"
-        )
+        raise UserError(f"{file} is not a results.csv of a training: its first line does not begin with 'epoch'")
     # After these columns, the PyPI package writes one column for each class, without quoting: a comma in a class name
     # gives two columns.
     columns = header[: header.index(_LAST) + 1] if _LAST in header else header

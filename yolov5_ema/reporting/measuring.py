@@ -80,9 +80,7 @@ class Measured:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def settings_of(
-    weights: Path, data: Path, *, split: str, imgsz: int, samples: int, release: str
-) -> dict[str, Any]:
+def settings_of(weights: Path, data: Path, *, split: str, imgsz: int, samples: int, release: str) -> dict[str, Any]:
     """What an evaluation depends on. Data files are identified by content, weights by size and modification time."""
     status = weights.stat()
     return {
@@ -167,11 +165,7 @@ def _checked(content: Any, split: str, where: Path) -> Measured:
     names, size = held["names"], len(held["names"]) + 1
     if [len(row) for row in held["confusion"]] != [size] * size:
         raise UserError(f"{where}: its confusion matrix does not have the {size - 1} classes that it names")
-    if (
-        len(set(names)) < len(names)
-        or not {*held["per_class"], *held["curves"]} <= set(names)
-        or not held["curves"]
-    ):
+    if len(set(names)) < len(names) or not {*held["per_class"], *held["curves"]} <= set(names) or not held["curves"]:
         raise UserError(f"{where}: its figures by class are not of the classes that it names")
     if held["split"] != split:
         raise UserError(f"{where} is of the split {held['split'][:40]!r}")

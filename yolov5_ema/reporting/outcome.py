@@ -57,9 +57,7 @@ def _cards(run: Run, material: Material) -> list[Mapping[str, str]]:
     elif measured is not None:
         for name in ("mAP50", "mAP50-95", "P", "R"):
             label = {"P": "precision", "R": "recall"}.get(name, name)
-            card(
-                label, f"{measured.metrics[name]:.4f}", f"best.pt, {measured.split}, {measured.images} images"
-            )
+            card(label, f"{measured.metrics[name]:.4f}", f"best.pt, {measured.split}, {measured.images} images")
     elif epochs is not None and epochs.best is not None:
         for name in ("mAP50", "mAP50-95", "precision", "recall", "top-1", "top-5"):
             texts = epochs.texts(name)
@@ -111,9 +109,7 @@ def _headlines(runs: Sequence[Run], material: Material) -> Table:
 def protocol_table(found: Evaluated) -> Table:
     """One row for each figure and one column for each protocol, in the units of ``evaluation.json``."""
     metrics = {
-        name: {
-            key: value for key, value in content.items() if isinstance(value, (int, float)) or value is None
-        }
+        name: {key: value for key, value in content.items() if isinstance(value, (int, float)) or value is None}
         for name, content in found.protocols.items()
     }
     rows = []
@@ -152,9 +148,7 @@ def _differing_sentence(differing: Mapping[str, Sequence[str]]) -> str:
 def _summary_table(compared: Compared) -> Table:
     has_latency = any(row.latency for row in compared.rows)
     has_differences = any(found for row in compared.rows for found in row.differences.values())
-    range_of_what = (
-        "min to max" if has_differences else f"{percent(CONFIDENCE_OF_MEANS)} interval of the mean"
-    )
+    range_of_what = "min to max" if has_differences else f"{percent(CONFIDENCE_OF_MEANS)} interval of the mean"
     columns = ["model", "seeds"]
     for metric in compared.metrics:
         columns += [f"{metric} ± sd", range_of_what]
@@ -200,9 +194,7 @@ def _latency_cells(row: Row) -> list[Cell]:
 
 def _intervals(compared: Compared) -> Part:
     """The differences to the baseline with their intervals, all drawn on the same scale."""
-    listed = [
-        (row, metric, row.differences.get(metric)) for row in compared.rows[1:] for metric in compared.metrics
-    ]
+    listed = [(row, metric, row.differences.get(metric)) for row in compared.rows[1:] for metric in compared.metrics]
     ends = [
         value
         for _, _, found in listed

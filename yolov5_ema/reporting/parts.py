@@ -90,9 +90,7 @@ def looks_of(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
     if len(groups) == 1:
         return {run.name: (at, at // len(COLOURS)) for at, run in enumerate(runs)}
     return {
-        run.name: (colour, dash)
-        for colour, members in enumerate(groups.values())
-        for dash, run in enumerate(members)
+        run.name: (colour, dash) for colour, members in enumerate(groups.values()) for dash, run in enumerate(members)
     }
 
 

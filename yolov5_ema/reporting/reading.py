@@ -39,9 +39,7 @@ def file_of(folder: Path, name: str) -> Path | None:
     except (OSError, ValueError):
         return None
     if not inside:
-        raise UserError(
-            f"{file} is a link to outside of the run's folder; it is not read. Put a copy in its place"
-        )
+        raise UserError(f"{file} is a link to outside of the run's folder; it is not read. Put a copy in its place")
     if file.exists() and not file.is_file():
         raise UserError(f"{file} is not a file")
     return file if file.exists() else None

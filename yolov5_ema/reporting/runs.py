@@ -85,9 +85,7 @@ class Run:
 
 def _as_cfg(content: Any) -> Mapping[str, Any] | None:
     """The content of a model YAML; None for any other file, whose content must not appear on the page."""
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), list) for key in ("backbone", "head")
-    ):
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("backbone", "head")):
         return None
     return content
 
@@ -287,18 +285,14 @@ def _read_progress(run: Run, planned: Any) -> None:
     table, best = file_of(run.folder, "results.csv"), run.folder / "weights" / "best.pt"
     run.weights = best if best.is_file() else None
     if run.weights is None:
-        run.notes.append(
-            "There is no weights/best.pt: the training ended before it was saved, or the file was moved."
-        )
+        run.notes.append("There is no weights/best.pt: the training ended before it was saved, or the file was moved.")
     if table is None:
         run.notes.append("There is no results.csv: no epoch was finished.")
         return
     run.epochs = epochs = read_epochs(table)
     done = len(epochs.rows)
     if type(planned) is int and done < planned:
-        run.notes.append(
-            f"results.csv has {done} of {planned} epochs: the training ended early, or is still running."
-        )
+        run.notes.append(f"results.csv has {done} of {planned} epochs: the training ended early, or is still running.")
     if not all(epochs.is_validated):
         run.notes.append(
             f"{epochs.is_validated.count(False)} epochs were not validated (--noval): results.csv has zeros for them, "
@@ -308,13 +302,9 @@ def _read_progress(run: Run, planned: Any) -> None:
         run.notes.append("The last line of results.csv is cut off; it was left out.")
     if epochs.again:
         listed = ", ".join(map(str, epochs.again))
-        run.notes.append(
-            f"The training was resumed: results.csv has epoch {listed} again; the last one is shown."
-        )
+        run.notes.append(f"The training was resumed: results.csv has epoch {listed} again; the last one is shown.")
     if epochs.diverged_at is not None:
-        run.notes.append(
-            f"The training diverged: its loss is not a number from epoch {epochs.diverged_at} on."
-        )
+        run.notes.append(f"The training diverged: its loss is not a number from epoch {epochs.diverged_at} on.")
 
 
 # --- outcomes -------------------------------------------------------------------------------
@@ -327,11 +317,7 @@ def _evaluated(folder: Path, file: Path) -> Evaluated:
     content = json_of(file)
     found = checked(_PROTOCOLS, content, file, "evaluation.json of 'yolov5-ema evaluate'")
     figures = {
-        name: {
-            key: scalar(value, f"{file}, {name}, {key}")
-            for key, value in held.items()
-            if not _is_nested(value)
-        }
+        name: {key: scalar(value, f"{file}, {name}, {key}") for key, value in held.items() if not _is_nested(value)}
         for name, held in content.items()
     }
     protocols = {name: {**figures[name], **found[name]} for name in found}
@@ -414,9 +400,7 @@ _COMPARISON = record(
 
 
 def _checked_comparison(content: Any, file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = checked(
-        _COMPARISON, content, file, "comparison.json of this version of yolov5-ema"
-    )
+    found: dict[str, Any] = checked(_COMPARISON, content, file, "comparison.json of this version of yolov5-ema")
     if found["baseline"] not in found["models"]:
         raise UserError(f"{file}: its baseline {found['baseline'][:100]!r} is not one of its models")
     for name, model in found["models"].items():

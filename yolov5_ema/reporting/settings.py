@@ -48,9 +48,7 @@ def _drawn(files: Sequence[Path], name: str) -> list[Part]:
     for file in files:
         picture = pictures.embedded_picture(file)
         if picture is not None:
-            shown.append(
-                {"uri": pictures.uri_of(picture), "alt": f"{file.name} of {name}", "caption": file.name}
-            )
+            shown.append({"uri": pictures.uri_of(picture), "alt": f"{file.name} of {name}", "caption": file.name})
     return [{"kind": "pictures", "layout": "pictures", "pictures": shown}] if shown else []
 
 
@@ -84,9 +82,7 @@ def configuration(material: Material) -> list[Part]:
         if differing:
             columns = ["setting", *(run.name for run in runs)]
             rows = [[text(name), *map(text, values)] for name, values in differing.items()]
-            parts.append(
-                table_part(Table(f"What differs between the runs{of}", columns, rows, kind="settings"))
-            )
+            parts.append(table_part(Table(f"What differs between the runs{of}", columns, rows, kind="settings")))
         shared = " that all runs share" if len(runs) > 1 else ""
         tables = [
             settings_table(
@@ -95,9 +91,7 @@ def configuration(material: Material) -> list[Part]:
             )
             for kind, title in (("options", "Options"), ("hyp", "Hyperparameters"))
         ]
-        parts.append(
-            {"kind": "tables", "layout": "beside", "tables": [table for table in tables if table.rows]}
-        )
+        parts.append({"kind": "tables", "layout": "beside", "tables": [table for table in tables if table.rows]})
     return parts
 
 
@@ -127,10 +121,7 @@ def origin(material: Material) -> list[Part]:
         }
         tables.append(settings_table(f"What trained and measured {comparison.name}", without_secrets(held)))
     parts: list[Part] = [{"kind": "tables", "layout": "beside", "tables": tables}]
-    rows = [
-        [text(run.name), text(_when(run), "text"), text(run.folder.resolve(), "text")]
-        for run in material.runs
-    ]
+    rows = [[text(run.name), text(_when(run), "text"), text(run.folder.resolve(), "text")] for run in material.runs]
     if rows:
         parts.append(table_part(Table("The runs", ["run", "results.csv last written", "folder"], rows)))
     return parts

@@ -37,9 +37,7 @@ def whole(low: float = 0, high: float = _LARGEST) -> Shape:
 
     def check(value: Any, where: str) -> Any:
         if type(value) is not int or not low <= value <= high:
-            raise UserError(
-                f"{where} must be a whole number from {low:g} to {high:g}, not {reprlib.repr(value)}"
-            )
+            raise UserError(f"{where} must be a whole number from {low:g} to {high:g}, not {reprlib.repr(value)}")
         return value
 
     return check
@@ -82,9 +80,7 @@ def several(shape: Shape, most: int = 10_000, least: int = 0) -> Shape:
 
     def check(value: Any, where: str) -> Any:
         if not isinstance(value, list) or not least <= len(value) <= most:
-            raise UserError(
-                f"{where} must be a list of {least} to {most:,} entries, not {reprlib.repr(value)}"
-            )
+            raise UserError(f"{where} must be a list of {least} to {most:,} entries, not {reprlib.repr(value)}")
         return [shape(entry, f"{where}[{at}]") for at, entry in enumerate(value)]
 
     return check
@@ -96,10 +92,7 @@ def by_name(shape: Shape, most: int = 10_000) -> Shape:
     def check(value: Any, where: str) -> Any:
         if not isinstance(value, dict) or len(value) > most:
             raise UserError(f"{where} must hold values by their names, not {reprlib.repr(value)}")
-        return {
-            words(key, f"a name in {where}"): shape(held, f"{where}, {key[:60]}")
-            for key, held in value.items()
-        }
+        return {words(key, f"a name in {where}"): shape(held, f"{where}, {key[:60]}") for key, held in value.items()}
 
     return check
 
@@ -113,9 +106,7 @@ def record(optional: Sequence[str] = (), **shapes: Shape) -> Shape:
         missing = [name for name in shapes if name not in value and name not in optional]
         if missing:
             raise UserError(f"{where}: missing: {', '.join(missing)}")
-        return {
-            name: shape(value[name], f"{where}, {name}") for name, shape in shapes.items() if name in value
-        }
+        return {name: shape(value[name], f"{where}, {name}") for name, shape in shapes.items() if name in value}
 
     return check
 

@@ -64,9 +64,7 @@ def model_and_cost(material: Material) -> list[Part]:
         if cost.reason:
             parts.append(paragraph(f"{model}: not everything was counted: {cost.reason}.", is_soft=True))
         if cost.rows:
-            words = f"{model}: the {len(cost.rows)} rows of its YAML" + (
-                ", blocks marked" if cost.blocks else ""
-            )
+            words = f"{model}: the {len(cost.rows)} rows of its YAML" + (", blocks marked" if cost.blocks else "")
             parts.append({"kind": "details", "summary": words, "table": _row_table(model, cost)})
     columns = ["model", "attention blocks", "parameters", "GFLOPs", "at pixels"]
     note = "GFLOPs count convolutions and matrix products for one image, blocks included; a multiply-add counts as two."
@@ -116,9 +114,7 @@ def curves(material: Material) -> list[Part]:
         if len({run.task for run in runs}) > 1:
             parts.append(heading(TASKS[task].capitalize()))
         if len(chosen) > 1:
-            parts.append(
-                {"kind": "legend", "entries": [run_legend_item(run, *looks[run.name]) for run in chosen]}
-            )
+            parts.append({"kind": "legend", "entries": [run_legend_item(run, *looks[run.name]) for run in chosen]})
         for at, names in enumerate(_PLOTTED[task]):
             charts = [
                 _curve_chart(name, chosen, looks, f"e{task[0]}{at}{n}", is_small=at == 0)

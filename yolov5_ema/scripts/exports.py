@@ -96,11 +96,7 @@ def _attention_blocks(opt: argparse.Namespace, engine: Engine) -> list[str]:
 
 
 def _check_libraries(name: str) -> None:
-    missing = [
-        package
-        for module, package in _NEEDS.get(name, {}).items()
-        if importlib.util.find_spec(module) is None
-    ]
+    missing = [package for module, package in _NEEDS.get(name, {}).items() if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(f"--include {name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 

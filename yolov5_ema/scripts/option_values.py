@@ -33,9 +33,7 @@ def check_values(opt: argparse.Namespace, script: str, engine: Engine) -> None:
 
 
 def _hint(name: str) -> str:
-    return (
-        " (-1 chooses a size automatically, only in train of v6.1 and later)" if name == "batch_size" else ""
-    )
+    return " (-1 chooses a size automatically, only in train of v6.1 and later)" if name == "batch_size" else ""
 
 
 def _finds_batch_size(script: str, engine: Engine) -> bool:

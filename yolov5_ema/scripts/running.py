@@ -29,9 +29,7 @@ _DATA_MODULES = ("datasets", "dataloaders")
 _AXES = {"0": "batch size", "2": "height", "3": "width"}
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
-_BARE_NAMES = (
-    "cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cfg yolov5s-ema.yaml\n"
-)
+_BARE_NAMES = "cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cfg yolov5s-ema.yaml\n"
 
 
 def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str = "") -> int:
@@ -53,9 +51,7 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
     if not engine.has_script(name):
         raise UserError(f"{engine} has no {name.replace('.', '/')}.py")
     if not engine.has_flags(name):
-        raise UserError(
-            f"{name} of {engine} is not a script with flags; to look at a cfg: yolov5-ema info CFG"
-        )
+        raise UserError(f"{name} of {engine} is not a script with flags; to look at a cfg: yolov5-ema info CFG")
     module = engine.module(name)
     _refuse_settings(argv)
     watched = _watched_parser(module, engine, name, more_help)
@@ -124,9 +120,7 @@ def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: st
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.setdefault("epilog", f"{more_help}\n{_BARE_NAMES}")
             kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-            kwargs.setdefault(
-                "description", f"YOLOv5's own {name}, with the attention blocks known ({engine})"
-            )
+            kwargs.setdefault("description", f"YOLOv5's own {name}, with the attention blocks known ({engine})")
             super().__init__(*args, **kwargs)
 
         def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -184,9 +178,7 @@ def _message_for(error: Exception, engine: Engine) -> str:
 def _other_size(said: str) -> str:
     """The message for images that do not have the size that an exported model needs."""
     sides = re.findall(r"index: (\d) Got: (\d+) Expected: (\d+)", said)
-    listed = ", ".join(
-        f"{_AXES.get(axis, 'channels')} {expected}, not {got}" for axis, got, expected in sides
-    )
+    listed = ", ".join(f"{_AXES.get(axis, 'channels')} {expected}, not {got}" for axis, got, expected in sides)
     return (
         f"the exported model was made for another image size: {listed}. Give --img its size (and --batch-size 1), or "
         "export it again with --dynamic"

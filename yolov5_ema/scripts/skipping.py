@@ -52,9 +52,7 @@ class SourceFiles:
         self.total = 0
 
     @classmethod
-    def watched(
-        cls, module: ModuleType, patches: Patches, script: str, opt: argparse.Namespace
-    ) -> SourceFiles:
+    def watched(cls, module: ModuleType, patches: Patches, script: str, opt: argparse.Namespace) -> SourceFiles:
         """Let ``detect``, and ``predict`` in segment/ and classify/, skip unreadable files; no other script changes."""
         files = cls(script, opt)
         if script.split(".")[-1] not in SCRIPTS:
@@ -247,9 +245,7 @@ def _entries(source: Any) -> list[str]:
         return [_entry(str(path)) for path in source]
     if str(source).endswith(".txt") and os.path.isfile(source):
         lines = read_text(source, errors="surrogateescape").splitlines()
-        named = (
-            [line.strip()] if os.path.exists(line.strip()) else line.split() for line in lines if line.strip()
-        )
+        named = ([line.strip()] if os.path.exists(line.strip()) else line.split() for line in lines if line.strip())
         return [_entry(path) for paths in named for path in paths]
     return [_entry(str(source))]
 

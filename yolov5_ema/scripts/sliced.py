@@ -221,9 +221,7 @@ class _Slicer:
         self._hooks.append(model.register_forward_hook(self._after_forward, with_kwargs=True))
         return model
 
-    def _after_forward(
-        self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
+    def _after_forward(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Add the rows of the windows to the model's prediction for the whole images."""
         if self._inside or not self._frames:
             return None
@@ -257,9 +255,7 @@ class _Slicer:
                 def predict(batch: torch.Tensor) -> torch.Tensor:
                     return torch.from_numpy(self._session.run(names, {key: batch.numpy()})[0])
 
-                rows = slicer._with_windows(
-                    torch.from_numpy(output[0]), torch.from_numpy(images), predict, True
-                )
+                rows = slicer._with_windows(torch.from_numpy(output[0]), torch.from_numpy(images), predict, True)
                 return output if rows is None else [rows.numpy(), *output[1:]]
 
         view = ModuleView(onnxruntime, InferenceSession=Session)
@@ -391,9 +387,7 @@ def _suppressed(
             ranks.append(torch.full_like(found[:, 0], rank, dtype=torch.long))
     found_at = Origin(torch.cat(sources), torch.cat(ranks))
     most = options["max_det"]
-    return merge(torch.cat(boxes), found_at, agnostic=bool(options["agnostic"]), limit=MOST_VIEWS * most)[
-        :most
-    ]
+    return merge(torch.cat(boxes), found_at, agnostic=bool(options["agnostic"]), limit=MOST_VIEWS * most)[:most]
 
 
 class _WatchedLoader:
@@ -457,7 +451,5 @@ def _refuse_other_formats(options: dict[str, Any], engine: Engine) -> None:
     name = _weights_name(options)
     if options.get("dnn"):
         raise UserError(f"--slice: detect of {engine} cannot be sliced with --dnn; remove --dnn")
-    if not options.get("model") and (
-        "torchscript" in name or Path(name).suffix.lower() not in (".pt", ".onnx")
-    ):
+    if not options.get("model") and ("torchscript" in name or Path(name).suffix.lower() not in (".pt", ".onnx")):
         raise UserError(f"--slice: {engine} cannot slice with {name}; use the .pt or the .onnx file")

@@ -44,9 +44,7 @@ CUT = 2
 """A box that ends where its window does, inside the image."""
 
 
-def merge(
-    boxes: torch.Tensor, origin: Origin, *, agnostic: bool = False, limit: int | None = None
-) -> torch.Tensor:
+def merge(boxes: torch.Tensor, origin: Origin, *, agnostic: bool = False, limit: int | None = None) -> torch.Tensor:
     """Remove the boxes that show the same object as a better box of another window.
 
     Lower ranks are better; within a rank, more confident boxes are better. A box is removed if a better box of its

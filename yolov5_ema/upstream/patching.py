@@ -35,18 +35,14 @@ class Patches:
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set ``owner.name`` and remember its old value."""
         before = vars(owner).get(name, _ABSENT)
-        restore = (
-            partial(delattr, owner, name) if before is _ABSENT else partial(setattr, owner, name, before)
-        )
+        restore = partial(delattr, owner, name) if before is _ABSENT else partial(setattr, owner, name, before)
         self._undo.append(restore)
         setattr(owner, name, value)
 
     def set_item(self, table: MutableMapping[Any, Any], key: Any, value: Any) -> None:
         """Set ``table[key]`` and remember its old value."""
         before = table.get(key, _ABSENT)
-        restore = (
-            partial(table.pop, key, None) if before is _ABSENT else partial(table.__setitem__, key, before)
-        )
+        restore = partial(table.pop, key, None) if before is _ABSENT else partial(table.__setitem__, key, before)
         self._undo.append(restore)
         table[key] = value
 

@@ -95,9 +95,7 @@ def _best_pairs(worth: list[list[float]]) -> Pairs:
     return pairs
 
 
-def _reads_the_same(
-    source: Layer, target: Layer, sources: list[Layer], targets: list[Layer], pairs: Pairs
-) -> bool:
+def _reads_the_same(source: Layer, target: Layer, sources: list[Layer], targets: list[Layer], pairs: Pairs) -> bool:
     """Whether both rows read the same rows, ignoring attention blocks that only one of the models has."""
     places = {s: t for t, s in pairs.items()}
     read = [_through_blocks(i, sources, places) for i in source.sources]

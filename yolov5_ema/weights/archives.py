@@ -120,9 +120,7 @@ def _directory(stream: BinaryIO, size: int) -> tuple[int, int, int]:
     return start, count, place
 
 
-def _directory_64(
-    stream: BinaryIO, end: int, place: int, short: tuple[int, int, int]
-) -> tuple[int, int, int]:
+def _directory_64(stream: BinaryIO, end: int, place: int, short: tuple[int, int, int]) -> tuple[int, int, int]:
     if place != end - _END_64.size:
         raise Ambiguous("its two end records are not next to each other")
     signature, _, _, _, *disks, count, length, start = _END_64.unpack(_read(stream, place, _END_64.size))
@@ -207,9 +205,7 @@ def _check_names(entries: list[Entry]) -> None:
         # torch's reader ignores case
         name = entry.name.lower()
         if name in seen:
-            raise Ambiguous(
-                f"it holds {entry.name[:80]!r} twice, so two readers could read different entries"
-            )
+            raise Ambiguous(f"it holds {entry.name[:80]!r} twice, so two readers could read different entries")
         seen.add(name)
 
 

@@ -148,9 +148,7 @@ def read_once(path: Path) -> io.BytesIO:
     with reading(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > MAX_FILE:
-            raise CheckpointError(
-                f"{path} is not a checkpoint: it has {size:,} bytes, and the limit is {MAX_FILE:,}"
-            )
+            raise CheckpointError(f"{path} is not a checkpoint: it has {size:,} bytes, and the limit is {MAX_FILE:,}")
         try:
             return io.BytesIO(stream.read(size))
         except (OSError, MemoryError) as error:
@@ -199,9 +197,7 @@ def refuse_another_reading(path: Path, opened: PickleFile, stream: BinaryIO) -> 
     try:
         found = torch._C.PyTorchFileReader(stream).get_record("data.pkl")
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} is not a PyTorch checkpoint, or is cut off: {first_line(error, 200)}"
-        ) from None
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint, or is cut off: {first_line(error, 200)}") from None
     if found != opened.program:
         raise CheckpointError(
             f"{path} is an archive in which torch finds another pickle than the one that was checked; it is not loaded"
@@ -232,9 +228,7 @@ def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
     script = "constants.pkl" in entries
     _refuse_large(entries, script)
     program = archives.content_of(stream, entries["data.pkl"])
-    pickles = [
-        entry for name, entry in entries.items() if name.lower().endswith(".pkl") and name != "data.pkl"
-    ]
+    pickles = [entry for name, entry in entries.items() if name.lower().endswith(".pkl") and name != "data.pkl"]
     found = PickleFile(
         container="TorchScript archive" if script else "zip archive of torch >= 1.6",
         root=follow(program),
@@ -242,9 +236,7 @@ def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
         script=script,
         recorded=_recorded(stream, entries),
         storage=_storage_in(path, entries),
-        sizes={
-            name[len("data/") :]: entry.size for name, entry in entries.items() if name.startswith("data/")
-        },
+        sizes={name[len("data/") :]: entry.size for name, entry in entries.items() if name.startswith("data/")},
         program=program,
     )
     found.little_endian = found.recorded.get("byteorder") != "big"
@@ -254,9 +246,7 @@ def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
 def _in_one_folder(path: Path, listed: Sequence[Entry]) -> dict[str, Entry]:
     """The entries by their names within the archive's single folder."""
     folder = listed[0].name.split("/")[0] if listed else ""
-    entries = {
-        entry.name[len(folder) + 1 :]: entry for entry in listed if entry.name.startswith(f"{folder}/")
-    }
+    entries = {entry.name[len(folder) + 1 :]: entry for entry in listed if entry.name.startswith(f"{folder}/")}
     if "data.pkl" not in entries:
         raise CheckpointError(f"{path} is a zip archive without a data.pkl: not a PyTorch checkpoint")
     if len(entries) < len(listed):
@@ -268,9 +258,7 @@ def refuse_bomb(path: Path, size: int, entries: Sequence[Entry]) -> None:
     """Raise a `CheckpointError` for an archive that unpacks to many times its size; archives of weights never do."""
     unpacked = sum(entry.size for entry in entries)
     if unpacked > 8 * size + 4 * MAX_PICKLE:
-        raise CheckpointError(
-            f"{path} is not a PyTorch checkpoint: {size:,} bytes that unpack to {unpacked:,}"
-        )
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint: {size:,} bytes that unpack to {unpacked:,}")
 
 
 def _refuse_large(entries: dict[str, Entry], script: bool) -> None:

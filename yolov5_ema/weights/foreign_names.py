@@ -117,11 +117,7 @@ def meaning(name: str) -> str:
         return f"{name}: used for something other than a layer's forward; no checkpoint needs that. Do not load it"
     if OF_YOLOV5.fullmatch(name) and not name.endswith(_WRAPPERS):
         release = release_with(name)
-        whose = (
-            f"YOLOv5 {release} has it"
-            if release
-            else "no release of YOLOv5 has it, the file comes from a fork"
-        )
+        whose = f"YOLOv5 {release} has it" if release else "no release of YOLOv5 has it, the file comes from a fork"
         return f"{name}: not in the YOLOv5 in use; {whose} (pass its folder with --yolov5)"
     if _is_dangerous(name):
         return f"{name}: no checkpoint needs it; loading with --trust-checkpoint could run commands. Do not load it"

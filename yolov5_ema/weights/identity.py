@@ -100,16 +100,12 @@ def _measured(layer: Layer) -> _Change:
     return change
 
 
-def _pass_on_or_absorb(
-    layer: Layer, layers: list[Layer], incoming: Sequence[_Change | None]
-) -> _Change | None:
+def _pass_on_or_absorb(layer: Layer, layers: list[Layer], incoming: Sequence[_Change | None]) -> _Change | None:
     """The change of a row's output; None if its weights were adapted to the change of its input."""
     if layer.kind in _PASSES_ON:
         return incoming[0]
     if layer.kind == "Concat" and getattr(layer.module, "d", 1) == 1:
-        return _joined(
-            [change or _unchanged(layers[source]) for change, source in zip(incoming, layer.sources)]
-        )
+        return _joined([change or _unchanged(layers[source]) for change, source in zip(incoming, layer.sources)])
     convolutions = list(_readers(layer, incoming))
     if not convolutions:
         feature = "its gate depends on them" if is_block(layer) else "it is not known to read them linearly"

@@ -114,9 +114,7 @@ def tensor_of(value: Any) -> TensorNote | None:
     shape, stride = _sizes(args[2]), _sizes(args[3])
     if shape is None or stride is None or not _is_size(args[1]) or not _is_size(parts[4]):
         return None
-    return TensorNote(
-        dtype, shape, str(parts[2])[:64] if isinstance(parts[2], str) else "", args[1], stride, parts[4]
-    )
+    return TensorNote(dtype, shape, str(parts[2])[:64] if isinstance(parts[2], str) else "", args[1], stride, parts[4])
 
 
 def args_of(value: Any) -> list[Any]:
@@ -130,11 +128,7 @@ def _is_size(value: Any) -> bool:
 def _sizes(value: Any) -> tuple[int, ...] | None:
     if class_name(value) == "torch.Size" and args_of(value):
         value = args_of(value)[0]
-    if (
-        not isinstance(value, Items)
-        or len(value.items) > 32
-        or not all(_is_size(size) for size in value.items)
-    ):
+    if not isinstance(value, Items) or len(value.items) > 32 or not all(_is_size(size) for size in value.items):
         return None
     return tuple(value.items)
 
@@ -143,12 +137,7 @@ def _values(value: Any, opened: PickleFile, most: int = 128) -> list[float] | No
     """The values of a small contiguous tensor, from its storage; None if they cannot be read."""
     tensor = tensor_of(value)
     code = _UNPACKED.get(tensor.dtype) if tensor else None
-    if (
-        tensor is None
-        or code is None
-        or not 0 < tensor.elements <= most
-        or math.prod(tensor.shape) != tensor.elements
-    ):
+    if tensor is None or code is None or not 0 < tensor.elements <= most or math.prod(tensor.shape) != tensor.elements:
         return None
     contiguous = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
     if list(tensor.stride) != contiguous or tensor.offset > 4096:

@@ -465,9 +465,7 @@ def class_of_old_file(value: Any) -> str:
 
     Such files refer to a layer's class, together with its source code, as an object outside the pickle.
     """
-    parts = (
-        value.description.items if isinstance(value, Stored) and isinstance(value.description, Items) else []
-    )
+    parts = value.description.items if isinstance(value, Stored) and isinstance(value.description, Items) else []
     is_class = len(parts) == 4 and parts[0] == "module" and isinstance(parts[1], Named)
     return parts[1].name if is_class else ""
 

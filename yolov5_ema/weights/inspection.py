@@ -184,9 +184,7 @@ def _describe(found: Inspection, opened: PickleFile, blocks: Sequence[str]) -> N
 def _kind_of_checkpoint(found: Inspection) -> str:
     cls = found.models[0].cls
     if OF_YOLOV5.fullmatch(cls):
-        return "YOLOv5 checkpoint, " + (
-            "with the training's state" if found.optimizer else "stripped for inference"
-        )
+        return "YOLOv5 checkpoint, " + ("with the training's state" if found.optimizer else "stripped for inference")
     if cls.startswith("ultralytics."):
         return "checkpoint of the package ultralytics (YOLOv8 and later), not YOLOv5's"
     return "checkpoint of another project's model"
@@ -234,9 +232,7 @@ def _unpacked(dtype: Any, content: Any) -> float | None:
     code = args_of(dtype)[0] if args_of(dtype) else None
     if class_name(content) == "_codecs.encode" and args_of(content) and isinstance(args_of(content)[0], str):
         content = args_of(content)[0].encode("latin-1", "replace")
-    letter = (
-        {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i"}.get(code) if isinstance(code, str) else None
-    )
+    letter = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i"}.get(code) if isinstance(code, str) else None
     if letter is None or not isinstance(content, bytes) or len(content) != struct.calcsize(letter):
         return None
     return float(struct.unpack(f"<{letter}", content)[0])
@@ -340,6 +336,4 @@ def _take_header(found: Inspection, report: ModelReport, header: dict[str, Any])
         (found.versions, "source"),
     ):
         if isinstance(header.get(key), dict):
-            place.update(
-                {f"source_{name}" if key == "source" else name: v for name, v in header[key].items()}
-            )
+            place.update({f"source_{name}" if key == "source" else name: v for name, v in header[key].items()})

@@ -57,9 +57,7 @@ def read_onnx(content: bytes, path: Path) -> OnnxFile:
                 _keep(found, kind, message)
                 continue
             followed = _FIELDS[kind]
-            inner = [
-                (followed[number], part, depth + 1) for number, part in _parts(message) if number in followed
-            ]
+            inner = [(followed[number], part, depth + 1) for number, part in _parts(message) if number in followed]
             waiting.extend(reversed(inner))
     except (ValueError, IndexError) as error:
         raise CheckpointError(f"{path} is not an ONNX file, or is cut off: {error}") from None

@@ -117,9 +117,7 @@ def _is_list(value: Any, inner: str) -> bool:
         wanted = {"int": "int", "double": "float", "bool": "bool", "tensor": "Tensor"}[of[1]] if of else inner
         known = of is not None or class_name(value) == _TAGGED
         return known and wanted == inner and bool(args) and _is_list(args[0], inner)
-    return (
-        isinstance(value, Items) and value.kind == "list" and all(_is_of(item, inner) for item in value.items)
-    )
+    return isinstance(value, Items) and value.kind == "list" and all(_is_of(item, inner) for item in value.items)
 
 
 def _is_tuple(value: Any, inner: str) -> bool:

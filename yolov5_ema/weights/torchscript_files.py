@@ -81,9 +81,7 @@ def check_torchscript(content: bytes, path: Path) -> None:
         ) from None
     # torch's reader raises RuntimeError
     except (ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} is not a TorchScript file, or is cut off: {first_line(error, 200)}"
-        ) from None
+        raise CheckpointError(f"{path} is not a TorchScript file, or is cut off: {first_line(error, 200)}") from None
     if odd is not None:
         raise CheckpointError(
             f"{path}: TorchScript is a program, and this one does what no exported detector needs: {odd}. None of its "
@@ -113,9 +111,7 @@ def _odd(content: bytes) -> Iterator[str]:
         raise ValueError("two programs would find different entries in it")
     if "model.json" in names or "data.pkl" not in names or "constants.pkl" not in names:
         raise ValueError("it does not have the entries that torch 1.5 and later write")
-    sources = {
-        name: reader.get_record(name).decode("utf-8", "replace") for name in names if name.endswith(".py")
-    }
+    sources = {name: reader.get_record(name).decode("utf-8", "replace") for name in names if name.endswith(".py")}
     for name, code in sources.items():
         yield from _odd_code(code, name)
     classes = _classes(sources)
@@ -143,9 +139,7 @@ def _names(entries: Sequence[Entry]) -> dict[str, int]:
     if len(entries) > _MOST_ENTRIES or not all(entry.name.startswith(folder) for entry in entries):
         raise ValueError("its entries are not in one folder")
     read = [entry.size for entry in entries if entry.name.endswith((".py", "pkl"))]
-    packed = [
-        entry for entry in entries if entry.packed != entry.size and not entry.name.endswith((".py", "pkl"))
-    ]
+    packed = [entry for entry in entries if entry.packed != entry.size and not entry.name.endswith((".py", "pkl"))]
     if sum(read) > _MOST_TEXT or any(entry.size > _MOST_TEXT for entry in packed):
         raise ValueError(f"its code has more than {_MOST_TEXT // 2**20} MiB")
     return {entry.name[len(folder) :]: entry.size for entry in entries}

@@ -43,8 +43,7 @@ _SHAPING = words(
     "is_floating_point copy_ fill_ zero_ cpu cuda"
 )
 _MAKING = words(
-    "arange empty empty_like eye full full_like linspace ones ones_like scalar_tensor tensor zeros "
-    "zeros_like one_hot"
+    "arange empty empty_like eye full full_like linspace ones ones_like scalar_tensor tensor zeros zeros_like one_hot"
 )
 _LAYERS = words(
     "_convolution _convolution_mode adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d "
@@ -70,9 +69,7 @@ _LANGUAGE = words(
     "ScalarImplicit IntImplicit FloatImplicit rangelist list append values keys items get format"
 )
 
-ALLOWED = frozenset().union(
-    *(_ARITHMETIC, _COMPARING, _REDUCING, _SHAPING, _MAKING, _LAYERS, _ASKING, _LANGUAGE)
-)
+ALLOWED = frozenset().union(*(_ARITHMETIC, _COMPARING, _REDUCING, _SHAPING, _MAKING, _LAYERS, _ASKING, _LANGUAGE))
 """Names of torch's operators, without the namespaces ``aten`` and ``prim``."""
 
 OF_LIBRARIES = words(
@@ -84,8 +81,6 @@ OF_LIBRARIES = words(
 OF_MOBILE = r"__torch__\.torch\.classes\.xnnpack\.(Conv2d|TransposeConv2d|Linear)OpContext"
 """Weights as packed by ``export --optimize``: the only C++ classes that a file may have."""
 
-FORBIDDEN_WORDS = words(
-    "while for with import lambda fork awaitable wait print classes uninitialized __setstate__"
-)
+FORBIDDEN_WORDS = words("while for with import lambda fork awaitable wait print classes uninitialized __setstate__")
 """Words of the language that no traced model needs: loops, parallel tasks, output, C++ classes, and ``__setstate__``,
 which torch calls with data from the file while it builds an object."""

@@ -76,10 +76,7 @@ class Transfer:
     def table(self) -> str:
         """The counts, and one line for each row that was not copied completely."""
         partly = sum(row.partly for row in self.rows)
-        lines = [
-            f"{self.taken}/{self.total} tensors transferred"
-            + (f", {partly} of them in part" if partly else "")
-        ]
+        lines = [f"{self.taken}/{self.total} tensors transferred" + (f", {partly} of them in part" if partly else "")]
         for row in self.rows:
             if row.remarks:
                 origin = "" if row.source is None else f" from row {row.source}"
@@ -153,9 +150,7 @@ def _fill(
         return {}, 0, [f"{what}, starts fresh"]
     if target.is_head:
         head = transfer_head(source, target, names, target_names, keep_anchors=keep_anchors)
-        rest = {
-            name: value for name, value in target.tensors.items() if not name.startswith(("m.", "anchors"))
-        }
+        rest = {name: value for name, value in target.tensors.items() if not name.startswith(("m.", "anchors"))}
         taken, remarks = _same_shapes(source.tensors, rest)
         return {**head.tensors, **taken}, len(head.partly), [*head.remarks, *remarks]
     found = tensors_for(source, target)
@@ -165,9 +160,7 @@ def _fill(
 
 
 def _same_shapes(found: Tensors, wanted: Tensors) -> tuple[Tensors, list[str]]:
-    misfits = {
-        name for name, value in wanted.items() if name not in found or found[name].shape != value.shape
-    }
+    misfits = {name for name, value in wanted.items() if name not in found or found[name].shape != value.shape}
     misfits |= set(_norms_of(misfits, wanted))
     taken = {name: found[name] for name in wanted if name not in misfits}
     return taken, list(_reasons(misfits, found, wanted))

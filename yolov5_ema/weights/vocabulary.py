@@ -188,10 +188,7 @@ def _is_array(args: list[Any]) -> bool:
     shape = args[1] if len(args) == 3 else None
     cls = args[0] if args else None
     return (
-        isinstance(cls, Named)
-        and cls.name == "numpy.ndarray"
-        and isinstance(shape, Items)
-        and shape.items in ([], [0])
+        isinstance(cls, Named) and cls.name == "numpy.ndarray" and isinstance(shape, Items) and shape.items in ([], [0])
     )
 
 
@@ -217,9 +214,7 @@ def _is_short_bytes(args: list[Any]) -> bool:
 
 def _is_size(args: list[Any]) -> bool:
     parts = args[0].items if len(args) == 1 and isinstance(args[0], Items) else args
-    return len(parts) <= _MOST_PARTS and all(
-        type(part) is int and 0 <= part < _MOST_ELEMENTS for part in parts
-    )
+    return len(parts) <= _MOST_PARTS and all(type(part) is int and 0 <= part < _MOST_ELEMENTS for part in parts)
 
 
 def _is_set(args: list[Any]) -> bool:
@@ -303,9 +298,7 @@ _JUDGES: dict[str, Callable[[list[Any]], bool]] = {
     "torch.Size": _is_size,
     **dict.fromkeys(PATHS, _is_path),
     "torch._tensor._rebuild_from_type_v2": _is_of_a_subclass,
-    **dict.fromkeys(
-        ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"), _is_parameter
-    ),
+    **dict.fromkeys(("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"), _is_parameter),
     **dict.fromkeys(
         (f"torch._utils._rebuild_{name}" for name in ("tensor", "qtensor", "tensor_v2", "tensor_v3")),
         _is_tensor,

@@ -127,9 +127,7 @@ def test_two_ranks_of_8_follow_one_of_16(two, flags, tmp_path):
         assert len(ours) == EPOCHS and ours[0] == theirs[0]  # the average has one step, of the same weights
         assert ours == pytest.approx(theirs, rel=noise)
     fall = [column(run, "val/box_loss") for run in (shared, alone)]
-    assert [first - last for first, *_, last in fall] == pytest.approx(
-        [fall[1][0] - fall[1][-1]] * 2, rel=0.15
-    )
+    assert [first - last for first, *_, last in fall] == pytest.approx([fall[1][0] - fall[1][-1]] * 2, rel=0.15)
 
 
 def test_ranks_end_with_the_same_weights_and_rank_0_saves_them(two, package_root):

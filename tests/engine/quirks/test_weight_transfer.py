@@ -122,7 +122,5 @@ def test_on_the_command_line(trained, tiny_set, tmp_path):
 
 
 def test_identity_from_scratch_is_refused(refused, tiny_set):
-    message = refused(
-        "train", "--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--weights", "", "--init", "identity"
-    )
+    message = refused("train", "--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--weights", "", "--init", "identity")
     assert "--init identity is for pretrained --weights" in message

@@ -21,9 +21,7 @@ DATA_HELP = (
 
 def add_workers(flags: Flags) -> None:
     """Add ``--workers``: the number of processes that read images."""
-    flags.add_argument(
-        "--workers", type=int, metavar="N", help="processes that read images (default: up to 8)"
-    )
+    flags.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: up to 8)")
 
 
 def prepare() -> None:
@@ -63,9 +61,7 @@ def check_same_names(found: Sequence[str], wanted: Sequence[str], data: str, wei
     lacking = [name for name in wanted if name not in found]
     foreign = [name for name in found if name not in wanted]
     parts = [f"{data} lacks {', '.join(lacking[:10])}{' …' if len(lacking) > 10 else ''}"] if lacking else []
-    parts += (
-        [f"{weights} lacks {', '.join(foreign[:10])}{' …' if len(foreign) > 10 else ''}"] if foreign else []
-    )
+    parts += [f"{weights} lacks {', '.join(foreign[:10])}{' …' if len(foreign) > 10 else ''}"] if foreign else []
     raise UserError(
         f"{weights} was trained for {len(wanted)} classes, but the {len(found)} of {data} differ: "
         f"{'; '.join(parts) or 'their order is different'}"

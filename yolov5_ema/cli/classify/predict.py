@@ -68,9 +68,7 @@ def _files(source: str) -> list[Path]:
     place = Path(source).expanduser()
     if place.is_dir():
         found = sorted(
-            file
-            for file in place.iterdir()
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+            file for file in place.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
         )
         if not found:
             raise UserError(
@@ -166,9 +164,7 @@ def _save_texts(folder: Path, rows: Sequence[Row]) -> None:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, required=True, metavar="best.pt")
-    parser.add_argument(
-        "--source", nargs="+", required=True, metavar="PLACE", help="images, folders, or quoted globs"
-    )
+    parser.add_argument("--source", nargs="+", required=True, metavar="PLACE", help="images, folders, or quoted globs")
     parser.add_argument("--batch", "--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
     parser.add_argument("--save-txt", action="store_true", help="also write one text file for each image")
     add_switch_off(parser, "--no-save", "do not write files", old="--nosave")

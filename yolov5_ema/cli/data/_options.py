@@ -19,12 +19,8 @@ _NO_BOXES = ("crowds", "no_area", "others", "score0", "regions", "hidden")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags of every converter."""
     add_output(parser, "folder to write", old=["--out"], metavar="DIR", required=True)
-    parser.add_argument(
-        "--copy", action="store_true", help="copy images instead of linking them where possible"
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="fail with exit code 2 if anything would be left out"
-    )
+    parser.add_argument("--copy", action="store_true", help="copy images instead of linking them where possible")
+    parser.add_argument("--strict", action="store_true", help="fail with exit code 2 if anything would be left out")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
 
 

@@ -35,9 +35,7 @@ examples:
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SRC", help="a folder, or one instances JSON")
     add_options(parser)
-    parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="folder of the images, if SRC is a JSON"
-    )
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the images, if SRC is a JSON")
     parser.add_argument(
         "--split", choices=("train", "val", "test"), help="split of the JSON, if its name does not say it"
     )

@@ -62,18 +62,14 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA.yaml", help="data YAML of the data set to cut")
-    parser.add_argument(
-        "--size", type=int, default=640, help="width and height of a window in pixels (default: 640)"
-    )
+    parser.add_argument("--size", type=int, default=640, help="width and height of a window in pixels (default: 640)")
     parser.add_argument(
         "--overlap",
         type=float,
         default=0.2,
         help="share of a window that the next one overlaps (default: 0.2)",
     )
-    add_output(
-        parser, "folder to write (default: DATA-sliced-SIZE next to the YAML)", old=["--out"], metavar="DIR"
-    )
+    add_output(parser, "folder to write (default: DATA-sliced-SIZE next to the YAML)", old=["--out"], metavar="DIR")
     parser.add_argument(
         "--split",
         nargs="+",
@@ -147,9 +143,7 @@ def _name_the_bad(report: SliceReport) -> None:
             print(f"    and {len(bad) - 5} more")
 
 
-def _closing(
-    yaml_file: Path, source: Path, args: argparse.Namespace, cut: Sequence[str], there: Sequence[str]
-) -> str:
+def _closing(yaml_file: Path, source: Path, args: argparse.Namespace, cut: Sequence[str], there: Sequence[str]) -> str:
     lines = [str(yaml_file)]
     whole = [split for split in there if split not in cut]
     if whole:

@@ -33,9 +33,7 @@ _ADVICE = {
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", metavar="DATA.yaml")
     add_image_size(parser, "longer side in pixels (default: 640)")
-    parser.add_argument(
-        "--split", nargs="+", choices=("train", "val", "test"), help="splits to look at (default: all)"
-    )
+    parser.add_argument("--split", nargs="+", choices=("train", "val", "test"), help="splits to look at (default: all)")
     add_json_or_file(parser)
     add_output(parser, "picture to write (default: runs/data/stats/NAME.png)", old=["--picture"])
     parser.add_argument("--no-picture", action="store_true", help="do not draw the picture")

@@ -82,9 +82,7 @@ def _summary(result: SplitResult) -> str:
     if not result.annotated:
         use = "it can be detected on" if result.split == "test" else "it is not in the data YAML"
         return f"{head}, no annotations: no labels and no JSON; {use}"
-    lines = [
-        f"{head}, {counted(tallies['boxes'], 'box')}, {counted(tallies['background'], 'image')} without any"
-    ]
+    lines = [f"{head}, {counted(tallies['boxes'], 'box')}, {counted(tallies['background'], 'image')} without any"]
     kept = [("regions", "ignored regions"), ("others", "'others'"), ("score0", "objects of score 0")]
     lines.append("  kept for evaluation only: " + ", ".join(f"{tallies[key]:,} {word}" for key, word in kept))
     dropped = [

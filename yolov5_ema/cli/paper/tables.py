@@ -29,9 +29,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     total = sum(len(table.rows) for table in chosen)
     silent = True if args.quiet else None
     with results_alone(args.json):
-        rows = list(
-            tqdm(compare_tables(chosen), total=total, desc="models", unit="", leave=False, disable=silent)
-        )
+        rows = list(tqdm(compare_tables(chosen), total=total, desc="models", unit="", leave=False, disable=silent))
     if args.json:
         text = json.dumps(rendering.as_json(rows), indent=2)
     else:
@@ -45,9 +43,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--table", nargs="+", choices=_TABLES, default=list(_TABLES), help="tables (default: all)"
-    )
+    parser.add_argument("--table", nargs="+", choices=_TABLES, default=list(_TABLES), help="tables (default: all)")
     form = parser.add_mutually_exclusive_group()
     add_json(form)
     form.add_argument("--markdown", action="store_true", help="print Markdown")

@@ -69,9 +69,7 @@ class Commands:
             CalledProcessError: the same for a git command; YOLOv5 asks git only about its own version, and expects
                 that this can fail.
         """
-        if approved_download(command) or (
-            self._allows_text(command) if shell else self._allows_list(command)
-        ):
+        if approved_download(command) or (self._allows_text(command) if shell else self._allows_list(command)):
             return
         shown = reprlib.repr(command)
         if _is_git(command):
@@ -90,9 +88,7 @@ class Commands:
 
     def _allows_list(self, command: Any) -> bool:
         words = [command] if isinstance(command, (str, bytes, os.PathLike)) else list(command)
-        return bool(words) and (
-            os.fspath(words[0]) in self._templates[1] or os.fspath(words[0]) == sys.executable
-        )
+        return bool(words) and (os.fspath(words[0]) in self._templates[1] or os.fspath(words[0]) == sys.executable)
 
     def _refuse_foreign_repository(self, takes_folder: bool) -> None:
         """Allow git only in YOLOv5's own folder: git runs what a repository's settings say.

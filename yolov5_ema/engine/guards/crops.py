@@ -63,9 +63,7 @@ def place_of_crop(file: Path, crops: Path) -> Path:
         )
     place = crops / as_folder_name("/".join(folders)) / name
     if not os.path.realpath(place).startswith(os.path.join(os.path.realpath(crops.parent), "")):
-        raise UserError(
-            f"a crop would be written to {place}, where a link leads out of {crops.parent}; remove it"
-        )
+        raise UserError(f"a crop would be written to {place}, where a link leads out of {crops.parent}; remove it")
     return place
 
 

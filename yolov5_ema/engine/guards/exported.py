@@ -68,9 +68,7 @@ def _exported_apply(module: SourceModule, patches: Patches) -> None:
     backend = theirs.DetectMultiBackend
     downloads = module.engine.module("utils.downloads")
     name = "_model_type" if hasattr(backend, "_model_type") else "model_type"
-    patches.set(
-        backend, name, staticmethod(_checked_form(getattr(backend, name), downloads.attempt_download))
-    )
+    patches.set(backend, name, staticmethod(_checked_form(getattr(backend, name), downloads.attempt_download)))
     patches.set(backend, "__init__", _checked_result(backend.__init__))
 
 

@@ -81,15 +81,11 @@ def _apply(module: SourceModule, patches: Patches) -> None:
 def _last(opt: Any, module: Any) -> Path:
     """The checkpoint to resume from, with enough of its path to show the folder of its run."""
     if isinstance(opt.resume, str):
-        last = Path(
-            module.check_file(opt.resume) if opt.resume.startswith(("http:/", "https:/")) else opt.resume
-        )
+        last = Path(module.check_file(opt.resume) if opt.resume.startswith(("http:/", "https:/")) else opt.resume)
     else:
         newest = module.get_latest_run()
         if not newest:
-            raise UserError(
-                f"--resume: there is no last.pt below {Path.cwd()}; name it: --resume RUN/weights/last.pt"
-            )
+            raise UserError(f"--resume: there is no last.pt below {Path.cwd()}; name it: --resume RUN/weights/last.pt")
         last = Path(newest)
     for inside in ("weights/last.pt", "last.pt"):  # if the run's folder or its weights folder is named
         if last.is_dir() and (last / inside).is_file():
@@ -100,9 +96,7 @@ def _last(opt: Any, module: Any) -> Path:
 def _script(module: SourceModule) -> Script:
     parser = parser_of(module.module)
     if parser is None:
-        raise UserError(
-            f"--resume: {module.module.__file__} has no parser of its command line; name another YOLOv5"
-        )
+        raise UserError(f"--resume: {module.module.__file__} has no parser of its command line; name another YOLOv5")
     return Script(module.engine, Path(str(module.module.__file__)), module.source, parser)
 
 

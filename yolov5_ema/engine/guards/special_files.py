@@ -95,9 +95,7 @@ def _check(file: Any, most: int | None = None) -> None:
     # other errors are reported by the function that reads the file
     with contextlib.suppress(OSError, ValueError), open_regular(file) as stream:
         if most is not None and os.fstat(stream.fileno()).st_size > most:
-            raise UserError(
-                f"{os.fspath(file)} is larger than {most // 2**20} MiB, too large for a text file"
-            )
+            raise UserError(f"{os.fspath(file)} is larger than {most // 2**20} MiB, too large for a text file")
 
 
 def _needed(module: SourceModule) -> str | None:

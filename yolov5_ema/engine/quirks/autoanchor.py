@@ -36,9 +36,7 @@ def _with_fallback(kmean_anchors: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if isinstance(dataset, str):
                 raise
-            _LOGGER.info(
-                "autoanchor: k-means failed (%s); using %d box sizes from the labels instead", error, n
-            )
+            _LOGGER.info("autoanchor: k-means failed (%s); using %d box sizes from the labels instead", error, n)
             return _quantile_anchors(dataset, n, img_size)
 
     return wrapper

@@ -23,9 +23,7 @@ _CLASS = "ClassificationModel"
 def _needed(module: SourceModule) -> str | None:
     calls = module.code.calls(_CLASS) if _CLASS in module.code.own_names else []
     if module.code.has_flag("--cutoff") and any(keyword(call, "cutoff") is not None for call in calls):
-        return (
-            "it takes the first ten rows as the backbone, but an inserted row shifts the end of the backbone"
-        )
+        return "it takes the first ten rows as the backbone, but an inserted row shifts the end of the backbone"
     return None
 
 

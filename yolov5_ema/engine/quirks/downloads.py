@@ -152,9 +152,7 @@ def _hub_needed(module: SourceModule) -> str | None:
 
 
 def _hub_apply(module: SourceModule, patches: Patches) -> None:
-    patches.set(
-        module.module, "attempt_download_from_hub", _files_first(module.module.attempt_download_from_hub)
-    )
+    patches.set(module.module, "attempt_download_from_hub", _files_first(module.module.attempt_download_from_hub))
 
 
 FILES_BEFORE_HUB = Quirk(

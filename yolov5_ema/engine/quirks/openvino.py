@@ -49,9 +49,7 @@ def _calls_mo(module: SourceModule) -> bool:
 
 def _export_settled(module: SourceModule) -> bool:
     """v6.0 has no such export; upstream's newest calls today's OpenVINO."""
-    return module.name == "export" and (
-        not module.code.imports(_INFERENCE_ENGINE) or not _is_gone(_INFERENCE_ENGINE)
-    )
+    return module.name == "export" and (not module.code.imports(_INFERENCE_ENGINE) or not _is_gone(_INFERENCE_ENGINE))
 
 
 def _export_apply(module: SourceModule, patches: Patches) -> None:
@@ -212,8 +210,7 @@ class _Request:
     def infer(self) -> None:
         results = self._compiled(self._inputs)
         self.output_blobs = {
-            output.get_any_name(): SimpleNamespace(buffer=results[output])
-            for output in self._compiled.outputs
+            output.get_any_name(): SimpleNamespace(buffer=results[output]) for output in self._compiled.outputs
         }
 
 

@@ -59,9 +59,7 @@ def _ultralytics_needed(module: SourceModule) -> str | None:
         return None
     if module.name != "utils.general" or importlib.util.find_spec("ultralytics") is not None:
         return None
-    return (
-        "ultralytics is not installed; upstream's newest YOLOv5 would install it with pip when it is imported"
-    )
+    return "ultralytics is not installed; upstream's newest YOLOv5 would install it with pip when it is imported"
 
 
 @contextlib.contextmanager

@@ -109,9 +109,7 @@ def _forget_training_state(
         return
     if {name: value.shape for name, value in da.items()} == {name: value.shape for name, value in db.items()}:
         return
-    logger.info(
-        "the checkpoint's training state belongs to another model: optimizer and epochs start from zero"
-    )
+    logger.info("the checkpoint's training state belongs to another model: optimizer and epochs start from zero")
     checkpoint.update(optimizer=None, ema=None, epoch=-1)
 
 

@@ -104,9 +104,7 @@ def _gate_of_channels(pooled: torch.Tensor, gate: Any) -> torch.Tensor:
 
 def _of_shape(gate: torch.Tensor, shape: Sequence[int], what: str) -> torch.Tensor:
     if gate.shape != shape:
-        raise RuntimeError(
-            f"CBAM: expected a {what} gate of shape {list(shape)}, its layers give {list(gate.shape)}"
-        )
+        raise RuntimeError(f"CBAM: expected a {what} gate of shape {list(shape)}, its layers give {list(gate.shape)}")
     return gate
 
 

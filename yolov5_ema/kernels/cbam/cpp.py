@@ -130,9 +130,7 @@ def convolve_backward(
 def sizes_of(x: torch.Tensor) -> torch.Size:
     """The shape (N, C, H, W) of a feature map. Raises a ``RuntimeError`` if a tensor does not have four dimensions."""
     if x.dim() != 4:
-        raise RuntimeError(
-            f"CBAM: expected a feature map (N, C, H, W), got a tensor of shape {list(x.shape)}"
-        )
+        raise RuntimeError(f"CBAM: expected a feature map (N, C, H, W), got a tensor of shape {list(x.shape)}")
     return x.shape
 
 

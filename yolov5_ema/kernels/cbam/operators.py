@@ -78,9 +78,7 @@ def _pool_shapes(x: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch
 
 
 @_fake("maps")
-def _maps_shapes(
-    x: torch.Tensor, gate_c: torch.Tensor, count_ties: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _maps_shapes(x: torch.Tensor, gate_c: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
     n, _, h, w = sizes_of(x)
     return x.new_empty(n, 2, h, w), x.new_empty((n, 1, h, w) if count_ties else 0)
 

@@ -51,9 +51,7 @@ def ema(
         return ema_reference(x, arguments)
     if name == "exact" and needs_plain_operations():
         return ema_exact(x, arguments)
-    if not _operators_know((x, *arguments.parameters())) or (
-        name == "triton" and not _is_small(x, arguments.groups)
-    ):
+    if not _operators_know((x, *arguments.parameters())) or (name == "triton" and not _is_small(x, arguments.groups)):
         return ema_exact(x, arguments)
     wide = torch.promote_types(x.dtype, torch.float32)
     return EMAFunction.apply(x, *arguments.to(wide), name != "exact")

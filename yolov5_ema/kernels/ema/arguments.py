@@ -74,9 +74,7 @@ def _what_is_wrong(x: Tensor, parameters: tuple[Tensor, ...], k: int) -> str:
     sizes = ((k, k, 1, 1), (k,), (k,), (k,), (k, k, 3, 3), (k,))
     for name, parameter, size in zip(_NAMES, parameters, sizes):
         if parameter.shape != size:
-            return (
-                f"EMA: expected {name} of shape {list(size)}, got a tensor of shape {list(parameter.shape)}"
-            )
+            return f"EMA: expected {name} of shape {list(size)}, got a tensor of shape {list(parameter.shape)}"
     devices = ", ".join(f"{name} on {parameter.device}" for name, parameter in zip(_NAMES, parameters))
     return f"EMA: expected all tensors on one device, got the input on {x.device} and {devices}"
 
@@ -109,9 +107,7 @@ def check_dtypes(x: Tensor, arguments: EMAArguments) -> None:
     dtype = x.dtype
     for parameter in arguments.parameters():
         if parameter.dtype is not dtype and not _may_mix(x, parameter.dtype):
-            raise RuntimeError(
-                f"EMA: input type ({dtype}) and parameter type ({parameter.dtype}) should be the same"
-            )
+            raise RuntimeError(f"EMA: input type ({dtype}) and parameter type ({parameter.dtype}) should be the same")
     if not dtype.is_floating_point:
         raise RuntimeError(f"EMA: expected a floating-point input, got {dtype}")
 

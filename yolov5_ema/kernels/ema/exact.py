@@ -80,9 +80,7 @@ def _weights_of_1x1(means: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor) -> 
     return torch.addmm(b3, means.flatten(1), w3.flatten(1).t()).softmax(1)
 
 
-def _one_output_kernel(
-    beta: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _one_output_kernel(beta: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The 3x3 convolution's outputs weighted by softmax(beta): one kernel (k, 9) and one bias ()."""
     # the mean of a normalized channel is its beta
     p = beta.softmax(0)
@@ -188,15 +186,11 @@ def backward(
     d_gamma = (q * inner).sum(0)
     d_beta = (dp + q * sum_d).sum(0)
     d_b3 = (p * sum_d + d_logits).sum(0)
-    d_w3 = torch.outer(p, taps.sum(0).flatten()) + torch.mm(
-        d_logits.t(), shifted_means(gx, columns).flatten(1)
-    )
+    d_w3 = torch.outer(p, taps.sum(0).flatten()) + torch.mm(d_logits.t(), shifted_means(gx, columns).flatten(1))
 
     scale = rstd * gamma * q  # (NG, k)
     slope = scale * rstd * inner / pixels
-    dy = centred.mul_(-slope[:, :, None, None]).add_(
-        scale[:, :, None, None] * (d - d.mean((2, 3), keepdim=True))
-    )
+    dy = centred.mul_(-slope[:, :, None, None]).add_(scale[:, :, None, None] * (d - d.mean((2, 3), keepdim=True)))
     dyx = dy * gx
     d_a = torch.matmul(dyx, c.transpose(2, 3)) * a * (1 - a)  # (NG, k, H, 1)
     d_c = torch.matmul(a.transpose(2, 3), dyx) * c * (1 - c)  # (NG, k, 1, W)

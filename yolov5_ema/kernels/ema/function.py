@@ -22,8 +22,7 @@ _FORWARD, _BACKWARD = "yolov5_ema::ema_forward", "yolov5_ema::ema_backward"
 torch.library.define(_FORWARD, f"(Tensor x, {_PARAMETERS}) -> (Tensor, Tensor)")
 torch.library.define(
     _BACKWARD,
-    f"(Tensor grad, Tensor x, Tensor stats, {_PARAMETERS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor x, Tensor stats, {_PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
@@ -33,9 +32,7 @@ def _forward_cpu(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tenso
     return cpp.forward(x, EMAArguments(*rest))
 
 
-def _backward_cpu(
-    grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any
-) -> tuple[torch.Tensor, ...]:
+def _backward_cpu(grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
     from yolov5_ema.kernels.ema import cpp
 
     return cpp.backward(grad, x, stats, EMAArguments(*rest))
@@ -53,9 +50,7 @@ def _forward_cuda(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tens
 
 
 @torch.library.impl(_BACKWARD, "CUDA")
-def _backward_cuda(
-    grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any
-) -> tuple[torch.Tensor, ...]:
+def _backward_cuda(grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
     from yolov5_ema.kernels.ema import triton
 
     return triton.backward(grad, x, stats, EMAArguments(*rest))
@@ -69,9 +64,7 @@ def _forward_shapes(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Te
 
 
 @torch.library.register_fake(_BACKWARD)
-def _backward_shapes(
-    grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any
-) -> tuple[torch.Tensor, ...]:
+def _backward_shapes(grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
     arguments = EMAArguments(*rest)
     check_backward(grad, x, stats, arguments)
     return (x.new_empty(x.shape), *(p.new_empty(p.shape) for p in arguments.parameters()))

@@ -133,9 +133,7 @@ def _check(x: Tensor, k: int, *others: Tensor) -> None:
     if x.dtype not in _DTYPES or x.device.type == "meta":
         raise RuntimeError(f"EMA: no Triton kernel for {x.dtype} on {x.device}")
     if not is_in_reach_of_32_bits(k, x.shape[2], x.shape[3]):
-        raise RuntimeError(
-            f"EMA: groups of {k} x {x.shape[2]} x {x.shape[3]} are too large for the Triton kernels"
-        )
+        raise RuntimeError(f"EMA: groups of {k} x {x.shape[2]} x {x.shape[3]} are too large for the Triton kernels")
     for tensor in (x, *others):
         if tensor.dtype not in _DTYPES:
             raise RuntimeError(f"EMA: no Triton kernel for a parameter in {tensor.dtype}")

@@ -189,9 +189,7 @@ def _pooled_softmax(shifted, w3, b3, q, c0, c1, k, K2: tl.constexpr, JB: tl.cons
 
 
 @triton.jit
-def _channel_statistics(
-    x, gates, stats, c0, k, H, W, eps, CT: tl.constexpr, BH: tl.constexpr, W2: tl.constexpr
-):
+def _channel_statistics(x, gates, stats, c0, k, H, W, eps, CT: tl.constexpr, BH: tl.constexpr, W2: tl.constexpr):
     """Mean and 1 / sqrt(variance + eps) of y = X a c: x (k, H, W), gates (k, L) -> stats[:2] of (3, k).
 
     Two passes over the rows at hand, joined to those before by Chan's formula.
@@ -218,9 +216,7 @@ def _channel_statistics(
 
 
 @triton.jit
-def _correlate(
-    x, gates, stats, slope, inner, total, correlation, c0, k, H, W, CG: tl.constexpr, BG: tl.constexpr
-):
+def _correlate(x, gates, stats, slope, inner, total, correlation, c0, k, H, W, CG: tl.constexpr, BG: tl.constexpr):
     """Sums over each channel of the products with the gradient D of the map.
 
     x (k, H, W), gates (k, L), stats (3, k), slope D (H, W) -> inner (k,) = sum of D (y - mu) rstd, total (k,) = sum
@@ -396,17 +392,11 @@ def _attention(
         mean = _load(stats, c, c < k)
         scale = q * _load(gamma, c, c < k) * _load(stats, k + c, c < k)
         value = _load(x, c * area + pixel[None, :], mask)
-        y = (
-            value
-            * _load(gates, c * (H + W) + h[None, :], mask)
-            * _load(gates, c * (H + W) + H + w[None, :], mask)
-        )
+        y = value * _load(gates, c * (H + W) + h[None, :], mask) * _load(gates, c * (H + W) + H + w[None, :], mask)
         centre += tl.sum(scale * (y - mean) + q * _load(beta, c, c < k), 0)
         for u in range(3):
             source = pixel + (u - 1) * W
-            rows = _load(
-                x, c * area + source[None, :], (c < k) & (live & (source >= 0) & (source < area))[None, :]
-            )
+            rows = _load(x, c * area + source[None, :], (c < k) & (live & (source >= 0) & (source < area))[None, :])
             left += tl.sum(_load(folded, c * 9 + 3 * u, c < k) * rows, 0)
             centre += tl.sum(_load(folded, c * 9 + 3 * u + 1, c < k) * rows, 0)
             right += tl.sum(_load(folded, c * 9 + 3 * u + 2, c < k) * rows, 0)
@@ -542,9 +532,7 @@ def fused_backward(
     stats += group.to(tl.int64) * 3 * k
     partial += group.to(tl.int64) * (10 * k + 4) * k
     means, gates, shifted, folded, columns = _scratch(scratch, group, size, k, H, W)
-    opened, slope, inner, total, correlation, shifted_grad, gates_grad, means_grad = _gradient_scratch(
-        columns, k, H, W
-    )
+    opened, slope, inner, total, correlation, shifted_grad, gates_grad, means_grad = _gradient_scratch(columns, k, H, W)
     _prepare_group(x, w1, b1, beta, w3, means, gates, shifted, folded, k, H, W, K2, CS, BS, W2, CL, L2, JB)
     rows = BP // W
     for h0 in range(0, H, rows):
@@ -642,9 +630,7 @@ def split_map_gradient(
     stats += group.to(tl.int64) * 3 * k
     x += start
     means, gates, shifted, folded, columns = _scratch(scratch, group, size, k, H, W)
-    opened, slope, inner, total, correlation, shifted_grad, gates_grad, means_grad = _gradient_scratch(
-        columns, k, H, W
-    )
+    opened, slope, inner, total, correlation, shifted_grad, gates_grad, means_grad = _gradient_scratch(columns, k, H, W)
     logit = _attention(x, gates, folded, stats, gamma, beta, b3, columns, p0, p1, k, H, W, K2, CB, BP)
     _map_gradient(x, grad_out + start, logit, opened, slope, p0, p1, k, H, W, CB, BP)
 
@@ -659,9 +645,7 @@ def split_channel_gradients(
     stats += group.to(tl.int64) * 3 * k
     x += group.to(tl.int64) * k * H * W
     means, gates, shifted, folded, columns = _scratch(scratch, group, size, k, H, W)
-    opened, slope, inner, total, correlation, shifted_grad, gates_grad, means_grad = _gradient_scratch(
-        columns, k, H, W
-    )
+    opened, slope, inner, total, correlation, shifted_grad, gates_grad, means_grad = _gradient_scratch(columns, k, H, W)
     _correlate(x, gates, stats, slope, inner, total, correlation, c, k, H, W, 1, BG)
     tl.debug_barrier()
     _gate_gradients(x, gates, stats, gamma, slope, inner, total, gates_grad, c, k, H, W, 1, BH, W2)
@@ -678,9 +662,7 @@ def split_parameter_gradients(
     stats += group.to(tl.int64) * 3 * k
     partial += group.to(tl.int64) * (10 * k + 4) * k
     means, gates, shifted, folded, columns = _scratch(scratch, group, size, k, H, W)
-    opened, slope, inner, total, correlation, shifted_grad, gates_grad, means_grad = _gradient_scratch(
-        columns, k, H, W
-    )
+    opened, slope, inner, total, correlation, shifted_grad, gates_grad, means_grad = _gradient_scratch(columns, k, H, W)
     _parameter_gradients(
         means, shifted, folded, stats, w1, gamma, beta, w3, b3, inner, total, correlation, shifted_grad,
         gates_grad, means_grad, partial, c, c + 1, k, H + W, K2, 1, L2, JB
@@ -696,9 +678,7 @@ def split_input_gradient(
     start = group.to(tl.int64) * k * H * W
     stats += group.to(tl.int64) * 3 * k
     means, gates, shifted, folded, columns = _scratch(scratch, group, size, k, H, W)
-    opened, slope, inner, total, correlation, shifted_grad, gates_grad, means_grad = _gradient_scratch(
-        columns, k, H, W
-    )
+    opened, slope, inner, total, correlation, shifted_grad, gates_grad, means_grad = _gradient_scratch(columns, k, H, W)
     _input_gradient(
         x + start, grad_out + start, gates, folded, stats, gamma, opened, slope, inner, total, shifted_grad, means_grad,
         x_grad + start, p0, p1, k, H, W, CB, BP
