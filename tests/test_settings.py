@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import yolov5_ema
+from yolov5_ema.cli.blocks import COMMAND
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import VARIABLES, Settings, chosen_conflicts, exporting, read, take
@@ -101,7 +102,12 @@ def test_the_command_line_stands_over_the_environment(monkeypatch, own_folder, c
     monkeypatch.setenv("YOLOV5_EMA_CONFLICTS", "theirs")
     monkeypatch.setenv("YOLOV5_EMA_SEED", "4")
     seen = []
-    monkeypatch.setattr("yolov5_ema.cli.blocks.main", lambda argv: seen.append(Settings.from_environment()))
+
+    def run(args, rest):
+        seen.append(Settings.from_environment())
+        return 0
+
+    monkeypatch.setattr("yolov5_ema.cli.blocks.COMMAND", replace(COMMAND, run=run))
     flags = [
         "--conflicts",
         "ours",

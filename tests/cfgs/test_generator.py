@@ -460,7 +460,7 @@ def test_bases_that_are_no_model_yaml(tmp_path, content, message):
 def test_base_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"no such file; did you mean the shipped yolov5s-ema\.yaml"):
         load_base("yolov5s_ema.yaml")
-    with pytest.raises(ConfigError, match=r"cannot read .*no file that can be read, but a folder"):
+    with pytest.raises(ConfigError, match=r"cannot read .*not a file that can be read, but a folder"):
         load_base(tmp_path)
 
 

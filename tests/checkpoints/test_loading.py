@@ -257,5 +257,5 @@ def test_class_names_do_not_lead_out_of_the_folder_of_crops(engine, tmp_path, na
 def test_a_classifier_is_no_detector(engine, tmp_path):
     file = tmp_path / "best.pt"
     torch.save({"format": "yolov5-ema classifier", "model": "resnet50", "state_dict": {}}, file)
-    with pytest.raises(CheckpointError, match=r"weights of 'resnet50'.*classify predict"):
+    with pytest.raises(CheckpointError, match=r"weights file of the classifier 'resnet50'.*classify predict"):
         checkpoints.load_checkpoint(file, engine=engine)

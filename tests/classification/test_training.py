@@ -186,10 +186,10 @@ def test_a_last_ckpt_of_another_training_is_refused(whole, tmp_path):
         run(settings, tmp_path / "run", last=tmp_path / "wrong.ckpt")
     del wrong["loops"]
     torch.save(wrong, tmp_path / "wrong.ckpt")
-    with pytest.raises(CheckpointError, match="lacks loops"):
+    with pytest.raises(CheckpointError, match="missing: loops"):
         run(settings, tmp_path / "run", last=tmp_path / "wrong.ckpt")
     torch.save({"callbacks": {}}, tmp_path / "none.ckpt")
-    with pytest.raises(CheckpointError, match=r"no last\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"is not a last\.ckpt"):
         run(settings, tmp_path / "run", last=tmp_path / "none.ckpt")
     (tmp_path / "torn.ckpt").write_bytes(last.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="cut off"):

@@ -119,7 +119,7 @@ def test_only_a_report_is_written_over(own_folder, capsys):
         (("nowhere",), "nowhere: no such folder"),
         ((".",), r"\. is not a run: looked in it for opt\.yaml"),
         ((".", "--samples", "99"), "--samples must be 0 to 24, not 99"),
-        ((".", "--imgsz", "1"), "--imgsz 1: the side of an image in pixels"),
+        ((".", "--imgsz", "1"), "--imgsz 1: must be the side of an image in pixels"),
         ((".", "--evaluate", "--no-evaluate"), "cannot be used together"),
         ((".", "--data", "a.yaml", "--no-evaluate"), "cannot be used with --no-evaluate"),
         ((".", "--imgsz", "64"), "it needs --evaluate or --data"),

@@ -84,7 +84,7 @@ def test_data_slice_goes_on_and_refuses_a_mixture(own_set, own_folder, capsys):
         (["--overlap", "-0.1"], "--overlap -0.1"),
         (["--overlap", "nan"], "--overlap nan"),
         (["--min-area-ratio", "2"], "--min-area-ratio 2: must be a fraction from 0 to 1"),
-        (["--keep-empty", "-1"], "--keep-empty -1: must be a share"),
+        (["--keep-empty", "-1"], "--keep-empty -1: must be a fraction"),
         (["--workers", "0"], "--workers 0"),
         (["--out", "set"], "-o set holds something else"),
     ],

@@ -249,8 +249,8 @@ def filled_anew(*state: object) -> Reduced:
 GREEDY = {  # -> what is said of it
     "layers that are counted through": (ManyLayers(3_000_000), "LSTM: has more than 1000 layers"),
     "as a number of NumPy's": (ManyLayers(np.int64(3_000_000)), "LSTM: has more than 1000 layers"),
-    "a larger tensor": (filled_anew(0, (10**6,), (1,)), "_rebuild_tensor_v2: filled with"),
-    "one number as many": (filled_anew(0, (2**40,), (0,)), "_rebuild_tensor_v2: filled with"),
+    "a larger tensor": (filled_anew(0, (10**6,), (1,)), "_rebuild_tensor_v2: given a state"),
+    "one number as many": (filled_anew(0, (2**40,), (0,)), "_rebuild_tensor_v2: given a state"),
     "a storage of any size": (Reduced(torch.FloatStorage, (10**6,)), "FloatStorage: called"),
     "a number of any length": (10**400, "a whole number of more than 64 bits"),
     "a tensor of any size": (Reduced(torch.FloatTensor, (10**6,)), "FloatTensor: called"),

@@ -270,7 +270,7 @@ def test_heavy_pickles_end_in_a_message(tmp_path, case):
 def test_too_many_steps_and_too_large_pickles(tmp_path, monkeypatch):
     monkeypatch.setattr(inert_pickle, "MAX_STEPS", 1000)
     save_raw(tmp_path / "a.pt", b"\x80\x02]" + b"N0" * 1000 + b".")
-    with pytest.raises(CheckpointError, match="more than 1,000 steps"):
+    with pytest.raises(CheckpointError, match="more than 1,000 opcodes"):
         inspect_file(tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"N" * (65 * 2**20))  # 64 kB on the disk

@@ -66,11 +66,20 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
             for context in (any_name_printed(), *checks):
                 stack.enter_context(context)
             if inspect.signature(module.main).parameters:
-                module.main(opt)
+                module.main(opt, **_callbacks(module))
             else:
                 patches.set(module, "parse_opt", lambda *_: opt)  # the flags were parsed and checked above
                 module.main()
     return files.finish()
+
+
+def _callbacks(module: Any) -> dict[str, Any]:
+    """Callbacks without any logger: the default ones of a script, and in v6.0 all, keep those of every run before."""
+    if "callbacks" not in inspect.signature(module.main).parameters or not hasattr(module, "Callbacks"):
+        return {}
+    fresh = module.Callbacks()
+    fresh._callbacks = {hook: [] for hook in fresh._callbacks}
+    return {"callbacks": fresh}
 
 
 def _refuse_settings(argv: Sequence[str]) -> None:

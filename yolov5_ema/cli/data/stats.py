@@ -110,7 +110,7 @@ def _splits_there(data: Dataset) -> list[str]:
 
 COMMAND = Command(
     "data stats",
-    "print images, boxes, sizes and classes of a data set, and whether a stride-4 head may help",
+    "print sizes and classes of a data set, and whether a stride-4 head is likely to help",
     _run,
     _add_flags,
     usage="%(prog)s DATA.yaml [flags]",
