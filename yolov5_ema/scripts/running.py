@@ -78,7 +78,8 @@ def _callbacks(module: Any) -> dict[str, Any]:
     if "callbacks" not in inspect.signature(module.main).parameters or not hasattr(module, "Callbacks"):
         return {}
     fresh = module.Callbacks()
-    fresh._callbacks = {hook: [] for hook in fresh._callbacks}
+    if hasattr(fresh, "_callbacks"):  # not in every fork
+        fresh._callbacks = {hook: [] for hook in fresh._callbacks}
     return {"callbacks": fresh}
 
 
