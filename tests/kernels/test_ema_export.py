@@ -228,7 +228,9 @@ def test_formats_that_need_what_is_not_here(refused, detector, monkeypatch, name
 
     monkeypatch.setattr(exports, "formats", lambda engine: ["onnx", "coreml", "openvino", "paddle", "engine"])
     there = exports.importlib.util.find_spec
-    monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: there(name) if name == "onnx" else None)
+    monkeypatch.setattr(
+        exports.importlib.util, "find_spec", lambda name: there(name) if name in ("onnx", "yolov5") else None
+    )
     message = refused("export", "--weights", detector, "--device", "cpu", "--include", "onnx", name)
     assert f"--include {name}" in message and package in message
 
