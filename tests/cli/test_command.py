@@ -127,6 +127,8 @@ def test_a_group_lists_its_commands_and_knows_the_nearest(capsys):
     assert main(["data"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: yolov5-ema data COMMAND [flags]") and "\n  slice     cut the images" in out
+    assert (main(["paper"]), main(["paper", "--help"])) == (2, 0)
+    capsys.readouterr()
     assert main(["data", "stat"]) == 2
     assert "data: no command 'stat'; did you mean stats? There are: visdrone, coco" in capsys.readouterr().err
     with pytest.raises(UserError, match="no command 'trian'; did you mean train"):

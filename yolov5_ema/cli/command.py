@@ -141,6 +141,7 @@ class Group:
         modules: for each command's name, its module, which has a ``COMMAND``.
         heading: the beginning of the overview.
         closing: the end of the overview.
+        alone: the exit code of the name without a command behind it.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Group:
     modules: Mapping[str, str]
     heading: str = ""
     closing: str = "Each has a --help."
+    alone: int = 0
 
     def commands(self) -> Iterator[tuple[str, AnyCommand]]:
         """All commands, each with its name in this group."""
@@ -178,7 +180,7 @@ class Group:
         """Run the command named by the first argument and return the exit code; without one, list the commands."""
         if not argv or argv[0] in ("-h", "--help"):
             print(self.overview())
-            return 0
+            return 0 if argv else self.alone
         return self.command(argv[0]).main(argv[1:], common)
 
 
