@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,15 @@ def package_root() -> Path:
     spec = importlib.util.find_spec("yolov5")
     assert spec is not None and spec.origin is not None, "tests need: pip install 'yolov5-ema[v6]'"
     return Path(spec.origin).parent
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    """The installed YOLOv5, with the shim in this process."""
+    import yolov5_ema
+
+    with yolov5_ema.installed() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-import yolov5_ema
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.class_names import as_folder_name, class_numbers, fault_of_names, names_as_text
 from yolov5_ema.data.dataset import class_names
@@ -23,12 +22,6 @@ SENSELESS = [
     *([PurePosixPath("/tmp/x")], {0: PurePosixPath("../x")}, ["../x"], ["a/../../x"], ["/tmp/x"], ["..\\x"]),
     *(["\\\\host\\x"], ["a\x00b"], ["a\nb"], ["\x1b[2J"], ["\ud800"], ["x" * 1001], ["a"] * 100_001),
 ]
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as engine:
-        yield engine
 
 
 def test_what_is_a_name_and_what_is_none():

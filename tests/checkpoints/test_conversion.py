@@ -17,19 +17,12 @@ from conftest import REPOSITORY, laid_aside, randomise
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import yolov5_ema
 from yolov5_ema import files
 from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.cfgs.rows import with_options_by_name
 from yolov5_ema.checkpoints import conversion
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.errors import CheckpointError, UserError
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as engine:
-        yield engine
 
 
 @pytest.fixture(scope="module", autouse=True)

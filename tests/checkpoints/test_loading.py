@@ -20,12 +20,6 @@ from yolov5_ema.settings import VARIABLES
 
 
 @pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
 def model(engine):
     from yolov5.models.yolo import Model
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import REPOSITORY, laid_aside, lay_out_as_clone
 
-import yolov5_ema
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints.loading import load_checkpoint
@@ -59,12 +58,6 @@ def checkpoints(package_root, tmp_path_factory):
     done = subprocess.run([sys.executable, "-c", WRITE, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return files
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as engine:
-        yield engine
 
 
 def named_modules(file: Path) -> set[str]:

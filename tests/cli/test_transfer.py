@@ -7,19 +7,12 @@ import torch
 import yaml
 from conftest import laid_aside, run_cli
 
-import yolov5_ema
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.cli.main import main
 
 NAMES = ["disc", "box", "cross"]
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as engine:
-        yield engine
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,6 @@ LOW = Thresholds(conf_thres=0.001, max_det=20)
 
 
 @pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
 def detector(engine, trained):
     return load_detector(trained, engine=engine, imgsz=(65, 90))
 

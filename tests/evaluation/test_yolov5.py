@@ -7,18 +7,11 @@ import pytest
 import torch
 from protocol_reference import random_case, yolov5
 
-import yolov5_ema
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.records import Predictions, Truth
 from yolov5_ema.evaluation.yolov5 import Yolov5Protocol
 
 NAMES = ("a", "b", "c")
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as found:
-        yield found
 
 
 def case_of(seed: int, images: int = 4):

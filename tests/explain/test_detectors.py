@@ -8,7 +8,6 @@ import torch
 from conftest import randomise
 from red_detector import red_picture, written_red_detector
 
-import yolov5_ema
 from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.detecting.protocol import TooThinError
@@ -21,12 +20,6 @@ from yolov5_ema.explain.looks import Area, Look, maps_of
 pytest.importorskip("captum")
 
 SEED = 0  # one whose Grad-CAM is not 0 everywhere
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as engine:
-        yield engine
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from malicious_pickles import CANARY, SYSTEM
 from torch import nn
 from under_watch import command, own_place, peak_memory
 
-import yolov5_ema
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.classification.checkpoints import load_plainly
 from yolov5_ema.errors import CheckpointError
@@ -26,12 +25,6 @@ from yolov5_ema.weights.inspection import inspect_file
 
 MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)[2:]
 LEGACY = b"".join(pickle.dumps(part, 2) for part in (1001, {"little_endian": True}, {"a": 1}, []))
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as engine:
-        yield engine
 
 
 def whole_archives() -> tuple[bytes, bytes]:

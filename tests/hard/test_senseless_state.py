@@ -21,7 +21,6 @@ from hostile_yaml import SMALL, as_text
 from torch import nn
 from under_watch import command, own_place
 
-import yolov5_ema
 from yolov5_ema.checkpoints import loading as checkpoints
 
 USES: dict[str, tuple[object, ...]] = {
@@ -133,12 +132,6 @@ def _interesting(rng: random.Random, layers: list[tuple[str, nn.Module]]) -> lis
 
 
 # --- running -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as engine:
-        yield engine
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,9 @@ import itertools
 import types
 from pathlib import Path
 
-import pytest
 import torch
 
-import yolov5_ema
 from yolov5_ema.scripts.collecting import collected_detections, image_by_image
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as found:
-        yield found
 
 
 def test_no_image_is_lost_to_the_time_limit(engine, monkeypatch):

@@ -11,19 +11,12 @@ import pytest
 import torch
 
 from yolov5_ema.data.slicing import windows
-from yolov5_ema.engine import shim
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts import sliced
 from yolov5_ema.scripts.sliced import sliced_inference
 from yolov5_ema.scripts.window_views import CUT, SMALLER, WHOLE, Origin, fits_a_window, is_inside, merge
 
 SIZE, OVERLAP, IMGSZ = 96, 0.25, 64
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with shim.installed() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

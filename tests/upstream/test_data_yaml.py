@@ -10,18 +10,11 @@ import yaml
 from conftest import laid_aside
 from release_case import run_in_child
 
-import yolov5_ema
 from yolov5_ema.cli.main import main
 from yolov5_ema.data.dataset import load_dataset, place_of
 from yolov5_ema.data.slicing import write_yaml
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.upstream.data_yaml import check_data, find_yaml, open_dataset
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as found:
-        yield found
 
 
 @pytest.fixture

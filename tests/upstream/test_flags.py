@@ -6,16 +6,9 @@ import argparse
 
 import pytest
 
-import yolov5_ema
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.flags import given_flags, refuse_shortened
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as found:
-        yield found
 
 
 @pytest.mark.parametrize(

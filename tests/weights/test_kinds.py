@@ -13,19 +13,12 @@ import torch
 import yaml
 from torch import nn
 
-import yolov5_ema
 from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import CheckpointError
 from yolov5_ema.weights.foreign_names import release_with, what_helps
 from yolov5_ema.weights.inspection import inspect_file
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with yolov5_ema.installed() as engine:
-        yield engine
 
 
 @pytest.fixture(scope="module")
