@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from yolov5_ema.kernels.numerics import as_constant, is_symbolic, saturate, stable_mean
+from yolov5_ema.kernels.numerics import as_constant, is_symbolic, saturate, stable_mean, wide_dtype
 
 __all__ = [
     "AttentionBlock",
@@ -20,6 +20,7 @@ __all__ = [
     "nearest_divisors",
     "saturate",
     "stable_mean",
+    "wide_dtype",
     "zero_",
 ]
 

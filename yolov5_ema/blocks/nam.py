@@ -26,6 +26,7 @@ from yolov5_ema.blocks.common import (
     check_positive_int,
     is_single_value,
     saturate,
+    wide_dtype,
     zero_,
 )
 from yolov5_ema.blocks.positions import named_numbers
@@ -35,7 +36,7 @@ from yolov5_ema.blocks.registry import register_block
 def _shares(weight: torch.Tensor) -> torch.Tensor:
     """The share of each channel's scale in the sum of all scales, (C, 1, 1), in float32 or wider."""
     scale = weight.detach().abs()
-    wide = torch.promote_types(scale.dtype, torch.float32)
+    wide = wide_dtype(scale)
     # too small to change a scale that occurs in practice, but keeps the sum above 0
     scale = scale.to(wide) + 1e-30
     return (scale / scale.sum())[:, None, None]

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, stable_mean, zero_
+from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, stable_mean, wide_dtype, zero_
 from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
 
@@ -110,7 +110,7 @@ class SA(AttentionBlock):
         x_c, x_s = groups[:, :k], groups[:, k:]  # (NG, k, H, W) each
 
         gate_c = self.channel(stable_mean(x_c, [2, 3])).sigmoid()  # (NG, k, 1, 1)
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = wide_dtype(x)
         normed = torch.group_norm(
             x_s.to(wide), k, self.gn.weight.to(wide), self.gn.bias.to(wide), self.gn.eps
         )  # (NG, k, H, W)

@@ -11,13 +11,30 @@ from torch.fx import Proxy
 _Result = TypeVar("_Result")
 
 
+def wide_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype to compute in: float32, or that of ``x`` where it is wider."""
+    # torch 2.6 cannot promote the dtype of a proxy
+    if not torch.jit.is_scripting():  # noqa: SIM102 - alone, or TorchScript compiles what follows
+        if isinstance(x, Proxy):
+            return x.tracer.create_proxy("call_function", wide_dtype, (x,), {})
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def stable_mean(x: torch.Tensor, dim: list[int]) -> torch.Tensor:
     """Mean over ``dim`` (kept as size 1), summed and returned in float32 or, for a wider input, in its dtype.
 
     A float16 sum over 160 x 160 pixels overflows at a mean of 2.6. Adaptive pooling is not used, because its backward
     raises under ``torch.use_deterministic_algorithms(True)`` on CUDA, and several exporters do not support it.
     """
-    return x.mean(dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return x.mean(dim, keepdim=True, dtype=wide_dtype(x))
+
+
+def group_norm(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """`torch.group_norm`, whose ``groups`` may be a proxy of `torch.fx` with torch 2.6 too."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - alone, or TorchScript compiles what follows
+        if isinstance(x, Proxy):
+            return x.tracer.create_proxy("call_function", torch.group_norm, (x, groups, weight, bias, eps), {})
+    return torch.group_norm(x, groups, weight, bias, eps)
 
 
 def saturate(x: torch.Tensor) -> torch.Tensor:

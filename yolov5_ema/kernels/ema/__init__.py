@@ -17,7 +17,7 @@ from yolov5_ema.kernels.ema.exact import ema_exact
 from yolov5_ema.kernels.ema.function import EMAFunction
 from yolov5_ema.kernels.ema.reference import attended, ema_reference, gated, means_of_sides
 from yolov5_ema.kernels.memory import has_memory
-from yolov5_ema.kernels.numerics import is_symbolic
+from yolov5_ema.kernels.numerics import is_symbolic, wide_dtype
 
 __all__ = ["EMAArguments", "attended", "ema", "ema_exact", "ema_reference", "gated", "means_of_sides"]
 
@@ -53,7 +53,7 @@ def ema(
         return ema_exact(x, arguments)
     if not _operators_know((x, *arguments.parameters())) or (name == "triton" and not _is_small(x, arguments.groups)):
         return ema_exact(x, arguments)
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = wide_dtype(x)
     return EMAFunction.apply(x, *arguments.to(wide), name != "exact")
 
 

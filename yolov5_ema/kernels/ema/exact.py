@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from yolov5_ema.kernels.ema.arguments import EMAArguments, check_unless_traced
-from yolov5_ema.kernels.numerics import as_constant
+from yolov5_ema.kernels.numerics import as_constant, group_norm, wide_dtype
 
 
 def ema_exact(x: torch.Tensor, arguments: EMAArguments) -> torch.Tensor:
@@ -31,7 +31,7 @@ def ema_exact(x: torch.Tensor, arguments: EMAArguments) -> torch.Tensor:
     n, _, h, w = x.shape
     # taken from x it would not be a constant in ONNX, but group_norm needs one
     k = w1.shape[0]
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = wide_dtype(x)
     gx = x.reshape(n * groups, k, h, w).to(wide)  # (NG, k, H, W)
     w1, b1, gamma, beta, w3, b3 = (
         w1.to(wide),
@@ -45,7 +45,7 @@ def ema_exact(x: torch.Tensor, arguments: EMAArguments) -> torch.Tensor:
     columns = gx.sum(2)  # (NG, k, W)
     gates = _gates(torch.cat([gx.mean(3), columns / h], dim=2), w1, b1)  # (NG, k, H+W)
     y = gx * torch.matmul(gates[:, :, :h].unsqueeze(3), gates[:, :, h:].unsqueeze(2))  # (NG, k, H, W)
-    x1 = torch.group_norm(y, k, gamma, beta, eps)  # (NG, k, H, W)
+    x1 = group_norm(y, k, gamma, beta, eps)  # (NG, k, H, W)
     q = _weights_of_1x1(shifted_means(gx, columns), w3, b3)  # (NG, k)
     if torch.jit.is_scripting():
         kernel, bias = _one_output_kernel(beta, w3, b3)  # (k, 9), ()

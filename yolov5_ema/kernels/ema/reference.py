@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from yolov5_ema.kernels.ema.arguments import EMAArguments, check_unless_traced
-from yolov5_ema.kernels.numerics import saturate, stable_mean
+from yolov5_ema.kernels.numerics import group_norm, saturate, stable_mean, wide_dtype
 
 
 def ema_reference(
@@ -42,8 +42,8 @@ def ema_reference(
     k = w1.shape[0]
     gx = x.reshape(n * groups, k, h, w)  # (NG, k, H, W)
     y = gated(gx, F.conv2d(means_of_sides(gx), w1, b1))  # (NG, k, H, W)
-    wide = torch.promote_types(y.dtype, torch.float32)
-    x1 = torch.group_norm(y.to(wide), k, gamma.to(wide), beta.to(wide), eps)  # (NG, k, H, W)
+    wide = wide_dtype(y)
+    x1 = group_norm(y.to(wide), k, gamma.to(wide), beta.to(wide), eps)  # (NG, k, H, W)
     x2 = F.conv2d(gx, w3, b3, padding=1)  # (NG, k, H, W)
     return attended(gx, x1, x2, cross_spatial).reshape(x.shape)  # (N, C, H, W)
 
