@@ -113,6 +113,12 @@ def run_cli(
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One of the files that use `trained` comes first, so that its training is over when another worker needs it."""
+    first = next((item.path for item in items if "trained" in getattr(item, "fixturenames", ())), None)
+    items.sort(key=lambda item: item.path != first)
+
+
 @pytest.fixture(scope="session")
 def trained(tiny_set, tmp_path_factory) -> Path:
     """best.pt of a two-epoch training of yolov5n with EMA through the command line; one for all workers of xdist."""
