@@ -116,7 +116,9 @@ def test_mistakes_are_refused_and_leave_no_folder(refused, red, own_folder):
     none = refused(*line, "bad.png", "empty.jpg")
     assert "none of the 2 images can be used:" in none and "empty.jpg: is empty" in none
     assert "no such file or folder" in refused(*line, "missing.png")
-    assert "--blocks EMA: no such layer; there are 1 (Spotlight)" in refused(*line, "good.png", "--blocks", "EMA")
+    assert "--blocks EMA: there is no such layer; choose from 1 (Spotlight)" in refused(
+        *line, "good.png", "--blocks", "EMA"
+    )
     assert "knows the classes red, blue" in refused(*line, "good.png", "--class", "green")
     assert "--conf-thres must be 0 to 1, not 1.5" in refused(*line, "good.png", "--conf-thres", "1.5")
     assert "--max-images must be at least 1" in refused(*line, "good.png", "--max-images", "0")

@@ -80,7 +80,7 @@ def test_choosing_by_row_name_and_glob(build):
 
 
 def test_a_choice_that_fits_nothing_names_what_there_is(build):
-    with pytest.raises(UserError, match=r"--blocks 6: no such layer; there are 7 \(EMA\), 10 \(EMA\)$"):
+    with pytest.raises(UserError, match=r"--blocks 6: there is no such layer; choose from 7 \(EMA\), 10 \(EMA\)$"):
         choose([build("EMA")], ["7", "6"])
 
 

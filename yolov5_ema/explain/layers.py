@@ -108,12 +108,12 @@ def trace(model: nn.Module, blocks: Iterable[str], batch: torch.Tensor) -> Trace
 
 @dataclass(frozen=True)
 class Candidates:
-    """The layers of one model that may be shown.
+    """The layers of one model that can be shown.
 
     Attributes:
-        blocks: its blocks, in the order in which they run.
-        others: other layers, in that order, shown if a model next to it has a block at their place.
-        usual: those of ``others`` that are shown if no layer of the model matches.
+        blocks: the model's blocks, in the order in which they run.
+        others: the other layers, in the same order. One of them is shown where another model has a block.
+        usual: the layers among ``others`` that are shown if the model has no layer at any place of a block.
     """
 
     blocks: Sequence[Layer]
@@ -130,17 +130,18 @@ def candidates(
     place_of: Callable[[str], str],
     shown: Callable[[str], str],
 ) -> Candidates:
-    """Find the layers of a model that may be shown.
+    """Find the layers of a model that can be shown.
 
-    A block has the place of the module whose output it takes; after another block, that block's place plus "one on".
+    The place of a block is that of the module whose output it takes. If that module is itself a block, ", next" is
+    added to its place.
 
     Args:
-        model: in evaluation mode.
-        batch: an input that it takes, of shape (1, 3, H, W).
-        others: names of the modules without a block that may be shown.
-        usual: those of them that are shown of a model that has no better ones.
-        place_of: the place of a module by its name.
-        shown: what people call a module, by its name.
+        model: the model, in evaluation mode.
+        batch: an input of the model, of shape (1, 3, H, W).
+        others: the names of the modules that can be shown although they are not blocks.
+        usual: the names among ``others`` of the modules to show if the model has none at any place of a block.
+        place_of: returns the place of a module, given its name.
+        shown: returns the name under which users know a module, given its name in the model.
     """
     blocks = find_blocks(model)
     traced = trace(model, blocks, batch)
@@ -149,7 +150,7 @@ def candidates(
         maker = traced.makers[name]
         if maker is None:
             return f"{name} itself"
-        return f"{place_of_block(maker)}, one on" if maker in blocks else place_of(maker)
+        return f"{place_of_block(maker)}, next" if maker in blocks else place_of(maker)
 
     def layer(name: str, place: str) -> Layer:
         channels, height = traced.shapes[name]
@@ -167,18 +168,18 @@ def candidates(
 
 
 def choose(models: Sequence[Candidates], patterns: Sequence[str] = ()) -> list[list[Layer]]:
-    """The layers to show of each of several models, in the order in which they are passed.
+    """Choose the layers to show of each model; each list is in the order in which its layers run.
 
-    The places are those of all models' blocks. There a model shows its block or, without one, the layer that a block
-    would stand behind. A model that has none of the places shows its usual layers.
+    The layers are those at the places of all models' blocks. Where a model has no block at such a place, the layer that
+    the block would follow is shown. A model without a layer at any of these places shows its usual layers.
 
     Args:
-        models: what may be shown of each.
-        patterns: ``--blocks``: names of blocks (``EMA``), of layers (``7``), or globs of these; none: all blocks.
-            Where no model has a block they choose among all layers.
+        models: the layers of each model that can be shown.
+        patterns: the values of ``--blocks``: names of blocks (``EMA``) or layers (``7``), or glob patterns of such
+            names. If empty, all blocks are chosen. If no model has a block, the patterns choose among all layers.
 
     Raises:
-        UserError: a pattern fits nothing.
+        UserError: a pattern matches no layer.
     """
     choosable = [layer for model in models for layer in model.blocks]
     if patterns:
@@ -189,7 +190,7 @@ def choose(models: Sequence[Candidates], patterns: Sequence[str] = ()) -> list[l
 
 
 def in_order(models: Sequence[Sequence[Layer]]) -> list[str]:
-    """The places of several models' layers, each once, so that each model's own come in its order."""
+    """The places of several models' layers without duplicates, so that the places of each model keep their order."""
     places: list[str] = []
     for layers in models:
         following = 0
@@ -216,4 +217,4 @@ def _refuse_idle(patterns: Iterable[str], layers: Sequence[Layer]) -> None:
     for pattern in patterns:
         if not any(_fits(layer, [pattern]) for layer in layers):
             known = list(dict.fromkeys(f"{layer.name} ({layer.kind})" for layer in layers))
-            raise UserError(f"--blocks {pattern}: no such layer; there are {listed(known, _SHOWN)}")
+            raise UserError(f"--blocks {pattern}: there is no such layer; choose from {listed(known, _SHOWN)}")

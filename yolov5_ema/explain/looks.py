@@ -1,4 +1,4 @@
-"""One model and one picture: what the model gets to see, and the score that is explained."""
+"""One model and one picture: the model's input, its detections, and the score that Grad-CAM explains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolov5_ema.explain.layers import Candidates, Layer
 
 
 class Area(NamedTuple):
-    """The part of a model's input that shows the picture; the rest is padding. In pixels."""
+    """The rectangle of a model's input, in pixels, that holds the picture; the rest is padding."""
 
     left: int
     top: int
@@ -32,13 +32,14 @@ class Look:
     """A picture as a model sees it.
 
     Attributes:
-        picture: uint8 of shape (H, W, 3), RGB, in the size in which it stands in the model's input.
-        batch: the input, of shape (1, 3, H', W').
-        area: where the picture is in it.
-        score: what Grad-CAM explains: a batch to a number an image, of shape (N,), with gradients.
-        found: detections in pixels of ``picture``; of a classifier none.
-        words: what was found and is explained, in a line.
-        details: more of it, a line each.
+        picture: uint8 of shape (H, W, 3), RGB, in the size that it has in the model's input.
+        batch: the model's input, of shape (1, 3, H', W').
+        area: where the picture is in the input.
+        score: the function that Grad-CAM explains. It takes a batch of N images and returns one number for each image,
+            shape (N,), with gradients.
+        found: the detections, in pixels of ``picture``; empty for a classifier.
+        words: one line that says what was found and what is explained.
+        details: further lines.
     """
 
     picture: np.ndarray
@@ -51,7 +52,7 @@ class Look:
 
 
 class Subject(Protocol):
-    """A loaded model that can be looked into: `detectors.Detector`, `classifiers.Classifier`."""
+    """A loaded model whose layers can be shown: `detectors.Detector` or `classifiers.Classifier`."""
 
     is_detector: bool
     file: Path
@@ -60,24 +61,24 @@ class Subject(Protocol):
     candidates: Candidates
 
     def look(self, pixels: np.ndarray) -> Look:
-        """See a picture, uint8 of shape (H, W, 3) in BGR.
+        """Run the model on a picture, uint8 of shape (H, W, 3) in BGR.
 
         Raises:
-            TooThinError: nothing is left of it in the model's size.
+            TooThinError: scaled to the model's input size, the picture is less than one pixel wide or high.
         """
 
 
 @dataclass(frozen=True)
 class Maps:
-    """What one layer shows of a picture.
+    """The maps of one layer for one picture.
 
     Attributes:
         layer: the layer.
-        cam: Grad-CAM in the picture's size, float32 of shape (H, W), not negative, in no unit.
-        gate: the gate map in the picture's size, float32 of shape (H, W), each cell a flat rectangle; None if the
-            layer is no block.
-        gate_range: least, mean and greatest value of the cells that lie in the picture; None as ``gate``.
-        method: what ``cam`` is: Grad-CAM or HiResCAM.
+        cam: Grad-CAM in the picture's size, float32 of shape (H, W), not negative, without a unit.
+        gate: the gate map in the picture's size, float32 of shape (H, W), where each cell is a rectangle of one value;
+            None if the layer is not a block.
+        gate_range: minimum, mean and maximum of the gate map's cells within the picture; None if ``gate`` is None.
+        method: the method of ``cam``: Grad-CAM or HiResCAM.
     """
 
     layer: Layer
@@ -88,7 +89,13 @@ class Maps:
 
 
 def maps_of(subject: Subject, look: Look, layers: Sequence[Layer], *, local: bool = False) -> list[Maps]:
-    """The gate maps of layers that are blocks, and Grad-CAM of all; ``local`` as in `grad_cam`.
+    """Compute Grad-CAM for each layer, and the gate map for each layer that is a block.
+
+    Args:
+        subject: the model.
+        look: the picture.
+        layers: the layers of the model.
+        local: whether to compute HiResCAM instead, see `grad_cam`.
 
     Raises:
         UserError: no gradient reaches a layer, or the model's values are not finite.
@@ -103,7 +110,7 @@ def maps_of(subject: Subject, look: Look, layers: Sequence[Layer], *, local: boo
         name = f"{subject.file}: {layer.name} ({layer.kind})"
         cam = grad_cam(look.score, layer.module, look.batch, name, local=local)[0]  # (h, w)
         if not torch.isfinite(cam).all():
-            raise UserError(f"{name}: Grad-CAM is not finite; the weights, or what comes of them, hold NaN or infinity")
+            raise UserError(f"{name}: Grad-CAM is not finite; the weights or the layers' outputs hold NaN or infinity")
         gate = gates.get(layer.name)
         maps.append(
             Maps(
@@ -118,7 +125,7 @@ def maps_of(subject: Subject, look: Look, layers: Sequence[Layer], *, local: boo
 
 
 def _on_picture(cells: torch.Tensor, look: Look, mode: str) -> np.ndarray:
-    """Cells over the model's input, as pixels of the picture in it: (h, w) to (H, W)."""
+    """Scale a map of the whole input, shape (h, w), to pixels, and cut out the picture, shape (H, W)."""
     smooth = {"align_corners": False} if mode == "bilinear" else {}
     wide = nn.functional.interpolate(cells[None, None], look.batch.shape[2:], mode=mode, **smooth)[0, 0]
     left, top, width, height = look.area
@@ -127,7 +134,7 @@ def _on_picture(cells: torch.Tensor, look: Look, mode: str) -> np.ndarray:
 
 
 def _cells(cells: torch.Tensor, look: Look) -> torch.Tensor:
-    """Those whose centre lies in the picture; all, where none does."""
+    """The cells of a map whose centre lies in the picture, or all cells if there is none."""
     left, top, width, height = look.area
     rows = _centres(cells.shape[0], look.batch.shape[2], top, height)
     columns = _centres(cells.shape[1], look.batch.shape[3], left, width)

@@ -1,4 +1,4 @@
-"""The page of a run: its pictures and figures, readable on a phone, with nothing from elsewhere."""
+"""The HTML page of a run: its pictures and figures. It is readable on a phone and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ dt { font-weight: bold; } dd { margin: 0 0 .4rem 0; }
 """
 
 _HOW = """\
-<p>Gate: what a block multiplies its input by, the ratio of the root mean squares over channels; all gate maps of a
-picture share one scale of colours. Grad-CAM: where the layer's output speaks for the score; each map has its own scale.
-Boxes are the detections.</p>
+<p>Gate: the factor by which a block multiplies its input, measured as the ratio of the root mean squares over the
+channels. All gate maps of a picture share one colour scale. Grad-CAM: where the layer's output raises the score. Each
+map has its own colour scale. The boxes are the detections.</p>
 """
 
 
@@ -33,11 +33,11 @@ class Entry:
     """A picture on the page.
 
     Attributes:
-        image: its path as the user named it.
-        file: the PNG's name in the page's folder.
+        image: the path of the image, as the user gave it.
+        file: the file name of the PNG in the page's folder.
         size: the PNG's width and height in pixels.
-        words: title of each model, and what it found.
-        gates: rows of a table: title, block, least, mean and greatest gate.
+        words: for each model its title and what it found.
+        gates: rows of a table: title of the model, block, minimum, mean and maximum of the gate.
     """
 
     image: str
@@ -48,7 +48,7 @@ class Entry:
 
     @classmethod
     def of(cls, image: str, file: str, size: tuple[int, int], columns: Sequence[Column]) -> Entry:
-        """What the page says of a picture; the maps themselves are let go."""
+        """An entry made from what `draw` draws. It does not keep the maps, so that their memory is freed."""
         gates = [
             (
                 column.title,
@@ -68,13 +68,13 @@ def page(
     problems: Sequence[tuple[str, str]],
     summary: Sequence[Sequence[str]] = (),
 ) -> str:
-    """HTML of a run.
+    """The HTML of a run.
 
     Args:
-        settings: what the run was asked for, by name.
-        entries: its pictures.
-        problems: images that could not be used in full, and why.
-        summary: rows of a table over all pictures, the first its heads; none without labels.
+        settings: names and values of the run's settings.
+        entries: the pictures.
+        problems: images that could not be used or only in part, each with the reason.
+        summary: rows of a table over all pictures, the first with the headings; empty if there are no labels.
     """
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -97,7 +97,7 @@ def _problems(problems: Sequence[tuple[str, str]]) -> list[str]:
     if not problems:
         return []
     rows = "".join(f"<li>{escape(image)}: {escape(problem)}</li>" for image, problem in problems)
-    return [f"<p>Not used in full:</p>\n<ul>{rows}</ul>"]
+    return [f"<p>Images that could not be used, or only in part:</p>\n<ul>{rows}</ul>"]
 
 
 def _summary(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -115,11 +115,11 @@ def _section(entry: Entry) -> str:
 
 
 def _gates(rows: Sequence[Sequence[str]]) -> str:
-    return _rows([("model", "block", "gate: least", "mean", "greatest"), *rows]) if rows else ""
+    return _rows([("model", "block", "gate: minimum", "mean", "maximum"), *rows]) if rows else ""
 
 
 def _rows(rows: Sequence[Sequence[str]]) -> str:
-    """A table; its first row are the heads, its first two columns words, the others numbers."""
+    """An HTML table. Its first row holds the headings, its first two columns hold text, the others numbers."""
 
     def row(cells: Sequence[str], tag: str) -> str:
         of_number = [' class="n"' * (place > 1) for place in range(len(cells))]

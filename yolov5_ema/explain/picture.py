@@ -1,4 +1,4 @@
-"""One PNG a picture: a row a layer, and for each model its gate map and Grad-CAM."""
+"""Draws a PNG for each picture: a row for each layer, and in it the gate map and Grad-CAM of each model."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from yolov5_ema.data.detections import Detections
 from yolov5_ema.explain.looks import Look, Maps
 
 LEAST_SPAN = 0.1
-"""Least width of the gates' colour scale: what varies by less looks as flat as it is."""
+"""Minimum width of the gates' colour scale, so that gates that hardly vary look almost uniform."""
 
 _GATES, _CAMS = colormaps["viridis"].with_extremes(bad="0.85"), colormaps["inferno"]
 _BOX = "#00E5FF"
 _DPI = 100
 _CELL, _GAP, _LINE = 2.6, 0.12, 0.19  # inches
-_WORDS = 58  # of a line above two cells
+_WORDS = 58  # characters of a line above two cells
 
 
 @dataclass(frozen=True)
 class Column:
-    """What one model shows of a picture.
+    """One model's part of the PNG.
 
     Attributes:
-        title: of the model.
+        title: the title of the model.
         look: the picture as the model sees it.
-        maps: of its layers, by place.
+        maps: the maps of the model's layers, by place.
     """
 
     title: str
@@ -44,21 +44,22 @@ class Column:
 
 
 class Drawn(NamedTuple):
-    """A PNG, and its width and height in pixels."""
+    """A PNG, with its width and height in pixels."""
 
     png: bytes
     size: tuple[int, int]
 
 
-@style.context("default")  # whatever YOLOv5's plots set
+# YOLOv5's plots change matplotlib's settings; the context sets them back to the defaults.
+@style.context("default")
 def draw(columns: Sequence[Column], places: Sequence[str]) -> Drawn:
-    """A PNG: above, the picture with what each model found; below, its maps, places from top to bottom.
+    """Draw the PNG of a picture: at the top the picture with each model's detections, below it the maps by place.
 
-    All gate maps share one scale of colours, at least `LEAST_SPAN` wide. Each Grad-CAM has a scale of its own.
+    All gate maps share one colour scale, at least `LEAST_SPAN` wide. Each Grad-CAM has its own colour scale.
 
     Args:
-        columns: a model's each.
-        places: those of their layers, in the order to show.
+        columns: one for each model.
+        places: the places of the models' layers, from top to bottom.
     """
     layout = _Layout(columns, len(places))
     scale = _gate_scale(columns)
@@ -67,13 +68,13 @@ def draw(columns: Sequence[Column], places: Sequence[str]) -> Drawn:
         for row, place in enumerate(places, 1):
             maps = column.maps.get(place)
             if maps is None:
-                layout.words(number, row, "no such place in this model")
+                layout.words(number, row, "this model has no such place")
                 continue
             _draw_maps(layout, number, row, maps, column.look, scale)
     layout.bars(scale)
     stream = BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters of a file's name that the font lacks
+        warnings.simplefilter("ignore")  # characters of a file name that are missing from the font
         layout.figure.savefig(stream, dpi=_DPI, format="png")
     return Drawn(stream.getvalue(), layout.pixels)
 
@@ -86,7 +87,7 @@ def _draw_maps(layout: _Layout, number: int, row: int, maps: Maps, look: Look, s
         axes.imshow(maps.gate, cmap=_GATES, norm=scale, interpolation="nearest")
         _draw_boxes(axes, look.found, "white", 0.6)
     else:
-        layout.words(number, row, "no block, no gate")
+        layout.words(number, row, "not a block, so it has no gate")
     peak = float(maps.cam.max())
     axes = layout.cell(number, row, 1, maps.method if peak > 0 else f"{maps.method}: 0 everywhere")
     axes.imshow(blended(look.picture, maps.cam), interpolation="nearest")
@@ -94,14 +95,14 @@ def _draw_maps(layout: _Layout, number: int, row: int, maps: Maps, look: Look, s
 
 
 def blended(picture: np.ndarray, cam: np.ndarray) -> np.ndarray:
-    """Grad-CAM over its picture in grey: dark where it is 0, bright where it is greatest.
+    """Grad-CAM drawn over the grey picture: dark where it is 0, bright where it is highest.
 
     Args:
         picture: uint8 of shape (H, W, 3).
-        cam: of shape (H, W), not negative.
+        cam: Grad-CAM, of shape (H, W), not negative.
 
     Returns:
-        uint8 of shape (H, W, 3).
+        RGB, uint8 of shape (H, W, 3).
     """
     peak = float(cam.max())
     colours = _CAMS(cam / peak if peak > 0 else np.zeros_like(cam))[..., :3] * 255  # (H, W, 3)
@@ -124,13 +125,13 @@ def _draw_boxes(axes: Any, found: Detections, colour: str, width: float) -> None
 
 
 class _Layout:
-    """Where things are on the figure; all in inches from its top left."""
+    """The positions of everything on the figure, in inches from its top left corner."""
 
     def __init__(self, columns: Sequence[Column], rows: int) -> None:
         height, width = columns[0].look.picture.shape[:2]
         self._tall = _CELL * min(4.0, max(0.25, height / width))
         self._wide = 2 * _CELL + _GAP
-        self._top = 3 * _LINE + self._tall  # of the first row of maps
+        self._top = 3 * _LINE + self._tall  # where the first row of maps begins
         self._pitch = self._tall + 2.4 * _LINE
         self._has_gates = any(maps.gate is not None for one in columns for maps in one.maps.values())
         self._size = (
@@ -171,8 +172,8 @@ class _Layout:
     def bars(self, scale: Normalize) -> None:
         top = self._size[1] - 0.55
         if self._has_gates:
-            self._bar(0, top, scale, _GATES, "gate (above the maps: least · mean · greatest)")
-        self._bar(1, top, Normalize(0, 1), _CAMS, "Grad-CAM or HiResCAM, share of each map's greatest")
+            self._bar(0, top, scale, _GATES, "gate (above the maps: minimum · mean · maximum)")
+        self._bar(1, top, Normalize(0, 1), _CAMS, "Grad-CAM or HiResCAM, relative to each map's maximum")
 
     def _bar(self, place: int, top: float, scale: Normalize, colours: Any, text: str) -> None:
         left = self._left(0) + place * (_CELL + _GAP) + _GAP
@@ -209,7 +210,7 @@ class _Layout:
 
 
 def shortened(text: str, most: int) -> str:
-    """A text cut in the middle to a number of letters."""
+    """A text of at most ``most`` characters; of a longer text, the middle is left out."""
     if len(text) <= most:
         return text
     return f"{text[: most // 2 - 1]} … {text[len(text) - most // 2 + 2 :]}"
