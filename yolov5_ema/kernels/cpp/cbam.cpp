@@ -1,15 +1,17 @@
 // CBAM's passes over the feature map, on CPUs (Woo et al., ECCV 2018, arXiv 1807.06521).
 //
-// The small parts, the MLP and the spatial convolution with its norm, are torch's. Here is what touches all of x:
-// two reductions and a product forward, two reductions and the gradient of x backward. Nothing of the size of x
-// is written but the output and that gradient.
+// torch computes the small parts: the MLP and the norm of the spatial gate. This file holds what reads all of x (two
+// reductions and a product in forward, two reductions and the gradient of x in backward), and the spatial convolution.
+// Nothing of the size of x is written except the output and the gradient of x.
 //
-// Notation: x (N, C, P) with P pixels; a (N, C) the channel gate, s (N, P) the spatial gate; y = x * a, computed anew
-// wherever it is needed, so that y == top holds bit for bit; top and mean (N, P) its maximum and mean over channels.
-// Work is split into tiles: a run of pixels of one image, all channels; so short that maps of it stay in cache, so long
-// that x is read in long runs. Loops over channels take four at once, for several sums to be under way.
+// Notation: x (N, C, P) with P pixels; a (N, C) is the channel gate, s (N, P) the spatial gate. y = x * a is computed
+// again wherever it is needed, so that y == top holds bit for bit. top and mean (N, P) are the maximum and the mean of
+// y over the channels. Work is split into tiles: a tile is a run of pixels of one image, with all channels. It is short
+// enough for its maps to stay in the cache, and long enough for x to be read in long runs. Loops over channels process
+// four channels at once, so that the processor can work on several sums at the same time.
 //
-// Maxima ignore NaN, as the processor's do; wherever the sum, which doesn't, is NaN, one is looked for.
+// Maxima ignore NaN, as the processor's maximum does; sums do not. So wherever a sum is NaN, the values are searched
+// for a NaN, and if there is one, the maximum is NaN.
 
 #include "common.h"
 
@@ -23,8 +25,8 @@ template <typename T> using Array = std::unique_ptr<T[]>;
 
 constexpr int64_t kTile = 8192;     // pixels
 constexpr int64_t kLanes = 32;      // partial sums and maxima of a run
-constexpr int64_t kRun = 4096;      // values summed in T before double takes over
-constexpr int64_t kSmall = 1 << 14; // values that are not worth a second thread
+constexpr int64_t kRun = 4096;      // values summed in T; the sums of such runs are added in double
+constexpr int64_t kSmall = 1 << 14; // below this number of values, a second thread costs more than it saves
 
 struct Shape {
     int64_t n, c, pixels;
@@ -38,11 +40,11 @@ struct Tile {
     int64_t image, first, count;
 };
 
-// Tiles of equal size, several for each thread where the map allows.
+// The tiles of all images. Their sizes are equal, and there are several for each thread if the maps are large enough.
 class Tiles {
   public:
     explicit Tiles(const Shape &s) : pixels_(s.pixels) {
-        const int64_t wanted = (2 * s.threads + s.n - 1) / s.n; // of an image
+        const int64_t wanted = (2 * s.threads + s.n - 1) / s.n; // for each image
         int64_t size = ((s.pixels + wanted - 1) / wanted + 63) / 64 * 64;
         size_ = size < kTile ? size : kTile;
         each_ = (s.pixels + size_ - 1) / size_;
@@ -61,8 +63,8 @@ class Tiles {
     int64_t pixels_, size_, each_, count_;
 };
 
-// Of four rows that are read side by side, a chunk at a time: asks for the same chunk of the four that follow. The
-// processor by itself foresees too little of rows this short. Where more is computed, asking costs more than it saves.
+// While a chunk of four rows is processed, prefetch the same chunk of the next four rows: rows are too short for the
+// processor to predict this by itself. In loops that compute more for each value, prefetching costs more than it saves.
 constexpr int64_t kChunk = 64;
 
 template <typename T> void fetch_next_rows(const T *x, int64_t step) {
@@ -146,7 +148,7 @@ template <typename T> void pool(const T *x, T *mean, T *top, T *ties, const Shap
     }
 }
 
-// Maximum, sum and number of maxima of y, pixel by pixel: what one more channel changes.
+// Update a pixel's maximum over the channels, and the number of channels that have it, with one more value of y.
 template <bool kTies, typename T> inline void take(T y, T &top, T &ties) {
     if (kTies)
         ties = y > top ? T(1) : ties + (y == top ? T(1) : T(0));
@@ -222,7 +224,7 @@ template <typename T> void maps(const T *x, const T *a, T *out, T *ties, const S
     const Tiles tiles(s);
 #pragma omp parallel for num_threads(s.threads) schedule(static)
     for (int64_t i = 0; i < tiles.count(); i++) {
-        const Tile tile = tiles[tiles.count() - 1 - i]; // backwards: the last that `pool` read may still be in cache
+        const Tile tile = tiles[tiles.count() - 1 - i]; // backwards: what `pool` read last may still be in the cache
         const T *from = x + tile.image * s.c * s.pixels + tile.first;
         T *to = out + tile.image * 2 * s.pixels + tile.first;
         if (ties)
@@ -250,7 +252,7 @@ template <typename T> void apply(const T *x, const T *a, const T *gate, T *out, 
     }
 }
 
-// Sums over pixels, a tile at a time; added up in the order of the tiles, whoever computed them.
+// Sums over pixels, for each tile and channel. They are added in the order of the tiles, whichever thread made them.
 class ChannelSums {
   public:
     ChannelSums(const Tiles &tiles, const Shape &s)
@@ -316,7 +318,8 @@ void apply_backward_of_tile(const T *x, const T *grad, const T *a, const T *__re
         d_gate[p] = static_cast<T>(sums[p]);
 }
 
-// Of both gates, from the output's gradient: the spatial one's whole, the channel one's by way of the product.
+// From the gradient of the output: the whole gradient of the spatial gate, and the part of the channel gate's gradient
+// that comes from the product.
 template <typename T>
 int apply_backward(const T *x, const T *grad, const T *a, const T *gate, T *d_a, T *d_gate, const Shape &s) {
     const Tiles tiles(s);
@@ -334,16 +337,17 @@ int apply_backward(const T *x, const T *grad, const T *a, const T *gate, T *d_a,
     return 0;
 }
 
-// What the gradients of a tile's maps are to a value of y: to a maximum, and to any other.
+// The gradient that a value of y gets from the maps of a tile: one for the maxima, one for all other values.
 template <typename T> struct Shares {
     T top[kTile], at_top[kTile], elsewhere[kTile];
 
-    // d_maps and maps hold the maximum's map, then the mean's.
+    // d_maps and maps hold first the map of the maximum, then that of the mean.
     Shares(const T *d_maps, const T *maps, const T *ties, int64_t count, const Shape &s) {
         const T channels = static_cast<T>(s.c);
         for (int64_t p = 0; p < count; p++) {
             top[p] = maps[p];
-            // maxima share evenly; no maxima (NaN) or no finite gradient: what torch's 0 * gradient / maxima gives
+            // Equal maxima share the gradient evenly. Without a maximum (NaN), or if the gradient is not finite, the
+            // term 0 * gradient / ties gives NaN, as in torch.
             elsewhere[p] = d_maps[s.pixels + p] / channels + d_maps[p] * T(0) / ties[p];
             at_top[p] = elsewhere[p] + d_maps[p] / ties[p];
         }
@@ -398,7 +402,7 @@ int maps_backward(const T *x, const T *d_maps, const T *a, const T *maps, const 
     return 0;
 }
 
-// What forward had, and the gradients of its small parts.
+// The tensors of forward, and the gradients of the small parts.
 template <typename T> struct Known {
     const T *a, *gate, *maps, *map_ties, *top, *ties; // (N, C), (N, P), (N, 2, P), (N, P), (N, C), (N, C)
     const T *d_mean, *d_top, *d_maps;                 // (N, C), (N, C), (N, 2, P)
@@ -430,8 +434,8 @@ template <typename T> void input_backward(const T *x, const Known<T> &k, const T
     }
 }
 
-// The spatial gate's convolution: k x k, stride 1, padded by r = k / 2, between few planes. Its planes are small but
-// general convolutions take longer for them than all of the passes above take for x.
+// The convolution of the spatial gate: k x k, stride 1, padded by r = k / 2, from two planes to one. The planes are
+// small, but a general convolution takes longer for them than all passes above take for x.
 struct Window {
     int64_t n, h, w, k;
     int threads;
@@ -443,11 +447,12 @@ struct Window {
     int64_t width() const { return w + 2 * r(); } // of a padded row
 };
 
-// A run of rows of one image, with r rows above and below and r columns at each side, in scratch of its own.
+// The bands of all images. A band is a run of rows of one image; each is copied into scratch memory with r rows above
+// and below it and r columns at each side.
 class Bands {
   public:
     explicit Bands(const Window &s) : h_(s.h) {
-        const int64_t wanted = (2 * s.threads + s.n - 1) / s.n; // of an image
+        const int64_t wanted = (2 * s.threads + s.n - 1) / s.n; // for each image
         rows_ = (s.h + wanted - 1) / wanted;
         each_ = (s.h + rows_ - 1) / rows_;
         count_ = s.n * each_;
@@ -457,7 +462,7 @@ class Bands {
     int64_t image(int64_t band) const { return band / each_; }
     int64_t first(int64_t band) const { return band % each_ * rows_; }
     int64_t rows(int64_t band) const { return first(band) + rows_ < h_ ? rows_ : h_ - first(band); }
-    // Values of a padded plane; blocks may read on beyond its end.
+    // Number of values of a padded plane, with a margin, because blocks may read beyond its end.
     int64_t plane(const Window &s) const { return (rows_ + 2 * s.r() + 1) * s.width() + kBlock; }
 
     static constexpr int64_t kBlock = 64;
@@ -466,7 +471,7 @@ class Bands {
     int64_t h_, rows_, each_, count_;
 };
 
-// Rows from first - above to first + rows + above of a plane, zeros beyond it.
+// Copy the rows from first - above to first + rows + above of a plane; rows outside the plane are zeros.
 template <typename T>
 void load_rows(T *to, const T *plane, int64_t first, int64_t rows, int64_t above, const Window &s) {
     for (int64_t h = first - above; h < first + rows + above; h++, to += s.width()) {
@@ -476,7 +481,8 @@ void load_rows(T *to, const T *plane, int64_t first, int64_t rows, int64_t above
     }
 }
 
-// One plane out of planes in; rows run on into each other, what lies between them is computed and not stored.
+// Convolve several planes to one. The loop runs from one row into the next; the values computed between them are not
+// stored.
 template <typename T>
 void convolve_rows(T *out, const T *in, int64_t planes, int64_t plane, const T *weights, int64_t rows,
                    const Window &s) {
@@ -501,7 +507,7 @@ void convolve_rows(T *out, const T *in, int64_t planes, int64_t plane, const T *
     }
 }
 
-// Sum of products of a run with another.
+// Sum of the products of two runs of values.
 template <typename T> double dot(const T *__restrict x, const T *__restrict y, int64_t count) {
     double total = 0;
     for (int64_t first = 0; first < count; first += kRun) {
@@ -538,7 +544,7 @@ template <typename T> int convolve(const T *maps, const T *weights, T *out, cons
     return 0;
 }
 
-// Gradients of the maps and the weights.
+// The gradients of the maps and of the weights.
 template <typename T>
 int convolve_backward(const T *maps, const T *grad, const T *weights, T *d_maps, T *d_weights, const Window &s) {
     const Bands bands(s);
@@ -577,8 +583,9 @@ int convolve_backward(const T *maps, const T *grad, const T *weights, T *d_maps,
 } // namespace
 } // namespace yolov5_ema
 
-// For each dtype. All arrays are contiguous, shaped as in the notation above; maps are (N, 2, P), maximum first; ties
-// count maxima and may be null forward. Returns 0, or 1 if there is no memory.
+// The functions that Python calls, for each dtype. All arrays are contiguous and have the shapes of the notation above.
+// maps are (N, 2, P), the maximum first. ties are the numbers of equal maxima; in forward they may be null. Each
+// function returns 0, or 1 if memory runs out.
 #define YOLOV5_EMA_CBAM(T, NAME)                                                                                      \
     extern "C" int cbam_pool_##NAME(const T *x, T *mean, T *top, T *ties, int64_t n, int64_t c, int64_t pixels,      \
                                     int threads) {                                                                   \

@@ -1,4 +1,4 @@
-// What the kernels share: scratch memory, a vectorisable sigmoid, how many threads.
+// Shared by the kernels: scratch memory, a sigmoid that compilers can vectorise, and the number of the thread.
 #pragma once
 
 #include <cmath>
@@ -20,7 +20,7 @@ inline int thread_number() {
 #endif
 }
 
-// Hands out pieces of one allocation, each on a cache line of its own; dry, it only counts.
+// Hands out pieces of one allocation; each piece starts on a new cache line. With a null base it only counts the bytes.
 class Arena {
   public:
     explicit Arena(char *base) : base_(base) {}
@@ -38,8 +38,8 @@ class Arena {
     int64_t used_ = 0;
 };
 
-// exp in plain arithmetic, so that compilers vectorise it: 2^n times a polynomial (relative error 2e-7).
-// Comparisons are written so that a NaN stays one.
+// exp from additions and multiplications only, so that compilers can vectorise it: 2^n times a polynomial (relative
+// error 2e-7). The comparisons are written so that a NaN stays a NaN.
 inline float exp_of(float x) {
     x = x > 88.8f ? 88.8f : x; // 2^128, which is infinity
     x = x < -87.0f ? -87.0f : x;
@@ -56,7 +56,7 @@ inline float exp_of(float x) {
     series = series * rest * rest + rest + 1.0f;
     int32_t bits;
     std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000; // the shift's own bits leave at the top
+    bits = (bits << 23) + 0x3f800000; // the shift pushes the bits of 1.5 * 2^23 out at the top
     float power;
     std::memcpy(&power, &bits, sizeof power);
     return series * power;

@@ -1,11 +1,11 @@
-// EMA, exactly, on CPUs (Ouyang et al., ICASSP 2023, arXiv 2305.13563).
+// The exact computation of EMA on CPUs (Ouyang et al., ICASSP 2023, arXiv 2305.13563).
 //
-// docs/exact-ema.md has the identities and the derivation. A thread takes one group of one image at a time, copies
-// it once into a padded scratch that fits its cache, and does everything else there: X is read once and the
-// output written once. Backward keeps nothing of forward but X and three numbers per channel.
+// docs/exact-ema.md has the identities and the derivation. Each thread processes one group of one image at a time: it
+// copies the group into padded scratch memory that fits into its cache, and does everything else there. So x is read
+// once and the output is written once. For backward, only x and three numbers per channel are kept.
 //
-// Notation, for one group: k channels of H x W pixels; x padded by a border of zeros; a (k, H) and c (k, W) the
-// gates of the 1x1 branch; y = x * a * c; p and q the softmaxes; taps t = 3 u + v of a 3x3 kernel.
+// Notation, for one group: k channels of H x W pixels; x is padded by a border of zeros; a (k, H) and c (k, W) are the
+// gates of the 1x1 branch; y = x * a * c; p and q are the softmaxes; t = 3 u + v counts the taps of a 3x3 kernel.
 
 #include "common.h"
 
@@ -22,7 +22,8 @@ template <typename T> struct Parameters {
     T eps;
 };
 
-// Summed over the groups a thread had, in one array and in the order of the parameters.
+// The gradients of the parameters, summed over the groups of one thread. They are in one array, in the order of the
+// parameters.
 struct Gradients {
     double *w1, *b1, *gamma, *beta, *w3, *b3;
 
@@ -38,13 +39,14 @@ struct Shape {
     int64_t padded() const { return (h + 2) * width(); }     // pixels of a padded channel
     int64_t first() const { return width() + 1; }            // pixel (0, 0) of a padded channel
     int64_t sides() const { return h + w; }
-    // Rows that are taken at once, in one run over the padding between them: short rows would leave vectors empty.
+    // Number of rows processed by one loop, which also runs over the padding between them: loops over short rows would
+    // not fill the processor's vectors.
     int64_t block() const { return 1024 / width() + 1 < h ? 1024 / width() + 1 : h; }
     int64_t rows_from(int64_t row) const { return row + block() < h ? block() : h - row; }
     double pixels() const { return static_cast<double>(h) * static_cast<double>(w); }
 };
 
-// What forward computes of a group before its map.
+// Everything that forward needs for one group.
 template <typename T> struct Group {
     T *x;      // (k, H + 2, W + 2)
     T *sides;  // (k, H + W): means of rows, then of columns
@@ -53,8 +55,8 @@ template <typename T> struct Group {
     T *mu;     // (k)
     T *rstd;   // (k)
     T *q;      // (k)
-    T *branch; // a block of rows, as wide as those of x: what the 1x1 branch multiplies x with
-    T *map;    // the same block of the map, then of its sigmoid
+    T *branch; // a block of rows, as wide as padded rows: the factor by which the 1x1 branch multiplies x
+    T *map;    // the map of the same rows, later its sigmoid
 
     Group(Arena &arena, const Shape &s)
         : x(arena.take<T>(s.k * s.padded() + 16)), sides(arena.take<T>(s.k * s.sides())),
@@ -63,10 +65,10 @@ template <typename T> struct Group {
           map(arena.take<T>(s.block() * s.width())) {}
 };
 
-// The same for all groups: p = softmax(beta), because the mean of a normalised channel is its beta.
+// What is the same for all groups. p = softmax(beta), because the mean of a normalised channel is its beta.
 template <typename T> struct Shared {
     T *p;      // (k)
-    T *kernel; // (k, 9): the 3x3 convolution's outputs weighted by p, one output channel
+    T *kernel; // (k, 9): the 3x3 convolution's output channels, weighted by p and added to a single one
     T bias;
 
     Shared(Arena &arena, int64_t k) : p(arena.take<T>(k)), kernel(arena.take<T>(k * 9)), bias(0) {}
@@ -98,7 +100,8 @@ template <typename T> void prepare_shared(Shared<T> &shared, const Parameters<T>
     shared.bias = static_cast<T>(bias);
 }
 
-// The border of zeros stays as it is from group to group.
+// Copy a group into the scratch memory, and compute the means of its rows and columns. The border is never written, so
+// it stays zero.
 template <typename T> void load(Group<T> &g, const T *x, const Shape &s) {
     for (int64_t i = 0; i < s.k; i++) {
         T *rows = g.sides + i * s.sides(), *columns = rows + s.h;
@@ -120,7 +123,7 @@ template <typename T> void load(Group<T> &g, const T *x, const Shape &s) {
     }
 }
 
-// sum += R rows of x times their weights; several at once, because the sum is read and written each time.
+// sum += R rows of x times their weights. Several rows at once, because each pass reads and writes the whole sum.
 template <typename T, int R>
 void add_scaled(T *__restrict sum, const T *__restrict x, int64_t step, const T *__restrict weights, int64_t count) {
 #pragma omp simd
@@ -132,7 +135,7 @@ void add_scaled(T *__restrict sum, const T *__restrict x, int64_t step, const T 
     }
 }
 
-// sum += R rows of x times as many of y.
+// sum += R rows of x times R rows of y, pixel by pixel.
 template <typename T, int R>
 void add_products(T *__restrict sum, const T *__restrict x, int64_t x_step, const T *__restrict y, int64_t y_step,
                   int64_t count) {
@@ -145,7 +148,7 @@ void add_products(T *__restrict sum, const T *__restrict x, int64_t x_step, cons
     }
 }
 
-// sigmoid(W1 means + b1), of both sides at once.
+// sigmoid(W1 means + b1), for rows and columns at once.
 template <typename T>
 void open_gates(T *out, const T *means, const Parameters<T> &par, int64_t k, int64_t length) {
     for (int64_t o = 0; o < k; o++) {
@@ -164,7 +167,7 @@ void open_gates(T *out, const T *means, const Parameters<T> &par, int64_t k, int
     }
 }
 
-// Mean of each channel shifted by each tap, with zeros coming in: from sums, without shifting anything.
+// The mean of each channel shifted by each tap and filled up with zeros. It is computed from sums; nothing is shifted.
 template <typename T> void shifted_means(Group<T> &g, const Shape &s) {
     for (int64_t i = 0; i < s.k; i++) {
         const T *x = g.x + i * s.padded() + s.first();
@@ -173,7 +176,7 @@ template <typename T> void shifted_means(Group<T> &g, const Shape &s) {
         for (int64_t h = 0; h < s.h; h++)
             total += rows[h];
         total *= static_cast<double>(s.w);
-        // a tap above (u = 0) never sees the last row, one below (u = 2) never the first
+        // a tap above the centre (u = 0) never reads the last row, a tap below it (u = 2) never the first
         const int64_t lost_row[3] = {s.h - 1, -1, 0}, lost_column[3] = {s.w - 1, -1, 0};
         for (int u = 0; u < 3; u++)
             for (int v = 0; v < 3; v++) {
@@ -203,7 +206,7 @@ template <typename T> void weights_of_1x1(Group<T> &g, const Parameters<T> &par,
     softmax(g.q, k);
 }
 
-// Mean and deviation of y, in two passes: E[y^2] - E[y]^2 would cancel for large means.
+// Mean and inverse standard deviation of y, in two passes: E[y^2] - E[y]^2 would lose all digits if the mean is large.
 template <typename T> void statistics(Group<T> &g, const Shape &s, T eps) {
     for (int64_t i = 0; i < s.k; i++) {
         const T *x = g.x + i * s.padded() + s.first();
@@ -235,7 +238,7 @@ template <typename T> void statistics(Group<T> &g, const Shape &s, T eps) {
     }
 }
 
-// All of a group but its map.
+// Compute everything about a group except its map.
 template <typename T>
 void describe(Group<T> &g, const T *x, const Parameters<T> &par, const Shape &s) {
     load(g, x, s);
@@ -243,7 +246,7 @@ void describe(Group<T> &g, const T *x, const Parameters<T> &par, const Shape &s)
     shifted_means(g, s);
 }
 
-// weight * a * c for some rows, as wide as those of x; what lies between them stays zero.
+// weight * a * c for some rows, as wide as padded rows; the padding between them stays zero.
 template <typename T>
 void multiply_gates(T *__restrict out, const T *a, const T *__restrict c, T weight, int64_t rows, const Shape &s) {
     for (int64_t row = 0; row < rows; row++) {
@@ -255,7 +258,7 @@ void multiply_gates(T *__restrict out, const T *a, const T *__restrict c, T weig
     }
 }
 
-// What the normalised branch adds to every pixel.
+// The constant that the normalised branch adds to every pixel.
 template <typename T> T constant_of_map(const Group<T> &g, const Parameters<T> &par, T bias, int64_t k) {
     double sum = bias;
     for (int64_t i = 0; i < k; i++) {
@@ -265,8 +268,8 @@ template <typename T> T constant_of_map(const Group<T> &g, const Parameters<T> &
     return static_cast<T>(sum);
 }
 
-// A block of rows of sigmoid(map) into g.map. Borders of zeros let rows run on into each other; what comes out between
-// them means nothing.
+// Write a block of rows of sigmoid(map) to g.map. The loop runs from one row into the next, because a border of zeros
+// separates them; the values computed on the border are not used.
 template <typename T>
 void gate_rows(Group<T> &g, const Parameters<T> &par, const Shared<T> &shared, const Shape &s, T constant,
                int64_t first_row) {
@@ -321,7 +324,7 @@ void forward_group(Group<T> &g, const T *x, T *out, T *stats, const Parameters<T
     std::memcpy(stats + 2 * s.k, g.q, s.k * sizeof(T));
 }
 
-// What backward needs beside the group itself.
+// What backward needs for one group in addition to `Group`.
 template <typename T> struct Reverse {
     T *gate;      // sigmoid(map) (H, W)
     T *d;         // gradient of the map (H + 2, W + 2), with a border of zeros
@@ -329,9 +332,9 @@ template <typename T> struct Reverse {
     T *inner;     // F (k): sums of d times the normalised y
     T *logits_q;  // (k): gradient of q's logits
     T *edges;     // V (k, 9): gradient of the shifted means
-    T *sides;     // gradients of the means of rows and columns (k, H + W), over their number
+    T *sides;     // gradients of the means of rows and columns (k, H + W), divided by the number of pixels of each mean
     T *arguments; // gradients of the gates before their sigmoid (k, H + W)
-    T *run;       // a block of rows of a channel's gradient, as wide as those of x
+    T *run;       // a block of rows of a channel's gradient, as wide as padded rows
     double sum_d;
 
     Reverse(Arena &arena, const Shape &s)
@@ -370,9 +373,10 @@ void gradient_of_map(Reverse<T> &r, Group<T> &g, const T *grad, const Parameters
     }
 }
 
-// Nine sums of d times x shifted. Borders of zeros let rows run on into each other.
+// The sums of d times x shifted by each of the nine taps. The loop runs from one row into the next, because a border of
+// zeros separates them.
 template <typename T> void correlate(T *sums, const T *x, const T *d, const Shape &s) {
-    const int64_t rows = 4096 / s.width() + 1; // so many that float sums stay short
+    const int64_t rows = 4096 / s.width() + 1; // few enough for sums of about 4096 floats, which stay accurate
     double total[9] = {0};
     for (int64_t first = 0; first < s.h; first += rows) {
         const int64_t count = (first + rows < s.h ? rows : s.h - first) * s.width();
@@ -402,7 +406,7 @@ template <typename T> void correlate(T *sums, const T *x, const T *d, const Shap
         sums[t] = static_cast<T>(total[t]);
 }
 
-// GroupNorm's backward in a channel: dy = scale * (d - mean(d)) - slope * (y - mu).
+// GroupNorm's backward for one channel: dy = scale * (d - mean(d)) - slope * (y - mu).
 template <typename T> struct Normalised {
     T scale, mean_d, slope;
 
@@ -428,7 +432,7 @@ template <typename T> T sum_with_normalised(const Reverse<T> &r, const Group<T> 
     return static_cast<T>(total * g.rstd[i]);
 }
 
-// Gradients of the arguments of a channel's gates.
+// Gradients of the gates of one channel, before their sigmoid.
 template <typename T>
 void gradient_of_gates(Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, int64_t i) {
     const Normalised<T> norm(r, g, par, s, i);
@@ -496,7 +500,7 @@ void gradient_of_weights(Reverse<T> &r, const Group<T> &g, const Parameters<T> &
     }
 }
 
-// Back through the 1x1 convolution of the means.
+// The backward of the 1x1 convolution, which is applied to the means.
 template <typename T>
 void gradient_of_means(Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, Gradients &grads) {
     const int64_t k = s.k, length = s.sides();
@@ -530,7 +534,8 @@ void gradient_of_means(Reverse<T> &r, const Group<T> &g, const Parameters<T> &pa
     }
 }
 
-// What a block of rows of a channel gets through the map, into r.run: from the 3x3 branch, and from the 1x1 branch's y.
+// Write to r.run the gradient that reaches a block of rows of a channel through the map: through the 3x3 branch, and
+// through y of the 1x1 branch.
 template <typename T>
 void gradient_through_map(Reverse<T> &r, Group<T> &g, const Normalised<T> &norm, const Shared<T> &shared,
                           const Shape &s, int64_t i, int64_t first_row) {
@@ -571,7 +576,7 @@ void gradient_of_input(T *out, const T *grad, Reverse<T> &r, Group<T> &g, const 
         const T *__restrict gate = r.gate + h * s.w;
         T *__restrict to = out + (i * s.h + h) * s.w;
         T left = 0, right = 0, base = rows[h];
-        for (int u = h + 1 < s.h ? 0 : 1; u < (h > 0 ? 3 : 2); u++) { // taps that lie inside, seen from here
+        for (int u = h + 1 < s.h ? 0 : 1; u < (h > 0 ? 3 : 2); u++) { // only taps whose output pixel lies inside
             base += v[3 * u] + v[3 * u + 1] + v[3 * u + 2];
             right += v[3 * u];
             left += v[3 * u + 2];
@@ -603,7 +608,7 @@ void backward_group(Reverse<T> &r, Group<T> &g, const T *grad, const T *x, const
         gradient_of_input(out, grad, r, g, par, shared, s, i);
 }
 
-// One allocation: what the threads share, then an equal piece for each.
+// One allocation: first what the threads share, then a piece of equal size for each thread.
 class Memory {
   public:
     Memory(int64_t common, int64_t each, int threads)
@@ -674,7 +679,7 @@ int backward(const T *grad, const T *x, const T *stats, const Parameters<T> &par
             backward_group(r, g, grad + n * pixels, x + n * pixels, stats + n * 3 * s.k, out + n * pixels, par, shared,
                            s, own);
     }
-    for (int n = 0; n < threads; n++) { // in this order, so that the sums are the same every time
+    for (int n = 0; n < threads; n++) { // always in this order, so that the sums are identical in every run
         const double *own = reinterpret_cast<const double *>(memory.of_thread(n));
         for (int64_t j = 0; j < count; j++)
             grads[j] += own[j];
@@ -685,8 +690,9 @@ int backward(const T *grad, const T *x, const T *stats, const Parameters<T> &par
 } // namespace
 } // namespace yolov5_ema
 
-// For each dtype. Parameters come in one array: w1, b1, gamma, beta, w3, b3; so do their gradients, which are added
-// to what stands there. All arrays are contiguous. Returns 0, or 1 if there is no memory.
+// The functions that Python calls, for each dtype. The parameters are in one array in the order w1, b1, gamma, beta,
+// w3, b3. The gradients are in an array of the same order, and are added to its values. All arrays are contiguous.
+// Each function returns 0, or 1 if memory runs out.
 #define YOLOV5_EMA_DEFINE(T, NAME)                                                                                    \
     static yolov5_ema::Parameters<T> NAME##_parameters(const T *p, int64_t k, double eps) {                           \
         return {p,                 p + k * k,         p + k * k + k, p + k * k + 2 * k,                               \
