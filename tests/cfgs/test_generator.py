@@ -310,7 +310,7 @@ def test_shipped_files_are_what_the_generator_writes():
 def test_text_says_command_row_numbers_and_levels():
     lines = format_cfg(size="s", block="EMA", at="backbone").splitlines()
     assert lines[0] == "# yolov5-ema cfg --size s --block EMA --at backbone"
-    assert "   [-1, 1, EMA, []],  # 7-P4/16, attends row 6 (C3)" in lines
+    assert "   [-1, 1, EMA, []],  # 7-P4/16, attention on row 6 (C3)" in lines
     assert "   [-1, 1, nn.Upsample, [None, 2, 'nearest']],  # 13-P4/16" in lines
     assert "   [[-1, 7], 1, Concat, [1]],  # 14-P4/16, joins 13 (nn.Upsample) + 7 (EMA)" in lines
     assert "  - [10,13, 16,30, 33,23]  # P3/8" in lines

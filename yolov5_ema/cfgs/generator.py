@@ -102,33 +102,35 @@ HEADS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
 }
 
 _P2_ANCHORS_NOTE = (
-    "Anchors: COCO's for strides 8, 16, 32, and half of stride 8's for stride 4. AutoAnchor, on unless",
-    "--noautoanchor, replaces them where they fit a data set badly.",
+    "Anchors: those for COCO at strides 8, 16 and 32; at stride 4, half of those at stride 8. AutoAnchor",
+    "replaces them if they fit a data set badly, unless --noautoanchor is given.",
 )
 _HEAD_NOTES: dict[str, tuple[str, ...]] = {
     "p3": (),
     "p2": (
-        "Head with a fourth level at stride 4 for tiny objects. The bottom-up Concats at strides 8 and 16",
-        "take the outputs of the top-down C3, and so the attended rows where a block stands behind these.",
-        "Not so in yolov5x-p2-published.yaml, which says what that does to the paper's parameter counts.",
+        "The head has a fourth level at stride 4 for tiny objects. The bottom-up Concats at strides 8 and 16",
+        "read the outputs of the top-down C3 or, if a block follows a C3, the output of the block.",
+        "yolov5x-p2-published.yaml differs here; it says how this changes the paper's parameter counts.",
         *_P2_ANCHORS_NOTE,
     ),
     "p2-published": (
-        "Head with a fourth level at stride 4, as the paper's VisDrone baseline was counted: the bottom-up",
-        "Concats at strides 8 and 16 take not the outputs of the top-down C3 but the 1x1 convolutions that",
-        "follow these (rows 18 and 14 without blocks; at stride 16 that is half the channels).",
-        "At size x with nc 10 this has 90,963,540 parameters (the paper's 90.96 M); with the C3 outputs",
-        "(yolov5x-p2.yaml) it has 91,168,340. The paper's EMA model has 91,179,620 (91.18 M) and joins",
-        "the full C3 width. So of the +0.22 M between the two printed figures (216,080 parameters), 204,800",
-        "are the wider Concat and 11,280 are EMA. Compare block models with yolov5x-p2.yaml.",
+        "The head has a fourth level at stride 4. This is the model whose parameters the paper counted as its",
+        "VisDrone baseline: the bottom-up Concats at strides 8 and 16 do not read the outputs of the top-down",
+        "C3, but the 1x1 convolutions that follow them (rows 18 and 14 in the model without blocks; at",
+        "stride 16 these have half the channels). At size x with nc 10 this model has 90,963,540 parameters",
+        "(the paper's 90.96 M). With the C3 outputs (yolov5x-p2.yaml) it has 91,168,340. The paper's EMA",
+        "model has 91,179,620 (91.18 M), and its Concats read the C3 outputs. So of the +0.22 M between the",
+        "two printed figures (216,080 parameters), 204,800 come from the wider Concat and 11,280 from EMA.",
+        "Compare models with blocks to yolov5x-p2.yaml.",
         *_P2_ANCHORS_NOTE,
     ),
     _TPH_PUBLISHED: (
-        "Wired as the file that the paper's VisDrone rows come from: Detect reads the C3 outputs, before the",
-        "blocks, and so does the bottom-up Concat at stride 8. The blocks of the last levels then reach the",
-        "boxes only through the next coarser level. Parameters and GFLOPs are those of the file without",
-        "-published, whose Detect and Concats read the attended rows: counts cannot tell the two apart.",
-        "Anchors: that file's at stride 4, COCO's at 8, 16, 32. AutoAnchor replaces them where they fit badly.",
+        "The rows are connected as in the file behind the paper's VisDrone results: Detect reads the outputs",
+        "of the C3, before the blocks, and so does the bottom-up Concat at stride 8. So the blocks of the last",
+        "levels change the boxes only through the next coarser level. In the file without -published, Detect",
+        "and the Concats read the outputs of the blocks. Both have the same parameters and GFLOPs, so these",
+        "numbers do not show which of the two was trained. Anchors: those of the paper's file at stride 4,",
+        "those for COCO at strides 8, 16 and 32. AutoAnchor replaces them if they fit a data set badly.",
     ),
 }
 
@@ -420,8 +422,8 @@ def _describe(recipe: Recipe, graph: Graph) -> list[str]:
         return []
     rows = ", ".join(str(i) for i, row in enumerate(graph.rows) if row.attends)
     if recipe.head == _TPH_PUBLISHED:
-        return [f"{recipe.block} rows: {rows}."]
-    return [f"{recipe.block} rows: {rows}. Whatever read the row before one of these reads this one instead."]
+        return [f"{recipe.block} in rows {rows}."]
+    return [f"{recipe.block} in rows {rows}. Rows that would read the row before a block read the block instead."]
 
 
 def _shipped() -> dict[str, Recipe]:

@@ -178,7 +178,7 @@ class Graph:
             label = f"{i}{_level(strides[i], '-')}"
             inputs = [(place[s.row], s.row) for s in row.sources if s.row is not None]
             if row.attends:
-                label += f", attends row {inputs[0][0]} ({inputs[0][1].module})"
+                label += f", attention on row {inputs[0][0]} ({inputs[0][1].module})"
             elif row.module in OUTPUT_MODULES:
                 reads = [f"{j}{_level(strides[j], '-')} ({source.module})" for j, source in inputs]
                 label += f", reads {', '.join(reads)}"
@@ -190,8 +190,8 @@ class Graph:
     def _settings_text(self) -> list[str]:
         remarks = {
             "nc": "number of classes",
-            "depth_multiple": "repeats of C3 and the like are multiplied by this",
-            "width_multiple": "channels are multiplied by this",
+            "depth_multiple": "factor for the repeats of C3 and similar modules",
+            "width_multiple": "factor for the numbers of channels",
         }
         lines = []
         first = [key for key in REQUIRED_KEYS if key in self.settings and key != "anchors"]
@@ -200,7 +200,7 @@ class Graph:
             lines.append(f"{_key(key)}: {_flow(self.settings[key])}{remark}")
         anchors = self.settings["anchors"]
         if not isinstance(anchors, list):
-            return [*lines, f"anchors: {anchors}  # a level; AutoAnchor fits them to the data set"]
+            return [*lines, f"anchors: {anchors}  # for each level; AutoAnchor fits them to the data set"]
         levels = self._anchor_levels(len(anchors))
         lines.append("anchors:")
         for values, level in zip(anchors, levels):
