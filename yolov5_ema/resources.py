@@ -1,6 +1,6 @@
 """Finding the files that ship with the package: model YAMLs and dataset YAMLs.
 
-In a wheel they are inside the package (``yolov5_ema/_shipped``). In a checkout or an editable install they are beside
+In a wheel they are inside the package (``yolov5_ema/_shipped``). In a checkout or an editable install they are next to
 it (``models/``, ``data/``).
 """
 

@@ -129,7 +129,7 @@ def test_val_names_pictures_that_cannot_be_read(trained_run, own_folder, capsys)
     (root / "val" / "disc").rename(root / "val" / "dics")
     assert classify("val", "--weights", best, "--data", root, *HERE) == 2
     told = capsys.readouterr().err
-    assert "lacks disc" in told and "lacks dics" in told
+    assert "does not have disc" in told and "does not have dics" in told
 
 
 def test_predict(trained_run, own_folder, capsys):

@@ -223,7 +223,7 @@ def test_an_interrupted_run_goes_on(predict, folder, monkeypatch):
     assert left == ["000000.jsonl", "000001.jsonl", "lock", "manifest.json"]
 
     for argv, message in {
-        flags: "--resume goes on with it, --force",
+        flags: "--resume continues it, --force",
         (*flags, "--resume", "--conf-thres", 0.5): "conf_thres was 1e-06, now 0.5",
         (*flags[:2], "--chunk", 3, *flags[4:], "--resume"): "chunk was 1, now 3",
         ("--source", folder / "deep", *flags[2:], "--resume"): "images was 4, now 2",
@@ -275,7 +275,7 @@ def test_two_at_once_are_refused(predict, folder, monkeypatch):
     with open(".out.json.parts/lock") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         code, said = predict("--source", folder, "--chunk", 1, "-o", "out.json", "--resume")
-    assert code == 2 and "another predict is at work on out.json" in said
+    assert code == 2 and "another predict is writing out.json" in said
 
 
 # --- mistakes ---------------------------------------------------------------------------------

@@ -294,7 +294,7 @@ def test_folders_of_something_else_are_refused(tmp_path):
         slicing.prepare_folder(tmp_path / "set", dataset, SlicePlan())
     slicing.prepare_folder(tmp_path / "out", dataset, SlicePlan(size=96))
     slicing.prepare_folder(tmp_path / "out", dataset, SlicePlan(size=96))
-    with pytest.raises(UserError, match=r"begun with size 96 instead of 128, overlap 0\.2 instead of 0\.3"):
+    with pytest.raises(UserError, match=r"started with size 96 instead of 128, overlap 0\.2 instead of 0\.3"):
         slicing.prepare_folder(tmp_path / "out", dataset, SlicePlan(size=128, overlap=0.3))
     shutil.copy(tmp_path / "set/set.yaml", tmp_path / "file")
     with pytest.raises(UserError, match="holds something else"):

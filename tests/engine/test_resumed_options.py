@@ -124,7 +124,7 @@ def test_what_leaves_the_machine_is_for_the_command_line(last, script, capsys):
     }
     assert found["s3_upload_dir"] == "s3://mine" and "unheard_of" not in found
     said = capsys.readouterr().err
-    assert "bucket" in said and "neptune_token" in said and "type them beside --resume" in said
+    assert "bucket" in said and "neptune_token" in said and "give them together with --resume" in said
     assert "unheard_of, wandb_id: unknown to this YOLOv5's train" in said and "secret" not in said
 
 
@@ -209,7 +209,7 @@ def test_a_typed_data_set_takes_the_place_of_an_address(last, script, tiny_set):
 
 def test_a_typed_data_set_takes_the_place_of_one_that_is_gone(last, script, tiny_set):
     rewrite(last, data="gone/data.yaml")
-    with pytest.raises(UserError, match=r"'gone/data\.yaml' is not there .* name its data YAML with --data"):
+    with pytest.raises(UserError, match=r"'gone/data\.yaml' is not there .* give its data YAML with --data"):
         options_of(last, script)
     assert options_of(last, script, "--data", str(tiny_set))["data"] == str(tiny_set)
     with pytest.raises(UserError, match="is not there"):

@@ -121,7 +121,7 @@ def _of_head(head: Any, model: Any) -> Iterator[str]:
 def _of_outputs(head: Any, channels: int) -> Iterator[str]:
     convolutions = head._modules.get("m")
     if not isinstance(convolutions, nn.ModuleList) or len(convolutions) != head.nl or len(head.f) != head.nl:
-        yield f"the head must have {head.nl} inputs and as many outputs"
+        yield f"the head must have {head.nl} inputs and {head.nl} outputs"
     elif any(isinstance(one, nn.Conv2d) and one.out_channels != channels for one in convolutions):
         yield f"the outputs of the head must have {channels} channels"
     for name in ("grid", "anchor_grid"):

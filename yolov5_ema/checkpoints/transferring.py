@@ -41,7 +41,7 @@ def transfer_checkpoint(
         target: the ``.pt`` to write, with the keys that ``strip_optimizer`` leaves.
         engine: the YOLOv5 in use, with the shim installed.
         nc: number of classes. None: that of the checkpoint, if the cfg has the same number.
-        names: class names, ``nc`` of them. None: those of the checkpoint, if it has as many.
+        names: class names, ``nc`` of them. None: those of the checkpoint, if it has ``nc`` names.
         identity: initialize new attention blocks so that they change nothing at first (`yolov5_ema.weights.identity`).
         force: replace an existing file.
 

@@ -274,7 +274,7 @@ Done in {seconds / 60:.1f} minutes.
   curves      {run / "train/results.png"}, {run / "val"}
 
 Your own data: write a YAML like {data}
-(path, train, val, nc, names; a labels/ folder beside images/), then
+(path, train, val, nc, names; a labels/ folder next to images/), then
   {_program()} train --data my.yaml --cfg yolov5s-ema.yaml --weights '' --img 640 --batch-size 16 --epochs 100
   {_program()} val --data my.yaml --weights runs/train/exp/weights/best.pt --img 640
   {_program()} detect --source my_images/ --weights runs/train/exp/weights/best.pt --img 640

@@ -76,9 +76,9 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _stopped(args: argparse.Namespace, code: int) -> int:
-    from yolov5_ema.detecting.parts import is_begun
+    from yolov5_ema.detecting.parts import is_unfinished
 
-    hint = "; run the same command with --resume to continue" if is_begun(args.output) else ""
+    hint = "; run the same command with --resume to continue" if is_unfinished(args.output) else ""
     print(f"yolov5-ema: interrupted{hint}", file=sys.stderr)
     return code
 
@@ -194,16 +194,16 @@ def _check_ray(args: argparse.Namespace) -> None:
 
 def _check_output(args: argparse.Namespace, images: Sequence[str]) -> None:
     from yolov5_ema.detecting import outputs as prediction_files
-    from yolov5_ema.detecting.parts import is_begun
+    from yolov5_ema.detecting.parts import is_unfinished
     from yolov5_ema.files import refuse_present
 
     prediction_files.check_format(args.output)
     if not args.output.parent.is_dir():
         raise UserError(f"-o {args.output}: there is no folder {args.output.parent}")
-    if not is_begun(args.output):
+    if not is_unfinished(args.output):
         refuse_present([args.output], args.force)
     elif not (args.resume or args.force):
-        raise UserError(f"{args.output} was begun before: --resume goes on with it, --force starts from the beginning")
+        raise UserError(f"{args.output} is unfinished: --resume continues it, --force starts from the beginning")
     if args.output.suffix.lower() == ".json":
         prediction_files.check_image_ids(images)
 
@@ -307,13 +307,13 @@ def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thre
 def _manifest(args: argparse.Namespace, source: Source, settings: Mapping[str, Any]) -> Manifest:
     from yolov5_ema.detecting import parts as prediction_parts
 
-    begun = prediction_parts.chunk_begun(args.output) if args.resume else None
+    before = prediction_parts.chunk_of_parts(args.output) if args.resume else None
     count = len(source.images)
     return prediction_parts.Manifest(
         settings=settings,
         images=count,
         images_sha256=prediction_parts.sha256_of_paths(source.images, source.files()),
-        chunk=args.chunk or begun or prediction_parts.default_chunk(count),
+        chunk=args.chunk or before or prediction_parts.default_chunk(count),
     )
 
 

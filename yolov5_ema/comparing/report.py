@@ -20,7 +20,7 @@ from yolov5_ema.texts import aligned
 
 METRICS = {"map50": "mAP50", "map50_95": "mAP50-95"}
 LEARNED_MAP50 = 0.05
-"""Below this mAP50, a model has hardly begun to learn."""
+"""A model with a lower mAP50 has hardly learned anything yet."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def method_notes(report: Report) -> list[str]:
     best = max((row.summaries["map50"].largest for row in report.rows if row.summaries["map50"]), default=None)
     if best is not None and best < LEARNED_MAP50:
         notes.append(
-            f"No run reached an mAP50 of {LEARNED_MAP50}: models that have hardly begun to learn cannot be compared. "
+            f"No run reached an mAP50 of {LEARNED_MAP50}: models that have hardly learned anything cannot be compared. "
             "Try more epochs, or another --hyp."
         )
     return notes

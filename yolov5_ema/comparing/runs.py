@@ -1,4 +1,7 @@
-"""Running a comparison: one training after another, each in its own process, skipped if done and resumed if begun."""
+"""Run a comparison: one training after another, each in its own process.
+
+Finished trainings are skipped, and interrupted ones are resumed.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ class Run:
 
 @dataclass
 class Record:
-    """The record of a run, stored beside its folder.
+    """The record of a run, stored next to its folder.
 
     Attributes:
         status: "" before the start, then ``training``, ``trained`` (not scored yet), ``finished``, ``failed`` or
@@ -194,7 +197,7 @@ class Runner:
         self._note(run, record, status, reason)
 
     def _epoch_to_resume(self, run: Run) -> int:
-        """The finished epochs of a begun run: 0 to start again, all epochs of the plan if its training has finished."""
+        """How many epochs an interrupted run has finished: 0 to start it again, all if only scoring is left."""
         if not run.last.is_file():
             return 0
         try:

@@ -143,7 +143,7 @@ def _folder_signatures(folder: str) -> dict[str, str]:
 
 
 def folders_of(path: Path, name: str) -> list[Place]:
-    """The folders of an archive that contain a folder called ``name``, each once.
+    """The folders of an archive that contain a folder called ``name``, without duplicates.
 
     Raises:
         UserError: see `open_archive`.

@@ -88,7 +88,7 @@ class Dataset:
         return place_of(self.root, entry)
 
     def images(self, split: str) -> list[Path]:
-        """The images of a split, each once, in YOLOv5's order.
+        """The images of a split without duplicates, in YOLOv5's order.
 
         The images are listed once, and the list is kept.
 

@@ -445,7 +445,7 @@ def _refuse_another(found: Any, wanted: Mapping[str, Any], out: Path) -> None:
         if found.get(key) != value
     ]
     if other:
-        raise UserError(f"-o {out} was begun with {', '.join(other)}; give another folder, or delete this one")
+        raise UserError(f"-o {out} was started with {', '.join(other)}; give another folder, or delete this one")
 
 
 def _absolute(entry: Any, root: Path) -> Any:

@@ -48,7 +48,7 @@ def read_yaml(file: Path, *, name: str = "") -> Any:
     """Read a YAML file: lists, mappings and plain values, up to limits that no real model or data set reaches.
 
     Args:
-        file: the file, in UTF-8. Characters of another encoding are ignored in comments, and refused elsewhere. (YOLOv5
+        file: the file, in UTF-8. Characters of another encoding are ignored in comments and refused otherwise. (YOLOv5
             drops them everywhere, which changes names.)
         name: the name of the file in messages.
 

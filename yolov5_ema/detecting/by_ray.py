@@ -119,8 +119,8 @@ def _check_keeps_strangers_out(version: str) -> None:
     elif not _knows_tokens():
         raise UserError(
             f"--engine ray: Ray {version} listens on all addresses of this machine and lets anybody run code on it. "
-            "Ray 2.52 and later ask for a token: pip install -U 'ray[data]>=2.52'. Where no stranger reaches this "
-            f"machine, {_AUTH_MODE_ENV}=disabled goes on without"
+            "Ray 2.52 and later ask for a token: pip install -U 'ray[data]>=2.52'. If no stranger can reach this "
+            f"machine, {_AUTH_MODE_ENV}=disabled runs this version without a token"
         )
 
 
@@ -220,7 +220,7 @@ def _connected(address: str | None, engine: Engine) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         if not address:
             raise UserError(f"Ray does not start here: {_last_line(error)}") from error
-        hint = "" if address == "auto" else ". If it wants a token, set RAY_AUTH_MODE=token; auto does by itself"
+        hint = "" if address == "auto" else ". If it requires a token, set RAY_AUTH_MODE=token (not needed with auto)"
         raise UserError(f"no Ray to work with at {address}: {_last_line(error)}{hint}") from error
     try:
         if threading.current_thread() is threading.main_thread():
@@ -330,18 +330,18 @@ class _Ledger:
     """An actor that counts how often each chunk was started, and the last image reported in a final attempt."""
 
     def __init__(self) -> None:
-        self._begun: dict[int, int] = {}
+        self._starts: dict[int, int] = {}
         self._at: dict[int, str] = {}
 
     def begin(self, chunk: int) -> tuple[int, str | None]:
-        self._begun[chunk] = self._begun.get(chunk, 0) + 1
-        return self._begun[chunk], self._at.get(chunk)
+        self._starts[chunk] = self._starts.get(chunk, 0) + 1
+        return self._starts[chunk], self._at.get(chunk)
 
     def reach(self, chunk: int, image: str) -> None:
         self._at[chunk] = image
 
     def end(self, chunk: int) -> None:
-        self._begun.pop(chunk, None)
+        self._starts.pop(chunk, None)
         self._at.pop(chunk, None)
 
 

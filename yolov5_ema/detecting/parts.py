@@ -33,7 +33,7 @@ class Manifest:
     """The run that parts belong to; parts can be continued only if all of its attributes are equal.
 
     Attributes:
-        settings: weights, thresholds and all else that affects the detections; also written to the output.
+        settings: weights, thresholds and everything else that affects the detections; also written to the output.
         images: the number of images.
         images_sha256: the SHA-256 of their paths, in order.
         chunk: the number of images in each part.
@@ -112,7 +112,7 @@ class Parts:
                 yield row
 
     def remove(self) -> None:
-        """Remove the folder, the manifest first: what is left if this process is killed then counts as nothing."""
+        """Remove the folder, the manifest first: without it, files left by a killed process are ignored."""
         with contextlib.suppress(OSError):
             (self.folder / "manifest.json").unlink(missing_ok=True)
             for path in self.folder.iterdir():
@@ -137,7 +137,7 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.parts")
 
 
-def is_begun(out: Path) -> bool:
+def is_unfinished(out: Path) -> bool:
     """Whether there are parts that `opened` can continue from."""
     return (folder_of(out) / "manifest.json").is_file()
 
@@ -157,16 +157,16 @@ def opened(out: Path, manifest: Manifest, *, resume: bool, force: bool) -> Itera
             process is writing them; they cannot be written.
     """
     parts = Parts(out, manifest)
-    refuse_link(parts.folder, f"the folder for what is done of {out}")
+    refuse_link(parts.folder, f"the folder with the finished parts of {out}")
     made = not parts.folder.exists()
-    busy = f"another predict is at work on {out}; wait for it or end it"
+    busy = f"another predict is writing {out}; wait until it ends, or stop it"
     with contextlib.ExitStack() as stack:
         with writing_in(out):
             parts.folder.mkdir(exist_ok=True)
             stack.enter_context(locked(parts.folder / _LOCK, busy))
-        if is_begun(out) and not force:
+        if is_unfinished(out) and not force:
             if not resume:
-                raise UserError(f"{out} was begun before: --resume goes on with it, --force starts from the beginning")
+                raise UserError(f"{out} is unfinished: --resume continues it, --force starts from the beginning")
             _check_same(parts, out)
         else:
             _begin(parts, made)
@@ -178,7 +178,7 @@ def opened(out: Path, manifest: Manifest, *, resume: bool, force: bool) -> Itera
             raise
 
 
-def chunk_begun(out: Path) -> int | None:
+def chunk_of_parts(out: Path) -> int | None:
     """The number of images in each existing part; None if there are no parts, or they cannot be read."""
     try:
         chunk = read_json(folder_of(out) / "manifest.json")["chunk"]
@@ -212,15 +212,15 @@ def _check_same(parts: Parts, out: Path) -> None:
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if differing:
         raise UserError(
-            f"--resume: {out} was begun with other settings: "
+            f"--resume: {out} was started with other settings: "
             f"{'; '.join(_difference(name, old, new) for name in differing)}. "
-            "Say the same again, or --force to start from the beginning"
+            "Give the old settings again, or --force to start from the beginning"
         )
 
 
 def _difference(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if name == "images_sha256":
-        return "other images, or in another order"
+        return "the images or their order are different"
     return f"{name:.100} was {old.get(name)!s:.200}, now {new.get(name)!s:.200}"
 
 
@@ -253,7 +253,7 @@ def _is_result(row: Any, classes: int) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is text that can be written and is no longer than a path."""
+    """Whether a value is text that can be written and is no longer than a path."""
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
         return False
     with contextlib.suppress(UnicodeEncodeError):
@@ -263,5 +263,5 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that float32 can hold; NaN is not."""
+    """Whether a value is a number that float32 can hold; NaN is not."""
     return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST

@@ -88,7 +88,7 @@ def options_to_resume(last: Path, typed: argparse.Namespace, script: Script) -> 
 
     Args:
         last: the run's ``weights/last.pt``.
-        typed: the options on the command line beside ``--resume``.
+        typed: the other options on the command line with ``--resume``.
         script: the script that resumes the run.
 
     Raises:
@@ -245,7 +245,7 @@ def _say_what_was_left(
     ]
     unknown = [name for name in held if name not in actions and name not in _OF_THE_PLACE]
     for names, reason in (
-        (left, "not taken from a file; type them beside --resume if you want them"),
+        (left, "not taken from a file; give them together with --resume if you want them"),
         (unknown, "unknown to this YOLOv5's train; ignored"),
     ):
         if names:
@@ -274,7 +274,7 @@ def _data(value: Any, typed: argparse.Namespace, where: str, run: Path, script: 
     if file is None:
         raise ConfigError(
             f"{where}: the data set {value[:300]!r} is not there (looked from {Path.cwd()} and the folders above "
-            f"{run}); name its data YAML with --data beside --resume"
+            f"{run}); give its data YAML with --data together with --resume"
         )
     _check_data(file, script.engine)
     return str(file)

@@ -44,7 +44,7 @@ def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
     Args:
         yolo: which YOLOv5: None to look for one (see `locate`), the folder of a clone, or an imported
             ``models.yolo`` / ``yolov5`` module. ``"ultralytics"``, or that module, means the package of YOLOv8 and
-            later. It has an adapter of its own, which can be installed beside a YOLOv5.
+            later. It has a separate adapter, which can be installed together with a YOLOv5.
         conflicts: which class a name means if YOLOv5 defines that name too (a fork's own CBAM): ``ours``,
             ``theirs``, or ``error`` to raise an error. None takes the setting, or ``error``.
 

@@ -31,7 +31,7 @@ from yolov5_ema.upstream.patching import ModuleView, Patches
 _NAME = "ultralytics"
 _WITH_TORCHSCRIPT = ("nn.backends.pytorch", "nn.autobackend")
 _WITH_OPENCV = ("nn.backends.onnx", "nn.autobackend")
-# endings of file and folder names, and the export format in YOLOv5's terms; other formats are checked elsewhere
+# endings of file and folder names, and the export format in YOLOv5's terms; other formats are checked by other guards
 _FORMS = {
     ".onnx": "onnx",
     "_openvino_model": "xml",
@@ -159,7 +159,7 @@ def load_own_state(file: Any, **options: Any) -> Any:
     """Load the trainer that ultralytics has just written for its own processes of a training on several GPUs.
 
     Raises:
-        CheckpointError: the file does not lie beside the script that ultralytics wrote for these processes.
+        CheckpointError: the file is not next to the script that ultralytics wrote for these processes.
     """
     place, script = Path(str(file)).resolve(), Path(str(getattr(sys.modules["__main__"], "__file__", "")))
     if script.resolve().with_suffix(".pt") != place:

@@ -122,7 +122,7 @@ class CocoProtocol:
     def _evaluated(self) -> dict[str, Any]:
         coco, evaluator = _library()
         classes = [{"id": index, "name": name} for index, name in enumerate(self.names)]
-        with contextlib.redirect_stdout(io.StringIO()):  # progress, a line each
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
             truth, found = coco(), coco()
             truth.dataset = {"images": self._images, "annotations": self._objects, "categories": classes}
             truth.createIndex()

@@ -56,7 +56,7 @@ class Cost:
 
     @property
     def blocks(self) -> list[str]:
-        """Names of the attention blocks in the model, each once."""
+        """The names of the attention blocks in the model, without duplicates."""
         return list(dict.fromkeys(row.module for row in self.rows if row.is_block))
 
 

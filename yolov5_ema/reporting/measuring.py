@@ -105,7 +105,8 @@ def kept(folder: Path, split: str, settings: Mapping[str, Any] | None = None) ->
     Args:
         folder: the run's folder.
         split: the split of the data set.
-        settings: the settings it must have been made with; None: any settings, if best.pt is still the same.
+        settings: the settings that the evaluation must have been made with; None: any settings, as long as best.pt has
+            not changed since.
 
     Returns:
         The evaluation, or None if there is none with these settings.
@@ -230,7 +231,7 @@ def measure(
 
 
 def _evenly(names: Sequence[str], count: int) -> list[str]:
-    """This many of the images, evenly spaced, so that they are not selected by how they look."""
+    """``count`` of the images, evenly spaced, so that they are not selected by how they look."""
     if len(names) <= count:
         return list(names)
     return [names[math.floor((at + 0.5) * len(names) / count)] for at in range(count)]
@@ -245,7 +246,7 @@ def folders_of(dataset: Dataset, split: str) -> list[Path]:
 
 
 def _lies_in(image: Path, folders: Sequence[Path]) -> bool:
-    """Whether the image itself is in one of the folders; a symbolic link or a line of a list may point elsewhere."""
+    """Whether the image itself is in one of the folders; a symbolic link or a line of a list may lead out of them."""
     parents = Path(os.path.realpath(image)).parents
     return any(folder in parents and folder != Path(folder.anchor) for folder in folders)
 

@@ -66,7 +66,7 @@ def _cards(run: Run, material: Material) -> list[Mapping[str, str]]:
     if epochs is not None and epochs.rows:
         planned = run.options.get("epochs")
         of = f"of {planned}" if type(planned) is int else ""
-        best = "no best one" if epochs.best is None else f"the best: epoch {epochs.numbers[epochs.best]}"
+        best = "no best epoch" if epochs.best is None else f"the best: epoch {epochs.numbers[epochs.best]}"
         card("epochs", f"{len(epochs.rows)} {of}".strip(), best)
     if cost.parameters is not None:
         card("parameters", f"{cost.parameters:,}", ", ".join(cost.blocks) or run.model)

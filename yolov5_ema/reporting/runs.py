@@ -34,7 +34,7 @@ _LONGEST_NAME = 200
 _DRAWN_BY_VAL = ("PR_curve.png", "confusion_matrix.png", "val_batch0_labels.jpg", "val_batch0_pred.jpg")
 _DRAWN_BY_EVALUATE = ("PR_curves.png", "confusion_matrix.png")
 _LOOKED_FOR = (
-    "opt.yaml (a training of YOLOv5), args.yaml beside results.csv (yolov5-ema classify train), evaluation.json "
+    "opt.yaml (a training of YOLOv5), args.yaml and results.csv (yolov5-ema classify train), evaluation.json "
     "(yolov5-ema evaluate), comparison.json (yolov5-ema compare), or the pictures or predictions of YOLOv5's val"
 )
 
@@ -195,7 +195,7 @@ def _hint(folder: Path) -> str:
     )
     if not inside:
         return ""
-    return f". It holds runs: name them ({', '.join(str(folder / name) for name in inside[:3])} …)"
+    return f". It contains runs; name them instead ({', '.join(str(folder / name) for name in inside[:3])} …)"
 
 
 def _is_outcome(folder: Path) -> bool:

@@ -133,7 +133,7 @@ def _when(run: Run) -> str:
         return NOTHING
     try:
         written = datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.timezone.utc)
-    # the file was deleted meanwhile, or its time is outside the calendar
+    # the file has been deleted, or its time is outside the calendar
     except (OSError, OverflowError, ValueError):
         return NOTHING
     return written.strftime("%Y-%m-%d %H:%M UTC")

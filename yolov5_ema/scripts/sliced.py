@@ -12,7 +12,7 @@ then by confidence. The best rank is an object that is whole in a window, then o
 than a window does, then one that a window cuts.
 
 sahi's own postprocessing is not used: its greedy merging joins any two boxes of a class if half of one lies in the
-other. In a crowd, it so removes people who stand in front of others. docs/slicing.md has the figures.
+other. In a crowd, this removes people who stand in front of others. docs/slicing.md has the figures.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def is_module(value: Any) -> bool:
 
 
 def _modules(value: Any) -> Iterator[tuple[str, Any]]:
-    """All modules of a model by path, each once."""
+    """All modules of a model by path; a module with several paths is listed once."""
     seen: set[int] = set()
     waiting = [("", value)]
     while waiting:

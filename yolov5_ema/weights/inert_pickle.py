@@ -413,7 +413,7 @@ _BARE: dict[str, Callable[[_Machine], None]] = {
 
 
 def walk(value: Any) -> Iterator[Any]:
-    """Every stand-in that can be reached from a value, each once; deep nesting and cycles are handled."""
+    """Every stand-in that can be reached from a value, without duplicates, whatever its nesting and cycles."""
     seen: set[int] = set()
     waiting = [value]
     while waiting:

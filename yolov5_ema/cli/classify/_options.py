@@ -58,10 +58,10 @@ def check_same_names(found: Sequence[str], wanted: Sequence[str], data: str, wei
     """Raise a UserError that names the differences if a data set and a classifier have different classes."""
     if list(found) == list(wanted):
         return
-    lacking = [name for name in wanted if name not in found]
-    foreign = [name for name in found if name not in wanted]
-    parts = [f"{data} lacks {', '.join(lacking[:10])}{' …' if len(lacking) > 10 else ''}"] if lacking else []
-    parts += [f"{weights} lacks {', '.join(foreign[:10])}{' …' if len(foreign) > 10 else ''}"] if foreign else []
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    parts = [f"{data} does not have {', '.join(missing[:10])}{' …' if len(missing) > 10 else ''}"] if missing else []
+    parts += [f"{weights} does not have {', '.join(extra[:10])}{' …' if len(extra) > 10 else ''}"] if extra else []
     raise UserError(
         f"{weights} was trained for {len(wanted)} classes, but the {len(found)} of {data} differ: "
         f"{'; '.join(parts) or 'their order is different'}"

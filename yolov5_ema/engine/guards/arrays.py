@@ -52,7 +52,7 @@ def _of_these_images(cache: dict[str, Any], dataset: Any) -> dict[str, Any]:
 
 
 def _picture(array: Any, file: Any) -> Any:
-    """Check an array: YOLOv5 uses an ``.npy`` file beside an image as the decoded image."""
+    """Check an array: YOLOv5 uses an ``.npy`` file next to an image as the decoded image."""
     is_one = isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 3 and array.size
     if not is_one or array.shape[2] != 3:
         raise UserError(f"{file} is not a decoded image, uint8 of shape (height, width, 3); remove it")

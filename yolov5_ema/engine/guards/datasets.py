@@ -65,7 +65,7 @@ def _is_archive(file: Path) -> bool:
     """Whether a file is an archive of images and a YAML; YOLOv5 ignores ``download`` in that YAML.
 
     The name must end in ``.zip`` too: a file can be a valid YAML and a valid archive at once, and would be unpacked
-    over the files beside it.
+    over the files next to it.
     """
     return file.suffix == ".zip" and file.is_file() and zipfile.is_zipfile(file)
 

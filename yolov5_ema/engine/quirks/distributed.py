@@ -175,7 +175,7 @@ def _rank() -> int:
 
 def _folder_needed(module: SourceModule) -> str | None:
     if _rank() > 0 and _makes_run_folder(module):
-        return "each process makes a run folder and writes into it: the second one makes exp2 beside exp"
+        return "each process makes a run folder and writes into it: the second one makes exp2 next to exp"
     return None
 
 
@@ -200,7 +200,7 @@ def _folder_apply(module: SourceModule, patches: Patches) -> None:
 
 ONE_RUN_FOLDER = Quirk(
     name="one-run-folder",
-    symptom="torchrun: a second, empty run folder beside the one with the weights",
+    symptom="torchrun: a second, empty run folder next to the one with the weights",
     versions="all",
     needed=_folder_needed,
     settled=_makes_run_folder,

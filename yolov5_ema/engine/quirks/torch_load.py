@@ -55,7 +55,7 @@ SAFE_CHECKPOINTS = Quirk(
 def _second_copy(module: SourceModule) -> str | None:
     attempt_load = module.code.part("attempt_load") if module.engine.kind == "package" else None
     if attempt_load is not None and attempt_load.imports("models.yolo"):
-        return "attempt_load imports models.yolo beside yolov5.models.yolo, so that every class exists twice"
+        return "attempt_load imports models.yolo in addition to yolov5.models.yolo, so that every class exists twice"
     return None
 
 
