@@ -14,7 +14,7 @@ import logging
 import multiprocessing
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema._moved import answer_for_old_names
+from yolov5_ema._moved import support_old_names
 from yolov5_ema.settings import read
 
 __version__ = "0.1.0"
@@ -79,4 +79,4 @@ def _join_parent() -> None:
 
 
 _join_parent()
-answer_for_old_names()
+support_old_names()

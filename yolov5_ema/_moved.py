@@ -1,4 +1,4 @@
-"""Modules that documents of version 0.1 name, where they were then: an import of the old name gives the new module."""
+"""Old names of modules, which the documents of version 0.1 mention: importing one of them gives the new module."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEW = {
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Answers for the old names only, and only where nothing else does."""
+    """Finds modules by their old names. It comes last, so it is asked only if no other finder knows a module."""
 
     def __init__(self) -> None:
         self._own: dict[str, ModuleSpec | None] = {}
@@ -44,12 +44,12 @@ class _Moved(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """It has run already; Python has just given it the old name's specification."""
+        """Set the specification back: the module has run already, but Python has given it that of the old name."""
         if module.__spec__ is not None:
             module.__spec__ = self._own.pop(module.__spec__.name, module.__spec__)
 
 
-def answer_for_old_names() -> None:
-    """Once a process."""
+def support_old_names() -> None:
+    """Let modules be imported by their old names; further calls in the same process change nothing."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.append(_Moved())

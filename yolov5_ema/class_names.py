@@ -73,8 +73,8 @@ def as_folder_name(name: str) -> str:
 
 def _missing(names: Any, count: int | None) -> str | None:
     has = names.__contains__ if isinstance(names, Mapping) else lambda index: index < len(names)
-    lacking = [index for index in range(count or 0) if not has(index)]
-    return f"class {lacking[0]} of {count} has no name" if lacking else None
+    missing = [index for index in range(count or 0) if not has(index)]
+    return f"class {missing[0]} of {count} has no name" if missing else None
 
 
 def _fault_of_one(name: Any) -> str | None:

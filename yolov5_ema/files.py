@@ -164,7 +164,7 @@ def locked(place: Path, busy: str, patience_s: float = 0.0) -> Iterator[int | No
         yield None if _WINDOWS else descriptor
     finally:
         if descriptor is not None:
-            _let_go(descriptor, beside)
+            _release(descriptor, beside)
 
 
 def _held(place: Path, busy: str, until_s: float) -> int | None:
@@ -182,7 +182,7 @@ def _held(place: Path, busy: str, until_s: float) -> int | None:
         time.sleep(0.1)
 
 
-def _let_go(descriptor: int, made: Path | None) -> None:
+def _release(descriptor: int, made: Path | None) -> None:
     """Release a lock and remove the file made for it. The file is removed first: later, others may have locked it."""
     with contextlib.suppress(OSError):
         if made is not None and not _WINDOWS:
@@ -272,7 +272,7 @@ def whole_files(files: Sequence[Path], *, parents: bool = False, sync: bool = Fa
     Raises:
         UserError: they cannot be written.
     """
-    with _said_plainly(files), ExitStack() as stack:
+    with _errors_as_user_errors(files), ExitStack() as stack:
         drafts = []
         for file in files:
             if parents:
@@ -315,7 +315,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written.
     """
-    with _said_plainly([folder]):
+    with _errors_as_user_errors([folder]):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             draft = Path(scratch) / "draft"
@@ -350,7 +350,7 @@ def writing_in(place: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _said_plainly(files: Sequence[Path]) -> Iterator[None]:
+def _errors_as_user_errors(files: Sequence[Path]) -> Iterator[None]:
     try:
         yield
     except UserError:

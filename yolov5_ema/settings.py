@@ -88,12 +88,12 @@ class Settings:
 
         ``active``, which says whether a shim is installed, is left as it is: the caller does not decide it.
         """
-        before = _said()
+        before = _set_variables()
         _put(before, {name: text for name, text in self.as_environment().items() if name in _names()})
         try:
             yield
         finally:
-            _put(_said(), before)
+            _put(_set_variables(), before)
 
 
 def read(name: str) -> Any:
@@ -142,7 +142,7 @@ def _names() -> set[str]:
     return {variable for name, variable in VARIABLES.items() if name not in _OF_ONE_PROCESS}
 
 
-def _said() -> dict[str, str]:
+def _set_variables() -> dict[str, str]:
     return {name: os.environ[name] for name in _names() if name in os.environ}
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from yolov5_ema.cfgs.generator import SHIPPED, build_cfg
 from yolov5_ema.cfgs.graph import Graph
-from yolov5_ema.cfgs.oddities import oddities
+from yolov5_ema.cfgs.oddities import likely_mistakes
 from yolov5_ema.cli import main
 
 PLAIN = build_cfg(size="n", block="none", nc=3)
@@ -25,7 +25,7 @@ def stale(section, *places):
 
 
 def found(cfg):
-    return oddities(Graph.from_cfg(cfg))
+    return likely_mistakes(Graph.from_cfg(cfg))
 
 
 def test_blocks_in_the_head_that_only_detect_should_read():
@@ -56,7 +56,7 @@ def test_levels_of_one_stride_and_what_is_half_way():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_ships_is_not_odd(name):
-    assert oddities(SHIPPED[name].graph()) == []
+    assert likely_mistakes(SHIPPED[name].graph()) == []
 
 
 def test_yolov5s_own_yamls_are_not_odd(package_root):

@@ -58,21 +58,21 @@ def test_names(write, text, names):
     ],
 )
 def test_names_that_yolov5_would_read_otherwise_are_refused(write, text, words):
-    for as_yolov5_takes_it in (False, True):
+    for lenient in (False, True):
         with pytest.raises(ConfigError, match=words):
-            load_dataset(write(text), as_yolov5_takes_it=as_yolov5_takes_it)
+            load_dataset(write(text), lenient=lenient)
 
 
 def test_a_name_twice(write):
     file = write("names: [a, b, a]")
-    assert load_dataset(file, as_yolov5_takes_it=True).names == ("a", "b", "a")
+    assert load_dataset(file, lenient=True).names == ("a", "b", "a")
     with pytest.raises(ConfigError, match="names has 'a' twice; their figures could not be told apart; give"):
         load_dataset(file)
 
 
 def test_coco_files_need_no_names(write):
     file = write("train_json_path: train.json")
-    assert load_dataset(file, as_yolov5_takes_it=True).names == ()
+    assert load_dataset(file, lenient=True).names == ()
     with pytest.raises(ConfigError, match="names must list the classes"):
         load_dataset(file)
 

@@ -12,7 +12,7 @@ from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.detecting.protocol import TooThinError
 from yolov5_ema.errors import UserError
-from yolov5_ema.explain.detectors import Detector, Options, best_candidate, surviving
+from yolov5_ema.explain.detectors import Detector, Options, best_candidate, kept_by_suppression
 from yolov5_ema.explain.inside import share_inside
 from yolov5_ema.explain.layers import choose
 from yolov5_ema.explain.looks import Area, Look, maps_of
@@ -111,7 +111,7 @@ def test_surviving_candidates_are_those_of_yolov5(engine, classes):
         boxes = torch.rand(400, 8, generator=generator)
         boxes[:, :4] *= torch.tensor([300.0, 300, 90, 90])
         theirs = general.non_max_suppression(boxes[None].clone(), 0.25, 0.45, list(classes) or None, max_det=40)[0]
-        kept = surviving(boxes, 0.25, 0.45, 40, classes)
+        kept = kept_by_suppression(boxes, 0.25, 0.45, 40, classes)
         assert len(kept) == len(theirs) > 10
         rows, numbers = kept.unbind(1)
         assert torch.equal(numbers, theirs[:, 5].long())
@@ -167,7 +167,7 @@ def by_autograd(detector: Detector, look: Look, row: int) -> np.ndarray:
     scores = raw[:, 4:5].sigmoid() * raw[:, 5:].sigmoid()
     with torch.no_grad():
         decoded = detector.model(look.batch)[0][0]
-    kept = surviving(decoded, 0.25, 0.45, 1000)
+    kept = kept_by_suppression(decoded, 0.25, 0.45, 1000)
     score = sum(scores[number, cls] for number, cls in kept.tolist())
     (gradient,) = torch.autograd.grad(score, outputs[row])
     alpha = gradient[0].flatten(1).mean(1)  # (C,)

@@ -15,7 +15,7 @@ from conftest import run_cli, write_tiny_set
 
 from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.errors import UserError
-from yolov5_ema.scripts.running import speaking_plainly
+from yolov5_ema.scripts.running import errors_as_user_errors
 from yolov5_ema.upstream.locate import engine_at
 
 CLONE = SimpleNamespace(kind="clone")
@@ -91,5 +91,5 @@ def test_a_training_on_a_disk_that_fills_up(small_disk, tmp_path, package_root):
 def test_a_full_disk_at_any_other_file_is_said_plainly(package_root):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results.csv")
     message = r"^results\.csv cannot be written: No space left on device\."
-    with pytest.raises(UserError, match=message), speaking_plainly(engine_at(package_root)):
+    with pytest.raises(UserError, match=message), errors_as_user_errors(engine_at(package_root)):
         raise full

@@ -18,7 +18,7 @@ import yaml
 from conftest import REPOSITORY, run_cli, write_tiny_set
 
 from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
-from yolov5_ema.engine.quirks.resuming import even_out
+from yolov5_ema.engine.quirks.resuming import match_files_to_checkpoint
 from yolov5_ema.upstream.locate import engine_at
 
 # Notes what a resumed optimizer was given, before the first step changes it.
@@ -170,7 +170,7 @@ def test_files_of_a_run_are_brought_to_one_epoch(tmp_path, read, package_root):
     def even(fitness_of_best: float, rows: str) -> tuple[float, str]:
         save_checkpoint({**state, "best_fitness": fitness_of_best, "epoch": 0}, best, engine=engine)
         results.write_text(rows)
-        even_out(tmp_path, last, engine)
+        match_files_to_checkpoint(tmp_path, last, engine)
         return np.asarray(read(best)["best_fitness"]).item(), results.read_text()
 
     save_checkpoint(state, last, engine=engine)
@@ -178,7 +178,7 @@ def test_files_of_a_run_are_brought_to_one_epoch(tmp_path, read, package_root):
     assert even(0.4, "epoch, loss\n 0, 3\n 1, 2\n 2, 1\n") == (0.5, "epoch, loss\n 0, 3\n 1, 2\n")
     assert even(0.6, "epoch, loss\n 0, 3\n 1") == (0.6, "epoch, loss\n 0, 3\n")
     best.write_bytes(b"torn")
-    even_out(tmp_path, last, engine)
+    match_files_to_checkpoint(tmp_path, last, engine)
     assert read(best)["epoch"] == 1
     save_checkpoint({**state, "optimizer": None, "epoch": -1}, last, engine=engine)  # finished: left alone
     assert even(0.4, "epoch, loss\n 0, 3\n 1") == (0.4, "epoch, loss\n 0, 3\n 1")

@@ -95,7 +95,7 @@ _watch = _Watch()
 
 @contextmanager
 def watched(folder: Path) -> Iterator[list[str]]:
-    """Within: time and memory are limited. Yields what was started, changed or evaluated that should not be."""
+    """Limit time and memory inside the ``with`` block. Yields what was wrongly started, changed or evaluated."""
     if not _watch.hooked:
         sys.addaudithook(_watch)
         _watch.hooked = True

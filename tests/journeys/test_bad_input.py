@@ -232,7 +232,7 @@ def test_images_of_another_size_than_an_exported_model_takes(own_folder, tmp_pat
     import onnx
     import onnxruntime
 
-    from yolov5_ema.scripts.running import speaking_plainly
+    from yolov5_ema.scripts.running import errors_as_user_errors
 
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 64, 96]) for name in ("x", "y")]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Abs", ["x"], ["y"])], "g", ends[:1], ends[1:])
@@ -242,14 +242,14 @@ def test_images_of_another_size_than_an_exported_model_takes(own_folder, tmp_pat
     with (
         yolov5_ema.installed() as engine,
         pytest.raises(yolov5_ema.UserError, match=r"batch size 1, not 2, height 64, not 32\. Give --img its size"),
-        speaking_plainly(engine),
+        errors_as_user_errors(engine),
     ):
         session.run(None, {"x": np.zeros((2, 3, 32, 96), np.float32)})
 
 
 def test_a_class_beyond_those_of_the_data_set():
 
-    from yolov5_ema.scripts.running import speaking_plainly
+    from yolov5_ema.scripts.running import errors_as_user_errors
 
     with (
         yolov5_ema.installed() as engine,
@@ -257,7 +257,7 @@ def test_a_class_beyond_those_of_the_data_set():
     ):
         matrix = engine.module("utils.metrics").ConfusionMatrix(nc=2)
         box = torch.tensor([[8.0, 8, 40, 40]])
-        with speaking_plainly(engine):
+        with errors_as_user_errors(engine):
             matrix.process_batch(
                 torch.cat([box, torch.tensor([[0.9, 0]])], 1), torch.cat([torch.tensor([[7.0]]), box], 1)
             )

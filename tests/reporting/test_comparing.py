@@ -9,7 +9,7 @@ from synthetic_runs import write_classification, write_comparison, write_trainin
 
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.comparing import of_comparison, of_runs, recipe_differences
-from yolov5_ema.reporting.runs import name_apart, read_source
+from yolov5_ema.reporting.runs import make_names_unique, read_source
 
 BASE, EMA = (0.50, 0.52, 0.52), (0.52, 0.55, 0.53)
 
@@ -21,7 +21,7 @@ def trained(tmp_path, figures, **options):
         for seed, value in enumerate(values):
             folder = tmp_path / model / f"seed{seed}"
             runs.append(read_source(write_training(folder, figures=(0.1, value, 0.2), cfg=f"{model}.yaml", **options)))
-    name_apart(runs)
+    make_names_unique(runs)
     return runs
 
 
@@ -75,7 +75,7 @@ def test_seeds_that_pair_with_nothing(tmp_path):
         read_source(write_training(tmp_path / name, figures=(value,), cfg=f"{cfg}.yaml", seed=0))
         for name, cfg, value in (("a", "base", 0.5), ("b", "base", 0.6), ("c", "ema", 0.7))
     ]
-    name_apart(twice)
+    make_names_unique(twice)
     compared = of_runs(twice, {})
     assert compared.rows[1].differences["mAP50"] is None and not compared.has_pairs
     assert "it is not known which runs form pairs" in compared.notes[1]
@@ -83,7 +83,7 @@ def test_seeds_that_pair_with_nothing(tmp_path):
         read_source(write_training(tmp_path / name, figures=(value,), cfg=f"{cfg}.yaml"))
         for name, cfg, value in (("d", "base", 0.5), ("e", "base", 0.6), ("f", "ema", 0.7))
     ]
-    name_apart(unknown)
+    make_names_unique(unknown)
     compared = of_runs(unknown, {})
     assert not compared.has_pairs and "The seed of these runs is not known: d, e, f" in compared.notes[1]
     # the mean of 0.5 and 0.6 and its t interval: 12.7062 * 0.0707107 / sqrt(2)
@@ -120,7 +120,7 @@ def test_classifiers_by_their_metrics(tmp_path):
         read_source(write_classification(tmp_path / f"{block}{seed}", block=block, seed=seed, top1=top1))
         for block, seed, top1 in ((None, 0, 0.70), (None, 1, 0.72), ("EMA", 0, 0.75), ("EMA", 1, 0.75))
     ]
-    name_apart(runs)
+    make_names_unique(runs)
     compared = of_runs(runs, {})
     assert [row.model for row in compared.rows] == ["resnet50", "resnet50 + EMA"]
     assert compared.rows[1].differences["top-1"].mean == pytest.approx(0.04)

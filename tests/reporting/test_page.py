@@ -24,14 +24,14 @@ from yolov5_ema.reporting import page
 from yolov5_ema.reporting.comparing import of_comparison, of_runs
 from yolov5_ema.reporting.cost import Cost, Row
 from yolov5_ema.reporting.parts import Material
-from yolov5_ema.reporting.runs import Comparison, Run, name_apart, read_source
+from yolov5_ema.reporting.runs import Comparison, Run, make_names_unique, read_source
 
 EVIL = "<script>alert(1)</script>\"'&"
 
 
 def rendered(*folders, measured=None, **more) -> Page:
     sources = [read_source(folder) for folder in folders]
-    name_apart(sources)
+    make_names_unique(sources)
     runs = [source for source in sources if isinstance(source, Run)]
     compared = [of_comparison(source) for source in sources if isinstance(source, Comparison)]
     for task in {run.task for run in runs}:

@@ -13,7 +13,7 @@ from yolov5_ema.reporting import page
 from yolov5_ema.reporting.comparing import of_comparison
 from yolov5_ema.reporting.cost import Cost, Row
 from yolov5_ema.reporting.parts import Material
-from yolov5_ema.reporting.runs import name_apart, read_source
+from yolov5_ema.reporting.runs import make_names_unique, read_source
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 MORE_FLAGS = ("--disable-component-update", "--disable-sync")
@@ -46,7 +46,7 @@ def file(tmp_path_factory):
     )
     classified = read_source(write_classification(tmp_path / "c", names=[f"class number {at}" for at in range(18)]))
     sources = [comparison, alone, classified]
-    name_apart(sources)
+    make_names_unique(sources)
     names = ["car", "<script>alert(1)</script>", "bus", *(f"a long class name {at}" for at in range(9))]
     measured = {comparison.runs[0].name: measured_of(names, [image]), alone.name: measured_of(names, [image])}
     rows = [

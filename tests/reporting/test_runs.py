@@ -8,7 +8,7 @@ import pytest
 from synthetic_runs import row, write_classification, write_comparison, write_training, yolov5_csv
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Comparison, Evaluated, Run, name_apart, read_source
+from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Comparison, Evaluated, Run, make_names_unique, read_source
 
 
 def test_a_training(tmp_path):
@@ -77,7 +77,9 @@ def test_folders_of_evaluate_and_val(tmp_path):
 
 def test_what_is_no_run_is_told_what_was_looked_for(tmp_path):
     write_training(tmp_path / "train/exp")
-    with pytest.raises(UserError, match=r"is not a run: looked in it for opt.yaml .* It holds runs: name them .*exp"):
+    with pytest.raises(
+        UserError, match=r"is not a run: looked in it for opt.yaml .* It contains runs; name them instead .*exp"
+    ):
         read_source(tmp_path / "train")
     with pytest.raises(UserError, match="no such folder"):
         read_source(tmp_path / "nowhere")
@@ -131,12 +133,12 @@ def test_runs_of_other_packages_are_refused(tmp_path):
 
 def test_names_are_as_short_as_can_be(tmp_path):
     runs = [read_source(write_training(tmp_path / name)) for name in ("a/seed0", "b/seed0", "b/seed1")]
-    name_apart(runs)
+    make_names_unique(runs)
     assert [run.name for run in runs] == ["a/seed0", "b/seed0", "b/seed1"]
-    name_apart(runs[1:])
+    make_names_unique(runs[1:])
     assert [run.name for run in runs[1:]] == ["seed0", "seed1"]
     with pytest.raises(UserError, match="was given twice"):
-        name_apart([runs[0], runs[0]])
+        make_names_unique([runs[0], runs[0]])
 
 
 def test_a_comparison_brings_its_trainings(tmp_path):

@@ -212,16 +212,16 @@ def test_sample_images_lie_in_the_data_set(tiny_set, tmp_path):
     image = dataset.images("val")[0]
     link = tmp_path / "a.jpg"
     link.symlink_to(image)
-    assert measuring._lies_in(image, folders) and measuring._lies_in(link, folders)
+    assert measuring._is_within_any(image, folders) and measuring._is_within_any(link, folders)
     (tmp_path / "set/images/val").mkdir(parents=True)
     photo = tmp_path / "set/images/val/photo.jpg"
     photo.symlink_to(image)  # of another data set: whatever a link leads to
     file = tmp_path / "set/set.yaml"
     file.write_text(f"path: {tmp_path}/set\nval: images/val\nnc: 1\nnames: [a]\n")
-    assert not measuring._lies_in(photo, folders_of(load_dataset(file), "val"))
+    assert not measuring._is_within_any(photo, folders_of(load_dataset(file), "val"))
     (tmp_path / "set/list.txt").write_text(f"{image}\n")
     file.write_text(f"path: {tmp_path}/set\nval: list.txt\nnc: 1\nnames: [a]\n")
-    assert not measuring._lies_in(image, folders_of(load_dataset(file), "val"))
+    assert not measuring._is_within_any(image, folders_of(load_dataset(file), "val"))
 
 
 def test_secrets_are_not_shown(tmp_path):

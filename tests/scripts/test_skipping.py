@@ -15,7 +15,7 @@ import pytest
 
 import yolov5_ema
 from yolov5_ema.errors import UserError
-from yolov5_ema.scripts.skipping import SourceFiles, _entries, _thinness, any_name_printed
+from yolov5_ema.scripts.skipping import SourceFiles, _entries, _too_thin_reason, any_name_printed
 from yolov5_ema.upstream.patching import Patches
 
 pytestmark = pytest.mark.usefixtures("messages")
@@ -94,10 +94,10 @@ def test_too_thin_is_what_yolov5_cannot_scale():
                             is_scaled = True
                         except Exception:
                             is_scaled = False
-                        assert (_thinness(shape, size) is None) == is_scaled, (shape, size)
+                        assert (_too_thin_reason(shape, size) is None) == is_scaled, (shape, size)
                         found.add(is_scaled)
         assert found == {True, False}
-    assert _thinness((10, 20_000), [640, 640]) == (
+    assert _too_thin_reason((10, 20_000), [640, 640]) == (
         "is 20000 x 10 pixels: scaled to --img 640, its shorter side has no pixel left"
     )
 

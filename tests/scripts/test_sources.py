@@ -92,15 +92,15 @@ def test_the_screen_says_what_to_install_or_which_release(no_display, monkeypatc
 def test_a_failed_download_and_a_missing_package_are_messages():
     import urllib.error
 
-    from yolov5_ema.scripts.running import speaking_plainly
+    from yolov5_ema.scripts.running import errors_as_user_errors
 
     with yolov5_ema.installed() as engine:
-        with pytest.raises(UserError, match=r"a download has failed: .*no route"), speaking_plainly(engine):
+        with pytest.raises(UserError, match=r"a download has failed: .*no route"), errors_as_user_errors(engine):
             raise urllib.error.URLError("no route")
         code = compile("import no_such_package.part", str(engine.root / "detect.py"), "exec")
-        with pytest.raises(UserError, match="pip install no_such_package"), speaking_plainly(engine):
+        with pytest.raises(UserError, match="pip install no_such_package"), errors_as_user_errors(engine):
             exec(code, {})
-        with pytest.raises(ModuleNotFoundError), speaking_plainly(engine):  # not YOLOv5's: a fault of ours
+        with pytest.raises(ModuleNotFoundError), errors_as_user_errors(engine):  # not YOLOv5's: a fault of ours
             exec(compile("import no_such_package", "ours.py", "exec"), {})
 
 

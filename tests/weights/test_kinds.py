@@ -17,7 +17,7 @@ from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import CheckpointError
-from yolov5_ema.weights.foreign_names import release_with, what_helps
+from yolov5_ema.weights.foreign_names import advice_for, release_with
 from yolov5_ema.weights.inspection import inspect_file
 
 
@@ -289,4 +289,4 @@ def test_every_layer_of_the_yolov5_at_hand_is_known_to_be_of_a_release(engine):
 
 
 def test_dangerous_names_get_no_advice_for_forks():
-    assert "--yolov5" not in what_helps(["posix.system", "models.common.SPPCSPC"], "YOLOv5 6.0.7")
+    assert "--yolov5" not in advice_for(["posix.system", "models.common.SPPCSPC"], "YOLOv5 6.0.7")

@@ -119,9 +119,9 @@ def readings(options: Sequence[inspect.Parameter], values: Sequence[Any], channe
     own = _in_order(options, values)
     lead = _leading_channels(options, values, channels, own is not None)
     if lead:
-        return [*_behind_channels(options, values, lead), *_as_own(own)]
+        return [*_after_channels(options, values, lead), *_as_own(own)]
     if len(values) == 1 and _may_be_kernel(options, values[0]):
-        return [Reading(_told({_KERNEL: values[0]}), {_KERNEL: values[0]}), *_as_own(own)]
+        return [Reading(_described({_KERNEL: values[0]}), {_KERNEL: values[0]}), *_as_own(own)]
     return []
 
 
@@ -141,7 +141,7 @@ def _leading_channels(
     return lead if is_readable else 0
 
 
-def _behind_channels(options: Sequence[inspect.Parameter], values: Sequence[Any], lead: int) -> list[Reading]:
+def _after_channels(options: Sequence[inspect.Parameter], values: Sequence[Any], lead: int) -> list[Reading]:
     """The possible meanings of the values after the number of channels, as public code reads them."""
     rest = values[lead:]
     first = f"{values[0]} is {_CHANNELS}" if values[0] is not None else f"{_CHANNELS} is left out"
@@ -153,7 +153,7 @@ def _behind_channels(options: Sequence[inspect.Parameter], values: Sequence[Any]
     found = [assigned]
     if len(rest) == 1 and _may_be_kernel(options, rest[0]):
         found.insert(0, {_KERNEL: rest[0]})
-    return [Reading(f"{first} and {_told(said)}", said) for said in found]
+    return [Reading(f"{first} and {_described(said)}", said) for said in found]
 
 
 def _divides(groups: Any, channels: Any) -> bool:
@@ -164,10 +164,10 @@ def _divides(groups: Any, channels: Any) -> bool:
 
 
 def _as_own(own: dict[str, Any] | None) -> list[Reading]:
-    return [Reading(_told(own), own)] if own else []
+    return [Reading(_described(own), own)] if own else []
 
 
-def _told(options: dict[str, Any]) -> str:
+def _described(options: dict[str, Any]) -> str:
     return " and ".join(f"{name} is {value}" for name, value in options.items())
 
 

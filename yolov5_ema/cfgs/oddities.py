@@ -13,7 +13,7 @@ from yolov5_ema.cfgs.graph import OUTPUT_MODULES, Graph, Row
 
 _LOGGER = logging.getLogger(__name__)
 
-_HALF_WAY = {
+_INTERMEDIATE = {
     "Concat": "maps that no layer has joined yet",
     "nn.Upsample": "maps that are only enlarged",
     "Focus": "the image in pieces",
@@ -24,16 +24,16 @@ _CONVOLUTIONS = ("Conv", "DWConv", "GhostConv")
 _ADVICE = "rows may have been inserted without renumbering the references after them"
 
 
-def oddities(graph: Graph) -> list[str]:
+def likely_mistakes(graph: Graph) -> list[str]:
     """What looks like an oversight in a model YAML, one sentence for each.
 
     >>> from yolov5_ema.cfgs.generator import build_cfg
     >>> cfg = build_cfg(size="n", block="EMA", at="neck")
-    >>> oddities(Graph.from_cfg(cfg))
+    >>> likely_mistakes(Graph.from_cfg(cfg))
     []
     >>> cfg["head"][-1][0] = [17, 20, 23]
-    >>> for oddity in oddities(Graph.from_cfg(cfg)):
-    ...     print(oddity)
+    >>> for mistake in likely_mistakes(Graph.from_cfg(cfg)):
+    ...     print(mistake)
     row 25 (C3) is read by nothing
     Detect reads row 20 (Concat): maps that no layer has joined yet
     Detect reads row 23 (Conv), which only halves the size of the maps before it
@@ -42,9 +42,9 @@ def oddities(graph: Graph) -> list[str]:
 
 
 def log_warnings(found: Sequence[str], where: str) -> None:
-    """Log the sentences of `oddities` as warnings."""
-    for oddity in [*found, _ADVICE] if found else []:
-        _LOGGER.warning("yolov5-ema: warning: %s: %s", where, oddity)
+    """Log the sentences of `likely_mistakes` as warnings."""
+    for mistake in [*found, _ADVICE] if found else []:
+        _LOGGER.warning("yolov5-ema: warning: %s: %s", where, mistake)
 
 
 def _unread(graph: Graph) -> Iterator[str]:
@@ -61,7 +61,7 @@ def _of_detect(graph: Graph) -> Iterator[str]:
         return
     places = {row: index for index, row in enumerate(graph.rows)}
     for row in inputs:
-        remark = _half_way(row)
+        remark = _intermediate(row)
         if remark:
             yield f"{_name(head)} reads row {places[row]} ({_name(row)}){remark}"
     strides = dict(zip(graph.rows, graph.strides()))
@@ -71,10 +71,10 @@ def _of_detect(graph: Graph) -> Iterator[str]:
         yield f"{_name(head)} reads strides {shown}: each level has a stride of its own, from fine to coarse"
 
 
-def _half_way(row: Row) -> str:
+def _intermediate(row: Row) -> str:
     name = _name(row)
-    if name in _HALF_WAY:
-        return f": {_HALF_WAY[name]}"
+    if name in _INTERMEDIATE:
+        return f": {_INTERMEDIATE[name]}"
     if name not in _CONVOLUTIONS:
         return ""
     kernel, stride = [*row.args[1:3], 1, 1][:2] if len(row.args) < 3 else row.args[1:3]

@@ -27,7 +27,7 @@ from torch import nn
 from torch.serialization import safe_globals
 
 from yolov5_ema.blocks import registry
-from yolov5_ema.checkpoints.state import check_models, check_modules, check_names, mend
+from yolov5_ema.checkpoints.state import check_models, check_modules, check_names, fix_checkpoint
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import replacement
 from yolov5_ema.settings import read
@@ -41,7 +41,7 @@ from yolov5_ema.weights.checkpoint_files import (
     reading,
     refuse_another_reading,
 )
-from yolov5_ema.weights.foreign_names import ONLY_IF_TRUSTED, shown_names, what_helps
+from yolov5_ema.weights.foreign_names import ONLY_IF_TRUSTED, advice_for, shown_names
 from yolov5_ema.weights.kinds import Kind, names_layers_of_an_old_file, other_kind
 from yolov5_ema.weights.mistaken import HEAD, refuse_mistaken
 from yolov5_ema.weights.names import taken_by_torch
@@ -103,7 +103,7 @@ def load_checkpoint(
     content.seek(0)
     checkpoint = _unpickled(path, content, map_location, engine, trust)
     check_modules(checkpoint, path)
-    mend(checkpoint)
+    fix_checkpoint(checkpoint)
     check_names(checkpoint, path)
     if not trust:
         check_models(checkpoint, path)
@@ -185,7 +185,7 @@ def _check_allowed(path: pathlib.Path, opened: PickleFile, kind: Kind | None, en
     unsafe = {name for name in names if name not in known and not taken_by_torch(name)}
     unsafe = {name for name in unsafe if kind is None or not kind.names.fullmatch(name)}
     if unsafe:
-        raise CheckpointError(_refusal(path, shown_names(unsafe), what_helps(unsafe, str(engine))))
+        raise CheckpointError(_refusal(path, shown_names(unsafe), advice_for(unsafe, str(engine))))
 
 
 def followed(path: pathlib.Path, content: BinaryIO) -> PickleFile:

@@ -134,7 +134,7 @@ def _faults_of_optimizer(optimizer: Any, model: Any) -> Iterator[str]:
     if any(count > 1 for count in numbers.values()) or not all(number in numbers for number in state):
         yield "optimizer has parameters that are not its own"
     shapes = {tuple(one.shape) for one in model.parameters()} if isinstance(model, nn.Module) else None
-    if not all(isinstance(held, dict) and all(_is_of(held[key], shapes) for key in held) for held in state.values()):
+    if not all(isinstance(held, dict) and all(_fits(held[key], shapes) for key in held) for held in state.values()):
         yield "optimizer holds a state that fits no parameter of the model"
 
 
@@ -150,7 +150,7 @@ def _is_group(group: dict[Any, Any]) -> bool:
     )
 
 
-def _is_of(value: Any, shapes: set[tuple[int, ...]] | None) -> bool:
+def _fits(value: Any, shapes: set[tuple[int, ...]] | None) -> bool:
     """Whether a value is a number, or a tensor with the shape of one of the parameters."""
     if isinstance(value, torch.Tensor):
         return value.numel() == 1 or shapes is None or tuple(value.shape) in shapes
@@ -214,10 +214,10 @@ def _check_extent(value: Any, path: Path) -> None:
             waiting += [(item, depth + 1) for item in held]
 
 
-def mend(checkpoint: Any) -> None:
+def fix_checkpoint(checkpoint: Any) -> None:
     """Add the attributes that current code reads to models written by older releases and older torch."""
-    _mend_layers_of_old_torch(checkpoint)
-    _mend_detect(checkpoint)
+    _fix_layers_of_old_torch(checkpoint)
+    _fix_detect(checkpoint)
     name_options(checkpoint)
 
 
@@ -229,14 +229,14 @@ def name_options(checkpoint: Any) -> None:
             with_options_by_name(vars(model).get("yaml"), list(rows) if isinstance(rows, nn.Sequential) else ())
 
 
-def _mend_layers_of_old_torch(checkpoint: Any) -> None:
+def _fix_layers_of_old_torch(checkpoint: Any) -> None:
     """Add the attributes that forward reads today to layers saved by torch < 1.11."""
     for module in _modules_of(checkpoint):
         if isinstance(module, nn.Upsample) and not hasattr(module, "recompute_scale_factor"):
             module.recompute_scale_factor = None
 
 
-def _mend_detect(checkpoint: Any) -> None:
+def _fix_detect(checkpoint: Any) -> None:
     """Make Detect recompute its grids, and add the attributes that later forwards read to Detect of v4 and v5.
 
     A grid that v6.0 kept from its last image is half a cell off in v6.2 and later. Up to v5.0 the grid of anchors was a

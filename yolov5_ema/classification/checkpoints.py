@@ -168,7 +168,7 @@ def load_plainly(file: Path) -> Any:
     opened = _followed(file, content)
     pickles = (opened.root, *opened.others)
     foreign = sorted({name for one in pickles for name in one.names if not taken_by_torch(name)})
-    if foreign and _belong_elsewhere(foreign, opened, file):
+    if foreign and _are_of_another_kind(foreign, opened, file):
         raise _no_classifier(file, opened)
     odd = foreign or odd_calls(pickles)[:5]
     if odd:
@@ -207,7 +207,7 @@ def _followed(file: Path, content: BinaryIO | None = None) -> PickleFile:
         raise CheckpointError(f"{file} is not a PyTorch checkpoint, or is cut off: {error}") from error
 
 
-def _belong_elsewhere(names: list[str], opened: PickleFile, file: Path) -> bool:
+def _are_of_another_kind(names: list[str], opened: PickleFile, file: Path) -> bool:
     """Whether class names in a pickle are those of layers: of a detector, or of another known kind of file."""
     from yolov5_ema.weights.kinds import other_kind
     from yolov5_ema.weights.names import known_by_module

@@ -178,7 +178,7 @@ def _content(place: Path, name: str, most: int) -> bytes:
         if place.is_dir():
             folder = place if (place / name).is_file() else place / FOLDER
             if not (folder / name).is_file():
-                raise UserError(_lacking(place, name))
+                raise UserError(_missing_message(place, name))
             with open_regular(folder / name) as stream:
                 return _limited(stream, place, name, most)
         if not place.is_file():
@@ -209,7 +209,7 @@ def _from_archive(place: Path, name: str, most: int) -> bytes:
         raise UserError(
             f"{place} is not a tar archive, or is cut off or damaged ({error}); download it again"
         ) from error
-    raise UserError(_lacking(place, name))
+    raise UserError(_missing_message(place, name))
 
 
 def _limited(stream: IO[bytes], place: Path, name: str, most: int) -> bytes:
@@ -219,7 +219,7 @@ def _limited(stream: IO[bytes], place: Path, name: str, most: int) -> bytes:
     return content
 
 
-def _lacking(place: Path, name: str) -> str:
+def _missing_message(place: Path, name: str) -> str:
     if "python" in place.name or (place / _PYTHON).is_dir():
         return (
             f"{place} is CIFAR-100 in its python form, a pickle, which could run code and is not read. "

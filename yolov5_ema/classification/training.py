@@ -172,7 +172,7 @@ def train(
     from yolov5_ema.classification.lightning_module import Training
     from yolov5_ema.classification.run_files import RunFiles, WholeFiles
 
-    _quieten()
+    _silence_lightning()
     batch = check(settings, model, len(data.splits["train"]), machine)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     record = best_record(settings, data.names)
@@ -305,7 +305,7 @@ def _fit(trainer: Any, module: Any, loaders: tuple[Any, Any], last: Path | None)
         raise KeyboardInterrupt
 
 
-def _quieten() -> None:
+def _silence_lightning() -> None:
     """Silence Lightning's messages about the machine, which are for developers."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

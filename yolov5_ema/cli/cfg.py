@@ -18,7 +18,7 @@ from yolov5_ema.cfgs.generator import (
     Recipe,
     parse_option,
 )
-from yolov5_ema.cfgs.oddities import log_warnings, oddities
+from yolov5_ema.cfgs.oddities import likely_mistakes, log_warnings
 from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     )
     recipe.check_fit()
     text = recipe.text()
-    log_warnings(oddities(recipe.graph()), str(args.output or args.base or "the model"))
+    log_warnings(likely_mistakes(recipe.graph()), str(args.output or args.base or "the model"))
     if args.output is None:
         sys.stdout.write(text)
         return 0

@@ -68,7 +68,7 @@ class Command:
         return self.name == self.passes_to
 
     @property
-    def leaves_verbose(self) -> bool:
+    def passes_verbose(self) -> bool:
         """Whether ``--verbose`` after the command's name is YOLOv5's own flag."""
         return self.passes_all or self.passes_to in ("val", "export")
 
@@ -82,7 +82,7 @@ class Command:
             add_help=not self.is_script,
         )
         self.add_flags(parser)
-        add_common_flags(parser.add_argument_group("flags of every command"), verbose=not self.leaves_verbose)
+        add_common_flags(parser.add_argument_group("flags of every command"), verbose=not self.passes_verbose)
         return parser
 
     def help_of_own_flags(self) -> str:
@@ -92,7 +92,7 @@ class Command:
             parser._optionals.title = f"{PROGRAM}'s own flags for this command"
             self.add_flags(parser)
         common = parser.add_argument_group(f"{PROGRAM}'s own flags, which every command takes")
-        add_common_flags(common, verbose=not self.leaves_verbose)
+        add_common_flags(common, verbose=not self.passes_verbose)
         return parser.format_help()
 
     def parse(
@@ -126,9 +126,9 @@ class Command:
     def _surroundings(self) -> AbstractContextManager[None]:
         if not self.only_looks:
             return nullcontext()
-        from yolov5_ema.upstream.locate import leaving_working_folder_alone
+        from yolov5_ema.upstream.locate import ignoring_working_folder
 
-        return leaving_working_folder_alone()
+        return ignoring_working_folder()
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        print(f"yolov5-ema: error: {_which_process()}{error}", file=sys.stderr)
+        print(f"yolov5-ema: error: {_rank_text()}{error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # as in `yolov5-ema … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(f"yolov5-ema: error: {_which_process()}{_refused_by_the_disk(error)}", file=sys.stderr)
+        print(f"yolov5-ema: error: {_rank_text()}{_refused_by_the_disk(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("yolov5-ema: interrupted", file=sys.stderr)
@@ -91,7 +91,7 @@ def _refused_by_the_disk(error: OSError) -> str:
     return f"{named} cannot be {what}: {error.strerror}. Files that were there before are unchanged"
 
 
-def _which_process() -> str:
+def _rank_text() -> str:
     """The rank of this process, if torchrun started several; else an empty string."""
     # Lightning's launcher sets only LOCAL_RANK.
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "?"))
@@ -111,7 +111,7 @@ def _dispatch(arguments: list[str]) -> int:
     if strange:
         raise UserError(_unknown_flag(name))
     command = TOP.command(name)
-    common, argv = _taken_off(command, arguments[place + 1 :], common)
+    common, argv = _common_flags_parsed(command, arguments[place + 1 :], common)
     if _passes_all(command) and argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--"):
         raise UserError(_unknown_flag(argv[0]))
     with _settings(common).exported():
@@ -128,7 +128,7 @@ def _passes_all(command: AnyCommand) -> bool:
     return isinstance(command, Command) and command.passes_all
 
 
-def _taken_off(
+def _common_flags_parsed(
     command: AnyCommand, behind: list[str], common: argparse.Namespace
 ) -> tuple[argparse.Namespace, list[str]]:
     """Our flags after the command's name, and the other arguments.
@@ -157,8 +157,8 @@ _WITH_VALUE = ("--yolov5", "--plugin", "--conflicts")
 
 def _parser_behind(command: AnyCommand) -> argparse.ArgumentParser:
     """A parser for our flags after the command's name, without those that YOLOv5's script has too."""
-    leaves_verbose = isinstance(command, Command) and command.leaves_verbose
-    return own_parser(functools.partial(add_common_flags, verbose=not leaves_verbose))
+    passes_verbose = isinstance(command, Command) and command.passes_verbose
+    return own_parser(functools.partial(add_common_flags, verbose=not passes_verbose))
 
 
 def _settings(common: argparse.Namespace) -> Settings:

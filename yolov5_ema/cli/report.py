@@ -58,11 +58,11 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     from yolov5_ema.reporting.comparing import grouped, of_comparison, of_runs
     from yolov5_ema.reporting.cost import costs_of
     from yolov5_ema.reporting.parts import Material
-    from yolov5_ema.reporting.runs import Comparison, name_apart, read_source
+    from yolov5_ema.reporting.runs import Comparison, make_names_unique, read_source
 
     load_plugins()
     sources = [read_source(run) for run in args.runs]
-    name_apart(sources)
+    make_names_unique(sources)
     output = _output(args, sources)
     _check_baseline(args.baseline, sources)
     measured, reasons = _measured(args, sources)

@@ -55,7 +55,7 @@ def _draw_figures(axes: Any, report: Report, metric: str, label: str) -> None:
         axes.plot(summary.mean, place, "D", color="black", markersize=6, zorder=3)
         if summary.low is not None and summary.high is not None:
             axes.plot([summary.low, summary.high], [place, place], color="black", linewidth=1.6, zorder=2)
-        _say(axes, f"{summary.mean:.3f}", summary.mean, place, "black")
+        _annotate(axes, f"{summary.mean:.3f}", summary.mean, place, "black")
     _finish(axes, report, f"{label}: each seed, joined; mean and its {percent(report.confidence)} interval")
     axes.set_yticks(range(len(report.rows)), [_described(row) for row in report.rows])
 
@@ -66,13 +66,13 @@ def _draw_differences(axes: Any, report: Report, metric: str, label: str) -> Non
         difference = row.differences.get(metric)
         if difference is None:
             words = "baseline" if row.is_baseline else "no pair of figures"
-            _say(axes, words, 0, place, _UNDECIDED)
+            _annotate(axes, words, 0, place, _UNDECIDED)
             continue
         colour = _COLOURS.get(difference.verdict, _UNDECIDED)
         axes.plot(difference.mean, place, "D", color=colour, markersize=6)
         if difference.low is not None and difference.high is not None:
             axes.plot([difference.low, difference.high], [place, place], color=colour, linewidth=2)
-        _say(axes, f"{difference.mean:+.3f}: {difference.verdict}", difference.mean, place, colour)
+        _annotate(axes, f"{difference.mean:+.3f}: {difference.verdict}", difference.mean, place, colour)
     title = f"{label}: paired difference to {report.baseline.model.name}, {percent(report.level)} interval"
     _finish(axes, report, title)
     axes.set_yticks(range(len(report.rows)), [""] * len(report.rows))
@@ -80,7 +80,7 @@ def _draw_differences(axes: Any, report: Report, metric: str, label: str) -> Non
     axes.set_xlim(-reach, reach)  # 0, the baseline's own difference, is in the middle
 
 
-def _say(axes: Any, words: str, x: float, place: int, colour: str) -> None:
+def _annotate(axes: Any, words: str, x: float, place: int, colour: str) -> None:
     """Write words above a point, on white because lines may cross there."""
     above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "va": "bottom"}
     axes.annotate(words, (x, place), **above, color=colour, fontsize=9, bbox=_BEHIND_WORDS, zorder=4)

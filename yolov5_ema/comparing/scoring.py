@@ -14,7 +14,7 @@ from typing import Any
 from yolov5_ema.engine import shim
 from yolov5_ema.files import write_whole
 from yolov5_ema.scripts import leash
-from yolov5_ema.scripts.running import speaking_plainly
+from yolov5_ema.scripts.running import errors_as_user_errors
 
 CONFIDENCE_THRESHOLD = 0.001
 IOU_THRESHOLD = 0.6
@@ -34,7 +34,7 @@ def score(
     """
     engine = shim.install()
     val: Any = engine.module("val")
-    with speaking_plainly(engine):
+    with errors_as_user_errors(engine):
         found, *_ = val.run(
             data=str(data),
             weights=str(weights),

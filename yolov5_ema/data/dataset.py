@@ -188,13 +188,13 @@ class Dataset:
             )
 
 
-def load_dataset(file: Path, conventions: Conventions = Conventions(), *, as_yolov5_takes_it: bool = False) -> Dataset:
+def load_dataset(file: Path, conventions: Conventions = Conventions(), *, lenient: bool = False) -> Dataset:
     """Read a data YAML.
 
     Args:
         file: the YAML.
         conventions: how to read it.
-        as_yolov5_takes_it: two classes may have the same name, and the names may be missing if the YAML names COCO's
+        lenient: two classes may have the same name, and the names may be missing if the YAML names COCO's
             files, which the PyPI package converts.
 
     Raises:
@@ -205,7 +205,7 @@ def load_dataset(file: Path, conventions: Conventions = Conventions(), *, as_yol
         raise ConfigError(f"{file}: a data YAML must hold keys such as path, train, val, names")
     root = dataset_root(content, file, conventions.bases)
     dataset = Dataset(file, root, _names(content, file), content, conventions)
-    if not as_yolov5_takes_it:
+    if not lenient:
         dataset.refuse_unfit_names()
     return dataset
 
@@ -216,7 +216,7 @@ def dataset_root(content: Mapping[str, Any], file: Path, bases: Sequence[Path] =
     A relative ``path`` is relative to the working directory, one of ``bases`` or the YAML's own folder: the first of
     these where a split exists (see `place_of`), or the working directory if none exists.
     """
-    path = _home_written_out(content.get("path") or "", file)
+    path = _home_expanded(content.get("path") or "", file)
     if path.is_absolute():
         return path
     candidates = [base / path for base in (Path(), *bases, file.resolve().parent)]
@@ -240,7 +240,7 @@ def place_of(root: Path, entry: str) -> Path:
     return place
 
 
-def _home_written_out(path: Any, file: Path) -> Path:
+def _home_expanded(path: Any, file: Path) -> Path:
     if not isinstance(path, str) or "\0" in path:
         raise ConfigError(f"{file}: path must be a folder, not {reprlib.repr(path)}")
     try:

@@ -49,7 +49,7 @@ def read_image(file: str | os.PathLike[str]) -> ImageFile:
         return ImageFile(None, _reason(error))
     if pixels is None:
         return ImageFile(None, "is not an image that OpenCV reads, or it is damaged")
-    if _lacks_its_end_mark(path) and _is_cut_off(path):
+    if _has_no_end_marker(path) and _is_cut_off(path):
         return ImageFile(pixels, "is cut off; the missing part was read as grey")
     return ImageFile(pixels, None)
 
@@ -80,7 +80,7 @@ def _reason(error: BaseException) -> str:
     return f"cannot be read: {text}"
 
 
-def _lacks_its_end_mark(path: Path) -> bool:
+def _has_no_end_marker(path: Path) -> bool:
     """Whether a JPEG has no end marker at its end; bytes appended to a complete JPEG also have this effect."""
     with path.open("rb") as stream:
         head = stream.read(2)

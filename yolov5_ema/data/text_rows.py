@@ -107,7 +107,7 @@ def parse_clean(texts: Sequence[bytes], columns: int) -> tuple[np.ndarray, np.nd
         The values of all files, one after the other, int64 of shape (R, columns), and the number of rows of each
         file, int64 of shape (len(texts),); None if any file needs `parse_rows`.
     """
-    tidy = [_tidied(text) for text in texts]
+    tidy = [_cleaned(text) for text in texts]
     text = b"".join(tidy)
     counts = np.array([part.count(b"\n") for part in tidy], dtype=np.int64)
     if not text:
@@ -130,7 +130,7 @@ def parse_clean(texts: Sequence[bytes], columns: int) -> tuple[np.ndarray, np.nd
 _MOST_DIGITS = 15  # such a number is exact in float64, which is what `parse_rows` returns
 
 
-def _tidied(text: bytes) -> bytes:
+def _cleaned(text: bytes) -> bytes:
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n")
     text = text.replace(b",\n", b"\n").rstrip(b",\n")

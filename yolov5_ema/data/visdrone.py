@@ -196,7 +196,7 @@ def _convert(job: Job, out: Path, workers: int, quiet: bool, strict: bool) -> Sp
     journal = Journal(journal_file(out, target.name), job.header())
     for folder in (*(target / kind for kind in _kinds(job)), out / "annotations"):
         make_folder(folder, inside=out)
-    done = _still_done(job, journal, items)
+    done = _reusable_records(job, journal, items)
     result = SplitResult(job.split, target.name, job.annotated, done_before=len(done), problems=list(problems))
     json_file = out / "annotations" / f"instances_{job.split}.json" if job.annotated else None
     stale = journal.made_before - set(items)
@@ -235,7 +235,7 @@ def _is_summary(entry: dict[str, Any] | None) -> bool:
     )
 
 
-def _still_done(job: Job, journal: Journal, items: Mapping[str, tuple[Item, str]]) -> dict[str, Record]:
+def _reusable_records(job: Job, journal: Journal, items: Mapping[str, tuple[Item, str]]) -> dict[str, Record]:
     """The records of images with unchanged sources and complete results."""
     there = {name: set(os.listdir(f"{job.target}/{name}")) for name in _kinds(job)}
     done = {}

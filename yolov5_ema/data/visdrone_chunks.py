@@ -331,14 +331,14 @@ def _coco_rows(objects: _Objects) -> tuple[np.ndarray, np.ndarray]:
     table[:, 5] = table[:, 3] * table[:, 4]
     table[:, 6] = table[:, 7] = (~objects.scored | is_region)[rows]
     table[:, 8] = objects.categories[rows]
-    return _whole_if_all_are(table, [0, 6, 7, 8]), objects.files[rows]
+    return _as_integers(table, [0, 6, 7, 8]), objects.files[rows]
 
 
 def _others(objects: _Objects) -> dict[int, list[list[float]]]:
     """The boxes of the category 'others', by the index of their image."""
     rows = np.flatnonzero(objects.kept & (objects.categories == OTHERS))
     found: dict[int, list[list[float]]] = {}
-    for index, box in zip(objects.files[rows].tolist(), _whole_if_all_are(_ltwh(objects, rows), []).tolist()):
+    for index, box in zip(objects.files[rows].tolist(), _as_integers(_ltwh(objects, rows), []).tolist()):
         found.setdefault(index, []).append(box)
     return found
 
@@ -349,7 +349,7 @@ def _ltwh(objects: _Objects, rows: np.ndarray) -> np.ndarray:
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
-def _whole_if_all_are(table: np.ndarray, always: list[int]) -> np.ndarray:
+def _as_integers(table: np.ndarray, always: list[int]) -> np.ndarray:
     """The table as whole numbers, if all are whole; otherwise only the columns ``always``."""
     whole = table.astype(np.int64)
     if (whole == table).all():

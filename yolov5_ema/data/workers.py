@@ -104,10 +104,10 @@ def _context() -> Any:
 
 def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent lets workers finish their chunk
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 
-def _leave_with(parent: int) -> None:
+def _end_with_parent(parent: int) -> None:
     """End this worker when its parent is killed; otherwise it would wait for work forever."""
     while os.getppid() == parent:
         time.sleep(0.5)

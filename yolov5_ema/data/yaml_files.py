@@ -62,7 +62,7 @@ def read_yaml(file: Path, *, name: str = "") -> Any:
         return parse_yaml(raw.decode("utf-8"), name)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        return _with_foreign_comments(raw.decode("utf-8", "replace"), name, line)
+        return _parsed_other_encoding(raw.decode("utf-8", "replace"), name, line)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _kind_of(content: Any) -> str:
     return "empty" if content is None else f"a {type(content).__name__}"
 
 
-def _with_foreign_comments(text: str, name: str, line: int) -> Any:
+def _parsed_other_encoding(text: str, name: str, line: int) -> Any:
     """Parse a text that is not in UTF-8, if only its comments are not."""
     not_utf8 = ConfigError(
         f"{name} is not valid YAML: it is not in UTF-8 (line {line}), so its text cannot be read. "

@@ -122,8 +122,8 @@ class _Reader:
         """Take a row of numbers, both as it is meant and as YOLOv5 reads it."""
         seen = [box[0], *_around(row[1:])] if polygons else box
         self._seen.append(seen)
-        leaves_out = bool(_beyond(seen))
-        fault, cut = _beyond(box), _cut(box)
+        leaves_out = bool(_refused_number(seen))
+        fault, cut = _refused_number(box), _cut(box)
         if cut is None:
             self._note(self._bad, number, fault, leaves_out)
             return
@@ -179,7 +179,7 @@ def _around(points: list[float]) -> list[float]:
     return [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[0] - low[0], high[1] - low[1]]
 
 
-def _beyond(box: list[float]) -> str:
+def _refused_number(box: list[float]) -> str:
     """Which number of a row YOLOv5 refuses, in its precision; "" if none."""
     for value in box[1:]:
         if not 0 <= value <= 1:
@@ -192,7 +192,7 @@ def _beyond(box: list[float]) -> str:
 
 def _cut(box: list[float]) -> list[float] | None:
     """A box cut off at the image's border; None if it is completely outside."""
-    if not _beyond(box):
+    if not _refused_number(box):
         return box
     cls, x, y, width, height = box
     left, right = max(x - width / 2, 0.0), min(x + width / 2, 1.0)

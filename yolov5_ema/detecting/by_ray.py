@@ -225,7 +225,7 @@ def _connected(address: str | None, engine: Engine) -> Iterator[None]:
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has replaced it
-        _be_quiet()
+        _silence_ray()
         yield
     finally:
         ray.shutdown()
@@ -256,7 +256,7 @@ def _nothing_on_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _be_quiet() -> None:
+def _silence_ray() -> None:
     from ray.data import DataContext
 
     context = DataContext.get_current()

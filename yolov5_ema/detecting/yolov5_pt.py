@@ -15,7 +15,7 @@ from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Pair, Thresholds, TooThinError
 from yolov5_ema.errors import UserError
-from yolov5_ema.scripts.running import speaking_plainly
+from yolov5_ema.scripts.running import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
 
 
@@ -43,7 +43,7 @@ class Yolov5Detector:
         self.file = file
         self._device = torch.device(device)
         self._half = half and self._device.type != "cpu"
-        with speaking_plainly(engine), as_yolov5_builds(file):
+        with errors_as_user_errors(engine), as_yolov5_builds(file):
             model: Any = _loaded(engine, file)
             names = model.names
             self.names = [str(name) for name in (names.values() if isinstance(names, dict) else names)]

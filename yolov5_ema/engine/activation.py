@@ -45,7 +45,7 @@ class Activation:
         self._patched: set[str] = set()
 
     def start(self) -> None:
-        self._refuse_strangers()
+        self._refuse_foreign_modules()
         try:
             self._switch_on()
         except BaseException:
@@ -76,7 +76,7 @@ class Activation:
             with contextlib.suppress(ValueError):
                 sys.path.remove(self._path_entry)
 
-    def _refuse_strangers(self) -> None:
+    def _refuse_foreign_modules(self) -> None:
         """Refuse if other packages are already imported as `models` or `utils`: a clone needs these names."""
         if self.engine.kind == "package":
             return

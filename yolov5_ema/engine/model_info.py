@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yolov5_ema.cfgs.dry_run import check_model, quiet
 from yolov5_ema.cfgs.graph import Graph
-from yolov5_ema.cfgs.oddities import oddities
+from yolov5_ema.cfgs.oddities import likely_mistakes
 from yolov5_ema.engine import shim
 from yolov5_ema.kernels.dispatch import forced
 
@@ -88,7 +88,7 @@ def model_info(cfg: str | Path, nc: int | None = None, imgsz: int = 640) -> Mode
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops["Global"],
         rows=rows,
-        warnings=oddities(Graph.from_cfg(content, str(cfg))),
+        warnings=likely_mistakes(Graph.from_cfg(content, str(cfg))),
     )
 
 

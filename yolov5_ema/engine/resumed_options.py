@@ -109,7 +109,7 @@ def options_to_resume(last: Path, typed: argparse.Namespace, script: Script) -> 
     options["data"] = _data(held["data"], typed, where, run, script)
     options["hyp"] = _hyp(held.get("hyp"), where, run, script)
     options.update(save_dir=str(run), project=str(run.parent), name=run.name)
-    _say_what_was_left(held, options, actions, where)
+    _report_left_out(held, options, actions, where)
     return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
 
 
@@ -232,7 +232,7 @@ def _wanted(action: argparse.Action) -> str:
     return "cpu, mps, or the numbers of GPUs" if action.dest == "device" else "a text"
 
 
-def _say_what_was_left(
+def _report_left_out(
     held: Mapping[str, Any], options: Mapping[str, Any], actions: Mapping[str, argparse.Action], where: str
 ) -> None:
     if int(os.environ.get("RANK", "-1")) > 0:
@@ -266,7 +266,7 @@ def _data(value: Any, typed: argparse.Namespace, where: str, run: Path, script: 
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{where}: data must name a data YAML, not {reprlib.repr(value)}")
     if value.startswith(_URL) or value.lower().endswith(".zip"):
-        value = _typed_instead(value, typed, where)
+        value = _typed_data_set(value, typed, where)
         if value.startswith(_URL):
             return value
     file = _found(value, run, script.engine) if len(value) <= _LONGEST and value.isprintable() else None
@@ -281,7 +281,7 @@ def _data(value: Any, typed: argparse.Namespace, where: str, run: Path, script: 
 
 
 def _check_data(file: Path, engine: Engine) -> None:
-    check_data(open_dataset(str(file), engine, as_yolov5_takes_it=True), ("train", "val"), engine)
+    check_data(open_dataset(str(file), engine, lenient=True), ("train", "val"), engine)
 
 
 def _typed(typed: argparse.Namespace) -> str:
@@ -290,7 +290,7 @@ def _typed(typed: argparse.Namespace) -> str:
     return given if isinstance(given, str) and not given.lower().endswith(".zip") else ""
 
 
-def _typed_instead(value: str, typed: argparse.Namespace, where: str) -> str:
+def _typed_data_set(value: str, typed: argparse.Namespace, where: str) -> str:
     given = _typed(typed)
     if given:
         return given

@@ -243,12 +243,12 @@ def _checked(values: np.ndarray, truth: Truth, where: str, known: TruthSet) -> P
 
 
 def _check_complete(found: Mapping[str, Predictions], truth: TruthSet, place: Path, missing_as_empty: bool) -> None:
-    lacking = [image for image in truth.truths if image not in found or not len(found[image].scores)]
-    if len(lacking) == len(truth.truths):
+    absent = [image for image in truth.truths if image not in found or not len(found[image].scores)]
+    if len(absent) == len(truth.truths):
         raise UserError(f"{place} holds no detection for any image of {truth.source}")
-    if lacking and not missing_as_empty:
+    if absent and not missing_as_empty:
         raise UserError(
-            f"{place}: no detections for {len(lacking)} of {len(truth.truths)} images, such as {lacking[0]}. "
+            f"{place}: no detections for {len(absent)} of {len(truth.truths)} images, such as {absent[0]}. "
             "If the detector found nothing there, pass --missing-as-empty; otherwise the predictions are incomplete."
         )
 

@@ -145,9 +145,9 @@ def _bare(image: str) -> str:
     return f"/{PurePosixPath(image).with_suffix('')}"
 
 
-def _check_all_there(truth: TruthSet, lacking: Collection[str]) -> None:
-    if lacking:
-        raise UserError(f"{truth.source} has no annotations for {len(lacking)} images, such as {min(lacking)}")
+def _check_all_there(truth: TruthSet, missing: Collection[str]) -> None:
+    if missing:
+        raise UserError(f"{truth.source} has no annotations for {len(missing)} images, such as {min(missing)}")
 
 
 def _sizes_beside(folder: Path) -> Sizes:

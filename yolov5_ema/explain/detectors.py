@@ -118,7 +118,7 @@ class Detector:
 
     def _detections(self, boxes: torch.Tensor, area: Area) -> tuple[torch.Tensor, Detections]:
         options = self._options
-        kept = surviving(boxes, options.conf_thres, options.iou_thres, options.max_det, self._classes)
+        kept = kept_by_suppression(boxes, options.conf_thres, options.iou_thres, options.max_det, self._classes)
         corners = _corners(boxes[kept[:, 0], :4]) - torch.tensor([area.left, area.top] * 2)
         corners = corners.clamp(min=0).minimum(torch.tensor([area.width, area.height] * 2).float())
         scores = _scores(boxes)[kept[:, 0], kept[:, 1]]
@@ -166,7 +166,7 @@ def candidates_of(model: Any, stride: int) -> Candidates:
     )
 
 
-def surviving(
+def kept_by_suppression(
     boxes: torch.Tensor, conf_thres: float, iou_thres: float, max_det: int, classes: Sequence[int] = ()
 ) -> torch.Tensor:
     """The candidates that ``detect`` would show, by the rules of YOLOv5's ``non_max_suppression``.
@@ -191,7 +191,7 @@ def surviving(
 
 
 def best_candidate(boxes: torch.Tensor, classes: Sequence[int] = ()) -> torch.Tensor:
-    """Row and class of the highest score, int64 of shape (1, 2); arguments as `surviving`."""
+    """Row and class of the highest score, int64 of shape (1, 2); arguments as `kept_by_suppression`."""
     scores = _scores(boxes)
     if classes:
         others = torch.ones(scores.shape[1], dtype=torch.bool)

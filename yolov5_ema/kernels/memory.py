@@ -53,7 +53,7 @@ def check_memory(tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype,
     )
 
 
-def somebody_looks() -> bool:
+def is_intercepted() -> bool:
     """Whether torch records, simulates or transforms operations, so that a kernel must be called as an operator.
 
     Otherwise the kernel is called without torch's dispatcher, which saves 10 microseconds.
@@ -78,7 +78,7 @@ def is_inside_its_storage(tensor: torch.Tensor) -> bool:
     return bool((last + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes())
 
 
-def laid_out(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def as_contiguous(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The tensor, contiguous and in a dtype. A tensor that is both already is returned unchanged and unchecked.
 
     Raises:

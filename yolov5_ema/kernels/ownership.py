@@ -35,12 +35,12 @@ def is_private_folder(folder: Path) -> bool:
     try:
         status = folder.stat()
         is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-        return is_own and not status.st_mode & 0o022 and _is_beyond_reach(folder)
+        return is_own and not status.st_mode & 0o022 and _is_protected(folder)
     except OSError:
         return False
 
 
-def _is_beyond_reach(path: Path) -> bool:
+def _is_protected(path: Path) -> bool:
     """Whether nobody else can change where an absolute path leads. Every folder in it is checked, also in links."""
     ahead, at, links = list(path.parts[1:]), Path(path.anchor), 0
     while ahead:

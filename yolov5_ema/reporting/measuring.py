@@ -213,7 +213,7 @@ def measure(
     shown = [
         name
         for name, truth in truths.truths.items()
-        if len(truth.classes) and (pictures_from is None or _lies_in(files[name], pictures_from))
+        if len(truth.classes) and (pictures_from is None or _is_within_any(files[name], pictures_from))
     ]
     chosen = _evenly(shown, settings["samples"])
     return Measured(
@@ -245,7 +245,7 @@ def folders_of(dataset: Dataset, split: str) -> list[Path]:
     return [Path(os.path.realpath(folder)) for folder in found]
 
 
-def _lies_in(image: Path, folders: Sequence[Path]) -> bool:
+def _is_within_any(image: Path, folders: Sequence[Path]) -> bool:
     """Whether the image itself is in one of the folders; a symbolic link or a line of a list may lead out of them."""
     parents = Path(os.path.realpath(image)).parents
     return any(folder in parents and folder != Path(folder.anchor) for folder in folders)

@@ -140,7 +140,7 @@ def read_source(place: Path) -> Source:
     raise UserError(f"{place} is not a run: looked in it for {_LOOKED_FOR}{_hint(folder)}")
 
 
-def name_apart(sources: Sequence[Source]) -> None:
+def make_names_unique(sources: Sequence[Source]) -> None:
     """Give each source and each training of a comparison a unique name: as short a part of its path as possible.
 
     Raises:

@@ -44,7 +44,7 @@ _FILES = {
 }
 
 
-def refuse_what_cannot_be(opt: argparse.Namespace, engine: Engine) -> None:
+def refuse_impossible_formats(opt: argparse.Namespace, engine: Engine) -> None:
     """Refuse formats that cannot be exported, before anything is built.
 
     These are: formats that this YOLOv5 does not know (v6.0 skips them silently); TensorFlow formats if the model has

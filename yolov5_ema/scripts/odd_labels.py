@@ -27,7 +27,7 @@ def has_odd_images(dataset: Dataset, split: str) -> bool:
 
 @contextmanager
 def odd_images_kept(engine: Engine, dataset: Dataset) -> Iterator[None]:
-    """Within: data sets that are opened keep images with malformed label rows, with those rows that can be used.
+    """Inside the ``with`` block, data sets keep images with malformed label rows, with the rows that can be used.
 
     The label caches that YOLOv5 writes do not change.
 

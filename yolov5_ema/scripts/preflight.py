@@ -12,7 +12,7 @@ from typing import Any
 
 from yolov5_ema.cfgs.dry_run import check_model
 from yolov5_ema.cfgs.graph import Graph
-from yolov5_ema.cfgs.oddities import log_warnings, oddities
+from yolov5_ema.cfgs.oddities import likely_mistakes, log_warnings
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.data.dataset import Dataset
 from yolov5_ema.data.image_names import image_id, name_of, named_once
@@ -96,7 +96,7 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     if getattr(opt, "cfg", ""):
         content = check_model(opt.cfg, engine)
         if int(os.environ.get("RANK", "-1")) < 1:
-            log_warnings(oddities(Graph.from_cfg(content, str(opt.cfg))), str(opt.cfg))
+            log_warnings(likely_mistakes(Graph.from_cfg(content, str(opt.cfg))), str(opt.cfg))
     _check_hyp(getattr(opt, "hyp", ""), name, engine)
     if not has_folder:
         _check_data(opt, script, engine)
@@ -107,7 +107,7 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
         check_source(opt, engine)
         _check_runnable(opt, engine)
     if script == "export":
-        exports.refuse_what_cannot_be(opt, engine)
+        exports.refuse_impossible_formats(opt, engine)
     project = _project_of(opt)
     if project is not None:
         _check_writable(project)
@@ -178,7 +178,7 @@ def _check_data(opt: argparse.Namespace, script: str, engine: Engine) -> None:
     if script not in ("train", "val") or not data or isinstance(data, Path) or str(data).endswith(".zip"):
         return
     task = getattr(opt, "task", "train" if script == "train" else "val")
-    dataset = open_dataset(str(data), engine, as_yolov5_takes_it=True)
+    dataset = open_dataset(str(data), engine, lenient=True)
     check_data(dataset, _SPLITS.get("train" if script == "train" else task, ("val",)), engine)
     if script == "train":
         _refuse_names_twice(dataset, engine)

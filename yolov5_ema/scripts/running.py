@@ -56,12 +56,12 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
     _refuse_settings(argv)
     watched = _watched_parser(module, engine, name, more_help)
     with opening_once(), checking_once(), _command_line(name, argv), watched as patches:
-        with speaking_plainly(engine):  # some parsers already look for files
+        with errors_as_user_errors(engine):  # some parsers already look for files
             opt = module.parse_opt()
         preflight.check(opt, name, engine)
         folder = WatchedRunFolder.watched(module, patches)
         files = SourceFiles.watched(module, patches, name, opt)
-        checks = (folder.removed_if_refused(), speaking_plainly(engine), exports.all_written(opt, name))
+        checks = (folder.removed_if_refused(), errors_as_user_errors(engine), exports.all_written(opt, name))
         with contextlib.ExitStack() as stack:
             for context in (any_name_printed(), *checks):
                 stack.enter_context(context)
@@ -148,14 +148,14 @@ def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: st
 
 
 @contextmanager
-def speaking_plainly(engine: Engine) -> Iterator[None]:
+def errors_as_user_errors(engine: Engine) -> Iterator[None]:
     """Turn the asserts and bare exceptions with which YOLOv5 reports a user's mistake into UserErrors."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        cause = _user_error_behind(error)
+        cause = _wrapped_user_error(error)
         if cause is not None:
             raise cause from error
         message = _message_for(error, engine)
@@ -195,7 +195,7 @@ def _other_size(said: str) -> str:
     )
 
 
-def _user_error_behind(error: BaseException) -> UserError | None:
+def _wrapped_user_error(error: BaseException) -> UserError | None:
     """The UserError that YOLOv5 caught and wrapped, or None."""
     seen: BaseException | None = error
     while seen is not None:

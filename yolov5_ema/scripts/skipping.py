@@ -193,7 +193,7 @@ def _tolerant(base: Any, files: SourceFiles, patches: Patches) -> type:
             """Whether the image can be read; it is kept for YOLOv5, which asks for it next."""
             pixels, problem = read_image(path)
             if pixels is not None and not getattr(self, "transforms", None):
-                thinness = _thinness(pixels.shape[:2], self.img_size)
+                thinness = _too_thin_reason(pixels.shape[:2], self.img_size)
                 pixels, problem = (None, thinness) if thinness else (pixels, problem)
             if problem is not None:
                 files.note(path, problem)
@@ -223,7 +223,7 @@ def _tolerant(base: Any, files: SourceFiles, patches: Patches) -> type:
 
 @contextlib.contextmanager
 def any_name_printed() -> Iterator[None]:
-    """Within: file names with characters that standard output cannot encode can be printed, as YOLOv5 does."""
+    """Inside the ``with`` block, print characters that standard output cannot encode as escapes, as YOLOv5 does."""
     errors = getattr(sys.stdout, "errors", None)
     if errors != "strict" or not hasattr(sys.stdout, "reconfigure"):
         yield
@@ -262,7 +262,7 @@ def _entry(path: str) -> str:
     return path if os.path.isabs(path) else os.path.join(glob.escape(str(Path.cwd())), path)
 
 
-def _thinness(shape: tuple[int, ...], img_size: Any) -> str | None:
+def _too_thin_reason(shape: tuple[int, ...], img_size: Any) -> str | None:
     """Why YOLOv5's letterbox cannot scale an image of shape (height, width); None if it can."""
     height, width = shape
     low, wide = img_size if isinstance(img_size, (list, tuple)) else (img_size, img_size)

@@ -56,7 +56,7 @@ def find_yaml(name: str, engine: Engine | None = None) -> Path | None:
     return min((file for file in files if file.name == name), default=None)
 
 
-def open_dataset(name: str, engine: Engine | None = None, *, as_yolov5_takes_it: bool = False) -> Dataset:
+def open_dataset(name: str, engine: Engine | None = None, *, lenient: bool = False) -> Dataset:
     """Open the data set of a data YAML, found and read in the same way as by `val` of the YOLOv5 in use.
 
     All commands open data sets with this function. It is in this room, and not in `data`, because releases of YOLOv5
@@ -65,7 +65,7 @@ def open_dataset(name: str, engine: Engine | None = None, *, as_yolov5_takes_it:
     Args:
         name: the user's YAML, or the bare name of one that ships with yolov5-ema or with YOLOv5.
         engine: the YOLOv5; None for the one that `locate` finds, if any.
-        as_yolov5_takes_it: see `load_dataset`.
+        lenient: see `load_dataset`.
 
     Raises:
         ConfigError: there is no such file, it cannot be read, or it names no classes.
@@ -78,8 +78,8 @@ def open_dataset(name: str, engine: Engine | None = None, *, as_yolov5_takes_it:
     conventions, opened = conventions_of(engine), _opened.get()
     dataset = (opened or {}).get(file.absolute())
     if dataset is None or dataset.conventions != conventions:
-        dataset = load_dataset(file, conventions, as_yolov5_takes_it=True)
-    if not as_yolov5_takes_it:
+        dataset = load_dataset(file, conventions, lenient=True)
+    if not lenient:
         dataset.refuse_unfit_names()
     if opened is not None:
         opened[file.absolute()] = dataset
@@ -88,7 +88,7 @@ def open_dataset(name: str, engine: Engine | None = None, *, as_yolov5_takes_it:
 
 @contextmanager
 def opening_once(*known: Dataset) -> Iterator[None]:
-    """Within: `open_dataset` reads each data YAML once, and the images of each split are searched once.
+    """Inside the ``with`` block, `open_dataset` reads each data YAML once and lists the images of each split once.
 
     So the steps of a command get the same data set as YOLOv5, which opens it again by the name of the file.
 
@@ -136,7 +136,7 @@ def may_download(file: Path, engine: Engine) -> bool:
 
 @contextmanager
 def approving(download: Any) -> Iterator[None]:
-    """Within: `approved_download` is True for this text only."""
+    """Inside the ``with`` block, `approved_download` is True for this text only."""
     token = _approved.set(download if isinstance(download, str) else None)
     try:
         yield

@@ -131,8 +131,8 @@ def engine_at(path: Path) -> Engine:
 
 
 @contextmanager
-def leaving_working_folder_alone() -> Iterator[None]:
-    """Within: `locate` ignores a clone in the working directory.
+def ignoring_working_folder() -> Iterator[None]:
+    """Inside the ``with`` block, `locate` ignores a clone in the working directory.
 
     This is for commands that only look at files, which may come from anybody, as may the directory around them.
     """
@@ -147,7 +147,7 @@ def locate(path: str | os.PathLike[str] | None = None) -> Engine:
     """Find the YOLOv5 to use.
 
     It is looked for in this order: ``path``; the settings (``--yolov5``); the working directory, if it is a clone; the
-    installed package ``yolov5``; a clone in ``./yolov5``. Within `leaving_working_folder_alone`, the working directory
+    installed package ``yolov5``; a clone in ``./yolov5``. Within `ignoring_working_folder`, the working directory
     and ``./yolov5`` are skipped.
 
     Raises:

@@ -222,7 +222,7 @@ def _open_zip(path: Path, stream: BinaryIO) -> PickleFile:
 
 def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
     listed = archives.entries_of(stream)
-    refuse_bomb(path, stream.seek(0, os.SEEK_END), listed)
+    refuse_zip_bomb(path, stream.seek(0, os.SEEK_END), listed)
     entries = _in_one_folder(path, listed)
     # torch uses the same test
     script = "constants.pkl" in entries
@@ -254,7 +254,7 @@ def _in_one_folder(path: Path, listed: Sequence[Entry]) -> dict[str, Entry]:
     return entries
 
 
-def refuse_bomb(path: Path, size: int, entries: Sequence[Entry]) -> None:
+def refuse_zip_bomb(path: Path, size: int, entries: Sequence[Entry]) -> None:
     """Raise a `CheckpointError` for an archive that unpacks to many times its size; archives of weights never do."""
     unpacked = sum(entry.size for entry in entries)
     if unpacked > 8 * size + 4 * MAX_PICKLE:

@@ -50,7 +50,7 @@ def shown_names(names: Iterable[str], most: int = 12) -> str:
     return listed(((name if name.isprintable() else repr(name))[:200] for name in sorted(names)), most)
 
 
-def what_helps(names: Iterable[str], engine: str) -> str:
+def advice_for(names: Iterable[str], engine: str) -> str:
     """What the user can do about names in a checkpoint that are not on the allow-list.
 
     Args:

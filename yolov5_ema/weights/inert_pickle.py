@@ -231,12 +231,12 @@ class _Machine:
     def _collect(self, kind: str) -> None:
         items = self._since_mark()
         if kind == "frozenset":
-            self._look_at_keys(items)
+            self._count_odd_keys(items)
         self.stack.append(Items(kind, items))
 
     def _dict(self) -> None:
         items = self._since_mark()
-        self._look_at_keys(items[::2])
+        self._count_odd_keys(items[::2])
         self.stack.append(Table(_in_pairs(items)))
 
     def _add_items(self, items: list[Any]) -> None:
@@ -244,17 +244,17 @@ class _Machine:
         if not isinstance(target, (Items, Made)):
             raise ValueError("it appends to something that is not a list")
         if isinstance(target, Items) and target.kind == "set":
-            self._look_at_keys(items)
+            self._count_odd_keys(items)
         target.items.extend(items)
 
-    def _look_at_keys(self, keys: list[Any]) -> None:
+    def _count_odd_keys(self, keys: list[Any]) -> None:
         self.odd_keys += sum(1 for key in keys if not is_key(key))
 
     def _add_pairs(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, (Table, Made)):
             raise ValueError("it sets a key of something that is not a dict")
-        self._look_at_keys(items[::2])
+        self._count_odd_keys(items[::2])
         target.pairs.extend(_in_pairs(items))
 
     def _append(self) -> None:

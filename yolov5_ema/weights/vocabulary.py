@@ -62,11 +62,11 @@ def _of_calls(pickle: Followed) -> Iterator[str]:
             yield f"{name}: called while the file is read, not only filled with its state"
         elif name in _JUDGES and not _JUDGES[name](arguments_of(call)):
             yield f"{name}: called with arguments that no checkpoint needs"
-        elif not _is_filled_as_it_should(call, name):
+        elif not _has_valid_state(call, name):
             yield f"{name}: given a state that no checkpoint needs"
 
 
-def _is_filled_as_it_should(call: Made, name: str) -> bool:
+def _has_valid_state(call: Made, name: str) -> bool:
     if name == "numpy.dtype":
         return _is_plain_dtype(call)
     return call.state is None or _FILLED.fullmatch(name) is not None

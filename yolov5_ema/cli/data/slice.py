@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         for split in splits:
             report = slicing.slice_split(dataset, split, out, plan, strict=args.strict, workers=args.workers)
             print(_summary(split, report))
-            _name_the_bad(report)
+            _report_bad(report)
             if not report.images:
                 raise UserError(f"{file}: no image of {split} can be read")
         yaml_file = slicing.write_yaml(dataset, splits, out)
@@ -129,7 +129,7 @@ def _summary(split: str, report: SliceReport) -> str:
     return ", ".join(parts)
 
 
-def _name_the_bad(report: SliceReport) -> None:
+def _report_bad(report: SliceReport) -> None:
     for what, bad in (
         ("label lines skipped, or cut off at the border", report.bad_lines),
         ("images skipped", report.bad_images),

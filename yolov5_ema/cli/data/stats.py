@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     Raises:
         UserError: the YAML, its images or a flag cannot be used, or a file cannot be written.
     """
-    _settle_data(args)
+    _take_json_value_as_data(args)
     if args.imgsz < 1:
         raise UserError(f"--imgsz must be at least 1, not {args.imgsz}")
 
@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _settle_data(args: argparse.Namespace) -> None:
+def _take_json_value_as_data(args: argparse.Namespace) -> None:
     """In ``stats --json DATA.yaml``, the argument after ``--json`` is the data set, not a file to write."""
     if args.data is None and args.json:
         args.data, args.json = args.json, ""

@@ -31,7 +31,7 @@ def _guarded(check_dataset: Callable[..., Any], engine: Engine) -> Callable[...,
         file = Path(str(data))
         if not is_there(file) or _is_archive(file):
             return check_dataset(data, *args, **kwargs)
-        dataset = open_dataset(str(file), engine, as_yolov5_takes_it=True)
+        dataset = open_dataset(str(file), engine, lenient=True)
         root = dataset.root.resolve()
         content = _with_names(dataset.content, list(dataset.names))
         content = {**content, **_found_below(root, content), "path": str(root)}

@@ -52,12 +52,12 @@ def _needed(module: SourceModule) -> str | None:
     main = module.code.part("main")
     if main is None or not module.code.has_flag("--resume") or parameters(main)[:1] != ["opt"]:
         return None
-    if any(_takes_all(call) for call in main.calls("argparse.Namespace")):
+    if any(_passes_mapping(call) for call in main.calls("argparse.Namespace")):
         return "--resume does what the options in a file say: write, upload, download, run"
     return None
 
 
-def _takes_all(call: ast.Call) -> bool:
+def _passes_mapping(call: ast.Call) -> bool:
     return any(given.arg is None for given in call.keywords)
 
 
@@ -71,7 +71,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
         last = _last(opt, module.module)
         checked = options_to_resume(last, opt, _script(module))
         opt.resume = str(last)
-        with _handed_over(checked, last, module.module):
+        with _checked_options_used(checked, last, module.module):
             return main(opt, *args, **kwargs)
 
     setattr(wrapper, _GUARDED, True)
@@ -101,8 +101,8 @@ def _script(module: SourceModule) -> Script:
 
 
 @contextmanager
-def _handed_over(checked: dict[str, Any], last: Path, module: Any) -> Iterator[None]:
-    """Within: the script reads the checked options wherever it looks for the run's, and cannot start with others."""
+def _checked_options_used(checked: dict[str, Any], last: Path, module: Any) -> Iterator[None]:
+    """Inside the ``with`` block, the script gets the checked options wherever it reads options of the run."""
     patches = Patches()
     text, place = yaml.safe_dump(checked, sort_keys=False), last.parent.parent / "opt.yaml"
     patches.set(module, "open", _opening(vars(module).get("open", builtins.open), place, text))

@@ -46,12 +46,13 @@ def _needed(module: SourceModule) -> str | None:
     check_anchors, kmean_anchors = (module.code.part(name) for name in _FUNCTIONS)
     if check_anchors is None or kmean_anchors is None:
         return None
-    if _tries(check_anchors, "kmean_anchors") and not _tries(kmean_anchors, "kmeans"):  # v6.2 and later try
+    # v6.2 and later try k-means itself
+    if _guards(check_anchors, "kmean_anchors") and not _guards(kmean_anchors, "kmeans"):
         return "check_anchors continues with anchors of the wrong shape after k-means failed"
     return None
 
 
-def _tries(function: Code, name: str) -> bool:
+def _guards(function: Code, name: str) -> bool:
     """Whether a function calls another one within ``try``."""
     return any(Code(line).calls(name) for tried in function.all(ast.Try) for line in tried.body)
 

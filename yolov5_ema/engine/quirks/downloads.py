@@ -43,7 +43,7 @@ def missing_weights_message(name: str) -> str:
     return f"weights not found: {name}. Check the path; {scratch}."
 
 
-def _saying_so(download: Callable[..., str]) -> Callable[..., str]:
+def _with_notice(download: Callable[..., str]) -> Callable[..., str]:
     @functools.wraps(download)
     def wrapper(file: Any, *args: Any, **kwargs: Any) -> str:
         name = str(file).strip().replace("'", "")
@@ -69,7 +69,7 @@ def _download_needed(module: SourceModule) -> str | None:
 
 
 def _download_apply(module: SourceModule, patches: Patches) -> None:
-    patches.set(module.module, "attempt_download", _saying_so(module.module.attempt_download))
+    patches.set(module.module, "attempt_download", _with_notice(module.module.attempt_download))
 
 
 DOWNLOADS_SAY_SO = Quirk(

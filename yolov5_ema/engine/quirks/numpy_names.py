@@ -24,11 +24,11 @@ _REPLACEMENTS: dict[str, Any] = {
 def _missing_names(code: Code) -> list[str]:
     # np.bool came back in NumPy 2 with another meaning, so look at NumPy itself, not at its version
     missing = [name for name in _REPLACEMENTS if name not in np.__dict__ and f"np.{name}" in code.names]
-    used = set(_used_unasked(code.tree)) if missing and "np" in code.own_names else set()
+    used = set(_unchecked_names(code.tree)) if missing and "np" in code.own_names else set()
     return [name for name in missing if f"np.{name}" in used]
 
 
-def _used_unasked(tree: ast.AST) -> Iterator[str]:
+def _unchecked_names(tree: ast.AST) -> Iterator[str]:
     """Dotted names in the code, except those that the code checks with ``hasattr`` first."""
     waiting = [tree]
     while waiting:

@@ -63,7 +63,7 @@ def _export_apply(module: SourceModule, patches: Patches) -> None:
         folder = _convert(Path(given["file"]), bool(given.get("half")), _metadata(given))
         return (folder, None) if is_tried else folder
 
-    around = theirs.try_export if is_tried else _saying_why
+    around = theirs.try_export if is_tried else _with_reason
     patches.set(theirs, _EXPORT, around(export_openvino))
 
 
@@ -88,7 +88,7 @@ def _convert(file: Path, half: bool, metadata: dict[str, Any]) -> str:
     return f"{folder}{os.sep}"
 
 
-def _saying_why(export: Any) -> Any:
+def _with_reason(export: Any) -> Any:
     """Print a failure and let the other formats be written, as v6.1 and v6.2 do."""
 
     @functools.wraps(export)
@@ -144,7 +144,7 @@ def _backend_apply(module: SourceModule, patches: Patches) -> None:
 
 @contextlib.contextmanager
 def _stand_ins(parts: list[str]) -> Iterator[None]:
-    """Within: the removed parts can be imported. They are made on demand, because making them imports OpenVINO."""
+    """Make the removed parts importable inside the ``with`` block; they are made on demand, which imports OpenVINO."""
     finder = _Finder([part for part in parts if _is_gone(part)])
     sys.meta_path.append(finder)
     try:

@@ -77,19 +77,19 @@ def _resumes(module: SourceModule) -> str | None:
     return None
 
 
-def _resume_evenly(module: SourceModule, patches: Patches) -> None:
+def _resume_consistently(module: SourceModule, patches: Patches) -> None:
     train = module.module.train
 
     @functools.wraps(train)
     def wrapper(hyp: Any, opt: Any, *args: Any, **kwargs: Any) -> Any:
         if opt.resume and int(os.environ.get("RANK", "-1")) <= 0:
-            even_out(Path(opt.save_dir), Path(opt.weights), module.engine)
+            match_files_to_checkpoint(Path(opt.save_dir), Path(opt.weights), module.engine)
         return train(hyp, opt, *args, **kwargs)
 
     patches.set(module.module, "train", wrapper)
 
 
-def even_out(run: Path, last: Path, engine: Engine) -> None:
+def match_files_to_checkpoint(run: Path, last: Path, engine: Engine) -> None:
     """Make the files of a run match the checkpoint that it is resumed from.
 
     In each epoch, YOLOv5 writes a row of ``results.csv``, then ``last.pt``, then, if the epoch is the best so far,
@@ -163,5 +163,5 @@ RESUME_AFTER_KILL = Quirk(
     symptom="train --resume after a kill: an epoch twice in results.csv, or best.pt that is not the best",
     versions="all",
     needed=_resumes,
-    apply=_resume_evenly,
+    apply=_resume_consistently,
 )

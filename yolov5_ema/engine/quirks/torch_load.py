@@ -90,7 +90,7 @@ def _loads_models(module: SourceModule) -> str | None:
     return None
 
 
-def _say_which_file(module: SourceModule, patches: Patches) -> None:
+def _name_file_in_errors(module: SourceModule, patches: Patches) -> None:
     attempt_load = module.module.attempt_load
 
     @functools.wraps(attempt_load)
@@ -107,5 +107,5 @@ FAULTS_OF_MODELS = Quirk(
     symptom="a traceback from within YOLOv5 for a checkpoint whose model was changed",
     versions="all",
     needed=_loads_models,
-    apply=_say_which_file,
+    apply=_name_file_in_errors,
 )

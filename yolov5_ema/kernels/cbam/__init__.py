@@ -50,7 +50,7 @@ def cbam(
         return spatial_gate(channel_gate(x))
     offered = ("reference", "exact", "cpp") if _suits_kernels(x) else ("reference", "exact")
     name = choose("CBAM", implementation, x.device.type, x.dtype, offered).name
-    if name == "reference" or _wants_modules(x, channel_gate, spatial_gate):
+    if name == "reference" or _must_call_modules(x, channel_gate, spatial_gate):
         return spatial_gate(channel_gate(x))
     if torch.is_grad_enabled() and _requires_grad(x, channel_gate, spatial_gate):
         return _differentiable(x, channel_gate, spatial_gate, kernel=name == "cpp")
@@ -64,7 +64,7 @@ def _suits_kernels(x: torch.Tensor) -> bool:
     return x.dtype in NAMES and not is_channels_last and (has_memory(type(x)) or isinstance(x, FakeTensor))
 
 
-def _wants_modules(x: torch.Tensor, *gates: nn.Module) -> bool:
+def _must_call_modules(x: torch.Tensor, *gates: nn.Module) -> bool:
     """Whether the gates must be called as modules: only plain operations may be used, or a gate has hooks."""
     if torch.compiler.is_compiling() or needs_plain_operations() or x.numel() == 0:
         return True
@@ -115,7 +115,7 @@ def _gate_of_pixels(maps: torch.Tensor, gate: Any, kernel: bool) -> torch.Tensor
 
 def _convolved(maps: torch.Tensor, conv: Any, kernel: bool) -> torch.Tensor:
     """``conv(maps)``, by the kernel if the convolution is plain and the dtypes agree."""
-    suits = kernel and is_untouched(conv, nn.Conv2d) and _is_the_papers(conv)
+    suits = kernel and is_untouched(conv, nn.Conv2d) and _is_conv_of_paper(conv)
     if not suits or not _are_alike(conv.weight, maps) or torch.is_autocast_enabled("cpu"):
         return conv(maps)
     return Convolve.apply(maps, conv.weight)
@@ -127,7 +127,7 @@ def _are_alike(weight: torch.Tensor, maps: torch.Tensor) -> bool:
     return is_known and weight.dtype == maps.dtype and weight.device == maps.device
 
 
-def _is_the_papers(conv: nn.Conv2d) -> bool:
+def _is_conv_of_paper(conv: nn.Conv2d) -> bool:
     k = conv.weight.shape[-1]
     geometry = (conv.stride, conv.dilation, conv.groups, conv.padding, conv.padding_mode)
     return (

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from yolov5_ema.kernels.memory import NAMES, Array, call, laid_out
+from yolov5_ema.kernels.memory import NAMES, Array, as_contiguous, call
 
 __all__ = ["NAMES"]
 
@@ -27,7 +27,7 @@ def maps(x: torch.Tensor, gate_c: torch.Tensor, count_ties: bool) -> tuple[torch
     """Maps of x * gate_c (N, 2, H, W) and, with ``count_ties``, the ties over its channels (N, 1, H, W)."""
     n, c, h, w = sizes_of(x)
     out, ties = x.new_empty(n, 2, h, w), x.new_empty((n, 1, h, w) if count_ties else 0)
-    _call("maps", x, (Array(laid_out(gate_c), (n, c)),), (out, ties if count_ties else None))
+    _call("maps", x, (Array(as_contiguous(gate_c), (n, c)),), (out, ties if count_ties else None))
     return out, ties
 
 
@@ -35,7 +35,7 @@ def apply(x: torch.Tensor, gate_c: torch.Tensor, gate_s: torch.Tensor) -> torch.
     """x * gate_c * gate_s."""
     n, c, h, w = sizes_of(x)
     out = x.new_empty(x.shape)
-    gates = (Array(laid_out(gate_c), (n, c)), Array(laid_out(gate_s), (n, 1, h, w)))
+    gates = (Array(as_contiguous(gate_c), (n, c)), Array(as_contiguous(gate_s), (n, 1, h, w)))
     _call("apply", x, gates, (out,))
     return out
 
@@ -47,9 +47,9 @@ def apply_backward(
     n, c, h, w = sizes_of(x)
     d_gate_c, d_gate_s = x.new_empty(n, c), x.new_empty(n, 1, h, w)
     arrays = (
-        Array(laid_out(grad), x.shape),
-        Array(laid_out(gate_c), (n, c)),
-        Array(laid_out(gate_s), (n, 1, h, w)),
+        Array(as_contiguous(grad), x.shape),
+        Array(as_contiguous(gate_c), (n, c)),
+        Array(as_contiguous(gate_s), (n, 1, h, w)),
     )
     _call("apply_backward", x, arrays, (d_gate_c, d_gate_s))
     return d_gate_c, d_gate_s
@@ -62,10 +62,10 @@ def maps_backward(
     n, c, h, w = sizes_of(x)
     d_gate_c = x.new_empty(n, c)
     arrays = (
-        Array(laid_out(d_maps), (n, 2, h, w)),
-        Array(laid_out(gate_c), (n, c)),
-        Array(laid_out(maps), (n, 2, h, w)),
-        Array(laid_out(map_ties), (n, 1, h, w)),
+        Array(as_contiguous(d_maps), (n, 2, h, w)),
+        Array(as_contiguous(gate_c), (n, c)),
+        Array(as_contiguous(maps), (n, 2, h, w)),
+        Array(as_contiguous(map_ties), (n, 1, h, w)),
     )
     _call("maps_backward", x, arrays, (d_gate_c,))
     return d_gate_c
@@ -93,7 +93,7 @@ def input_backward(
     dx = x.new_empty(x.shape)
     tensors = (gate_c, gate_s, maps, map_ties, peak, ties, grad, *d_pooled, d_maps)
     shapes = (channels, pixels, pair, pixels, channels, channels, x.shape, channels, channels, pair)
-    arrays = [Array(laid_out(tensor), shape) for tensor, shape in zip(tensors, shapes)]
+    arrays = [Array(as_contiguous(tensor), shape) for tensor, shape in zip(tensors, shapes)]
     _call("input_backward", x, arrays, (dx,))
     return dx
 
@@ -104,8 +104,8 @@ def convolve(maps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     k = window_of(weight)
     out = maps.new_empty(n, 1, h, w)
     arrays = (
-        Array(laid_out(maps), (n, 2, h, w)),
-        Array(laid_out(weight), (1, 2, k, k)),
+        Array(as_contiguous(maps), (n, 2, h, w)),
+        Array(as_contiguous(weight), (1, 2, k, k)),
     )
     call("cbam_convolve", maps.dtype, arrays, (out,), (n, h, w, k))
     return out
@@ -119,9 +119,9 @@ def convolve_backward(
     k = window_of(weight)
     d_maps, d_weight = maps.new_empty(n, 2, h, w), maps.new_empty(1, 2, k, k)
     arrays = (
-        Array(laid_out(maps), (n, 2, h, w)),
-        Array(laid_out(grad), (n, 1, h, w)),
-        Array(laid_out(weight), (1, 2, k, k)),
+        Array(as_contiguous(maps), (n, 2, h, w)),
+        Array(as_contiguous(grad), (n, 1, h, w)),
+        Array(as_contiguous(weight), (1, 2, k, k)),
     )
     call("cbam_convolve_backward", maps.dtype, arrays, (d_maps, d_weight), (n, h, w, k))
     return d_maps, d_weight
@@ -144,4 +144,4 @@ def window_of(weight: torch.Tensor) -> int:
 
 def _call(name: str, x: torch.Tensor, arrays: Sequence[Array], made: Sequence[torch.Tensor | None]) -> None:
     n, c, h, w = x.shape
-    call(f"cbam_{name}", x.dtype, (Array(laid_out(x), x.shape), *arrays), made, (n, c, h * w))
+    call(f"cbam_{name}", x.dtype, (Array(as_contiguous(x), x.shape), *arrays), made, (n, c, h * w))

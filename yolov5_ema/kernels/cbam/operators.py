@@ -14,7 +14,7 @@ import torch
 
 from yolov5_ema.kernels.cbam import cpp
 from yolov5_ema.kernels.cbam.cpp import sizes_of, window_of
-from yolov5_ema.kernels.memory import somebody_looks
+from yolov5_ema.kernels.memory import is_intercepted
 
 _SCHEMAS = {
     "pool": "(Tensor x, bool count_ties) -> (Tensor, Tensor)",
@@ -68,7 +68,7 @@ _OPERATORS = SimpleNamespace(**{name: getattr(torch.ops.yolov5_ema, f"cbam_{name
 
 def passes() -> Any:
     """The kernels under their names in `yolov5_ema.kernels.cbam.cpp`: operators if torch records, else functions."""
-    return _OPERATORS if somebody_looks() else cpp
+    return _OPERATORS if is_intercepted() else cpp
 
 
 @_fake("pool")

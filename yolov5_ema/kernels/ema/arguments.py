@@ -66,11 +66,11 @@ def check_arguments(x: Tensor, arguments: EMAArguments) -> int:
     fits = w1.shape == (k, k, 1, 1) and w3.shape == (k, k, 3, 3)
     fits = fits and b1.shape == row and gamma.shape == row and beta.shape == row and b3.shape == row
     if not fits or not all(parameter.device == device for parameter in parameters):
-        raise RuntimeError(_what_is_wrong(x, parameters, k))
+        raise RuntimeError(_fault(x, parameters, k))
     return k
 
 
-def _what_is_wrong(x: Tensor, parameters: tuple[Tensor, ...], k: int) -> str:
+def _fault(x: Tensor, parameters: tuple[Tensor, ...], k: int) -> str:
     sizes = ((k, k, 1, 1), (k,), (k,), (k,), (k, k, 3, 3), (k,))
     for name, parameter, size in zip(_NAMES, parameters, sizes):
         if parameter.shape != size:

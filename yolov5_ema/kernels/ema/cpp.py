@@ -6,7 +6,7 @@ import torch
 
 from yolov5_ema.kernels.ema import exact
 from yolov5_ema.kernels.ema.arguments import EMAArguments, check_arguments, check_backward
-from yolov5_ema.kernels.memory import Array, call, check_source, laid_out
+from yolov5_ema.kernels.memory import Array, as_contiguous, call, check_source
 
 
 def forward(x: torch.Tensor, arguments: EMAArguments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -14,7 +14,7 @@ def forward(x: torch.Tensor, arguments: EMAArguments) -> tuple[torch.Tensor, tor
     k, parameters = check_arguments(x, arguments), arguments.parameters()
     if x.numel() == 0:
         return exact.forward(x, arguments)
-    work = laid_out(x, parameters[0].dtype)
+    work = as_contiguous(x, parameters[0].dtype)
     n, _, h, w = shape = x.shape
     out = work.new_empty(shape)
     stats = work.new_empty(n * arguments.groups, 3, k)
@@ -33,15 +33,15 @@ def backward(
     k, parameters = check_backward(grad, x, stats, arguments), arguments.parameters()
     if x.numel() == 0:
         return exact.backward(grad, x, stats, arguments)
-    work = laid_out(x, parameters[0].dtype)
-    grad = laid_out(grad, work.dtype)
+    work = as_contiguous(x, parameters[0].dtype)
+    grad = as_contiguous(grad, work.dtype)
     n, _, h, w = shape = x.shape
     dx = work.new_empty(shape)
     sums = torch.zeros(10 * k * k + 4 * k, dtype=torch.float64)
     arrays = (
         Array(grad, shape),
         Array(work, shape),
-        Array(laid_out(stats), (n * arguments.groups, 3, k)),
+        Array(as_contiguous(stats), (n * arguments.groups, 3, k)),
         Array(_flatten(parameters), (10 * k * k + 4 * k,)),
     )
     call("ema_backward", work.dtype, arrays, (dx, sums), (n * arguments.groups, k, h, w), arguments.eps)

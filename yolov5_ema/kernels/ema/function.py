@@ -14,7 +14,7 @@ import torch
 from yolov5_ema.kernels.ema import exact
 from yolov5_ema.kernels.ema.arguments import EMAArguments, check_arguments, check_backward
 from yolov5_ema.kernels.ema.exact import ema_exact
-from yolov5_ema.kernels.memory import somebody_looks
+from yolov5_ema.kernels.memory import is_intercepted
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor gamma, Tensor beta, Tensor w3, Tensor b3, int groups, float eps"
 _FORWARD, _BACKWARD = "yolov5_ema::ema_forward", "yolov5_ema::ema_backward"
@@ -73,7 +73,7 @@ def _backward_shapes(grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *
 def _run_forward(x: torch.Tensor, arguments: EMAArguments, kernel: bool) -> tuple[torch.Tensor, torch.Tensor]:
     if not kernel:
         return exact.forward(x, arguments)
-    if somebody_looks() or not x.is_cpu:
+    if is_intercepted() or not x.is_cpu:
         return torch.ops.yolov5_ema.ema_forward(x, *arguments)
     return _forward_cpu(x, *arguments)
 
@@ -83,7 +83,7 @@ def _run_backward(
 ) -> tuple[torch.Tensor, ...]:
     if not kernel:
         return exact.backward(grad, x, stats, arguments)
-    if somebody_looks() or not x.is_cpu:
+    if is_intercepted() or not x.is_cpu:
         return torch.ops.yolov5_ema.ema_backward(grad, x, stats, *arguments)
     return _backward_cpu(grad, x, stats, *arguments)
 

@@ -27,7 +27,7 @@ from yolov5_ema.kernels.ema.triton_kernels import (
     split_statistics,
     split_sums,
 )
-from yolov5_ema.kernels.memory import check_memory, laid_out
+from yolov5_ema.kernels.memory import as_contiguous, check_memory
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # up to this many values, one program processes the whole group: 128 KiB of float32, half of a first-level cache
@@ -152,7 +152,7 @@ def forward(x: Tensor, arguments: EMAArguments) -> tuple[Tensor, Tensor]:
         and 1 / sqrt(variance + eps) of the 1x1 branch before its norm, and the softmax of the pooled 3x3 branch.
     """
     k, groups, eps = check_arguments(x, arguments), arguments.groups, arguments.eps
-    x, w1, b1, gamma, beta, w3, b3 = (laid_out(t) for t in (x, *arguments.parameters()))
+    x, w1, b1, gamma, beta, w3, b3 = (as_contiguous(t) for t in (x, *arguments.parameters()))
     n, channels, h, w = x.shape
     out = x.new_empty(x.shape)
     stats = x.new_empty((n * groups, 3, k), dtype=torch.float32)
@@ -199,7 +199,7 @@ def backward(
     """
     k = check_backward(grad_out, x, stats, arguments)
     grad_out, x, stats, w1, b1, gamma, beta, w3, b3 = (
-        laid_out(t) for t in (grad_out, x, stats, *arguments.parameters())
+        as_contiguous(t) for t in (grad_out, x, stats, *arguments.parameters())
     )
     groups, eps = arguments.groups, arguments.eps
     n, channels, h, w = x.shape
