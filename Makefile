@@ -1,42 +1,42 @@
-# make demo | make test need Python >= 3.10 and make, nothing else.
+# make demo and make test need only Python >= 3.10 and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# What is installed: YOLOv5 from PyPI by the extra v6 or v7, and torch, the newest unless TORCH=2.6.0, say.
+# What is installed: YOLOv5 from PyPI by the extra v6 or v7, and the newest torch (TORCH=2.6.0 installs that version).
 ENGINE ?= v6
 TORCH ?=
-# Tests run in so many processes, a thread each; 1.5 GB of memory a process.
+# The number of processes that run the tests. Each uses one thread and 1.5 GB of memory.
 JOBS ?= 2
 SETUP := $(ENGINE)$(TORCH:%=-torch-%)
 
-# The releases whose files the tests drive beside the installed one; v4 and v5 only write checkpoints.
+# Releases of YOLOv5 that the tests use in addition to the installed one; v4 and v5 only write checkpoints.
 ENGINES := 4.0.14 5.0.5 6.0.7 6.1.9 6.2.3 7.0.14
 
 .PHONY: help demo test engines test-slow test-matrix lint docs bench models clean
 
 help:
 	@echo "make demo       install, then train, validate, detect and export a small detector with EMA"
-	@echo "make test       install what tests need and run them (a quarter of an hour on 2 cores)"
-	@echo "make test-slow  the long tests: every flag of YOLOv5's scripts, trainings"
-	@echo "make test-matrix  the tests of engines and commands with each release of YOLOv5 as the installed one,"
-	@echo "                and all tests with each Python that is here (gigabytes each); MATRIX='-s ...' chooses"
-	@echo "                ENGINE=v7: with YOLOv5 7.0.14 installed instead of 6.0.7; TORCH=2.6.0: with that torch"
-	@echo "                MATRIX='-s lowest': with the oldest versions of all that is needed"
-	@echo "make lint       ruff and mypy"
-	@echo "make docs       the documentation into site/, strictly: a broken link or reference is an error"
-	@echo "make bench      what the blocks cost on this CPU, and how fast the protocols are"
-	@echo "make models     write models/*.yaml anew with the generator"
+	@echo "make test       install what the tests need and run them (a quarter of an hour on 2 cores)"
+	@echo "make test-slow  run the long tests: every flag of YOLOv5's scripts, trainings"
+	@echo "make test-matrix  run the tests of engines and commands with each release of YOLOv5 installed, and all"
+	@echo "                tests with each Python on this machine (gigabytes each); MATRIX='-s ...' chooses some:"
+	@echo "                MATRIX='-s lowest' tests the oldest versions of everything that is needed"
+	@echo "                ENGINE=v7 installs YOLOv5 7.0.14 instead of 6.0.7, TORCH=2.6.0 that version of torch"
+	@echo "make lint       run ruff and mypy"
+	@echo "make docs       build the documentation in site/; a broken link or reference is an error"
+	@echo "make bench      measure what the blocks cost on this CPU, and how fast the protocols are"
+	@echo "make models     write models/*.yaml with the generator"
 
-# the stamp of a set of extras is newer than the metadata when they are installed
+# An empty file for each set of extras, newer than pyproject.toml, shows that they are installed.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade pip  # the one that comes with Python 3.10 does not read today's metadata
+	$(PIP) install --quiet --upgrade pip  # Python 3.10's own pip cannot read today's metadata
 
 $(VENV)/.demo-$(SETUP): pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet --editable '.[$(ENGINE),export]' $(TORCH:%='torch==%')
-	rm -f $(VENV)/.demo-* $(VENV)/.dev-*  # what was there before is there no more
+	rm -f $(VENV)/.demo-* $(VENV)/.dev-*  # it may have replaced other versions
 	touch $@
 
 $(VENV)/.dev-$(SETUP): pyproject.toml | $(BIN)/python

@@ -1,12 +1,12 @@
 """The tests with every release of YOLOv5 and every Python that this machine has: ``make test-matrix``.
 
-Three kinds of sessions. ``engine`` runs the tests of engines and commands in the development environment with another
-release of YOLOv5 as the installed package. ``python`` makes an environment of its own for each Python, YOLOv5 and
-torch. ``lowest`` installs, on the oldest Python, the oldest release of everything that pyproject.toml allows.
+There are three kinds of sessions. ``engine`` runs the tests of engines and commands in the development environment with
+another release of YOLOv5 as the installed package. ``python`` makes a new environment for each Python, YOLOv5 and
+torch. ``lowest`` installs, on the oldest Python, the oldest versions that pyproject.toml allows.
 
-A Python that is not here is skipped by name. By itself nox runs each release, each Python with v6 and the newest torch,
-and ``lowest``; ``nox --list`` names the rest, ``nox -s "python-3.13(oldest, v7)"`` runs one, and what follows ``--``
-goes to pytest.
+A Python that is not installed is skipped, and named. By default nox runs each release, each Python with v6 and the
+newest torch, and ``lowest``. ``nox --list`` lists the other sessions, ``nox -s "python-3.13(oldest, v7)"`` runs one.
+What follows ``--`` is passed to pytest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOWEST_TESTS = (
 RELEASES = ("6.0.7", "6.1.9", "6.2.3", "7.0.14")
 
 HERE = Path(__file__).resolve().parent
-VENV = Path(sys.prefix)  # nox runs in the development environment, beside which `make engines` lays the releases
+VENV = Path(sys.prefix)  # nox runs in the development environment; `make engines` installs the releases next to it
 
 nox.needs_version = ">=2024.4"
 nox.options.default_venv_backend = "uv"
@@ -42,7 +42,7 @@ nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["engine", *(f"python-{python}(newest, v6)" for python in PYTHONS), "lowest"]
 
-# Pythons that pyenv has, by their own names: its shims stand on the path, and fail for all but the chosen ones
+# The folders of pyenv's Pythons go first, because pyenv's shims fail for all versions but the selected ones.
 _pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
 os.environ["PATH"] = os.pathsep.join([*map(str, sorted(_pyenv.glob("versions/*/bin"))), os.environ["PATH"]])
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
@@ -54,7 +54,7 @@ def engine(session: nox.Session, release: str) -> None:
     """The tests of engines and commands with another release of YOLOv5 as the installed one."""
     place = VENV / "engines" / release
     if not place.is_dir():
-        session.skip(f"yolov5 {release} is not laid aside: run `make engines`")
+        session.skip(f"yolov5 {release} is not installed: run `make engines`")
     tests = session.posargs or [
         "tests/upstream",
         "tests/cfgs",
@@ -75,21 +75,21 @@ def python(session: nox.Session, engine: str, torch: str) -> None:
     if torch != "torch" and session.python == "3.14":
         session.skip("the first torch for Python 3.14 is 2.9")
     session.install("--editable", f".[{engine},export,dev]", torch)
-    _lay_engines(session)
+    _link_engines(session)
     session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
-    """The oldest Python with the oldest of everything that pyproject.toml allows: tests, and one training."""
+    """The oldest Python with the oldest versions that pyproject.toml allows: all tests, and one training."""
     session.install("--resolution", "lowest-direct", "--editable", ".[v6,export,dev]")
-    _lay_engines(session)
+    _link_engines(session)
     session.run("python", "-m", "pytest", *(session.posargs or LOWEST_TESTS))
     session.run("python", "-m", "yolov5_ema", "demo", "--dir", session.create_tmp(), "--epochs", "2", "--imgsz", "128")
 
 
-def _lay_engines(session: nox.Session) -> None:
-    """Tests look for the releases of YOLOv5 beside their Python."""
-    laid_aside = Path(session.virtualenv.location) / "engines"
-    if not laid_aside.exists():
-        laid_aside.symlink_to(VENV / "engines")
+def _link_engines(session: nox.Session) -> None:
+    """Link the releases of YOLOv5 to the environment, because the tests look for them next to their Python."""
+    link = Path(session.virtualenv.location) / "engines"
+    if not link.exists():
+        link.symlink_to(VENV / "engines")

@@ -1,4 +1,4 @@
-"""What the tests share: a tiny real data set, the command line as a subprocess, clones, weights."""
+"""Shared by the tests: a tiny real data set, the command line as a subprocess, clones, weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import settings
 from warm_python import THREADS, run_warm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# the same cases on every machine: a push does not fail for a case that the push before it was spared
+# Hypothesis tries the same cases on every machine, so that a failure is caused by a change and not by chance.
 settings.register_profile("same cases", derandomize=True)
 settings.load_profile("same cases")
 
@@ -27,7 +27,7 @@ NAMES = ("disc", "box", "cross")
 
 
 def randomise(module: Any, seed: int = 0) -> Any:
-    """Every parameter and buffer away from its initial value, running variances positive."""
+    """Give every parameter and buffer a random value; running variances stay positive."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -41,7 +41,7 @@ def randomise(module: Any, seed: int = 0) -> Any:
 
 
 def write_tiny_set(folder: Path, train: int = 8, val: int = 4, imgsz: int = 96) -> Path:
-    """A YOLO data set of plain shapes on noise: enough to train on for an epoch, not to learn from."""
+    """Write a YOLO data set of plain shapes on noise: enough for an epoch of training, too small to learn from."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val), ("test", val)):
         for kind in ("images", "labels"):
@@ -66,10 +66,10 @@ def write_tiny_set(folder: Path, train: int = 8, val: int = 4, imgsz: int = 96) 
 
 
 def small_cfg(block: str | None = "EMA, [8]") -> str:
-    """The YAML of a detector for the tiny set, with 50,000 parameters: it trains in a third of yolov5n's time.
+    """The YAML of a detector with 50,000 parameters for the tiny set. It trains in a third of yolov5n's time.
 
     Args:
-        block: module and arguments of the row behind the C3 of stride 4; None: no such row.
+        block: the module and the arguments of a row after the C3 of stride 4; None: no such row.
     """
     row = f"[-1, 1, {block}]," if block else ""
     inputs = "[3, 5]" if block else "[2, 4]"
@@ -95,14 +95,14 @@ def tiny_set(tmp_path_factory) -> Path:
 def run_cli(
     *args: object, cwd: Path, env: dict[str, str] | None = None, warm: bool = True, are_drawn: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """``python -m yolov5_ema …`` as a user runs it; stdout and stderr as text.
+    """Run ``python -m yolov5_ema …`` as a user does; stdout and stderr are text.
 
     Args:
         args: the command line.
-        cwd: where it runs.
-        env: what its environment has beside that of the tests.
-        warm: see `warm_python`; False for a fresh Python.
-        are_drawn: whether a training's own plots have anything in them.
+        cwd: the working directory.
+        env: variables that are added to the environment of the tests.
+        warm: whether to use a process that has loaded torch already, see `warm_python`; False: a fresh Python.
+        are_drawn: whether a training draws its plots; if not, they are empty, which is faster.
     """
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, **THREADS, "PYTHONPATH": os.pathsep.join(paths), **(env or {})}
@@ -121,7 +121,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def trained(tiny_set, tmp_path_factory) -> Path:
-    """best.pt of a two-epoch training of yolov5n with EMA through the command line; one for all workers of xdist."""
+    """The best.pt of two epochs of yolov5n with EMA, trained by the command; all workers of xdist share it."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     best = shared / "trained" / "runs" / "train" / "tiny" / "weights" / "best.pt"
@@ -145,7 +145,7 @@ def _train_tiny(tiny_set: Path, cwd: Path) -> None:
 
 @pytest.fixture(scope="session")
 def package_root() -> Path:
-    """Folder of the installed PyPI package ``yolov5``."""
+    """The folder of the installed PyPI package ``yolov5``."""
     import importlib.util
 
     spec = importlib.util.find_spec("yolov5")
@@ -155,7 +155,7 @@ def package_root() -> Path:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
-    """The installed YOLOv5, with the shim in this process."""
+    """The installed YOLOv5, with the shim installed in this process."""
     import yolov5_ema
 
     with yolov5_ema.installed() as found:
@@ -185,16 +185,16 @@ def lay_out_as_clone(package_root: Path, root: Path) -> Path:
 
 
 def laid_aside(version: str) -> Path:
-    """Folder of the package ``yolov5`` of a release that ``make engines`` laid beside the installed one."""
+    """The folder of the package ``yolov5`` in a release that ``make engines`` installed next to the usual one."""
     root = Path(sys.prefix) / "engines" / version / "yolov5"
     if not root.is_dir():
-        pytest.skip(f"yolov5 {version} is not laid aside: run `make engines`")
+        pytest.skip(f"yolov5 {version} is not installed: run `make engines`")
     return root
 
 
 @pytest.fixture
 def own_folder(tmp_path, monkeypatch):
-    """The test runs in an empty folder, and leaves the environment as it was."""
+    """Run the test in an empty folder, and restore the environment afterwards."""
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
     yield tmp_path
@@ -204,7 +204,7 @@ def own_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def messages():
-    """What the library logs is written as the command line writes it."""
+    """Print the library's log messages, as the command line does."""
     from yolov5_ema.cli._messages import messages_shown
 
     with messages_shown():
@@ -213,7 +213,7 @@ def messages():
 
 @pytest.fixture
 def refused(capsys, own_folder):
-    """Run a command in this process that must be refused and leave nothing behind; returns its message."""
+    """A function that runs a command in this process. The command must fail and write nothing; returns its message."""
     from yolov5_ema.cli.main import main
 
     def run(*argv: object) -> str:

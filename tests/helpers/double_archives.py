@@ -1,6 +1,7 @@
-"""Archives in which two programs could read different pickles, made of a harmless one and of one that runs something.
+"""Archives in which two programs could read different pickles: a harmless one, and one that runs code.
 
-`DOUBLES` are functions of the bytes of two whole archives, good and evil, to the bytes of one.
+Each function in `DOUBLES` takes the bytes of two complete archives, a good one and an evil one, and returns the bytes
+of one archive.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _END = struct.Struct("<4s4H2LH")
 
 
 def archive(program: bytes, name: str = "a/data.pkl", **more: bytes) -> bytes:
-    """An archive as Python's own library writes it, with a pickle in it."""
+    """An archive with a pickle in it, as Python's own library writes it."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as target:
         target.writestr(name, program)
@@ -26,13 +27,13 @@ def archive(program: bytes, name: str = "a/data.pkl", **more: bytes) -> bytes:
 
 
 def _end_of(content: bytes) -> tuple[int, int, int]:
-    """How many entries, how long the directory is, and where it begins."""
+    """The number of entries, the length of the directory in bytes, and the offset at which it begins."""
     fields = _END.unpack(content[-_END.size :])
     return fields[4], fields[5], fields[6]
 
 
 def _moved(content: bytes, by: int) -> bytes:
-    """An archive's directory and end for its entries a number of bytes further on."""
+    """The directory of an archive whose entries are moved by a number of bytes."""
     count, length, start = _end_of(content)
     directory = bytearray(content[start : start + length])
     place = 0
@@ -51,12 +52,12 @@ def _ended(content: bytes, by: int, comment: bytes = b"", start: int | None = No
 
 
 def evil_behind_good(good: bytes, evil: bytes) -> bytes:
-    """Two whole archives, one after the other; the second says places in itself."""
+    """Two complete archives, one after the other; the offsets in the second count from its own start."""
     return good + evil
 
 
 def evil_behind_good_moved(good: bytes, evil: bytes) -> bytes:
-    """The same; the second knows where it lies."""
+    """The same, but the offsets in the second archive count from the start of the file."""
     start = _end_of(evil)[2]
     return good + evil[:start] + _moved(evil, len(good)) + _ended(evil, len(good))
 
@@ -69,7 +70,7 @@ def good_in_the_comment_of_evil(good: bytes, evil: bytes) -> bytes:
 
 
 def two_directories(good: bytes, evil: bytes) -> bytes:
-    """Entries of both, then both directories; the end tells of the evil one, the zip64 end of the good one."""
+    """The entries of both, then both directories. The end record names the evil one, the zip64 end the good one."""
     first, second = good[: _end_of(good)[2]], evil[: _end_of(evil)[2]]
     of_good, of_evil = _moved(good, 0), _moved(evil, len(first))
     entries = first + second
@@ -84,7 +85,7 @@ def two_directories(good: bytes, evil: bytes) -> bytes:
 
 
 def zip64_end_far_from_its_place(good: bytes, evil: bytes) -> bytes:
-    """Python looks for the zip64 end right before its locator, others where the locator says."""
+    """Python looks for the zip64 end right before its locator; other programs look where the locator points."""
     first, second = good[: _end_of(good)[2]], evil[: _end_of(evil)[2]]
     of_good, of_evil = _moved(good, 0), _moved(evil, len(first))
     entries = first + second
@@ -101,7 +102,7 @@ def zip64_end_far_from_its_place(good: bytes, evil: bytes) -> bytes:
 
 
 def header_of_good_entry_of_evil(good: bytes, evil: bytes) -> bytes:
-    """The directory names another entry than the header before it."""
+    """The name of an entry in the directory differs from that in the entry's own header."""
     renamed = good.replace(b"a/data.pkl", b"a/dat2.pkl", 1)
     return renamed[: _end_of(good)[2]] + good[_end_of(good)[2] :]
 
@@ -119,12 +120,12 @@ def good_in_another_folder(good: bytes, evil: bytes) -> bytes:
 
 
 def name_with_a_null(good: bytes, evil: bytes) -> bytes:
-    """Python ends a name at a null byte."""
+    """For Python, a name ends at a null byte."""
     return _with(evil, "a/data.pkX.txt", _program(good)).replace(b"a/data.pkX.txt", b"a/data.pkl\x00txt")
 
 
 def bytes_before(good: bytes, evil: bytes) -> bytes:
-    """Places counted from an archive's own start, behind a whole other one without its end."""
+    """An archive after another one that has no end record; its offsets count from its own start."""
     return good[: _end_of(good)[2]] + evil
 
 

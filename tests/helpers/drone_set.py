@@ -23,7 +23,7 @@ def jpeg(width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> bytes:
 
 
 def write_split(split: Path, annotations: Mapping[str, str | bytes | None]) -> Path:
-    """A split with an image for each stem; None writes no annotation file."""
+    """Write a split with an image for each stem, and its annotations; None: the image has no annotation file."""
     (split / "images").mkdir(parents=True)
     (split / "annotations").mkdir()
     for index, (stem, text) in enumerate(annotations.items()):
@@ -35,7 +35,7 @@ def write_split(split: Path, annotations: Mapping[str, str | bytes | None]) -> P
 
 
 def random_annotations(count: int, seed: int = 0, objects: int = 12) -> dict[str, str]:
-    """Texts by stem: all categories, some of score 0, some over the border."""
+    """Annotations by stem: with all categories, some objects of score 0, some that reach over the border."""
     rng = np.random.default_rng(seed)
     texts = {}
     for index in range(count):
@@ -51,7 +51,7 @@ def random_annotations(count: int, seed: int = 0, objects: int = 12) -> dict[str
 
 
 def zipped(folder: Path, archive: Path, top: str) -> Path:
-    """An archive of a folder's files under ``top``."""
+    """Write an archive of a folder's files, with ``top`` before each name."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as stream:
         for file in sorted(folder.rglob("*")):
             if file.is_file():
@@ -60,12 +60,12 @@ def zipped(folder: Path, archive: Path, top: str) -> Path:
 
 
 def label_rows(file: Path) -> np.ndarray:
-    """Rows of a label file, (N, 5)."""
+    """The rows of a label file, shape (N, 5)."""
     return np.array(file.read_text().split(), float).reshape(-1, 5)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Content of every file below, by relative path, but for the state of runs."""
+    """The content of every file below a folder, by relative path, without the files that make a run resumable."""
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted(folder.rglob("*"))

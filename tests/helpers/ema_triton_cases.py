@@ -1,8 +1,8 @@
-"""Cases for the Triton kernels of EMA, and how far they are from the definition in float64.
+"""Cases for the Triton kernels of EMA, and their errors against the definition in float64.
 
-Run as a script with TRITON_INTERPRET=1 it prints the errors of every case as JSON. The variable has to be set before
-triton is imported, its own library included, and would change what torch.compile does in the same process: so the
-tests run this in a process of its own.
+Run as a script with TRITON_INTERPRET=1, this prints the errors of every case as JSON. The variable has to be set before
+triton is imported, and it would change what torch.compile does in the same process. So the tests run this script in a
+separate process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAMES = ("x", "w1", "b1", "gamma", "beta", "w3", "b3")
 
 @dataclass(frozen=True)
 class Case:
-    """A feature map (n, c, h, w) in some groups; mean and weights scale the input and the convolutions."""
+    """A feature map (n, c, h, w) in ``groups``; ``mean`` is added to the input, ``weights`` scales the convolutions."""
 
     n: int
     c: int
@@ -45,7 +45,7 @@ FLOAT32 = [
     (Case(2, 4, 6, 7, 2), BOTH),
     (Case(1, 5, 1, 9, 1), BOTH),
     (Case(1, 3, 9, 1, 1), BOTH),
-    (Case(1, 2, 5, 5, 2), BOTH),  # one channel a group
+    (Case(1, 2, 5, 5, 2), BOTH),  # one channel for each group
     (Case(1, 2, 1, 1, 1), BOTH),
     (Case(1, 10, 13, 11, 1), ("fused",)),
     (Case(1, 3, 4, 5, 1, layout="channels_last"), ("fused",)),
@@ -55,7 +55,8 @@ HALF = [
     (Case(1, 3, 6, 7, 1, torch.float16), ("fused",)),
     (Case(1, 3, 6, 7, 1, torch.bfloat16), ("fused",)),
 ]
-# weights so small that the gates and the map do not saturate; sums of a channel are 6.4e5, and float16 ends at 65504
+# The weights are small enough not to saturate the gates and the map. Sums over a channel reach 6.4e5, more than the
+# largest float16, 65504.
 LARGE = [
     (Case(1, 4, 9, 8, 1, mean=1e3, weights=1e-3), BOTH),
     (Case(1, 1, 80, 80, 1, torch.float16, mean=100.0, weights=1e-2), ("split",)),
@@ -80,7 +81,7 @@ def flatten(table: list[tuple[Case, tuple[str, ...]]]) -> list[tuple[Case, str]]
 
 
 def tensors(case: Case, device: str = "cpu") -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Input and parameters, and the gradient of the output."""
+    """The input and the parameters, and the gradient of the output."""
     torch.manual_seed(0)
     k = case.c // case.groups
     shape = (case.n, case.c, case.h, case.w)
@@ -109,7 +110,7 @@ def _lay(x: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def run(case: Case, path: str, device: str = "cpu") -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Output and all gradients from the kernels, on the path that is asked for."""
+    """The output and all gradients from the kernels, on the path ``fused`` or ``split``."""
     from yolov5_ema.kernels.ema import triton as kernels
 
     (x, *parameters), grad = tensors(case, device)
@@ -124,7 +125,7 @@ def run(case: Case, path: str, device: str = "cpu") -> tuple[torch.Tensor, tuple
 
 
 def defined(case: Case, device: str, dtype: torch.dtype) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Output and all gradients from the definition, computed in ``dtype``."""
+    """The output and all gradients from the definition, computed in ``dtype``."""
     inputs, grad = tensors(case, device)
     leaves = [t.to(dtype).requires_grad_() for t in inputs]
     out = ema_reference(leaves[0], EMAArguments(*leaves[1:], case.groups, EPS))
@@ -132,10 +133,10 @@ def defined(case: Case, device: str, dtype: torch.dtype) -> tuple[torch.Tensor, 
 
 
 def errors(case: Case, path: str, device: str = "cpu") -> dict[str, float]:
-    """Largest error of the output and of each gradient against the definition in float64.
+    """The largest error of the output and of each gradient against the definition in float64.
 
-    That of a float32 output is absolute, all others are relative to the largest value. A gradient that is zero, or
-    all but, is measured against 1e-3 of the largest one. The path "plain" is the definition in float32.
+    The error of a float32 output is absolute, all others are relative to the largest value. For a gradient that is zero
+    or nearly so, the error is relative to 1e-3 of the largest gradient. The path "plain" is the definition in float32.
     """
     expected, expected_grads = defined(case, device, torch.float64)
     out, grads = defined(case, device, torch.float32) if path == "plain" else run(case, path, device)

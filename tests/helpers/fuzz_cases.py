@@ -1,11 +1,11 @@
-"""Calls of EMA's and CBAM's kernels with arguments that do not fit: a script, because it must not take pytest with it.
+"""Calls EMA's and CBAM's kernels with arguments that do not fit. It is a script, so that a crash does not end pytest.
 
-Each case is a call that would be right, with up to three of its arguments spoiled. It may give a result, which must be
-that of the plain form where there is one, or raise what layers of torch raise. Anything else ends the script.
+Each case is a valid call in which up to three arguments are spoiled. It may give a result, which must be that of the
+plain form if there is one, or raise an exception that layers of torch raise. Anything else ends the script.
 
     python fuzz_cases.py --cases 300
     LD_PRELOAD=libasan.so python fuzz_cases.py --cases 10000 --sanitize
-    LD_PRELOAD=libasan.so python fuzz_cases.py --cases 500 --sanitize --unchecked    # the checks off: is reported
+    LD_PRELOAD=libasan.so python fuzz_cases.py --cases 500 --sanitize --unchecked    # without the checks, asan reports
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def another_dtype(t, rng):
 
 
 def not_here(t, rng):
-    """All of the above but a storage that is too small, which torch's own layers would read beyond."""
+    """As `without_memory`, but without storages that are too small, beyond which torch's own layers would read."""
     return without_memory(t, rng, most=3)
 
 
@@ -111,13 +111,13 @@ def spoiled(arguments, rng, spoilers=SPOILERS):
         value = arguments[i]
         if isinstance(value, torch.Tensor):
             if value.layout is torch.strided and not memory.is_inside_its_storage(value):
-                continue  # torch would read beyond it
+                continue  # torch would read beyond its storage
             arguments[i] = rng.choice(spoilers)(value, rng)
         elif isinstance(value, bool):
             arguments[i] = not value
         elif isinstance(value, int):
             arguments[i] = rng.choice((0, -1, 1, 2, 3, 7, 2**31, 2**62))
-    # torch fails to print a fake tensor's neighbours without storage, and forgets after that how to negate views
+    # If a fake tensor and a tensor without storage meet, torch fails to print them, and then cannot negate views.
     kinds = {is_fake(value) for value in arguments if isinstance(value, torch.Tensor) and is_odd(value)}
     return given if len(kinds) == 2 else arguments
 
@@ -208,7 +208,7 @@ def cbam_operator(rng, dtype):
 
 
 def spoil_block(block, rng):
-    """State that no constructor makes: as a checkpoint can hold it, or a tool leaves it."""
+    """Give a block a state that no constructor makes, but that a checkpoint can hold or a tool can leave."""
     layers = [m for m in block.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.BatchNorm2d))]
     layer = rng.choice(layers)
     how = rng.randrange(10)
@@ -262,7 +262,7 @@ def whole_block(rng, dtype):
 
 
 def is_ordinary(values):
-    """Whether all tensors have values and none is so narrow or odd that forms may differ."""
+    """Whether all tensors have values, and none has a dtype or type for which the forms may differ."""
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     return all(
         type(t) in (torch.Tensor, nn.Parameter) and t.device.type == "cpu" and t.layout is torch.strided
@@ -294,13 +294,13 @@ def run(case, seed):
     except MAY_BE_RAISED:
         return f"{kind.__name__}: refused"
     except AssertionError as error:
-        if "convert all Tensors to FakeTensors" not in str(error):  # torch's word for fake tensors among others
+        if "convert all Tensors to FakeTensors" not in str(error):  # torch's message if only some tensors are fake
             raise
         return f"{kind.__name__}: refused"
 
 
 def no_checks():
-    """The kernels as they would be without what this is a test of."""
+    """Switch off the checks that this script tests."""
     memory.check_memory = lambda *_: None
     global MAY_BE_RAISED
     MAY_BE_RAISED = Exception

@@ -1,4 +1,4 @@
-"""Strategies for YAMLs that nobody should have written: values, whole files, and files changed here and there."""
+"""Hypothesis strategies for invalid and malicious YAMLs: values, whole files, and valid files with random changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = {
         [[-1], 1, "Detect", ["nc", "anchors"]],
     ],
 }
-"""A detector that is built in a moment."""
+"""A detector that is built quickly."""
 
 CANARY = "ran"
 CODE = [
@@ -172,7 +172,7 @@ TEXTS = [
 
 
 def values(code: bool = True) -> st.SearchStrategy[Any]:
-    """Any value that a YAML can hold, the odd ones more often than not."""
+    """Any value that a YAML can hold; more than half of them are unusual."""
     texts = st.sampled_from(TEXTS + (CODE if code else []))
     plain = st.sampled_from(NUMBERS) | texts | st.none() | st.integers(-9, 130) | st.floats() | st.text(max_size=8)
     return st.recursive(
@@ -183,7 +183,7 @@ def values(code: bool = True) -> st.SearchStrategy[Any]:
 
 
 def _places(content: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a tree of lists and dicts, as the keys that lead there."""
+    """Every place in a tree of lists and dicts, as the keys that lead to it."""
     found = [at] if at else []
     held = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in held:
@@ -193,7 +193,7 @@ def _places(content: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def changed(draw: Any, bases: list[Any], value: st.SearchStrategy[Any], most: int = 3) -> Any:
-    """One of some good contents with up to ``most`` places replaced, taken out or doubled."""
+    """One of several valid contents, with up to ``most`` places replaced, removed or doubled."""
     content = copy.deepcopy(draw(st.sampled_from(bases)))
     for _ in range(draw(st.integers(1, most))):
         places = _places(content)
@@ -216,7 +216,7 @@ def changed(draw: Any, bases: list[Any], value: st.SearchStrategy[Any], most: in
 
 
 def as_text(content: Any) -> bytes:
-    """As YAML; what YAML cannot say, such as a lone surrogate, is replaced."""
+    """A value as YAML text; what YAML cannot express, such as a lone surrogate, is replaced."""
     try:
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode("utf-8", "surrogateescape")
     except (yaml.YAMLError, UnicodeError, ValueError):
@@ -294,7 +294,7 @@ ODD_FILES = [
 
 @st.composite
 def files(draw: Any, bases: list[Any], value: st.SearchStrategy[Any], texts: list[bytes]) -> bytes:
-    """Whole files: mostly good contents changed in places, else changed bytes, odd files, or a bomb in a good one."""
+    """Whole files: mostly valid contents with changes, else changed bytes, unusual files, or a file with a bomb."""
     kind = draw(st.sampled_from(["changed"] * 12 + ["bytes"] * 3 + ["odd", "spliced", "bomb", "any"]))
     if kind == "changed":
         return as_text(draw(changed(bases, value)))
@@ -312,7 +312,7 @@ def files(draw: Any, bases: list[Any], value: st.SearchStrategy[Any], texts: lis
 
 
 def bombed(draw: Any, text: bytes) -> bytes:
-    """A good file in which one value is an alias that means an exponential number of things, or itself."""
+    """A valid file in which one value is an alias that expands to an exponential number of values, or to itself."""
     lines = text.split(b"\n")
     keys = [i for i, line in enumerate(lines) if b": " in line and not line.startswith((b" ", b"#"))]
     at = draw(st.sampled_from(keys)) if keys else 0
@@ -324,7 +324,7 @@ def bombed(draw: Any, text: bytes) -> bytes:
 
 @st.composite
 def mutated_bytes(draw: Any, content: bytes, most: int = 4) -> bytes:
-    """Bytes flipped, taken out, doubled, replaced or cut off, here and there."""
+    """Bytes with random ones flipped, removed, doubled or replaced, or with the end cut off."""
     data = bytearray(content)
     for _ in range(draw(st.integers(1, most))):
         if not data:

@@ -1,4 +1,4 @@
-"""Files that other processes leave in folders."""
+"""Files that other processes write into folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def files_below(folder: Path) -> list[str]:
 
 
 def write(*places: Path) -> None:
-    """What another process leaves."""
+    """Write a file, as another process would."""
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("of another process")

@@ -1,7 +1,7 @@
-"""Pickles that run something when they are unpickled, by name, and places of a checkpoint to put them.
+"""Pickles that run code when they are unpickled, by name, and the places of a checkpoint where they can be put.
 
-A payload is a piece of a pickle program, protocol 2 where nothing else is said, that leaves one value on the stack.
-What runs, if it runs, makes the file `CANARY` in the working directory.
+A payload is a piece of a pickle program (of protocol 2 unless stated otherwise) that leaves one value on the stack. If
+its code runs, it creates the file `CANARY` in the working directory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def filled(instance: bytes, **state: bytes) -> bytes:
 
 
 def made(module: str, attribute: str, *args: bytes) -> bytes:
-    """An instance without its constructor."""
+    """An instance that is made without calling its constructor."""
     return name(module, attribute) + b"(" + b"".join(args) + b"t\x81"
 
 
@@ -72,7 +72,7 @@ _CFG = (
     + b"eeeu"
 )
 
-# name of the payload: (its pickle, a word of the message that refuses it)
+# name of the payload: (its pickle, a word in the message that refuses it)
 PAYLOADS: dict[str, tuple[bytes, str]] = {
     "os.system": (called(name("os", "system"), text(TOUCH)), "os.system"),
     "posix.system": (SYSTEM, "posix.system"),
@@ -326,13 +326,13 @@ def program(payload: bytes, place: str) -> bytes:
 
 
 def write(file: Path, payload: bytes, place: str = "top", container: str = "archive", good: Path | None = None) -> Path:
-    """A checkpoint with a payload: today's archive, a file of torch < 1.6, or a pickle alone.
+    """Write a checkpoint with a payload: an archive, a file in the format of torch before 1.6, or a bare pickle.
 
     Args:
         file: the file to write.
-        payload, place: what, and where.
-        container: one of `CONTAINERS`; ``second pickle`` puts it beside the pickle of ``good`` in that archive.
-        good: a checkpoint whose other entries go along.
+        payload, place: the payload, and the place of the checkpoint to put it.
+        container: one of `CONTAINERS`; ``second pickle`` adds the payload to the archive of ``good``.
+        good: a checkpoint whose other entries are copied.
     """
     content = program(payload, place)
     if container == "bare":
@@ -357,7 +357,7 @@ _EMPTY_ZIP = b"PK\x05\x06" + b"\x00" * 18
 
 
 def as_object(function: Any, *args: Any) -> Any:
-    """An object that `torch.save` and `pickle` write as a call."""
+    """An object that `torch.save` and `pickle` store as a call of a function."""
 
     class Call:
         def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:

@@ -1,11 +1,10 @@
-"""The examples in Markdown: fenced blocks, and what an HTML comment before one says of it.
+"""The examples in Markdown files: fenced blocks, and what an HTML comment before a block says about it.
 
 Markdown is parsed by the library that builds the site, and its HTML by Python's parser. A comment may hold, separated
 by ``;``:
 
-- ``quick``: cheap enough for every run of the tests;
-- ``with: FILE …``: files of a user's that the example takes for granted (`STAND_INS`); each page starts in a folder of
-  its own;
+- ``quick``: quick enough for every run of the tests;
+- ``with: FILE …``: files that a user would have (`STAND_INS`); each page starts in an empty folder;
 - ``needs: …``: it is not run, because it needs one of `NEEDS`;
 - ``yaml: data``: the YAML is part of a data YAML, not rows of a model.
 """
@@ -24,7 +23,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 RUN = ("sh", "python", "yaml")
 SHOWN = ("text", "markdown", "json")
-"""Languages of output, templates and the like."""
+"""The languages of blocks that are only shown, such as output and templates."""
 NEEDS = {
     "data": "a data set or trained weights that do not come along",
     "gpu": "a GPU, or several",
@@ -63,7 +62,7 @@ class Example:
 
     @property
     def saved_as(self) -> str | None:
-        """A file name in a comment on the first line: the block is what that file holds."""
+        """The file name in a comment on the first line, if there is one: the block is the content of this file."""
         words = self.text.splitlines()[0].split() if self.text else []
         is_name = len(words) == 2 and words[0] == "#" and words[1].endswith((".py", ".yaml"))
         return words[1] if is_name else None
@@ -103,8 +102,8 @@ def examples(text: str, page: str = "page.md") -> list[Example]:
     """The fenced blocks of a page.
 
     Raises:
-        ValueError: a comment that means nothing, a language that is neither run nor shown, a fence that is no block
-            to the parser.
+        ValueError: a comment is unknown, a language is neither run nor shown, or the parser does not recognise a fence
+            as a block.
     """
     parser = _Blocks()
     parser.feed(markdown.markdown(text, extensions=["fenced_code", "tables"]))
@@ -131,14 +130,14 @@ def _described(example: Example, comment: str) -> Example:
         elif (key, value) == ("yaml", "data"):
             example.is_data = True
         else:
-            raise ValueError(f"{example.place}: the comment {part!r} means nothing; see {Path(__file__).name}")
+            raise ValueError(f"{example.place}: the comment {part!r} is unknown; see {Path(__file__).name}")
     if example.needs and (example.quick or example.files):
-        raise ValueError(f"{example.place}: what is not run is neither quick nor with files")
+        raise ValueError(f"{example.place}: a block that is not run cannot be quick or have files")
     return example
 
 
 def all_examples() -> list[Example]:
-    """Of README.md and all pages under ``docs/``."""
+    """The examples of README.md and of all pages under ``docs/``."""
     found: list[Example] = []
     for path in PAGES:
         found += examples(path.read_text(encoding="utf-8"), str(path.relative_to(REPOSITORY)))
@@ -146,10 +145,10 @@ def all_examples() -> list[Example]:
 
 
 def commands(shell: str) -> list[list[str]]:
-    """The simple commands of a shell example, as words; assignments before a command are left out.
+    """The simple commands of a shell example, each as a list of words, without assignments before it.
 
     Raises:
-        ValueError: a quotation that does not end.
+        ValueError: a quotation does not end.
     """
     found: list[list[str]] = []
     for line in shell.replace("\\\n", " ").splitlines():

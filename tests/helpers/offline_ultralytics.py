@@ -1,4 +1,4 @@
-"""The package `ultralytics` for tests: no network, no settings of the user's, no installing."""
+"""The package `ultralytics` for tests: without network and without the user's settings; it installs nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What keeps it in ``folder`` and offline; it reads these when it is first imported."""
+    """Environment variables that keep ultralytics offline and its files in ``folder``; it reads them when imported."""
     return {
         "YOLO_CONFIG_DIR": str(folder),
         "YOLO_OFFLINE": "true",
@@ -29,7 +29,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def offline(folder: Path) -> Iterator[ModuleType]:
-    """The package, imported in this process; the environment and the adapter are as before afterwards."""
+    """Import the package in this process; afterwards restore the environment and uninstall the adapter."""
     before = dict(os.environ)
     os.environ.update(environment(folder))
     try:
@@ -41,7 +41,7 @@ def offline(folder: Path) -> Iterator[ModuleType]:
 
 
 def run_python(code: str, *args: object, cwd: Path) -> str:
-    """What a script prints in a fresh process of that environment."""
+    """Run code in a new process with this environment, and return what it prints."""
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],

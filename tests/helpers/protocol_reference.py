@@ -1,4 +1,4 @@
-"""The protocols once more, as loops that follow their descriptions word by word: slow, and hard to get wrong."""
+"""The protocols again, as loops that follow their descriptions word by word: slow, but simple enough to be right."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _round(value: float) -> int:
 
 
 def in_region(box, truth: Truth) -> bool:
-    """By counting the pixels of the toolkit's mask one by one; they are numbered from 1."""
+    """Counted pixel by pixel in the toolkit's mask, where pixels are numbered from 1."""
     if not len(truth.regions):
         return False
     x, y, w, h = (max(1, _round(value)) for value in box)
@@ -73,7 +73,7 @@ def in_region(box, truth: Truth) -> bool:
 
 
 def _matched(truth, kept, kept_objects, index, threshold, cut):
-    """(score, found or not) of the detections of a class that count, in descending order of score."""
+    """(score, whether it found an object) for each detection of a class that counts, in descending order of score."""
     rows = [(score, box) for box, score, label in kept[:cut] if label == index]
     rows.sort(key=lambda row: -row[0])
     objects = [box for box, label, ignored in kept_objects if label == index and not ignored]
@@ -139,7 +139,7 @@ def visdrone(case, nc: int) -> dict[str, float]:
 
 
 def yolov5(case, nc: int) -> dict[str, float]:
-    """P, R, mAP50 and mAP50-95 by the rules of v6.2 and later."""
+    """P, R, mAP50 and mAP50-95 by the rules of YOLOv5 v6.2 and later."""
     every, labels = [], []
     for truth, found in case:
         order = np.argsort(-found.scores, kind="stable")
@@ -157,7 +157,7 @@ def yolov5(case, nc: int) -> dict[str, float]:
                 pairs = [(overlap(box, o), k) for k, (o, c) in enumerate(objects) if c == label]
                 pairs = [pair for pair in pairs if pair[0] >= threshold - 1e-6]
                 if pairs:
-                    best_of.setdefault(max(pairs)[1], number)  # the first, that is the best-scored, has it
+                    best_of.setdefault(max(pairs)[1], number)  # the first one has the highest score
             hits[list(best_of.values()), at] = True
         every += [(score, label, hit) for (_, score, label), hit in zip(rows, hits)]
     every.sort(key=lambda row: -row[0])

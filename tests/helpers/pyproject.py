@@ -1,4 +1,4 @@
-"""pyproject.toml, read: what is asked of an installation, and what is packaged."""
+"""The content of pyproject.toml: the requirements, and what is packaged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # pytest brings it there
+    import tomli as tomllib  # pytest depends on it for Python 3.10
 
 CONTENT: dict[str, Any] = tomllib.loads(
     (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")

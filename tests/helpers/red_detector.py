@@ -1,4 +1,4 @@
-"""A detector whose weights are written by hand, so that it is known what its maps must show."""
+"""A detector with weights set by hand, so that the right maps are known."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def written_red_detector(folder: Path) -> Iterator[Path]:
     """A checkpoint of a detector of red: a cell's channel 0 is how red it is, channel 1 how blue, both at least 0.
 
     Its rows: 0 Conv of stride 8, 1 Spotlight, 2 Detect with one anchor of 32 x 32 pixels and the classes red, blue. A
-    cell is an object where channel 0 is, and then of class red. Beside it lies ``spotlight.py``, its plugin, whose
-    block is registered within.
+    cell is an object if its channel 0 is high, and then it is of class red. The plugin ``spotlight.py``, which
+    registers the block, is written next to the checkpoint.
     """
     (folder / "spotlight.py").write_text(SPOTLIGHT)
     sys.path.insert(0, str(folder))

@@ -61,7 +61,7 @@ def convolve(image, kernel, bias):
 
 
 def batch_norm(x, p, prefix, training):
-    """Over (N, C, H, W). One value per channel has no statistics of its own: the running ones are taken."""
+    """Batch norm of (N, C, H, W). With a single value for each channel, the running statistics are used."""
     n, channels, height, width = x.shape
     out = np.zeros_like(x)
     for c in range(channels):

@@ -1,4 +1,4 @@
-"""YOLOv5 is imported once a process: tests of several releases run each case in a process of its own."""
+"""Run a test case in a separate process: a process can import only one release of YOLOv5."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ _LONGEST_S = 120
 
 
 def run_in_child(code: str, namespace: dict[str, str], without: str | None = None) -> str:
-    """Run code that knows the names in ``namespace``, and the ``ENGINE`` that the shim was installed for.
+    """Run code with the names in ``namespace``, and with ``ENGINE``, for which the shim is installed.
 
     Args:
-        code: Python source; what it raises is the result.
-        namespace: ``ROOT``, the YOLOv5 to install the shim for, ``TMP``, a folder, and what else the code wants.
-        without: quirks and guards to leave out, by their names.
+        code: Python source.
+        namespace: ``ROOT``, the folder of the YOLOv5 to install the shim for; ``TMP``, a folder; and further strings
+            that the code uses.
+        without: the names of quirks and guards to leave out.
 
     Returns:
-        Nothing, or the traceback.
+        The traceback if the code raises something, else an empty string.
     """
     paths = map(str, (_HERE.parents[1], _HERE.parent, _HERE))
     environment = {**os.environ, "HOME": namespace["TMP"], "PYTHONPATH": os.pathsep.join(paths)}
-    # not compiled again for each HOME
+    # Each case has another HOME; without this, the kernels would be compiled for each.
     environment.setdefault(VARIABLES["cache"], str(Path.home() / ".cache/yolov5-ema"))
     environment.pop("YOLOV5_CONFIG_DIR", None)
     case = json.dumps([code, namespace, (without or "").split()])
@@ -49,9 +50,9 @@ def _run(code: str, namespace: dict[str, str], left_out: list[str]) -> None:
     warnings.simplefilter("error", FutureWarning)
     warnings.filterwarnings("error", message=".*(randrange|has_cuda|non-integer).*")
     multiprocessing.set_start_method("fork", force=True)
-    sys.modules["onnxscript"] = None  # type: ignore[assignment]  # not installed, as on a user's machine
+    sys.modules["onnxscript"] = None  # type: ignore[assignment]  # as if not installed, which is so for most users
     torch.hub.download_url_to_file = _no_network
-    inspect.stack = functools.partial(inspect.stack, 0)  # 7.0.14 asks for all lines of it, which takes 2 s
+    inspect.stack = functools.partial(inspect.stack, 0)  # 7.0.14 asks for the source lines too, which takes 2 s
     from yolov5_ema.engine import activation, shim
 
     activation.QUIRKS = tuple(quirk for quirk in activation.QUIRKS if quirk.name not in left_out)

@@ -1,4 +1,4 @@
-"""Folders of runs as YOLOv5 and the commands leave them, without any training; and a reader of the pages of them."""
+"""Run folders as YOLOv5 and the commands write them, made without training; and a parser for the pages of `report`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = (
 
 
 def yolov5_csv(rows: Sequence[Sequence[float]], columns: Sequence[str] = COLUMNS) -> str:
-    """As v6.0 to v7.0 write it: right-justified, five digits, no quotes."""
+    """A results.csv as v6.0 to v7.0 write it: right-justified, five digits, no quotes."""
     head = ",".join(f"{name:>20}" for name in columns) + "\n"
     return head + "".join(
         ",".join([f"{values[0]:>20}", *(f"{value:>20.5g}" for value in values[1:])]) + "\n" for values in rows
@@ -33,9 +33,9 @@ def row(epoch: int, map50: float, map50_95: float, loss: float = 0.05) -> list[f
 def write_training(
     folder: Path, *, figures: Sequence[float] = (0.1, 0.5, 0.4), is_full: bool = False, **options: Any
 ) -> Path:
-    """A training of YOLOv5 whose best.pt is not there; mAP50-95 is half of each mAP50 in ``figures``.
+    """Write a training of YOLOv5 without best.pt; mAP50-95 is half of each mAP50 in ``figures``.
 
-    Its results.csv has all columns only if ``is_full``: each is a chart, which takes its time.
+    Its results.csv has all columns only if ``is_full``, because a chart is drawn for each, which takes time.
     """
     folder.mkdir(parents=True)
     content = {
@@ -58,7 +58,7 @@ def write_training(
 def write_classification(
     folder: Path, *, top1: float = 0.75, names: Sequence[str] = ("cat", "dog"), **args: Any
 ) -> Path:
-    """A run of ``yolov5-ema classify train`` with two epochs and ten images a class, without its best.pt."""
+    """A run of ``yolov5-ema classify train`` with two epochs and ten images of each class, without its best.pt."""
     folder.mkdir(parents=True)
     settings = {
         "model": "resnet50",
@@ -95,16 +95,16 @@ _VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """What a page holds.
+    """The content of a page.
 
     Attributes:
-        tables: by caption the rows, the headings first, as texts.
+        tables: the rows of each table by its caption, the headings first, as texts.
         words: all text that is shown.
-        ids: of elements.
-        links: values of src, href and xlink:href.
-        images: attributes of each <img>.
+        ids: the ids of elements.
+        links: the values of src, href and xlink:href.
+        images: the attributes of each <img>.
         script: the text of the script.
-        unclosed: elements that were not closed, or closed and never opened.
+        unclosed: elements that were opened but not closed, or closed but not opened.
     """
 
     def __init__(self, html: str) -> None:
@@ -166,7 +166,7 @@ class Page(HTMLParser):
 
 
 def write_comparison(folder: Path, figures: dict[str, Sequence[float]] | None = None) -> Path:
-    """A folder of ``yolov5-ema compare``: by model the mAP50 of its seeds; the first is the baseline."""
+    """Write a folder of ``yolov5-ema compare``, given the mAP50 of the seeds by model; the first is the baseline."""
     from yolov5_ema.comparing.report import Model, as_dict, build_report, method_notes
 
     figures = figures or {"plain": (0.50, 0.52, 0.52), "ema": (0.52, 0.55, 0.53)}
@@ -203,7 +203,7 @@ def write_comparison(folder: Path, figures: dict[str, Sequence[float]] | None = 
 
 
 def measured_of(names: Sequence[str], images: Sequence[Path] = ()) -> Any:
-    """An evaluation with figures of its own for each class: AP50 0.5, 0.55, 0.6 …"""
+    """An evaluation with different figures for each class: AP50 0.5, 0.55, 0.6 …"""
     from yolov5_ema.reporting.measuring import Measured, Sample
     from yolov5_ema.reporting.pictures import draw_sample
 

@@ -1,4 +1,4 @@
-"""Running a command on a hostile file: within a time, within a memory, and nothing of the file may run."""
+"""Run a command on a malicious file, with limits on time and memory, and check that no code of the file runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from yolov5_ema.errors import UserError
 
 SECONDS = 20
 MEMORY = 6 * 2**30
-"""Bytes of address space that a case may ask for beyond what the process has."""
+"""The bytes of address space that a case may use in addition to what the process has."""
 
 _STARTS = {
     *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn"),
@@ -39,7 +39,7 @@ _CHANGES = {
 }
 _CHANGES |= {"shutil.rmtree", "shutil.move", "shutil.copyfile"}
 _NAMES_OF_ROWS = {"nc", "anchors", "ch", "f"}
-"""What YOLOv5's own `eval` of an argument may read, beside the activation's torch.nn class."""
+"""The names that YOLOv5's own `eval` of an argument may read, in addition to the activation's torch.nn class."""
 
 _PACKAGE = str(Path(__import__("yolov5_ema").__file__).resolve().parent)
 
@@ -49,7 +49,7 @@ class Hang(BaseException):
 
 
 class _Watch:
-    """What the audit hook, which can never be taken out again, reports while it is on."""
+    """The audit hook. It can never be removed, so it can be switched off; while it is on, it records events."""
 
     def __init__(self) -> None:
         self.on = False
@@ -86,7 +86,7 @@ class _Watch:
 
 
 def _asks_git(args: tuple[Any, ...]) -> bool:
-    """YOLOv5 asks git for its own version, whatever file it is given."""
+    """Whether YOLOv5 asks git for its own version, which it does for any file."""
     return "git -C " in str(args[:2]) and "describe --tags" in str(args[:2])
 
 
@@ -106,7 +106,7 @@ def watched(folder: Path) -> Iterator[list[str]]:
 
     before = resource.getrlimit(resource.RLIMIT_AS)
     previous = signal.signal(signal.SIGALRM, too_long)
-    faulthandler.dump_traceback_later(3 * SECONDS, exit=True)  # where C code does not let the alarm through
+    faulthandler.dump_traceback_later(3 * SECONDS, exit=True)  # in case C code delays the alarm
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, before[1]))
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     _watch.on = True
@@ -126,13 +126,13 @@ def _address_space() -> int:
 
 
 def called(function: Callable[[], Any], folder: Path, watch: bool = True) -> tuple[int, str]:
-    """Call something under watch, in an empty stdout and stderr.
+    """Call a function inside `watched`, and capture stdout and stderr.
 
     Returns:
-        An exit code (what it returned, 0 for anything else than a number; 2 for a UserError) and what it said.
+        An exit code (the returned number, or 0 for another result, or 2 for a UserError), and what was printed.
 
     Raises:
-        AssertionError: something of the file ran, it hung, or it raised anything else than a UserError.
+        AssertionError: code of the file ran, the function hung, or it raised something else than a UserError.
     """
     said = io.StringIO()
     code, error = 0, None
@@ -158,7 +158,7 @@ def called(function: Callable[[], Any], folder: Path, watch: bool = True) -> tup
 
 
 def command(*argv: object, folder: Path, watch: bool = True) -> tuple[int, str]:
-    """A command of yolov5-ema in this process; its exit code is 0, 1 or 2, and 2 comes with a message."""
+    """Run a command of yolov5-ema in this process. Its exit code must be 0, 1 or 2; with 2 it must print an error."""
     from yolov5_ema.cli.main import main
 
     code, said = called(lambda: main([str(arg) for arg in argv]), folder, watch)
@@ -170,7 +170,7 @@ def command(*argv: object, folder: Path, watch: bool = True) -> tuple[int, str]:
 
 @contextmanager
 def own_place() -> Iterator[Path]:
-    """An empty folder to stand in; the environment is as before afterwards."""
+    """Change to an empty folder; afterwards change back and restore the environment."""
     before, environment = os.getcwd(), dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -183,5 +183,5 @@ def own_place() -> Iterator[Path]:
 
 
 def peak_memory() -> int:
-    """Bytes that the process has had in memory at most."""
+    """The largest number of bytes that the process has had in memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,7 +1,7 @@
-"""Programs run by a Python that has the big libraries loaded already: a copy of it for each, made by ``os.fork``.
+"""Run programs in copies of a Python process that has already loaded the large libraries. ``os.fork`` makes the copies.
 
-Importing them takes 8 s a process, more than what most tests of a command do. What the project itself has to offer is
-not loaded before: ``yolov5_ema`` and ``yolov5`` are imported as in a fresh process.
+Importing the libraries takes 8 s in each process, longer than most tests of a command. The project itself is not
+loaded beforehand: ``yolov5_ema`` and ``yolov5`` are imported as in a fresh process.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ LIBRARIES = (
     *("torch", "torchvision", "torch.utils.tensorboard", "thop", "cv2", "requests", "boto3", "setuptools"),
     *("pandas", "seaborn", "matplotlib.pyplot", "scipy.optimize"),
 )
-# threads that wait by spinning make trainings on a busy CPU many times slower
+# threads that spin while they wait make trainings on a busy CPU many times slower
 THREADS = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 _STREAMS = ("stdout", "stderr")
 
 
 class _Server:
-    """The Python with the libraries; one program at a time."""
+    """The Python process with the libraries. It runs one program at a time."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -48,7 +48,7 @@ class _Server:
         atexit.register(self.close)
 
     def run(self, task: dict[str, Any]) -> int:
-        """The exit code of a program; negative for a signal."""
+        """Run a program and return its exit code; a negative code is the number of a signal."""
         assert self._process.stdin and self._process.stdout
         print(json.dumps(task), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
@@ -74,16 +74,16 @@ def run_warm(
     longest_s: int = 600,
     are_drawn: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """``python -m MODULE ARGS``, the libraries loaded already; stdout and stderr as text.
+    """Run ``python -m MODULE ARGS`` in a process with the libraries; stdout and stderr are text.
 
     Args:
-        module: such as ``yolov5_ema``.
+        module: the module, such as ``yolov5_ema``.
         args: its command line.
-        cwd: where it runs.
-        env: all of its environment. What the libraries read while they are imported has no effect, but for
+        cwd: the working directory.
+        env: the whole environment. Variables that the libraries read when they are imported have no effect, except
             OMP_NUM_THREADS.
-        longest_s: after so many seconds SIGALRM ends it.
-        are_drawn: False: the pictures that matplotlib saves are empty. They take half the time of a small training.
+        longest_s: the number of seconds after which SIGALRM ends the program.
+        are_drawn: False makes the pictures that matplotlib saves empty. They take half the time of a small training.
     """
     words = [str(arg) for arg in args]
     with tempfile.TemporaryDirectory() as folder:
@@ -96,9 +96,9 @@ def run_warm(
 
 def _serve() -> None:
     for library in LIBRARIES:
-        with contextlib.suppress(ImportError):  # what one release of YOLOv5 needs, another does without
+        with contextlib.suppress(ImportError):  # each release of YOLOv5 needs only some of them
             importlib.import_module(library)
-    gc.freeze()  # so that collections of the copies do not look through all that was loaded
+    gc.freeze()  # so that garbage collection in the copies skips what was loaded before
     for line in sys.stdin:
         child = os.fork()
         if not child:
@@ -107,7 +107,7 @@ def _serve() -> None:
 
 
 def _become(task: dict[str, Any]) -> NoReturn:
-    """Be the process of a program to its end."""
+    """Run a program in this process until it ends."""
     signal.alarm(task["longest_s"])
     for number, name in enumerate(_STREAMS, 1):
         os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT), number)
@@ -126,7 +126,7 @@ def _become(task: dict[str, Any]) -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # Python's own end takes a second: it frees all that was loaded, piece by piece
+    os._exit(code)  # Python's own exit takes a second, because it frees everything that was loaded
 
 
 def _leave_figures_empty() -> None:
