@@ -82,9 +82,9 @@ def test_every_example_is_run_or_says_what_it_needs():
         ("- item\n\n    ```sh\n    ls\n    ```\n", "left open"),
         ("```bash\nls\n```", "language 'bash'"),
         ("```\nls\n```", "language ''"),
-        ("<!-- needs: luck -->\n\n```sh\nls\n```", "means nothing"),
-        ("<!-- with: all.zip -->\n\n```sh\nls\n```", "means nothing"),
-        ("<!-- quick; needs: gpu -->\n\n```sh\nls\n```", "neither quick"),
+        ("<!-- needs: luck -->\n\n```sh\nls\n```", "is unknown"),
+        ("<!-- with: all.zip -->\n\n```sh\nls\n```", "is unknown"),
+        ("<!-- quick; needs: gpu -->\n\n```sh\nls\n```", "cannot be quick"),
     ],
 )
 def test_a_block_outside_the_rules_is_an_error(text, message):

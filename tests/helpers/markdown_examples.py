@@ -4,7 +4,7 @@ Markdown is parsed by the library that builds the site, and its HTML by Python's
 by ``;``:
 
 - ``quick``: quick enough for every run of the tests;
-- ``with: FILE …``: files that a user would have (`STAND_INS`); each page starts in an empty folder;
+- ``with: FILE …``: files that a user would have (`STAND_INS`); each page starts in its own folder;
 - ``needs: …``: it is not run, because it needs one of `NEEDS`;
 - ``yaml: data``: the YAML is part of a data YAML, not rows of a model.
 """
