@@ -1,4 +1,4 @@
-"""What every registered block promises, whoever wrote it: a new block is tested here by being registered."""
+"""What every registered block must do. A new block is tested here as soon as it is registered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from yolov5_ema.blocks import block_info, create_block, get_block, list_blocks
 
-CHANNELS = 128  # the fewest that every block takes with its default options
+CHANNELS = 128  # the smallest number of channels that every block accepts with its default options
 SPATIAL = [(1, 1, 7), (2, 5, 1), (1, 1, 1), (3, 4, 6)]  # N, H, W
 
 # Parameters whose gradient is by design not the derivative of the output.
@@ -52,7 +52,7 @@ def test_keeps_shape_and_input(name, spatial, training):
 
 @every_block
 def test_is_a_gate(name):
-    """Each value is the input's, or its shuffle's, times something between 0 and 1."""
+    """Each output value is an input value, possibly shuffled, times something between 0 and 1."""
     x = noise(2, CHANNELS, 4, 5)
     out = random_block(name)(x)
     assert out.abs().max() <= x.abs().max()
@@ -116,7 +116,7 @@ def test_half_precision_is_finite_on_large_inputs(name, dtype, scale, training):
     flat = torch.full((1, CHANNELS, 8, 8), scale)
     signs = noise(2, CHANNELS, 8, 8).sign() * scale
     inputs = [flat, signs]
-    if scale > 1e4:  # summing 160 x 160 of these in float16 would overflow at once
+    if scale > 1e4:  # the sum of 160 x 160 of these overflows in float16
         inputs.append(noise(1, CHANNELS, 160, 160).abs().clamp(max=1) * scale)
     for x in inputs:
         out = block(x.to(dtype))
@@ -128,7 +128,7 @@ def test_half_precision_is_finite_on_large_inputs(name, dtype, scale, training):
 @both_modes
 @pytest.mark.parametrize("seed", range(4))
 def test_float16_overflow_saturates(name, seed, training):
-    """Weights so large that products leave float16: infinities may not meet and become NaN."""
+    """The weights are so large that products overflow in float16; the infinities must not give NaN."""
     block = randomise(create_block(name, CHANNELS), seed)
     with torch.no_grad():
         for parameter in block.parameters():
@@ -148,7 +148,7 @@ def test_half_precision_gradients_survive_large_inputs(name):
     x = (noise(1, CHANNELS, 8, 8) * 1e4).clamp(-3e4, 3e4).to(torch.float16).requires_grad_()
     block(x).float().mean().backward()
     assert x.grad.isfinite().all()
-    for parameter in block.parameters():  # a true derivative may exceed float16, but none may be NaN
+    for parameter in block.parameters():  # a correct derivative may exceed float16, but none may be NaN
         assert not parameter.grad.isnan().any()
 
 
@@ -200,7 +200,7 @@ def test_scripted_is_traced_is_eager(name, training):
     x = noise(2, CHANNELS, 4, 6)
     scripted = torch.jit.script(copy.deepcopy(block))
     with warnings.catch_warnings():
-        # detectors are exported in eval mode: nothing there may depend on the example
+        # detectors are exported in eval mode, where nothing may depend on the example input
         warnings.simplefilter("ignore" if training else "error", torch.jit.TracerWarning)
         traced = torch.jit.trace(copy.deepcopy(block), x, check_trace=False)
     for shape in [(2, CHANNELS, 4, 6), (1, CHANNELS, 7, 3)]:
@@ -283,7 +283,7 @@ def test_deterministic_forward_and_backward(name, training, deterministic):
 @ignore_jit_warnings
 @every_block
 def test_no_adaptive_pooling(name):
-    """Its backward raises on CUDA under deterministic algorithms, and exporters stumble over it."""
+    """Adaptive pooling: its backward raises on CUDA under deterministic algorithms, and some exporters fail on it."""
     block = random_block(name)
     assert not [type(m).__name__ for m in block.modules() if "adaptive" in type(m).__name__.lower()]
     graph = torch.jit.trace(block, noise(1, CHANNELS, 4, 6), check_trace=False).inlined_graph
@@ -292,7 +292,7 @@ def test_no_adaptive_pooling(name):
 
 @every_block
 def test_yolov5_optimizer_finds_every_parameter(name):
-    """YOLOv5 v6.0 trains only what is a Parameter called ``weight`` or ``bias`` on some module."""
+    """YOLOv5 v6.0 trains only parameters of modules that are called ``weight`` or ``bias``."""
     block = create_block(name, CHANNELS)
     found = set()
     for module in block.modules():
@@ -306,7 +306,7 @@ def test_yolov5_optimizer_finds_every_parameter(name):
 
 @every_block
 def test_batch_norms_are_plain(name):
-    """YOLOv5 finds norms by their exact type: to set eps and momentum, to keep them from weight decay."""
+    """YOLOv5 finds norms by their exact type, to set eps and momentum and to exclude them from weight decay."""
     for module in create_block(name, CHANNELS).modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             assert type(module) is nn.BatchNorm2d
@@ -370,7 +370,7 @@ def test_parameters_of_ema_in_closed_form(channels, groups):
 
 
 def test_parameters_of_the_published_models():
-    """What the paper's detectors add: the last two C3 of YOLOv5s's backbone, and five places of YOLOv5x."""
+    """The parameters that blocks add to the paper's detectors: two places in YOLOv5s, five in YOLOv5x."""
     small, large = (256, 512), (640, 320, 320, 320, 640)
     assert sum(count(create_block("EMA", c)) for c in small) == 7_238_685 - 7_235_389
     assert sum(count(create_block("CA", c)) for c in small) == 7_267_717 - 7_235_389
@@ -392,7 +392,7 @@ def test_eca_kernel_follows_the_papers_rule(channels):
 @every_block
 @both_modes
 def test_traced_by_fx_at_any_size(name, training):
-    """Its graph has no size and no dtype of one input in it, and says the same as the block."""
+    """Its graph does not contain the size or dtype of a certain input, and computes the same as the block."""
     block = random_block(name, training)
     traced = torch.fx.symbolic_trace(copy.deepcopy(block))
     for shape in [(2, CHANNELS, 6, 4), (3, CHANNELS, 5, 9)]:
@@ -412,7 +412,7 @@ def test_opencv_runs_its_onnx(name, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(block, x, file, dynamo=False, opset_version=12)
-    engine = getattr(cv2.dnn, "ENGINE_CLASSIC", None)  # what 4.x has alone
+    engine = getattr(cv2.dnn, "ENGINE_CLASSIC", None)  # what only 4.x has
     network = cv2.dnn.readNetFromONNX(file) if engine is None else cv2.dnn.readNetFromONNX(file, engine)
     network.setInput(x.numpy())
     torch.testing.assert_close(torch.from_numpy(network.forward()), block(x).detach(), rtol=1e-4, atol=1e-5)

@@ -1,6 +1,6 @@
-"""No block uses an operation that raises on CUDA where YOLOv5 (v6.2 and later) asks for deterministic algorithms.
+"""No block uses an operation that raises on CUDA when YOLOv5 (v6.2 and later) asks for deterministic algorithms.
 
-Seen on the CPU: what autograd calls there, it calls on CUDA too, in the forms that run there without a kernel of ours.
+This is checked on the CPU: autograd calls the same operations on CUDA in all forms without a kernel of ours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolov5_ema.blocks import create_block, get_block, list_blocks
 
-# What raises on CUDA by the documentation of torch.use_deterministic_algorithms, in any torch from 2.6 on, by the
+# The operations that raise on CUDA according to the documentation of torch.use_deterministic_algorithms, in any
 # names that the dispatcher knows.
 RAISES_ON_CUDA = {
     *("avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward"),
@@ -40,7 +40,7 @@ OPTIONS = {
 
 
 class Called(TorchDispatchMode):
-    """The names of the operations that were called, forward and backward."""
+    """The names of the operations that were called in forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def _cases() -> list[tuple[str, dict[str, object]]]:
 @pytest.mark.parametrize("training", [True, False])
 def test_no_block_uses_what_raises(name, options, training):
     names = called(create_block(name, 64, **options).train(training))
-    assert "mul" in names  # something was seen: every block multiplies its input by a gate
+    assert "mul" in names  # operations were recorded: every block multiplies its input by a gate
     assert not names & RAISES_ON_CUDA
 
 

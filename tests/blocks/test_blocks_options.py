@@ -1,4 +1,4 @@
-"""Options a block cannot use are refused when it is built, saying which, why and what instead."""
+"""Options that a block cannot use are refused when it is built; the message says which, why, and what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from yolov5_ema.blocks import CBAM, EMA, create_block, get_block, list_blocks, positions
 
 INVALID = [
-    # block, channels, options, what the message says
+    # block, channels, options, expected message
     (
         "EMA",
         48,
@@ -89,8 +89,8 @@ def test_ca_keeps_eight_hidden_channels_at_least():
 
 
 UNCLEAR = [
-    # arguments of the constructor, what each meaning is spelled as
-    ("EMA", (64, 64), ["EMA(64)", "EMA(64, groups=64)"]),  # the public code's second argument is not used
+    # arguments of the constructor, and how each of their meanings is written
+    ("EMA", (64, 64), ["EMA(64)", "EMA(64, groups=64)"]),  # the second argument of the public code is not used
     ("EMA", (64, 64, 8), ["EMA(64, groups=8)"]),
     ("EMA", (64, None, 8), ["EMA(64, groups=8)"]),
     ("EMA", (64, 64, False), ["EMA(64, cross_spatial=False)", "EMA(64, groups=64, cross_spatial=False)"]),

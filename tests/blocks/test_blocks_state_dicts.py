@@ -1,4 +1,4 @@
-"""State dicts: the public implementations' load anywhere in a model and give the same output."""
+"""State dicts of the public implementations load anywhere in a model and give the same output."""
 
 from __future__ import annotations
 

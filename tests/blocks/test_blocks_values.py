@@ -1,4 +1,4 @@
-"""Every block gives what its paper's equations give in slow loops, for any parameters and shapes."""
+"""Every block computes what its paper's equations give as slow loops, for any parameters and shapes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_float32_is_close_to_the_loops(name, channels, options):
 
 
 def test_large_means_do_not_cancel_the_variance():
-    """E[y^2] - E[y]^2 in float32 would lose a deviation of 0.1 on a mean of 1000."""
+    """E[y^2] - E[y]^2 in float32 would lose a deviation of 0.1 from a mean of 1000."""
     block, parameters = loaded("EMA", 4, {"groups": 2}, dtype=torch.float32)
     x = (1000 + 0.1 * noise(1, 4, 6, 6)).float()
     expected = LOOPS["EMA"](x.double().numpy(), parameters, False, groups=2)
@@ -73,7 +73,7 @@ def test_ema_without_cross_spatial_learning_adds_the_branches():
     x = noise(2, 8, 4, 4)
     assert block.state_dict().keys() == crossed.state_dict().keys()
     assert not torch.allclose(block(x), crossed(x))
-    gates = block(x) / x  # sigmoid(x1 + x2) differs from channel to channel, the crossed map doesn't
+    gates = block(x) / x  # sigmoid(x1 + x2) differs between channels, the crossed map does not
     assert not torch.allclose(gates[:, 0], gates[:, 1])
     gates = crossed(x) / x
     torch.testing.assert_close(gates[:, 0], gates[:, 3])
@@ -139,7 +139,7 @@ def test_a_single_pixel_leaves_running_statistics_alone(name):
     before = {key: value.clone() for key, value in block.named_buffers()}
     out = block(noise(1, 128, 1, 1, dtype=torch.float32))
     assert out.isfinite().all()
-    if name != "CA":  # its strips hold H + W = 2 values
+    if name != "CA":  # its strips have H + W = 2 values
         for key, value in block.named_buffers():
             assert torch.equal(value, before[key]), key
 
@@ -165,7 +165,7 @@ def test_stable_mean_is_wide(dtype):
     x = torch.tensor([256.0, 258.0, 256.0, 258.0], dtype=dtype).reshape(1, 1, 2, 2)
     out = stable_mean(x, [2, 3])
     assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert out.shape == (1, 1, 1, 1) and out.item() == 257.0  # which bfloat16 cannot hold
+    assert out.shape == (1, 1, 1, 1) and out.item() == 257.0  # bfloat16 cannot represent it
 
 
 def test_saturate_clips_float16_only():

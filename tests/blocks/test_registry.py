@@ -1,4 +1,4 @@
-"""The registry: names, clashes, lookups, blocks of the user's own."""
+"""The registry: names, clashes, lookups, and blocks of the user."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def own_registry(monkeypatch):
 
 def make_block(class_name="Halve"):
     class Block(nn.Module):
-        """Halves its input."""
+        """A block that halves its input."""
 
         def __init__(self, channels, times=1, *, floor, device=None, dtype=None):
             super().__init__()

@@ -1,4 +1,4 @@
-"""The model YAMLs: what reads what, in every size and place, and what YOLOv5 makes of them."""
+"""The model YAMLs: which row reads which, in every size and place, and what YOLOv5 builds from them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PARAMETERS = {
     "yolov5x-cbam-tph-published.yaml": 91_312_020,
 }
 
-# (head, place): what Detect reads, and what each Concat reads behind its -1; * is a block behind a row.
+# (head, place): what Detect reads, and what each Concat reads in addition to -1; * is a block after a row.
 WIRING = {
     ("p3", None): ("C3.17 C3.20 C3.23", "C3.6 C3.4 Conv.14 Conv.10"),
     ("p3", "backbone"): ("C3.17 C3.20 C3.23", "*C3.6 C3.4 Conv.14 Conv.10"),
@@ -74,7 +74,7 @@ BLOCK_ROWS = {
     ("p2-published", "neck"): [13, 17, 21, 24, 27],
 }
 
-# Distances other than -1, in lists and alone: the case a renumbering of absolute rows gets wrong.
+# Distances other than -1, in lists and alone: renumbering only absolute row numbers would get these wrong.
 RELATIVE_BASE = """
 nc: 4
 depth_multiple: 1.0
@@ -120,7 +120,7 @@ def wiring(cfg, block):
 
 
 def expected_wiring(plain, behind):
-    """Wiring of the plain model with a block behind each of the rows ``behind``."""
+    """The connections of the plain model with a block after each of the rows ``behind``."""
     return [
         [f"*{label}" if label.split(".")[-1] in {str(row) for row in behind} else label for label in named]
         for named in wiring(plain, block=None)
@@ -128,7 +128,7 @@ def expected_wiring(plain, behind):
 
 
 def strides_and_channels(cfg):
-    """(stride, channels before the width multiple) of each row, for the modules of our own heads."""
+    """(stride, channels before the width multiple) of each row, for the modules of the shipped heads."""
     known = []
     for i, (source, _, module, args) in enumerate(rows_of(cfg)):
         sources = [i + f if f < 0 else f for f in (source if isinstance(source, list) else [source])]
@@ -236,7 +236,7 @@ def test_row_behind_the_backbone_stays_in_the_backbone():
 
 
 def own_yamls():
-    """Every YAML of the YOLOv5 that is installed, and ours."""
+    """All YAMLs of the installed YOLOv5, and ours."""
     found = sorted(models_dir().glob("*.yaml"))
     spec = importlib.util.find_spec("yolov5")
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -245,7 +245,7 @@ def own_yamls():
 
 
 def is_model(path):
-    # YOLOv5 ships one file that holds anchors only, and one (v6.0's yolov5-bifpn.yaml) with a comma missing.
+    # YOLOv5 ships one file that contains only anchors, and one (v6.0's yolov5-bifpn.yaml) in which a comma is missing.
     try:
         return "backbone" in (yaml.safe_load(path.read_text(encoding="utf-8", errors="ignore")) or {})
     except yaml.YAMLError:
@@ -256,7 +256,7 @@ def is_model(path):
 def test_any_base_keeps_its_wiring_with_a_block_behind_any_row(path):
     base = yaml.safe_load(path.read_text(encoding="utf-8", errors="ignore"))
     rows = range(len(rows_of(base)) - 1)
-    # What the base holds stays as it is, whatever the notation, if no block is put in.
+    # If no block is inserted, the content of the base does not change, however it is written.
     plain = build_cfg(base=base, block="none")
     assert plain == base
     for behind in [*([row] for row in rows), *itertools.combinations(rows, 2), list(rows)][::3]:
@@ -489,7 +489,7 @@ def test_bases_without_the_place(modules, at, message):
 
 @pytest.fixture(scope="module")
 def build_model():
-    """Builds real YOLOv5 models, quietly."""
+    """Build real YOLOv5 models without printing anything."""
     pytest.importorskip("cv2")
     if importlib.util.find_spec("yolov5") is None:
         pytest.skip("needs the PyPI package yolov5")
@@ -498,7 +498,7 @@ def build_model():
 
         before = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
-        # One thread: these are many small passes, and on a busy machine more threads wait for each other.
+        # One thread: the passes are small and many, and on a busy machine several threads wait for each other.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         with torch.no_grad():
@@ -509,7 +509,7 @@ def build_model():
 
 @pytest.fixture
 def only_counting(build_model, monkeypatch):
-    """Skip what takes long in a YOLOv5x and is not looked at: ninety million random numbers, the FLOPs."""
+    """Skip what takes long in a YOLOv5x and is not tested: ninety million random numbers, and the FLOPs."""
     monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda tensor, *args, **kwargs: tensor)
     monkeypatch.setattr("yolov5.models.yolo.model_info", lambda *args, **kwargs: None)
 
@@ -545,7 +545,7 @@ def test_plain_model_is_yolov5s(build_model, only_counting):
     ids=["p3-backbone", "p3-neck", "p2-neck", "relative"],
 )
 def test_rows_that_do_nothing_leave_the_real_model_as_it_was(build_model, recipe):
-    """With nn.Identity as the block, the same seed must give the same predictions: no reference strayed."""
+    """With nn.Identity as the block, the same seed must give the same predictions: all references are right."""
     image = torch.rand(1, 3, 64, 64)
     predictions = []
     for block in ("none", "nn.Identity"):

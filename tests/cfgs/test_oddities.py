@@ -1,4 +1,4 @@
-"""Rows put in without renumbering build and train; `info`, `train` and `cfg` say that they look like an oversight."""
+"""Rows inserted without renumbering build and train; `info`, `train` and `cfg` warn that this looks like a mistake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAIN = build_cfg(size="n", block="none", nc=3)
 
 
 def stale(section, *places):
-    """Rows of EMA put in at places of a section, and no number changed."""
+    """Rows of EMA inserted at places of a section, without changing any row number."""
     cfg = copy.deepcopy(PLAIN)
     for place in places:
         cfg[section].insert(place, [-1, 1, "EMA", [{"groups": 8}]])
@@ -82,7 +82,7 @@ def test_info_cfg_and_train_warn(own_folder, tiny_set, capsys):
     assert main.main(["cfg", "--base", "stale.yaml", "--block", "none", "-o", "new.yaml"]) == 0
     assert "warning: new.yaml: row 26 (EMA) is read by nothing" in capsys.readouterr().err
     flags = ["--data", str(tiny_set), "--cfg", "stale.yaml", "--weights", "missing.pt", "--img", "64"]
-    assert main.main(["train", *flags]) == 2  # stops at the weights, which are looked at behind the cfg
+    assert main.main(["train", *flags]) == 2  # stops at the weights, which are read after the cfg
     assert "warning: stale.yaml: Detect reads row 20 (Concat)" in capsys.readouterr().err
     assert main.main(["info", "yolov5n-ema.yaml", "--img", "64"]) == 0
     captured = capsys.readouterr()

@@ -77,7 +77,7 @@ def test_the_users_dict_is_not_changed(yolo):
     given = cfg()
     model = yolo.Model(given)
     assert given["head"] == SMALL["head"] and given["backbone"] == SMALL["backbone"]
-    assert model.yaml["head"][0] == [-1, 1, "EMA", []]  # what a checkpoint keeps is what the YAML said
+    assert model.yaml["head"][0] == [-1, 1, "EMA", []]  # a checkpoint keeps what the YAML said
 
 
 @pytest.mark.parametrize("size", ["n", "s"])
@@ -92,7 +92,7 @@ def test_every_block_runs_in_a_whole_model(yolo, size, block):
 
 
 REFUSED = [
-    # (cfg, what the message must say)
+    # (cfg, expected message)
     (with_row([-1, 1, "EMMA", []]), ["row 2", "'EMMA'", "did you mean EMA?"]),
     (with_row([-1, 1, "Cov", [64, 3]]), ["row 2", "did you mean Conv?"]),
     (with_row([-1, 1, "MyBlock", []]), ["row 2", "--plugin"]),
@@ -142,7 +142,7 @@ def test_the_file_is_named_too(yolo, tmp_path):
 
 
 UNCLEAR = [
-    # arguments of a row that reads 128 channels, 64 after the width multiple; what is advised
+    # arguments of a row that reads 128 channels, 64 after the width multiple; the expected advice
     ("EMA", [128], ["[EMA, []]", "[EMA, [{groups: 128}]]"]),
     ("EMA", [64], ["[EMA, []]", "[EMA, [{groups: 64}]]"]),
     ("EMA", [128, 8], ["[EMA, [{groups: 8}]]"]),
@@ -150,7 +150,7 @@ UNCLEAR = [
     ("EMA", [128, 128, 8], ["[EMA, [{groups: 8}]]"]),
     ("EMA", [96, 96], ["[EMA, []]"]),
     ("EMA", [128, 128, 0], ["[EMA, []]"]),
-    ("EMA", [128, 128, 3], ["[EMA, []]"]),  # 3 does not divide it
+    ("EMA", [128, 128, 3], ["[EMA, []]"]),  # it is not divisible by 3
     ("EMA", [128, {"implementation": "exact"}], ["[EMA, []]", "[EMA, [{groups: 128}]]"]),
     ("CBAM", [7], ["[CBAM, [{kernel_size: 7}]]", "[CBAM, [{reduction: 7}]]"]),
     ("CBAM", [64], ["[CBAM, []]", "[CBAM, [{reduction: 64}]]"]),
@@ -194,12 +194,12 @@ def test_what_is_advised_builds_what_it_says(yolo, block, options):
 
 def test_a_default_that_is_the_number_of_channels_is_no_riddle(yolo):
     narrow = with_row([-1, 1, "CBAM", [{"kernel_size": 3}]])
-    narrow["width_multiple"] = 0.125  # 16 channels, as many as CBAM's reduction
+    narrow["width_multiple"] = 0.125  # 16 channels, as many as the reduction of CBAM
     assert yolo.Model(narrow).model[2].reduction == yolo.Model(narrow).model[2].channels == 16
 
 
 def test_a_checkpoint_from_before_keeps_the_meaning_of_its_rows(yolo, tmp_path):
-    """Its YAML says CBAM [7], which was the reduction; train and convert build it anew."""
+    """Its YAML says CBAM [7], which meant the reduction; train and convert build it from the YAML again."""
     from yolov5_ema.checkpoints.loading import load_checkpoint
     from yolov5_ema.upstream.locate import locate
 
@@ -245,7 +245,7 @@ def test_a_cfg_that_smuggles_code_is_refused_and_nothing_runs(yolo, make, tmp_pa
 
 
 def test_option_strings_never_reach_eval(yolo, tmp_path):
-    """A string option is quoted before parse_model evaluates it."""
+    """A string option is quoted, because parse_model evaluates it."""
 
     class Named(torch.nn.Module):
         def __init__(self, channels, mode="plain"):
@@ -288,7 +288,7 @@ def test_all_of_yolov5s_own_yamls_pass(yolo, package_root):
         try:
             content = yaml.safe_load(file.read_text(errors="ignore"))
         except yaml.YAMLError:
-            continue  # yolov5-bifpn.yaml of 6.0.7 is no YAML
+            continue  # yolov5-bifpn.yaml of 6.0.7 is not valid YAML
         if "backbone" in content:
             assert checked_model(content, yolo, where=str(file))
             seen += 1
@@ -313,7 +313,7 @@ def test_a_forks_own_block_is_not_overwritten_silently(yolo, monkeypatch):
     assert checked_model(row, yolo, conflicts="theirs")["head"][0][2:] == [CBAM, []]
     ours = checked_model(with_row([-1, 1, "yolov5_ema.CBAM", []]), yolo)
     assert ours["head"][0][2] is yolov5_ema.CBAM
-    assert type(yolo.Model(cfg()).model[2]) is yolov5_ema.EMA  # other names are no matter
+    assert type(yolo.Model(cfg()).model[2]) is yolov5_ema.EMA  # other names do not matter
 
 
 def test_a_path_that_is_no_file(tmp_path):

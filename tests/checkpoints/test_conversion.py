@@ -1,4 +1,4 @@
-"""A checkpoint goes to safetensors and a YAML and comes back as it was, bit for bit."""
+"""A checkpoint is converted to safetensors and a YAML and back again, and every bit is the same."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from yolov5_ema.errors import CheckpointError, UserError
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Small layers: threads that wait for each other take longer than the work."""
+    """Use small layers with one thread: threads that wait for each other take longer than the work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,7 +63,7 @@ def checkpoint_of(model, **more):
 
 
 def there_and_back(checkpoint, engine, folder: Path):
-    """The model that went there, and the checkpoint that came back."""
+    """The model that was converted, and the checkpoint that was converted back."""
     checkpoints.save_checkpoint(checkpoint, folder / "a.pt", engine=engine)
     conversion.to_safetensors(folder / "a.pt", folder / "b.safetensors", folder / "b.yaml", engine=engine)
     conversion.to_checkpoint(folder / "b.safetensors", folder / "c.pt", engine=engine)
@@ -97,7 +97,7 @@ def test_there_and_back(engine, tmp_path, case):
     model = build(small_cfg(block, options))
     model = model.half() if half else model
     back = there_and_back(checkpoint_of(model), engine, tmp_path)
-    with_options_by_name(model.yaml)  # what comes back says what each number is
+    with_options_by_name(model.yaml)  # the result says what each number means
     assert_same(model, back["model"])
     assert back["epoch"] == -1 and back["best_fitness"] == 0.5
     assert {key for key, value in back.items() if value is None} >= {"ema", "optimizer", "updates", "opt"}
@@ -126,7 +126,7 @@ def test_the_yaml_builds_the_model_with_its_own_anchors(engine, tmp_path):
 
     model = build(small_cfg("EMA", [{"groups": 8}]))
     head = model.model[-1]
-    pixels = torch.arange(18.0).view(3, 3, 2) * 7.25 + 5  # as AutoAnchor would fit them
+    pixels = torch.arange(18.0).view(3, 3, 2) * 7.25 + 5  # as if AutoAnchor had fitted them
     head.anchors.copy_(pixels / head.stride.view(-1, 1, 1))
     back = there_and_back(checkpoint_of(model), engine, tmp_path)
     assert_same(model, back["model"])
@@ -254,7 +254,7 @@ def test_headers_that_somebody_wrote(engine, tmp_path, change, words):
     assert not (tmp_path / "b.pt").exists()
 
 
-# One process of another YOLOv5: writes a checkpoint of a segmentation model, converts it there and back, compares.
+# A process with another YOLOv5: writes a checkpoint of a segmentation model, converts it and back, and compares.
 IN_ANOTHER_YOLOV5 = """
 import copy, sys, torch, yolov5_ema
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Exported models of strangers: TorchScript that writes files, ONNX that reads others', programs of other kinds."""
+"""Untrusted exported models: TorchScript that writes files, ONNX that reads other files, other programs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def honest() -> bytes:
 
 
 def rewritten(archive: bytes, change) -> bytes:
-    """The archive as torch's own writer puts it, with entries changed by a function of name and content."""
+    """The archive as torch's own writer writes it, with entries changed by a function of name and content."""
     reader = torch._C.PyTorchFileReader(io.BytesIO(archive))
     stream = io.BytesIO()
     writer = torch._C.PyTorchFileWriter(stream)
@@ -61,7 +61,7 @@ def rewritten(archive: bytes, change) -> bytes:
 
 
 def with_code(archive: bytes, line: str) -> bytes:
-    """With a line at the beginning of the model's forward."""
+    """The code with a line inserted at the beginning of the model's forward."""
 
     def change(name: str, content: bytes) -> bytes:
         if name.startswith("code/") and name.endswith(".py") and b"class Plain" in content:
@@ -130,7 +130,7 @@ class Pair(torch.nn.Module):
         return self.many(self.few(x))
 
 
-# changes of the class Pair, whose "few" holds a Few, by which its code takes that for a Many
+# changes of the class Pair: its "few" holds a Few, which its code then uses as a Many
 CONFUSED = {
     "another class": lambda text: text.replace("  few : ", "  few : MANY#").replace("#" + FEW, ""),
     "by its name in brackets": lambda text: text.replace(f"  few : {FEW}", '  __annotations__["few"] = MANY'),
@@ -178,7 +178,7 @@ def test_an_object_that_its_code_takes_for_another_is_refused(pair, change):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process to lose")
 def test_without_the_check_it_reads_memory_that_is_not_its_own(pair):
-    """What lies there is another time's: mostly the process ends, else it is no tensor, or another one."""
+    """The memory there may hold anything: mostly the process ends, else it gets no tensor, or another one."""
     evil, x = confused(pair, CONFUSED["another class"]), torch.zeros(1, 3, 8, 8)
     child = os.fork()
     if child == 0:
@@ -253,7 +253,7 @@ def test_code_that_no_detector_needs_is_refused(honest, line, named):
 
 def test_tensors_lie_within_the_file(honest):
     def larger(name: str, content: bytes) -> bytes:
-        return content.replace(b"K\x0c", b"K\xff") if name == "data.pkl" else content  # of 4 * 3 weights
+        return content.replace(b"K\x0c", b"K\xff") if name == "data.pkl" else content  # instead of 4 * 3 weights
 
     with pytest.raises(CheckpointError, match=r"larger than its data in the file|beyond its storage"):
         check_torchscript(rewritten(honest, larger), Path("m.torchscript"))
@@ -339,7 +339,7 @@ def test_metadata_of_onnx_are_literals_of_the_right_types(metadata, named, tmp_p
 
 @pytest.mark.parametrize("beyond", [1 << 32, 1 << 33, 1 << 60])
 def test_a_field_that_other_readers_see_under_another_number(beyond, tmp_path):
-    """OpenCV drops what is beyond 32 bits of a field's number, and reads the graph that is hidden so."""
+    """OpenCV ignores the bits of a field's number beyond 32, and so reads the graph that is hidden there."""
     file = write_onnx(tmp_path / "m.onnx", {}, location="../secret.bin")
     raw = file.read_bytes()
     graph = next(part for number, part in _parts(memoryview(raw)) if number == 7)
@@ -373,7 +373,7 @@ def test_tensors_of_other_folders_are_not_read(tmp_path, monkeypatch):
 
 
 def test_tensors_beside_a_link_to_a_model_are_not_read(tmp_path):
-    """OpenCV looks beside the link, others beside the file that it leads to."""
+    """OpenCV looks next to the link, other programs next to the file that the link leads to."""
     (tmp_path / "model/sub").mkdir(parents=True)
     write_onnx(tmp_path / "model/sub/m.onnx", {}, "own.bin")
     (tmp_path / "model/m.onnx").symlink_to("sub/m.onnx")
@@ -385,7 +385,7 @@ def test_tensors_beside_a_link_to_a_model_are_not_read(tmp_path):
 
 
 def test_a_name_of_a_file_that_is_no_text(tmp_path):
-    """To OpenCV it is a name all the same, of a link that leads out of the folder, say."""
+    """OpenCV treats it as a name anyway, for example that of a link out of the folder."""
     file = write_onnx(tmp_path / "m.onnx", {}, "liXnko")
     file.write_bytes(file.read_bytes().replace(b"liXnko", b"li\xffnko"))
     with pytest.raises(CheckpointError, match="not an ONNX file"):

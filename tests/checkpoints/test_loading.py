@@ -1,4 +1,4 @@
-"""Checkpoints load without running code, whichever layout's names they hold."""
+"""Checkpoints load without running code, whichever YOLOv5 layout their class names belong to."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def as_checkpoint(model):
 
 
 def dotted_names(path: Path) -> set[str]:
-    """Globals in a checkpoint's pickle, read without unpickling."""
+    """The global names in a checkpoint's pickle, read without unpickling."""
     import pickletools
 
     with zipfile.ZipFile(path) as archive:
@@ -52,7 +52,7 @@ def dotted_names(path: Path) -> set[str]:
 
 
 def test_grids_of_another_yolov5_are_computed_anew(engine, model, tmp_path):
-    """v6.0 keeps the grid of its last image in the checkpoint; that of v6.2 and later is half a cell off."""
+    """v6.0 stores the grid of its last image in the checkpoint; the grid of v6.2 and later is half a cell off."""
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(image)[0]
@@ -97,7 +97,7 @@ def test_trusted_and_untrusted_loads_agree(engine, model, tmp_path, trust):
     checkpoints.save_checkpoint(as_checkpoint(model), tmp_path / "a.pt", engine=engine)
     back = checkpoints.load_checkpoint(tmp_path / "a.pt", engine=engine, trust=trust)
     assert type(back["model"]) is type(model)
-    assert "models.yolo" not in sys.modules  # no second copy of the classes, and no alias left
+    assert "models.yolo" not in sys.modules  # there is no second copy of the classes, and no alias is left
 
 
 def test_layers_saved_by_old_torch_are_mended(engine, model, tmp_path):
@@ -115,7 +115,7 @@ def test_layers_saved_by_old_torch_are_mended(engine, model, tmp_path):
 
 
 class _Touch:
-    """Runs a command when unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, function, *args):
         self.call = (function, args)
@@ -160,7 +160,7 @@ def test_the_refusal_names_what_was_found(engine, tmp_path):
 
 
 def test_a_model_built_while_unpickling_is_checked_too(engine, tmp_path):
-    """Model is on the allow-list, so a pickle may call it: its cfg goes through the shim like any other."""
+    """Model is on the allow-list, so a pickle may call it; its cfg is then checked by the shim like any other."""
     from yolov5.models.yolo import Model
 
     marker = tmp_path / "ran"

@@ -1,4 +1,4 @@
-"""Checkpoints of every YOLOv5, written by that YOLOv5's own code under a clone's and the package's names."""
+"""Checkpoints of every YOLOv5, written by its own code, with the class names of a clone and of the package."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ for root, file in zip(sys.argv[1::2], sys.argv[2::2]):
 
 @pytest.fixture(scope="module")
 def checkpoints(package_root, tmp_path_factory):
-    """Files by (release, layout), all written in one process."""
+    """The files by (release, layout), all written in one process."""
     folder = tmp_path_factory.mktemp("generations")
     files, arguments = {}, []
     for release in RELEASES:
@@ -89,4 +89,4 @@ def test_its_weights_go_into_a_cfg_with_blocks(checkpoints, engine, release):
     found = transfer(load_checkpoint(checkpoints[release, "clone"], engine=engine)["model"], target)
     assert (found.taken, found.total) == (349, 361)
     moved = [row.index for row in found.rows if row.remarks and not row.is_block]
-    assert moved == ([11] if release < "6" else [])  # SPP stood before the last C3 then
+    assert moved == ([11] if release < "6" else [])  # SPP came before the last C3 then

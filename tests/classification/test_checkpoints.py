@@ -1,4 +1,4 @@
-"""best.pt: what it holds, that it loads without running anything, and what is refused."""
+"""best.pt: what it contains, that it loads without running anything, and what is refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_loaded_classifier_computes_what_the_saved_one_did(saved, record):
 def test_pictures_are_prepared_as_in_the_training(saved):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     prepared = load_classifier(saved).prepare(Image.fromarray(pixels).convert("RGBA"))
-    # eval_crop 0.8: the shorter side becomes 40, of which 32 are kept
+    # eval_crop 0.8: the shorter side becomes 40 pixels, of which 32 are kept
     expected = (pixels[4:36, 14:46].astype(np.float32) / 255 - 0.5) / 0.25
     assert prepared.shape == (1, 3, 32, 32)
     assert torch.allclose(prepared[0], torch.tensor(expected).permute(2, 0, 1), atol=1e-5)
@@ -145,7 +145,7 @@ class _Runs:
 
 
 def _with_pickle(source: Path, target: Path, content: object) -> Path:
-    """A torch file whose pickle is another."""
+    """A torch file with another pickle in it."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for entry in old.infolist():
             data = pickle.dumps(content, 2) if entry.filename.endswith("/data.pkl") else old.read(entry)
@@ -172,7 +172,7 @@ def test_code_in_a_checkpoint_is_not_run(saved, record, tmp_path, place):
             load(file)
     assert is_classifier(file) in (True, False) and not canary.exists()
     pickle.loads(pickle.dumps(_Runs(canary)))
-    assert canary.exists()  # the payload does run where it is unpickled
+    assert canary.exists()  # the payload does run if it is unpickled
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(saved, record, monkeypatch):

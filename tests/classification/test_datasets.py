@@ -1,4 +1,4 @@
-"""Data for classifiers: the drawn set, CIFAR-100's binary form, folders, and what each process gets of them."""
+"""Data for classifiers: the synthetic set, CIFAR-100's binary form, folders, and each process's share of them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _drawn(split: str, count: int, classes: int = 10, imgsz: int = 32, seed: int
 def test_a_drawn_picture_depends_on_seed_split_and_index_only():
     image, label = synthetic.draw(3, "train", 17, 10, 32)
     assert image.shape == (32, 32, 3) and image.dtype == np.uint8 and label == 7
-    # written down once: the set is the same for everybody, but for what processors round off differently
+    # recorded once: the set is the same on every machine, except for rounding by different processors
     assert image.mean((0, 1)) == pytest.approx([109.23, 116.89, 75.19], abs=0.5)
     assert (synthetic.draw(3, "train", 17, 10, 32)[0] == image).all()
     others = [synthetic.draw(*args, 10, 32)[0] for args in ((4, "train", 17), (3, "val", 17), (3, "train", 27))]
@@ -70,7 +70,7 @@ def _colour_features(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _linear_accuracy(train: np.ndarray, labels: np.ndarray, val: np.ndarray, truth: np.ndarray) -> float:
-    """Of ridge regression onto the classes."""
+    """The top-1 accuracy of ridge regression onto the classes."""
     centre, spread = train.mean(0), train.std(0) + 1e-9
     inputs, tests = (np.c_[(one - centre) / spread, np.ones(len(one))] for one in (train, val))
     targets = np.eye(10)[labels]
@@ -87,7 +87,7 @@ def test_colour_alone_does_not_tell_the_class():
     centres = np.stack([train_features["mean"][labels == cls].mean(0) for cls in range(10)])
     distances = np.linalg.norm(val_features["mean"][:, None] - centres, axis=2)
     assert (distances.argmin(1) == truth).mean() < 0.15
-    # the check can fail: with the class in the colour, the same regression finds it
+    # this check can fail: if the colour tells the class, the same regression finds it
     tinted = train_features["mean"] + labels[:, None] * [0.3, 0.0, 0.0]
     tinted_val = val_features["mean"] + truth[:, None] * [0.3, 0.0, 0.0]
     assert _linear_accuracy(tinted, labels, tinted_val, truth) > 0.18
@@ -105,7 +105,7 @@ def test_all_hundred_classes_differ_in_shape_or_filling():
             looks.append(np.where(inside, 1 + second, 0))
     for first, one in enumerate(looks):
         for two in looks[:first]:
-            swapped = np.where(two > 0, 3 - two, 0)  # colours are drawn, so which is the second says nothing
+            swapped = np.where(two > 0, 3 - two, 0)  # the colours are random, so which one comes second means nothing
             for other in (two, swapped, two[:, ::-1], swapped[:, ::-1]):
                 assert (one != other).mean() > 0.02
     assert len(synthetic.class_names(100)) == len(set(synthetic.class_names(100))) == synthetic.MOST_CLASSES == 100
@@ -172,7 +172,7 @@ def test_cifar_is_read_from_folder_and_archive(tmp_path):
             assert data.splits["train"].label(index) == 7 * index % 100
             for row, column, channel in ((0, 0, 0), (0, 31, 1), (17, 4, 2), (31, 31, 2)):
                 assert pixels[row, column, channel] == raw[index, 2 + channel * 1024 + row * 32 + column]
-    assert not (tmp_path / "train.bin").exists()  # nothing is unpacked
+    assert not (tmp_path / "train.bin").exists()  # nothing was unpacked
 
 
 def test_damaged_cifar_is_named(tmp_path):
@@ -230,7 +230,7 @@ def test_the_python_form_is_refused_and_not_unpickled(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(tmp_path):
-    """Serves the files of a folder on this machine."""
+    """Serve the files of a folder on this machine."""
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -259,7 +259,7 @@ def test_a_download_is_checked_and_there_whole_or_not_at_all(tmp_path, server):
     place = cifar.download(target, url=url, md5=md5)
     assert place.read_bytes() == archive.read_bytes() and list(target.iterdir()) == [place]
     archive.unlink()
-    assert cifar.download(target, url=url, md5=md5) == place  # there already
+    assert cifar.download(target, url=url, md5=md5) == place  # it was there already
     with pytest.raises(UserError, match=r"cannot be reached.*--data path"):
         cifar.download(tmp_path / "other", url=url, md5=md5)
     with pytest.raises(UserError, match="cannot be reached"):
@@ -357,7 +357,7 @@ def test_pictures_of_other_kinds_become_rgb(tmp_path):
         assert read_image(tmp_path / f"{mode}.tif").mode == "RGB"
     turned = Image.new("RGB", (6, 8))
     exif = turned.getexif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # must be rotated by 90 degrees
     turned.save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (8, 6)
 
@@ -410,7 +410,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_only():
     drawn = torch.rand(3)
     torch.set_rng_state(state)
     samples[5, 5]
-    assert torch.equal(torch.rand(3), drawn)  # the generator of the model is left alone
+    assert torch.equal(torch.rand(3), drawn)  # the model's random generator is not changed
     assert len({samples[epoch, 7][0].numpy().tobytes() for epoch in range(8)}) > 6
     assert not torch.equal(_samples(1)[2, 7][0], first)
     image, label, index = samples[2, 7]

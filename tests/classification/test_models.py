@@ -1,4 +1,4 @@
-"""Classifiers: parameters of the paper's models, where the block is, values, pretrained weights, mistakes."""
+"""Classifiers: parameters of the paper's models, the places of blocks, values, pretrained weights, mistakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("messages")
 
 timm = pytest.importorskip("timm")
 
-# the sum of p.numel(), counted in the authors' own form of each model
+# the sum of p.numel(), counted in the form of each model that the authors published
 PARAMETERS = {
     "resnet50": 23_705_252,
     "resnet50-cbam": 26_237_844,
@@ -51,7 +51,7 @@ def _seed():
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """timm starts the last BatchNorm of every residual block at 0: give every parameter something to do."""
+    """timm sets the last BatchNorm of every residual block to 0, so give every parameter an effect."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -60,14 +60,14 @@ def randomised(model: nn.Module) -> nn.Module:
                 module.running_mean.uniform_(-0.2, 0.2)
                 module.running_var.uniform_(0.5, 1.5)
         for parameter in model.parameters():
-            if not parameter.any():  # SA's gates start by looking at nothing
+            if not parameter.any():  # SA's gates ignore their input at first
                 parameter.uniform_(-0.5, 0.5)
     return model
 
 
 def recorded(module: nn.Module, into: dict, name: str) -> None:
     module.register_forward_hook(
-        lambda _m, inputs, out: into.update({name: (inputs[0].clone(), out.clone())})  # act is in place
+        lambda _m, inputs, out: into.update({name: (inputs[0].clone(), out.clone())})  # act works in place
     )
 
 
@@ -131,7 +131,7 @@ def test_the_cifar_resnet_is_torchvision_s_with_another_stem():
     theirs.load_state_dict(ours.state_dict())
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        ours.fc.weight.mul_(1e-3)  # 50 layers of random gains: logits of about 1
+        ours.fc.weight.mul_(1e-3)  # 50 layers with random gains: logits of about 1
         theirs.fc.weight.copy_(ours.fc.weight)
         logits = ours(x)
         assert logits.std() > 0.01
@@ -179,7 +179,7 @@ def test_with_one_seed_the_backbone_starts_the_same_whatever_the_block():
             torch.testing.assert_close(other[key], value, rtol=0, atol=0)
 
 
-# a model of each of timm's families, and how many blocks it takes
+# one model of each timm family, and the number of blocks that it takes
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -225,10 +225,10 @@ def test_groups_nearest_to_another_number_and_of_another_block(capsys):
         ema = create_classifier("mobilenetv2_100", "EMA", block_options={"groups": "nearest:10"})
         sa = create_classifier("mobilenetv2_100", "SA", block_options={"groups": "nearest"})
     assert {m.channels: m.groups for m in ema.modules() if isinstance(m, EMA)} == {
-        **{96: 8, 144: 9, 192: 8, 384: 8},  # 8 and 12 are as near: the lower
+        **{96: 8, 144: 9, 192: 8, 384: 8},  # 8 and 12 are equally near: the lower one
         **{576: 9, 960: 10},
     }
-    # SA takes only what divides half of the channels: 96 / 2 = 48, not 64
+    # SA accepts only divisors of half the channels: 96 / 2 = 48, not 64
     assert {m.channels: m.groups for m in sa.modules() if isinstance(m, SA)} == {
         **{96: 48, 144: 72, 192: 48, 384: 64},
         **{576: 72, 960: 60},
@@ -289,7 +289,7 @@ def test_drop_rates_reach_timm():
 class TestPretrained:
     @pytest.fixture(scope="class")
     def plain(self, tmp_path_factory):
-        """A plain model of timm's, and its state dict as a file."""
+        """A plain timm model, and its state dict in a file."""
         torch.manual_seed(1)
         model = randomised(timm.create_model("resnet18", num_classes=6))
         path = tmp_path_factory.mktemp("weights") / "resnet18.pt"
@@ -354,7 +354,7 @@ class TestPretrained:
     def test_without_a_network_it_is_said_at_once(self, monkeypatch, tmp_path):
         constants = pytest.importorskip("huggingface_hub.constants")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
         with pytest.raises(UserError, match=r"127\.0\.0\.1:9 cannot be reached .*name the file"):
             create_classifier("resnet18", pretrained=True)
         with pytest.raises(UserError, match="no pretrained weights for"):

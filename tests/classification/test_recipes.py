@@ -1,4 +1,4 @@
-"""Recipes: their values, what may stand in them, schedules and averaged weights against closed forms."""
+"""Recipes: their values and allowed keys, and schedules and averaged weights against closed forms."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_papers_values():
 def test_numbers_of_shipped_recipes_are_numbers(name):
     for key, value in load_recipe(name).items():
         default = getattr(Settings(), key)
-        assert type(value) is type(default), key  # 4e-5 is a text to YAML
+        assert type(value) is type(default), key  # 4e-5 is a string in YAML
 
 
 def test_every_value_can_be_overridden(tmp_path):

@@ -1,4 +1,4 @@
-"""Training: against a loop written out, interrupted and resumed, on two processes, killed; and what stops it."""
+"""Training: compared with a loop, interrupted and resumed, in two processes, killed; and what stops it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def state_of(folder: Path) -> dict:
 
 
 def assert_same_end(one: Path, two: Path) -> None:
-    """Bit by bit: weights, the optimizer's momentum, figures, and what is kept."""
+    """Bit by bit: the weights, the optimizer's momentum, the figures, and what is stored."""
     first, second = state_of(one), state_of(two)
     assert first["state_dict"].keys() == second["state_dict"].keys() and first["epoch"] == second["epoch"]
     for name, tensor in first["state_dict"].items():
@@ -67,7 +67,7 @@ def assert_same_end(one: Path, two: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Settings, Path]:
-    """A training that nothing interrupted, with averaged weights."""
+    """A training without interruption, with averaged weights."""
     settings = tiny(average=0.5, label_smoothing=0.1, nesterov=True)
     folder = tmp_path_factory.mktemp("whole") / "run"
     run(settings, folder)
@@ -125,7 +125,7 @@ def test_the_files_of_a_run(whole):
     assert best.record["epoch"] == int(np.argmax(tops)) and best.record["top1"] == max(tops)
     assert best.names == ["disc", "square", "triangle", "plus"] and best.record["settings"] == settings.as_dict()
     assert list(folder.glob("events.out.tfevents.*")) and not list(folder.rglob("*.tmp"))
-    # top-1 of the last epoch, counted by hand with the averaged weights
+    # top-1 of the last epoch, computed here with the averaged weights
     model = build_model(settings, 4).eval()
     prefix = "averaged.module."
     held = state_of(folder)["state_dict"]
@@ -134,11 +134,11 @@ def test_the_files_of_a_run(whole):
     with torch.no_grad():
         batch = torch.cat([best.prepare(pictures.load(index)) for index in range(21)])
         hits = (model(batch).argmax(1) == torch.arange(21) % 4).sum().item()
-    assert tops[-1] == hits / 21 and float(rows[-1][4]) == 1.0  # four classes: all are among the five
+    assert tops[-1] == hits / 21 and float(rows[-1][4]) == 1.0  # four classes: all are among the best five
 
 
 class Interrupting(DrawnPictures):
-    """Ctrl-C at a picture of an epoch's middle."""
+    """Ctrl-C at an image in the middle of an epoch."""
 
     left = 56 + 25
 
@@ -289,7 +289,7 @@ def test_who_writes_the_files(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     assert training.is_first_process()
-    monkeypatch.setenv("LOCAL_RANK", "1")  # as Lightning starts its own
+    monkeypatch.setenv("LOCAL_RANK", "1")  # as Lightning starts its processes
     assert not training.is_first_process()
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("NODE_RANK", "1")
@@ -347,7 +347,7 @@ def test_it_begins_to_learn(tmp_path):
 @pytest.mark.slow
 def test_a_small_resnet_learns_the_drawn_set(tmp_path):
     start = time.process_time()
-    rows = run(make_settings("synthetic", {}), tmp_path / "run")  # the recipe as it ships
+    rows = run(make_settings("synthetic", {}), tmp_path / "run")  # the recipe as shipped
     assert max(row["val/top1"] for row in rows) > 0.9, rows  # chance is 0.1
     assert rows[-1]["val/top5"] > 0.98
     print("CPU seconds:", time.process_time() - start)
@@ -359,7 +359,7 @@ TRAIN = ("classify", "train", "--device", "cpu", "--workers", 0)
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_two_processes_compute_what_one_does(tmp_path, launcher):
-    # without BatchNorm, whose statistics are of a process's own images
+    # without BatchNorm, whose statistics depend on each process's own images
     flags = ("--model", "test_efficientnet_ln", "--epochs", 2, "--batch", 32, "--lr", 0.02)
     flags += ("--data", "synthetic:train=100,val=51", "--average", 0.5, "--project", tmp_path)
     done = run_cli(*TRAIN, *flags, "--name", "one", cwd=tmp_path)
@@ -388,7 +388,7 @@ def test_two_processes_compute_what_one_does(tmp_path, launcher):
         assert [float(first[key]) for key in HEADER] == pytest.approx([float(second[key]) for key in HEADER], rel=1e-4)
     start = build_model(make_settings("synthetic", {"model": "test_efficientnet_ln"}), 10).state_dict()
     moved = [float((one[f"model.{name}"] - tensor).abs().max()) for name, tensor in start.items()]
-    assert max(moved) > 1e-2  # they did train
+    assert max(moved) > 1e-2  # they did learn something
 
 
 def _started(how: tuple, cwd: Path) -> subprocess.Popen:
@@ -417,7 +417,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_the_same(tmp_path):
         begun = folder.exists()
         how = ("--resume", folder / "weights" / "last.ckpt") if begun else (*flags, "--name", "killed")
         running = _started(how, tmp_path)
-        # the first before an epoch is finished, the others when one was, at any point of the next ones
+        # the first kill comes before an epoch is finished, the others at any point of a later epoch
         before = _epochs_in(folder)
         while running.poll() is None and (
             _epochs_in(folder) == before if attempt else not (folder / "args.yaml").exists()

@@ -1,4 +1,4 @@
-"""``yolov5-ema cfg``: what it prints, what it writes, and what it leaves alone."""
+"""``yolov5-ema cfg``: what it prints, what it writes, and what it does not touch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``yolov5-ema classify``: a training, its files, val and predict on it, and what is refused."""
+"""``yolov5-ema classify``: a training and its files, val and predict with it, and what is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def classify(*argv: object) -> int:
 
 @pytest.fixture(scope="module")
 def trained_run(tmp_path_factory) -> Path:
-    """The run folder of a short training with EMA; do not change it."""
+    """The run folder of a short training with EMA. Do not change it."""
     project = tmp_path_factory.mktemp("classify") / "runs"
     options = ("--block", "EMA", "--block-options", "{groups: nearest}", "--project", project, "--seed", 3)
     assert classify("train", *TINY, *HERE, *options, "--set", "flip=0") == 0
@@ -100,7 +100,7 @@ def test_val_prints_a_table_and_writes_the_same_metrics(trained_run, own_folder,
     assert told[1].split() == ["all", "20", f"{metrics['top1']:.2%}", "100.00%"]
     assert told[2].split()[:2] == ["disc", "7"] and told[4].split()[:2] == ["triangle", "6"]
     found = json.loads((own_folder / "runs" / "classify-val" / "exp" / "metrics.json").read_text())
-    assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-5)  # sums in batches of another size
+    assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-5)  # sums in batches of a different size
     assert {**found, "loss": 0} == {**metrics, "loss": 0}
     assert (own_folder / "runs" / "classify-val" / "exp" / "confusion.png").stat().st_size > 5000
     assert classify("val", "--weights", best, *HERE, "--workers", 0, "--split", "train", "--data", DATA) == 0
@@ -158,7 +158,7 @@ def test_predict(trained_run, own_folder, capsys):
     table = list(csv.DictReader((folder / "predictions.csv").open()))
     assert len(table) == 24 and [row["rank"] for row in table[:3]] == ["1", "2", "3"]
     texts = sorted(path.name for path in (folder / "labels").iterdir())
-    # two pictures of a name from two folders are kept apart
+    # two pictures with the same name in two folders are kept apart
     assert len(texts) == 8 and texts[:3] == ["0-2.txt", "0.txt", "1.txt"]
     assert len((folder / "labels" / "0.txt").read_text().splitlines()) == 3
     assert classify("predict", "--weights", best, "--source", root / "val" / "disc", *HERE, "--nosave") == 0
@@ -246,7 +246,7 @@ def test_a_finished_run_is_not_resumed_but_its_evaluation_is(trained_run, tmp_pa
     assert classify("train", "--resume", run / "weights" / "last.ckpt", *HERE) == 2
     assert "is finished, after 2 epochs" in capsys.readouterr().err
     before = (run / "metrics.json").read_text()
-    (run / "metrics.json").unlink()  # as if it had been killed while it evaluated
+    (run / "metrics.json").unlink()  # as if it had been killed during its evaluation
     assert classify("train", "--resume", run, *HERE, "--workers", 0) == 0
     assert (run / "metrics.json").read_text() == before
     assert classify("train", "--resume", run, "--epochs", 5) == 2
@@ -299,7 +299,7 @@ def test_ctrl_c_ends_with_130_and_leaves_a_whole_last_ckpt(tmp_path):
     )
     results = tmp_path / "exp" / "results.csv"
     end = time.time() + 120
-    while _lines(results) < 3 and running.poll() is None and time.time() < end:  # the first epoch is all done
+    while _lines(results) < 3 and running.poll() is None and time.time() < end:  # all of the first epoch is done
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
@@ -317,12 +317,12 @@ def test_the_picture_of_confusions(tmp_path, classes):
 
     rng = np.random.default_rng(0)
     confusion = rng.integers(0, 3, (classes, classes)) + 4000 * np.eye(classes, dtype=int)
-    confusion[1] = 0  # a class without pictures
+    confusion[1] = 0  # a class without images
     draw_confusion(confusion, [f"class {number}" for number in range(classes)], tmp_path / "confusion.png")
     pixels = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB")).astype(int)
     assert min(pixels.shape[:2]) >= 600
-    dark = (pixels[..., 2] - pixels[..., 0] > 60) & (pixels[..., 0] < 60)  # the blue of shares near 1
+    dark = (pixels[..., 2] - pixels[..., 0] > 60) & (pixels[..., 0] < 60)  # the blue of values near 1
     if classes == 3:
         assert dark.mean() > 0.05
     rows, columns = np.nonzero(dark[:, : int(pixels.shape[1] * 0.8)])
-    assert np.corrcoef(rows, columns)[0, 1] > 0.9  # the diagonal, from the upper left on
+    assert np.corrcoef(rows, columns)[0, 1] > 0.9  # the diagonal, from the upper left

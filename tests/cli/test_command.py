@@ -1,4 +1,4 @@
-"""The shape of commands: the flags they share, their old names, and what goes to standard output."""
+"""The structure of commands: shared flags, their old names, and what is printed on standard output."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_json_of_doctor(own_folder, capsys):
 
 
 def test_json_leaves_standard_output_to_itself(own_folder, monkeypatch, capsys):
-    """What a plugin prints while it is imported goes elsewhere."""
+    """What a plugin prints while it is imported does not go to standard output."""
     (own_folder / "talks.py").write_text("print('hello from a plugin')")
     monkeypatch.syspath_prepend(own_folder)
     assert main(["blocks", "EMA", "--plugin", "talks", "--json"]) == 0
@@ -136,7 +136,7 @@ def test_a_group_lists_its_commands_and_knows_the_nearest(capsys):
 
 
 def test_flags_of_a_script_that_is_run_stay_its_own():
-    """YOLOv5's own parser reads what the command does not know, shortened or not."""
+    """YOLOv5's own parser reads the flags that the command does not know, abbreviated or not."""
     args, rest = ALL["val"].parse(["--slice", "320", "--verb", "--single", "--weights", "a.pt", "b.pt"])
     assert args.slice == "320" and rest == ["--verb", "--single", "--weights", "a.pt", "b.pt"]
     args, rest = ALL["run"].parse(["--", "mine.py", "--help", "--", "x"])

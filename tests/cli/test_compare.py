@@ -1,6 +1,6 @@
 """``yolov5-ema compare``: what it refuses, trains, skips, resumes, computes and writes.
 
-Most of it runs with trainings that are played: they leave the files of one, and figures from a table.
+Most tests use simulated trainings: they write the files of a training, with figures from a table.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAP50 = {"plain": (0.50, 0.52, 0.54), "yolov5n-ema": (0.51, 0.55, 0.55), "other"
 
 @pytest.fixture(autouse=True)
 def two_cfgs(own_folder):
-    """Each case runs in a folder with two cfgs of its own."""
+    """Each test runs in a folder with two cfgs."""
     for name in ("plain", "other"):
         Path(f"{name}.yaml").write_text(format_cfg(size="n", block="none", nc=3))
 
@@ -49,7 +49,7 @@ def shim():
 
 
 class Played:
-    """Trainings that take no time: `calls` are the command lines, `fail` what a run of a name and a seed does."""
+    """Simulated trainings: `calls` lists the command lines, `fail` decides what a run with a name and a seed does."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
@@ -75,7 +75,7 @@ class Played:
         return 1 if how == "crash" else 0
 
     def trained(self) -> list[str]:
-        """Model and seed of each call, and whether it was a resumption."""
+        """The model and seed of each call, and whether it was resumed."""
         found = []
         for call in self.calls:
             if "--resume" in call:
@@ -88,7 +88,7 @@ class Played:
 
 @pytest.fixture
 def played(monkeypatch):
-    """Played trainings; models are built once for all cases, and no picture is drawn."""
+    """Simulated trainings; models are built once for all tests, and no picture is drawn."""
     trainings = Played()
     monkeypatch.setattr(Runner, "_call", lambda *args, **kwargs: trainings(*args, **kwargs))
     monkeypatch.setattr(preflight, "check_model", by_content(CHECK_MODEL))
@@ -101,7 +101,7 @@ BUILT: dict[tuple[object, ...], object] = {}
 
 
 def by_content(function):
-    """A function of a cfg that is called once for each content and arguments."""
+    """A function of a cfg that is called once for each content and set of arguments."""
 
     def wrapper(cfg, *args):
         key = (function, Path(cfg).read_bytes(), *args)
@@ -411,7 +411,7 @@ def test_progress_tells_what_is_left(capsys, monkeypatch):
     progress.show("a", 1)
     assert capsys.readouterr().out == "[1/3] a: training\n"
     clock[0] = 60.0
-    progress.show("a", 2)  # 30 s an epoch, 8 + 20 epochs left
+    progress.show("a", 2)  # 30 s for each epoch, 8 + 20 epochs left
     assert capsys.readouterr().out == "[1/3] a: epoch 2/10, about 0:14:00 left\n"
     clock[0] = 300.0
     progress.show("a", 10)
@@ -454,14 +454,14 @@ def test_two_real_trainings(tiny_set, own_folder):
         assert [attempt["exit_code"] for attempt in run["attempts"]] == [0]
     folders = [own_folder / "runs/compare/exp" / name / "seed0" for name in ("small", "small-ema")]
     images = [(folder / "train_batch0.jpg").read_bytes() for folder in folders]
-    assert images[0] == images[1]  # both saw the same
+    assert images[0] == images[1]  # both have seen the same images
     for folder in folders:
         assert (folder / "weights/best.pt").is_file() and len((folder / "results.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.slow
 def test_two_seeds_killed_and_resumed(tiny_set, own_folder):
-    """kill -9 in the second of four runs: the first is not trained again, the second goes on."""
+    """kill -9 in the second of four runs: the first is not trained again, the second is resumed."""
     argv = real_command(tiny_set, "--seeds", 2, "--epochs", 6, "--workers", 2)
     folder = own_folder / "runs/compare/exp"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -477,7 +477,9 @@ def test_two_seeds_killed_and_resumed(tiny_set, own_folder):
     rows = len((interrupted / "results.csv").read_text().splitlines()) - 1
     assert 1 <= rows < 6
     time.sleep(5)
-    assert len((interrupted / "results.csv").read_text().splitlines()) - 1 == rows  # nobody trains on unseen
+    assert (
+        len((interrupted / "results.csv").read_text().splitlines()) - 1 == rows
+    )  # nothing was trained on the unseen images
     first = (folder / "small/seed0/weights/best.pt").stat().st_mtime_ns
 
     done = run_cli(*argv, cwd=own_folder)

@@ -1,4 +1,4 @@
-"""``yolov5-ema completion``, in the shells that are here."""
+"""``yolov5-ema completion``, in the shells that are installed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def printed(shell: str, capfd: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture
 def bash(capfd, own_folder):
-    """What a real bash offers for some lines, each up to the cursor."""
+    """What a real bash suggests for some lines, each up to the cursor."""
     if shutil.which("bash") is None:
         pytest.skip("there is no bash here")
     script = own_folder / "completion.bash"
@@ -51,7 +51,7 @@ def test_bash_completes_commands_flags_and_values(bash):
         "yolov5-ema evaluate --pro": {"--protocol", "--project"},
         "yolov5-ema evaluate --protocol vis": {"visdrone"},
         "yolov5-ema evaluate --weights a.pt b.pt --by": {"--by-size"},
-        "yolov5-ema evaluate --conf-": {"--conf-thres"},  # of YOLOv5's val
+        "yolov5-ema evaluate --conf-": {"--conf-thres"},  # a flag of YOLOv5's val
         "yolov5-ema train --epo": {"--epochs"},
         "yolov5-ema train --ini": {"--init"},
         "yolov5-ema val --sli": {"--slice"},

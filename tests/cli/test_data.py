@@ -1,4 +1,4 @@
-"""`yolov5-ema data visdrone`, `coco` and `stats` as they are typed."""
+"""`yolov5-ema data visdrone`, `coco` and `stats` as users type them."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_visdrone_says_what_it_did(capsys):
 @pytest.mark.parametrize(
     ("texts", "what"),
     [
-        ({"a": "bad\n", "b": "1,1,0,9,1,2,0,0\n"}, "box"),  # a malformed line, a box of no area
-        ({"a": "9,9,9,9,0,0,0,0\n"}, "box"),  # nothing but an ignored region
+        ({"a": "bad\n", "b": "1,1,0,9,1,2,0,0\n"}, "box"),  # a malformed line, and a box without area
+        ({"a": "9,9,9,9,0,0,0,0\n"}, "box"),  # only an ignored region
         (None, "image"),
     ],
 )
@@ -65,7 +65,7 @@ def test_a_split_of_which_nothing_is_left_is_no_success(texts, what, quiet, caps
     source = write_source(texts or {"a": "1,1,9,9,1,1,0,0\n"})
     if texts is None:
         (source / VAL / "images/a.jpg").write_bytes(b"no picture")
-    for _ in range(2):  # also where it was done before
+    for _ in range(2):  # also if the conversion was done before
         assert main(["data", "visdrone", "source", "--out", "out", *quiet]) == 2
         assert f"val: no {what} is left" in capsys.readouterr().err
 

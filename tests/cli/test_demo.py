@@ -1,4 +1,4 @@
-"""``yolov5-ema demo``: what it parses, compares and says. The whole of it is `make demo`."""
+"""``yolov5-ema demo``: what it parses, compares and prints. `make demo` runs all of it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_cfg_and_hyperparameters_ship():
     hyp = yaml.safe_load(find_shipped(demo.HYP).read_text(encoding="utf-8"))
     batches = demo.EPOCHS * demo.TRAIN_IMAGES / demo.BATCH_SIZE
     warmup = hyp["warmup_epochs"] * demo.TRAIN_IMAGES / demo.BATCH_SIZE
-    # YOLOv5 gathers round(1 + share * (64 / batch - 1)) batches a step; here that must stay 1.
+    # YOLOv5 accumulates round(1 + share * (64 / batch - 1)) batches for each step; here that must stay 1.
     assert round(1 + batches / warmup * (64 / demo.BATCH_SIZE - 1)) == 1
 
 
@@ -104,7 +104,7 @@ def test_cfg_and_hyperparameters_ship():
 
 @pytest.fixture
 def rows():
-    """What a network might give for a 64 x 96 image: x, y, w, h, objectness, two class scores."""
+    """A possible output of a network for a 64 x 96 image: x, y, w, h, objectness, two class scores."""
     return np.array(
         [
             (20.2, 30.1, 10.0, 8.0, 0.9, 0.1, 0.8),
@@ -150,7 +150,7 @@ def _onnx_giving(rows: np.ndarray, path: Path, shape: tuple[int, ...]) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Two pictures of 64 x 96 pixels, one with a detection, and the labels' folder."""
+    """Two pictures of 64 x 96 pixels, one with a detection, and the folder of labels."""
     pytest.importorskip("onnxruntime")
     images, labels = tmp_path / "images", tmp_path / "labels"
     images.mkdir()

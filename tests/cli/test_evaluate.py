@@ -1,4 +1,4 @@
-"""`evaluate` and `submit` as users type them, with a real detector and with predictions made before."""
+"""`evaluate` and `submit` as users type them, with a real detector and with existing predictions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_visdrone_without_weights(drone, capsys):
     content = json.loads(Path("out.json").read_text())
     figures = content["visdrone"]
     assert list(content) == ["visdrone"] and not Path("runs").exists()
-    # 3 of 6 cars are found, without a false one: what lies in the ignored region does not count
+    # 3 of 6 cars are found, without a false detection: those in the ignored region do not count
     for name in ("AP", "AP50", "AP75", "AR1", "AR10", "AR100", "AR500"):
         assert figures[name] == pytest.approx(50), name
     assert set(figures["per_class"]) == set(CLASSES) and figures["per_class"]["car"]["AP"] == pytest.approx(50)
@@ -80,7 +80,7 @@ def test_three_protocols_side_by_side(drone, capsys):
     assert (
         content["coco"]["AP50"] == pytest.approx(51 / 101) and content["coco"]["by_size"]["small"]["AP50"] is not None
     )
-    # YOLOv5 knows no ignored regions: from recall 0.5 on, its line starts at a precision of 3 / 6
+    # YOLOv5 has no ignored regions: from recall 0.5 on, its curve begins at a precision of 3 / 6
     assert content["yolov5"]["mAP50"] == pytest.approx(0.5 + 0.5 * 0.5 / 2 - 0.0025)
     with open("runs/evaluate/exp/evaluation.csv") as stream:
         assert {row["protocol"] for row in csv.DictReader(stream)} == {"yolov5", "coco", "visdrone"}
@@ -95,7 +95,7 @@ def test_other_cuts_of_coco(drone):
 
 
 def test_category_ids_of_a_json_hold_for_every_protocol(tmp_path):
-    """COCO's own ids, of which labels know nothing: bus is 6 there and class 1 here."""
+    """COCO's own ids, which labels do not have: bus is 6 there and class 1 here."""
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
     Image.new("RGB", (100, 100)).save("images/7.jpg")
@@ -122,18 +122,18 @@ def test_category_ids_of_a_json_hold_for_every_protocol(tmp_path):
 # --- with a detector ---
 
 
-CONFIDENCE = 1e-5  # low enough for more than 300 detections an image
+CONFIDENCE = 1e-5  # low enough for more than 300 detections in each image
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    """Data YAML and best.pt of a detector that has learned something: mAP50 of 0.4 or so."""
+    """The data YAML and best.pt of a detector that has learned something: its mAP50 is about 0.4."""
     cwd = tmp_path_factory.mktemp("learned")
     data = write_tiny_set(cwd / "set", train=24, val=12)
     (cwd / "small.yaml").write_text(small_cfg())
     done = run_cli(
         *("train", "--data", data, "--cfg", "small.yaml", "--weights", "", "--hyp", "hyp.demo.yaml"),
-        # so few steps are chaotic, a rounding of one sum decides what is learned: one order of sums everywhere
+        # with so few steps, a single rounding decides what is learned, so sums need the same order everywhere
         *("--img", 96, "--batch", 4, "--epochs", 12, "--workers", 0, "--noval", "--nosave", "--cache"),
         env={"OMP_NUM_THREADS": "1", "YOLOV5_EMA_IMPLEMENTATION": "reference"},
         cwd=cwd,
@@ -144,20 +144,22 @@ def learned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_weights(learned, tmp_path_factory):
-    """Folder of an evaluation of the tiny detector."""
+    """The folder of an evaluation of the tiny detector."""
     cwd = tmp_path_factory.mktemp("evaluated")
     data, weights = learned
     flags = ("--img", 96, "--batch", 4, "--conf-thres", CONFIDENCE)
     done = run_cli("evaluate", "--data", data, "--weights", weights, *flags, cwd=cwd)
     assert done.returncode == 0, done.stderr[-3000:]
     found = re.search(r"12 images, 36 objects, ([\d,]+) detections", done.stdout)
-    assert found and int(found[1].replace(",", "")) > 12 * 300  # up to 500 an image: --max-det's default
+    assert (
+        found and int(found[1].replace(",", "")) > 12 * 300
+    )  # up to 500 detections in each image: the default of --max-det
     return cwd / "runs/evaluate/exp"
 
 
 @pytest.fixture(scope="module")
 def of_val(learned, tmp_path_factory):
-    """Figures that val.run returns, and its run folder with predictions as JSON and as text."""
+    """The figures that val.run returns, and its run folder with predictions as JSON and as text."""
     folder = tmp_path_factory.mktemp("val")
     with yolov5_ema.installed() as engine:
         val = engine.module("val")
@@ -170,7 +172,7 @@ def of_val(learned, tmp_path_factory):
 
 
 def test_yolov5_protocol_gives_the_figures_of_val(by_weights, of_val):
-    """Although up to 500 detections an image were made, not val's 300."""
+    """Although there are up to 500 detections in each image, not val's 300."""
     assert of_val[0]["mAP50"] > 0.01
     ours = json.loads((by_weights / "evaluation.json").read_text())["yolov5"]
     assert {name: ours[name] for name in of_val[0]} == pytest.approx(of_val[0], abs=1e-6)
@@ -181,7 +183,7 @@ def test_predictions_that_val_saved_give_its_figures(place, of_val, learned):
     figures, folder = of_val
     assert evaluate("--data", learned[0], "--predictions", folder / place, "--json", "o.json", "--nosave") == 0
     ours = json.loads(Path("o.json").read_text())["yolov5"]
-    # the files hold 5 or 6 digits; mAP, unlike P and R at one confidence, hardly feels that
+    # the files hold 5 or 6 digits; that hardly changes mAP, but changes P and R at one confidence
     assert ours["mAP50"] == pytest.approx(figures["mAP50"], abs=2e-3)
     assert ours["mAP50-95"] == pytest.approx(figures["mAP50-95"], abs=2e-3)
 
@@ -208,7 +210,7 @@ ODD_ROWS = {
 
 @pytest.fixture
 def odd_set(learned, tmp_path):
-    """The 12 validation images: 4 with an odd label row, one with a byte order mark, one cut off; two of one name."""
+    """12 validation images: 4 with a bad label row, one with a byte order mark, one cut off; two have the same name."""
     folder = tmp_path / "odd"
     shutil.copytree(learned[0].parent, folder, ignore=shutil.ignore_patterns("*.cache", "train", "test"))
     labels, images = sorted((folder / "labels/val").iterdir()), sorted((folder / "images/val").iterdir())
@@ -236,7 +238,7 @@ def test_all_columns_judge_the_images_that_val_judges(odd_set, learned, own_fold
         "val11",
         "val2",
         "val3",
-    ):  # the first six in the order of their names
+    ):  # the first six, ordered by name
         assert f"images/val/{name}.jpg: " in said.err, name
     ours = json.loads(Path("o.json").read_text())
     with yolov5_ema.installed() as engine:
@@ -253,18 +255,18 @@ def test_all_columns_judge_the_images_that_val_judges(odd_set, learned, own_fold
     assert ours["yolov5"]["mAP50"] > 0.01
     labels = sum(entry["labels"] for entry in ours["yolov5"]["per_class"].values())
     assert labels == 18
-    assert evaluate(*flags, "--keep-odd") == 0  # the row beyond 1 is an object then, cut off at the border
+    assert evaluate(*flags, "--keep-odd") == 0  # the row with a value above 1 is then an object, cut off at the border
     said = capsys.readouterr()
     assert "11 images, 34 objects" in said.out and "1 of 12 images are not evaluated" in said.err
     assert re.search(r"5 of 12 images are evaluated with the label.*:\n.*jpg: YOLOv5 leaves it out", said.err)
-    # what val keeps of the labels is as before: the next val leaves the same images out
+    # what val stores of the labels is as before: the next val leaves the same images out
     with yolov5_ema.installed() as engine:
         val = engine.module("val")
         assert val.run(**options, project=str(own_folder), plots=False)[0][:4] == pytest.approx(found, abs=1e-9)
 
 
 def test_predictions_are_judged_on_the_same_images(odd_set, own_folder, capsys):
-    (odd_set.parent / "images/val/again").rename(odd_set.parent / "images/val/other")  # without labels now
+    (odd_set.parent / "images/val/again").rename(odd_set.parent / "images/val/other")  # it has no labels now
     assert evaluate("--data", odd_set, "--predictions", "p.json", "--nosave") == 2
     assert re.search(r"are both called val\d+. Predictions go by that name", capsys.readouterr().err)
     shutil.rmtree(odd_set.parent / "images/val/other")
@@ -353,13 +355,13 @@ def test_submit_predictions(drone_set, capsys):
 
 
 def test_submit_by_weights(drone_set, tmp_path):
-    """An untrained detector of ten classes on images without any label."""
+    """An untrained detector of ten classes on images without labels."""
     run_cli("cfg", "--size", "n", "--block", "EMA", "--nc", 10, "-o", "ten.yaml", cwd=tmp_path)
     with yolov5_ema.installed() as engine:
         yolo = engine.module("models.yolo")
         model = yolo.Model("ten.yaml")
         model.names, model.nc = list(CLASSES), len(CLASSES)  # as train attaches them
-        model.model[-1].m[0].bias.data += 4  # certain of objects, as no untrained detector is
+        model.model[-1].m[0].bias.data += 4  # it is certain of objects, which no untrained detector is
         from yolov5_ema.checkpoints.loading import save_checkpoint
 
         save_checkpoint({"model": model.half(), "ema": None, "epoch": -1}, "ten.pt", engine=engine)

@@ -1,4 +1,4 @@
-"""``inspect`` and ``convert`` as commands: what they print, their exit codes, and what plain YOLOv5 makes of it."""
+"""``inspect`` and ``convert`` as commands: their output, their exit codes, and what plain YOLOv5 computes afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Small layers: threads that wait for each other take longer than the work."""
+    """Use small layers with one thread: threads that wait for each other take longer than the work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +34,7 @@ class Evil:
 
 
 def model_of(root: Path) -> str:
-    """What the class of a detector is called in a YOLOv5."""
+    """The class name of a detector in a YOLOv5."""
     return "DetectionModel" if "class DetectionModel" in (root / "models/yolo.py").read_text() else "Model"
 
 

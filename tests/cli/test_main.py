@@ -1,4 +1,4 @@
-"""Flags of yolov5-ema itself: which of them are ours, and that they end with the call that they stand in."""
+"""The flags of yolov5-ema itself: which of them are ours, and that they apply only to one call."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_flags_end_with_their_call(own_folder, monkeypatch, capsys):
 
 
 class Odd:
-    """What no checkpoint needs."""
+    """A call that no checkpoint needs."""
 
 
 def test_trust_that_is_said_to_load_holds_for_all_that_it_reads(trained, own_folder, monkeypatch):

@@ -1,4 +1,4 @@
-"""What commands show of what the library logs, and where."""
+"""Which messages of the library commands show, and where."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_remarks_go_to_output_and_warnings_to_errors(flags, out, err, capsys):
 
 
 def test_a_message_is_shown_once_whoever_listens_too(capsys):
-    """A command inside a command; the handler that YOLOv5 gives the root logger; a handler of the user's."""
+    """A command within a command; the handler that YOLOv5 adds to the root logger; a handler of the user."""
 
     class Kept(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

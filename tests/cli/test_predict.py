@@ -1,4 +1,4 @@
-"""``yolov5-ema predict``: values as detect's, each image exactly once, whoever is killed."""
+"""``yolov5-ema predict``: the values of detect, each image exactly once, whichever process is killed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLAGS = ("--img", 64, "--conf-thres", 1e-6, "--max-det", 5)
 
 @pytest.fixture(scope="module")
 def folder(tiny_set, tmp_path_factory) -> Path:
-    """Images of several shapes, one of them deep inside, and what is no image."""
+    """Images of several shapes, one in a subfolder, and files that are not images."""
     root = tmp_path_factory.mktemp("source") / "images"
     (root / "deep" / "er").mkdir(parents=True)
     pixels = [cv2.imread(str(file)) for file in sorted((tiny_set.parent / "images/test").glob("*.jpg"))]
@@ -43,7 +43,7 @@ def folder(tiny_set, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def predict(trained, own_folder, capsys):
-    """Run the command in this process; returns the exit code and what it said."""
+    """Run the command in this process; returns the exit code and what it printed."""
 
     def run(*argv: object) -> tuple[int, str]:
         capsys.readouterr()
@@ -199,7 +199,7 @@ def test_bad_images_are_rows_with_an_error(predict, folder, own_folder):
 
 
 def _stop_after(monkeypatch, parts: int, error: BaseException) -> None:
-    """Let the run end in an error when so many parts are written."""
+    """Let the run end with an error after this number of parts."""
     write = prediction_parts.Parts.write
     written = []
 
@@ -235,7 +235,7 @@ def test_an_interrupted_run_goes_on(predict, folder, monkeypatch):
     Path(".out.parquet.parts/000001.jsonl").write_text("")  # as a power failure may leave it
     with monkeypatch.context() as patched:
         _stop_after(patched, 3, AssertionError("more than what lacked was done"))
-        code, said = predict("--source", folder, "-o", "out.parquet", "--resume")  # --chunk as before
+        code, said = predict("--source", folder, "-o", "out.parquet", "--resume")  # with the old --chunk
     assert code == 0 and "1 of 4 images are done already" in said, said
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes() and not hidden()
 
@@ -252,7 +252,7 @@ def test_a_full_disk_keeps_what_was_there(predict, folder, monkeypatch):
 
     def full(source, target):
         calls.append(target)
-        if len(calls) > 2:  # the manifest, a part
+        if len(calls) > 2:  # the manifest, and a part
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replace(source, target)
 
@@ -367,7 +367,7 @@ def test_shape_of_the_pool():
     two = [{"CPU": 4.0}, {"CPU": 4.0}]
     assert _shape(Pool(), two, 100) == (8, 1, 0.0)
     assert _shape(Pool(), two, 5) == (5, 1, 0.0)
-    assert _shape(Pool(workers=3), two, 100) == (3, 2, 0.0)  # 8 // 3 fits too, but 4 // 2 is what a node has
+    assert _shape(Pool(workers=3), two, 100) == (3, 2, 0.0)  # 8 // 3 would fit too, but a node has room for 4 // 2
     assert _shape(Pool(workers=2), two, 100) == (2, 4, 0.0)
     assert _shape(Pool(threads=3), two, 100) == (2, 3, 0.0)
     gpus = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
@@ -430,7 +430,7 @@ def test_ray_gives_the_same_file(trained, folder, own_folder):
     assert one.returncode == many.returncode == 0, many.stderr[-3000:]
     assert rows_of("many.parquet") == rows_of("one.parquet") and len(rows_of("one.parquet")) == 4
     assert Path("many.parquet").read_bytes() == Path("one.parquet").read_bytes()
-    assert "ray" not in many.stderr.lower(), many.stderr  # nothing of Ray's own talk
+    assert "ray" not in many.stderr.lower(), many.stderr  # none of Ray's own messages
     assert not hidden()
 
 
@@ -452,7 +452,7 @@ rows.read_image = slowly
 
 @pytest.fixture(scope="module")
 def crowd(trained, tmp_path_factory) -> Path:
-    """A folder with 240 images, the plug-in that makes reading slow, and what one process made of them."""
+    """A folder with 240 images, a plugin that makes reading slow, and the result of a single process."""
     root = tmp_path_factory.mktemp("crowd")
     (root / "images").mkdir()
     rng = np.random.default_rng(0)
@@ -512,7 +512,7 @@ def _is_same(root: Path) -> bool:
 def _all_gone(processes) -> bool:
     import psutil
 
-    # when a driver was killed, two agents of Ray's look for its server for a minute before they end
+    # after a driver was killed, two of Ray's agents look for its server for a minute before they end
     return not psutil.wait_procs(processes, timeout=120)[1]
 
 

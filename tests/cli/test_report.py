@@ -1,4 +1,4 @@
-"""``yolov5-ema report``: runs in, one HTML file out; what is evaluated, what is kept, and what is refused."""
+"""``yolov5-ema report``: from runs to one HTML file; what is evaluated, what is kept, and what is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolov5_ema.cli.main import main
 
 
 def save_untrained(file: Path) -> None:
-    """best.pt of yolov5n with EMA and three classes, its weights at random."""
+    """The best.pt of a yolov5n with EMA and three classes, with random weights."""
 
     from yolov5_ema.checkpoints.loading import save_checkpoint
     from yolov5_ema.engine import shim
@@ -25,7 +25,7 @@ def save_untrained(file: Path) -> None:
     yolo = engine.module("models.yolo")
     model = yolo.Model(str(find_shipped("yolov5n-ema.yaml")), ch=3, nc=len(NAMES))
     model.names = list(NAMES)
-    randomise(model.model[-1])  # Detect's biases say that there is nothing
+    randomise(model.model[-1])  # the biases of Detect make it find nothing
     file.parent.mkdir(parents=True)
     save_checkpoint({"epoch": -1, "model": model.half(), "optimizer": None}, str(file), engine=engine)
 
@@ -55,7 +55,7 @@ def test_an_evaluation_is_made_once(own_folder, tiny_set, capsys):
         pytest.approx(kept["per_class"][name]["AP50"], abs=5e-5) for name in NAMES
     ]
     assert len(found.images) == 2
-    # the shipped YAML's parameters for three classes, and the blocks among its rows
+    # the parameters of the shipped YAML with three classes, and the blocks among its rows
     cost = found.tables["What each model costs"][1]
     assert cost[:3] == ["yolov5n-ema", "EMA", "1,768,824"] and float(cost[3]) > 0
     rows = found.tables["Rows of yolov5n-ema"]

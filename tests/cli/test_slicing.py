@@ -1,4 +1,4 @@
-"""``data slice``, ``detect --slice`` and ``val --slice`` as typed."""
+"""``data slice``, ``detect --slice`` and ``val --slice`` as users type them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def shim():
 
 @pytest.fixture
 def own_set(tiny_set, own_folder):
-    """A copy of the tiny set, its images of 96 pixels: two windows of 64 each way."""
+    """A copy of the tiny set. Its images have 96 pixels: two windows of 64 in each direction."""
     shutil.copytree(tiny_set.parent, own_folder / "set", ignore=shutil.ignore_patterns("*.cache"))
     content = {**yaml.safe_load(tiny_set.read_text()), "path": str(own_folder / "set")}
     file = own_folder / "set" / "tiny.yaml"
@@ -154,7 +154,7 @@ def test_val_keeps_its_flags(trained, tiny_set, own_folder, capsys):
     flags = ["val", "--data", str(tiny_set), "--weights", str(trained), "--img", "64", "--batch-size", "3"]
     assert main([*flags, "--slice", "64", "--save-txt", "--save-conf", "--save-json", "--single-cls"]) == 0
     assert main([*flags, "--slice", "64", "--task", "test", "--augment", "--verbose", "--name", "test"]) == 0
-    assert main([*flags, "--slice", "64", "--task", "speed", "--name", "speed"]) == 0  # finds nothing at all
+    assert main([*flags, "--slice", "64", "--task", "speed", "--name", "speed"]) == 0  # it finds nothing at all
     assert main([*flags, "--slice", "64", "--save-hybrid", "--name", "hybrid"]) == 0
     runs = own_folder / "runs/val"
     assert set(labels_of(runs / "exp")) == {f"val{index}" for index in range(4)}
@@ -187,5 +187,7 @@ def test_onnx_is_sliced_as_the_checkpoint_is(trained, tiny_set, own_folder):
         assert main(["detect", "--weights", f"best.{name}", *flags, "--name", name]) == 0
     (by_pt,), (by_onnx,) = (labels_of(own_folder / "runs/detect" / name).values() for name in ("pt", "onnx"))
     assert len(by_pt) > 10 and len(by_onnx) > 10
-    for row in by_onnx[by_onnx[:, 5].argsort()[-5:]]:  # the rest are near ties in so young a detector
+    for row in by_onnx[
+        by_onnx[:, 5].argsort()[-5:]
+    ]:  # the others are nearly tied in a detector with so little training
         assert np.abs(by_pt - row).max(axis=1).min() < 2e-3

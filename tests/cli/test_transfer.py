@@ -17,7 +17,7 @@ NAMES = ["disc", "box", "cross"]
 
 @pytest.fixture(scope="module")
 def pretrained(engine, tmp_path_factory):
-    """A checkpoint of yolov5n without blocks, in half precision as YOLOv5 leaves them, its anchors fitted."""
+    """A checkpoint of yolov5n without blocks, in half precision as YOLOv5 saves it, with fitted anchors."""
     from yolov5.models.yolo import Model
 
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def test_it_writes_a_checkpoint_and_says_what_is_fresh(engine, pretrained, own_f
     assert {p.dtype for p in model.parameters()} == {torch.float16}
     assert not any(p.requires_grad for p in model.parameters()) and not model.training
     theirs = load_checkpoint(pretrained, engine=engine)["model"]
-    assert torch.equal(model.model[-1].anchors, theirs.model[-1].anchors)  # fitted ones go along
+    assert torch.equal(model.model[-1].anchors, theirs.model[-1].anchors)  # fitted anchors are copied
     assert {"ema", "updates", "optimizer", "best_fitness", "date"} <= checkpoint.keys()
 
 
@@ -138,11 +138,11 @@ def test_a_file_that_is_there_stays_unless_forced(pretrained, own_folder, capsys
 
 
 def test_into_the_segmentation_model_of_v7(pretrained, own_folder):
-    """Boxes, objectness and classes of Detect go into Segment; masks start fresh."""
+    """Boxes, objectness and classes of Detect are copied into Segment; masks start with new weights."""
     root = laid_aside("7.0.14")
     cfg = yaml.safe_load((root / "models/segment/yolov5n-seg.yaml").read_text())
     (own_folder / "seg.yaml").write_text(yaml.safe_dump({**cfg, "nc": 3}))
     done = run_cli(*("transfer", pretrained, "--cfg", "seg.yaml", "-o", "seg.pt", "--yolov5", root), cwd=own_folder)
     assert done.returncode == 0, done.stderr
-    assert "349/367 tensors transferred, 6 of them in part" in done.stdout  # 18 are those of proto
+    assert "349/367 tensors transferred, 6 of them in part" in done.stdout  # 18 belong to proto
     assert "outputs for 32 masks start fresh: 0 in the checkpoint" in done.stdout

@@ -1,4 +1,4 @@
-"""``yolov5-ema visualize``: pictures and a page of a folder, bad input, and maps of a trained detector."""
+"""``yolov5-ema visualize``: pictures and a page for a folder, bad input, and maps of a trained detector."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def red(tmp_path_factory):
 
 @pytest.fixture
 def images(own_folder) -> Path:
-    """``images/val`` with two pictures of a red square, and labels of it."""
+    """``images/val`` with two pictures of a red square, and their labels."""
     folder = own_folder / "set/images/val"
     (folder / "deeper").mkdir(parents=True)
     cv2.imwrite(str(folder / "a.png"), red_picture())
@@ -180,7 +180,7 @@ def test_help_needs_no_torch(own_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["Detect", "Segment"])
 def test_with_v7(images, own_folder, head, tmp_path):
-    """A checkpoint that v7.0 wrote, boxes or masks, in that release."""
+    """A checkpoint that v7.0 wrote, with boxes or masks, used with that release."""
     clone = lay_out_as_clone(laid_aside("7.0.14"), tmp_path / "clone")
     code = f"""
 import yolov5_ema, torch
@@ -221,8 +221,11 @@ with yolov5_ema.installed() as engine:
 
 @pytest.mark.slow
 def test_maps_of_a_trained_detector_point_at_the_objects(own_folder):
-    """The demo's detector on its validation images: Grad-CAM at stride 16 lies in the labelled boxes more
-    than twice as much as a flat map would, and EMA lets more through there than elsewhere."""
+    """The demo's detector on its validation images.
+
+    Grad-CAM at stride 16 lies in the labelled boxes more than twice as much as a flat map would, and EMA's gate is
+    higher in the boxes than outside.
+    """
     done = run_cli("demo", cwd=own_folder)
     assert done.returncode == 0, done.stderr[-2000:]
     done = run_cli(
