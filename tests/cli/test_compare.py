@@ -477,9 +477,8 @@ def test_two_seeds_killed_and_resumed(tiny_set, own_folder):
     rows = len((interrupted / "results.csv").read_text().splitlines()) - 1
     assert 1 <= rows < 6
     time.sleep(5)
-    assert (
-        len((interrupted / "results.csv").read_text().splitlines()) - 1 == rows
-    )  # nothing was trained on the unseen images
+    # nothing trains in the background
+    assert len((interrupted / "results.csv").read_text().splitlines()) - 1 == rows
     first = (folder / "small/seed0/weights/best.pt").stat().st_mtime_ns
 
     done = run_cli(*argv, cwd=own_folder)

@@ -1,4 +1,4 @@
-"""``inspect`` and ``convert`` as commands: their output, their exit codes, and what plain YOLOv5 computes afterwards."""
+"""``inspect`` and ``convert`` as commands: output, exit codes, and what plain YOLOv5 computes afterwards."""
 
 from __future__ import annotations
 

@@ -187,7 +187,6 @@ def test_onnx_is_sliced_as_the_checkpoint_is(trained, tiny_set, own_folder):
         assert main(["detect", "--weights", f"best.{name}", *flags, "--name", name]) == 0
     (by_pt,), (by_onnx,) = (labels_of(own_folder / "runs/detect" / name).values() for name in ("pt", "onnx"))
     assert len(by_pt) > 10 and len(by_onnx) > 10
-    for row in by_onnx[
-        by_onnx[:, 5].argsort()[-5:]
-    ]:  # the others are nearly tied in a detector with so little training
+    # the others are nearly tied in so short a training
+    for row in by_onnx[by_onnx[:, 5].argsort()[-5:]]:
         assert np.abs(by_pt - row).max(axis=1).min() < 2e-3
