@@ -21,7 +21,7 @@ def model(name: str, *map50: float, latency: tuple[float, ...] = (), parameters:
 
 @pytest.fixture
 def report():
-    """A baseline, one better, one worse, one without figures."""
+    """A baseline, a better model, a worse one, and one without figures."""
     models = [
         model("worse", 0.40, 0.411, 0.42, latency=(9.0, 9.0, 30.0, 8.0)),
         model("base", 0.50, 0.51, 0.52, latency=(10.0, 10.0, 10.0, 16.0)),
@@ -48,7 +48,7 @@ def test_verdicts_and_what_is_missing(report):
 
 def test_latency_ratio_is_of_rounds_not_of_medians(report):
     latency = report.rows[1].latency
-    assert (latency.median, latency.ratio) == (9.0, pytest.approx(0.9))  # of 0.9, 0.9, 3.0, 0.5
+    assert (latency.median, latency.ratio) == (9.0, pytest.approx(0.9))  # the median of 0.9, 0.9, 3.0, 0.5
     assert report.baseline.latency.ratio == 1
     assert report.rows[2].latency is None and reports.model_table(report)[3][-2] == "not measured"
 

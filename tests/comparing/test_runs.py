@@ -1,4 +1,4 @@
-"""The parts of a comparison: the recipe, the state of runs, the lock, the leash, the seed."""
+"""The parts of a comparison: recipe, state of runs, lock, seed, and children that end with their parent."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_resumed_at():
     assert Record(attempts=attempts).resumed_at == [4]
 
 
-@pytest.mark.parametrize("more", [(), ("map50s",)])  # the PyPI package 7.0.14 returns one thing more
+@pytest.mark.parametrize("more", [(), ("map50s",)])  # the PyPI package 7.0.14 returns one more value
 def test_score_takes_the_first_four_figures(engine, monkeypatch, more):
 
     val = engine.module("val")
@@ -265,7 +265,7 @@ def test_a_locked_folder_is_refused_until_its_last_holder_is_gone(tmp_path, monk
         with pytest.raises(UserError, match="another compare is running"), locked(tmp_path / "new/exp"):
             pass
     with pytest.raises(UserError, match="another compare"), locked(tmp_path / "new/exp"):
-        pass  # a training is left
+        pass  # one training is left
     child.communicate(b"\n")
     with locked(tmp_path / "new/exp") as held:
         assert held is not None
@@ -305,7 +305,7 @@ def test_without_a_seed_train_is_left_alone(monkeypatch, engine):
     with seeding.seeded_training(engine, ["--epochs", "1"]) as flags:
         assert flags == ["--epochs", "1"] and vars(module) == before
     monkeypatch.setenv(VARIABLES["seed"], "7")
-    has_flag = "--seed" in Path(module.__file__).read_text(encoding="utf-8")  # v6.0 and v6.1 have none
+    has_flag = "--seed" in Path(module.__file__).read_text(encoding="utf-8")  # v6.0 and v6.1 have no such flag
     with seeding.seeded_training(engine, ["--epochs", "1"]) as flags:
         assert flags == ["--epochs", "1", *(["--seed", "7"] if has_flag else [])]
         assert (module.init_seeds is before["init_seeds"]) is has_flag
@@ -340,7 +340,7 @@ def test_images_are_drawn_from_the_seed_whatever_the_model_used_up():
             images = module.create_dataloader("path", augment=True)
             patches.undo()
             assert first.setdefault(seed, (weights, images)) == (weights, images)
-    assert first[3] != first[4] and calls == [0] * 6  # YOLOv5's own choice of cuDNN's mode stays
+    assert first[3] != first[4] and calls == [0] * 6  # YOLOv5's own choice of the cuDNN mode does not change
 
 
 def train_tiny(tiny_set: Path, cwd: Path, cfg: str, seed: int, name: str) -> Path:

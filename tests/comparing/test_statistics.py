@@ -1,4 +1,4 @@
-"""Means, spreads and paired intervals over seeds, against closed forms, tables and scipy's own tests."""
+"""Means, spreads and paired intervals over seeds, compared with closed forms, tables and scipy's own tests."""
 
 from __future__ import annotations
 
@@ -84,10 +84,13 @@ def test_pairing_shows_what_the_spread_over_seeds_hides():
         ((0.010, 0.011, 0.012), BETTER),
         ((-0.010, -0.011, -0.012), WORSE),
         ((0.010, 0.011, -0.012), NO_DIFFERENCE),
-        ((0.01, 0.02, 0.03), NO_DIFFERENCE),  # all above 0, and yet: 0.02 - 4.30 * 0.01 / sqrt(3) < 0
+        (
+            (0.01, 0.02, 0.03),
+            NO_DIFFERENCE,
+        ),  # all are above 0, and yet the interval holds 0: 0.02 - 4.30 * 0.01 / sqrt(3) < 0
         ((0.01,), NO_INTERVAL),
         ((0.0, 0.0, 0.0), NO_DIFFERENCE),
-        ((0.01, 0.01, 0.01), NO_DIFFERENCE),  # seeds without effect measure no spread
+        ((0.01, 0.01, 0.01), NO_DIFFERENCE),  # seeds without an effect show no spread
     ],
 )
 def test_verdicts(differences, verdict):
@@ -97,7 +100,7 @@ def test_verdicts(differences, verdict):
 
 
 def test_the_verdict_turns_where_the_interval_leaves_zero():
-    half = stats.t.ppf(0.975, 1)  # of differences that lie 1 above and 1 below their mean
+    half = stats.t.ppf(0.975, 1)  # differences 1 above and 1 below their mean
     inside = paired_difference(by_seed(half + 0.99, half - 1.01), by_seed(0.0, 0.0))
     outside = paired_difference(by_seed(half + 1.01, half - 0.99), by_seed(0.0, 0.0))
     assert (inside.low, outside.low) == pytest.approx((-0.01, 0.01))
@@ -138,7 +141,7 @@ def test_what_is_no_figure_is_refused(call, message):
 
 
 def test_intervals_hold_as_often_as_they_say():
-    """3 seeds, a true difference of 0.01: 95 % of intervals hold it, and 2.5 % of nulls are called better."""
+    """With 3 seeds and a true difference of 0.01, 95 % of the intervals contain it; without one, 2.5 % say "better"."""
     rng = np.random.default_rng(0)
     draws = 2000
     held = better = 0

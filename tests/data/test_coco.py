@@ -1,4 +1,4 @@
-"""COCO's JSON into YOLO labels: values, the order of classes, and what is wrong in a JSON."""
+"""COCO's JSON converted to YOLO labels: values, the order of classes, and mistakes in a JSON."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_yolov5s_own_list_is_the_same(package_root):
 
 
 def test_visdrone_to_coco_to_labels_round_trip(tmp_path):
-    """The JSON that `data visdrone` writes leads `data coco` to the very same labels."""
+    """The JSON that `data visdrone` writes gives identical labels with `data coco`."""
     split = write_split(tmp_path / "VisDrone2019-DET-val", random_annotations(20, seed=4))
     convert_visdrone([split], tmp_path / "visdrone", workers=1)
     json_file = tmp_path / "visdrone/annotations/instances_val.json"
@@ -278,7 +278,7 @@ def test_entries_that_cannot_be_used_are_named_and_left_out(source, out):
 
 def test_an_image_of_another_size_than_the_json_says(source, out):
     write_coco(source, [annotation(1, 3, [20, 20, 20, 20])], [image(1, width=2 * WIDTH, height=2 * HEIGHT)])
-    for _ in range(2):  # the second time it is done before, and said all the same
+    for _ in range(2):  # the second time everything is done already, and the message is the same
         result = only(convert(source, out))
         assert [(problem.kind, problem.reason.split(",")[0]) for problem in result.problems] == [("size", "is 96 x 64")]
     assert label_rows(out / "labels/val2017/000001.txt")[0, 3] == pytest.approx(20 / 192, abs=1e-6)
@@ -381,7 +381,7 @@ def test_a_run_that_was_cut_off_goes_on(source, out):
 
 
 def test_ids_that_are_whole_floats(source, tmp_path):
-    """As pandas writes a column that once had a gap."""
+    """As pandas writes a column that once had a missing value."""
     images = [{**image(1), "id": 1.0}, {**image(2), "id": 2}]
     rows = [
         annotation(1, 3.0, [10, 10, 20, 20]),
@@ -405,7 +405,7 @@ def test_ids_that_are_no_numbers_are_named(source, tmp_path, odd):
 
 
 def test_a_category_without_annotations_may_have_the_name_of_another(source, tmp_path):
-    """Roboflow's exports: category 0 stands for the whole set, and is called as it."""
+    """Roboflow's exports: category 0 stands for the whole set, and has its name."""
     categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     rows = [annotation(1, 1, [10, 10, 20, 20]), annotation(2, 2, [5, 5, 8, 8])]
     done = convert_coco(write_coco(source, rows, categories=categories), tmp_path / "out")
@@ -448,13 +448,13 @@ def test_a_set_without_any_image_left_is_refused(source, tmp_path):
         match=r"none of its images can be used; .*; for one JSON, --images names",
     ):
         convert_coco(source, tmp_path / "out")
-    (source / "val2017/000002.jpg").write_bytes(jpeg())  # the one with the box is still none
+    (source / "val2017/000002.jpg").write_bytes(jpeg())  # the one with the box still has none
     with pytest.raises(UserError, match="none of its 1 annotations can be used"):
         convert_coco(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_images_that_nobody_annotated_are_a_set(source, tmp_path):
-    write_coco(source, [], [image(1), image(2, width=WIDTH + 1)])  # one of another size, which is said
+    write_coco(source, [], [image(1), image(2, width=WIDTH + 1)])  # one of another size, which is reported
     assert COMMAND.main([str(source), "--out", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out/labels/val2017").glob("*.txt"))) == 2

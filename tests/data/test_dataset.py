@@ -13,7 +13,7 @@ from yolov5_ema.errors import ConfigError
 
 @pytest.fixture
 def write(own_folder):
-    """Writes a data YAML in the working directory; ``images/1.jpg`` is its only image."""
+    """A function that writes a data YAML in the working directory; ``images/1.jpg`` is its only image."""
     (own_folder / "images").mkdir()
     (own_folder / "images/1.jpg").touch()
 

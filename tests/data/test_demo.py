@@ -1,4 +1,4 @@
-"""The drawn demo set: what is in it, that it comes out the same, and that it treads on nothing."""
+"""The demo set: its content, that it is the same every time, and that it overwrites nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def labels(demo_yaml):
 def test_layout_is_what_the_yaml_says(demo_yaml):
     data = yaml.safe_load(demo_yaml.read_text(encoding="utf-8"))
     assert data["nc"] == len(data["names"]) >= 3
-    assert Path(data["path"]).is_absolute()  # YOLOv5 reads relative paths from where it was started
+    assert Path(data["path"]).is_absolute()  # for YOLOv5, relative paths start at the working directory
     for split, size in SIZES.items():
         images = sorted((Path(data["path"]) / data[split]).iterdir())
         assert len(images) == size
@@ -75,12 +75,12 @@ def test_no_two_images_are_equal_or_nearly_so(demo_yaml):
     files = sorted(demo_yaml.parent.glob("images/*/*.jpg"))
     small = np.stack([cv2.resize(cv2.imread(str(file)), (32, 32)).ravel().astype(float) for file in files])
     distances = np.abs(small[:, None] - small[None]).mean(2) + 255 * np.eye(len(small))
-    assert distances.min() > 5  # sensor noise alone gives less than 1 at this size
+    assert distances.min() > 5  # sensor noise alone gives a spread below 1 at this size
 
 
 @pytest.mark.parametrize("split, index", [("train", 0), ("val", 3), ("test", 11)])
 def test_boxes_fit_what_was_drawn(monkeypatch, split, index):
-    """Leave the objects out: the picture changes inside the boxes and in their shadows, nowhere else."""
+    """Leave out the objects: the picture changes inside the boxes and in their shadows, and nowhere else."""
     monkeypatch.setattr(demo, "_take_photo", lambda rng, image: image.copy())
     full, rows = demo.draw_scene(5, split, index, 256)
     monkeypatch.setattr(demo, "_draw_object", lambda *args, **kwargs: None)
@@ -90,7 +90,7 @@ def test_boxes_fit_what_was_drawn(monkeypatch, split, index):
     for _, x, y, w, h in rows * [1, 256, 256, 256, 256]:
         x1, y1, x2, y2 = x - w / 2, y - h / 2, x + w / 2, y + h / 2
         box = changed[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))]
-        # All four sides of the box are touched; the outermost pixels may be covered by a sliver only.
+        # The object touches all four sides of its box; only a thin strip at the edge may be covered.
         assert box[:2].any() and box[-2:].any() and box[:, :2].any() and box[:, -2:].any()
         near[max(int(y1) - 6, 0) : int(y2) + 7, max(int(x1) - 6, 0) : int(x2) + 7] = True
     assert not (changed & ~near).any()
@@ -231,6 +231,6 @@ def test_manifest_says_what_made_the_set(demo_yaml):
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of every file below ``folder``, less those that say where or how many."""
+    """The content of every file below ``folder``, except files that contain paths or counts."""
     files = (file for file in folder.rglob("*") if file.is_file() and file.name not in ("demo.yaml",))
     return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name != "demo.json"}

@@ -1,4 +1,4 @@
-"""Pixels of every kind of image file, and what is said of those that have none."""
+"""The pixels of every kind of image file, and the messages for files without pixels."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ EXIF_ORIENTATION = 0x0112
 
 @pytest.fixture
 def rgb() -> np.ndarray:
-    """(40, 60, 3), smooth, so that JPEG keeps it; no two corners alike, so that a turned one is told."""
+    """A smooth picture of shape (40, 60, 3), which JPEG preserves; its corners differ, so that rotations are noticed."""
     down, across = np.mgrid[0:40, 0:60]
     return np.stack([across * 4, down * 6, 250 - across * 2 - down * 3], axis=2).astype(np.uint8)
 
 
 def distance(pixels: np.ndarray | None, rgb: np.ndarray) -> int:
-    """The largest difference of a BGR picture from an RGB one."""
+    """The largest difference between a BGR picture and an RGB one."""
     assert pixels is not None and pixels.dtype == np.uint8 and pixels.shape == rgb.shape
     assert pixels.flags.c_contiguous  # YOLOv5 draws into it
     return int(np.abs(pixels.astype(int) - rgb[..., ::-1]).max())
@@ -63,7 +63,7 @@ def test_16_bits_become_the_upper_8(rgb, tmp_path, suffix):
 def test_cmyk(rgb, tmp_path):
     Image.fromarray(rgb).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     image = read_image(tmp_path / "a.jpg")
-    assert distance(image.pixels, rgb) <= 16 and image.problem is None  # an inverted one is off by hundreds
+    assert distance(image.pixels, rgb) <= 16 and image.problem is None  # an inverted picture would be off by hundreds
 
 
 def test_transparency_is_left_out(rgb, tmp_path):
@@ -121,7 +121,7 @@ def test_a_jpeg_cut_off_has_pixels_and_a_problem(tmp_path, share):
 
 
 def test_a_jpeg_cut_off_has_pixels_whatever_stands_in_the_place_of_imread(tmp_path, monkeypatch):
-    """YOLOv5 6.1 and 6.2 put in a function that finds none in such a file."""
+    """YOLOv5 6.1 and 6.2 replace a function by one that finds no EXIF in such a file."""
     noise = np.random.default_rng(0).integers(0, 255, (50, 50, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.jpg", quality=95)
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-500])

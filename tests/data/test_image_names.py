@@ -1,4 +1,4 @@
-"""Images are told apart in results, whatever they are called."""
+"""Images are kept apart in results, whatever their names are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_key_is_the_same_however_the_path_is_spelled(own_folder):
     Path("s/a/2.jpg").symlink_to("1.jpg")
     Path("linked").symlink_to("s")
     found = keys_of_images([Path("s/a/1.jpg"), Path("linked/a/1.jpg").absolute(), Path("linked/a/2.jpg")])
-    assert list(found.values()) == ["1.jpg", "1.jpg", "2.jpg"]  # a link that is an image is another image
+    assert list(found.values()) == ["1.jpg", "1.jpg", "2.jpg"]  # a link that is an image counts as another image
     found = keys_of_images([Path("1.jpg"), Path("/1.jpg")])
     assert [Path("/", key) for key in found.values()] == [own_folder.resolve() / "1.jpg", Path("/1.jpg")]
 

@@ -1,4 +1,4 @@
-"""Sizes from headers are those that decoding gives; what is no image says so."""
+"""Sizes read from headers equal those of decoded images; for files that are not images, the message says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Label caches are read as NumPy's own unpickling reads them, and nothing else is taken."""
+"""Label caches are read as NumPy's own unpickling reads them, and everything else is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _labels(objects: int, seed: int = 0) -> np.ndarray:
 
 
 def _content(**changes: object) -> dict[str, object]:
-    """A cache as YOLOv5 makes it: an image with segments, one with many objects, one without any."""
+    """A cache as YOLOv5 writes it: an image with segments, one with many objects, one without objects."""
     content: dict[str, object] = {
         "/set/images/a.jpg": [_labels(2), (640, 480), [_labels(3)[:, 1:3], _labels(20, seed=1)[:, 1:3]]],
         "/set/images/ü b.jpg": [_labels(300), (64, 70_000), []],
@@ -71,7 +71,7 @@ class _Call:
 
 
 def _nested(depth: int) -> bytes:
-    """A dict whose key is a tuple nested so deep that Python's hash of it ends the interpreter."""
+    """A dict with a key that is a tuple nested so deep that Python's hash of it crashes the interpreter."""
     return b"\x80\x04}" + b")" + b"\x85" * depth + b"K\x01s."
 
 
@@ -135,4 +135,4 @@ def test_whatever_is_changed_in_a_cache_it_is_read_or_refused(tmp_path):
             assert isinstance(read_label_cache(file), dict)
         except UnusableCache:
             refused += 1
-    assert 300 < refused < 1000  # a byte of a box changes nothing that can be seen
+    assert 300 < refused < 1000  # a changed byte in a box cannot be noticed

@@ -1,4 +1,4 @@
-"""Files by their suffixes, and those below a folder."""
+"""Files found by their suffixes, and files below a folder."""
 
 from __future__ import annotations
 

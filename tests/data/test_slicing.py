@@ -1,4 +1,4 @@
-"""Windows of big images, and data sets cut along them."""
+"""Windows of large images, and data sets that are cut into windows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from yolov5_ema.errors import UserError
 
 
 def write_set(folder, images, **extra):
-    """A data set of one split from {name: (pixels, label text)}; images as BGR arrays."""
+    """A data set with one split, made from {name: (pixels, label text)}; images are BGR arrays."""
     for name, (pixels, text) in images.items():
         image = folder / "images" / "train" / name
         labels = (folder / "labels" / "train" / name).with_suffix(".txt")
@@ -83,7 +83,7 @@ def test_labels_are_clipped_to_their_window():
             [1, 90, 40, 110, 60],  # half of it
             [1, 96, 10, 136, 20],  # a tenth: 4 of 40
             [0, 97, 10, 137, 20],  # less
-            [0, 100, 0, 120, 20],  # only touches
+            [0, 100, 0, 120, 20],  # it only touches the window
         ],
         dtype=float,
     )
@@ -151,7 +151,7 @@ def test_background_windows(tmp_path):
         counts[share] = report.background
     assert counts[0] == 0 and 10 < counts[0.5] < 30 and counts[1] == 40
     val = slice_split(dataset, "val", tmp_path / "out0", SlicePlan(size=96, overlap=0, keep_empty=0))
-    assert val.background == 40  # validation looks at all of them
+    assert val.background == 40  # validation keeps all of them
 
 
 def test_a_window_with_a_sliver_only_is_left_out(tmp_path):
@@ -204,7 +204,7 @@ def test_a_second_run_writes_nothing_and_changes_are_followed(tmp_path):
         "images/train/2_64_0_160_96.png",
         "labels/train/2_64_0_160_96.txt",
     }
-    label.write_text("")  # and then it is gone, and with it all that is kept of the image
+    label.write_text("")  # and then it is removed, and with it everything that is stored about the image
     report = slice_split(dataset, "train", out, plan)
     assert report.skipped == 2 and not [name for name in files_of(out) if "/2_" in name]
 
@@ -267,7 +267,7 @@ def test_odd_rows_and_images_that_are_cut_off_are_named(tmp_path):
     Image.fromarray(noise(96, 96)).save(picture.with_suffix(".jpg"))
     picture.unlink()
     picture = picture.with_suffix(".jpg")
-    picture.write_bytes(picture.read_bytes()[:2000])  # OpenCV reads it, with grey beyond the cut
+    picture.write_bytes(picture.read_bytes()[:2000])  # OpenCV reads it, and the part after the cut is grey
     report = slice_split(dataset, "train", tmp_path / "out", SlicePlan(size=96))
     assert [(bad.line, bad.reason.split(";")[0]) for bad in report.bad_lines] == [
         (1, "1.0025 is not in 0 to 1"),

@@ -1,4 +1,4 @@
-"""Figures of a data set: counts, shares at a given size, and the verdict on a stride-4 head."""
+"""Figures of a data set: counts, fractions at an image size, and the verdict on a stride-4 head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yolov5_ema.errors import UserError
 
 @pytest.fixture
 def data(tmp_path):
-    """Three images of 200 x 100 with squares of 10, 10, 20 and 40 pixels; one without any; one line is bad."""
+    """Three images of 200 x 100 pixels with squares of 10, 10, 20 and 40 pixels; one without objects; one bad line."""
     for kind in ("images", "labels"):
         (tmp_path / "set" / kind / "train").mkdir(parents=True)
     sides = {"a": [(0, 10), (2, 20)], "b": [(0, 10), (0, 40)], "c": []}
@@ -32,7 +32,7 @@ def data(tmp_path):
 
 
 def test_figures_by_hand(data):
-    stats = split_stats(load_dataset(data), "train", 160)  # everything shrinks to 0.8
+    stats = split_stats(load_dataset(data), "train", 160)  # everything is scaled by 0.8
     assert (stats.images, stats.background, stats.boxes) == (3, 1, 4)
     assert sorted(stats.sizes.round(6)) == [8, 8, 16, 32]
     assert stats.class_counts.tolist() == [3, 0, 1]
@@ -87,7 +87,7 @@ def test_a_box_among_polygons_is_named(data, tmp_path):
         ("odd", True),
         ("line", False),
     ]
-    # YOLOv5 takes 0.5 0.5 and 0.1 0.1 for the corners: a box of 80 x 40 pixels
+    # YOLOv5 takes 0.5 0.5 and 0.1 0.1 for the corners of a box of 80 x 40 pixels
     assert sorted(stats.sizes)[-1] == pytest.approx((80 * 40) ** 0.5, abs=1e-3)
 
 
@@ -121,7 +121,7 @@ def test_json_on_standard_output(data, tmp_path, monkeypatch, capsys):
     assert COMMAND.main([str(data), "--imgsz", "159", "--json", "b.json", "--no-picture"]) == 0
     kept = json.loads((tmp_path / "b.json").read_text())
     capsys.readouterr()
-    # the word behind --json is a file to write only where the data set is named besides
+    # the word after --json is a file to write only if the data set is given too
     for line in ([str(data), "--imgsz", "159", "--json"], ["--imgsz", "159", "--json", str(data)]):
         assert COMMAND.main([*line, "-o", "x.png"]) == 0
         out, err = capsys.readouterr()

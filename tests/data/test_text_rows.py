@@ -1,4 +1,4 @@
-"""Rows of numbers in text: the quick way agrees with the lenient one, nothing is lost, what is bad is named once."""
+"""Rows of numbers in text: the fast and the lenient reader agree, nothing is lost, and bad lines are named once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames of videos, and what is said of a video that ends early."""
+"""The frames of videos, and the messages for videos that end early."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yolov5_ema.data.video_files import VideoFile, shown_seconds
 
 
 def write_video(file: Path, frames: int, fourcc: str = "MJPG", rate: float = 5) -> Path:
-    """Frames of 64 by 48 pixels, the n-th (from 0) of them of brightness 10 * n."""
+    """A video of 64 x 48 pixels; frame n (from 0) has the brightness 10 * n."""
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*fourcc), rate, (64, 48))
     for index in range(frames):
         writer.write(np.full((48, 64, 3), 10 * index, np.uint8))
@@ -22,10 +22,10 @@ def write_video(file: Path, frames: int, fourcc: str = "MJPG", rate: float = 5) 
 
 
 def numbers_of(video: VideoFile) -> list[int]:
-    """Which frames it gives, told by their brightness."""
+    """The numbers of the frames that it returns, recognised by their brightness."""
     numbers = []
     while video.has_frame():
-        assert video.has_frame()  # asking twice loses none
+        assert video.has_frame()  # asking twice loses no frame
         is_there, frame = video.read()
         assert is_there and frame.shape == (48, 64, 3)
         numbers.append(round(frame.mean() / 10))
@@ -62,12 +62,12 @@ def test_ends_early(tmp_path, suffix, fourcc):
     video = VideoFile(str(file))
     numbers = numbers_of(video)
     assert 2 <= len(numbers) < 18
-    assert numbers[:-1] == list(range(len(numbers) - 1))  # the last is torn
+    assert numbers[:-1] == list(range(len(numbers) - 1))  # the last frame is incomplete
     assert video.problem() == f"ends at frame {len(numbers)} of 20"
 
 
 def test_an_mp4_that_ends_early(tmp_path):
-    """As a download leaves it that was given its full size first: the rest is zeros."""
+    """As left by a download that reserved its full size first: the rest is zeros."""
     file = write_video(tmp_path / "a.mp4", 20, "mp4v")
     content = bytearray(file.read_bytes())
     start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
@@ -83,7 +83,7 @@ def test_an_mp4_that_ends_early(tmp_path):
 def test_a_few_frames_are_the_headers_mistake(tmp_path, missing):
     file = write_video(tmp_path / "a.avi", 20)
     content = bytearray(file.read_bytes())
-    for place in (content.index(b"avih") + 8 + 16, content.index(b"strh") + 8 + 32):  # both say how many
+    for place in (content.index(b"avih") + 8 + 16, content.index(b"strh") + 8 + 32):  # both state the number of frames
         assert struct.unpack_from("<I", content, place)[0] == 20
         struct.pack_into("<I", content, place, 20 + missing)
     file.write_bytes(content)
@@ -94,12 +94,12 @@ def test_a_few_frames_are_the_headers_mistake(tmp_path, missing):
 
 
 def test_a_clip_cut_out_without_encoding_is_whole(tmp_path):
-    """Its index lists frames that its edit list does not show: here the clip says that it plays one second of four."""
+    """Its index lists frames that its edit list leaves out: the clip says that it plays one second of four."""
     file = write_video(tmp_path / "a.mp4", 20, "mp4v")
     assert shown_seconds(file) == pytest.approx(4)
     video = VideoFile(str(file))
     assert all(video.has_frame() and video.read()[0] for _ in range(5))
-    video._advanced = lambda: None  # no more comes
+    video._advanced = lambda: None  # no further frame comes
     assert not video.has_frame() and video.problem() == "ends at frame 5 of 20"
     content = bytearray(file.read_bytes())
     place = content.index(b"mvhd") + 4

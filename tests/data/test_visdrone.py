@@ -1,4 +1,4 @@
-"""VisDrone2019-DET into labels, COCO JSON and a data YAML: values, not shapes."""
+"""VisDrone2019-DET converted to labels, COCO JSON and a data YAML: values, not only shapes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def out(tmp_path):
 
 BY_HAND = (
     b"10,10,20,10,1,1,0,0,\r\n"  # a pedestrian
-    b"-5,60,20,10,1,10,0,0\r\n"  # a motor over two borders
+    b"-5,60,20,10,1,10,0,0\r\n"  # a motor that reaches over two borders
     b"\r\n"
     b"0,0,30,20,0,0,0,0\r\n"  # an ignored region
     b"50,10,8,8,1,11,0,0\r\n"  # others
@@ -157,7 +157,7 @@ def test_the_yaml(source, out):
 
 
 def test_labels_round_trip(source, out):
-    """Labels say where every object was to a thousandth of a pixel, in the file's order."""
+    """Labels give the position of every object to a thousandth of a pixel, in the file's order."""
     write_split(source / TRAIN, random_annotations(30, seed=1))
     result = only(convert(source, out))
     total = 0
@@ -398,7 +398,7 @@ def test_archives_larger_than_the_disk(tmp_path, out, monkeypatch):
 
 @pytest.fixture
 def faulty(source):
-    """Six images, five things wrong."""
+    """Six images with five mistakes."""
     annotations = {
         "a": "1,1,5,5,1,1,0,0\nnonsense\n2,2,5,5,1,2,0,0\n1,1,5,5,1,12,0,0\n",
         "b": "1,1,5,5,1,1,0,0\n",
@@ -521,7 +521,7 @@ def test_whatever_lines_there_are_good_ones_become_labels_and_bad_ones_are_named
 def test_an_image_that_became_unusable_leaves_no_old_results(source, out):
     split = write_split(source / VAL, {"a": "1,1,5,5,1,1,0,0", "b": ""})
     convert(source, out)
-    (split / "images" / "a.jpg").unlink()  # not to write through the link
+    (split / "images" / "a.jpg").unlink()  # so that nothing is written through the link
     (split / "images" / "a.jpg").write_bytes(b"no image")
     convert(source, out)
     assert set(tree(out / VAL)) == {"images/b.jpg", "labels/b.txt", "annotations/b.txt"}
@@ -600,13 +600,14 @@ def test_regions_are_greyed_and_hide_boxes(source, out):
         write_split(source / folder, {"a": regions + objects, "b": "1,1,5,5,1,1,0,0\n"})
     done = convert(source, out, mask_ignored=True)
     assert [result.tallies["hidden"] for result in done.splits] == [2, 0]
-    assert label_rows(out / TRAIN / "labels" / "a.txt")[:, 0].tolist() == [4, 5]  # half hidden is hidden
+    # an object that is hidden by half counts as hidden
+    assert label_rows(out / TRAIN / "labels" / "a.txt")[:, 0].tolist() == [4, 5]
     assert label_rows(out / VAL / "labels" / "a.txt")[:, 0].tolist() == [0, 3, 4, 5]
     images = [np.asarray(Image.open(root / TRAIN / "images" / "a.jpg")).astype(int) for root in (source, out)]
     grey = np.zeros((HEIGHT, WIDTH), bool)
     grey[10:30, 10:50] = grey[50:, 90:] = True
     inner = np.zeros_like(grey)
-    inner[16:24, 16:44] = True  # away from the edges, where JPEG's blocks hold both
+    inner[16:24, 16:44] = True  # away from the edges, where JPEG's blocks contain both
     assert np.abs(images[1][inner] - 114).max() <= 1
     assert np.abs(images[1][grey] - 114).mean() < 4
     outside = np.abs(images[1] - images[0]).mean(axis=2)[~grey]
@@ -639,7 +640,7 @@ def test_an_image_that_cannot_be_decoded_cannot_be_masked(source, out):
     stream = io.BytesIO()
     Image.new("RGB", (WIDTH, HEIGHT)).save(stream, "PNG")
     (split / "images" / "a.jpg").unlink()
-    (split / "images" / "a.png").write_bytes(stream.getvalue()[:60])  # the header, and no more
+    (split / "images" / "a.png").write_bytes(stream.getvalue()[:60])  # only the header
     result = only(convert(source, out, mask_ignored=True))
     assert [(p.kind, p.where.rsplit("/", 1)[1]) for p in result.problems] == [("image", "a.png")]
     assert "cannot be decoded" in result.problems[0].reason

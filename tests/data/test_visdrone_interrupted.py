@@ -1,4 +1,4 @@
-"""A conversion that is killed half-way leaves no half-written file, and goes on to the very same result."""
+"""A conversion that is killed leaves no half-written file, and continues to an identical result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from drone_set import TRAIN, random_annotations, tree, write_split, zipped
 from yolov5_ema.data.visdrone import convert_visdrone
 
 IMAGES = 300
-# The conversion as users run it, but with pauses, so that there is a middle to be killed in.
+# The conversion as users run it, but with pauses, so that it can be killed in the middle.
 SLOWLY = """
 import sys, time
 from yolov5_ema.cli.main import main
@@ -33,7 +33,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A split as a folder and as an archive, and what becomes of each without an interruption."""
+    """A split as a folder and as an archive, and the result of each without an interruption."""
     root = tmp_path_factory.mktemp("interrupted")
     split = write_split(root / "folder" / TRAIN, random_annotations(IMAGES, seed=7, objects=6))
     (root / "archive").mkdir()
@@ -85,7 +85,7 @@ def test_killed(sources, tmp_path, kind, workers):
     wait_until_half_done(out, process)
     process.send_signal(signal.SIGKILL)
     assert process.wait(20) == -signal.SIGKILL
-    process.communicate(timeout=20)  # workers hold the pipes: they must go too
+    process.communicate(timeout=20)  # workers keep the pipes open, so they must end too
     check_and_resume(sources, kind, out)
 
 

@@ -1,4 +1,4 @@
-"""Chunks come back in order, whoever works on them; a worker that dies is told, not waited for."""
+"""Results of chunks come back in order, whichever worker makes them; the death of a worker is reported at once."""
 
 from __future__ import annotations
 

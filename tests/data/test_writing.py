@@ -1,4 +1,4 @@
-"""Files are there whole or not at all; what a run left behind is cleaned up; two runs do not meet."""
+"""Files are complete or missing; remains of an earlier run are removed; two runs cannot write the same folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_place_bytes_replaces(tmp_path, drafts):
 
 def test_a_link_is_hard_where_it_can_be(tmp_path, source, drafts):
     target = tmp_path / "x"
-    for _ in range(2):  # the second time over itself
+    for _ in range(2):  # the second time over its own output
         place_link(str(source), str(target), drafts)
         assert os.path.samefile(source, target) and not target.is_symlink()
     target.unlink()
@@ -101,7 +101,7 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path):
     "line", [{"done": [["../victim", "1", 3, 4]]}, {"made": ["/victim"]}, {"made": ["a/../../victim"]}]
 )
 def test_a_journal_that_names_what_lies_outside_is_refused(line, tmp_path):
-    """What it names may be removed."""
+    """A journal whose named files may be removed."""
     file = tmp_path / "x.jsonl"
     file.write_text(json.dumps(HEADER) + "\n" + json.dumps(line) + "\n")
     with pytest.raises(UserError, match="is outside the folder"):

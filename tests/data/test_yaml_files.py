@@ -1,4 +1,4 @@
-"""YAMLs in other encodings: their names are never other words than were written."""
+"""YAMLs in other encodings: names are never read as other words than were written."""
 
 from __future__ import annotations
 

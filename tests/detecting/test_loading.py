@@ -1,4 +1,4 @@
-"""The one door to detectors: what comes out of it, and what it refuses."""
+"""The one function that loads detectors: what it returns, and what it refuses."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_is_seen_is_the_image_within_borders(detector):
 
 
 class Odd:
-    """What no checkpoint needs."""
+    """A call that no checkpoint needs."""
 
 
 def test_trust_holds_for_one_file_only(engine, trained, own_folder):
@@ -88,7 +88,7 @@ def test_trust_holds_for_one_file_only(engine, trained, own_folder):
 
 
 class Segment(torch.nn.Module):
-    """A head by whose name YOLOv5 tells a task."""
+    """A head from whose name YOLOv5 derives the task."""
 
     anchors = torch.zeros(1)
 
@@ -118,7 +118,7 @@ def test_other_models_are_refused(engine, monkeypatch):
 
 
 class _Plain:
-    """A format of another runtime."""
+    """A detector of another runtime."""
 
     stride, names, task, imgsz = 32, ["cat"], "detect", (64, 64)
 

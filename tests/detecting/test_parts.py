@@ -1,4 +1,4 @@
-"""Parts of a long prediction: what no run wrote is refused, and what is another's stays."""
+"""Parts of a long prediction: content that no run wrote is refused, and files of others are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One image as a row of the output: found, not to be read, too thin."""
+"""A row of the output for one image: with detections, unreadable, or too thin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yolov5_ema.detecting.rows import row_of
 
 
 class _Finder:
-    """Finds one object, of the image's own size, in all that is not thin."""
+    """A detector that finds one object of the image's size in every image that is not too thin."""
 
     def detect(self, images, thresholds):
         if images[0].shape[0] < 5:

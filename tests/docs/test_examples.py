@@ -43,7 +43,7 @@ DATA_KEYS = {"path", "train", "val", "test", "nc", "names", "visdrone_annotation
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
-    """The shim, blocks and modules of examples that ran in this process are gone afterwards."""
+    """Afterwards, remove the shim, blocks and modules of examples that ran in this process."""
     from yolov5_ema.blocks import list_blocks, unregister_block
 
     blocks, modules, path, environment = (
@@ -106,7 +106,7 @@ def test_a_comment_belongs_to_the_block_behind_it():
 
 
 def problems(example: Example) -> list[str]:
-    """What is wrong with the command lines of a shell example, as far as it shows without running them."""
+    """Mistakes in the command lines of a shell example, as far as they show without running them."""
     found = []
     for program, *words in commands(example.text):
         check = PROGRAMS.get(program)
@@ -130,7 +130,7 @@ def _yolov5_ema(words: list[str]) -> list[str]:
 
 @functools.cache
 def _help_flags(*command: str) -> frozenset[str]:
-    """Flags in what ``--help`` of a command prints; for train, val … it is YOLOv5's own parser that prints."""
+    """The flags in a command's ``--help``; for train, val and similar commands, YOLOv5's own parser prints it."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         assert main([*command, "--help"]) == 0, command
@@ -140,7 +140,7 @@ def _help_flags(*command: str) -> frozenset[str]:
 
 
 def _unknown_flags(known: frozenset[str] | set[str], words: list[str]) -> list[str]:
-    """Flags that are neither known nor the beginning of exactly one, as argparse allows."""
+    """Flags that are neither known nor, as argparse allows, the beginning of exactly one known flag."""
     found = []
     for word in words:
         flag = word.split("=")[0]
@@ -297,7 +297,7 @@ def test_a_quick_example_that_fails_is_seen(language, text, own_folder, capsys):
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory) -> Path:
-    """A folder as `yolov5-ema demo` leaves it, but with fewer images and a detector that saw them for few epochs."""
+    """A folder as `yolov5-ema demo` writes it, but with fewer images and a detector trained for fewer epochs."""
     from yolov5_ema.data.demo import generate
 
     folder = tmp_path_factory.mktemp("workshop")
@@ -313,7 +313,7 @@ def workshop(tmp_path_factory) -> Path:
 
 
 def lay_out(workshop: Path, folder: Path) -> None:
-    """What a page starts with: the demo's set and detector."""
+    """The files that a page starts with: the demo's set and detector."""
     from yolov5_ema.data.demo import generate
 
     generate(folder / DEMO_SET, seed=0, train=48, val=8, test=4, imgsz=256)
@@ -322,13 +322,13 @@ def lay_out(workshop: Path, folder: Path) -> None:
 
 
 def link_checkout(folder: Path) -> None:
-    """Examples are read by someone who stands in a checkout."""
+    """Examples are run in a checkout."""
     for name in ("models", "benchmarks"):
         (folder / name).symlink_to(REPOSITORY / name)
 
 
 def put(name: str, folder: Path) -> None:
-    """One of the files of a user's that an example takes for granted."""
+    """One of the user's files that an example needs."""
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if name.endswith(".pt"):
@@ -345,7 +345,7 @@ def put(name: str, folder: Path) -> None:
 
 
 def run_as_a_reader(example: Example, folder: Path) -> None:
-    """Run an example in a process of its own."""
+    """Run an example in a separate process."""
     for name in example.files:
         put(name, folder)
     if example.saved_as:

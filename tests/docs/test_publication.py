@@ -1,4 +1,4 @@
-"""What a stranger finds beside the code: how to cite it, how to report something, a card for a model."""
+"""What a visitor finds besides the code: how to cite it, how to report a problem, a model card."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Links(HTMLParser):
 
 
 def broken_links(text: str, folder: Path) -> list[str]:
-    """Relative links of a page that lead to no file, as GitHub follows them."""
+    """Relative links of a page that lead to no file, as GitHub resolves them."""
     parser = _Links()
     parser.feed(markdown.markdown(text, extensions=["fenced_code", "tables"]))
     local = [link.split("#")[0] for link in parser.found if not re.match(r"[a-z]+:", link)]
@@ -50,7 +50,7 @@ def test_a_link_to_nowhere_is_found(tmp_path):
 
 def test_the_citation_names_this_version_and_the_paper():
     content = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
-    assert {"cff-version", "message", "title", "authors"} <= set(content)  # what the format asks for
+    assert {"cff-version", "message", "title", "authors"} <= set(content)  # required by the format
     assert content["cff-version"] == "1.2.0" and content["type"] == "software"
     assert content["version"] == yolov5_ema.__version__
     assert content["license"] == "GPL-3.0-or-later"

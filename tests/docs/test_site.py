@@ -1,4 +1,4 @@
-"""The documentation builds strictly, has all that is public, and asks no other machine for anything."""
+"""The documentation builds without warnings, covers everything that is public, and loads nothing from other servers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def resources(html: str) -> list[str]:
 
 
 def objects(inventory: Path) -> set[str]:
-    """Names that an ``objects.inv`` of Sphinx's format lists."""
+    """The names that an ``objects.inv`` in Sphinx's format lists."""
     content = inventory.read_bytes()
     *_, packed = content.split(b"\n", 4)
     return {line.split(" ")[0] for line in zlib.decompress(packed).decode().splitlines()}

@@ -1,4 +1,4 @@
-"""Every page is wrapped as ``docs/wrap.py`` wraps it, and that changes nothing that a reader sees."""
+"""Every page is wrapped as ``docs/wrap.py`` does it, and wrapping changes nothing that a reader sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every release that can be had, as the PyPI package and laid out as a clone: the same shim, the same commands."""
+"""Every available release, as the PyPI package and laid out as a clone: the same shim, the same commands."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from yolov5_ema.upstream.locate import engine_at
 RELEASES = ("6.0.7", "6.1.9", "6.2.3", "7.0.14")
 LAYOUTS = ("package", "clone")
 EVERY = [pytest.param(release, layout, id=f"{release}-{layout}") for release in RELEASES for layout in LAYOUTS]
-# for what takes long: the first and the last release as packages, one between as a clone
+# for slow tests: the first and the last release as packages, and one in between as a clone
 SOME = [
     param
     if param.id in ("6.0.7-package", "6.2.3-clone", "7.0.14-package")
     else pytest.param(*param.values, id=param.id, marks=pytest.mark.slow)
     for param in EVERY
 ]
-# what the files of each look like: PyPI's releases are from some time after the upstream tag that they are named for
+# how the files of each look: PyPI's releases are newer than the upstream tag that they are named after
 LOOKS_LIKE = {"6.0.7": "6.0", "6.1.9": "6.2", "6.2.3": "7.0", "7.0.14": "7.0+"}
 
 
 @pytest.fixture(scope="session")
 def root_of(package_root, tmp_path_factory):
-    """The folder of a release in a layout, made once."""
+    """The folder of a release in a layout; it is made only once."""
     made: dict[tuple[str, str], Path] = {}
 
     def find(release: str, layout: str) -> Path:
@@ -56,7 +56,7 @@ def test_located_as_what_it_is(release, layout, root_of):
     assert (engine.kind, engine.version) == (layout, release if layout == "package" else LOOKS_LIKE[release])
 
 
-# the quirks that are not of today's libraries, but of the release's own text
+# the quirks that are needed because of the release's own code, not because of today's libraries
 OWN_QUIRKS = {
     "6.0.7": {"loss-clamp", "autoanchor-few-boxes", "stale-label-cache", "save-json", "torch-has-cuda"},
     "6.1.9": {"amp-check", "root-stays", "save-json"},
@@ -72,7 +72,7 @@ def test_quirks_are_on_where_the_release_needs_them(release, layout, root_of):
     assert {name for name, _, _ in survey(engine_at(root_of(release, layout)))} & every == expected
 
 
-# nothing is compiled in a folder that is thrown away
+# nothing is compiled in a folder that will be deleted
 _FIRST = """
 from importlib import import_module
 import os
@@ -157,7 +157,7 @@ def _names(root: Path, tmp_path: Path, **more: object) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def checkpoint_of(root_of, tmp_path_factory):
-    """A checkpoint that a release wrote, and beside it what the model said to an image."""
+    """A checkpoint that a release wrote, and next to it the model's output for an image."""
     made: dict[tuple[str, str], Path] = {}
 
     def find(release: str, layout: str) -> Path:
@@ -192,7 +192,7 @@ def test_without_the_copies_boxes_cannot_be_drawn(root_of, checkpoint_of, tmp_pa
     folder = _copied(checkpoint_of("6.0.7", "package"), tmp_path)
     names = _names(root_of("6.0.7", "package"), folder)
     said = run_in_child(_FIRST + _DRAWS, names, without="drawn-on-copies")
-    assert "readonly" in said or "AssertionError" in said  # before OpenCV 4.9 it draws into the user's own
+    assert "readonly" in said or "AssertionError" in said  # before OpenCV 4.9 it draws into the user's own array
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_reads_what_every_other_wrote(release, layout, root_of, checkpoint_of, t
         assert _run(_KNOWS_THE_BLOCKS, _names(root_of(release, layout), folder)) == "", writer
 
 
-# As train calls it on a GPU, with a model whose results mixed precision changes: the stock model is asked for next.
+# As train calls it on a GPU, with a model whose results change in mixed precision: the stock model is tested next.
 _CHECKS_AMP_OFFLINE = """
 from types import SimpleNamespace
 from yolov5_ema.engine.quirks import downloads as ours
@@ -276,7 +276,7 @@ def test_segment_heads_take_the_blocks(layout, root_of, tmp_path):
 
 @pytest.fixture(scope="session")
 def newest(root_of, tmp_path_factory) -> Path:
-    """7.0.14 as a clone, with the three things in which upstream's newest differs where quirks look."""
+    """A clone of 7.0.14 with the three differences of upstream's newest that quirks look at."""
     pytest.importorskip("ultralytics")
     root = lay_out_as_clone(root_of("7.0.14", "package"), tmp_path_factory.mktemp("newest") / "yolov5")
     loader = "import torch\nfrom ultralytics.utils.patches import torch_load\n"
@@ -346,7 +346,7 @@ def test_the_newest_package_trains_as_a_clone(root_of, tiny_set, tmp_path):
 
 
 class Workshop:
-    """A release in a layout, a folder to work in, and the weights of a training."""
+    """A release in a layout, a working folder, and the weights of a training."""
 
     def __init__(self, root: Path, folder: Path, tiny_set: Path) -> None:
         self.root, self.folder, self.tiny_set = root, folder, tiny_set
@@ -498,7 +498,7 @@ def test_segmentation_from_cfg_to_pictures(release, layout, root_of, tmp_path):
         *("--batch", 4, "--epochs", 1, "--workers", 0),
     )
     best = tmp_path / "runs/train-seg/t/weights/best.pt"
-    row, _ = _rows_of(best.parent.parent / "results.csv")  # the epoch's, and the figures of best.pt
+    row, _ = _rows_of(best.parent.parent / "results.csv")  # the figures of the epoch, and those of best.pt
     assert float(row["train/seg_loss"]) > 0
     done = place.run("run", "segment/val.py", *data, "--weights", best)
     assert re.search(r"^ +all +4 +8 ", done.stdout + done.stderr, re.MULTILINE)

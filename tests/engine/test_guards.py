@@ -1,4 +1,4 @@
-"""What a stranger's files say is not run, nor written through their links, in any release; without the guard it is."""
+"""In every release, untrusted files run no code and write no file through a link; without the guard they do."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ ATTACKS = {
 
 
 def yaml_that_is_a_tar(text: str) -> bytes:
-    """A comment of 511 letters that is the header of an archive, and a YAML behind it."""
+    """A comment of 511 letters that is also the header of an archive, followed by a YAML."""
     head = bytearray(b"#" + b"a" * 511)
     for start, length in ((100, 8), (108, 8), (116, 8), (124, 12), (136, 12), (329, 8), (337, 8)):
         head[start : start + length] = b"0" * (length - 1) + b" "
@@ -121,7 +121,7 @@ def _root(release: str, package_root: Path) -> Path:
 
 
 def _succeeded(without: str | None, root: Path, tiny_set: Path, tmp_path: Path) -> set[str]:
-    """The attacks whose canary is there afterwards; all are tried in one process, each in a folder of its own."""
+    """The attacks that made their canary; all are tried in one process, each in its own folder."""
     places = {name: tmp_path / f"attack{index}" for index, name in enumerate(ATTACKS)}
     for place in places.values():
         place.mkdir()
@@ -139,7 +139,7 @@ def test_no_attack_succeeds(release, package_root, tiny_set, tmp_path):
 
 
 def test_no_attack_succeeds_where_the_files_are_links(package_root, tiny_set, tmp_path):
-    """As some installers lay packages out."""
+    """As some installers arrange packages."""
     shutil.copytree(package_root, tmp_path / "linked/yolov5", copy_function=os.symlink)
     assert (tmp_path / "linked/yolov5/train.py").is_symlink()
     assert _succeeded(None, tmp_path / "linked/yolov5", tiny_set, tmp_path) == set()

@@ -1,6 +1,6 @@
-"""No call by which YOLOv5 could run what a file says goes unseen: each is wrapped, or listed here with a reason.
+"""Every call by which YOLOv5 could run what a file says is wrapped, or listed here with a reason.
 
-The sources of every release at hand are walked. ``YOLOV5_CLONES``, a list of folders as in ``PATH``, adds clones.
+The sources of every available release are searched. ``YOLOV5_CLONES``, a list of folders as in ``PATH``, adds clones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from yolov5_ema.engine.guards import GUARDS
 from yolov5_ema.engine.quirks import QUIRKS, SourceModule
 from yolov5_ema.upstream.locate import Engine, engine_at
 
-# Of these modules' functions, by the names that YOLOv5 calls them; None: of any module.
+# The functions of these modules, by the names that YOLOv5 calls them; None: of any module.
 SINKS = {
     **dict.fromkeys(("eval", "exec", "compile", "__import__", "check_output", "Popen", "torch_load"), "builtins"),
     **dict.fromkeys(("system", "popen", "execv", "execve", "spawnl", "startfile"), "os"),
@@ -28,7 +28,7 @@ SINKS = {
     **dict.fromkeys(("loads", "Unpickler", "unsafe_load", "full_load", "run_path", "run_module"), None),
     **dict.fromkeys(("load_library", "load_state_dict_from_url", "unpack_archive", "extractall"), None),
 }
-# a call: what wraps it, by the guard's or the quirk's name
+# a call: what wraps it, by the name of the guard or quirk
 WRAPPED = {
     r"(eval|exec)\(.*": "evaluating",
     r"(os\.(system|popen)|subprocess\.\w+|check_output)\(.*": "commands",
@@ -54,7 +54,7 @@ HARMLESS = {
 
 
 class Call(NamedTuple):
-    """A call in a file of YOLOv5's, within a function or, as ``<module>``, outside of any."""
+    """A call in a file of YOLOv5, inside a function or (``<module>``) outside of any function."""
 
     file: str
     function: str
@@ -92,7 +92,7 @@ def _is_sink(function: ast.expr) -> bool:
 
 
 def unseen_calls(engine: Engine) -> list[str]:
-    """Calls in an engine's sources that nothing wraps and nothing here excuses."""
+    """Calls in an engine's sources that are neither wrapped nor listed here."""
     found = []
     for path in sorted(engine.root.rglob("*.py")):
         relative = path.relative_to(engine.root)
@@ -132,7 +132,7 @@ def test_every_call_is_wrapped_or_has_a_reason(root):
         "def f(x):\n    return yaml.unsafe_load(x)",
         "import pickle\n",
         "def f(p):\n    import _pickle as p",
-        "eval('1')",  # outside of a function: before the guard is there
+        "eval('1')",  # outside of a function: it runs before the guard is installed
         "def f():\n    return dill.load(x)",
         "from os import system",
         "def f(x):\n    return torch.hub.load(x, 'm')",

@@ -1,4 +1,4 @@
-"""Each quirk: what it is for works with it, and does not without it."""
+"""Each quirk: its case works with the quirk, and fails without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from release_case import run_in_child
 
 from yolov5_ema.upstream.locate import engine_at
 
-# the quirks that 6.0.7 has no need of -> the release that their cases are written for; all others are for 6.0.7
+# the quirks that 6.0.7 does not need -> the release that their cases are written for; all others are for 6.0.7
 OF_OTHER_RELEASES = {
     "amp-check": "6.1.9",
     "files-before-hub": "7.0.14",
@@ -22,7 +22,7 @@ OF_OTHER_RELEASES = {
     "classifier-cutoff": "7.0.14",
 }
 
-# train's options, as far as it looks at them before it finds that there is no data
+# the options of train, as far as it uses them before it finds that the data set is missing
 _TRAIN = """
 import contextlib, os
 from pathlib import Path
@@ -40,7 +40,7 @@ def start(**given):
         train.train({"lr0": 0.01}, SimpleNamespace(**options), torch.device("cpu"), train.Callbacks())
 """
 
-# what must be in the environment for a quirk that is off without it
+# environment variables that are needed if a quirk is off
 ENVIRONMENTS = {
     "cpu-ddp": {
         "YOLOV5_EMA_CPU_DDP": "1",
@@ -53,7 +53,7 @@ ENVIRONMENTS = {
     "resume-in-ranks": {"RANK": "1"},
 }
 
-# name of the quirk -> code that raises unless the quirk's cure is in place
+# name of the quirk -> code that raises unless the quirk is applied
 CASES = {
     "pkg-resources": """
 from yolov5.utils.general import check_version
@@ -598,7 +598,7 @@ def test_works_with_the_quirk(name, in_process, namespace):
     assert in_process(_case(name), None, namespace) == ""
 
 
-# what no longer breaks here is no failure of ours: the library at hand decides
+# if the case works without the quirk, the installed library has changed: that is not our mistake
 _SYMPTOMS = {
     "pkg-resources": "pkg_resources",
     "font-from-disk": "downloaded",
@@ -630,7 +630,7 @@ _SYMPTOMS = {
     "torch-amp": "deprecated",
     "randrange-float": "randrange",
     "pictures-in-order": "AssertionError",
-    "drawn-on-copies": "rectangle",  # before OpenCV 4.9 it draws into the user's own
+    "drawn-on-copies": "rectangle",  # before OpenCV 4.9 it draws into the user's own array
     "downloads-say-so": "AssertionError",
     "no-pip-behind-the-back": "AssertionError",
     "weight-transfer": "AssertionError",
@@ -644,7 +644,7 @@ _SYMPTOMS = {
 def test_breaks_without_the_quirk(name, in_process, namespace):
     from yolov5_ema.engine.activation import survey
 
-    with pytest.MonkeyPatch.context() as patched:  # of this process: the cases set it for themselves
+    with pytest.MonkeyPatch.context() as patched:  # of this process: the cases set it themselves
         for variable, value in ENVIRONMENTS.get(name, {}).items():
             patched.setenv(variable, value)
         needed = {row[0] for row in survey(engine_at(Path(namespace["ROOT"])))}

@@ -1,6 +1,6 @@
-"""``train --resume`` of somebody's run: what its files may say, what not, and what an attack does without the guard.
+"""``train --resume`` of an untrusted run: what its files may say, and what an attack does without the guard.
 
-In the control each attack is made on YOLOv5 with the quirks and without the guards.
+As a control, each attack is tried on YOLOv5 with the quirks but without the guards.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def hyp(script) -> dict[str, Any]:
 
 @pytest.fixture
 def last(own_folder, tiny_set, hyp) -> Path:
-    """last.pt of an honest run, without a model in it, and its opt.yaml."""
+    """The last.pt of a valid run, without a model in it, and its opt.yaml."""
     return write_run(own_folder / "runs/train/exp", data=str(tiny_set), hyp=hyp)
 
 
@@ -263,7 +263,7 @@ def test_options_out_of_the_checkpoint_are_checked_too(last, script, tiny_set, h
 def test_a_run_with_links_out_of_it_is_refused(last, script, tmp_path):
     run, outside = last.parent.parent, tmp_path / "mine.csv"
     outside.write_text("mine")
-    (run / "best.pt").symlink_to("weights/last.pt")  # inside: harmless
+    (run / "best.pt").symlink_to("weights/last.pt")  # inside the package: harmless
     assert options_of(last, script)["epochs"] == 7
     for name in ("results.csv", "weights/best.pt", "opt.yaml"):
         place = run / name
@@ -310,7 +310,7 @@ def write_hyp(folder: Path, hyp: dict[str, Any]) -> Path:
 
 
 def test_a_bucket_in_opt_yaml_runs_nothing(own_folder, tiny_set, hyp, monkeypatch, capsys):
-    """``os.system(f'gsutil cp gs://{opt.bucket}…')``: in the control it is run."""
+    """``os.system(f'gsutil cp gs://{opt.bucket}…')``: the control runs it."""
     canary = own_folder / "canary"
     last = attack(own_folder / "runs/exp", canary, tiny_set, hyp)
     code = main(["train", "--resume", str(last)])
@@ -328,7 +328,7 @@ def test_a_bucket_in_opt_yaml_runs_nothing(own_folder, tiny_set, hyp, monkeypatc
         assert canary.exists()
     finally:
         shim.uninstall()
-        shim.install()  # as the fixtures have it
+        shim.install()  # as the fixtures set them
 
 
 # --- every release, with trainings ----------------------------------------------------------
@@ -352,7 +352,7 @@ def without_guards(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module", params=["6.0.7", "6.1.9", "6.2.3", "7.0.14", "7.0.14 as a clone"])
 def stopped(request, tiny_set, tmp_path_factory) -> tuple[Path, Path]:
-    """A YOLOv5, and the run of a training with it that was stopped after its first epoch of three."""
+    """A YOLOv5, and the run of a training with it that was stopped after the first of three epochs."""
     folder = tmp_path_factory.mktemp("stopped")
     version, *layout = request.param.split(" ", 1)
     root = laid_aside(version)
@@ -401,7 +401,7 @@ def epochs_of(run: Path) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["opt.yaml", "the checkpoint"])
 def test_nothing_that_a_run_says_is_run_and_it_goes_on(stopped, where, tmp_path):
-    """Evolution with a bucket, a data set with code, other places to write: not done; the control does it."""
+    """Evolution with a bucket, a data set with code, other folders to write: not done; the control does them."""
     root, honest = stopped
     canary = tmp_path / "canary"
     run = shutil.copytree(honest, tmp_path / "a" / "b" / "run")
@@ -426,7 +426,7 @@ def test_nothing_that_a_run_says_is_run_and_it_goes_on(stopped, where, tmp_path)
 
 
 def put(says: dict[str, Any], run: Path, where: str, root: Path) -> bool:
-    """Write options into a run's file; whether it has such a place."""
+    """Write options into a file of the run; returns whether the run has such a file."""
     if where == "opt.yaml":
         file = run / "opt.yaml"
         file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **says}))

@@ -1,4 +1,4 @@
-"""install, uninstall, installed: idempotent, and undone completely."""
+"""install, uninstall, installed: they can be repeated, and are undone completely."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from yolov5_ema.upstream.locate import engine_at
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
-    yolov5_ema.uninstall()  # commands that other tests ran in this process leave it on
+    yolov5_ema.uninstall()  # commands of other tests in this process leave it on
     yield
     yolov5_ema.uninstall()
 
 
 def test_install_is_idempotent_and_uninstall_restores_everything(package_root):
-    with yolov5_ema.installed():  # what YOLOv5 and its libraries do to a process when they are first imported stays
+    with yolov5_ema.installed():  # what YOLOv5 and its libraries change in a process when they are first imported stays
         importlib.import_module("yolov5.utils.metrics")
     finders, environment = list(sys.meta_path), dict(os.environ)
     yolov5_ema.install()
@@ -89,7 +89,7 @@ def test_install_from_many_threads():
     assert errors == []
     import yolov5.models.yolo as yolo
 
-    assert not hasattr(yolo.parse_model.__wrapped__, "__wrapped__")  # wrapped once
+    assert not hasattr(yolo.parse_model.__wrapped__, "__wrapped__")  # wrapped only once
 
 
 def test_a_module_names_its_yolov5(package_root):
@@ -114,7 +114,7 @@ def test_wrong_choice_of_conflicts():
 
 @pytest.fixture
 def fork(package_root, monkeypatch, tmp_path):
-    """YOLOv5 with a CBAM of its own, which only passes on, and a cfg with such a row."""
+    """A YOLOv5 with its own CBAM, which only returns its input, and a cfg with such a row."""
     import torch
     import yaml
 
@@ -192,7 +192,7 @@ def test_an_install_that_fails_half_way_leaves_nothing(package_root, monkeypatch
 
 
 def test_files_of_a_yolov5_may_be_links(clone, tmp_path):
-    """As some installers lay packages out; unowned, they would run without any guard."""
+    """As some installers arrange packages; if it is not recognised, it runs without any guard."""
     linked = tmp_path / "linked"
     for file in clone.rglob("*.py"):
         place = linked / file.relative_to(clone)
@@ -264,7 +264,7 @@ def test_what_is_found_where(clone, tmp_path, monkeypatch, package_root):
     monkeypatch.delenv("YOLOV5_EMA_YOLOV5")
     monkeypatch.chdir(clone)
     assert locate().root == clone
-    monkeypatch.chdir(clone.parent)  # a folder with a clone called yolov5 in it: the package goes first
+    monkeypatch.chdir(clone.parent)  # a folder with a clone called yolov5 in it: the package has priority
     assert locate().kind == "package"
 
 

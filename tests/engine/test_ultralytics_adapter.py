@@ -1,4 +1,4 @@
-"""The package `ultralytics` with the blocks: rows, parameters, undoing, and a training in fresh processes."""
+"""The package `ultralytics` with the blocks: rows, parameters, undoing, and a training in new processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from yolov5_ema.resources import models_dir
 
 SMALL = {
     "nc": 3,
-    "scales": {"n": [0.5, 0.5, 128]},  # depth, width, greatest number of channels
+    "scales": {"n": [0.5, 0.5, 128]},  # depth, width, maximum number of channels
     "backbone": [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [256, 3, 2]]],
     "head": [[-1, 1, "EMA", []], [[2], 1, "Detect", ["nc"]]],
 }
@@ -48,7 +48,7 @@ def tasks(ultralytics):
 
 @pytest.fixture
 def build(tasks):
-    """A detector of a model dict, with the adapter in place."""
+    """A detector made from a model dict, with the adapter installed."""
     yolov5_ema.install("ultralytics")
     return lambda cfg: tasks.DetectionModel(cfg, verbose=False)
 
@@ -63,7 +63,7 @@ def parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
-# channels of the rows that the two EMA attend: 512 and 1024 of the YAML, limited and scaled
+# the channels of the two rows before EMA: 512 and 1024 in the YAML, limited and scaled
 @pytest.mark.parametrize(
     ("name", "channels"),
     [
@@ -82,7 +82,7 @@ def test_the_shipped_yamls_are_ultralytics_own_with_two_ema(ultralytics, build, 
     closed_form = sum(10 * (c // 32) ** 2 + 4 * (c // 32) for c in channels)
     assert parameters(model) - parameters(plain) == sum(map(parameters, blocks)) == closed_form
 
-    for index, row in enumerate(model.model):  # without what the blocks do it is the same network
+    for index, row in enumerate(model.model):  # without the effect of the blocks it is the same network
         if row in blocks:
             passing = nn.Identity()
             passing.i, passing.f, passing.type = row.i, row.f, row.type
@@ -114,7 +114,7 @@ def test_pretrained_weights_survive_the_blocks(build, tasks, name, taken, total,
     start = other.model[-1].cv3[0][2].bias.detach().clone()
     with torch.no_grad():
         source.model[-1].cv3[0][2].bias.copy_(torch.arange(80.0))
-    other.load(source)  # classes by name, which is ultralytics' own doing
+    other.load(source)  # ultralytics itself copies classes by name
     assert other.model[-1].cv3[0][2].bias.tolist() == [1.0, start[1].item()]
 
 
@@ -141,7 +141,7 @@ def test_a_row_builds_its_block_with_the_true_channels(build, row, text):
     assert (block.i, block.f) == (2, row[0])
     assert block.type == f"{type(block).__module__}.{type(block).__name__}"
     assert model.model[3].cv2[0][0].conv.in_channels == block.channels
-    assert model.yaml["head"][0] == row  # what a checkpoint keeps is what the YAML said
+    assert model.yaml["head"][0] == row  # a checkpoint keeps what the YAML said
 
 
 def test_what_is_printed_are_channels_and_options(build, tasks, monkeypatch):
@@ -173,7 +173,7 @@ def test_every_block_runs_is_copied_pickled_and_fused(build, name):
 
 @pytest.mark.parametrize("task", ["seg", "pose", "obb", "cls"])
 def test_other_tasks(build, tasks, task):
-    """A block in front of the head of each; their own rows stay as they are."""
+    """A block before the head of each; their own rows do not change."""
     cfg = tasks.yaml_model_load(f"yolo11n-{task}.yaml")
     shipped = copy.deepcopy(cfg)
     *rows, head = cfg["head"]
@@ -193,7 +193,7 @@ def test_other_tasks(build, tasks, task):
 
 
 REFUSED = [
-    # (cfg, what the message must say)
+    # (cfg, expected message)
     (with_row([-1, 1, "EMMA", []]), ["head row 2", "'EMMA'", "did you mean EMA?"]),
     (with_row([-1, 1, "C3k3", []]), ["head row 2", "did you mean C3k2?"]),
     (with_row([-1, 1, "MyBlock", []]), ["head row 2", "in Python: import it"]),
@@ -264,7 +264,7 @@ def test_a_block_of_ones_own(build):
 
 
 def test_install_is_idempotent_and_uninstall_restores_everything(ultralytics, tasks):
-    yolov5_ema.uninstall()  # commands that other tests ran in this process leave it on
+    yolov5_ema.uninstall()  # commands of other tests in this process leave it on
     nn_package, dist = (importlib.import_module(f"ultralytics.{name}") for name in ("nn", "utils.dist"))
     before = [dict(vars(module)) for module in (nn_package, tasks, dist)]
     found = yolov5_ema.install("ultralytics")
@@ -319,7 +319,7 @@ class Trainer:
 
 
 def test_the_processes_of_a_training_on_several_gpus_know_the_blocks(build, own_folder, monkeypatch):
-    """What ultralytics writes for them, run as they run it; the trainer in it builds the model of a YAML."""
+    """The script that ultralytics writes for these processes, run as it runs it; its trainer builds a YAML's model."""
     dist, checks = (importlib.import_module(f"ultralytics.utils.{name}") for name in ("dist", "checks"))
     monkeypatch.setitem(sys.modules, "cloudpickle", pickle)  # which it would install
     monkeypatch.setattr(checks, "check_requirements", lambda *args, **kwargs: True)
@@ -383,7 +383,7 @@ assert not sys.modules["yolov5_ema"].is_installed("ultralytics")
 def test_train_and_predict_in_fresh_processes(ultralytics, tiny_set, tmp_path):
     printed = run_python(TRAIN, "yolo11n-ema.yaml", tiny_set, 1, 32, 0, cwd=tmp_path)
     biases = ast.literal_eval(printed.rpartition("trained ")[2].split("\n")[0])
-    assert min(biases) > 0  # they began at 0
+    assert min(biases) > 0  # they were 0 at first
     best = tmp_path / "run/weights/best.pt"
     model = torch.load(best, map_location="cpu", weights_only=False)["model"]
     assert type(model.model[7]) is yolov5_ema.EMA
@@ -402,7 +402,7 @@ def test_train_and_predict_in_fresh_processes(ultralytics, tiny_set, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo11n-ema", "yolov8n-ema"])
 def test_a_whole_round(ultralytics, tiny_set, own_folder, name):
-    """Train, interrupt, resume, validate, predict, export to ONNX, fine-tune; the weights without the adapter."""
+    """Train, interrupt, resume, validate, predict, export to ONNX, fine-tune; then the weights without the adapter."""
     assert "interrupted" in run_python(TRAIN, f"{name}.yaml", tiny_set, 3, 64, 2, cwd=own_folder)
     weights = own_folder / "run/weights"
     assert len((own_folder / "run/results.csv").read_text().splitlines()) == 1 + 2
@@ -434,7 +434,7 @@ def test_a_whole_round(ultralytics, tiny_set, own_folder, name):
 
 
 class Code:
-    """A pickle of it makes a folder."""
+    """A class whose pickle makes a folder."""
 
     def __init__(self, place):
         self.place = str(place)
@@ -525,7 +525,7 @@ def test_a_label_cache_is_not_run_and_an_honest_one_is_used(build, tmp_path):
     kept = utils.load_dataset_cache_file(file)
     assert kept["labels"][0]["cls"].tolist() == [[0.0]] and kept["version"] == "1.0"
     utils.save_dataset_cache_file("", file, {**honest, "msgs": [Code(canary)]}, "1.0")
-    with pytest.raises(FileNotFoundError):  # by which ultralytics looks at the labels anew
+    with pytest.raises(FileNotFoundError):  # this makes ultralytics scan the labels again
         utils.load_dataset_cache_file(file)
     assert not canary.exists()
     yolov5_ema.uninstall("ultralytics")
@@ -556,7 +556,7 @@ def test_a_torchscript_model_that_writes_a_file_is_refused(ultralytics, build, t
 
 
 def test_weights_go_into_a_yoloe_with_and_without_blocks(tasks):
-    """Its head wants embeddings of texts beside the feature maps, which nobody has where rows are paired."""
+    """Its head needs embeddings of texts in addition to the feature maps, which are missing where rows are paired."""
     cfg = tasks.yaml_model_load("yoloe-11n.yaml")
     assert cfg["head"][-1][0] == [16, 19, 22]
     cfg["head"] = [*cfg["head"][:-1], [22, 1, "EMA", []], [[16, 19, 23], *cfg["head"][-1][1:]]]
@@ -622,7 +622,7 @@ def test_functions_of_torchvision_and_of_losses_are_no_layers(build, tmp_path):
 
 
 def test_a_layer_may_be_called_as_an_operator_of_onnx():
-    """YOLO11 has a layer Attention, which stands in the code of its TorchScript; importing torch.onnx brings onnx's."""
+    """YOLO11's layer Attention appears in its TorchScript code; importing torch.onnx defines another class Attention."""
     import torch.onnx.ops
 
     from yolov5_ema.weights import torchscript_files

@@ -1,4 +1,4 @@
-"""No call by which `ultralytics` could run what a file says goes unseen: guarded, or listed with a reason."""
+"""Every call by which `ultralytics` could run what a file says is guarded, or listed here with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The COCO protocol against pycocotools itself, number for number."""
+"""The COCO protocol compared with pycocotools itself, number for number."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def computed(case, **options):
 
 
 def official(case, max_dets=(1, 10, 100)) -> COCOeval:
-    """pycocotools on JSON-like dicts made straight from the case, without any code of ours."""
+    """pycocotools on JSON-like dicts that are made directly from the case, without any code of ours."""
     images, objects, detections = [], [], []
     for number, (truth, found) in enumerate(case):
         images.append({"id": number})
@@ -111,7 +111,7 @@ def test_other_cuts_are_read_from_the_arrays(seed, library):
 
 
 def test_by_size_bounds():
-    """One object of 15, 16.1, 33 and 97 pixels each; the first and the last are found."""
+    """One object each of 15, 16.1, 33 and 97 pixels; the first and the last are found."""
     sides = [15.0, 16.1, 33.0, 97.0]
     boxes = np.array([[100.0 * at, 10, side, side] for at, side in enumerate(sides)])
     truth = Truth("a", 500, 200, boxes, np.zeros(4, np.int64), np.zeros(4, bool))

@@ -1,4 +1,4 @@
-"""Deferred acceptance gives what the benchmarks' loop gives."""
+"""Deferred acceptance gives the same result as the benchmarks' loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yolov5_ema.evaluation.matching import match
 
 
 def by_loop(table: np.ndarray, threshold: float) -> list[int]:
-    """Each detection in turn takes the free object of the highest overlap, the last of equal ones."""
+    """Each detection in turn takes the free object with the highest overlap, and the last of equal ones."""
     free, out = set(range(table.shape[1])), []
     for row in table:
         best = max(((value, at) for at, value in enumerate(row) if value >= threshold and at in free), default=None)
@@ -36,7 +36,7 @@ def test_match_is_the_loop(rows):
 
 
 def test_a_chain_of_refusals():
-    """Detection k prefers object k - 1, which detection k - 1 took before it; so each takes its own number."""
+    """Detection k prefers object k - 1, which detection k - 1 took before; so each gets the object of its number."""
     count = 200
     detections = np.repeat(np.arange(count), 2)[1:]
     objects = np.array([0, *[number for k in range(1, count) for number in (k - 1, k)]])

@@ -1,4 +1,4 @@
-"""From what a detector finds to what protocols take."""
+"""From the output of a detector to the input of protocols."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_curves_between_their_points():
 
 
 def test_confusion_matrix():
-    """A class-0 object found as class 1, one missed, one ignored and hit; a detection of nothing, and a faint one."""
+    """A class-0 object found as class 1, a missed one, an ignored one with a hit; a false detection, and a weak one."""
     boxes = np.array([[0.0, 0, 20, 20], [40, 0, 20, 20], [80, 0, 20, 20]])
     truth = Truth(
         "a",

@@ -1,4 +1,4 @@
-"""Ground truth of a split: images are told apart by their paths, files by the names that they give images."""
+"""Ground truth of a split: images are identified by their paths, and in files by the names that these use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMAGES = ("day/1.jpg", "night/1.jpg", "night/2.jpg")
 
 @pytest.fixture
 def twins(own_folder):
-    """A data set in which two images are called 1: (x, y) of each one's only object is (10, 10), (20, 20), (30, 30)."""
+    """A data set with two images called 1. The (x, y) of each image's only object is (10, 10), (20, 20), (30, 30)."""
     for number, image in enumerate(IMAGES, 1):
         for place in (Path("images", image), Path("labels", image).with_suffix(".txt")):
             place.parent.mkdir(parents=True, exist_ok=True)

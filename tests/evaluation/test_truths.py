@@ -160,7 +160,7 @@ def test_labels(tmp_path):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.new("RGB", size).save(tmp_path / "images" / name)
     (tmp_path / "labels").mkdir()
-    # the last is the first again in single precision, which is YOLOv5's
+    # in single precision, which YOLOv5 uses, the last row equals the first
     (tmp_path / "labels/a.txt").write_text("1 0.5 0.5 0.1 0.2\n0 0.25 0.5 0.5 1\n1 0.5000000001 0.5 0.1 0.2\n")
     (tmp_path / "set.yaml").write_text(f"path: {tmp_path}\nval: images\nnames: [x, y]\n")
     dataset = load_dataset(tmp_path / "set.yaml")
@@ -262,7 +262,7 @@ def rows_of(numbers, names="ab"):
     [
         ([0, 1, 2], "auto", {0, 1, 2}, ""),
         ([0.0, 2.0], "auto", {0, 2}, ""),
-        # the last class is never predicted: it cannot be told, so it is said
+        # the last class is never predicted, so the meaning of the numbers is unknown, and the message says so
         ([1, 2], "auto", {1, 2}, "classes counted from 0. They could also be classes counted from 1"),
         ([1, 2], "index", {1, 2}, ""),
         ([1, 2], "one-based", {0, 1}, ""),
@@ -319,7 +319,7 @@ def test_detections_in_images_that_are_not_judged_are_passed_over(tmp_path):
     assert list(read_predictions(write_json(tmp_path / "r.json", rows), truth)) == ["a"]
     with pytest.raises(UserError, match="image_id 'c' is not an image in"):
         read_predictions(write_json(tmp_path / "r.json", [*rows, *rows_of([0], "c")]), truth)
-    truth = replace(truth, image_ids={7: "b", 8: "elsewhere"})  # an image of the JSON, not of the split
+    truth = replace(truth, image_ids={7: "b", 8: "elsewhere"})  # an image that is in the JSON, but not in the split
     with pytest.raises(UserError, match="image_id 8 is not an image in"):
         read_predictions(write_json(tmp_path / "r.json", [*rows, *rows_of([0], [8])]), truth)
 

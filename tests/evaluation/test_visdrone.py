@@ -1,4 +1,4 @@
-"""The VisDrone protocol against the official toolkit's own figures, and against loops that restate it."""
+"""The VisDrone protocol compared with the official toolkit's own figures, and with loops."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def computed(case, names):
     params=[("detections", "expected.json"), ("detections_unsorted", "expected_unsorted.json")],
 )
 def sample(request):
-    """Result of ours, and what the toolkit says."""
+    """Our result, and that of the toolkit."""
     folder, expected = request.param
     truth = visdrone_truth(SAMPLE / "annotations", read_image_sizes(SAMPLE / "image_sizes.json"))
     found = read_predictions(SAMPLE / folder, truth)
@@ -88,7 +88,7 @@ def test_against_loops(seed):
 
 
 def test_more_detections_than_count():
-    """A class of 600 detections, the only good one at row 501 and then at row 500 of the file."""
+    """A class with 600 detections: the only right one is in row 501, and then in row 500 of the file."""
     box = np.array([[10.0, 10, 20, 20]])
     truth = Truth("a", 100, 100, box, np.array([0]), np.array([False]))
     boxes = np.tile([[60.0, 60, 5, 5]], (600, 1))
@@ -124,7 +124,7 @@ def test_a_detection_of_others_is_a_false_positive():
 
 
 def test_classes_are_weighted_by_images():
-    """Class a, found, in three images; class b, not found, in one."""
+    """Class a is found in three images; class b is not found in one."""
     box = np.array([[10.0, 10, 20, 20]])
     found = Predictions(box, np.array([0.9]), np.array([0]))
     case = [(Truth(f"{n}", 100, 100, box, np.array([0]), np.array([False])), found) for n in range(3)]
@@ -135,7 +135,7 @@ def test_classes_are_weighted_by_images():
 
 
 def test_exactly_half_in_a_region_is_dropped():
-    """The mask holds both ends of a region, and a box its pixels after the first: drawn and counted one by one."""
+    """The mask contains both ends of a region, a box only pixels after its first one: drawn and counted one by one."""
     truth = Truth("a", 100, 100, regions=np.array([[20.0, 20, 9, 59]]))
     boxes = np.array([[9.0, 30, 20, 10], [8, 30, 20, 10], [29, 30, 10, 10], [18.5, 30, 20, 10], [90, 90, 40, 40]])
     found = inside_regions(boxes, truth)

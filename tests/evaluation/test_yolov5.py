@@ -1,4 +1,4 @@
-"""YOLOv5's protocol against YOLOv5's own functions, and against loops for the rules of later releases."""
+"""YOLOv5's protocol compared with YOLOv5's own functions, and with loops for the rules of later releases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = ("a", "b", "c")
 
 
 def case_of(seed: int, images: int = 4):
-    """A random case with scores that are not equal, so that YOLOv5's unstable sort has one order."""
+    """A random case without equal scores, so that YOLOv5's unstable sort has only one order."""
     rng = np.random.default_rng(seed)
     case = random_case(rng, images=images)
     total = sum(len(found.scores) for _, found in case)
@@ -35,7 +35,7 @@ def computed(case, release):
 
 
 def by_yolov5(case, engine) -> dict[str, float]:
-    """As its `val.run` puts its functions together."""
+    """As `val.run` combines its functions."""
     val = engine.module("val")
     thresholds = torch.linspace(0.5, 0.95, 10)
     stats = []
@@ -73,18 +73,18 @@ def test_later_releases_against_loops(seed):
 
 
 def test_the_releases_differ():
-    """At IoU 0.9, v6.0 keeps the pair of IoU 0.5 that it chose; later releases choose anew."""
+    """At IoU 0.9, v6.0 keeps the pair that it chose at IoU 0.5; later releases choose again."""
     truth = Truth("a", 200, 200, np.array([[0.0, 0, 100, 100]]), np.array([0]), np.array([False]))
     boxes = np.array([[0.0, 0, 100, 70], [0, 0, 100, 95]])
     found = Predictions(boxes, np.array([0.9, 0.8]), np.array([0, 0]))
     before, since = (computed([(truth, found)], release).metrics["mAP50-95"] for release in ("6.0", "6.2"))
     assert before == pytest.approx(0.995 * 0.5)  # thresholds 0.50 to 0.70
-    # 0.75 to 0.95: found by the second, at half the precision
+    # 0.75 to 0.95: found by the second detection, at half the precision
     assert since == pytest.approx((5 * 0.995 + 5 * (0.5 * 0.995)) / 10, abs=3e-3)
 
 
 def test_a_perfect_detector_has_0_995():
-    """The line ends at (1, 0), so that the last of 100 trapezes is a triangle."""
+    """The curve ends at (1, 0), so the last of 100 trapezoids is a triangle."""
     box = np.array([[10.0, 10, 20, 20]])
     truth = Truth("a", 100, 100, box, np.array([1]), np.array([False]))
     result = computed([(truth, Predictions(box, np.array([0.5]), np.array([1])))], "6.2")

@@ -1,4 +1,4 @@
-"""Data sets with named pipes among their images, and Rays that let anybody in."""
+"""Data sets with named pipes among their images, and versions of Ray that let anybody connect."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_images_are_found_as_glob_finds_them_but_not_in_circles(tmp_path):
     assert found_by_glob(str(top / "*.jpg")) == [str(top / "a.jpg")]
     (top / "sub" / "round").symlink_to(top)
     assert sorted(found_by_glob(pattern, recursive=True)) == sorted(found)
-    assert len(glob.glob(pattern, recursive=True)) > 100  # and with a second such link it does not end
+    assert len(glob.glob(pattern, recursive=True)) > 100  # and with a second such link it never ends
     (top / "sub" / "again").symlink_to(top)
     assert sorted(found_by_glob(pattern, recursive=True)) == sorted(found)
 
@@ -72,7 +72,7 @@ def test_images_are_found_as_glob_finds_them_but_not_in_circles(tmp_path):
 def test_the_ray_that_is_here_asks_for_a_token(monkeypatch, capsys):
     pytest.importorskip("ray")
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    ray_engine.check_installed("10.0.0.1:6379")  # that one's owner sees to it
+    ray_engine.check_installed("10.0.0.1:6379")  # its owner is responsible for that
     assert "RAY_AUTH_MODE" not in os.environ
     ray_engine.check_installed()
     assert os.environ["RAY_AUTH_MODE"] == "token" and capsys.readouterr().err == ""

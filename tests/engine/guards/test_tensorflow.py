@@ -1,4 +1,4 @@
-"""``models/tf.py`` evaluates no rows of a stranger's; a stand-in takes TensorFlow's place, which is not installed."""
+"""``models/tf.py`` evaluates no rows of an untrusted file; a stand-in replaces TensorFlow, which is not installed."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_rows_of_a_checkpoint_are_not_evaluated(version, tmp_path):
     found = run(root, "yes", tmp_path)
     assert [ran for ran, _ in found] == ["False"] * 5
     assert all(raised.startswith("ConfigError the model's own YAML, ") for _, raised in found[:3])
-    assert not found[3][1].startswith("ConfigError")  # an honest row is handed on
+    assert not found[3][1].startswith("ConfigError")  # a valid row is passed on
     assert "has no EMA for TensorFlow" in found[4][1]

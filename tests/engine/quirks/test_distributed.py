@@ -1,4 +1,4 @@
-"""Training in several processes: real torchrun, gloo on the CPU, one node and two."""
+"""Training in several processes: real torchrun, gloo on the CPU, one node and two nodes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from conftest import REPOSITORY, laid_aside, run_cli, small_cfg, write_tiny_set
 from yolov5_ema.checkpoints.loading import load_checkpoint
 from yolov5_ema.upstream.locate import engine_at
 
-IMAGES = 16  # a batch: each epoch is one step on all of them, however many processes share it
+IMAGES = 16  # one batch: each epoch is a single step over all of them, however many processes share it
 EPOCHS = 5
-# Each process writes what its model ends with; rank 0 also the weights after each step that its average saw.
+# Each process writes the final state of its model; rank 0 also writes the weights after each step of its average.
 SPY = """
 import importlib, os, torch
 from yolov5_ema.engine import activation, shim
@@ -58,7 +58,7 @@ train.train = watched
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory, package_root) -> list[object]:
-    """Without chance in the images: both trainings see the same ones, unaugmented."""
+    """Without randomness in the images: both trainings see the same ones, without augmentation."""
     folder = tmp_path_factory.mktemp("processes")
     data = write_tiny_set(folder / "set", train=IMAGES, val=8)
     hyp = yaml.safe_load((package_root / "data/hyps/hyp.scratch.yaml").read_text())
@@ -78,7 +78,7 @@ def free_port() -> int:
 
 
 def torchrun(*args: object, cwd: Path, launcher: tuple[str, ...] = (), **env: str) -> subprocess.Popen[str]:
-    """``torchrun -m yolov5_ema …``, two processes unless the launcher's own flags say otherwise."""
+    """``torchrun -m yolov5_ema …``, with two processes unless the launcher's own flags say otherwise."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **env}
     how = launcher or ("--nproc_per_node", "2", "--master_port", str(free_port()))
     command = [sys.executable, "-m", "torch.distributed.run", *how, "-m", "yolov5_ema", *map(str, args)]
@@ -108,7 +108,7 @@ def spied(folder: Path, flags: list[object]) -> list[object]:
 
 @pytest.fixture(scope="module")
 def two(flags, tmp_path_factory) -> Path:
-    """Folder of a training of two ranks, batch 8 each, with synchronised batch normalisation."""
+    """The folder of a training of two ranks, with batches of 8 each and synchronised batch normalisation."""
     cwd = tmp_path_factory.mktemp("two")
     line = [*spied(cwd, flags), "--epochs", EPOCHS, "--sync-bn", "--save-period", 1]
     code, output = finished(torchrun(*line, cwd=cwd, YOLOV5_EMA_CPU_DDP="1", YOLOV5_EMA_SEED="0"))
@@ -118,13 +118,13 @@ def two(flags, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_two_ranks_of_8_follow_one_of_16(two, flags, tmp_path):
-    # v6.0 seeds with 1 + RANK, and RANK is -1 where there is one process
+    # v6.0 seeds with 1 + RANK, and RANK is -1 if there is one process
     done = run_cli(*flags, "--epochs", EPOCHS, cwd=tmp_path, env={"YOLOV5_EMA_SEED": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     shared, alone = two / "runs/train/exp", tmp_path / "runs/train/exp"
     for name, noise in (("val/box_loss", 0.002), ("val/obj_loss", 0.01), ("val/cls_loss", 0.002)):
         ours, theirs = column(shared, name), column(alone, name)
-        assert len(ours) == EPOCHS and ours[0] == theirs[0]  # the average has one step, of the same weights
+        assert len(ours) == EPOCHS and ours[0] == theirs[0]  # the average is made after one step, with the same weights
         assert ours == pytest.approx(theirs, rel=noise)
     fall = [column(run, "val/box_loss") for run in (shared, alone)]
     assert [first - last for first, *_, last in fall] == pytest.approx([fall[1][0] - fall[1][-1]] * 2, rel=0.15)
@@ -159,7 +159,7 @@ def test_ranks_end_with_the_same_weights_and_rank_0_saves_them(two, package_root
 
 
 def _batch_norms(rank: int, file: str) -> None:
-    """One rank: half of a batch through a synchronised norm, against the whole batch through torch's own."""
+    """One rank: half of a batch through a synchronised norm, compared with the whole batch through torch's own norm."""
     from yolov5_ema.engine.quirks import distributed as quirk
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
@@ -168,7 +168,7 @@ def _batch_norms(rank: int, file: str) -> None:
     forward = quirk._of_all_ranks(torch.nn.BatchNorm2d.forward)
     whole = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weights = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    part = slice(0, 2) if rank == 0 else slice(2, 5)  # ranks need not have as many
+    part = slice(0, 2) if rank == 0 else slice(2, 5)  # ranks may have different numbers of values
     own, whole = whole[part].clone().requires_grad_(), whole.requires_grad_()
     ours, theirs = forward(norms[0], own), norms[1](whole)
     torch.testing.assert_close(ours, theirs[part], rtol=1e-12, atol=1e-12)
@@ -203,7 +203,7 @@ def test_without_gpus_and_unasked(flags, tmp_path):
 
 @pytest.mark.slow
 def test_two_nodes_and_resume(flags, tmp_path):
-    """Two nodes of one process each, as two machines would be started; then a killed one goes on."""
+    """Two nodes of one process each, started like two machines; then a killed training is resumed."""
     (tmp_path / "stops.py").write_text(STOPS)
     port = free_port()
 
@@ -225,7 +225,7 @@ def test_two_nodes_and_resume(flags, tmp_path):
     assert [path.name for path in (tmp_path / "runs/train").iterdir()] == ["exp"]
 
 
-# rank 0 dies when it is about to save for the third time
+# rank 0 ends when it is about to save for the third time
 STOPS = """
 import os, signal, torch
 save, saved = torch.save, []

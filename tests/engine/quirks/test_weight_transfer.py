@@ -1,4 +1,4 @@
-"""What YOLOv5's own train takes over from --weights, with the shim installed."""
+"""What YOLOv5's own train copies from --weights, with the shim installed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build(block, **options):
 
 
 def as_train_does(script, ckpt, model, names, exclude=("anchor",), resume=False):
-    """The lines of YOLOv5's ``train`` that take over weights, with its names for things."""
+    """The lines of YOLOv5's ``train`` that copy weights, with its variable names."""
     csd = ckpt["model"].float().state_dict()
     csd = script.intersect_dicts(csd, model.state_dict(), exclude=exclude)
     model.load_state_dict(csd, strict=False)
@@ -55,7 +55,7 @@ def test_rows_are_paired_by_structure(script, checkpoint, caplog):
 
 
 def test_without_the_shim_half_of_it_is_lost(script, checkpoint):
-    """What the quirk is for."""
+    """The problem that the quirk solves."""
     model = build("EMA", nc=2)
     plain = script.intersect_dicts.__wrapped__
     assert len(plain(checkpoint["model"].state_dict(), model.state_dict())) < 200
@@ -81,7 +81,7 @@ def test_the_training_state_of_another_model_is_left_behind(script, checkpoint):
     state = {"state": {}, "param_groups": []}
     checkpoint.update(optimizer=state, ema=build("none", nc=2), epoch=7)
     as_train_does(script, checkpoint, build("none", nc=2), ["a", "b"])
-    assert checkpoint["optimizer"] is state and checkpoint["epoch"] == 7  # the same model: kept
+    assert checkpoint["optimizer"] is state and checkpoint["epoch"] == 7  # the same model: copied
     as_train_does(script, checkpoint, build("EMA", nc=2), ["a", "b"])
     assert checkpoint["optimizer"] is None and checkpoint["ema"] is None and checkpoint["epoch"] == -1
 
@@ -100,7 +100,7 @@ def test_a_caller_that_is_no_training_gets_yolov5s_own(script):
 
 
 def test_on_the_command_line(trained, tiny_set, tmp_path):
-    """A detector with EMA goes on as one with CA: the classes by name, the rest by structure."""
+    """A detector with EMA continues as one with CA: classes are matched by name, the rest by structure."""
     data = tmp_path / "other.yaml"
     data.write_text(tiny_set.read_text().replace("disc, box, cross", "cross, circle, box"))
     cfg = tmp_path / "ca.yaml"
