@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 from yolov5_ema.classification.stems import STEMS
 from yolov5_ema.classification.transforms import AUGMENTATIONS
@@ -19,6 +19,88 @@ OPTIMIZERS = ("SGD", "Adam", "AdamW")
 SCHEDULES = ("step", "cosine", "constant")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 _SCALED = ("milestones", "warmup_epochs")
+
+
+# --- checks of single values: each returns the value in its type, or raises an error ---------------
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError("is not a number")
+        try:
+            number = float(value)  # YAML reads 4e-5 as text
+        except ValueError:
+            raise ValueError("is not a number") from None
+        inside = low < number <= high if above else low <= number <= high
+        if not math.isfinite(number) or not inside:
+            least = f"above {low:g}" if above else f"{low:g} or more"
+            raise ValueError(f"must be {least}" + (f" and at most {high:g}" if high < math.inf else ""))
+        return number
+
+    return check
+
+
+def _whole(low: int, high: int = 2**31) -> Callable[[Any], int]:
+    number = _number(low, high)
+
+    def check(value: Any) -> int:
+        found = number(value)
+        if found != int(found):
+            raise ValueError("must be a whole number")
+        return int(found)
+
+    return check
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        match = next((choice for choice in choices if str(value).lower() == choice.lower()), None)
+        if match is None:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return match
+
+    return check
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _switch_or_file(value: Any) -> bool | str:
+    return value if isinstance(value, str) and value else _switch(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a text")
+    return value
+
+
+def _block(value: Any) -> str | None:
+    return None if value is None or str(value).lower() == "none" else _text(value)
+
+
+def _options(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError("must be options with values, such as {groups: 16}")
+    return value
+
+
+def _list_of(check: Callable[[Any], Any], count: int | None = None) -> Callable[[Any], list[Any]]:
+    def check_all(value: Any) -> list[Any]:
+        if not isinstance(value, (list, tuple)) or (count is not None and len(value) != count):
+            raise ValueError(f"must be a list of {count} numbers" if count else "must be a list of numbers")
+        return [check(item) for item in value]
+
+    return check_all
+
+
+# --- all settings ---------------------------------------------------------------------------
 
 
 @dataclass
@@ -63,45 +145,52 @@ class Settings:
         recipe: name or file of the recipe that these settings started from.
     """
 
-    model: str = "resnet18"
-    block: str | None = None
-    block_options: dict[str, Any] = field(default_factory=dict)
-    stem: str = "imagenet"
-    pretrained: bool | str = False
-    epochs: int = 100
-    batch: int = 128
-    imgsz: int = 224
-    optimizer: str = "SGD"
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    decay_bias_norm: bool = True
-    schedule: str = "cosine"
-    milestones: list[int] = field(default_factory=list)
-    gamma: float = 0.1
-    final_lr: float = 0.0
-    warmup_epochs: float = 0.0
-    warmup_lr: float = 0.0
-    label_smoothing: float = 0.0
-    average: float = 0.0
-    augment: str = "resized-crop"
-    padding: int = 4
-    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
-    flip: float = 0.5
-    color_jitter: float = 0.0
-    eval_crop: float = 0.875
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    precision: str = "32-true"
-    sync_bn: bool = False
-    seed: int = 0
-    data: str = "synthetic"
-    recipe: str = "synthetic"
+    model: Annotated[str, _text] = "resnet18"
+    block: Annotated[str | None, _block] = None
+    block_options: Annotated[dict[str, Any], _options] = field(default_factory=dict)
+    stem: Annotated[str, _one_of(*STEMS)] = "imagenet"
+    pretrained: Annotated[bool | str, _switch_or_file] = False
+    epochs: Annotated[int, _whole(1)] = 100
+    batch: Annotated[int, _whole(1)] = 128
+    imgsz: Annotated[int, _whole(8, 4096)] = 224
+    optimizer: Annotated[str, _one_of(*OPTIMIZERS)] = "SGD"
+    lr: Annotated[float, _number(0, above=True)] = 0.1
+    momentum: Annotated[float, _number(0, 1)] = 0.9
+    nesterov: Annotated[bool, _switch] = False
+    weight_decay: Annotated[float, _number(0)] = 1e-4
+    decay_bias_norm: Annotated[bool, _switch] = True
+    schedule: Annotated[str, _one_of(*SCHEDULES)] = "cosine"
+    milestones: Annotated[list[int], _list_of(_whole(1))] = field(default_factory=list)
+    gamma: Annotated[float, _number(0, above=True)] = 0.1
+    final_lr: Annotated[float, _number(0)] = 0.0
+    warmup_epochs: Annotated[float, _number(0)] = 0.0
+    warmup_lr: Annotated[float, _number(0)] = 0.0
+    label_smoothing: Annotated[float, _number(0, 1)] = 0.0
+    average: Annotated[float, _number(0, 1)] = 0.0
+    augment: Annotated[str, _one_of(*AUGMENTATIONS)] = "resized-crop"
+    padding: Annotated[int, _whole(0, 512)] = 4
+    scale: Annotated[list[float], _list_of(_number(0, 1, above=True), 2)] = field(default_factory=lambda: [0.08, 1.0])
+    flip: Annotated[float, _number(0, 1)] = 0.5
+    color_jitter: Annotated[float, _number(0, 1)] = 0.0
+    eval_crop: Annotated[float, _number(0.1, 1)] = 0.875
+    mean: Annotated[list[float], _list_of(_number(0, 1), 3)] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: Annotated[list[float], _list_of(_number(0, above=True), 3)] = field(
+        default_factory=lambda: [0.229, 0.224, 0.225]
+    )
+    precision: Annotated[str, _one_of(*PRECISIONS)] = "32-true"
+    sync_bn: Annotated[bool, _switch] = False
+    seed: Annotated[int, _whole(0)] = 0
+    data: Annotated[str, _text] = "synthetic"
+    recipe: Annotated[str, _text] = "synthetic"
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, as in ``args.yaml`` and checkpoints."""
         return asdict(self)
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items()
+}
 
 
 def find_recipe(name: str) -> Path:
@@ -189,119 +278,3 @@ def _times(value: Any, ratio: float) -> Any:
     if isinstance(value, list):
         return sorted({max(1, round(number * ratio)) for number in value})
     return value * ratio
-
-
-def _number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[Any], float]:
-    def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ValueError("is not a number")
-        try:
-            number = float(value)  # YAML reads 4e-5 as text
-        except ValueError:
-            raise ValueError("is not a number") from None
-        inside = low < number <= high if above else low <= number <= high
-        if not math.isfinite(number) or not inside:
-            least = f"above {low:g}" if above else f"{low:g} or more"
-            raise ValueError(f"must be {least}" + (f" and at most {high:g}" if high < math.inf else ""))
-        return number
-
-    return check
-
-
-def _whole(low: int, high: int = 2**31) -> Callable[[Any], int]:
-    number = _number(low, high)
-
-    def check(value: Any) -> int:
-        found = number(value)
-        if found != int(found):
-            raise ValueError("must be a whole number")
-        return int(found)
-
-    return check
-
-
-def _one_of(*choices: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        match = next((choice for choice in choices if str(value).lower() == choice.lower()), None)
-        if match is None:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return match
-
-    return check
-
-
-def _switch(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be true or false")
-    return value
-
-
-def _switch_or_file(value: Any) -> bool | str:
-    return value if isinstance(value, str) and value else _switch(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("must be a text")
-    return value
-
-
-def _block(value: Any) -> str | None:
-    return None if value is None or str(value).lower() == "none" else _text(value)
-
-
-def _options(value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ValueError("must be options with values, such as {groups: 16}")
-    return value
-
-
-def _list_of(check: Callable[[Any], Any], count: int | None = None) -> Callable[[Any], list[Any]]:
-    def check_all(value: Any) -> list[Any]:
-        if not isinstance(value, (list, tuple)) or (count is not None and len(value) != count):
-            raise ValueError(f"must be a list of {count} numbers" if count else "must be a list of numbers")
-        return [check(item) for item in value]
-
-    return check_all
-
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "model": _text,
-    "block": _block,
-    "block_options": _options,
-    "stem": _one_of(*STEMS),
-    "pretrained": _switch_or_file,
-    "epochs": _whole(1),
-    "batch": _whole(1),
-    "imgsz": _whole(8, 4096),
-    "optimizer": _one_of(*OPTIMIZERS),
-    "lr": _number(0, above=True),
-    "momentum": _number(0, 1),
-    "nesterov": _switch,
-    "weight_decay": _number(0),
-    "decay_bias_norm": _switch,
-    "schedule": _one_of(*SCHEDULES),
-    "milestones": _list_of(_whole(1)),
-    "gamma": _number(0, above=True),
-    "final_lr": _number(0),
-    "warmup_epochs": _number(0),
-    "warmup_lr": _number(0),
-    "label_smoothing": _number(0, 1),
-    "average": _number(0, 1),
-    "augment": _one_of(*AUGMENTATIONS),
-    "padding": _whole(0, 512),
-    "scale": _list_of(_number(0, 1, above=True), 2),
-    "flip": _number(0, 1),
-    "color_jitter": _number(0, 1),
-    "eval_crop": _number(0.1, 1),
-    "mean": _list_of(_number(0, 1), 3),
-    "std": _list_of(_number(0, above=True), 3),
-    "precision": _one_of(*PRECISIONS),
-    "sync_bn": _switch,
-    "seed": _whole(0),
-    "data": _text,
-    "recipe": _text,
-}
-assert set(_CHECKS) == {one.name for one in fields(Settings)}

@@ -26,16 +26,7 @@ _NUMBERS = {f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u
 _ARRAY = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
 _SCALAR = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
 _KNOWN = {*_ARRAY, *_SCALAR, "numpy ndarray", "numpy dtype"}
-_TORN = (
-    IndexError,
-    KeyError,
-    ValueError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    UnicodeDecodeError,
-    MemoryError,
-)
+_TORN = (IndexError, KeyError, ValueError, TypeError, OverflowError, struct.error, MemoryError)
 
 
 class UnusableCache(ValueError):
@@ -129,16 +120,6 @@ class _Machine:
             code = data[position]
         return self.stack.pop()
 
-    # --- numbers and texts ---------------------------------------------------------------------
-
-    def uint1(self, at: int) -> int:
-        self.stack.append(self.data[at])
-        return at + 1
-
-    def uint2(self, at: int) -> int:
-        self.stack.append(int.from_bytes(self.data[at : at + 2], "little"))
-        return at + 2
-
     def int4(self, at: int) -> int:
         self.stack.append(int.from_bytes(self.data[at : at + 4], "little", signed=True))
         return at + 4
@@ -152,7 +133,8 @@ class _Machine:
         self.stack.append(struct.unpack_from(">d", self.data, at)[0])
         return at + 8
 
-    def _piece(self, at: int, width: int) -> bytes:
+    def piece(self, at: int, width: int) -> bytes:
+        """The bytes after a length of ``width`` bytes; `position` is set to their end."""
         start = at + width
         end = start + int.from_bytes(self.data[at:start], "little")
         if end > len(self.data):
@@ -160,43 +142,7 @@ class _Machine:
         self.position = end
         return self.data[start:end]
 
-    def text1(self, at: int) -> int:
-        self.stack.append(self._piece(at, 1).decode("utf-8", "surrogatepass"))
-        return self.position
-
-    def text4(self, at: int) -> int:
-        self.stack.append(self._piece(at, 4).decode("utf-8", "surrogatepass"))
-        return self.position
-
-    def bytes1(self, at: int) -> int:
-        self.stack.append(self._piece(at, 1))
-        return self.position
-
-    def bytes4(self, at: int) -> int:
-        self.stack.append(self._piece(at, 4))
-        return self.position
-
-    def none(self, at: int) -> int:
-        self.stack.append(None)
-        return at
-
-    def true(self, at: int) -> int:
-        self.stack.append(True)
-        return at
-
-    def false(self, at: int) -> int:
-        self.stack.append(False)
-        return at
-
-    # --- the memo -------------------------------------------------------------------------------
-
-    def put1(self, at: int) -> int:
-        return self._remember(self.data[at], at + 1)
-
-    def put4(self, at: int) -> int:
-        return self._remember(int.from_bytes(self.data[at : at + 4], "little"), at + 4)
-
-    def _remember(self, place: int, at: int) -> int:
+    def remember(self, place: int, at: int) -> int:
         if place != len(self.memo):
             raise UnusableCache("it stores values out of order")
         self.memo.append(self.stack[-1])
@@ -206,12 +152,6 @@ class _Machine:
         self.stack.append(self.memo[int.from_bytes(self.data[at : at + 4], "little")])
         return at + 4
 
-    def protocol(self, at: int) -> int:
-        return at + 1
-
-    def frame(self, at: int) -> int:
-        return at + 8
-
     # --- containers -----------------------------------------------------------------------------
 
     def mark(self, at: int) -> int:
@@ -219,70 +159,29 @@ class _Machine:
         self.stack = []
         return at
 
-    def _since_mark(self) -> list[Any]:
+    def since_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marked.pop()
         return items
 
-    def empty_tuple(self, at: int) -> int:
-        self.stack.append(())
-        return at
-
-    def tuple1(self, at: int) -> int:
-        self.stack[-1:] = [(self.stack[-1],)]
-        return at
-
-    def tuple2(self, at: int) -> int:
-        self.stack[-2:] = [(self.stack[-2], self.stack[-1])]
-        return at
-
-    def tuple3(self, at: int) -> int:
-        self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
-        return at
-
     def tuple_since_mark(self, at: int) -> int:
-        items = self._since_mark()
+        items = self.since_mark()
         self.stack.append(tuple(items))
         return at
 
-    def empty_list(self, at: int) -> int:
-        self.stack.append([])
-        return at
-
-    def append(self, at: int) -> int:
-        value = self.stack.pop()
-        self._list_on_top().append(value)
-        return at
-
-    def appends(self, at: int) -> int:
-        items = self._since_mark()
-        self._list_on_top().extend(items)
-        return at
-
-    def _list_on_top(self) -> list[Any]:
+    def extend(self, items: list[Any], at: int) -> int:
         target = self.stack[-1]
         if type(target) is not list:
             raise UnusableCache("it appends to something that is not a list")
-        return target
-
-    def empty_dict(self, at: int) -> int:
-        self.stack.append({})
+        target.extend(items)
         return at
 
-    def set_item(self, at: int) -> int:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set([key, value])
-        return at
-
-    def set_items(self, at: int) -> int:
-        self._set(self._since_mark())
-        return at
-
-    def _set(self, items: list[Any]) -> None:
+    def set_items(self, items: list[Any], at: int) -> int:
         target, keys = self.stack[-1], items[::2]
         # only string keys: hashing a deeply nested tuple crashes the interpreter
         if type(target) is not dict or any(type(key) is not str for key in keys):
             raise UnusableCache("it has a key that is not a string")
         target.update(zip(keys, items[1::2]))
+        return at
 
     # --- NumPy ----------------------------------------------------------------------------------
 
@@ -354,27 +253,68 @@ def _filled(state: tuple[Any, ...]) -> Any:
     return array.reshape(shape, order="F" if is_fortran else "C")
 
 
-_STEPS: list[Callable[[_Machine, int], int] | None] = [None] * 256
+_Step = Callable[[_Machine, int], int]
+
+
+def _number_of(width: int) -> _Step:
+    def step(machine: _Machine, at: int) -> int:
+        machine.stack.append(int.from_bytes(machine.data[at : at + width], "little"))
+        return at + width
+
+    return step
+
+
+def _text(width: int) -> _Step:
+    def step(machine: _Machine, at: int) -> int:
+        machine.stack.append(machine.piece(at, width).decode("utf-8", "surrogatepass"))
+        return machine.position
+
+    return step
+
+
+def _bytes(width: int) -> _Step:
+    def step(machine: _Machine, at: int) -> int:
+        machine.stack.append(machine.piece(at, width))
+        return machine.position
+
+    return step
+
+
+def _new(make: Callable[[], Any]) -> _Step:
+    def step(machine: _Machine, at: int) -> int:
+        machine.stack.append(make())
+        return at
+
+    return step
+
+
+def _tuple_of(count: int) -> _Step:
+    def step(machine: _Machine, at: int) -> int:
+        stack = machine.stack
+        if len(stack) < count:
+            raise IndexError("the stack is empty")
+        stack[-count:] = [tuple(stack[-count:])]
+        return at
+
+    return step
+
+
+_STEPS: list[_Step | None] = [None] * 256
 for _code, _step in {
-    **{
-        "K": _Machine.uint1,
-        "M": _Machine.uint2,
-        "J": _Machine.int4,
-        "\x8a": _Machine.long1,
-        "G": _Machine.float8,
-    },
-    **{"\x8c": _Machine.text1, "X": _Machine.text4, "C": _Machine.bytes1, "B": _Machine.bytes4},
-    **{"N": _Machine.none, "\x88": _Machine.true, "\x89": _Machine.false},
-    **{"q": _Machine.put1, "r": _Machine.put4, "j": _Machine.get4},
-    **{"\x80": _Machine.protocol, "\x95": _Machine.frame, "(": _Machine.mark, ")": _Machine.empty_tuple},
-    **{
-        "\x85": _Machine.tuple1,
-        "\x86": _Machine.tuple2,
-        "\x87": _Machine.tuple3,
-        "t": _Machine.tuple_since_mark,
-    },
-    **{"]": _Machine.empty_list, "a": _Machine.append, "e": _Machine.appends},
-    **{"}": _Machine.empty_dict, "s": _Machine.set_item, "u": _Machine.set_items},
+    **{"K": _number_of(1), "M": _number_of(2), "J": _Machine.int4},
+    **{"\x8a": _Machine.long1, "G": _Machine.float8},
+    **{"\x8c": _text(1), "X": _text(4), "C": _bytes(1), "B": _bytes(4)},
+    **{"N": _new(lambda: None), "\x88": _new(lambda: True), "\x89": _new(lambda: False)},
+    "q": lambda machine, at: machine.remember(machine.data[at], at + 1),
+    "r": lambda machine, at: machine.remember(int.from_bytes(machine.data[at : at + 4], "little"), at + 4),
+    "j": _Machine.get4,
+    **{"\x80": lambda _, at: at + 1, "\x95": lambda _, at: at + 8, "(": _Machine.mark},
+    **{")": _new(tuple), "\x85": _tuple_of(1), "\x86": _tuple_of(2), "\x87": _tuple_of(3)},
+    **{"t": _Machine.tuple_since_mark, "]": _new(list), "}": _new(dict)},
+    "a": lambda machine, at: machine.extend([machine.stack.pop()], at),
+    "e": lambda machine, at: machine.extend(machine.since_mark(), at),
+    "s": lambda machine, at: machine.set_items([machine.stack.pop(-2), machine.stack.pop()], at),
+    "u": lambda machine, at: machine.set_items(machine.since_mark(), at),
     **{"c": _Machine.name_in_text, "\x93": _Machine.name_on_stack, "R": _Machine.call, "b": _Machine.build},
 }.items():
     _STEPS[ord(_code)] = _step
