@@ -163,7 +163,7 @@ def _judge(path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool, w
     if not is_archive(content):
         _check_legacy_file(path, content)
     try:
-        opened = followed(path, content)
+        opened = open_pickles(path, content)
     except CheckpointError:
         if trust:
             return
@@ -181,26 +181,16 @@ def _judge(path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool, w
 
 def _check_allowed(path: pathlib.Path, opened: PickleFile, kind: Kind | None, engine: Engine) -> None:
     known = {name for _, name in allow_list(engine)}
-    names = {name for one in (opened.root, *opened.others) for name in one.names}
+    names = {name for one in opened.pickles for name in one.names}
     unsafe = {name for name in names if name not in known and not taken_by_torch(name)}
     unsafe = {name for name in unsafe if kind is None or not kind.names.fullmatch(name)}
     if unsafe:
         raise CheckpointError(_refusal(path, shown_names(unsafe), advice_for(unsafe, str(engine))))
 
 
-def followed(path: pathlib.Path, content: BinaryIO) -> PickleFile:
-    """The pickles of a checkpoint, followed but not unpickled. Every error becomes a `CheckpointError`."""
-    try:
-        return open_pickles(path, content)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint, or is cut off: {error}") from error
-
-
 def _check_calls(path: pathlib.Path, opened: PickleFile) -> None:
     """Refuse harmful uses of allowed names; see `yolov5_ema.weights.vocabulary`."""
-    odd = odd_calls((opened.root, *opened.others))
+    odd = odd_calls(opened.pickles)
     if odd:
         raise CheckpointError(_refusal(path, "; ".join(odd[:5])))
     short = short_storages(opened.root, opened.sizes)

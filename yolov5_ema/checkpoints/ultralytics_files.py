@@ -29,9 +29,11 @@ from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import open_regular
 from yolov5_ema.settings import VARIABLES
 from yolov5_ema.texts import first_line
+from yolov5_ema.weights.checkpoint_files import open_pickles
 from yolov5_ema.weights.inert_pickle import Followed, Items, Made, MalformedPickle, class_name, follow
+from yolov5_ema.weights.inert_tensors import args_of
 from yolov5_ema.weights.names import OF_YOLOV5, taken_by_torch
-from yolov5_ema.weights.vocabulary import arguments_of, odd_calls, short_storages
+from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
 # the name of a layer may begin in lower case: v10Detect
 _LAYERS = re.compile(r"ultralytics\.nn\.(modules(\.\w+)?|tasks)\.[A-Za-z]\w*")
@@ -88,8 +90,8 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
     Raises:
         CheckpointError: one of them is not allowed, or the file does something that no checkpoint needs.
     """
-    opened = checkpoints.followed(path, content)
-    pickles = (opened.root, *opened.others)
+    opened = open_pickles(path, content)
+    pickles = opened.pickles
     names = {name for one in pickles for name in one.names}
     allowed = _allow_list(names)
     unsafe = sorted(name for name in names if name not in allowed and not taken_by_torch(name))
@@ -113,7 +115,7 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
 def _without_namespaces(pickle: Followed) -> Followed:
     """The pickle without the calls that create empty namespaces of settings, which are filled later."""
     kept = SimpleNamespace(**vars(pickle))
-    kept.calls = [call for call in pickle.calls if not (class_name(call) == _NAMESPACE and not arguments_of(call))]
+    kept.calls = [call for call in pickle.calls if not (class_name(call) == _NAMESPACE and not args_of(call))]
     return kept  # type: ignore[return-value]
 
 
@@ -195,4 +197,4 @@ def _check_cache(pickle: Followed) -> None:
 def _is_array_of_objects(call: Made) -> bool:
     """The dtype of the one array that holds the dict."""
     state = call.state.items if isinstance(call.state, Items) else []
-    return class_name(call) == "numpy.dtype" and arguments_of(call)[:1] == ["O8"] and state == _OBJECTS
+    return class_name(call) == "numpy.dtype" and args_of(call)[:1] == ["O8"] and state == _OBJECTS

@@ -166,7 +166,7 @@ def load_plainly(file: Path) -> Any:
 
     content = read_once(file)
     opened = _followed(file, content)
-    pickles = (opened.root, *opened.others)
+    pickles = opened.pickles
     foreign = sorted({name for one in pickles for name in one.names if not taken_by_torch(name)})
     if foreign and _are_of_another_kind(foreign, opened, file):
         raise _no_classifier(file, opened)
@@ -182,15 +182,7 @@ def load_plainly(file: Path) -> Any:
     content.seek(0)
     try:
         return torch.load(content, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} cannot be read: {first_line(error)}") from error
 
 
@@ -199,12 +191,7 @@ def _followed(file: Path, content: BinaryIO | None = None) -> PickleFile:
     from yolov5_ema.weights.checkpoint_files import check_readable, open_pickles
 
     check_readable(file)
-    try:
-        return open_pickles(file, content)
-    except CheckpointError:
-        raise
-    except Exception as error:  # pickletools raises many types for malformed files
-        raise CheckpointError(f"{file} is not a PyTorch checkpoint, or is cut off: {error}") from error
+    return open_pickles(file, content)
 
 
 def _are_of_another_kind(names: list[str], opened: PickleFile, file: Path) -> bool:

@@ -17,7 +17,8 @@ from yolov5_ema.files import open_regular
 from yolov5_ema.texts import first_line
 from yolov5_ema.weights import archives, mistaken
 from yolov5_ema.weights.archives import Entry
-from yolov5_ema.weights.inert_pickle import Followed, Items, MalformedPickle, Named, follow
+from yolov5_ema.weights.inert_pickle import Followed, Items, MalformedPickle, follow
+from yolov5_ema.weights.inert_tensors import storages_in
 
 MAX_PICKLE = 64 * 2**20
 """Limit in bytes for a pickle. Tensors are stored outside it, and a detector's pickle has about one MiB."""
@@ -32,9 +33,6 @@ _MOST_TEXT = 2**20
 """Limit in bytes for an entry that is neither a pickle nor a tensor, and for a tensor that is shown."""
 # the first pickle of a file that torch before 1.6 wrote (torch.serialization)
 _MAGIC = 0x1950A86A20F9469CFC6C
-_ITEM_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
-_ITEM_SIZES |= {"Char": 1, "Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16, "Untyped": 1}
-_ITEM_SIZES |= {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1}
 
 
 @dataclass
@@ -64,6 +62,11 @@ class PickleFile:
     little_endian: bool = True
     sizes: dict[str, int] = field(default_factory=dict)
     program: bytes = b""
+
+    @property
+    def pickles(self) -> tuple[Followed, ...]:
+        """All pickles in the file."""
+        return self.root, *self.others
 
 
 def is_safetensors(path: Path) -> bool:
@@ -174,7 +177,9 @@ def open_pickles(path: Path, stream: BinaryIO | None = None) -> PickleFile:
         stream.seek(0)
         head = stream.read(mistaken.HEAD)
         mistaken.refuse_mistaken(path, head)
-        return _open_zip(path, stream) if head.startswith(archives.START) else _open_sequence(path, stream)
+        return _of_archive(path, stream) if head.startswith(archives.START) else _open_sequence(path, stream)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except MalformedPickle as error:
@@ -182,6 +187,9 @@ def open_pickles(path: Path, stream: BinaryIO | None = None) -> PickleFile:
         raise CheckpointError(
             f"{path} is not a PyTorch checkpoint, or is cut off: its pickle is incomplete ({error}).{named}"
         ) from None
+    except Exception as error:
+        # pickletools raises many types for malformed files
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint, or is cut off: {error}") from error
 
 
 def refuse_another_reading(path: Path, opened: PickleFile, stream: BinaryIO) -> None:
@@ -211,13 +219,6 @@ def is_archive(stream: BinaryIO) -> bool:
 
 
 # --- zip archives --------------------------------------------------------------------------------
-
-
-def _open_zip(path: Path, stream: BinaryIO) -> PickleFile:
-    try:
-        return _of_archive(path, stream)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint, or is cut off: {error}") from None
 
 
 def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
@@ -312,7 +313,7 @@ def _open_sequence(path: Path, stream: BinaryIO) -> PickleFile:
     keys = follow(data, root.end)
     recorded = {"version": str(version.value)} if isinstance(version.value, int) else {}
     names = keys.value.items if isinstance(keys.value, Items) else []
-    each = dict(_item_sizes(root))
+    each = {storage.key: storage.kind[1] for storage in storages_in(root.stored)}
     places = dict(_places(stream, keys.end, names, each))
     return PickleFile(
         container="file in the format of torch < 1.6",
@@ -333,19 +334,6 @@ def _storage_behind(path: Path, places: dict[str, int]) -> Callable[[str, int], 
             return stream.read(count)
 
     return read
-
-
-def _item_sizes(root: Followed) -> Iterator[tuple[str, int]]:
-    for value in root.stored:
-        if isinstance(value.description, Items):
-            parts = value.description.items
-            if len(parts) >= 3 and isinstance(parts[1], Named) and isinstance(parts[2], str):
-                yield parts[2], item_size(parts[1].name)
-
-
-def item_size(storage: str) -> int:
-    """Bytes of one element of a storage, by the name of its class; 0 if the class is unknown."""
-    return _ITEM_SIZES.get(storage.rsplit(".", 1)[-1].removesuffix("Storage"), 0)
 
 
 def _places(

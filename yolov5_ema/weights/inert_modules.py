@@ -7,31 +7,17 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from yolov5_ema.weights.checkpoint_files import PickleFile
-from yolov5_ema.weights.inert_pickle import Items, Made, Named, Stored, class_name, lookup, pairs_of, plain
+from yolov5_ema.weights.inert_pickle import Items, Made, class_name, lookup, pairs_of, plain
+from yolov5_ema.weights.inert_tensors import TensorNote, tensor_of
 from yolov5_ema.weights.names import OF_YOLOV5
 
 OUR_BLOCKS = "yolov5_ema.blocks."
-_TORCH_TENSOR = {
-    "Double": "float64",
-    "Float": "float32",
-    "Half": "float16",
-    "BFloat16": "bfloat16",
-    "Long": "int64",
-}
-_TORCH_TENSOR |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
-_TORCH_TENSOR |= {"ComplexFloat": "complex64", "ComplexDouble": "complex128", "Untyped": "unknown"}
-_UNPACKED = {
-    "float64": "d",
-    "float32": "f",
-    "float16": "e",
-    "int64": "q",
-    "int32": "i",
-    "int16": "h",
-    "int8": "b",
-}
+# the code of `struct` for each dtype whose values are read
+_CODES = {"float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h", "int8": "b"}
+_MOST_VALUES = 128
 _OF_ANY_ROW = frozenset({"training", "i", "f", "type", "np", "call_super_init", "dump_patches", "inplace"})
 
 
@@ -75,79 +61,20 @@ class ModelReport:
         return "package" if self.cls.startswith("yolov5.models.") else ""
 
 
-# --- tensors -------------------------------------------------------------------------------------
-
-
-class TensorNote(NamedTuple):
-    dtype: str
-    shape: tuple[int, ...]
-    key: str
-    offset: int
-    stride: tuple[int, ...]
-    stored: int
-
-    @property
-    def elements(self) -> int:
-        return min(math.prod(self.shape), self.stored)
-
-
-def tensor_of(value: Any) -> TensorNote | None:
-    """The tensor that a stand-in represents, or None."""
-    # unwrap a parameter around a tensor, or a tensor of a subclass
-    for _ in range(4):
-        name, args = class_name(value), args_of(value)
-        if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state") and args:
-            value = args[0]
-        elif name == "torch._tensor._rebuild_from_type_v2" and len(args) > 2:
-            value = Made(args[0], args[2] if isinstance(args[2], Items) else Items("tuple"), plain=False)
-        else:
-            break
-    if not re.fullmatch(r"torch\._utils\._rebuild_(q?tensor|tensor_v[23])", name) or len(args) < 4:
-        return None
-    storage = args[0].description if isinstance(args[0], Stored) else None
-    parts = storage.items if isinstance(storage, Items) else []
-    if len(parts) < 5 or not isinstance(parts[1], Named):
-        return None
-    dtype = _TORCH_TENSOR.get(parts[1].name.rsplit(".", 1)[-1].removesuffix("Storage"), "unknown")
-    if name.endswith("_v3") and len(args) > 6 and isinstance(args[6], Named):
-        dtype = args[6].name.removeprefix("torch.")
-    shape, stride = _sizes(args[2]), _sizes(args[3])
-    if shape is None or stride is None or not _is_size(args[1]) or not _is_size(parts[4]):
-        return None
-    return TensorNote(dtype, shape, str(parts[2])[:64] if isinstance(parts[2], str) else "", args[1], stride, parts[4])
-
-
-def args_of(value: Any) -> list[Any]:
-    return value.args.items if isinstance(value, Made) else []
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < 2**63
-
-
-def _sizes(value: Any) -> tuple[int, ...] | None:
-    if class_name(value) == "torch.Size" and args_of(value):
-        value = args_of(value)[0]
-    if not isinstance(value, Items) or len(value.items) > 32 or not all(_is_size(size) for size in value.items):
-        return None
-    return tuple(value.items)
-
-
-def _values(value: Any, opened: PickleFile, most: int = 128) -> list[float] | None:
+def _values(value: Any, opened: PickleFile) -> list[float] | None:
     """The values of a small contiguous tensor, from its storage; None if they cannot be read."""
     tensor = tensor_of(value)
-    code = _UNPACKED.get(tensor.dtype) if tensor else None
-    if tensor is None or code is None or not 0 < tensor.elements <= most or math.prod(tensor.shape) != tensor.elements:
+    if tensor is None or tensor.dtype not in _CODES or not 0 < tensor.elements <= _MOST_VALUES:
         return None
     contiguous = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
-    if list(tensor.stride) != contiguous or tensor.offset > 4096:
+    if math.prod(tensor.shape) != tensor.elements or list(tensor.stride) != contiguous or tensor.offset > 4096:
         return None
-    size = struct.calcsize(f"<{code}")
-    raw = opened.storage(tensor.key, (tensor.offset + tensor.elements) * size)
-    if raw is None or len(raw) < (tensor.offset + tensor.elements) * size:
+    packed = struct.Struct(f"{'<' if opened.little_endian else '>'}{tensor.elements}{_CODES[tensor.dtype]}")
+    start = tensor.offset * packed.size // tensor.elements
+    raw = opened.storage(tensor.key, start + packed.size)
+    if raw is None or len(raw) < start + packed.size:
         return None
-    order = "<" if opened.little_endian else ">"
-    numbers = struct.unpack_from(f"{order}{tensor.elements}{code}", raw, tensor.offset * size)
+    numbers = packed.unpack_from(raw, start)
     return [float(f"{number:.6g}") for number in numbers if math.isfinite(number)]
 
 

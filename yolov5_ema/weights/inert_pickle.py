@@ -19,7 +19,9 @@ import io
 import math
 import pickletools
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from yolov5_ema.texts import first_line
@@ -54,8 +56,7 @@ class Items:
     __slots__ = ("items", "kind")
 
     def __init__(self, kind: str, items: list[Any] | None = None) -> None:
-        self.kind = kind
-        self.items = [] if items is None else items
+        self.kind, self.items = kind, [] if items is None else items
 
 
 class Table:
@@ -75,7 +76,7 @@ class Made:
 
     __slots__ = ("args", "function", "items", "pairs", "plain", "state")
 
-    def __init__(self, function: Any, args: Any, plain: bool) -> None:
+    def __init__(self, function: Any, args: Items, plain: bool) -> None:
         self.function = function
         self.args = args
         self.plain = plain
@@ -93,6 +94,7 @@ class Stored:
         self.description = description
 
 
+@dataclass
 class Followed:
     """The result of following a pickle.
 
@@ -111,18 +113,17 @@ class Followed:
             none.
     """
 
-    def __init__(self, value: Any, end: int, machine: _Machine) -> None:
-        self.value = value
-        self.end = end
-        self.protocol = machine.protocol
-        self.names = machine.names
-        self.steps = machine.steps
-        self.calls = machine.calls
-        self.instances = machine.instances
-        self.stored = machine.stored
-        self.odd_keys = machine.odd_keys
-        self.large_numbers = machine.large_numbers
-        self.left = [item for stack in (*machine.marked, machine.stack) for item in stack]
+    value: Any = None
+    end: int = 0
+    protocol: int = 0
+    names: Counter[str] = field(default_factory=Counter)
+    steps: set[str] = field(default_factory=set)
+    calls: list[Made] = field(default_factory=list)
+    instances: list[Made] = field(default_factory=list)
+    stored: list[Stored] = field(default_factory=list)
+    odd_keys: int = 0
+    large_numbers: int = 0
+    left: list[Any] = field(default_factory=list)
 
 
 def follow(data: bytes, start: int = 0) -> Followed:
@@ -135,7 +136,8 @@ def follow(data: bytes, start: int = 0) -> Followed:
     Raises:
         MalformedPickle: it is not a pickle, is cut off, or has more than `MAX_STEPS` opcodes.
     """
-    machine = _Machine(data)
+    found = Followed()
+    machine = _Machine(data, found)
     stream = io.BytesIO(data)
     stream.seek(start)
     try:
@@ -143,36 +145,30 @@ def follow(data: bytes, start: int = 0) -> Followed:
             if steps >= MAX_STEPS:
                 raise ValueError(f"more than {MAX_STEPS:,} opcodes")
             machine.step(opcode.name, argument, place or 0)
-        value = machine.stack.pop()
+        found.value = machine.stack.pop()
     except IndexError:
-        raise MalformedPickle("it reads beyond its stack or its end", machine.names) from None
+        raise MalformedPickle("it reads beyond its stack or its end", found.names) from None
     except (ValueError, KeyError, OverflowError, struct.error, TypeError) as error:
-        raise MalformedPickle(first_line(error), machine.names) from None
-    return Followed(value, stream.tell(), machine)
+        raise MalformedPickle(first_line(error), found.names) from None
+    found.end = stream.tell()
+    found.left = [item for stack in (*machine.marked, machine.stack) for item in stack]
+    return found
 
 
 class _Machine:
     """The stack machine: one method for each opcode, or for several similar ones. Unknown opcodes are an error."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
+    def __init__(self, data: bytes, found: Followed) -> None:
+        self.data, self.found = data, found
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.names: dict[str, int] = {}
-        self.steps: set[str] = set()
-        self.calls: list[Made] = []
-        self.instances: list[Made] = []
-        self.stored: list[Stored] = []
-        self.odd_keys = 0
-        self.large_numbers = 0
-        self.protocol = 0
 
     def step(self, name: str, argument: Any, place: int) -> None:
-        self.steps.add(name)
+        self.found.steps.add(name)
         if name in _CONSTANTS:
             self.stack.append(argument)
-            self.large_numbers += isinstance(argument, int) and argument.bit_length() > 64
+            self.found.large_numbers += isinstance(argument, int) and argument.bit_length() > 64
         elif name in _FIXED:
             self.stack.append(_FIXED[name])
         elif name in _WITH_ARGUMENT:
@@ -195,32 +191,17 @@ class _Machine:
         self.stack = self.marked.pop()
         return items
 
-    def _drop_since_mark(self) -> None:
-        self._since_mark()
-
     def _pop(self) -> None:
         if self.stack:
             self.stack.pop()
         else:
             self._since_mark()
 
-    def _duplicate(self) -> None:
-        self.stack.append(self.stack[-1])
-
     def _remember(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
-    def _memoize(self) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    def _recall(self, index: int) -> None:
-        self.stack.append(self.memo[index])
-
     def _declare(self, protocol: int) -> None:
-        self.protocol = max(self.protocol, protocol)
-
-    def _pass(self, _argument: Any = None) -> None:
-        pass
+        self.found.protocol = max(self.found.protocol, protocol)
 
     # --- containers ------------------------------------------------------------------------------
 
@@ -247,8 +228,8 @@ class _Machine:
             self._count_odd_keys(items)
         target.items.extend(items)
 
-    def _count_odd_keys(self, keys: list[Any]) -> None:
-        self.odd_keys += sum(1 for key in keys if not is_key(key))
+    def _look_at_keys(self, keys: list[Any]) -> None:
+        self.found.odd_keys += sum(1 for key in keys if not is_key(key))
 
     def _add_pairs(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -257,40 +238,28 @@ class _Machine:
         self._count_odd_keys(items[::2])
         target.pairs.extend(_in_pairs(items))
 
-    def _append(self) -> None:
-        self._add_items([self.stack.pop()])
-
-    def _set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._add_pairs([key, value])
-
     # --- names and calls -------------------------------------------------------------------------
 
     def _named(self, module: Any, name: Any) -> Named:
         full = COMPUTED
         if isinstance(module, str) and isinstance(name, str):
-            if self.protocol < 3:
+            if self.found.protocol < 3:
                 module, name = _of_python_3(module, name)
             full = f"{module}.{name}"
-        self.names[full] = self.names.get(full, 0) + 1
+        self.found.names[full] += 1
         return Named(full)
+
+    def _push_named(self, module: Any, name: Any) -> None:
+        self.stack.append(self._named(module, name))
 
     def _named_in_text(self, opcode: str, place: int) -> None:
         first = self.data.index(b"\n", place + 1)
         second = self.data.index(b"\n", first + 1)
         module, name = self.data[place + 1 : first].decode(), self.data[first + 1 : second].decode()
-        named = self._named(module, name)
         if opcode == "GLOBAL":
-            self.stack.append(named)
+            self._push_named(module, name)
         else:
-            self._call(named, Items("tuple", self._since_mark()), plain=False)
-
-    def _named_on_stack(self) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(self._named(module, name))
-
-    def _extension(self, code: int) -> None:
-        self.stack.append(self._named("copyreg", f"extension_{code}"))
+            self._call(self._named(module, name), Items("tuple", self._since_mark()), plain=False)
 
     def _call(self, function: Any, args: Any, plain: bool) -> None:
         if not isinstance(args, Items):
@@ -301,15 +270,7 @@ class _Machine:
             function, args, plain = args.items[0], Items("tuple", args.items[2:]), True
         made = Made(function, args, plain)
         self.stack.append(made)
-        (self.instances if plain else self.calls).append(made)
-
-    def _reduce(self) -> None:
-        args, function = self.stack.pop(), self.stack.pop()
-        self._call(function, args, plain=False)
-
-    def _new(self) -> None:
-        args, cls = self.stack.pop(), self.stack.pop()
-        self._call(cls, args, plain=True)
+        (self.found.instances if plain else self.found.calls).append(made)
 
     def _new_with_keywords(self) -> None:
         keywords, args, cls = self.stack.pop(), self.stack.pop(), self.stack.pop()
@@ -329,11 +290,8 @@ class _Machine:
             self.stack[-1] = Made(target, Items("tuple", [state]), plain=False)
 
     def _outside(self, description: Any) -> None:
-        self.stored.append(Stored(description))
-        self.stack.append(self.stored[-1])
-
-    def _stored(self) -> None:
-        self._outside(self.stack.pop())
+        self.found.stored.append(Stored(description))
+        self.stack.append(self.found.stored[-1])
 
 
 def is_key(value: Any) -> bool:
@@ -371,18 +329,20 @@ _CONSTANTS = (
 _FIXED: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _WITH_ARGUMENT: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine._remember),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine._recall),
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _Machine._extension),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, index: machine.stack.append(machine.memo[index])),
+    **dict.fromkeys(
+        ("EXT1", "EXT2", "EXT4"), lambda machine, code: machine._push_named("copyreg", f"extension_{code}")
+    ),
     "PROTO": _Machine._declare,
-    "FRAME": _Machine._pass,
+    "FRAME": lambda machine, size: None,
     "PERSID": _Machine._outside,
 }
-_BARE: dict[str, Callable[[_Machine], None]] = {
+_BARE: dict[str, Callable[[_Machine], Any]] = {
     "MARK": _Machine._mark,
     "POP": _Machine._pop,
-    "POP_MARK": _Machine._drop_since_mark,
-    "DUP": _Machine._duplicate,
-    "MEMOIZE": _Machine._memoize,
+    "POP_MARK": _Machine._since_mark,
+    "DUP": lambda machine: machine.stack.append(machine.stack[-1]),
+    "MEMOIZE": lambda machine: machine._remember(len(machine.memo)),
     "EMPTY_LIST": lambda machine: machine.stack.append(Items("list")),
     "EMPTY_TUPLE": lambda machine: machine.stack.append(Items("tuple")),
     "EMPTY_SET": lambda machine: machine.stack.append(Items("set")),
@@ -394,21 +354,21 @@ _BARE: dict[str, Callable[[_Machine], None]] = {
     "TUPLE2": lambda machine: machine._tuple(2),
     "TUPLE3": lambda machine: machine._tuple(3),
     "DICT": _Machine._dict,
-    "APPEND": _Machine._append,
+    "APPEND": lambda machine: machine._add_items([machine.stack.pop()]),
     "APPENDS": lambda machine: machine._add_items(machine._since_mark()),
     "ADDITEMS": lambda machine: machine._add_items(machine._since_mark()),
-    "SETITEM": _Machine._set_item,
+    "SETITEM": lambda machine: machine._add_pairs([machine.stack.pop(-2), machine.stack.pop()]),
     "SETITEMS": lambda machine: machine._add_pairs(machine._since_mark()),
-    "STACK_GLOBAL": _Machine._named_on_stack,
-    "REDUCE": _Machine._reduce,
-    "NEWOBJ": _Machine._new,
+    "STACK_GLOBAL": lambda machine: machine._push_named(machine.stack.pop(-2), machine.stack.pop()),
+    "REDUCE": lambda machine: machine._call(machine.stack.pop(-2), machine.stack.pop(), plain=False),
+    "NEWOBJ": lambda machine: machine._call(machine.stack.pop(-2), machine.stack.pop(), plain=True),
     "NEWOBJ_EX": _Machine._new_with_keywords,
     "OBJ": _Machine._object,
     "BUILD": _Machine._build,
-    "BINPERSID": _Machine._stored,
+    "BINPERSID": lambda machine: machine._outside(machine.stack.pop()),
     "NEXT_BUFFER": lambda machine: machine._outside("a buffer outside the pickle"),
-    "READONLY_BUFFER": _Machine._pass,
-    "STOP": _Machine._pass,
+    "READONLY_BUFFER": lambda machine: None,
+    "STOP": lambda machine: None,
 }
 
 
@@ -446,11 +406,7 @@ def lookup(value: Any, key: str) -> Any:
 
 def pairs_of(value: Any) -> list[tuple[Any, Any]]:
     """Keys and values of a dict or an OrderedDict; an empty list for anything else."""
-    if isinstance(value, Table):
-        return value.pairs
-    if isinstance(value, Made):
-        return value.pairs
-    return []
+    return value.pairs if isinstance(value, (Table, Made)) else []
 
 
 def class_name(value: Any) -> str:

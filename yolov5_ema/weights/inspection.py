@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,25 +19,9 @@ from yolov5_ema.errors import CheckpointError
 from yolov5_ema.weights import checkpoint_files
 from yolov5_ema.weights.checkpoint_files import PickleFile
 from yolov5_ema.weights.foreign_names import meaning
-from yolov5_ema.weights.inert_modules import (
-    ModelReport,
-    TensorNote,
-    args_of,
-    count_tensor,
-    describe_module,
-    is_module,
-    tensor_of,
-)
-from yolov5_ema.weights.inert_pickle import (
-    Items,
-    Made,
-    Named,
-    class_name,
-    lookup,
-    pairs_of,
-    plain,
-    walk,
-)
+from yolov5_ema.weights.inert_modules import ModelReport, count_tensor, describe_module, is_module
+from yolov5_ema.weights.inert_pickle import Items, Made, Named, class_name, lookup, pairs_of, plain, walk
+from yolov5_ema.weights.inert_tensors import TensorNote, args_of, tensor_of
 from yolov5_ema.weights.kinds import STATE_DICT_KEYS
 from yolov5_ema.weights.names import (
     GETATTR,
@@ -111,11 +96,9 @@ def inspect_file(path: Path, allowed: Allowed | None = None, blocks: Sequence[st
 
 
 def _judge_names(found: Inspection, opened: PickleFile, allowed: Allowed) -> None:
-    for pickle in (opened.root, *opened.others):
-        for name, count in pickle.names.items():
-            found.globals[name] = found.globals.get(name, 0) + count
+    found.globals = dict(sum((pickle.names for pickle in opened.pickles), Counter()))
     of_script = opened.script
-    calls = [call for pickle in (opened.root, *opened.others) for call in pickle.calls]
+    calls = [call for pickle in opened.pickles for call in pickle.calls]
 
     def fine(name: str) -> bool:
         if name == GETATTR and not all(_gets_a_forward(call) for call in calls):
@@ -129,9 +112,9 @@ def _judge_names(found: Inspection, opened: PickleFile, allowed: Allowed) -> Non
     found.outside = sorted(name for name in found.globals if not fine(name))
     found.warnings += [meaning(name) for name in found.outside]
     if not of_script:
-        odd = odd_calls((opened.root, *opened.others))
+        odd = odd_calls(opened.pickles)
         found.warnings += [reason for reason in odd if reason.split(":")[0] not in found.outside]
-        odd = sorted({step for pickle in (opened.root, *opened.others) for step in pickle.steps} - SAFE_STEPS)
+        odd = sorted({step for pickle in opened.pickles for step in pickle.steps} - SAFE_STEPS)
         if odd:
             found.warnings.append(
                 f"pickle opcodes that torch refuses with weights_only=True ({', '.join(odd[:8])}): the file loads only "

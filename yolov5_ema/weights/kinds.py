@@ -14,8 +14,9 @@ from typing import Any
 from yolov5_ema.errors import CheckpointError
 from yolov5_ema.weights.checkpoint_files import PickleFile
 from yolov5_ema.weights.foreign_names import shown_names
-from yolov5_ema.weights.inert_modules import is_module, tensor_of
+from yolov5_ema.weights.inert_modules import is_module
 from yolov5_ema.weights.inert_pickle import class_name, class_of_old_file, lookup, pairs_of
+from yolov5_ema.weights.inert_tensors import tensor_of
 from yolov5_ema.weights.mistaken import TORCHSCRIPT
 from yolov5_ema.weights.names import OF_YOLOV5
 

@@ -112,11 +112,10 @@ def _is_optional(value: Any, inner: str) -> bool:
 
 def _is_list(value: Any, inner: str) -> bool:
     if isinstance(value, Made):
-        args = value.args.items if isinstance(value.args, Items) else []
         of = _LIST_OF.fullmatch(class_name(value))
         wanted = {"int": "int", "double": "float", "bool": "bool", "tensor": "Tensor"}[of[1]] if of else inner
         known = of is not None or class_name(value) == _TAGGED
-        return known and wanted == inner and bool(args) and _is_list(args[0], inner)
+        return known and wanted == inner and bool(value.args.items) and _is_list(value.args.items[0], inner)
     return isinstance(value, Items) and value.kind == "list" and all(_is_of(item, inner) for item in value.items)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from yolov5_ema.errors import CheckpointError
 from yolov5_ema.texts import first_line
 from yolov5_ema.weights import archives
 from yolov5_ema.weights.archives import Entry
-from yolov5_ema.weights.checkpoint_files import item_size
 from yolov5_ema.weights.inert_pickle import (
     Followed,
     Items,
@@ -35,6 +34,7 @@ from yolov5_ema.weights.inert_pickle import (
     follow,
     walk,
 )
+from yolov5_ema.weights.inert_tensors import args_of, rebuilt, storage_of
 from yolov5_ema.weights.names import SAFE_STEPS
 from yolov5_ema.weights.torchscript_classes import Attributes, classes_in, odd_objects
 from yolov5_ema.weights.torchscript_operators import ALLOWED, FORBIDDEN_WORDS, OF_LIBRARIES, OF_MOBILE
@@ -235,33 +235,13 @@ def _odd_calls(pickle: Followed, name: str) -> Iterator[str]:
         called = class_name(call)
         if not called or _CLASS.fullmatch(called) or _STORAGE.fullmatch(called):
             yield f"{name} calls something that is not a function"
-        elif called == _TENSOR and not _is_within(call):
+        elif called == _TENSOR and not ((note := rebuilt(args_of(call))) and note.is_within_storage):
             yield f"{name} has a tensor that reaches beyond its storage"
 
 
 def _is_there(stored: Stored, name: str, sizes: dict[str, int]) -> bool:
     """Whether a reference as ``("storage", torch.FloatStorage, "0", "cpu", 16)`` has all its bytes in the file."""
-    parts = stored.description.items if isinstance(stored.description, Items) else []
-    if len(parts) < 5 or not isinstance(parts[1], Named) or not _STORAGE.fullmatch(parts[1].name):
+    storage = storage_of(stored)
+    if storage is None or not _STORAGE.fullmatch(storage.cls):
         return False
-    key, count = parts[2], parts[4]
-    if not isinstance(key, str) or type(count) is not int or count < 0:
-        return False
-    return count == 0 or count * item_size(parts[1].name) <= sizes.get(f"{name[: -len('.pkl')]}/{key}", -1)
-
-
-def _is_within(call: Made) -> bool:
-    args = call.args.items if isinstance(call.args, Items) else []
-    if len(args) < 4 or not isinstance(args[0], Stored) or not isinstance(args[0].description, Items):
-        return False
-    size, stride, offset = _whole(args[2]), _whole(args[3]), args[1]
-    if size is None or stride is None or len(size) != len(stride) or type(offset) is not int or offset < 0:
-        return False
-    count = args[0].description.items[4:5]
-    last = offset + sum((number - 1) * step for number, step in zip(size, stride))
-    return 0 in size or (bool(count) and type(count[0]) is int and last < count[0])
-
-
-def _whole(value: Any) -> list[int] | None:
-    parts: Iterable[Any] = value.items if isinstance(value, Items) else [None]
-    return list(parts) if all(type(part) is int and 0 <= part < 2**40 for part in parts) else None
+    return storage.count == 0 or storage.bytes <= sizes.get(f"{name[: -len('.pkl')]}/{storage.key}", -1)

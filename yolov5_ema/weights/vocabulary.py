@@ -14,34 +14,38 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from yolov5_ema.weights.checkpoint_files import item_size
 from yolov5_ema.weights.inert_pickle import (
     Followed,
     Items,
     Made,
     Named,
-    Stored,
     Table,
     class_name,
     class_of_old_file,
     is_key,
 )
+from yolov5_ema.weights.inert_tensors import (
+    MOST_PARTS,
+    REBUILT_PARAMETER,
+    REBUILT_TENSOR,
+    are_sizes,
+    args_of,
+    rebuilt,
+    storage_of,
+    storages_in,
+)
 from yolov5_ema.weights.names import GETATTR, LAYER
 from yolov5_ema.weights.paths import PATHS
 
-_REBUILT = re.compile(r"torch\._utils\._rebuild_parameter(_with_state)?")
 _NUMPY_DTYPE = re.compile(r"[?bhilqBHILQefd]|[biuf][1248]|f16")
 _OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.modules\.\w+\.[A-Za-z]\w*")
 _FILLED = re.compile(r"collections\.OrderedDict|numpy\._?core\.multiarray\._reconstruct")
 """Objects that are made by a call and then given a state. A tensor must not be: its state would move its storage."""
 _HARMLESS = ("torch.device", "torch.serialization._get_layout", "builtins.complex")
 """Names that may be called with any arguments. Others that torch allows could be used to request all memory."""
-_MOST_ELEMENTS = 2**40
-_MOST_PARTS = 64
 _MOST_LAYERS = 1000
 _MOST_REPEATED = 2**26
 """Elements that tensors may have in addition to those of the storages: views of a storage, and grids of anchors."""
-_REBUILT_TENSOR = re.compile(r"torch\._utils\._rebuild_(q?tensor|tensor_v[23])")
 
 
 def odd_calls(pickles: Iterable[Followed]) -> list[str]:
@@ -60,7 +64,7 @@ def _of_calls(pickle: Followed) -> Iterator[str]:
             yield "a call of an object that the file itself creates"
         elif name not in _JUDGES and name not in _HARMLESS:
             yield f"{name}: called while the file is read, not only filled with its state"
-        elif name in _JUDGES and not _JUDGES[name](arguments_of(call)):
+        elif name in _JUDGES and not _JUDGES[name](args_of(call)):
             yield f"{name}: called with arguments that no checkpoint needs"
         elif not _has_valid_state(call, name):
             yield f"{name}: given a state that no checkpoint needs"
@@ -75,7 +79,7 @@ def _has_valid_state(call: Made, name: str) -> bool:
 def _of_instances(pickle: Followed) -> Iterator[str]:
     for made in pickle.instances:
         name = class_name(made)
-        if not name or name in _JUDGES or arguments_of(made) or not _is_state(made.state):
+        if not name or name in _JUDGES or args_of(made) or not _is_state(made.state):
             yield f"{name or 'an object that the file itself creates'}: created in a way that no checkpoint needs"
         elif not _has_few_layers(made.state):
             yield f"{name}: has more than {_MOST_LAYERS} layers"
@@ -104,7 +108,7 @@ def _of_values(pickle: Followed) -> Iterator[str]:
     if not _tensors_have_memory(pickle):
         yield "tensors that claim more memory than the file holds"
     for value in pickle.stored:
-        if not (_is_storage(value.description) or class_of_old_file(value)):
+        if storage_of(value) is None and not class_of_old_file(value):
             yield "a reference to an object outside the pickle that is not a tensor's storage"
 
 
@@ -114,22 +118,17 @@ def _tensors_have_memory(pickle: Followed) -> bool:
     A tensor may repeat its storage many times (stride 0): six bytes would become terabytes when it is copied. The grids
     of anchors that v6.0 and later keep are such tensors, but small.
     """
-    claimed, stored = 0, {}
-    for args in map(_args_of_tensor, pickle.calls):
-        if not _is_tensor(args):
-            continue
-        storage, _, size = args[:3]
-        stored[storage.description.items[2]] = storage.description.items[4]
-        claimed += math.prod(_whole_numbers(size) or ())
-    return claimed <= 2 * sum(stored.values()) + _MOST_REPEATED
+    tensors = [note for call in pickle.calls if (note := rebuilt(_args_of_tensor(call)))]
+    stored = {note.key: note.stored for note in tensors}
+    return sum(math.prod(note.shape) for note in tensors) <= 2 * sum(stored.values()) + _MOST_REPEATED
 
 
 def _args_of_tensor(call: Made) -> list[Any]:
     """The arguments of a call that makes a tensor from a storage; an empty list for other calls."""
-    name, args = class_name(call), arguments_of(call)
+    name, args = class_name(call), args_of(call)
     if name == "torch._tensor._rebuild_from_type_v2" and len(args) > 2 and isinstance(args[0], Named):
         name, args = args[0].name, args[2].items if isinstance(args[2], Items) else []
-    return args if _REBUILT_TENSOR.fullmatch(name) else []
+    return args if REBUILT_TENSOR.fullmatch(name) else []
 
 
 def short_storages(root: Followed, sizes: Mapping[str, int]) -> list[str]:
@@ -139,31 +138,7 @@ def short_storages(root: Followed, sizes: Mapping[str, int]) -> list[str]:
         root: the pickle of the saved object.
         sizes: bytes of each storage by its key.
     """
-    short = []
-    for value in root.stored:
-        if _is_storage(value.description):
-            _, kind, key, _, count = value.description.items[:5]
-            each = item_size(kind.name)
-            if key in sizes and each * count > sizes[key]:
-                short.append(key)
-    return short
-
-
-def arguments_of(call: Made) -> list[Any]:
-    """The arguments of a call."""
-    return call.args.items if isinstance(call.args, Items) else [call.args]
-
-
-def _is_storage(description: Any) -> bool:
-    parts = description.items if isinstance(description, Items) else []
-    return (
-        len(parts) >= 5
-        and parts[0] == "storage"
-        and isinstance(parts[1], Named)
-        and isinstance(parts[2], str)
-        and type(parts[4]) is int
-        and 0 <= parts[4] < _MOST_ELEMENTS
-    )
+    return [one.key for one in storages_in(root.stored) if one.key in sizes and one.bytes > sizes[one.key]]
 
 
 # --- calls, by their arguments -------------------------------------------------------------------
@@ -213,8 +188,7 @@ def _is_short_bytes(args: list[Any]) -> bool:
 
 
 def _is_size(args: list[Any]) -> bool:
-    parts = args[0].items if len(args) == 1 and isinstance(args[0], Items) else args
-    return len(parts) <= _MOST_PARTS and all(type(part) is int and 0 <= part < _MOST_ELEMENTS for part in parts)
+    return are_sizes(args[0].items if len(args) == 1 and isinstance(args[0], Items) else args)
 
 
 def _is_set(args: list[Any]) -> bool:
@@ -224,7 +198,7 @@ def _is_set(args: list[Any]) -> bool:
 
 
 def _is_path(args: list[Any]) -> bool:
-    return len(args) <= _MOST_PARTS * 4 and all(isinstance(part, str) and len(part) <= 4096 for part in args)
+    return len(args) <= 4 * MOST_PARTS and all(isinstance(part, str) and len(part) <= 4096 for part in args)
 
 
 def _is_ordered_dict(args: list[Any]) -> bool:
@@ -238,16 +212,9 @@ def _is_ordered_dict(args: list[Any]) -> bool:
 
 def _is_tensor(args: list[Any]) -> bool:
     """Whether ``_rebuild_tensor_v2(storage, offset, size, stride, …)`` makes a tensor within its storage."""
-    if len(args) < 4 or not isinstance(args[0], Stored) or not _is_storage(args[0].description):
-        return False
-    offset, size, stride = args[1], _whole_numbers(args[2]), _whole_numbers(args[3])
-    if type(offset) is not int or offset < 0 or size is None or stride is None or len(size) != len(stride):
-        return False
-    # the hooks of its gradient
-    if len(args) > 5 and not _is_empty(args[5]):
-        return False
-    last = offset + sum((count - 1) * step for count, step in zip(size, stride))
-    return 0 in size or last < args[0].description.items[4]
+    note = rebuilt(args)
+    # the sixth argument: the hooks of its gradient
+    return note is not None and note.is_within_storage and all(map(_is_empty, args[5:6]))
 
 
 def _is_parameter(args: list[Any]) -> bool:
@@ -258,29 +225,21 @@ def _is_parameter(args: list[Any]) -> bool:
 def _is_empty(value: Any) -> bool:
     """Whether a value is None, an empty dict or an empty OrderedDict."""
     if isinstance(value, Made):
-        is_plain = class_name(value) == "collections.OrderedDict" and not arguments_of(value)
+        is_plain = class_name(value) == "collections.OrderedDict" and not args_of(value)
         return is_plain and not value.pairs and not value.items and value.state is None
     return value is None or (isinstance(value, Table) and not value.pairs)
-
-
-def _whole_numbers(value: Any) -> list[int] | None:
-    """The items of a tuple or ``torch.Size`` of sizes or strides; None if it is anything else."""
-    if class_name(value) == "torch.Size" and len(arguments_of(value)) == 1:
-        value = arguments_of(value)[0]
-    parts: list[Any] = value.items if isinstance(value, Items) else [None]
-    return parts if _is_size(parts) else None
 
 
 def _is_of_a_subclass(args: list[Any]) -> bool:
     """Whether ``_rebuild_from_type_v2(rebuild, cls, args, state)`` makes a tensor: it calls its first argument."""
     if len(args) < 3 or not isinstance(args[0], Named) or not isinstance(args[2], Items):
         return False
-    if _REBUILT_TENSOR.fullmatch(args[0].name):
+    if REBUILT_TENSOR.fullmatch(args[0].name):
         return _is_tensor(args[2].items)
-    return _REBUILT.fullmatch(args[0].name) is not None and _is_parameter(args[2].items)
+    return REBUILT_PARAMETER.fullmatch(args[0].name) is not None and _is_parameter(args[2].items)
 
 
-def _never(arguments_of: list[Any]) -> bool:
+def _never(args: list[Any]) -> bool:
     return False
 
 
