@@ -49,6 +49,8 @@ class CA(AttentionBlock):
     torch.Size([2, 64, 20, 12])
     """
 
+    shown_options = ("reduction",)
+
     @named_numbers
     def __init__(
         self,
@@ -80,6 +82,3 @@ class CA(AttentionBlock):
     def zero_gate_(self) -> None:
         """Set the last parameters to zero, so that training starts with a gate of 1/2 * 1/2 everywhere."""
         zero_(self.conv_h, self.conv_w)
-
-    def extra_repr(self) -> str:
-        return f"{self.channels}, reduction={self.reduction}"

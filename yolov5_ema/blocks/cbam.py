@@ -130,6 +130,8 @@ class CBAM(AttentionBlock):
         "SpatialGate.spatial.bn": "spatial_gate.bn",
     }
 
+    shown_options = ("reduction", "kernel_size", "implementation")
+
     @named_numbers
     def __init__(
         self,
@@ -163,9 +165,3 @@ class CBAM(AttentionBlock):
     def zero_gate_(self) -> None:
         """Set the last parameters to zero, so that training starts with a gate of 1/2 * 1/2 everywhere."""
         zero_(self.channel_gate.fc2, self.spatial_gate.bn)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.channels}, reduction={self.reduction}, kernel_size={self.kernel_size}, "
-            f"implementation={self.implementation}"
-        )

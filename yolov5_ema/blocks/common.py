@@ -99,11 +99,16 @@ class AttentionBlock(nn.Module):
     """Base class of the blocks here. They also load the state dicts of the public reference implementations.
 
     ``reference_names`` maps a parameter's or submodule's name in the reference to the name here. It is applied under
-    any prefix, and only if the name here is not already in the state dict. A block need not derive from this class.
+    any prefix, and only if the name here is not already in the state dict. ``shown_options`` are the options in its
+    ``repr``. A block need not derive from this class.
     It need not have a method ``zero_gate_()`` either, which makes the gate a constant for ``--init identity``.
     """
 
     reference_names: ClassVar[dict[str, str]] = {}
+    shown_options: ClassVar[tuple[str, ...]] = ()
+
+    def extra_repr(self) -> str:
+        return ", ".join([f"{self.channels}", *(f"{name}={getattr(self, name)}" for name in self.shown_options)])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for theirs, ours in self.reference_names.items():

@@ -59,6 +59,8 @@ class ECA(AttentionBlock):
     (3, torch.Size([2, 64, 20, 12]))
     """
 
+    shown_options = ("kernel_size",)
+
     @named_numbers
     def __init__(
         self,
@@ -83,6 +85,3 @@ class ECA(AttentionBlock):
     def zero_gate_(self) -> None:
         """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""
         zero_(self.conv)
-
-    def extra_repr(self) -> str:
-        return f"{self.channels}, kernel_size={self.kernel_size}"

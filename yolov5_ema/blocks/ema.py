@@ -91,6 +91,8 @@ class EMA(AttentionBlock):
     # for blocks in old checkpoints, from before this attribute existed
     implementation = "auto"
 
+    shown_options = ("groups", "cross_spatial", "implementation")
+
     @named_numbers
     def __init__(
         self,
@@ -170,12 +172,6 @@ class EMA(AttentionBlock):
     def zero_gate_(self) -> None:
         """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""
         zero_(self.gn, self.conv3x3)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.channels}, groups={self.groups}, cross_spatial={self.cross_spatial}, "
-            f"implementation={self.implementation}"
-        )
 
 
 class _EMAByLayers(EMA):

@@ -99,6 +99,3 @@ class NAM(AttentionBlock):
     def zero_gate_(self) -> None:
         """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""
         zero_(self.bn)
-
-    def extra_repr(self) -> str:
-        return f"{self.channels}"

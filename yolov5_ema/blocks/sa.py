@@ -76,6 +76,8 @@ class SA(AttentionBlock):
         "sbias": "spatial.bias",
     }
 
+    shown_options = ("groups",)
+
     @named_numbers
     def __init__(
         self,
@@ -123,6 +125,3 @@ class SA(AttentionBlock):
     def zero_gate_(self) -> None:
         """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""
         zero_(self.channel, self.spatial)
-
-    def extra_repr(self) -> str:
-        return f"{self.channels}, groups={self.groups}"

@@ -17,25 +17,23 @@ __all__ = ["NAMES"]
 
 def pool(x: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and maximum of each channel (2, N, C) and, with ``count_ties``, its ties (N, C)."""
-    n, c, _, _ = sizes_of(x)
-    pooled, ties = x.new_empty(2, n, c), x.new_empty((n, c) if count_ties else 0)
+    pooled, ties = new_pool(x, count_ties)
     _call("pool", x, (), (pooled[0], pooled[1], ties if count_ties else None))
     return pooled, ties
 
 
 def maps(x: torch.Tensor, gate_c: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps of x * gate_c (N, 2, H, W) and, with ``count_ties``, the ties over its channels (N, 1, H, W)."""
-    n, c, h, w = sizes_of(x)
-    out, ties = x.new_empty(n, 2, h, w), x.new_empty((n, 1, h, w) if count_ties else 0)
-    _call("maps", x, (Array(as_contiguous(gate_c), (n, c)),), (out, ties if count_ties else None))
+    out, ties = new_maps(x, gate_c, count_ties)
+    _call("maps", x, (Array(laid_out(gate_c), x.shape[:2]),), (out, ties if count_ties else None))
     return out, ties
 
 
 def apply(x: torch.Tensor, gate_c: torch.Tensor, gate_s: torch.Tensor) -> torch.Tensor:
     """x * gate_c * gate_s."""
     n, c, h, w = sizes_of(x)
-    out = x.new_empty(x.shape)
-    gates = (Array(as_contiguous(gate_c), (n, c)), Array(as_contiguous(gate_s), (n, 1, h, w)))
+    out = new_input(x)
+    gates = (Array(laid_out(gate_c), (n, c)), Array(laid_out(gate_s), (n, 1, h, w)))
     _call("apply", x, gates, (out,))
     return out
 
@@ -45,12 +43,9 @@ def apply_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of gate_c and gate_s from the gradient of the output."""
     n, c, h, w = sizes_of(x)
-    d_gate_c, d_gate_s = x.new_empty(n, c), x.new_empty(n, 1, h, w)
-    arrays = (
-        Array(as_contiguous(grad), x.shape),
-        Array(as_contiguous(gate_c), (n, c)),
-        Array(as_contiguous(gate_s), (n, 1, h, w)),
-    )
+    d_gate_c, d_gate_s = new_gates(grad, x)
+    gates = (Array(laid_out(gate_c), (n, c)), Array(laid_out(gate_s), (n, 1, h, w)))
+    arrays = (Array(laid_out(grad), x.shape), *gates)
     _call("apply_backward", x, arrays, (d_gate_c, d_gate_s))
     return d_gate_c, d_gate_s
 
@@ -60,7 +55,7 @@ def maps_backward(
 ) -> torch.Tensor:
     """Gradient of gate_c from the gradient of the maps."""
     n, c, h, w = sizes_of(x)
-    d_gate_c = x.new_empty(n, c)
+    d_gate_c = new_gate_of_channels(d_maps, x)
     arrays = (
         Array(as_contiguous(d_maps), (n, 2, h, w)),
         Array(as_contiguous(gate_c), (n, c)),
@@ -90,7 +85,7 @@ def input_backward(
     channels, pair, pixels = (n, c), (n, 2, h, w), (n, 1, h, w)
     if d_pooled.shape != (2, n, c):
         raise RuntimeError(f"CBAM: expected gradients of shape {[2, n, c]}, got {list(d_pooled.shape)}")
-    dx = x.new_empty(x.shape)
+    dx = new_input(x)
     tensors = (gate_c, gate_s, maps, map_ties, peak, ties, grad, *d_pooled, d_maps)
     shapes = (channels, pixels, pair, pixels, channels, channels, x.shape, channels, channels, pair)
     arrays = [Array(as_contiguous(tensor), shape) for tensor, shape in zip(tensors, shapes)]
@@ -102,11 +97,8 @@ def convolve(maps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Convolution of the maps with a weight (1, 2, k, k), k odd, padded by k // 2: (N, 1, H, W)."""
     n, _, h, w = sizes_of(maps)
     k = window_of(weight)
-    out = maps.new_empty(n, 1, h, w)
-    arrays = (
-        Array(as_contiguous(maps), (n, 2, h, w)),
-        Array(as_contiguous(weight), (1, 2, k, k)),
-    )
+    out = new_convolved(maps)
+    arrays = (Array(laid_out(maps), (n, 2, h, w)), Array(laid_out(weight), (1, 2, k, k)))
     call("cbam_convolve", maps.dtype, arrays, (out,), (n, h, w, k))
     return out
 
@@ -117,7 +109,7 @@ def convolve_backward(
     """Gradients of the maps and the weight."""
     n, _, h, w = sizes_of(maps)
     k = window_of(weight)
-    d_maps, d_weight = maps.new_empty(n, 2, h, w), maps.new_empty(1, 2, k, k)
+    d_maps, d_weight = new_convolution_gradients(grad, maps, weight)
     arrays = (
         Array(as_contiguous(maps), (n, 2, h, w)),
         Array(as_contiguous(grad), (n, 1, h, w)),
@@ -125,6 +117,48 @@ def convolve_backward(
     )
     call("cbam_convolve_backward", maps.dtype, arrays, (d_maps, d_weight), (n, h, w, k))
     return d_maps, d_weight
+
+
+# --- the results of the operators, before a kernel writes them -------------------------------------
+
+
+def new_pool(x: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    n, c, _, _ = sizes_of(x)
+    return x.new_empty(2, n, c), x.new_empty((n, c) if count_ties else 0)
+
+
+def new_maps(x: torch.Tensor, gate_c: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    n, _, h, w = sizes_of(x)
+    return x.new_empty(n, 2, h, w), x.new_empty((n, 1, h, w) if count_ties else 0)
+
+
+def new_input(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(sizes_of(x))
+
+
+def new_gates(grad: torch.Tensor, x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    n, c, h, w = sizes_of(x)
+    return x.new_empty(n, c), x.new_empty(n, 1, h, w)
+
+
+def new_gate_of_channels(d_maps: torch.Tensor, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(sizes_of(x)[:2])
+
+
+def new_convolved(maps: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    n, _, h, w = sizes_of(maps)
+    return maps.new_empty(n, 1, h, w)
+
+
+def new_convolution_gradients(
+    grad: torch.Tensor, maps: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    n, _, h, w = sizes_of(maps)
+    k = window_of(weight)
+    return maps.new_empty(n, 2, h, w), maps.new_empty(1, 2, k, k)
+
+
+# --- checks ------------------------------------------------------------------------------------------
 
 
 def sizes_of(x: torch.Tensor) -> torch.Size:
