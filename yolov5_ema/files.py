@@ -19,7 +19,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -337,7 +337,7 @@ def refuse_link(place: Path, what: str) -> None:
 
 
 @contextmanager
-def writing_in(place: str | os.PathLike[str]) -> Iterator[None]:
+def writing_in(place: str | os.PathLike[str], verb: str = "written") -> Iterator[None]:
     """Turn errors of the file system into a message that names the path.
 
     Raises:
@@ -346,7 +346,12 @@ def writing_in(place: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{os.fspath(place)} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{os.fspath(place)} cannot be {verb}: {error.strerror or error}") from error
+
+
+def reading_from(place: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """`writing_in` for files that are read."""
+    return writing_in(place, "read")
 
 
 @contextmanager

@@ -8,12 +8,12 @@ import re
 import stat
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import open_regular
-from yolov5_ema.reading import MOST_TEXT, read_bytes
+from yolov5_ema.files import open_regular, reading_from
+from yolov5_ema.reading import MOST_TEXT, leads_outside, read_bytes
 
 
 class Place(NamedTuple):
@@ -59,11 +59,10 @@ class Place(NamedTuple):
             UserError: the file cannot be read, or the archive is damaged at this file.
         """
         try:
-            if self.inside is not None:
-                return self._unpacked(self.inside + file)
-            return read_bytes(f"{self.path}/{file}")
-        except OSError as error:
-            raise UserError(f"{self.name_of(file)} cannot be read: {error.strerror or error}") from error
+            with reading_from(self.name_of(file)):
+                if self.inside is not None:
+                    return self._unpacked(self.inside + file)
+                return read_bytes(f"{self.path}/{file}")
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise UserError(f"{self.name_of(file)} is damaged in the archive: {error}") from error
 
@@ -84,10 +83,9 @@ def open_archive(path: str) -> zipfile.ZipFile:
         UserError: it is not a zip file, or it is cut off.
     """
     try:
-        status = os.stat(path)
-        return _opened(path, status.st_size, status.st_mtime_ns, os.getpid())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        with reading_from(path):
+            status = os.stat(path)
+            return _opened(path, status.st_size, status.st_mtime_ns, os.getpid())
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise UserError(f"{path} is not a zip file, or it is cut off ({error}); download it again") from error
 
@@ -105,8 +103,7 @@ def check_archive(path: str) -> None:
         UserError: names the first such entry.
     """
     for info in open_archive(path).infolist():
-        name = info.orig_filename.replace("\\", "/")
-        if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in PurePosixPath(name).parts:
+        if leads_outside(info.orig_filename):
             raise UserError(
                 f"{path}: the entry {info.orig_filename!r} would be written outside the folder; "
                 "this archive cannot be trusted; nothing was written"
@@ -126,20 +123,17 @@ def unpacked_bytes(path: str) -> int:
 
 
 def _folder_signatures(folder: str) -> dict[str, str]:
-    try:
-        found = {}
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    continue
-                try:
-                    status = entry.stat()
-                    found[entry.name] = f"{status.st_size}.{status.st_mtime_ns}"
-                except OSError:  # a link to nowhere: reading it will say so
-                    found[entry.name] = "unreadable"
-        return found
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror or error}") from error
+    found = {}
+    with reading_from(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                continue
+            try:
+                status = entry.stat()
+                found[entry.name] = f"{status.st_size}.{status.st_mtime_ns}"
+            except OSError:  # a link to nowhere: reading it will say so
+                found[entry.name] = "unreadable"
+    return found
 
 
 def folders_of(path: Path, name: str) -> list[Place]:

@@ -102,10 +102,7 @@ def convert_coco(
         _check_all(plans, workers, quiet)
     with workspace(out) as drafts:
         results = [_convert(plan, names, out, drafts, workers, quiet, strict) for plan in plans]
-        problems = {result.split: result.problems for result in results if result.problems}
-        report = problems_of.write_report(out, problems, drafts) if problems else None
-        if report is None:
-            (out / problems_of.REPORT).unlink(missing_ok=True)
+        report = problems_of.write_report(out, {result.split: result.problems for result in results}, drafts)
         yaml_file = _write_yaml(out, names, drafts)
     return Conversion(yaml_file, results, [], report)
 
@@ -285,7 +282,7 @@ def _size_or_problem(file: Path, size: tuple[int, int], problems: list[Problem])
     try:
         return read_image_info(file)[:2]
     except UserError as error:
-        problems.append(Problem("image", str(file), str(error).removeprefix(str(file)).strip()))
+        problems.append(problems_of.of_error("image", str(file), error))
         return None
 
 
@@ -466,7 +463,7 @@ def place_chunk(task: Task) -> tuple[list[tuple[int, int]], list[Problem]]:
         try:
             info = read_image_info(file)
         except UserError as error:
-            problems.append(Problem("image", file, str(error).removeprefix(file).strip()))
+            problems.append(problems_of.of_error("image", file, error))
             sizes.append((0, 0))
             if job.drafts:
                 _remove(job, item.image)

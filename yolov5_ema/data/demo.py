@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import yaml
 
+from yolov5_ema.data.yolo_format import label_text
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import whole_folder, write_whole
 from yolov5_ema.reading import read_bytes, read_json
@@ -176,7 +177,7 @@ def _write_all(directory: Path, plan: _Plan) -> None:
             picture, labels = draw_scene(plan.seed, split, index, plan.imgsz)
             image_file, label_file = _files(fresh, split, name)
             _write_image(image_file, picture)
-            _write_labels(label_file, labels)
+            label_file.write_text(label_text(labels), encoding="utf-8")
         manifest = json.dumps(plan.manifest(), indent=2)
         (fresh / _MANIFEST).write_text(manifest + "\n", encoding="utf-8")
 
@@ -185,11 +186,6 @@ def _write_image(path: Path, picture: np.ndarray) -> None:
     # On some systems cv2.imwrite garbles non-ASCII names, and it fails silently.
     _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
     path.write_bytes(encoded.tobytes())
-
-
-def _write_labels(path: Path, labels: np.ndarray) -> None:
-    rows = (f"{int(kind)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, x, y, w, h in labels)
-    path.write_text("".join(rows), encoding="utf-8")
 
 
 def _write_yaml(directory: Path) -> Path:

@@ -11,8 +11,13 @@ from PIL import Image
 
 from yolov5_ema.data.listing import IMAGE_SUFFIXES
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import open_regular
+from yolov5_ema.files import open_regular, reading_from
 
+# ImportError: if ultralytics is imported, Pillow looks for a plugin before it gives up
+BROKEN = (OSError, SyntaxError, ValueError, ImportError)
+"""What Pillow raises for a file that is not a whole image."""
+_EXIF_ORIENTATION = 0x0112
+_QUARTER_TURNS = (5, 6, 7, 8)
 _HEAD = 4096  # bytes; most JPEGs give their size within them
 _LEAST_SIDE = 10
 _END_OF_JPEG = b"\xff\xd9"
@@ -39,20 +44,32 @@ def read_image_info(file: str | os.PathLike[str]) -> ImageInfo:
     Raises:
         UserError: it cannot be read, is not an image, or is cut off.
     """
-    try:
-        with open_regular(file) as stream:
-            descriptor = stream.fileno()
-            head = os.read(descriptor, _HEAD)
-            if not head.startswith(b"\xff\xd8"):
-                return _by_pillow(file, file)
-            os.lseek(descriptor, -min(2, len(head)), os.SEEK_END)
-            tail = os.read(descriptor, 2)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+    with reading_from(file), open_regular(file) as stream:
+        descriptor = stream.fileno()
+        head = os.read(descriptor, _HEAD)
+        if not head.startswith(b"\xff\xd8"):
+            return _by_pillow(file, file)
+        os.lseek(descriptor, -min(2, len(head)), os.SEEK_END)
+        tail = os.read(descriptor, 2)
     size = _jpeg_size(head)
     if size is None or tail != _END_OF_JPEG:
         return _by_pillow(file, file, decode=tail != _END_OF_JPEG)
     return ImageInfo(*size, True)
+
+
+def displayed_size(file: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height in pixels as `cv2.imread` returns an image, turned as its EXIF data says, without decoding it.
+
+    Raises:
+        UserError: it is not an image that Pillow can read.
+    """
+    try:
+        with open_regular(file) as stream, Image.open(stream) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
+    except (*BROKEN, Image.DecompressionBombError) as error:
+        raise UserError(f"{file} cannot be read as an image: {error}") from error
+    return (height, width) if turned else (width, height)
 
 
 def reason_left_out(file: str | os.PathLike[str]) -> str:
@@ -116,8 +133,7 @@ def _by_pillow(file: str | os.PathLike[str] | io.BytesIO, name: object, decode: 
                     image.load()
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: {error}") from error
-    except (OSError, SyntaxError, ValueError, ImportError) as error:
-        # ImportError: if ultralytics is imported, Pillow looks for a plugin before it gives up
+    except BROKEN as error:
         what = "is cut off" if "truncated" in str(error) else "is not a readable image"
         raise UserError(f"{name} {what}") from error
     return ImageInfo(width, height, not decode)

@@ -7,6 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from yolov5_ema.data.image_size import BROKEN
 from yolov5_ema.data.writing import draft_of
 from yolov5_ema.errors import UserError
 
@@ -85,6 +86,6 @@ def _decoded(content: bytes, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
-    except (OSError, SyntaxError, ValueError, ImportError) as error:  # see image_size.py
+    except BROKEN as error:
         raise BrokenImageError(name, error) from error
     return image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,11 +69,22 @@ def raise_if_any(problems: Sequence[Problem], then: str) -> None:
         raise UserError("\n".join([f"--strict: {then}", *describe(problems)]))
 
 
-def write_report(out: Path, problems: Mapping[str, Iterable[Problem]], drafts: str) -> Path:
-    """Write the problems of each split to ``conversion_report.json``; return its path."""
+def of_error(kind: str, where: str, error: Exception) -> Problem:
+    """An error as a problem with the file that its message begins with."""
+    return Problem(kind, where, str(error).removeprefix(where).lstrip(": "))
+
+
+def write_report(out: Path, problems: Mapping[str, Sequence[Problem]], drafts: str) -> Path | None:
+    """Write the problems of each split to ``conversion_report.json``; return its path.
+
+    Without problems, the report of an earlier run is removed, and the result is None.
+    """
     file = out / REPORT
+    if not any(problems.values()):
+        file.unlink(missing_ok=True)
+        return None
     splits = {}
-    for split, found in problems.items():
+    for split, found in filter(lambda entry: entry[1], problems.items()):
         rows = [problem._asdict() for problem in found]
         counts = Counter(row["kind"] for row in rows)
         splits[split] = {"counts": dict(sorted(counts.items())), "problems": rows}

@@ -7,13 +7,13 @@ every JPEG window as PNG, cannot resume after an interruption, and reads images 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha1
 from pathlib import Path
@@ -22,15 +22,15 @@ from typing import Any
 import cv2
 import numpy as np
 import yaml
-from PIL import Image
 from tqdm import tqdm
 
 from yolov5_ema.data.dataset import SPLITS, Dataset, label_path, place_of
 from yolov5_ema.data.image_files import read_image
+from yolov5_ema.data.image_size import displayed_size
 from yolov5_ema.data.text_rows import BadLine
-from yolov5_ema.data.yolo_format import to_xywh_pixels
+from yolov5_ema.data.yolo_format import label_text, to_xywh_pixels
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import link_or_copy, locked, make_folder, open_regular, write_whole
+from yolov5_ema.files import link_or_copy, make_folder, write_whole
 from yolov5_ema.reading import read_json
 
 MIN_SIZE = 32  # pixels; the largest stride of YOLOv5's P5 models
@@ -39,8 +39,6 @@ JPEG_QUALITY = 95
 MANIFEST = "slicing.json"
 
 _JPEG = {".jpg", ".jpeg", ".mpo"}
-_TURNED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
-_EXIF_ORIENTATION = 0x0112
 
 Window = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; right and bottom are exclusive."""
@@ -115,10 +113,6 @@ class SlicePlan:
         for flag, value in (("--min-area-ratio", self.min_area_ratio), ("--keep-empty", self.keep_empty)):
             if not 0 <= value <= 1:
                 raise UserError(f"{flag} {value:g}: must be a fraction from 0 to 1")
-
-    def keep_empty_in(self, split: str) -> float:
-        """The fraction of background windows to keep: ``keep_empty`` in training, all in other splits."""
-        return self.keep_empty if split == "train" else 1.0
 
 
 @dataclass
@@ -233,20 +227,9 @@ def prepare_folder(out: Path, dataset: Dataset, plan: SlicePlan) -> None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"-o {out} holds something else; give a new or empty folder")
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(manifest, indent=1).encode())
+        write_whole(file, json.dumps(manifest, indent=1))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot use the folder -o {out}: {error}") from error
-
-
-@contextmanager
-def held(out: Path) -> Iterator[None]:
-    """Lock the existing folder of a sliced set for one run.
-
-    Raises:
-        UserError: another run has locked it.
-    """
-    with locked(out, f"another run is writing to {out}; wait until it has finished"):
-        yield
 
 
 def write_yaml(dataset: Dataset, sliced: Sequence[str], out: Path) -> Path:
@@ -264,7 +247,7 @@ def write_yaml(dataset: Dataset, sliced: Sequence[str], out: Path) -> Path:
     content.update(nc=len(dataset.names), names=list(dataset.names))
     _keep_annotations(content, dataset, sliced)
     file = out / f"{out.name}.yaml"
-    write_whole(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+    write_whole(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return file
 
 
@@ -284,7 +267,9 @@ class _Job:
 
     def run(self) -> SliceReport:
         rows = self.dataset.labels(self.image)
-        size = _size_by_header(self.image)
+        size: tuple[int, int] | None = None
+        with contextlib.suppress(Exception):  # Pillow raises many types on damaged files; OpenCV decides
+            size = displayed_size(self.image)
         if size is not None:
             cuts, report = self._cuts(rows.values, size)
             report.bad_lines = rows.named
@@ -330,7 +315,9 @@ class _Job:
         if slivers:
             report.slivers += 1
             return False
-        if _chance(self._stem(window)) < self.plan.keep_empty_in(self.split):
+        # a pseudorandom number from 0 to 1 that depends only on the name
+        chance = zlib.crc32(self._stem(window).encode()) / 2**32
+        if self.split != "train" or chance < self.plan.keep_empty:
             report.background += 1
             return True
         report.left_out += 1
@@ -361,7 +348,7 @@ class _Job:
     def _make(self, picture: np.ndarray, window: Window, labels: np.ndarray, is_whole: bool) -> None:
         left, top, right, bottom = window
         image_file, label_file = self._files(window, is_whole)
-        write_whole(label_file, _label_text(labels))
+        write_whole(label_file, label_text(labels))
         if is_whole:
             link_or_copy(self.image, image_file)
             return
@@ -383,27 +370,6 @@ def _boxes_inside(labels: np.ndarray, width: int, height: int) -> np.ndarray:
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     corners = corners.clip(0, (width, height, width, height))
     return np.concatenate([labels[:, :1], corners], axis=1)
-
-
-def _label_text(labels: np.ndarray) -> bytes:
-    lines = (f"{int(cls)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for cls, x, y, w, h in labels.tolist())
-    return "".join(lines).encode()
-
-
-def _size_by_header(image: Path) -> tuple[int, int] | None:
-    """Width and height as `cv2.imread` will return them, without decoding; None if Pillow cannot read them."""
-    try:
-        with open_regular(image) as stream, Image.open(stream) as opened:
-            width, height = opened.size
-            turned = opened.getexif().get(_EXIF_ORIENTATION) in _TURNED
-    except Exception:  # Pillow raises many types on damaged files; OpenCV decides
-        return None
-    return (height, width) if turned else (width, height)
-
-
-def _chance(name: str) -> float:
-    """A pseudorandom number from 0 to 1 that depends only on the name."""
-    return zlib.crc32(name.encode()) / 2**32
 
 
 # --- many images ----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import reading_from
 from yolov5_ema.reading import read_text
 
 
@@ -50,10 +51,19 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         UserError: it cannot be read, is not a regular file, or is too large.
     """
-    try:
+    with reading_from(file):
         return read_text(file, encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def refuse(bad: Sequence[BadLine]) -> None:
+    """Refuse lines that cannot be used.
+
+    Raises:
+        UserError: there is one; names the first, and how many more there are.
+    """
+    if bad:
+        more = f" (and {len(bad) - 1} more lines)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0]}{more}")
 
 
 def parse_rows(

@@ -87,10 +87,7 @@ def convert_visdrone(
         _check_all(jobs, workers, quiet)
     with workspace(out) as drafts:
         results = [_convert(job._replace(drafts=drafts), out, workers, quiet, strict) for job in jobs]
-        problems = {result.split: result.problems for result in results if result.problems}
-        report = problems_of.write_report(out, problems, drafts) if problems else None
-        if not problems:
-            (out / problems_of.REPORT).unlink(missing_ok=True)
+        report = problems_of.write_report(out, {result.split: result.problems for result in results}, drafts)
         yaml_file = _write_yaml(out, drafts)
     return Conversion(yaml_file, results, notes, report)
 

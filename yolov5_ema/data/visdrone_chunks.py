@@ -163,7 +163,7 @@ def _convert_usable(task: Task, broken: Mapping[str, UserError]) -> Chunk:
                 raise broken[item.image]
             size = item.size or _take_image(job, item.image)
         except UserError as error:
-            problems.append(Problem(kind, where, str(error).removeprefix(where).lstrip(": ")))
+            problems.append(problems_of.of_error(kind, where, error))
             if job.drafts:
                 remove_results(job.target, [item.image])
         else:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from yolov5_ema.data.text_rows import BadLine, Rows, parse_clean, parse_rows, read_lines
-from yolov5_ema.errors import UserError
+from yolov5_ema.files import reading_from
 from yolov5_ema.reading import read_bytes
 
 CLASSES = (
@@ -49,11 +49,8 @@ def read_annotations(file: Path) -> Rows:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
-        text = read_bytes(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
-    return parse_annotations(text, file)
+    with reading_from(file):
+        return parse_annotations(read_bytes(file), file)
 
 
 def parse_annotations(text: bytes, file: Path) -> Rows:

@@ -7,19 +7,19 @@ the whole image, in training and in ``val``.
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from yolov5_ema.data.text_rows import BadLine, numbers_in
-from yolov5_ema.errors import UserError
+from yolov5_ema.files import reading_from
 from yolov5_ema.reading import read_bytes
 
 POLYGON_FROM = 7
 """From this number of columns, YOLOv5 reads a row, and then all rows of the file, as polygons; 9 in v6.0 and v6.1."""
 _LEAST_OF_POLYGON = 7
-_MARK = b"\xef\xbb\xbf"
 
 
 class Labels(NamedTuple):
@@ -72,14 +72,10 @@ def read_labels(file: Path, nc: int, polygon_from: int = POLYGON_FROM) -> Labels
     """
     if not file.exists():
         return Labels(_none(), np.zeros(0, np.int64), [], [], None, _none())
-    try:
+    with reading_from(file):
         content = read_bytes(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     reader = _Reader(file, nc)
-    if content.startswith(_MARK):
-        reader.note_mark()
-    reader.read(content.decode("utf-8-sig", "replace").splitlines(), polygon_from)
+    reader.read(content, polygon_from)
     return reader.labels()
 
 
@@ -95,10 +91,10 @@ class _Reader:
         self._left_out: BadLine | None = None
         self._seen: list[list[float]] = []
 
-    def note_mark(self) -> None:
-        self._note(self._odd, 1, "there is a byte order mark before the first row", leaves_out=True)
-
-    def read(self, lines: list[str], polygon_from: int) -> None:
+    def read(self, content: bytes, polygon_from: int) -> None:
+        if content.startswith(codecs.BOM_UTF8):
+            self._note(self._odd, 1, "there is a byte order mark before the first row", leaves_out=True)
+        lines = content.decode("utf-8-sig", "replace").splitlines()
         rows = _without_blank_ends([(number, line.split()) for number, line in enumerate(lines, 1) if line])
         polygons = any(len(fields) >= polygon_from for _, fields in rows)
         for number, fields in rows:
@@ -200,6 +196,12 @@ def _cut(box: list[float]) -> list[float] | None:
     if width <= 0 or height <= 0 or left >= right or top >= bottom:
         return None
     return [cls, (left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
+
+
+def label_text(rows: np.ndarray) -> str:
+    """The content of a label file: class, x and y of the center, width, height, of shape (R, 5), with six decimals."""
+    lines = (f"{int(cls)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for cls, x, y, w, h in rows.tolist())
+    return "".join(lines)
 
 
 def to_xywh_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:

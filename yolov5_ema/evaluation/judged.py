@@ -13,6 +13,7 @@ import numpy as np
 from yolov5_ema.data.dataset import Dataset
 from yolov5_ema.data.image_names import keys_of_images
 from yolov5_ema.data.image_size import reason_left_out
+from yolov5_ema.data.text_rows import refuse
 from yolov5_ema.data.yolo_format import Labels
 from yolov5_ema.errors import UserError
 
@@ -124,9 +125,7 @@ def _rows(labels: Labels) -> np.ndarray:
     """The label rows as YOLOv5 reads them; of a file that it refuses, the rows that can be used."""
     if labels.left_out is not None:
         return labels.values
-    if labels.bad:
-        more = f" (and {len(labels.bad) - 1} more lines)" if len(labels.bad) > 1 else ""
-        raise UserError(f"{labels.bad[0]}{more}")
+    refuse(labels.bad)
     return labels.seen
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from yolov5_ema.data import visdrone_format as visdrone
 from yolov5_ema.data.image_names import image_id, name_of, named_once
-from yolov5_ema.data.text_rows import parse_rows, read_lines
+from yolov5_ema.data.text_rows import parse_rows, read_lines, refuse
 from yolov5_ema.data.yolo_format import to_xywh_pixels
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.records import NO_CLASS, Predictions, Truth, check_predictions
@@ -208,8 +208,7 @@ def _text_files(place: Path) -> list[Path]:
 def _yolo_rows(lines: Sequence[str], file: Path) -> np.ndarray:
     """Rows of class, x, y, width, height, confidence, (N, 6)."""
     rows = parse_rows(lines, file, 6, at_least=5)
-    if rows.bad:
-        raise UserError(str(rows.bad[0]))
+    refuse(rows.bad)
     if any(len(line.split()) == 5 for line in lines):
         raise UserError(f"{file}: rows without a confidence; let YOLOv5 write them with --save-txt --save-conf")
     return rows.values
@@ -223,8 +222,7 @@ def _from_yolo(rows: np.ndarray, truth: Truth, file: Path, known: TruthSet) -> P
 
 def _from_visdrone(file: Path, truth: Truth, known: TruthSet) -> Predictions:
     rows = visdrone.read_results(file)
-    if rows.bad:
-        raise UserError(str(rows.bad[0]))
+    refuse(rows.bad)
     category = rows.values[:, visdrone.CATEGORY]
     not_evaluated = (category == visdrone.IGNORED_REGION) | (category == visdrone.OTHERS)
     classes = np.where(not_evaluated, NO_CLASS, category - 1)

@@ -9,22 +9,20 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from yolov5_ema.data import visdrone_format as visdrone
 from yolov5_ema.data.image_names import name_of, named_once
-from yolov5_ema.data.text_rows import BadLine
+from yolov5_ema.data.image_size import displayed_size
+from yolov5_ema.data.text_rows import refuse
 from yolov5_ema.data.yolo_format import to_xywh_pixels
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.judged import LabelledImages
 from yolov5_ema.evaluation.records import NO_CLASS, Truth
-from yolov5_ema.files import open_regular
 from yolov5_ema.reading import MOST_JSON, parse_json, read_bytes
 from yolov5_ema.texts import listed
 
 Sizes = Mapping[str, "tuple[int, int]"]
 """The width and height in pixels of each image, by its key."""
-_EXIF_ORIENTATION, _QUARTER_TURNS = 274, (5, 6, 7, 8)
 _LONGEST = 100_000
 """Pixels; a longer side is a mistake, and its mask of ignored regions would not fit into memory."""
 
@@ -83,7 +81,7 @@ def visdrone_truth(
 
 def _visdrone_image(file: Path, key: str, width: int, height: int) -> Truth:
     rows = visdrone.read_annotations(file)
-    _refuse(rows.bad)
+    refuse(rows.bad)
     category = rows.values[:, visdrone.CATEGORY].astype(np.int64)
     is_region = category == visdrone.IGNORED_REGION
     objects = rows.values[~is_region]
@@ -225,23 +223,7 @@ def image_sizes(files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
     Raises:
         UserError: an image cannot be read.
     """
-    return {key: _image_size(file) for key, file in files.items()}
-
-
-def _image_size(file: Path) -> tuple[int, int]:
-    try:
-        with open_regular(file) as stream, Image.open(stream) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        ImportError,
-        Image.DecompressionBombError,
-    ) as error:  # see data/image_size.py
-        raise UserError(f"{file} cannot be read as an image: {error}") from error
-    return (height, width) if turned else (width, height)
+    return {key: displayed_size(file) for key, file in files.items()}
 
 
 def read_image_sizes(file: Path) -> dict[str, tuple[int, int]]:
@@ -291,12 +273,6 @@ def read_json(file: Path) -> Any:
         ) from error
     except ValueError as error:
         raise UserError(f"{file} is not what is needed: {error}") from error
-
-
-def _refuse(bad: Sequence[BadLine]) -> None:
-    if bad:
-        more = f" (and {len(bad) - 1} more lines)" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0]}{more}")
 
 
 def _refuse_repeated(values: Sequence[Any], what: str) -> None:

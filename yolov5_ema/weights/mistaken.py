@@ -22,15 +22,11 @@ TORCHSCRIPT = (
 
 # The first bytes, what the file is, and the suffix that makes it valid for commands that take exported models.
 _BEGINNINGS = (
-    (b"<!doctype", "a web page; the download has gone wrong", ""),
-    (b"<html", "a web page; the download has gone wrong", ""),
-    (b"<head", "a web page; the download has gone wrong", ""),
+    ((b"<!doctype", b"<html", b"<head"), "a web page; the download has gone wrong", ""),
     (b"<?xml", "XML: a web page, or a graph of OpenVINO", ".xml"),
     (b"version https://git-lfs", "a pointer of Git LFS; fetch the file itself with 'git lfs pull'", ""),
     (b"\x89hdf", "an HDF5 file (Keras)", ""),
-    (b"\x89png", "a picture", ""),
-    (b"\xff\xd8\xff", "a picture", ""),
-    (b"gif8", "a picture", ""),
+    ((b"\x89png", b"\xff\xd8\xff", b"gif8"), "a picture", ""),
     (b"riff", "a picture or a video", ""),
     (b'{"', "JSON; if it was downloaded, its text says why the download failed", ".json"),
     (b"%pdf", "a PDF", ""),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from yolov5_ema.cli.command import Command, add_output
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import locked
 
 if TYPE_CHECKING:
     from yolov5_ema.data.slicing import SliceReport
@@ -48,7 +49,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         dataset.images(split)
     out = args.output or _default_out(file, args.size)
     slicing.prepare_folder(out, dataset, plan)
-    with slicing.held(out):
+    with locked(out, f"another run is writing to {out}; wait until it has finished"):
         for split in splits:
             report = slicing.slice_split(dataset, split, out, plan, strict=args.strict, workers=args.workers)
             print(_summary(split, report))
