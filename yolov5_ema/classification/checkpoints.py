@@ -19,6 +19,7 @@ from yolov5_ema.texts import first_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from yolov5_ema.classification.transforms import Transform
     from yolov5_ema.weights.checkpoint_files import PickleFile
 
 FORMAT = "yolov5-ema classifier"
@@ -61,13 +62,17 @@ class Classifier:
     record: dict[str, Any]
     device: torch.device
 
-    def prepare(self, image: Image) -> torch.Tensor:
-        """Return an image as input of the model: (1, 3, imgsz, imgsz) float32, on the model's device."""
+    @property
+    def transform(self) -> Transform:
+        """From an image in RGB to (3, imgsz, imgsz) float32, as in the evaluation of the training."""
         from yolov5_ema.classification.transforms import evaluation_transform
 
         crop = self.record.get("settings", {}).get("eval_crop", 1.0)
-        transform = evaluation_transform(self.imgsz, crop, self.mean, self.std)
-        return transform(image.convert("RGB")).unsqueeze(0).to(self.device)
+        return evaluation_transform(self.imgsz, crop, self.mean, self.std)
+
+    def prepare(self, image: Image) -> torch.Tensor:
+        """Return an image as input of the model: (1, 3, imgsz, imgsz) float32, on the model's device."""
+        return self.transform(image.convert("RGB")).unsqueeze(0).to(self.device)
 
 
 def save_classifier(path: Path, record: Mapping[str, Any]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,37 +25,37 @@ CIFAR_PLACES = ("datasets", "../datasets", ".")
 _SYNTHETIC_SIZES = {"classes": 10, "train": 4000, "val": 1000}
 
 
-class Pictures(Protocol):
-    """The images of a split with their classes."""
+class Pictures(ABC):
+    """The images of a split with their classes.
+
+    Attributes:
+        labels: the class of each image.
+    """
+
+    labels: Sequence[int]
 
     def __len__(self) -> int:
-        """The number of images."""
+        return len(self.labels)
 
     def label(self, index: int) -> int:
         """The class of an image."""
+        return int(self.labels[index])
 
+    @abstractmethod
     def load(self, index: int) -> Image.Image:
         """Read an image in RGB; raises `UnreadableImage`."""
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """The image's name in messages."""
 
 
-@dataclass
-class DrawnPictures:
+class DrawnPictures(Pictures):
     """A split of the synthetic data set."""
 
-    split: str
-    count: int
-    classes: int
-    imgsz: int
-    seed: int = 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def label(self, index: int) -> int:
-        return index % self.classes
+    def __init__(self, split: str, count: int, classes: int, imgsz: int, seed: int = 0) -> None:
+        self.split, self.classes, self.imgsz, self.seed = split, classes, imgsz, seed
+        self.labels = [index % classes for index in range(count)]
 
     def load(self, index: int) -> Image.Image:
         return Image.fromarray(synthetic.draw(self.seed, self.split, index, self.classes, self.imgsz)[0])
@@ -63,43 +64,30 @@ class DrawnPictures:
         return f"synthetic {self.split} {index}"
 
 
-@dataclass
-class CifarPictures:
+class CifarPictures(Pictures):
     """A split of CIFAR-100."""
 
-    split: str
-    content: cifar.CifarSplit
-
-    def __len__(self) -> int:
-        return len(self.content.labels)
-
-    def label(self, index: int) -> int:
-        return int(self.content.labels[index])
+    def __init__(self, split: str, content: cifar.CifarSplit) -> None:
+        self.split, self.images, self.labels = split, content.images, content.labels.tolist()
 
     def load(self, index: int) -> Image.Image:
-        return Image.fromarray(self.content.images[index])
+        return Image.fromarray(self.images[index])
 
     def name(self, index: int) -> str:
         return f"CIFAR-100 {self.split} {index}"
 
 
-@dataclass
-class FilePictures:
+class FilePictures(Pictures):
     """A split in folders, one folder for each class."""
 
-    listing: image_folder.Listing
-
-    def __len__(self) -> int:
-        return len(self.listing.files)
-
-    def label(self, index: int) -> int:
-        return self.listing.labels[index]
+    def __init__(self, listing: image_folder.Listing) -> None:
+        self.files, self.labels = listing.files, listing.labels
 
     def load(self, index: int) -> Image.Image:
-        return read_image(self.listing.files[index])
+        return read_image(self.files[index])
 
     def name(self, index: int) -> str:
-        return self.listing.files[index]
+        return self.files[index]
 
 
 @dataclass

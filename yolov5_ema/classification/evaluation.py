@@ -18,7 +18,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from yolov5_ema.classification.checkpoints import Classifier
 from yolov5_ema.classification.datasets import LEFT_OUT, Pictures, Samples, Shares, make_loader
 from yolov5_ema.classification.images import UnreadableImage
-from yolov5_ema.classification.transforms import evaluation_transform
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
 
@@ -150,9 +149,7 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    crop = classifier.record.get("settings", {}).get("eval_crop", 1.0)
-    transform = evaluation_transform(classifier.imgsz, crop, classifier.mean, classifier.std)
-    samples = Samples(pictures, transform, classifier.imgsz, seed=0)
+    samples = Samples(pictures, classifier.transform, classifier.imgsz, seed=0)
     shares = Shares(len(pictures), batch, 0, train=False)
     loader = make_loader(samples, shares, batch, workers, classifier.device.type == "cuda")
     tally = Tally(len(classifier.names), alone=True).to(classifier.device)

@@ -27,6 +27,7 @@ FAMILIES = (
     "resnet*, resnext*, wide_resnet*, seresnet*, res2net*, mobilenetv2*, mobilenetv3*, mobilenetv4_conv*, "
     "efficientnet*, mnasnet*, regnet*, darknet*, cspresnet*, gernet*, ese_vovnet*"
 )
+_NOTHING = (type(None), nn.Identity)
 _NEAREST = "nearest"
 _HINT = """block_options={"groups": "nearest"} (--block-options '{groups: nearest}')"""
 
@@ -46,42 +47,32 @@ class _Kind(NamedTuple):
     only_instead: bool = False  # only if timm itself has an attention layer there
 
 
+def _inside_or_behind(layer: str, attribute: str = "attn", behind: str = "attn_last") -> tuple[_Kind, _Kind]:
+    """A block with a place for an attention layer before its last convolution, and one after it."""
+    return _Kind(attribute, f"{layer}.in_channels"), _Kind(behind, f"{layer}.out_channels")
+
+
 # by class; if there are several entries, the one whose attention layer timm has set counts, else the first
 _KINDS: dict[str, tuple[_Kind, ...]] = {
-    "timm.models.resnet.BasicBlock": (_Kind("se", "bn2.num_features"),),
-    "timm.models.resnet.Bottleneck": (_Kind("se", "bn3.num_features"),),
-    "timm.models.res2net.Bottle2neck": (_Kind("se", "bn3.num_features"),),
-    "timm.models._efficientnet_blocks.InvertedResidual": (_Kind("se", "conv_pwl.in_channels"),),
-    "timm.models._efficientnet_blocks.CondConvResidual": (_Kind("se", "conv_pwl.in_channels"),),
-    "timm.models._efficientnet_blocks.EdgeResidual": (_Kind("se", "conv_pwl.in_channels"),),
-    "timm.models._efficientnet_blocks.UniversalInvertedResidual": (_Kind("se", "pw_proj.conv.in_channels"),),
+    "resnet.BasicBlock": (_Kind("se", "bn2.num_features"),),
+    "resnet.Bottleneck": (_Kind("se", "bn3.num_features"),),
+    "res2net.Bottle2neck": (_Kind("se", "bn3.num_features"),),
+    "_efficientnet_blocks.InvertedResidual": (_Kind("se", "conv_pwl.in_channels"),),
+    "_efficientnet_blocks.CondConvResidual": (_Kind("se", "conv_pwl.in_channels"),),
+    "_efficientnet_blocks.EdgeResidual": (_Kind("se", "conv_pwl.in_channels"),),
+    "_efficientnet_blocks.UniversalInvertedResidual": (_Kind("se", "pw_proj.conv.in_channels"),),
     # this class does not expand, and the paper's MobileNetV2 has no attention block in it
-    "timm.models._efficientnet_blocks.DepthwiseSeparableConv": (_Kind("se", "conv_pw.in_channels", True),),
-    "timm.models.regnet.Bottleneck": (_Kind("se", "conv3.conv.in_channels"),),
-    "timm.models.regnet.PreBottleneck": (_Kind("se", "conv3.in_channels"),),
-    "timm.models.byobnet.BasicBlock": (
-        _Kind("attn", "conv2_kxk.conv.in_channels"),
-        _Kind("attn_last", "conv2_kxk.conv.out_channels"),
-    ),
-    "timm.models.byobnet.BottleneckBlock": (
-        _Kind("attn", "conv3_1x1.conv.in_channels"),
-        _Kind("attn_last", "conv3_1x1.conv.out_channels"),
-    ),
-    "timm.models.byobnet.DarkBlock": (
-        _Kind("attn", "conv2_kxk.conv.in_channels"),
-        _Kind("attn_last", "conv2_kxk.conv.out_channels"),
-    ),
-    "timm.models.byobnet.EdgeBlock": (
-        _Kind("attn", "conv2_1x1.conv.in_channels"),
-        _Kind("attn_last", "conv2_1x1.conv.out_channels"),
-    ),
-    "timm.models.cspnet.BottleneckBlock": (
-        _Kind("attn2", "conv3.conv.in_channels"),
-        _Kind("attn3", "conv3.conv.out_channels"),
-    ),
-    "timm.models.cspnet.DarkBlock": (_Kind("attn", "conv2.conv.in_channels"),),
-    "timm.models.cspnet.EdgeBlock": (_Kind("attn", "conv2.conv.in_channels"),),
-    "timm.models.vovnet.OsaBlock": (_Kind("attn", "conv_concat.conv.out_channels"),),
+    "_efficientnet_blocks.DepthwiseSeparableConv": (_Kind("se", "conv_pw.in_channels", True),),
+    "regnet.Bottleneck": (_Kind("se", "conv3.conv.in_channels"),),
+    "regnet.PreBottleneck": (_Kind("se", "conv3.in_channels"),),
+    "byobnet.BasicBlock": _inside_or_behind("conv2_kxk.conv"),
+    "byobnet.BottleneckBlock": _inside_or_behind("conv3_1x1.conv"),
+    "byobnet.DarkBlock": _inside_or_behind("conv2_kxk.conv"),
+    "byobnet.EdgeBlock": _inside_or_behind("conv2_1x1.conv"),
+    "cspnet.BottleneckBlock": _inside_or_behind("conv3.conv", "attn2", "attn3"),
+    "cspnet.DarkBlock": (_Kind("attn", "conv2.conv.in_channels"),),
+    "cspnet.EdgeBlock": (_Kind("attn", "conv2.conv.in_channels"),),
+    "vovnet.OsaBlock": (_Kind("attn", "conv_concat.conv.out_channels"),),
 }
 
 
@@ -129,15 +120,10 @@ def insert_blocks(model: nn.Module, name: str, block: str, options: dict[str, An
 def _places(model: nn.Module) -> Iterator[Place]:
     for name, module in model.named_modules():
         cls = type(module)
-        kinds = _KINDS.get(f"{cls.__module__}.{cls.__qualname__}", ())
-        taken = [kind for kind in kinds if _is_taken(module, kind)]
+        kinds = _KINDS.get(f"{cls.__module__}.{cls.__qualname__}".removeprefix("timm.models."), ())
+        taken = [kind for kind in kinds if not isinstance(getattr(module, kind.attribute, None), _NOTHING)]
         for kind in taken[:1] or [kind for kind in kinds[:1] if not kind.only_instead]:
             yield Place(f"{name}.{kind.attribute}", operator.attrgetter(kind.channels)(module))
-
-
-def _is_taken(module: nn.Module, kind: _Kind) -> bool:
-    present = getattr(module, kind.attribute, None)
-    return present is not None and not isinstance(present, nn.Identity)
 
 
 def _create(name: str, block: str, place: Place, options: dict[str, Any]) -> nn.Module:

@@ -138,7 +138,6 @@ class Journal:
         records: the record of each image.
         finished: the summary given to `finish`, if nothing was added since.
         made_before: images for which any earlier run wrote files, whatever its header.
-        exists: whether an earlier run left a journal, even one for other options.
     """
 
     def __init__(self, file: Path, header: dict[str, Any]) -> None:
@@ -152,9 +151,8 @@ class Journal:
         self.records: dict[str, Record] = {}
         self.finished: dict[str, Any] | None = None
         self.made_before: set[str] = set()
-        self.exists = file.exists()
         self._stream: BinaryIO | None = None
-        if self.exists:
+        if file.exists():
             self._read()
 
     def _read(self) -> None:

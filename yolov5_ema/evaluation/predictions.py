@@ -90,10 +90,11 @@ class _Images:
     def __init__(self, truth: TruthSet) -> None:
         self._truth = truth
         self._by_id: dict[Any, list[str]] = {}
-        for key in (*truth.truths, *truth.left_out):
+        known = dict.fromkeys((*truth.truths, *truth.left_out))
+        for key in known:
             for called in {name_of(key), image_id(key)}:
                 self._by_id.setdefault(called, []).append(key)
-        self._by_id.update({identity: [key] for identity, key in truth.image_ids.items()})
+        self._by_id.update({identity: [key] if key in known else [] for identity, key in truth.image_ids.items()})
 
     def named(self, identity: Any, where: str) -> str | None:
         """The key of the image; None if it is not evaluated.
@@ -101,7 +102,7 @@ class _Images:
         Raises:
             UserError: there is no such image, or more than one.
         """
-        keys = [key for key in self._by_id.get(identity, []) if self._is_known(key)]
+        keys = self._by_id.get(identity)
         if not keys:
             raise UserError(f"{where}: image_id {identity!r} is not an image in {self._truth.source}")
         if len(keys) > 1:
@@ -110,9 +111,6 @@ class _Images:
                 f"{where}: image_id {identity!r} is the {what} of {' and of '.join(keys[:2])}; rename one of them"
             )
         return keys[0] if keys[0] in self._truth.truths else None
-
-    def _is_known(self, key: str) -> bool:
-        return key in self._truth.truths or key in self._truth.left_out
 
 
 # --- which class a number means ---------------------------------------------------------------

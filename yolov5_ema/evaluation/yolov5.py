@@ -99,53 +99,7 @@ class Yolov5Protocol:
         if not len(labels):
             raise UserError("the ground truth holds no object: there is nothing to evaluate")
         present, counts = np.unique(labels, return_counts=True)
-        scores = np.concatenate(self._scores)
-        order = np.argsort(-scores)
-        hits, scores, classes = (
-            np.concatenate(self._hits)[order],
-            scores[order],
-            np.concatenate(self._classes)[order],
-        )
-        ap = np.zeros((len(present), len(THRESHOLDS)))
-        precision, recall = np.zeros((2, len(present), len(_CONFIDENCES)))
-        curves = {}
-        for at, (index, count) in enumerate(zip(present, counts)):
-            of_class = classes == index
-            curves[self.names[index]] = _curve(np.zeros(1), np.zeros(1))
-            if not of_class.any():
-                continue
-            found = hits[of_class].cumsum(axis=0)  # (detections, thresholds)
-            all_recall = found / (count + 1e-16)
-            all_precision = found / np.arange(1, len(found) + 1)[:, None]
-            by_confidence = -_CONFIDENCES, -scores[of_class]
-            recall[at] = np.interp(*by_confidence, all_recall[:, 0], left=0)
-            precision[at] = np.interp(*by_confidence, all_precision[:, 0], left=1)
-            lines = [_curve(all_recall[:, t], all_precision[:, t]) for t in range(len(THRESHOLDS))]
-            ap[at] = [_area(line) for line in lines]
-            curves[self.names[index]] = lines[0]
-        return self._result(hits, present, counts, precision, recall, ap, curves)
-
-    def _found(self, shared: np.ndarray) -> np.ndarray:
-        """Which detections find an object: (labels, detections) overlaps to bool of (detections, thresholds)."""
-        found = np.zeros((shared.shape[1], len(THRESHOLDS)), bool)
-        if self.release == "6.0":
-            objects, detections = _pairs(shared, THRESHOLDS[0])
-            found[detections] = shared[objects, detections][:, None] >= THRESHOLDS
-            return found
-        for at, threshold in enumerate(THRESHOLDS):
-            found[_pairs(shared, threshold)[1], at] = True
-        return found
-
-    def _result(
-        self,
-        hits: np.ndarray,
-        present: np.ndarray,
-        counts: np.ndarray,
-        precision: np.ndarray,
-        recall: np.ndarray,
-        ap: np.ndarray,
-        curves: dict[str, Curve],
-    ) -> Result:
+        hits, precision, recall, ap, curves = self._by_class(present, counts)
         f1 = (2 * precision * recall / (precision + recall + 1e-16)).mean(axis=0)
         best = int((f1 if self.release == "6.0" else _smooth(f1)).argmax())
         if not hits.any():  # YOLOv5 then prints zeros
@@ -173,6 +127,43 @@ class Yolov5Protocol:
             curves=curves,
             settings={"release": self.release, "max_det": self.max_det},
         )
+
+    def _by_class(
+        self, present: np.ndarray, counts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Curve]]:
+        """The hits, P and R by class and confidence, AP by class and threshold, and the curve of each class."""
+        scores = np.concatenate(self._scores)
+        order = np.argsort(-scores)
+        hits, scores, classes = np.concatenate(self._hits)[order], scores[order], np.concatenate(self._classes)[order]
+        ap = np.zeros((len(present), len(THRESHOLDS)))
+        precision, recall = np.zeros((2, len(present), len(_CONFIDENCES)))
+        curves = {}
+        for at, (index, count) in enumerate(zip(present, counts)):
+            of_class = classes == index
+            curves[self.names[index]] = _curve(np.zeros(1), np.zeros(1))
+            if not of_class.any():
+                continue
+            found = hits[of_class].cumsum(axis=0)  # (detections, thresholds)
+            all_recall = found / (count + 1e-16)
+            all_precision = found / np.arange(1, len(found) + 1)[:, None]
+            by_confidence = -_CONFIDENCES, -scores[of_class]
+            recall[at] = np.interp(*by_confidence, all_recall[:, 0], left=0)
+            precision[at] = np.interp(*by_confidence, all_precision[:, 0], left=1)
+            lines = [_curve(all_recall[:, t], all_precision[:, t]) for t in range(len(THRESHOLDS))]
+            ap[at] = [_area(line) for line in lines]
+            curves[self.names[index]] = lines[0]
+        return hits, precision, recall, ap, curves
+
+    def _found(self, shared: np.ndarray) -> np.ndarray:
+        """Which detections find an object: (labels, detections) overlaps to bool of (detections, thresholds)."""
+        found = np.zeros((shared.shape[1], len(THRESHOLDS)), bool)
+        if self.release == "6.0":
+            objects, detections = _pairs(shared, THRESHOLDS[0])
+            found[detections] = shared[objects, detections][:, None] >= THRESHOLDS
+            return found
+        for at, threshold in enumerate(THRESHOLDS):
+            found[_pairs(shared, threshold)[1], at] = True
+        return found
 
 
 def _xyxy(boxes: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ COMPUTED = "a name that is computed while the file is read"
 class MalformedPickle(Exception):
     """The bytes are not a complete pickle. ``names`` counts the classes and functions named before the error."""
 
-    def __init__(self, reason: str, names: dict[str, int]) -> None:
+    def __init__(self, reason: str, names: Counter[str]) -> None:
         super().__init__(reason)
         self.names = names
 

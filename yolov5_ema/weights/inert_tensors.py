@@ -26,7 +26,7 @@ class Storage(NamedTuple):
 
     cls: str
     key: str
-    count: int
+    elements: int
 
     @property
     def kind(self) -> tuple[str, int]:
@@ -36,7 +36,7 @@ class Storage(NamedTuple):
     @property
     def bytes(self) -> int:
         """The bytes of all elements."""
-        return self.count * self.kind[1]
+        return self.elements * self.kind[1]
 
 
 def storage_of(value: Any) -> Storage | None:
@@ -107,7 +107,7 @@ def rebuilt(args: list[Any]) -> TensorNote | None:
     shape, stride = sizes_of(args[2]), sizes_of(args[3])
     if shape is None or stride is None or len(shape) != len(stride) or not _is_size(args[1]):
         return None
-    return TensorNote(storage.kind[0], shape, storage.key, args[1], stride, storage.count)
+    return TensorNote(storage.kind[0], shape, storage.key, args[1], stride, storage.elements)
 
 
 def args_of(value: Any) -> list[Any]:

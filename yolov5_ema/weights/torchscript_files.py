@@ -244,4 +244,4 @@ def _is_there(stored: Stored, name: str, sizes: dict[str, int]) -> bool:
     storage = storage_of(stored)
     if storage is None or not _STORAGE.fullmatch(storage.cls):
         return False
-    return storage.count == 0 or storage.bytes <= sizes.get(f"{name[: -len('.pkl')]}/{storage.key}", -1)
+    return storage.elements == 0 or storage.bytes <= sizes.get(f"{name[: -len('.pkl')]}/{storage.key}", -1)

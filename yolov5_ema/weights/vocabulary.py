@@ -239,17 +239,12 @@ def _is_of_a_subclass(args: list[Any]) -> bool:
     return REBUILT_PARAMETER.fullmatch(args[0].name) is not None and _is_parameter(args[2].items)
 
 
-def _never(args: list[Any]) -> bool:
-    return False
-
-
 _JUDGES: dict[str, Callable[[list[Any]], bool]] = {
     GETATTR: _is_forward,
     "_codecs.encode": _is_latin,
     "numpy.dtype": _is_dtype,
     **dict.fromkeys(("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"), _is_array),
     **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _is_numpy_scalar),
-    "numpy.ndarray": _never,
     "builtins.bytearray": _is_short_bytes,
     "builtins.set": _is_set,
     "collections.OrderedDict": _is_ordered_dict,
@@ -262,14 +257,16 @@ _JUDGES: dict[str, Callable[[list[Any]], bool]] = {
         (f"torch._utils._rebuild_{name}" for name in ("tensor", "qtensor", "tensor_v2", "tensor_v3")),
         _is_tensor,
     ),
+    # never accepted
     **dict.fromkeys(
         (
+            "numpy.ndarray",
             "torch._utils._rebuild_wrapper_subclass",
             "torch._utils._rebuild_meta_tensor_no_storage",
             "torch._utils._rebuild_nested_tensor",
             "torch._utils._rebuild_sparse_tensor",
             "torch._utils._rebuild_device_tensor_from_numpy",
         ),
-        _never,
+        lambda args: False,
     ),
 }

@@ -18,7 +18,7 @@ from yolov5_ema.kernels.cbam.exact import maps, pool, scale
 from yolov5_ema.kernels.cbam.function import Apply, Convolve, Maps, Pool, Step
 from yolov5_ema.kernels.cbam.operators import passes
 from yolov5_ema.kernels.dispatch import choose, needs_plain_operations
-from yolov5_ema.kernels.layers import is_untouched, is_watched
+from yolov5_ema.kernels.layers import is_same_size_convolution, is_untouched, is_watched
 from yolov5_ema.kernels.memory import NAMES, has_memory
 from yolov5_ema.kernels.numerics import is_symbolic
 
@@ -115,7 +115,8 @@ def _gate_of_pixels(maps: torch.Tensor, gate: Any, kernel: bool) -> torch.Tensor
 
 def _convolved(maps: torch.Tensor, conv: Any, kernel: bool) -> torch.Tensor:
     """``conv(maps)``, by the kernel if the convolution is plain and the dtypes agree."""
-    suits = kernel and is_untouched(conv, nn.Conv2d) and _is_conv_of_paper(conv)
+    k = conv.weight.shape[-1] if kernel and is_untouched(conv, nn.Conv2d) else 0
+    suits = is_same_size_convolution(conv, (1, 2, k, k), bias=False)
     if not suits or not _are_alike(conv.weight, maps) or torch.is_autocast_enabled("cpu"):
         return conv(maps)
     return Convolve.apply(maps, conv.weight)
@@ -125,14 +126,3 @@ def _are_alike(weight: torch.Tensor, maps: torch.Tensor) -> bool:
     kinds = (type(weight), type(maps))
     is_known = all(has_memory(kind) or issubclass(kind, FakeTensor) for kind in kinds)
     return is_known and weight.dtype == maps.dtype and weight.device == maps.device
-
-
-def _is_conv_of_paper(conv: nn.Conv2d) -> bool:
-    k = conv.weight.shape[-1]
-    geometry = (conv.stride, conv.dilation, conv.groups, conv.padding, conv.padding_mode)
-    return (
-        k % 2 == 1
-        and conv.bias is None
-        and conv.weight.shape == (1, 2, k, k)
-        and geometry == ((1, 1), (1, 1), 1, (k // 2, k // 2), "zeros")
-    )

@@ -141,16 +141,7 @@ def _check(x: Tensor, k: int, *others: Tensor) -> None:
 
 
 def forward(x: Tensor, arguments: EMAArguments) -> tuple[Tensor, Tensor]:
-    """EMA's output and the statistics that `backward` needs.
-
-    Args:
-        x: feature map (N, C, H, W) in float32, float16 or bfloat16, any strides.
-        arguments: parameters in one of these dtypes too, groups and eps.
-
-    Returns:
-        The output (N, C, H, W) in the dtype of ``x``, contiguous; statistics (N * groups, 3, k) in float32: mean
-        and 1 / sqrt(variance + eps) of the 1x1 branch before its norm, and the softmax of the pooled 3x3 branch.
-    """
+    """As `yolov5_ema.kernels.ema.exact.forward`, for float32, float16 and bfloat16; the statistics are float32."""
     k, groups, eps = check_arguments(x, arguments), arguments.groups, arguments.eps
     x, w1, b1, gamma, beta, w3, b3 = (as_contiguous(t) for t in (x, *arguments.parameters()))
     n, channels, h, w = x.shape
@@ -188,15 +179,7 @@ def forward(x: Tensor, arguments: EMAArguments) -> tuple[Tensor, Tensor]:
 def backward(
     grad_out: Tensor, x: Tensor, stats: Tensor, arguments: EMAArguments
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the input, in its dtype, and of the parameters, in float32.
-
-    Args:
-        grad_out: gradient of the output, (N, C, H, W), any strides.
-        stats: from `forward`; the other arguments are the same as there.
-
-    Returns:
-        Gradients of x, w1, b1, gamma, beta, w3, b3, in the shapes of these.
-    """
+    """As `yolov5_ema.kernels.ema.exact.backward`; the gradients of the parameters are float32."""
     k = check_backward(grad_out, x, stats, arguments)
     grad_out, x, stats, w1, b1, gamma, beta, w3, b3 = (
         as_contiguous(t) for t in (grad_out, x, stats, *arguments.parameters())
