@@ -149,8 +149,8 @@ class EMA(AttentionBlock):
         k = norm.num_channels if isinstance(norm, nn.GroupNorm) else 0
         return (
             is_norm_of_each_channel(norm, k)
-            and is_same_size_convolution(self.conv1x1, (k, k, 1, 1), bias=True)
-            and is_same_size_convolution(self.conv3x3, (k, k, 3, 3), bias=True)
+            and is_same_size_convolution(self.conv1x1, (k, k), 1, bias=True)
+            and is_same_size_convolution(self.conv3x3, (k, k), 3, bias=True)
         )
 
     def _by_layers(self, x: torch.Tensor) -> torch.Tensor:

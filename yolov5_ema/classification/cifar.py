@@ -7,7 +7,6 @@ planes of 32 x 32 pixels, row by row. The python form of the data set is a pickl
 from __future__ import annotations
 
 import gzip
-import hashlib
 import http.client
 import tarfile
 import urllib.error
@@ -20,7 +19,7 @@ from typing import IO
 import numpy as np
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import open_regular, replacement
+from yolov5_ema.files import open_regular, reading_from, replacement
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 MD5 = "03b5dce01913d631647c71ecec9e9cb8"  # published on the page above
@@ -35,12 +34,8 @@ CLASSES = 100
 _RECORD = 2 + 3 * SIDE * SIDE
 _MOST_BYTES = 200_000 * _RECORD  # more than three times the published size
 _HEADERS = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.GNUTYPE_SPARSE,
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.GNUTYPE_SPARSE),
 )
 _MOST_HEADER = 2**20
 _TORN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
@@ -124,15 +119,17 @@ def download(folder: Path, *, url: str = URL, md5: str = MD5, timeout: float = 2
     Raises:
         UserError: there is no network, or the downloaded file is not the published one.
     """
+    from torchvision.datasets.utils import calculate_md5
+
     place = folder / ARCHIVE
-    if place.is_file() and _md5_of(place) == md5:
+    if place.is_file() and calculate_md5(place) == md5:
         return place
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacement(place) as draft:
             _fetch(url, draft, timeout)
-            found = _md5_of(draft)
+            found = calculate_md5(draft)
             if found != md5:
                 raise UserError(
                     f"{url}: the downloaded file has the MD5 {found}, not the published {md5}; it was deleted"
@@ -163,18 +160,9 @@ def _fetch(url: str, draft: Path, timeout: float) -> None:
         ) from error
 
 
-def _md5_of(file: Path) -> str:
-    # the published checksum: it protects against damage, not against attacks
-    digest = hashlib.md5(usedforsecurity=False)
-    with open_regular(file) as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _content(place: Path, name: str, most: int) -> bytes:
     """The bytes of one of the files; nothing is unpacked to disk."""
-    try:
+    with reading_from(place):
         if place.is_dir():
             folder = place if (place / name).is_file() else place / FOLDER
             if not (folder / name).is_file():
@@ -184,8 +172,6 @@ def _content(place: Path, name: str, most: int) -> bytes:
         if not place.is_file():
             raise UserError(f"{place}: no such file or folder")
         return _from_archive(place, name, most)
-    except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror or error}") from error
 
 
 class _Member(tarfile.TarInfo):

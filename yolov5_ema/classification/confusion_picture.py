@@ -23,7 +23,6 @@ def draw_confusion(confusion: np.ndarray, names: list[str], file: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -32,7 +31,6 @@ def draw_confusion(confusion: np.ndarray, names: list[str], file: Path) -> None:
     shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
     side = min(20.0, max(6.0, 2.5 + (0.62 if classes <= _MOST_NUMBERS else 0.16) * classes))
     figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     bar = figure.colorbar(picture, ax=axes, shrink=0.8, fraction=0.04)

@@ -403,8 +403,8 @@ def _convert(
     result.problems += _size_problems(job, [plan.items[name] for name in done], known)
     for name in journal.made_before - set(plan.items):
         _remove(job, name)
-    journal.begin(done, drafts)
-    try:
+    with contextlib.closing(journal):
+        journal.begin(done, drafts)
         waiting = [item for name, item in plan.items.items() if name not in done]
         tasks = [Task(job, items) for items in chunked(waiting, _CHUNK)]
         sizes = [len(task.items) for task in tasks]
@@ -422,8 +422,6 @@ def _convert(
         annotations = f"annotations/{source.file.name}"
         place_link(str(source.file.resolve()), str(out / annotations), drafts, job.copy)
         journal.finish({"split": source.split, "name": source.name, "names": names, "annotations": annotations})
-    finally:
-        journal.close()
     return result
 
 

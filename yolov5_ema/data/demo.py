@@ -176,16 +176,12 @@ def _write_all(directory: Path, plan: _Plan) -> None:
         for split, index, name in plan.names():
             picture, labels = draw_scene(plan.seed, split, index, plan.imgsz)
             image_file, label_file = _files(fresh, split, name)
-            _write_image(image_file, picture)
+            # On some systems cv2.imwrite garbles non-ASCII names, and it fails silently.
+            _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            image_file.write_bytes(encoded.tobytes())
             label_file.write_text(label_text(labels), encoding="utf-8")
         manifest = json.dumps(plan.manifest(), indent=2)
         (fresh / _MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-
-
-def _write_image(path: Path, picture: np.ndarray) -> None:
-    # On some systems cv2.imwrite garbles non-ASCII names, and it fails silently.
-    _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    path.write_bytes(encoded.tobytes())
 
 
 def _write_yaml(directory: Path) -> Path:
@@ -367,7 +363,8 @@ def _draw_objects(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         if len(classes) == wanted:
             break
         kind = int(rng.integers(len(NAMES)))
-        length = _draw_length(rng, kind)
+        shortest, longest = _LENGTHS[NAMES[kind]]
+        length = shortest + (longest - shortest) * rng.beta(1.3, 2.0)  # short ones are more frequent
         angle, centre = rng.uniform(0, 2 * math.pi), rng.uniform(0, size, 2)
         paint = (_PALETTE[rng.integers(len(_PALETTE))] + rng.uniform(-12, 12, 3)).astype(np.float32)
         layers = [(_turned(shape * length, angle) + centre, shade) for shape, shade in _SHAPES[NAMES[kind]]]
@@ -382,12 +379,6 @@ def _draw_objects(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.concatenate((np.array(classes, float).reshape(-1, 1), centres / size, sides / size), 1)
 
 
-def _draw_length(rng: np.random.Generator, kind: int) -> float:
-    """A random length of an object in pixels; short ones are more frequent."""
-    shortest, longest = _LENGTHS[NAMES[kind]]
-    return shortest + (longest - shortest) * rng.beta(1.3, 2.0)
-
-
 def _covered(box: np.ndarray, boxes: np.ndarray) -> float:
     """The largest intersection of ``box`` (4,) with one of ``boxes`` (n, 4), as a fraction of the smaller box."""
     if not len(boxes):
@@ -397,10 +388,10 @@ def _covered(box: np.ndarray, boxes: np.ndarray) -> float:
     return float((sides.clip(0).prod(1) / np.minimum(areas[:-1], areas[-1])).max())
 
 
-def _stands_out(image: np.ndarray, box: np.ndarray, paint: np.ndarray, least: float = 45.0) -> bool:
+def _stands_out(image: np.ndarray, box: np.ndarray, paint: np.ndarray) -> bool:
     """False if the colour is so close to the ground's colour that nobody could label the object."""
     x1, y1, x2, y2 = np.round(box).astype(int)
-    return bool(np.abs(image[y1:y2, x1:x2].mean((0, 1)) - paint).max() >= least)
+    return bool(np.abs(image[y1:y2, x1:x2].mean((0, 1)) - paint).max() >= 45)
 
 
 def _draw_object(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,19 +36,17 @@ def save_picture(
     Raises:
         UserError: it cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     stats = [split for split in stats if split.boxes] or list(stats[:1])
     shown = min(len(names), _MOST_CLASSES)
     height = max(4.6, 1.9 + 0.13 * shown * (len(stats) + 0.6))
     figure = Figure(figsize=(12, height), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1, 1.25)})
     _draw_classes(left, names, stats)
     _draw_sizes(right, stats, imgsz)
     figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK)
-    figure.supxlabel(_wrapped(sentence), fontsize=9.5, color=_INK)
+    figure.supxlabel(textwrap.fill(sentence, 130), fontsize=9.5, color=_INK)
     with replacement(file, parents=True, sync=False) as draft:
         figure.savefig(draft, dpi=130, format=file.suffix[1:].lower())
 
@@ -105,9 +104,3 @@ def _plain(axes, grid: str) -> None:
     axes.grid(axis=grid, color=_FAINT, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, length=0)
-
-
-def _wrapped(text: str) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, 130))

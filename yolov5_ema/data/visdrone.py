@@ -210,15 +210,13 @@ def _convert(job: Job, out: Path, workers: int, quiet: bool, strict: bool) -> Sp
     remove_results(job.target, stale)
     if not job.annotated:
         _remove_labels(target, journal.made_before)
-    journal.begin(done, job.drafts)
-    try:
+    with contextlib.closing(journal):
+        journal.begin(done, job.drafts)
         with draft_of(json_file, job.drafts) if json_file else io.BytesIO() as file:
             _run(job, items, journal, result, file, workers, quiet)
             if strict:  # only what the check could not see, such as an image that is damaged in the middle
                 problems_of.raise_if_any(result.problems, f"{target.name} is not complete")
         journal.finish({"tallies": result.tallies, "problems": result.problems[len(problems) :]})
-    finally:
-        journal.close()
     return result
 
 
@@ -269,9 +267,9 @@ def _run(
     workers: int,
     quiet: bool,
 ) -> None:
-    records = dict(journal.records)
+    sizes_known = {name: record[1:] for name, record in journal.records.items() if record.width}
     tasks = [
-        Task(job, [_with_size(items[image][0], records.get(image)) for image in images])
+        Task(job, [items[image][0]._replace(size=sizes_known.get(image)) for image in images])
         for images in chunked(list(items), _CHUNK_OF_MASKED if job.mask else _CHUNK)
     ]
     sizes = [len(task.items) for task in tasks]
@@ -287,10 +285,6 @@ def _run(
             result.tallies.update(chunk.tallies)
             result.problems += chunk.problems
     coco.end()
-
-
-def _with_size(item: Item, record: Record | None) -> Item:
-    return item if record is None or not record.width else item._replace(size=(record.width, record.height))
 
 
 class _CocoFile:

@@ -73,15 +73,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold 'key: value' lines, but is {_kind_of(content)}")
+        kind = "empty" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{path} must hold 'key: value' lines, but is {kind}")
     return content
 
 
-def _kind_of(content: Any) -> str:
-    return "empty" if content is None else f"a {type(content).__name__}"
-
-
-def _parsed_other_encoding(text: str, name: str, line: int) -> Any:
+def _with_foreign_comments(text: str, name: str, line: int) -> Any:
     """Parse a text that is not in UTF-8, if only its comments are not."""
     not_utf8 = ConfigError(
         f"{name} is not valid YAML: it is not in UTF-8 (line {line}), so its text cannot be read. "

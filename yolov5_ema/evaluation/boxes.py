@@ -5,20 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 
-def intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The areas of the intersections of boxes: (N, 4) and (M, 4) to (N, M), in square pixels."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])  # (N, M, 2)
-    high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])  # (N, M, 2)
-    size = np.clip(high - low, 0, None)
-    return size[..., 0] * size[..., 1]
-
-
 def overlaps(a: np.ndarray, b: np.ndarray, of_first: bool = False) -> np.ndarray:
     """Intersection over union, or over the area of the first box alone: (N, 4) and (M, 4) to (N, M).
 
     The overlap of a box without area is 0.
     """
-    shared = intersections(a, b)
+    low = np.maximum(a[:, None, :2], b[None, :, :2])  # (N, M, 2)
+    high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])  # (N, M, 2)
+    shared = np.clip(high - low, 0, None).prod(axis=2)  # (N, M), square pixels
     area = a[:, 2] * a[:, 3]
     whole = np.broadcast_to(area[:, None], shared.shape)
     if not of_first:

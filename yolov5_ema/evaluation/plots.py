@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, style
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from yolov5_ema.evaluation.confusion import ConfusionMatrix
@@ -27,7 +26,7 @@ def save_pr_curves(results: Sequence[Result], file: Path) -> None:
         results: the results of the protocols.
         file: the PNG to write.
     """
-    figure = _figure((5.4 * len(results) + 1.6, 5.0))
+    figure = Figure(figsize=(5.4 * len(results) + 1.6, 5.0), layout="constrained")
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     colours = _colours(list(dict.fromkeys(name for result in results for name in result.curves)))
     for panel, result in zip(axes, results):
@@ -73,7 +72,7 @@ def save_confusion_matrix(matrix: ConfusionMatrix, file: Path) -> None:
     totals = matrix.counts.sum(axis=0, keepdims=True)
     shares = np.divide(matrix.counts, totals, out=np.zeros(matrix.counts.shape), where=totals > 0)
     side = float(np.clip(0.45 * len(names) + 3.2, 5, 20))
-    figure = _figure((side + 1, side))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
     panel = figure.subplots()
     image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     panel.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
@@ -88,10 +87,3 @@ def save_confusion_matrix(matrix: ConfusionMatrix, file: Path) -> None:
     figure.colorbar(image, ax=panel, shrink=0.8, label="share of the column")
     with replacement(file, sync=False) as draft:
         figure.savefig(draft, dpi=150, format="png")
-
-
-def _figure(inches: tuple[float, float]) -> Figure:
-    """A figure that needs no display and does not change pyplot's state."""
-    figure = Figure(figsize=inches, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

@@ -202,8 +202,8 @@ def _area(curve: Curve) -> float:
     return float(np.sum(np.diff(_RECALLS) * (line[1:] + line[:-1]) / 2))
 
 
-def _smooth(values: np.ndarray, share: float = 0.1) -> np.ndarray:
-    """Mean over a window of this share of the values, the ends repeated."""
-    half = round(len(values) * share * 2) // 2 // 2
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over a window of a tenth of the values, the ends repeated."""
+    half = round(len(values) * 0.2) // 2 // 2
     padded = np.concatenate([np.full(half, values[0]), values, np.full(half, values[-1])])
     return np.convolve(padded, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="valid")

@@ -28,14 +28,16 @@ def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and not is_watched(layer)
 
 
-def is_same_size_convolution(layer: nn.Module, shape: tuple[int, int, int, int], bias: bool) -> bool:
-    """Whether a layer is a plain ``nn.Conv2d`` with a weight (O, C, k, k) of this shape that keeps the size of maps."""
+def is_same_size_convolution(layer: nn.Module, channels: tuple[int, int], size: int, bias: bool) -> bool:
+    """Whether a layer is a plain ``nn.Conv2d(*channels, size)``, with a bias or not, that keeps the size of maps."""
     if not is_untouched(layer, nn.Conv2d):
         return False
     assert isinstance(layer, nn.Conv2d)
-    geometry = (layer.stride, layer.dilation, layer.groups, layer.padding, layer.padding_mode)
-    is_plain = shape[3] % 2 == 1 and geometry == ((1, 1), (1, 1), 1, (shape[2] // 2, shape[3] // 2), "zeros")
-    return is_plain and layer.weight.shape == shape and (layer._parameters.get("bias") is not None) == bias
+    found = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.padding)
+    if found != (*channels, (size, size), (size // 2, size // 2)) or size % 2 == 0:
+        return False
+    geometry = (layer.stride, layer.dilation, layer.groups, layer.padding_mode)
+    return geometry == ((1, 1), (1, 1), 1, "zeros") and (layer._parameters.get("bias") is not None) == bias
 
 
 def is_norm_of_each_channel(layer: nn.Module, channels: int) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -18,11 +17,8 @@ NAMES = {torch.float32: "float32", torch.float64: "float64"}
 CPU = torch.device("cpu")
 
 
-class Array(NamedTuple):
-    """An input of a kernel: a tensor, and the shape that the kernel expects."""
-
-    tensor: torch.Tensor
-    shape: Sequence[int]
+Array = tuple[torch.Tensor, Sequence[int]]
+"""An input of a kernel: a tensor, and the shape that the kernel expects."""
 
 
 def has_memory(kind: type) -> bool:

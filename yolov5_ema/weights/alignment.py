@@ -56,7 +56,7 @@ def is_block(layer: Layer) -> bool:
 
 def _affinity(source: Layer, target: Layer) -> float:
     tensors = tensors_for(source, target)
-    if tensors is None or _differ(source.stride, target.stride):
+    if tensors is None or len({source.stride, target.stride} - {None}) > 1:
         return 0.0
     worth = _SAME_KIND
     if source.channels is not None and source.channels == target.channels:
@@ -68,10 +68,6 @@ def _affinity(source: Layer, target: Layer) -> float:
         if name in tensors and tensors[name].shape == value.shape
     )
     return worth + _ALL_TENSORS * same / elements if elements else worth
-
-
-def _differ(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and one != other
 
 
 def _best_pairs(worth: list[list[float]]) -> Pairs:

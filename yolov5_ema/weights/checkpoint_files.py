@@ -6,7 +6,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +80,7 @@ def refuse_two_kinds(path: Path) -> None:
     with reading(path) as stream:
         head = stream.read(MAX_PICKLE)
     try:
-        names = follow(head).names
+        names: Mapping[str, int] = follow(head).names
     except MalformedPickle as error:
         names = error.names
     if names:

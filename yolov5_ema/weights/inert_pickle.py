@@ -20,7 +20,7 @@ import math
 import pickletools
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ COMPUTED = "a name that is computed while the file is read"
 class MalformedPickle(Exception):
     """The bytes are not a complete pickle. ``names`` counts the classes and functions named before the error."""
 
-    def __init__(self, reason: str, names: Counter[str]) -> None:
+    def __init__(self, reason: str, names: Mapping[str, int]) -> None:
         super().__init__(reason)
         self.names = names
 

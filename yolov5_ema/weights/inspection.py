@@ -86,7 +86,7 @@ def inspect_file(path: Path, allowed: Allowed | None = None, blocks: Sequence[st
     )
     _judge_names(found, opened, allowed or known_by_module)
     _describe(found, opened, blocks)
-    if not found.models and not found.outside and not _has_tensors(opened):
+    if not found.models and not found.outside and not any(map(tensor_of, walk(opened.root.value))):
         odd = f". Warnings: {'; '.join(found.warnings[:5])}" if found.warnings else ""
         raise CheckpointError(f"{path} is a pickle without modules or tensors, not a checkpoint{odd}")
     return found
@@ -129,10 +129,6 @@ def _gets_a_forward(call: Made) -> bool:
         return True
     cls, name = (*args_of(call), None, None)[:2]
     return isinstance(cls, Named) and LAYER.fullmatch(cls.name) is not None and name == "forward"
-
-
-def _has_tensors(opened: PickleFile) -> bool:
-    return any(tensor_of(value) for value in walk(opened.root.value))
 
 
 # --- kinds of files ------------------------------------------------------------------------------

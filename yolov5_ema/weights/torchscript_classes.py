@@ -106,10 +106,6 @@ def _is_of(value: Any, wanted: str) -> bool:
     return value is None if wanted == "NoneType" else bool(outer and check and check(value, outer[2]))
 
 
-def _is_optional(value: Any, inner: str) -> bool:
-    return value is None or _is_of(value, inner)
-
-
 def _is_list(value: Any, inner: str) -> bool:
     if isinstance(value, Made):
         of = _LIST_OF.fullmatch(class_name(value))
@@ -138,4 +134,8 @@ def _split(types: str) -> Iterator[str]:
         yield types[start:].strip()
 
 
-_OF: dict[str, Callable[[Any, str], bool]] = {"Optional": _is_optional, "List": _is_list, "Tuple": _is_tuple}
+_OF: dict[str, Callable[[Any, str], bool]] = {
+    "Optional": lambda value, inner: value is None or _is_of(value, inner),
+    "List": _is_list,
+    "Tuple": _is_tuple,
+}

@@ -116,7 +116,7 @@ def _gate_of_pixels(maps: torch.Tensor, gate: Any, kernel: bool) -> torch.Tensor
 def _convolved(maps: torch.Tensor, conv: Any, kernel: bool) -> torch.Tensor:
     """``conv(maps)``, by the kernel if the convolution is plain and the dtypes agree."""
     k = conv.weight.shape[-1] if kernel and is_untouched(conv, nn.Conv2d) else 0
-    suits = is_same_size_convolution(conv, (1, 2, k, k), bias=False)
+    suits = is_same_size_convolution(conv, (2, 1), k, bias=False) and conv.weight.shape == (1, 2, k, k)
     if not suits or not _are_alike(conv.weight, maps) or torch.is_autocast_enabled("cpu"):
         return conv(maps)
     return Convolve.apply(maps, conv.weight)

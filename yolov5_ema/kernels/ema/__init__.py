@@ -51,7 +51,8 @@ def ema(
         return ema_reference(x, arguments)
     if name == "exact" and needs_plain_operations():
         return ema_exact(x, arguments)
-    if not _operators_know((x, *arguments.parameters())) or (name == "triton" and not _is_small(x, arguments.groups)):
+    in_reach = name != "triton" or is_in_reach_of_32_bits(x.shape[1] // arguments.groups, x.shape[2], x.shape[3])
+    if not _operators_know((x, *arguments.parameters())) or not in_reach:
         return ema_exact(x, arguments)
     wide = wide_dtype(x)
     return EMAFunction.apply(x, *arguments.to(wide), name != "exact")
@@ -62,7 +63,3 @@ def _operators_know(tensors: Sequence[torch.Tensor]) -> bool:
     if torch.compiler.is_compiling():
         return True
     return all(has_memory(kind) or issubclass(kind, FakeTensor) for kind in map(type, tensors))
-
-
-def _is_small(x: torch.Tensor, groups: int) -> bool:
-    return is_in_reach_of_32_bits(x.shape[1] // groups, x.shape[2], x.shape[3])

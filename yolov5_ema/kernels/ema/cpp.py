@@ -6,7 +6,7 @@ import torch
 
 from yolov5_ema.kernels.ema import exact
 from yolov5_ema.kernels.ema.arguments import EMAArguments, check_arguments, check_backward
-from yolov5_ema.kernels.memory import Array, as_contiguous, call, check_source
+from yolov5_ema.kernels.memory import call, check_source, laid_out
 
 
 def forward(x: torch.Tensor, arguments: EMAArguments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,10 +18,7 @@ def forward(x: torch.Tensor, arguments: EMAArguments) -> tuple[torch.Tensor, tor
     n, _, h, w = shape = x.shape
     out = work.new_empty(shape)
     stats = work.new_empty(n * arguments.groups, 3, k)
-    arrays = (
-        Array(work, shape),
-        Array(_flatten(parameters), (10 * k * k + 4 * k,)),
-    )
+    arrays = ((work, shape), (_flatten(parameters), (10 * k * k + 4 * k,)))
     call("ema_forward", work.dtype, arrays, (out, stats), (n * arguments.groups, k, h, w), arguments.eps)
     return out.to(x.dtype), stats
 
@@ -39,10 +36,10 @@ def backward(
     dx = work.new_empty(shape)
     sums = torch.zeros(10 * k * k + 4 * k, dtype=torch.float64)
     arrays = (
-        Array(grad, shape),
-        Array(work, shape),
-        Array(as_contiguous(stats), (n * arguments.groups, 3, k)),
-        Array(_flatten(parameters), (10 * k * k + 4 * k,)),
+        (grad, shape),
+        (work, shape),
+        (laid_out(stats), (n * arguments.groups, 3, k)),
+        (_flatten(parameters), (10 * k * k + 4 * k,)),
     )
     call("ema_backward", work.dtype, arrays, (dx, sums), (n * arguments.groups, k, h, w), arguments.eps)
     pieces = sums.split([p.numel() for p in parameters])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from yolov5_ema.kernels.ema import exact
+from yolov5_ema.kernels.ema import cpp, exact
 from yolov5_ema.kernels.ema.arguments import EMAArguments, check_arguments, check_backward
 from yolov5_ema.kernels.ema.exact import ema_exact
 from yolov5_ema.kernels.memory import is_intercepted
@@ -26,20 +26,14 @@ torch.library.define(
 )
 
 
+@torch.library.impl(_FORWARD, "CPU")
 def _forward_cpu(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    from yolov5_ema.kernels.ema import cpp
-
     return cpp.forward(x, EMAArguments(*rest))
 
 
+@torch.library.impl(_BACKWARD, "CPU")
 def _backward_cpu(grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-    from yolov5_ema.kernels.ema import cpp
-
     return cpp.backward(grad, x, stats, EMAArguments(*rest))
-
-
-torch.library.impl(_FORWARD, "CPU", _forward_cpu)
-torch.library.impl(_BACKWARD, "CPU", _backward_cpu)
 
 
 @torch.library.impl(_FORWARD, "CUDA")
@@ -75,7 +69,7 @@ def _run_forward(x: torch.Tensor, arguments: EMAArguments, kernel: bool) -> tupl
         return exact.forward(x, arguments)
     if is_intercepted() or not x.is_cpu:
         return torch.ops.yolov5_ema.ema_forward(x, *arguments)
-    return _forward_cpu(x, *arguments)
+    return cpp.forward(x, arguments)
 
 
 def _run_backward(
@@ -85,7 +79,7 @@ def _run_backward(
         return exact.backward(grad, x, stats, arguments)
     if is_intercepted() or not x.is_cpu:
         return torch.ops.yolov5_ema.ema_backward(grad, x, stats, *arguments)
-    return _backward_cpu(grad, x, stats, *arguments)
+    return cpp.backward(grad, x, stats, arguments)
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
