@@ -13,7 +13,7 @@ import os
 import pathlib
 import pickle
 import re
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -91,8 +91,7 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
         CheckpointError: one of them is not allowed, or the file does something that no checkpoint needs.
     """
     opened = open_pickles(path, content)
-    pickles = opened.pickles
-    names = {name for one in pickles for name in one.names}
+    names = {name for one in opened.pickles for name in one.names}
     allowed = _allow_list(names)
     unsafe = sorted(name for name in names if name not in allowed and not taken_by_torch(name))
     if unsafe and all(OF_YOLOV5.fullmatch(name) for name in unsafe):
@@ -100,7 +99,7 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
             f"{path} is a YOLOv5 checkpoint, which the package ultralytics cannot run: use 'yolov5-ema detect' and the "
             "other commands, or YOLOv5 itself"
         )
-    odd = unsafe or odd_calls(_without_namespaces(one) for one in pickles)
+    odd = unsafe or odd_calls(_without_namespaces(one) for one in opened.pickles)
     if odd:
         raise CheckpointError(
             f"{path} holds what no checkpoint of ultralytics needs: {'; '.join(odd[:8])}. None of its code was run. If "
@@ -114,9 +113,8 @@ def _judged(path: pathlib.Path, content: BinaryIO) -> dict[str, Any]:
 
 def _without_namespaces(pickle: Followed) -> Followed:
     """The pickle without the calls that create empty namespaces of settings, which are filled later."""
-    kept = SimpleNamespace(**vars(pickle))
-    kept.calls = [call for call in pickle.calls if not (class_name(call) == _NAMESPACE and not args_of(call))]
-    return kept  # type: ignore[return-value]
+    calls = [call for call in pickle.calls if not (class_name(call) == _NAMESPACE and not args_of(call))]
+    return replace(pickle, calls=calls)
 
 
 def _allow_list(names: set[str]) -> dict[str, Any]:

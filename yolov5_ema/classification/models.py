@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from yolov5_ema.classification.extras import require
 from yolov5_ema.classification.places import insert_blocks
 from yolov5_ema.classification.pretrained import load_file, published
 from yolov5_ema.classification.stems import STEMS, use_cifar_stem
-from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.errors import ConfigError
 from yolov5_ema.texts import did_you_mean, nearest
 
 
@@ -58,7 +59,9 @@ def create_classifier(
         CheckpointError: the weights cannot be read, or belong to another model.
         UserError: timm is not installed, or there is no network.
     """
-    timm = _timm()
+    require("timm")
+    import timm
+
     _check(timm, name, num_classes, stem)
     options = dict(block_options or {})
     settings = {
@@ -77,14 +80,6 @@ def create_classifier(
     if not isinstance(pretrained, bool):
         load_file(model, name, pretrained, fresh)
     return model
-
-
-def _timm() -> ModuleType:
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError(f"classifiers need timm ({error}): pip install 'yolov5-ema[classify]'") from error
-    return timm
 
 
 def _drops(name: str, **rates: float) -> dict[str, float]:

@@ -78,7 +78,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _with_foreign_comments(text: str, name: str, line: int) -> Any:
+def _parsed_other_encoding(text: str, name: str, line: int) -> Any:
     """Parse a text that is not in UTF-8, if only its comments are not."""
     not_utf8 = ConfigError(
         f"{name} is not valid YAML: it is not in UTF-8 (line {line}), so its text cannot be read. "

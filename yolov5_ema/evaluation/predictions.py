@@ -234,7 +234,7 @@ def _checked(values: np.ndarray, truth: Truth, where: str, known: TruthSet) -> P
     if len(broken):
         raise UserError(f"{where}: image {truth.image}: a class must be a whole number, not {broken[0]:g}")
     found = Predictions(values[:, :4], values[:, 4], classes.astype(np.int64))
-    check_predictions(found, truth.image, truth.width, truth.height, where, len(known.names))
+    check_predictions(found, truth, where, len(known.names))
     return found
 
 

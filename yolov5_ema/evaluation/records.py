@@ -97,14 +97,12 @@ class Predictions:
         return Predictions(first.boxes[:count], first.scores[:count], first.classes[:count])
 
 
-def check_predictions(found: Predictions, image: str, width: int, height: int, where: str, nc: int) -> None:
+def check_predictions(found: Predictions, truth: Truth, where: str, nc: int) -> None:
     """Refuse invalid detections.
 
     Args:
         found: the detections.
-        image: their image.
-        width: the width of the image in pixels.
-        height: the height of the image in pixels.
+        truth: gives the key and the size of their image.
         where: the file with the detections, for the message.
         nc: the number of classes.
 
@@ -123,11 +121,11 @@ def check_predictions(found: Predictions, image: str, width: int, height: int, w
         ((classes < NO_CLASS) | (classes >= nc), f"its class is not in 0 to {nc - 1}"),
         ((boxes[:, 2:] < 0).any(axis=1), "its box has a negative width or height"),
         (
-            (right < 0) | (bottom < 0) | (left > width) | (top > height),
-            f"its box lies outside the image of {width} x {height} pixels",
+            (right < 0) | (bottom < 0) | (left > truth.width) | (top > truth.height),
+            f"its box lies outside the image of {truth.width} x {truth.height} pixels",
         ),
     ):
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             values = ", ".join(f"{value:g}" for value in (*boxes[row], scores[row], classes[row]))
-            raise UserError(f"{where}: image {image}, detection {row + 1} ({values}): {problem}")
+            raise UserError(f"{where}: image {truth.image}, detection {row + 1} ({values}): {problem}")

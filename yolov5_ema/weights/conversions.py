@@ -32,30 +32,16 @@ def tensors_for(source: Layer, target: Layer) -> Tensors | None:
     """
     if source.kind == target.kind or (source.is_head and target.is_head):
         return source.tensors
-    if source.kind == "Focus" and target.kind == "Conv":
-        return _focus_to_conv(source.module, target.module, source.tensors)
-    if source.kind == "Conv" and target.kind == "Focus":
-        return _conv_to_focus(source.module, target.module, source.tensors)
+    if source.kind == "Focus" and target.kind == "Conv" and _same_stem(target.module.conv, source.module.conv.conv):
+        out = {name.removeprefix("conv."): value for name, value in source.tensors.items()}
+        return {**out, "conv.weight": stem_from_focus(source.tensors["conv.conv.weight"])}
+    if source.kind == "Conv" and target.kind == "Focus" and _same_stem(source.module.conv, target.module.conv.conv):
+        out = {f"conv.{name}": value for name, value in source.tensors.items()}
+        return {**out, "conv.conv.weight": focus_from_stem(source.tensors["conv.weight"])}
     if {source.kind, target.kind} == {"SPP", "SPPF"}:
         same = _windows(source.module) == _windows(target.module)
         return source.tensors if same else None
     return None
-
-
-def _focus_to_conv(focus: Any, conv: Any, tensors: Tensors) -> Tensors | None:
-    if not _same_stem(conv.conv, focus.conv.conv):
-        return None
-    out = {name.removeprefix("conv."): value for name, value in tensors.items()}
-    out["conv.weight"] = stem_from_focus(tensors["conv.conv.weight"])
-    return out
-
-
-def _conv_to_focus(conv: Any, focus: Any, tensors: Tensors) -> Tensors | None:
-    if not _same_stem(conv.conv, focus.conv.conv):
-        return None
-    out = {f"conv.{name}": value for name, value in tensors.items()}
-    out["conv.conv.weight"] = focus_from_stem(tensors["conv.weight"])
-    return out
 
 
 def _same_stem(large: nn.Module, small: nn.Module) -> bool:

@@ -228,7 +228,7 @@ class _Machine:
             self._count_odd_keys(items)
         target.items.extend(items)
 
-    def _look_at_keys(self, keys: list[Any]) -> None:
+    def _count_odd_keys(self, keys: list[Any]) -> None:
         self.found.odd_keys += sum(1 for key in keys if not is_key(key))
 
     def _add_pairs(self, items: list[Any]) -> None:

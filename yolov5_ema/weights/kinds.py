@@ -61,7 +61,10 @@ def other_kind(opened: PickleFile, path: Path) -> Kind | None:
     if modules:
         return None
     if isinstance(lookup(root, "model"), str):
-        return _classifier(lookup(root, "model"))
+        return Kind(
+            f"a weights file of the classifier {lookup(root, 'model')[:80]!r}, not a YOLOv5 model; use it with "
+            "'yolov5-ema classify val' or 'classify predict'"
+        )
     key = key_of_state_dict(root)
     return None if key is None else state_dict(key, path)
 
@@ -112,11 +115,4 @@ def _to_convert(path: Path) -> str:
     return (
         "With the YAML of its model it can be turned into a checkpoint: "
         f"yolov5-ema convert {path} --cfg MODEL.yaml -o {path.with_suffix('')}-whole.pt"
-    )
-
-
-def _classifier(name: str) -> Kind:
-    return Kind(
-        f"a weights file of the classifier {name[:80]!r}, not a YOLOv5 model; use it with 'yolov5-ema classify val' "
-        "or 'classify predict'"
     )

@@ -79,15 +79,12 @@ def _has_valid_state(call: Made, name: str) -> bool:
 def _of_instances(pickle: Followed) -> Iterator[str]:
     for made in pickle.instances:
         name = class_name(made)
-        if not name or name in _JUDGES or args_of(made) or not _is_state(made.state):
+        # the state of a layer is a single dict of its attributes
+        is_filled_as_a_layer = made.state is None or isinstance(made.state, Table)
+        if not name or name in _JUDGES or args_of(made) or not is_filled_as_a_layer:
             yield f"{name or 'an object that the file itself creates'}: created in a way that no checkpoint needs"
         elif not _has_few_layers(made.state):
             yield f"{name}: has more than {_MOST_LAYERS} layers"
-
-
-def _is_state(state: Any) -> bool:
-    """Whether a state is a single dict of attributes, as for a layer, or missing."""
-    return state is None or isinstance(state, Table)
 
 
 def _has_few_layers(state: Table | None) -> bool:

@@ -25,7 +25,7 @@ def pool(x: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]
 def maps(x: torch.Tensor, gate_c: torch.Tensor, count_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps of x * gate_c (N, 2, H, W) and, with ``count_ties``, the ties over its channels (N, 1, H, W)."""
     out, ties = new_maps(x, gate_c, count_ties)
-    _call("maps", x, ((laid_out(gate_c), x.shape[:2]),), (out, ties if count_ties else None))
+    _call("maps", x, ((as_contiguous(gate_c), x.shape[:2]),), (out, ties if count_ties else None))
     return out, ties
 
 
@@ -33,7 +33,7 @@ def apply(x: torch.Tensor, gate_c: torch.Tensor, gate_s: torch.Tensor) -> torch.
     """x * gate_c * gate_s."""
     n, c, h, w = sizes_of(x)
     out = new_input(x)
-    gates = ((laid_out(gate_c), (n, c)), (laid_out(gate_s), (n, 1, h, w)))
+    gates = ((as_contiguous(gate_c), (n, c)), (as_contiguous(gate_s), (n, 1, h, w)))
     _call("apply", x, gates, (out,))
     return out
 
@@ -44,8 +44,8 @@ def apply_backward(
     """Gradients of gate_c and gate_s from the gradient of the output."""
     n, c, h, w = sizes_of(x)
     d_gate_c, d_gate_s = new_gates(grad, x)
-    gates = ((laid_out(gate_c), (n, c)), (laid_out(gate_s), (n, 1, h, w)))
-    arrays = ((laid_out(grad), x.shape), *gates)
+    gates = ((as_contiguous(gate_c), (n, c)), (as_contiguous(gate_s), (n, 1, h, w)))
+    arrays = ((as_contiguous(grad), x.shape), *gates)
     _call("apply_backward", x, arrays, (d_gate_c, d_gate_s))
     return d_gate_c, d_gate_s
 
@@ -56,8 +56,8 @@ def maps_backward(
     """Gradient of gate_c from the gradient of the maps."""
     n, c, h, w = sizes_of(x)
     d_gate_c = new_gate_of_channels(d_maps, x)
-    made = ((laid_out(maps), (n, 2, h, w)), (laid_out(map_ties), (n, 1, h, w)))
-    arrays = ((laid_out(d_maps), (n, 2, h, w)), (laid_out(gate_c), (n, c)), *made)
+    made = ((as_contiguous(maps), (n, 2, h, w)), (as_contiguous(map_ties), (n, 1, h, w)))
+    arrays = ((as_contiguous(d_maps), (n, 2, h, w)), (as_contiguous(gate_c), (n, c)), *made)
     _call("maps_backward", x, arrays, (d_gate_c,))
     return d_gate_c
 
@@ -84,7 +84,7 @@ def input_backward(
     dx = new_input(x)
     tensors = (gate_c, gate_s, maps, map_ties, peak, ties, grad, *d_pooled, d_maps)
     shapes = (channels, pixels, pair, pixels, channels, channels, x.shape, channels, channels, pair)
-    _call("input_backward", x, [*zip(map(laid_out, tensors), shapes)], (dx,))
+    _call("input_backward", x, [*zip(map(as_contiguous, tensors), shapes)], (dx,))
     return dx
 
 
@@ -93,7 +93,7 @@ def convolve(maps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     n, _, h, w = sizes_of(maps)
     k = window_of(weight)
     out = new_convolved(maps)
-    arrays = ((laid_out(maps), (n, 2, h, w)), (laid_out(weight), (1, 2, k, k)))
+    arrays = ((as_contiguous(maps), (n, 2, h, w)), (as_contiguous(weight), (1, 2, k, k)))
     call("cbam_convolve", maps.dtype, arrays, (out,), (n, h, w, k))
     return out
 
@@ -106,9 +106,9 @@ def convolve_backward(
     k = window_of(weight)
     d_maps, d_weight = new_convolution_gradients(grad, maps, weight)
     arrays = (
-        (laid_out(maps), (n, 2, h, w)),
-        (laid_out(grad), (n, 1, h, w)),
-        (laid_out(weight), (1, 2, k, k)),
+        (as_contiguous(maps), (n, 2, h, w)),
+        (as_contiguous(grad), (n, 1, h, w)),
+        (as_contiguous(weight), (1, 2, k, k)),
     )
     call("cbam_convolve_backward", maps.dtype, arrays, (d_maps, d_weight), (n, h, w, k))
     return d_maps, d_weight
@@ -173,4 +173,4 @@ def window_of(weight: torch.Tensor) -> int:
 
 def _call(name: str, x: torch.Tensor, arrays: Sequence[Array], made: Sequence[torch.Tensor | None]) -> None:
     n, c, h, w = x.shape
-    call(f"cbam_{name}", x.dtype, ((laid_out(x), x.shape), *arrays), made, (n, c, h * w))
+    call(f"cbam_{name}", x.dtype, ((as_contiguous(x), x.shape), *arrays), made, (n, c, h * w))

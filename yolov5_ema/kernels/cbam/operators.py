@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from yolov5_ema.kernels.cbam import cpp
-from yolov5_ema.kernels.memory import somebody_looks
+from yolov5_ema.kernels.memory import is_intercepted
 
 # the schema of each kernel, and the function that gives its results' shapes
 _KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -70,4 +70,4 @@ _OPERATORS = SimpleNamespace(**{name: getattr(torch.ops.yolov5_ema, f"cbam_{name
 
 def passes() -> Any:
     """The kernels under their names in `yolov5_ema.kernels.cbam.cpp`: operators if torch records, else functions."""
-    return _OPERATORS if somebody_looks() else cpp
+    return _OPERATORS if is_intercepted() else cpp

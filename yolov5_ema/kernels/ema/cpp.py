@@ -6,7 +6,7 @@ import torch
 
 from yolov5_ema.kernels.ema import exact
 from yolov5_ema.kernels.ema.arguments import EMAArguments, check_arguments, check_backward
-from yolov5_ema.kernels.memory import call, check_source, laid_out
+from yolov5_ema.kernels.memory import as_contiguous, call, check_source
 
 
 def forward(x: torch.Tensor, arguments: EMAArguments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,7 +38,7 @@ def backward(
     arrays = (
         (grad, shape),
         (work, shape),
-        (laid_out(stats), (n * arguments.groups, 3, k)),
+        (as_contiguous(stats), (n * arguments.groups, 3, k)),
         (_flatten(parameters), (10 * k * k + 4 * k,)),
     )
     call("ema_backward", work.dtype, arrays, (dx, sums), (n * arguments.groups, k, h, w), arguments.eps)
