@@ -1,4 +1,4 @@
-"""The CI matrix and the local one name what there is: make targets, variables, extras, the torch that is asked for."""
+"""The CI matrix and the local one name existing make targets, variables and extras, and the required torch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_what_the_matrix_varies_is_there(workflow, metadata):
     matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
     assert set(matrix["engine"]) <= set(metadata["optional-dependencies"])
     classifiers = re.findall(r"Python :: (3\.\d+)", "\n".join(metadata["classifiers"]))
-    assert matrix["python"] == classifiers  # as text: 3.10 unquoted would be 3.1
+    assert matrix["python"] == classifiers  # as a string: 3.10 without quotes would be 3.1
     assert metadata["requires-python"] == f">={classifiers[0]}"
 
 

@@ -1,4 +1,4 @@
-"""Names of classes, from wherever: text that leads nowhere; and crops stay in their run's folder."""
+"""Class names from any source are text that leads to no path, and crops stay in their run's folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_they_are_refused_in_checkpoints_and_data_yamls(engine, tmp_path, names)
     layer = nn.Identity()
     layer.names = names
     wrapper, other = nn.Identity(), nn.Identity()
-    wrapper.module = layer  # what DataParallel has; YOLOv5 reads model.module.names
+    wrapper.module = layer  # the attribute of DataParallel; YOLOv5 reads model.module.names
     vars(other)["module"] = layer
     deep = nn.Sequential(nn.Sequential(layer))
     if isinstance(names, set):
@@ -92,7 +92,7 @@ def test_a_crop_is_not_written_through_a_link(tmp_path, link):
     (tmp_path / "run" / link).symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match="where a link leads out of"):
         place_of_crop(place, tmp_path / "run/crops")
-    (tmp_path / "other").symlink_to(tmp_path / "whole")  # the run itself may lie where the user wants it
+    (tmp_path / "other").symlink_to(tmp_path / "whole")  # the run itself may be wherever the user wants it
     (tmp_path / "whole").mkdir()
     assert place_of_crop(tmp_path / "other/crops/car/a.jpg", tmp_path / "other/crops").name == "a.jpg"
 
@@ -104,7 +104,7 @@ def crop(save_one_box, save_dir: Path, name: object) -> None:
 
 
 def test_crops_stay_in_their_folder(engine, tmp_path):
-    """Whatever the names are and come from; without the guard, the same call writes outside."""
+    """Whatever the names are and wherever they come from; without the guard, the same call writes outside."""
 
     names = [str(tmp_path / "out"), "../../out", PurePosixPath("../../out")]
     for index, name in enumerate(names):

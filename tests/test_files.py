@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files are complete or missing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path):
     victim.write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/x.json").symlink_to(victim)
-    with open(tmp_path / "out/x.json", "r+") as stream:  # what plain opening would do
+    with open(tmp_path / "out/x.json", "r+") as stream:  # what a plain open() would do
         assert stream.read() == "mine"
     write_whole(tmp_path / "out/x.json", "new")
     assert victim.read_text() == "mine" and (tmp_path / "out/x.json").read_text() == "new"
@@ -179,7 +179,7 @@ def test_two_processes_exclude_each_other_and_a_killed_one_frees_the_lock(tmp_pa
 
 def test_a_lock_is_waited_for_as_long_as_was_said(tmp_path):
     place = tmp_path / "lock"
-    place.write_text("of an earlier version")  # is no obstacle, and stays
+    place.write_text("of an earlier version")  # it does not matter, and stays
     with locked(place, "busy"):
         started_s = time.monotonic()
         with pytest.raises(UserError, match="busy"), locked(place, "busy", patience_s=0.3):

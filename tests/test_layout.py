@@ -1,4 +1,4 @@
-"""The shape of the project: imports go one way, what ships is found, docs name what exists."""
+"""The structure of the project: imports go in one direction, shipped files are found, docs name what exists."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_arrows_lead_to_the_nearest_rooms_only():
 
 
 def _bodies(package: Path) -> dict[str, list[str]]:
-    """The functions of a package's modules by what they do, names and docstrings apart."""
+    """The functions of a package's modules by what they do, ignoring names and docstrings."""
     found: dict[str, list[str]] = {}
     for name, file in rooms.modules(package).items():
         for part in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -96,7 +96,7 @@ def _bodies(package: Path) -> dict[str, list[str]]:
 
 
 def test_no_function_stands_twice(tmp_path):
-    shortest = 160  # characters of a syntax tree: more than a call of one function
+    shortest = 160  # characters of a syntax tree: more than a single function call
     twice = [names for body, names in _bodies(PACKAGE).items() if len(names) > 1 and len(body) > shortest]
     assert twice == []
     (tmp_path / "house").mkdir()
@@ -109,7 +109,7 @@ def test_no_function_stands_twice(tmp_path):
 
 def _homes_of_tests() -> list[Path]:
     top = Path(__file__).parent
-    broader = {"docs", "hard", "journeys"}  # of several modules, by what they are about
+    broader = {"docs", "hard", "journeys"}  # of several modules, by their topic
     return [
         file.relative_to(top)
         for file in sorted(top.rglob("test_*.py"))
@@ -146,7 +146,7 @@ def test_names_of_modules_that_were_documented_still_lead_there(old):
 
 
 def test_blocks_import_torch_and_no_compiler():
-    """torch._dynamo takes half as long again as torch itself."""
+    """Importing torch._dynamo takes half as long as importing torch itself."""
     code = "import sys, yolov5_ema.blocks; assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -186,7 +186,7 @@ _LIBRARIES = (
     ],
 )
 def test_libraries_that_some_commands_need_are_imported_where_they_are_used(code):
-    """Before an engine is there: YOLOv5 imports pandas and matplotlib by itself."""
+    """Before YOLOv5 is imported, because it imports pandas and matplotlib itself."""
     found = f"[name for name in {_LIBRARIES} if name in sys.modules]"
     check = f"import atexit, sys; atexit.register(lambda: print(*{found}, file=sys.stderr))"
     done = subprocess.run([sys.executable, "-c", f"{check}\n{code}"], cwd=REPOSITORY, capture_output=True, text=True)
@@ -267,7 +267,7 @@ def _all_commands(group=None) -> dict[str, object]:
 
 
 def test_every_file_of_a_command_ends_in_it():
-    """And no other file than that of the shape makes a parser."""
+    """No other file than cli/command.py makes a parser."""
     commands = _all_commands()
     assert len(commands) == 23 + 4 + 3 + 2
     assert all(10 < len(command.summary) < 90 for command in commands.values())
@@ -278,7 +278,7 @@ def test_every_file_of_a_command_ends_in_it():
         (last,) = ast.parse(file.read_text(encoding="utf-8")).body[-1:]
         assert isinstance(last, ast.Assign) and last.targets[0].id == "COMMAND", file
     assert len(files) == len(commands)
-    # the first makes them; the second is a process that `compare` starts, whose line nobody types
+    # the first makes the parsers of all commands; the second is a process that only `compare` starts
     may = {cli / "command.py", PACKAGE / "comparing/scoring.py"}
     for file in set(PACKAGE.rglob("*.py")) - may:
         nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Files of a stranger's: pipes and devices are refused at once, and no more is read than can be used."""
+"""Untrusted files: pipes and devices are refused at once, and no more is read than can be used."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_numbers_that_share_a_hash_are_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("nc: 1\nlr0: 9223372036854775807\nratio: -0x7fffffff\n")
     assert read_yaml(tmp_path / "a.yaml")["lr0"] == 2**63 - 1
     keys = [number * (2**61 - 1) for number in range(1, 30_000)]
-    assert {hash(key) for key in keys} == {0}  # so that a dict compares each with all before it
+    assert {hash(key) for key in keys} == {0}  # so that a dict compares each of them with all before it
     (tmp_path / "b.yaml").write_text("".join(f"{key}: 1\n" for key in keys))
     with pytest.raises(ConfigError, match=r"b\.yaml.*a number of 65 bits"):
         read_yaml(tmp_path / "b.yaml")

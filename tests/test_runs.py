@@ -1,4 +1,4 @@
-"""A run that fails takes away what it made, and nothing of what others have there."""
+"""A run that fails removes what it made, and nothing that belongs to others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_failing_run_alone_leaves_nothing(tmp_path):
     (tmp_path / "new").mkdir()
     with pytest.raises(UserError), run_folder(tmp_path / "new/runs/evaluate"):
         raise UserError("bad flag")
-    assert [path.name for path in tmp_path.rglob("*")] == ["new"]  # it was there
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]  # it was there before
 
 
 @pytest.mark.parametrize("exist_ok", [True, False])
@@ -54,7 +54,7 @@ def test_a_folder_that_another_process_made_meanwhile_is_not_ours(tmp_path, monk
 
     def slow(self, *args, **kwargs):
         if self.name == "runs" and not self.exists():
-            mkdir(self)  # another process is quicker
+            mkdir(self)  # another process is faster
         mkdir(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", slow)

@@ -1,4 +1,4 @@
-"""What the user chose: read from the environment, said on the command line, told to processes, and gone afterwards."""
+"""The user's settings: read from the environment and the command line, passed to child processes, and then undone."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_environment_is_as_it_was_afterwards(monkeypatch):
         with exporting(seed=3, conflicts="ours"):
             assert (read("seed"), read("conflicts"), read("trust")) == (3, "ours", True)
         assert (read("seed"), read("conflicts")) == (None, "error")
-        os.environ["YOLOV5_EMA_IMPLEMENTATION"] = "exact"  # what a command leaves behind
+        os.environ["YOLOV5_EMA_IMPLEMENTATION"] = "exact"  # left by a command
         raise KeyError
     assert dict(os.environ) == before
 

@@ -79,7 +79,7 @@ def test_a_table_is_aligned():
 
 
 def test_no_second_door_in_the_package():
-    """Who needs one of these words takes it from here."""
+    """Code that needs one of these functions takes it from texts.py."""
     package = Path(yolov5_ema.__file__).parent
     second = re.compile(r"get_close_matches|str\(error\)(\.strip\(\))?\.splitlines\(\)\[0\]|[rl]just\(")
     found = [file.name for file in package.rglob("*.py") if second.search(file.read_text())]

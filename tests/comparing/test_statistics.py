@@ -84,10 +84,8 @@ def test_pairing_shows_what_the_spread_over_seeds_hides():
         ((0.010, 0.011, 0.012), BETTER),
         ((-0.010, -0.011, -0.012), WORSE),
         ((0.010, 0.011, -0.012), NO_DIFFERENCE),
-        (
-            (0.01, 0.02, 0.03),
-            NO_DIFFERENCE,
-        ),  # all are above 0, and yet the interval holds 0: 0.02 - 4.30 * 0.01 / sqrt(3) < 0
+        # all are above 0, and yet the interval contains 0: 0.02 - 4.30 * 0.01 / sqrt(3) < 0
+        ((0.01, 0.02, 0.03), NO_DIFFERENCE),
         ((0.01,), NO_INTERVAL),
         ((0.0, 0.0, 0.0), NO_DIFFERENCE),
         ((0.01, 0.01, 0.01), NO_DIFFERENCE),  # seeds without an effect show no spread

@@ -18,7 +18,7 @@ EXIF_ORIENTATION = 0x0112
 
 @pytest.fixture
 def rgb() -> np.ndarray:
-    """A smooth picture of shape (40, 60, 3), which JPEG preserves; its corners differ, so that rotations are noticed."""
+    """A smooth picture, (40, 60, 3), which JPEG preserves; its corners differ, so that rotations are noticed."""
     down, across = np.mgrid[0:40, 0:60]
     return np.stack([across * 4, down * 6, 250 - across * 2 - down * 3], axis=2).astype(np.uint8)
 

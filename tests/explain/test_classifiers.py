@@ -1,4 +1,4 @@
-"""Looking into classifiers: class activation maps in closed form, gates, and what stands beside a plain model."""
+"""Maps of classifiers: class activation maps in closed form, gates, and what is shown next to a plain model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def saved(folder, block):
     model = create_classifier("test_resnet", block, num_classes=3, block_options=options)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.ones_(module.weight)  # timm starts the last of a residual block at 0
+            torch.nn.init.ones_(module.weight)  # timm sets the last one of a residual block to 0
     record = {
         "model": "test_resnet", "block": block, "block_options": options, "stem": "imagenet", "num_classes": 3,
         "names": ["cat", "dog", "eel"], "imgsz": 64, "mean": list(MEAN), "std": list(STD), "epoch": 0, "settings": {},
@@ -52,7 +52,7 @@ def picture():
 
 
 def test_the_last_stage_of_a_plain_model_in_closed_form(plain):
-    """Behind it come a mean over places and a linear layer, so alpha_c is the class's weight over H W."""
+    """It is followed by a mean over positions and a linear layer, so alpha_c is the class's weight / (H W)."""
     subject = Classifier(plain, ["eel"])
     ((layer,),) = choose([subject.candidates])
     assert (layer.name, layer.block, layer.stride) == ("layer4", None, 32)
@@ -67,7 +67,7 @@ def test_the_last_stage_of_a_plain_model_in_closed_form(plain):
 
 
 def test_the_picture_is_what_the_model_sees(plain):
-    """The middle of it, in colours as they were."""
+    """The middle of the picture, with its colours unchanged."""
     look = Classifier(plain).look(picture())
     assert look.batch.shape == (1, 3, 64, 64)
     np.testing.assert_array_equal(look.picture, picture()[:, 16:80, ::-1])
@@ -97,7 +97,7 @@ def test_every_block_and_beside_it_the_place_in_a_plain_model(plain, with_ema):
 
 
 def test_maps_of_blocks_equal_an_own_computation(with_ema):
-    """Gate by the block's input and output; Grad-CAM by retaining the output, which timm goes on to write into."""
+    """The gate from the block's input and output; Grad-CAM from the retained output, into which timm then writes."""
     subject = Classifier(with_ema)
     look = subject.look(picture())
     (layers,) = choose([subject.candidates], ["layer2*"])

@@ -1,4 +1,4 @@
-"""Looking into detectors: maps at a place that is known, the score, and detections as YOLOv5 makes them."""
+"""Maps of detectors at a known place, the score, and detections as YOLOv5 makes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolov5_ema.explain.looks import Area, Look, maps_of
 
 pytest.importorskip("captum")
 
-SEED = 0  # one whose Grad-CAM is not 0 everywhere
+SEED = 0  # a seed whose Grad-CAM is not 0 everywhere
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def maps(detector, look):
 
 
 def test_both_maps_point_at_the_object_that_the_weights_look_for(engine, red_detector):
-    """Grad-CAM of a head that is linear in one channel of positive weight is that channel, where it is not 0."""
+    """Grad-CAM of a head that is linear in one channel with a positive weight is that channel, where it is not 0."""
     detector = Detector(engine, red_detector, Options(imgsz=128))
     look = detector.look(red_picture())
     assert {detector.names[number] for number in look.found.class_id} == {"red"} and look.details == [
@@ -48,12 +48,13 @@ def test_both_maps_point_at_the_object_that_the_weights_look_for(engine, red_det
     square = np.zeros((128, 128), bool)
     square[24:56, 72:104] = True
     around = np.zeros((128, 128), bool)
-    around[20:60, 68:108] = True  # half a cell more, for cells are made smooth
+    around[20:60, 68:108] = True  # half a cell more, because the map is interpolated
     assert share_inside(found.cam, around) == pytest.approx(1, abs=1e-5) and share_inside(found.cam, square) > 0.75
-    one, low = 1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))  # of a cell that is red, and of one that is not
+    one, low = 1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))  # of a red cell, and of one that is not red
     np.testing.assert_allclose(found.gate[square], one, rtol=1e-5)
-    assert np.isnan(found.gate[0, 0])  # black: nothing comes in
-    np.testing.assert_allclose(found.gate[88:120, 16:48], low, rtol=1e-4)  # blue comes in, and is let through no more
+    assert np.isnan(found.gate[0, 0])  # black: there is no input
+    # blue goes in, but the gate lets no more of it through
+    np.testing.assert_allclose(found.gate[88:120, 16:48], low, rtol=1e-4)
     assert found.gate_range == pytest.approx((low, (one + low) / 2, one), rel=1e-4)
 
 
@@ -104,7 +105,7 @@ def test_a_picture_of_which_nothing_is_left(engine, red_detector):
 
 @pytest.mark.parametrize("classes", [(), (1,)])
 def test_surviving_candidates_are_those_of_yolov5(engine, classes):
-    """Boxes, scores and classes equal `non_max_suppression`'s, in its order."""
+    """Boxes, scores and classes equal those of `non_max_suppression`, in its order."""
     general = engine.module("utils.general")
     generator = torch.Generator().manual_seed(3)
     for _ in range(5):
@@ -126,7 +127,7 @@ def test_best_candidate():
 
 @pytest.fixture(scope="module")
 def random_detector(engine, tmp_path_factory):
-    """A checkpoint of yolov5n with EMA, random weights."""
+    """A checkpoint of yolov5n with EMA and random weights."""
     from yolov5.models.yolo import Model
 
     torch.manual_seed(SEED)
@@ -143,7 +144,7 @@ def noise() -> np.ndarray:
 
 
 def test_grad_cam_of_yolov5s_own_model_by_plain_autograd(engine, random_detector):
-    """Row by row as YOLOv5's forward goes, the score from its raw output, the gradient by autograd."""
+    """Row by row as in YOLOv5's forward, with the score from its raw output and the gradient by autograd."""
     detector = Detector(engine, random_detector, Options(imgsz=96))
     look = detector.look(noise())
     assert len(look.found) > 3

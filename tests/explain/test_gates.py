@@ -1,4 +1,4 @@
-"""The gate map of a block: against gates that are known, for every kind of block."""
+"""The gate map of a block, compared with known gates, for every kind of block."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_gate_a_channel_is_averaged_by_energy(x):
     found = gate_map(x, x * gate)
     torch.testing.assert_close(found, expected(x, gate), rtol=1e-6, atol=1e-7)
     assert (found > gate.amin(1)).all() and (found < gate.amax(1)).all()
-    alike = torch.ones(1, 4, 2, 2)  # where all channels have the same energy: the root mean square of the gates
+    alike = torch.ones(1, 4, 2, 2)  # if all channels have the same energy: the root mean square of the gates
     assert gate_map(alike, alike * torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None, None])[0, 0, 0] == pytest.approx(
         math.sqrt((0.01 + 0.04 + 0.09 + 0.16) / 4), rel=1e-6
     )
@@ -88,7 +88,7 @@ IN_PLACE = {
 
 @pytest.mark.parametrize("name, options", IN_PLACE.items())
 def test_blocks_that_keep_their_channels_in_place(x, name, options):
-    """Their gate a channel can be had by dividing."""
+    """Their gate for each channel can be found by division."""
     block = randomise(create_block(name, 8, **options)).eval()
     gate = block(x).detach() / x
     torch.testing.assert_close(watched(block, x), expected(x, gate), rtol=1e-5, atol=1e-6)
@@ -106,7 +106,7 @@ def test_sa_although_it_shuffles(x):
     y = block(x).detach()
     unshuffled = y.reshape(2, 4, 2, 5, 7).transpose(1, 2).reshape(x.shape)  # (N, C, H, W)
     gate = unshuffled / x
-    assert (gate > 0).all() and (gate < 1).all()  # else the channels were put back wrongly
+    assert (gate > 0).all() and (gate < 1).all()  # otherwise the channels would be in the wrong order
     torch.testing.assert_close(watched(block, x), expected(x, gate), rtol=1e-5, atol=1e-6)
 
 
@@ -125,21 +125,21 @@ def test_every_block_that_starts_as_half_shows_a_half(x):
 
 
 class Writing(nn.Module):
-    """Gates by 0.25, in its input's own memory."""
+    """A block that multiplies by 0.25 in its input's own memory."""
 
     def forward(self, x):
         return x.mul_(0.25)
 
 
 class Adding(nn.Module):
-    """What is no gate at all: x + x."""
+    """A block that has no gate: x + x."""
 
     def forward(self, x):
         return x + x
 
 
 class Halving(nn.Module):
-    """Changes the size."""
+    """A block that changes the size."""
 
     def forward(self, x):
         return x[..., ::2, ::2]

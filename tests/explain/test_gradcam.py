@@ -1,4 +1,4 @@
-"""Grad-CAM: against its formula by plain autograd, and against what can be had in closed form."""
+"""Grad-CAM compared with its formula by plain autograd, and with closed forms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("captum")
 
 
 def by_autograd(first, rest, score, batch):
-    """relu(sum_c alpha_c A_c), step by step: A = first(batch), alpha the mean of the score's gradient over places."""
+    """relu(sum_c alpha_c A_c), step by step: A = first(batch), alpha is the score's mean gradient over positions."""
     activations = first(batch.clone()).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(score(rest(activations)).sum(), activations)
     out = torch.zeros(len(batch), *activations.shape[2:])
@@ -54,7 +54,7 @@ def test_equals_the_formula_by_plain_autograd(parts, batch):
 
 
 def test_a_linear_head_in_closed_form(parts, batch):
-    """Of a mean over places and a linear layer, alpha_c is w_c / (H W)."""
+    """If a mean over positions and a linear layer follow, alpha_c is w_c / (H W)."""
     first, _ = parts
     weights = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0, -1.0])
     found = grad_cam(lambda x: first(x).mean((2, 3)) @ weights, first, batch)
@@ -63,7 +63,7 @@ def test_a_linear_head_in_closed_form(parts, batch):
 
 
 def test_each_place_by_its_own_gradient(parts, batch):
-    """HiResCAM: of a mean over places and a linear layer the same as Grad-CAM, of others not."""
+    """If a mean over positions and a linear layer follow, HiResCAM equals Grad-CAM; otherwise it does not."""
     first, rest = parts
     activations = first(batch).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(rest(activations)[:, 2].sum(), activations)
@@ -85,7 +85,7 @@ def test_each_image_of_a_batch_has_the_map_that_it_has_alone(parts, batch):
 
 
 def test_what_comes_next_may_write_into_the_layers_output(parts, batch):
-    """An activation in place, and ``x += shortcut`` as timm's residual blocks have it."""
+    """An in-place activation, and ``x += shortcut`` as in timm's residual blocks."""
     first, rest = parts
 
     def writing(x):
@@ -144,7 +144,7 @@ def test_a_layer_that_no_gradient_reaches_is_an_error(parts, batch):
         with pytest.raises(UserError, match=r"^row 7: no gradient of the score reaches it"):
             grad_cam(score, layer, batch, "row 7")
             pytest.fail(case)
-    with pytest.raises(RuntimeError, match=r"mat1 and mat2|size"):  # a bug stays one
+    with pytest.raises(RuntimeError, match=r"mat1 and mat2|size"):  # a bug keeps its own exception
         grad_cam(lambda x: rest(x)[:, 2], rest, batch)
 
 

@@ -1,4 +1,4 @@
-"""How much of a map lies in boxes, and the table of it."""
+"""How much of a map lies in boxes, and the table of these figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def test_the_share_of_a_map_in_a_mask():
     values = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
     mask = np.array([[False, True], [False, True]])
     assert share_inside(values, mask) == pytest.approx(0.6)
-    assert share_inside(values * 0 + 2, mask) == pytest.approx(mask.mean())  # a flat map: the boxes' share of the area
+    # a flat map gives the boxes' fraction of the area
+    assert share_inside(values * 0 + 2, mask) == pytest.approx(mask.mean())
     assert math.isnan(share_inside(values * 0, mask))
 
 

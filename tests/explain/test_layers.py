@@ -1,4 +1,4 @@
-"""Which layers are shown of a model, and which of several models' stand side by side."""
+"""Which layers of a model are shown, and which layers of several models are shown side by side."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_blocks_at_other_places_get_rows_of_their_own(build):
 def test_choosing_by_row_name_and_glob(build):
     assert names(choose([build("EMA")], ["10"])[0]) == [("10", "EMA")]
     assert names(choose([build("EMA")], ["1*"])[0]) == [("10", "EMA")]
-    # at a chosen place, every model shows what it has there
+    # at a chosen place, every model shows the layer that it has there
     both = choose([build("EMA"), build("CA")], ["CA"])
     assert [names(layers) for layers in both] == [[("7", "EMA"), ("10", "EMA")], [("7", "CA"), ("10", "CA")]]
     assert names(choose([build("none")], ["9"])[0]) == [("9", "SPPF, no block")]
@@ -89,7 +89,7 @@ def test_repeated_blocks_stand_one_behind_the_other():
         from yolov5.models.yolo import Model
 
         cfg = build_cfg(size="n", block="EMA", nc=3)
-        cfg["backbone"][7][1] = 9  # three of them at this depth
+        cfg["backbone"][7][1] = 9  # three of them with this depth
         repeated = candidates_of(Model(cfg).eval(), 32)
         plain = candidates_of(Model(build_cfg(size="n", block="none", nc=3)).eval(), 32)
     thrice, beside = choose([repeated, plain])
@@ -101,7 +101,7 @@ def test_repeated_blocks_stand_one_behind_the_other():
 
 def test_derived_classes_and_blocks_within_blocks():
     class Mine(type(create_block("SE", 16))):
-        """A block by descent, with another in it."""
+        """A subclass of a block, with another block in it."""
 
         def __init__(self):
             super().__init__(16)

@@ -49,7 +49,7 @@ def test_a_gate_that_hardly_varies_is_not_made_dramatic():
 
 
 def test_gates_are_drawn_in_the_colours_of_one_scale():
-    """A gate of 0.1 is dark violet, one of 0.9 yellow; in a figure with both, 0.5 is neither."""
+    """A gate of 0.1 is dark violet, one of 0.9 is yellow; in a figure with both, 0.5 is neither."""
     from matplotlib import colormaps
 
     image = pixels(draw([column(gate=(0.1, 0.1)), column(gate=(0.5, 0.5)), column(gate=(0.9, 0.9))], ["p"]))

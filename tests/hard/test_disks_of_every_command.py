@@ -1,4 +1,4 @@
-"""Commands that write, on a disk that is full or may not be written to: a message, and nothing half-written."""
+"""Commands on a disk that is full or read-only: they print a message, and leave nothing half-written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from yolov5_ema.runs import run_folder
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """What the commands below read."""
+    """The files that the commands below read."""
     folder = tmp_path_factory.mktemp("sources")
     write_tiny_set(folder / "set", train=2, val=2, imgsz=64)
     (folder / "found").mkdir()
@@ -45,7 +45,7 @@ def sources(tmp_path_factory) -> Path:
 
 @pytest.fixture(params=["full", "read-only"])
 def bad_disk(request, tmp_path):
-    """A file system on which ``old.pt`` is, and no room or no leave for more."""
+    """A file system that holds ``old.pt``, and is full or read-only."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
@@ -107,7 +107,7 @@ def test_a_bad_disk_is_said_in_one_line(command, sources, bad_disk, capsys, monk
 
 
 def test_pictures_that_do_not_fit_are_said_as_well(sources, bad_disk, capsys, monkeypatch, tmp_path):
-    """The figures fit on the disk, the pictures after them do not."""
+    """There is room for the figures, but not for the pictures after them."""
     if not (bad_disk / "filling").exists():
         pytest.skip("nothing fits here")
     os.truncate(bad_disk / "filling", (bad_disk / "filling").stat().st_size - 20480)
@@ -120,7 +120,7 @@ def test_pictures_that_do_not_fit_are_said_as_well(sources, bad_disk, capsys, mo
 
 
 def _whole(before: list[str], disk: Path) -> bool:
-    """Nothing new but whole files and folders: no draft, and no file without content."""
+    """Everything new is a complete file or a folder: there is no draft, and no empty file."""
     new = [path for path in disk.rglob("*") if path.name not in before]
     return not any(path.name.endswith(".tmp") or (path.is_file() and not path.stat().st_size) for path in new)
 

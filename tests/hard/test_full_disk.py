@@ -1,4 +1,4 @@
-"""A disk that is full while something is saved: a message, and what was there is still there."""
+"""The disk is full while something is saved: there is a message, and the old file is still there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLONE = SimpleNamespace(kind="clone")
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of a given size in MiB, which can be made larger."""
+    """A file system of a given size in MiB that can be made larger."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -68,7 +68,7 @@ def test_an_interrupted_save_leaves_the_one_before(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_training_on_a_disk_that_fills_up(small_disk, tmp_path, package_root):
     data = write_tiny_set(tmp_path / "set", train=4, val=2, imgsz=64)
-    disk = small_disk(40)  # last.pt and best.pt have 15 MB each: the second last.pt does not fit beside them
+    disk = small_disk(40)  # last.pt and best.pt have 15 MB each: there is no room for the second last.pt
     model = ["--cfg", "yolov5n-ema.yaml", "--weights", "", "--img", 64, "--batch", 4, "--workers", 0]
     full = run_cli("train", "--data", data, *model, "--noautoanchor", "--epochs", 4, cwd=disk)
     assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Whatever a model YAML holds: a message or a model, never a hang, a traceback or code that runs."""
+"""Whatever a model YAML contains, the result is a message or a model; no hang, no traceback, and no code is run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def engine():
 
 
 def command_once(engine) -> None:
-    """What is done once a process, such as finding the compiled kernels, is done before anything is watched."""
+    """What is done once in each process, such as finding the compiled kernels, is done before anything is watched."""
     from yolov5_ema.cli.main import main
 
     with own_place() as folder:
@@ -67,7 +67,7 @@ def command_once(engine) -> None:
 
 
 def preflight_then_build(file: Path, folder: Path, engine) -> None:
-    """`train` up to where it would train; there, what YOLOv5 does with the cfg next."""
+    """Run `train` up to the point where it would train, and do there what YOLOv5 does with the cfg next."""
     train = engine.module("train")
     yolo = engine.module("models.yolo")
     built = []
@@ -82,7 +82,7 @@ def preflight_then_build(file: Path, folder: Path, engine) -> None:
 
 
 def check_cfg(content: bytes, engine) -> int:
-    """One file through every command that takes a cfg; the exit code of ``info``."""
+    """Run every command that takes a cfg on one file; returns the exit code of ``info``."""
     with own_place() as folder:
         file = folder / "mine.yaml"
         file.write_bytes(content)
@@ -112,7 +112,7 @@ def write_good_data(folder: Path) -> None:
 
 
 def fuzz(examples: int, engine) -> dict[int, int]:
-    """Runs ``examples`` cfgs; how many ended in each exit code."""
+    """Run ``examples`` cfgs; returns how many ended with each exit code."""
     codes: dict[int, int] = {}
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -129,7 +129,7 @@ def fuzz(examples: int, engine) -> dict[int, int]:
 
 @pytest.mark.parametrize("code", CODE)
 def test_code_is_not_run_wherever_it_stands(engine, code):
-    """Also within quotes, which a second `eval` takes off, and behind a layer's name in ``activation:``."""
+    """Also inside quotes, which a second `eval` removes, and after a layer's name in ``activation:``."""
     from yolov5_ema.cfgs.rows import check_activation
     from yolov5_ema.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""Whatever a weights file holds: a message or a model, never a hang, a crash, a traceback or code that runs."""
+"""Whatever a weights file contains, the result is a message or a model; no hang or crash, and no code is run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NUMBERS = [0, 1, 7, 2**31 - 1, 2**32 - 1, 2**62, 2**63 - 1, -1, -(2**31)]
 
 
 def prepare(engine: Any) -> None:
-    """Make the good files, once a process."""
+    """Make the valid files once in each process."""
     if GOOD:
         return
     from yolov5.models.yolo import Model
@@ -71,7 +71,7 @@ def pickle_of(content: bytes) -> tuple[str, bytes]:
 
 
 def with_entries(content: bytes, changes: dict[str, bytes | None], compressed: bool = False) -> bytes:
-    """An archive with entries replaced, or left out."""
+    """An archive with some entries replaced or left out."""
     out = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as archive,
@@ -86,7 +86,7 @@ def with_entries(content: bytes, changes: dict[str, bytes | None], compressed: b
 
 @st.composite
 def changed_pickles(draw: Any, data: bytes) -> bytes:
-    """A pickle with steps, numbers, names and bytes changed."""
+    """A pickle with some opcodes, numbers, names and bytes changed."""
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(2, max(2, len(data) - 2)))
         what = draw(st.sampled_from(["opcode", "opcode", "number", "name", "text", "bytes", "payload", "inserted"]))
@@ -223,7 +223,7 @@ ODD = [
 
 
 def endless() -> list[Any]:
-    """Values that hold themselves, or stand for an exponential number of things."""
+    """Values that contain themselves, or that expand to an exponential number of values."""
     held: list[Any] = []
     held.append(held)
     table: dict[str, Any] = {}
@@ -252,7 +252,7 @@ ATTRIBUTES = [
 
 @st.composite
 def odd_models(draw: Any) -> bytes:
-    """A good model with attributes of its own or of a layer changed, under good or odd keys."""
+    """A valid model with attributes of itself or of a layer changed, under valid or unusual keys."""
     from yolov5.models.yolo import Model
 
     model = Model(copy.deepcopy(SMALL)).eval()
@@ -286,7 +286,7 @@ def saved(content: Any) -> bytes:
 
 @st.composite
 def safetensors(draw: Any) -> bytes:
-    """The good one with its header changed: tensors that are not there, sizes, JSON, the metadata of 'convert'."""
+    """The valid file with a changed header: missing tensors, sizes, JSON, the metadata of 'convert'."""
     content = GOOD["small.safetensors"]
     size = int.from_bytes(content[:8], "little")
     header, rest = json.loads(content[8 : 8 + size]), content[8 + size :]
@@ -316,7 +316,7 @@ def safetensors(draw: Any) -> bytes:
 
 @st.composite
 def weights(draw: Any) -> tuple[str, bytes]:
-    """A name and the bytes of a file."""
+    """A file name, and the bytes of the file."""
     kind = draw(
         st.sampled_from(
             ["bytes"] * 3
@@ -362,7 +362,7 @@ def engine():
 
 
 def check_checkpoint(case: tuple[str, bytes], engine: Any, watch: bool = True) -> int:
-    """One file through the commands that read weights; the exit code of ``convert``."""
+    """Run the commands that read weights on one file; returns the exit code of ``convert``."""
     name, content = case
     with own_place() as folder:
         (folder / name).write_bytes(content)
@@ -388,7 +388,7 @@ def check_checkpoint(case: tuple[str, bytes], engine: Any, watch: bool = True) -
 
 
 def fuzz(examples: int, engine: Any) -> dict[int, int]:
-    """Runs ``examples`` files; how many ended in each exit code."""
+    """Run ``examples`` files; returns how many ended with each exit code."""
     codes: dict[int, int] = {}
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))

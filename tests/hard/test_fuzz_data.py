@@ -1,4 +1,4 @@
-"""Whatever a data YAML holds: a message or a data set, never a hang, a traceback, code that runs or a download."""
+"""Whatever a data YAML contains, the result is a message or a data set; no hang or traceback, no code, no download."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ DATA = files(BASES, VALUES, [as_text(base) for base in BASES])
 @pytest.fixture(scope="module")
 def engine():
     with yolov5_ema.installed() as engine:
-        check_data(as_text(GOOD), engine)  # what is done once a process is done before anything is judged
+        check_data(as_text(GOOD), engine)  # what is done once in each process is done before anything is watched
         yield engine
 
 
 def lay_out(folder: Path) -> None:
-    """Three images a split, their labels, and predictions."""
+    """Three images in each split, their labels, and predictions."""
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
@@ -106,7 +106,7 @@ def lay_out(folder: Path) -> None:
 
 
 def preflight(script: str, engine, folder: Path, *flags: object) -> tuple[int, object]:
-    """A script up to where it would start; there, what YOLOv5 does with the data YAML next."""
+    """Run a script up to the point where it would start, and do there what YOLOv5 does with the data YAML next."""
     module = engine.module(script)
     general = engine.module("utils.general")
     understood = []
@@ -122,7 +122,7 @@ def preflight(script: str, engine, folder: Path, *flags: object) -> tuple[int, o
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "main", in_place_of_the_script)
-        patch.setattr(downloads, "is_online", lambda *_: True)  # so that whatever YOLOv5 would do, it does
+        patch.setattr(downloads, "is_online", lambda *_: True)  # so that YOLOv5 does whatever it would do
         patch.setattr(torch.hub, "download_url_to_file", refuse_to_download)
         code, said = command(script, "--data", "mine.yaml", *flags, folder=folder)
     assert (code == 0) == bool(understood), said
@@ -134,7 +134,7 @@ def refuse_to_download(address, *_):
 
 
 def check_data(content: bytes, engine) -> int:
-    """One file through the commands that take a data YAML; the exit code of ``data stats``."""
+    """Run the commands that take a data YAML on one file; returns the exit code of ``data stats``."""
     with own_place() as folder:
         (folder / "mine.yaml").write_bytes(content)
         lay_out(folder)
@@ -151,7 +151,7 @@ def check_data(content: bytes, engine) -> int:
 
 
 def fuzz(examples: int, engine) -> dict[int, int]:
-    """Runs ``examples`` data YAMLs; how many ended in each exit code."""
+    """Run ``examples`` data YAMLs; returns how many ended with each exit code."""
     codes: dict[int, int] = {}
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -168,7 +168,7 @@ def fuzz(examples: int, engine) -> dict[int, int]:
 
 @pytest.mark.parametrize("download", DOWNLOADS[:4])
 def test_what_a_data_yaml_says_to_download_is_not_done(engine, download):
-    """YOLOv5 would, where images are missing; its main function is reached in none of these."""
+    """YOLOv5 would download if images are missing; its main function is reached in none of these cases."""
     with own_place() as folder:
         lay_out(folder)
         (folder / "mine.yaml").write_bytes(as_text({**GOOD, "path": "nowhere", "download": download}))

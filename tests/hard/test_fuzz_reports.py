@@ -1,4 +1,4 @@
-"""``report`` of damaged and hostile runs: a page, or a message and exit code 2, and nothing from outside."""
+"""``report`` of damaged and malicious runs: a page, or a message and exit code 2, and no content from outside."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ODD: tuple[Any, ...] = (
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """One run of each kind, small; beside them what none of their pages may show."""
+    """One small run of each kind; next to them are files that no page may show."""
     top = tmp_path_factory.mktemp("runs")
     folder = write_training(top / "training", seed=1, evolve=None)
     picture = top / "val.png"
@@ -96,7 +96,7 @@ def keep_evaluation(folder: Path, picture: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def drawn_once(monkeypatch):
-    """Charts of equal figures are drawn once: they take most of the time, and most cases change none."""
+    """Charts of equal figures are drawn only once: they take most of the time, and most cases change none."""
     from yolov5_ema.reporting import classes, training
 
     draw, known = training.line_chart, {}
@@ -158,7 +158,7 @@ def something_else(file: Path, draw: random.Random) -> None:
 
 
 def a_value(file: Path, draw: random.Random) -> None:
-    """A value, a key, or what a list holds, anywhere in it, is another, or gone."""
+    """Replace or remove a value, a key or an entry of a list, at any depth."""
     content = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
     for _ in range(draw.choice((1, 1, 3))):
         change_somewhere(content, draw)
@@ -231,7 +231,7 @@ def mutations_of(name: str) -> list[Callable[[Path, random.Random], None]]:
 
 
 def fuzz(runs: Path, cases: range, capsys: pytest.CaptureFixture[str]) -> dict[int, int]:
-    """Make a report of a mutated run for each case; how often each exit code came."""
+    """Make a report of a mutated run for each case; returns how often each exit code came."""
     codes: dict[int, int] = {}
     pairs = [(kind, name) for kind, names in FILES.items() for name in names]
     for case in cases:

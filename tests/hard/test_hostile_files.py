@@ -1,4 +1,4 @@
-"""Whatever files hold, reading and evaluating them ends in figures or in a UserError."""
+"""Whatever files contain, reading and evaluating them gives figures or a UserError."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BOX = st.lists(NUMBERS, min_size=4, max_size=4) | JUNK
 
 
 def rows(**fields: st.SearchStrategy) -> st.SearchStrategy:
-    """Entries with these fields, some of them missing, and some that are no entries."""
+    """Entries with these fields, some of which are missing, and some values that are not entries."""
     return st.lists(st.fixed_dictionaries({}, optional=fields) | st.fixed_dictionaries(fields) | JUNK, max_size=4)
 
 
@@ -79,7 +79,7 @@ def evaluated(truth, predictions) -> None:
 
 
 def attempt(truth_of, results, suffix: str) -> None:
-    """Read, and evaluate what could be read."""
+    """Read the files, and evaluate what could be read."""
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError):
         truth = truth_of(Path(folder))
         place = Path(folder) / f"results{suffix}"

@@ -1,4 +1,4 @@
-"""``detect`` over files that cannot be read, or only just: what is skipped, what is detected on, what is said."""
+"""``detect`` on files that are damaged or unusual: which are skipped, what is detected in the others, the messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ THIN = "is 20000 x 10 pixels: scaled to --img 64, its shorter side has no pixel 
 
 @pytest.fixture(scope="module")
 def weights(tiny_set, tmp_path_factory) -> Path:
-    """A detector with EMA, not trained, whose boxes depend on what it sees: after a little training they hardly do."""
+    """A detector with EMA, not trained, whose boxes depend on the image; after a little training they hardly would."""
     file = tmp_path_factory.mktemp("weights") / "best.pt"
     images = [cv2.imread(str(path))[:64, :64] for path in (tiny_set.parent / "images/train").glob("*.jpg")]
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
@@ -43,7 +43,7 @@ def weights(tiny_set, tmp_path_factory) -> Path:
         for layer in model.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.reset_running_stats()
-                layer.momentum = None  # what it sees below, and nothing else
+                layer.momentum = None  # only what it sees in the images below
         with torch.no_grad():
             model.train()(batch)
             for layer in model.model[-1].m:
@@ -55,15 +55,15 @@ def weights(tiny_set, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def picture(tiny_set) -> np.ndarray:
-    """(64, 96, 3) in BGR, of the tiny set."""
+    """A picture of the tiny set, shape (64, 96, 3) in BGR."""
     return cv2.imread(str(tiny_set.parent / "images/test/test0.jpg"))[:64]
 
 
 def write_good(folder: Path, picture: np.ndarray) -> None:
-    """The same picture in many forms, and others; each decodes without loss, or is a JPEG."""
+    """The same picture in many formats, and others; each decodes without loss, or is a JPEG."""
     rgb = Image.fromarray(picture[..., ::-1])
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    exif[0x0112] = 6  # must be rotated by 90 degrees, clockwise
     cv2.imwrite(str(folder / "plain.png"), picture)
     cv2.imwrite(str(folder / "deep.png"), picture.astype(np.uint16) * 256 + 128)
     Image.merge("RGBA", [*rgb.split(), Image.linear_gradient("L").resize(rgb.size)]).save(folder / "alpha.png")
@@ -74,12 +74,12 @@ def write_good(folder: Path, picture: np.ndarray) -> None:
     cv2.imwrite(str(folder / "wide.png"), np.tile(picture, (5, 209, 1))[:, :20_000])
     cv2.imwrite(str(folder / "a [1].png"), picture)
     cv2.imwrite(str(folder / "zwölf\nzeilen.png"), picture)
-    cv2.imwrite(str(folder / "plain.bmp"), picture[:, ::-1])  # comes first, and shares the stem
+    cv2.imwrite(str(folder / "plain.bmp"), picture[:, ::-1])  # comes first, and has the same stem
     write_video(folder / "whole.mp4", picture, 3, "mp4v")
 
 
 def write_bad(folder: Path, picture: np.ndarray) -> dict[str, str]:
-    """Files that cannot be read in full; the reasons by their names."""
+    """Files that cannot be read completely, and the reasons by their names."""
     cv2.imwrite(str(folder / "cut.jpg"), picture)
     whole = (folder / "cut.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
@@ -89,7 +89,7 @@ def write_bad(folder: Path, picture: np.ndarray) -> dict[str, str]:
     (folder / "dangling.jpg").symlink_to("nowhere")
     os.mkfifo(folder / "pipe.jpg")
     cv2.imwrite(str(folder / "thin.png"), np.zeros((10, 20_000, 3), np.uint8))
-    (folder / "huge.tif").write_bytes(b"P5 40000 40000 255\n")  # its content says what it is: a PGM
+    (folder / "huge.tif").write_bytes(b"P5 40000 40000 255\n")  # by its content it is a PGM
     (folder / "broken.mp4").write_text("this is no video")
     os.mkfifo(folder / "pipe.mp4")
     write_video(folder / "early.avi", picture, 20, "MJPG")
@@ -131,7 +131,7 @@ def frames_of(video: Path) -> int:
 
 
 def report_of(stderr: str, command: str = "detect") -> tuple[str, dict[str, str]]:
-    """The count in the title of the report at the end, and the reasons by the names of files."""
+    """The count in the title of the final report, and the reasons by file name."""
     title, *lines = stderr.split(f"\n{command}: ")[-1].splitlines()
     return title, {Path(name.strip()).name: reason for name, reason in (line.split(": ", 1) for line in lines)}
 
@@ -181,7 +181,7 @@ def test_a_folder_with_everything(weights, picture, own_folder):
 
 @pytest.fixture
 def detect(weights, capsys):
-    """Run detect in this process; its exit code and what it said on stderr."""
+    """Run detect in this process; returns its exit code and what it printed on stderr."""
 
     def run(*flags: object) -> tuple[int, str]:
         capsys.readouterr()
@@ -269,7 +269,7 @@ def test_other_releases(version, weights, picture, own_folder):
 
 @pytest.mark.slow
 def test_a_list_of_files(weights, picture, own_folder):
-    """v6.2 and later take one; they stop at names with spaces, and at the first file that is not there."""
+    """v6.2 and later accept one, but stop at names with spaces, and at the first missing file."""
     cv2.imwrite("with space.png", picture)
     Path("list.txt").write_text("with space.png\nmissing.png\n")
     done = run_cli(

@@ -1,4 +1,4 @@
-"""A training that is killed at any moment goes on where its last checkpoint is; no file of it is ever torn."""
+"""A training that is killed at any moment continues from its last checkpoint; none of its files is ever incomplete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.engine.quirks.resuming import match_files_to_checkpoint
 from yolov5_ema.upstream.locate import engine_at
 
-# Notes what a resumed optimizer was given, before the first step changes it.
+# Records the state that a resumed optimizer was given, before the first step changes it.
 SPY = """
 import os, torch
 load = torch.optim.Optimizer.load_state_dict
@@ -31,7 +31,7 @@ def load_state_dict(self, state):
     os.replace("resumed.tmp", "resumed.pt")
 torch.optim.Optimizer.load_state_dict = load_state_dict
 """
-# Ends the process as SIGKILL does, in the middle of writing last.pt for the third time.
+# Ends the process as SIGKILL does, while it writes last.pt for the third time.
 KILLS_ITSELF = """
 import os, signal, torch
 save, saved = torch.save, []
@@ -52,7 +52,7 @@ def small_set(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def read(package_root):
-    """Read a checkpoint as this package does, in a process in which YOLOv5 is not patched afterwards."""
+    """Read a checkpoint as this package does, in a process in which YOLOv5 is not patched."""
     from yolov5_ema.engine import shim
 
     with shim.installed(package_root):
@@ -86,7 +86,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def assert_same(found: dict, expected: dict) -> None:
-    """Two states of an optimizer, all tensors bit for bit."""
+    """Compare two states of an optimizer: all tensors are equal bit for bit."""
     assert len(found["state"]) == len(expected["state"]) > 100
     for key, state in expected["state"].items():
         for name, value in state.items():
@@ -131,7 +131,7 @@ def test_twenty_kills_at_random_moments(small_set, tmp_path, read):
     wait_for(last, process, tmp_path)
     reached, epochs, state = 0, [], {}
     for number in range(20):
-        if number % 4 == 3:  # whenever: most of these hit the start
+        if number % 4 == 3:  # at any time: most of these are during the start
             time.sleep(moments.uniform(0, 15))
         elif number:
             wait_for(tmp_path / "resumed.pt", process, tmp_path)
@@ -142,10 +142,10 @@ def test_twenty_kills_at_random_moments(small_set, tmp_path, read):
             reached += 1
             assert_same(read(tmp_path / "resumed.pt"), state)
         (tmp_path / "resumed.pt").unlink(missing_ok=True)
-        checkpoint = read(last)  # whole, each time
+        checkpoint = read(last)  # complete, each time
         state = checkpoint["optimizer"]
         epochs.append(checkpoint["epoch"])
-        if (run / "weights/best.pt").exists():  # else killed between the first last.pt and it
+        if (run / "weights/best.pt").exists():  # otherwise it was killed between the first last.pt and this one
             read(run / "weights/best.pt")
         process = start(tmp_path, "train", "--resume")
     wait_for(tmp_path / "resumed.pt", process, tmp_path)
@@ -180,5 +180,5 @@ def test_files_of_a_run_are_brought_to_one_epoch(tmp_path, read, package_root):
     best.write_bytes(b"torn")
     match_files_to_checkpoint(tmp_path, last, engine)
     assert read(best)["epoch"] == 1
-    save_checkpoint({**state, "optimizer": None, "epoch": -1}, last, engine=engine)  # finished: left alone
+    save_checkpoint({**state, "optimizer": None, "epoch": -1}, last, engine=engine)  # finished: not changed
     assert even(0.4, "epoch, loss\n 0, 3\n 1") == (0.4, "epoch, loss\n 0, 3\n 1")

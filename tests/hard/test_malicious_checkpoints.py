@@ -1,4 +1,4 @@
-"""Malicious checkpoints are refused by every command that reads one: nothing of them runs, and it is said why."""
+"""Every command that reads a checkpoint refuses malicious ones: none of their code runs, and the message says why."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def engine():
         with own_place() as folder:
             lay_out(folder)
             (folder / "evil.pt").write_bytes(b"PK\x03\x04 and nothing more")
-            for name in COMMANDS:  # what is done once a process is done before anything is watched
+            for name in COMMANDS:  # what is done once in each process is done before anything is watched
                 called(lambda name=name: run(name), folder, watch=False)
         yield engine
 
@@ -81,7 +81,7 @@ def run(name: str) -> int:
 
 
 def refused_by(name: str, folder: Path, words: str) -> None:
-    """The command says no, or `inspect` its warning; nothing runs, nothing is left behind."""
+    """The command refuses it, or `inspect` warns; nothing runs, and nothing is left behind."""
     before = set(folder.rglob("*"))
     code, said = command(name, *COMMANDS[name], folder=folder)
     assert code == 2 or (name == "inspect" and code == 1 and "warning: " in said), f"{name}: {code}\n{said}"
@@ -104,7 +104,7 @@ def check_payload(
         assert not (folder / CANARY).exists()
 
 
-# each payload at one place of one kind of file, before one command; the long tier has all of them
+# each payload at one place of one kind of file, with one command; the slow tests try all of them
 ONE_EACH = list(zip(PAYLOADS, itertools.cycle(PLACES), itertools.cycle(CONTAINERS[:3]), itertools.cycle(COMMANDS)))
 
 
@@ -128,7 +128,7 @@ def test_all_payloads_at_all_places(engine, good, place, container):
 
 
 def test_the_watch_sees_what_a_trusted_file_runs(engine, good):
-    """The tests above could fail: with --trust-checkpoint the same files do run."""
+    """The tests above can fail: with --trust-checkpoint, the same files do run."""
     ran = set()
     for payload in ("posix.system", "eval", "exec", "open", "subprocess.Popen", "STACK_GLOBAL", "INST"):
         with own_place() as folder:
@@ -138,7 +138,7 @@ def test_the_watch_sees_what_a_trusted_file_runs(engine, good):
                 command("convert", "evil.pt", "--trust-checkpoint", folder=folder)
             except AssertionError:
                 ran.add(payload)
-            if payload == "subprocess.Popen":  # nobody waits for its process; the folder must not go under it
+            if payload == "subprocess.Popen":  # nobody waits for its process, so the folder must not be deleted first
                 deadline_s = time.monotonic() + 5
                 while not (folder / CANARY).exists() and time.monotonic() < deadline_s:
                     time.sleep(0.02)
@@ -155,7 +155,7 @@ def test_a_second_pickle_in_the_archive_is_refused_too(engine, good):
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_every_protocol(engine, tmp_path, protocol):
-    """Python's own pickles of a call, in an archive and alone, where torch would take them or not."""
+    """Python's own pickles of a call, in an archive and bare, whether torch accepts them or not."""
     import os
     import pickle
 
@@ -214,7 +214,7 @@ def test_layers_as_nobody_builds_them(engine, case):
 
 
 class Reduced:
-    """What a pickle makes by a call, and fills with a state."""
+    """An object that a pickle makes by a call and then fills with a state."""
 
     def __init__(self, *reduced: object) -> None:
         self.reduced = reduced
@@ -224,7 +224,7 @@ class Reduced:
 
 
 class ManyLayers(nn.LSTM):
-    """An LSTM, as far as a pickle knows."""
+    """An LSTM, as a pickle describes it."""
 
     def __init__(self, count: object) -> None:
         super().__init__(1, 1)
@@ -240,13 +240,13 @@ class ManyLayers(nn.LSTM):
 
 
 def filled_anew(*state: object) -> Reduced:
-    """A tensor that is laid over its storage again, in another size."""
+    """A tensor that is placed on its storage again, with another size."""
     rebuild, arguments, *_ = torch.zeros(4).__reduce_ex__(2)
     return Reduced(rebuild, arguments, (arguments[0], *state))
 
 
-# what torch itself does with each while it reads the file: seconds, memory, or what no check of a layer sees
-GREEDY = {  # -> what is said of it
+# Reading these files, torch itself would need much time or memory, or does what no check of a layer notices.
+GREEDY = {  # name -> (payload, expected message)
     "layers that are counted through": (ManyLayers(3_000_000), "LSTM: has more than 1000 layers"),
     "as a number of NumPy's": (ManyLayers(np.int64(3_000_000)), "LSTM: has more than 1000 layers"),
     "a larger tensor": (filled_anew(0, (10**6,), (1,)), "_rebuild_tensor_v2: given a state"),
@@ -320,7 +320,7 @@ def environment() -> dict[str, str]:
 
 
 def test_the_good_one_is_taken(engine, good):
-    """What is refused above is refused for what was put in."""
+    """The files above are refused because of the payload."""
     with own_place() as folder:
         lay_out(folder)
         shutil.copy(good, "evil.pt")

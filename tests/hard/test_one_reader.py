@@ -1,4 +1,4 @@
-"""The bytes that are judged are the bytes that are loaded, whatever tricks a file plays with two programs."""
+"""The bytes that are checked are the bytes that are loaded, however a file tries to mislead two programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LEGACY = b"".join(pickle.dumps(part, 2) for part in (1001, {"little_endian": Tru
 
 
 def whole_archives() -> tuple[bytes, bytes]:
-    """A harmless one with a layer, and one that runs a command, of the same entries."""
+    """A harmless archive with a layer, and one that runs a command, with the same entries."""
     out = io.BytesIO()
     torch.save({"model": nn.Conv2d(1, 1, 1)}, out)
     with zipfile.ZipFile(out) as source:
@@ -38,7 +38,7 @@ def whole_archives() -> tuple[bytes, bytes]:
 
 
 def ran_in_plain_torch(file: Path) -> bool:
-    """Whether torch alone runs what the file says."""
+    """Whether torch alone runs what the file contains."""
     Path(CANARY).unlink(missing_ok=True)
     try:
         torch.load(file, weights_only=False)
@@ -82,7 +82,7 @@ def test_archives_in_which_two_programs_read_different_pickles(engine):
                     ran.add(name)
                     if as_python_reads(file) and b"system" not in as_python_reads(file):
                         differ.add(name)
-    # the attacks are attacks: plain torch runs these, and to Python's reader three of them look harmless
+    # these are real attacks: plain torch runs them, and three of them look harmless to Python's reader
     assert ran == DOUBLES.keys() - {
         "evil_behind_good",
         "good_in_the_comment_of_evil",
@@ -93,7 +93,7 @@ def test_archives_in_which_two_programs_read_different_pickles(engine):
 
 
 def test_the_two_archives_alone_are_read(engine):
-    """What is refused above is refused for there being two."""
+    """The files above are refused because they contain two pickles."""
     good, evil = whole_archives()
     with own_place() as folder:
         (folder / "good.pt").write_bytes(good)
@@ -104,7 +104,7 @@ def test_the_two_archives_alone_are_read(engine):
 
 
 def test_every_pickle_of_an_old_file_is_judged(engine):
-    """torch unpickles five, one after the other; the first is only compared with a number."""
+    """torch unpickles five pickles, one after the other; the first is only compared with a number."""
     parts = [MAGIC, *(pickle.dumps(part, 2)[2:] for part in (1001, {}, {"a": 1}, []))]
     for index in range(5):
         with own_place() as folder:
@@ -117,13 +117,13 @@ def test_every_pickle_of_an_old_file_is_judged(engine):
 
 
 def test_a_tar_archive_that_is_a_pickle_too(engine):
-    """torch tries the tar first; whoever reads pickles one after another finds a harmless one."""
+    """torch tries tar first; a program that reads pickles one after another finds a harmless one."""
     with own_place() as folder:
         file = folder / "a.pt"
         file.write_bytes(tar_and_pickle())
         refused(file, engine)
         content = io.BytesIO(file.read_bytes())
-        assert torch.load(content, weights_only=False) == {"a": 1}  # no file on disk: the pickles
+        assert torch.load(content, weights_only=False) == {"a": 1}  # no file on disk: only the pickles
         assert ran_in_plain_torch(file)
 
 
@@ -147,7 +147,7 @@ def tar_and_pickle() -> bytes:
 
 
 def test_safetensors_that_are_a_pickle_too(engine):
-    """Tensors and text only, says one reader; the other runs it."""
+    """One reader finds only tensors and text, the other one runs it."""
     with own_place() as folder:
         file = folder / "a.pt"
         file.write_bytes(safetensors_and_pickle())
@@ -162,23 +162,23 @@ def test_safetensors_that_are_a_pickle_too(engine):
 
 
 def safetensors_and_pickle() -> bytes:
-    """The header's length is a step of a pickle too: bytes, up to a text in the header; texts, to behind it."""
+    """The header's length is also a step of a pickle: bytes up to a text in the header, or texts up to its end."""
     tensor = b"N" * 300 + SYSTEM + b"."
     first = '{"__metadata__":{"a":"'
     size = len(tensor)
     last = f'"}},"t":{{"dtype":"U8","shape":[{size}],"data_offsets":[0,{size}]}}}}'
-    start = len(first)  # where the first text begins, so that the last one takes in what follows it in the header
+    start = len(first)  # where the first text begins, so that the last one includes what follows it in the header
     while ((0x42 | (start + 3) << 8) - len(last) - 2 - start) % 128 > 126 - len(last):
         start += 1
     length = 0x42 | (start + 3) << 8
     text = list(first + "~" * (length - len(first) - len(last)) + last)
-    for place in range(start, length - len(last), 128):  # each is 'U', a length of 126, and so many letters
+    for place in range(start, length - len(last), 128):  # each is 'U', a length of 126, and 126 letters
         text[place] = "U"
     return struct.pack("<Q", length) + "".join(text).encode() + tensor
 
 
 def test_a_file_that_is_swapped_after_it_was_judged(engine, monkeypatch):
-    """What is loaded is what was judged, though another file is put in its place, or written into it."""
+    """The bytes that were checked are loaded, although the file is replaced or overwritten meanwhile."""
     judge = checkpoints._judge
     with own_place() as folder:
         torch.save({"epoch": 1}, folder / "good.pt")
@@ -195,7 +195,7 @@ def test_a_file_that_is_swapped_after_it_was_judged(engine, monkeypatch):
         for how in ("in place", "moved there"):  # noqa: B007
             (folder / "a.pt").write_bytes((folder / "good.pt").read_bytes())
             assert checkpoints.load_checkpoint(folder / "a.pt", engine=engine) == {"epoch": 1}
-            assert torch.load(folder / "a.pt") == {"epoch": 2}  # it was swapped
+            assert torch.load(folder / "a.pt") == {"epoch": 2}  # it was replaced
 
 
 # --- what is no file, and what is too large ------------------------------------------------------
@@ -236,7 +236,7 @@ def test_pipes_and_devices_are_refused_at_once(engine, name):
 
 
 def test_entries_of_gigabytes_are_not_read(engine):
-    """Whichever entry it is: those that are read whole must be small."""
+    """Whichever entry it is: those that are read as a whole must be small."""
     good, _ = whole_archives()
     for entry in ("version", "data.pkl", "other.pkl", "data/9"):
         with own_place() as folder:
@@ -267,7 +267,7 @@ def test_a_file_with_a_terabyte_of_nothing(engine):
 
 @pytest.mark.parametrize("where", ["a parameter", "a buffer", "a value", "an old file"])
 def test_six_bytes_that_claim_terabytes(engine, where):
-    """Tensors of stride 0 stand for their storage a trillion times; copied, they would be as large as they say."""
+    """Tensors of stride 0 show their storage a trillion times; copies would be as large as their shape says."""
     huge = torch.zeros(1, dtype=torch.float16).expand(2**20, 2**19)
     layer = nn.Conv2d(1, 1, 1)
     if where == "a parameter":
@@ -278,7 +278,7 @@ def test_six_bytes_that_claim_terabytes(engine, where):
     with own_place() as folder:
         content = {"model": layer, "epoch": value} if where != "an old file" else {"a": value}
         torch.save(content, "a.pt", _use_new_zipfile_serialization=where != "an old file")
-        assert torch.load("a.pt", weights_only=False)  # torch alone takes it
+        assert torch.load("a.pt", weights_only=False)  # torch alone accepts it
         with pytest.raises(CheckpointError, match="more memory than the file holds"):
             checkpoints.load_checkpoint("a.pt", engine=engine)
         with pytest.raises(CheckpointError, match=r"is not a classifier|holds what no classifier needs"):
@@ -288,7 +288,7 @@ def test_six_bytes_that_claim_terabytes(engine, where):
 
 
 def test_small_grids_of_stride_0_are_taken(engine):
-    """v6.0 and later keep the grids of their last image so."""
+    """v6.0 and later store the grids of their last image in this way."""
     grid = torch.zeros(1, 3, 1, 1, 2).expand(1, 3, 160, 160, 2)
     with own_place():
         torch.save({"grid": [grid, grid]}, "a.pt")

@@ -1,6 +1,6 @@
-"""Checkpoints of allowed classes filled with senseless state, through the commands that use them.
+"""Checkpoints of allowed classes filled with senseless state, with the commands that use them.
 
-Each ends with a message and exit code 2, or does what was asked for; no traceback, no crash, no hang.
+Each command ends with a message and exit code 2, or does its work; without a traceback, a crash or a hang.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ VALUES: list[Callable[[], Any]] = [
 
 
 def mutated(seed: int, model: nn.Module) -> tuple[str, dict[str, Any]]:
-    """A checkpoint of a model with one or two places of its state changed, and what was changed."""
+    """A checkpoint of a model with one or two places of its state changed, and a text that says what was changed."""
     rng = random.Random(seed)
     model = copy.deepcopy(model)
     checkpoint: dict[str, Any] = {
@@ -125,7 +125,7 @@ def _tensors() -> list[torch.Tensor]:
 
 
 def _interesting(rng: random.Random, layers: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """The model, its head and a few others, as often as they matter."""
+    """The model, its head and a few other modules, repeated according to how much they matter."""
     head = [pair for pair in layers if type(pair[1]).__name__ == "Detect"]
     blocks = [pair for pair in layers if type(pair[1]).__module__.startswith("yolov5_ema")]
     return [*layers[:1] * 4, *head * 3, *rng.sample(layers, 4), *blocks[:2]]
@@ -161,12 +161,12 @@ def lay_out(folder: Path) -> None:
 
 
 def outcome(name: str, content: dict[str, Any], engine: Any) -> int:
-    """Exit code of a command on a checkpoint; an AssertionError for anything that is neither success nor a message."""
+    """The exit code of a command on a checkpoint; an AssertionError unless it succeeds or prints a message."""
     with own_place() as folder:
         lay_out(folder)
         try:
             checkpoints.save_checkpoint(content, folder / "a.pt", engine=engine)
-        except Exception:  # what cannot be written is no file of anybody's
+        except Exception:  # a state that cannot be written is in nobody's file
             return 0
         code, _ = command(name, *USES[name], folder=folder, watch=False)
         assert {path.name for path in folder.iterdir()} <= _MADE
@@ -174,7 +174,7 @@ def outcome(name: str, content: dict[str, Any], engine: Any) -> int:
 
 
 def check(seeds: range, engine: Any, model: nn.Module) -> dict[int, int]:
-    """Each mutation through one command in turn, in a process of its own that may be killed; counts of exit codes."""
+    """Run one command on each mutation, in a separate process that may be killed; returns counts of exit codes."""
     codes: dict[int, int] = {}
     failures = []
     names = list(USES)
@@ -189,7 +189,7 @@ def check(seeds: range, engine: Any, model: nn.Module) -> dict[int, int]:
 
 
 def in_a_fork(function: Callable[[], int], seconds: int = 90) -> tuple[int, str]:
-    """What a function returns in a child of this process; 1 and why where it fails, -signal where it dies."""
+    """The result of a function in a child process; 1 and the reason if it fails, -signal if it is killed."""
     import resource
     import signal
     import traceback
@@ -215,7 +215,7 @@ def in_a_fork(function: Callable[[], int], seconds: int = 90) -> tuple[int, str]
 
 
 def test_a_good_one_is_used_by_every_command(engine, model):
-    """What is refused below is refused for what was changed."""
+    """The files below are refused because of what was changed."""
     content = {
         "epoch": -1,
         "model": model,

@@ -1,4 +1,4 @@
-"""Two thousand detections in one process: the memory stays flat."""
+"""Two thousand detections in one process: its memory does not grow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_A_DETECTION = 5 * 1024
 
 SIZES = [(32, 32), (48, 64), (64, 48), (96, 40), (33, 77), (128, 96), (64, 64), (17, 120)]
 
-# In a process of its own, so that what other tests leave to be collected does not count.
+# In a separate process, so that objects which other tests leave behind do not count.
 LOADED = """
 import gc, json, sys
 import numpy as np
@@ -51,7 +51,7 @@ for index in range(count):
 print(json.dumps(dict(resident=resident, objects=objects, found=found)))
 """
 
-# YOLOv5's own detect, with a look at the memory each time that it has run the model
+# YOLOv5's own detect; the memory is measured each time that it has run the model
 DETECT = """
 import gc, json, sys
 import torch
@@ -82,7 +82,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="m
 
 
 def growth(resident: list[int], per_sample: int = 20) -> float:
-    """Bytes a detection, by the medians of the first and last quarters after the warm-up."""
+    """The growth in bytes for each detection, from the medians of the first and last quarters after the warm-up."""
     settled = resident[WARM_UP // per_sample :]
     quarter = len(settled) // 4
     first, last = statistics.median(settled[:quarter]), statistics.median(settled[-quarter:])
@@ -100,7 +100,7 @@ def run(code: str, *args: object, cwd: Path) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A small detector, not trained, that finds something everywhere."""
+    """A small detector, not trained, that finds objects everywhere."""
     from hostile_yaml import SMALL
 
     from yolov5_ema.checkpoints.loading import save_checkpoint
@@ -110,7 +110,7 @@ def weights(tmp_path_factory) -> Path:
         from yolov5.models.yolo import Model
 
         model = Model(copy.deepcopy(SMALL)).eval()
-        for head in model.model[-1].m:  # objects all over the image, all of the first class
+        for head in model.model[-1].m:  # objects everywhere in the image, all of the first class
             head.bias.data.view(model.model[-1].na, -1)[:, 4:6] = 3.0
         save_checkpoint({"model": model, "ema": None}, file, engine=engine)
     return file

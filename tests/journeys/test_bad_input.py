@@ -1,4 +1,4 @@
-"""Bad input ends in a clear message and exit code 2, and leaves nothing behind."""
+"""Bad input causes a clear message and exit code 2, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_labels_of_a_class_that_is_not_there(refused, tiny_set, own_folder):
     (own_folder / "set/labels/train/train0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     content = {**yaml.safe_load(tiny_set.read_text()), "path": str(own_folder / "set")}
     open("data.yaml", "w").write(yaml.safe_dump(content))
-    (own_folder / "set/labels/train.cache").touch()  # YOLOv5 writes one there whatever comes of it
+    (own_folder / "set/labels/train.cache").touch()  # YOLOv5 writes one there in any case
     message = refused(*train("data.yaml", "--cfg", "yolov5n-ema.yaml"))
     assert "Label class 7 exceeds nc=3" in message
 

@@ -1,4 +1,4 @@
-"""The main job, through the command line as a user types it, on real images."""
+"""The main tasks on real images, through the command line as a user types it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_val(trained, tiny_set, tmp_path):
     assert {row["image_id"] for row in predictions} == {f"val{i}" for i in range(4)}
     assert all(0 <= row["category_id"] < 3 for row in predictions)
     labels = cv2.imread(str(run / "val_batch0_labels.jpg"))
-    assert labels is not None and 20 < labels.mean() < 235  # neither blank nor overexposed
+    assert labels is not None and 20 < labels.mean() < 235  # neither empty nor overexposed
 
 
 def test_detect_images_glob_and_video(trained, tiny_set, tmp_path):
@@ -203,7 +203,7 @@ def test_a_block_of_the_users_own(tiny_set, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_spawned_workers(tiny_set, tmp_path, method):
-    """Label scan and dataloader in processes that start from nothing."""
+    """Label scan and dataloader in worker processes that are started from scratch."""
     (tmp_path / "starts.py").write_text(
         "import multiprocessing\n"
         "if __name__ == '__main__':\n"
@@ -227,7 +227,7 @@ def test_info_counts_what_the_blocks_do(own_folder, capsys):
 
     plain, ema = info("yolov5s.yaml"), info("yolov5s-ema.yaml")
     assert plain["parameters"] == 7_235_389 and ema["parameters"] == 7_238_685
-    # per block: conv3x3 on k channels of every group, conv1x1 on H + W positions, the two weighted sums
+    # for each block: conv3x3 on the k channels of every group, conv1x1 on H + W positions, the two weighted sums
     expected = 0
     for channels, side in ((256, 40), (512, 20)):
         groups, k, area = 32, channels // 32, side * side
@@ -350,7 +350,7 @@ def test_onnx_through_yolov5s_own_detect(trained, tiny_set, tmp_path):
     assert len(list((tmp_path / "runs/detect/exp/labels").glob("*.txt"))) == 4
 
 
-@pytest.mark.slow  # tests/engine/quirks/test_distributed.py trains with two
+@pytest.mark.slow  # tests/engine/quirks/test_distributed.py trains with two processes
 def test_every_ddp_rank_has_the_shim(tmp_path):
     (tmp_path / "rank.py").write_text(
         "import os\nfrom yolov5.models.yolo import Model\n"

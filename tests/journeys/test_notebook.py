@@ -1,4 +1,4 @@
-"""In a notebook: a real kernel, YOLOv5 called from Python, workers that are forked or start from nothing."""
+"""In a notebook: a real kernel, YOLOv5 called from Python, and workers that are forked or started from scratch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ print(type(model).__name__, len(results.xyxy), results.xyxy[0].shape[1])
 
 
 def run_cells(folder: Path, *sources: str) -> list[str]:
-    """Run cells one after the other in a kernel of this Python; what each of them printed."""
+    """Run cells one after the other in a kernel of this Python; returns what each of them printed."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 

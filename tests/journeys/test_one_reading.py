@@ -1,4 +1,4 @@
-"""One command reads its data YAML once, looks for the images of a split once, and checks a cfg once."""
+"""A command reads its data YAML once, lists the images of a split once, and checks a cfg once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMON = ("--img", 64, "--batch-size", 4)
 
 @pytest.fixture
 def counted(monkeypatch, own_folder):
-    """Counts of our own readings of YAMLs, by file; of lookings for images, by folder; and of checks of cfgs."""
+    """Counts of YAMLs that our code reads, by file; of lists of images, by folder; and of checks of cfgs."""
     counts: Counter[str] = Counter()
 
     def count(module, name, what):

@@ -1,4 +1,4 @@
-"""sahi on checkpoints with our blocks: its detections are those of the model itself."""
+"""sahi with checkpoints that contain our blocks: its detections are those of the model itself."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def image(tiny_set):
 
 
 def rows(prediction):
-    """x1, y1, x2, y2, confidence, class of sahi's predictions, by falling confidence."""
+    """x1, y1, x2, y2, confidence and class of sahi's predictions, by descending confidence."""
     found = [[*one.bbox.to_xyxy(), one.score.value, one.category.id] for one in prediction.object_prediction_list]
     return np.array(sorted(found, key=lambda row: -row[4]), dtype=np.float64).reshape(-1, 6)
 
 
 def visible(boxes):
-    """What sahi keeps: boxes inside the image, none of which is empty."""
+    """What sahi keeps: boxes inside the image that are not empty."""
     boxes = boxes.cpu().numpy().astype(np.float64)
     boxes[:, :4] = boxes[:, :4].clip(0, [160, 120, 160, 120])
     return boxes[(boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])]
@@ -61,7 +61,7 @@ def check(detector, image, expected):
 
 
 def make_it_find_something(model, image):
-    """Statistics of the image for the BatchNorms, and a head that prefers the first three classes, here and there."""
+    """Set the BatchNorms' statistics to those of the image, and make the head prefer the first three classes."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0

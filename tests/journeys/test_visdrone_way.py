@@ -1,4 +1,4 @@
-"""From the benchmark's zip to the benchmark's numbers, and to the same numbers by every road that leads there."""
+"""From the benchmark's zip to the benchmark's numbers, and to the same numbers in every possible way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from yolov5_ema.evaluation.sources import dataset_truths
 
 @pytest.fixture(scope="module")
 def downloaded(tmp_path_factory):
-    """A zip of a split with all categories, and detections near its objects as the benchmark takes them."""
+    """A zip of a split with all categories, and detections near its objects in the benchmark's format."""
     folder = tmp_path_factory.mktemp("way")
     texts = random_annotations(8, seed=3)
     texts["noline"] = ""
@@ -28,7 +28,7 @@ def downloaded(tmp_path_factory):
         rows = [list(map(int, line.split(","))) for line in text.splitlines()] or [[5, 5, 9, 9, 1, 4, 0, 0]]
         found = []
         for left, top, width, height, _, category, *_ in rows * 2:
-            # fractions, so that no overlap lies on a threshold, where the labels' six decimals would decide
+            # fractions, so that no overlap lies on a threshold, where the six decimals of the labels would decide
             x, y = np.clip([left, top] + rng.normal(0, 1, 2), 0, [WIDTH - 2, HEIGHT - 2]).round(2)
             label = category if 1 <= category <= 10 else int(rng.integers(1, 11))
             found.append((round(float(rng.random()), 5), f"{x},{y},{width},{height}", label))
@@ -84,7 +84,7 @@ def test_annotations_alone_give_the_same(by_data_yaml, downloaded):
 
 
 def test_the_instances_json_gives_cocos_figures(by_data_yaml, downloaded):
-    """It has lost nothing that COCO's protocol looks at; VisDrone's is computed from the text for a reason."""
+    """The labels keep everything that COCO's protocol uses; VisDrone's is computed from the annotations."""
     file = downloaded / "set/annotations/instances_val.json"
     from_json = figures(downloaded, "json.json", "--annotations", file, "--protocol", "coco")
     expected = {name: value for name, value in flat(by_data_yaml).items() if name.startswith("coco/")}

@@ -1,4 +1,4 @@
-"""CBAM's implementations give the reference's output, gradients and running statistics, and keep little."""
+"""CBAM's implementations give the reference's output, gradients and running statistics, and keep little memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPES = [
     (2, 7, 6, 1),
     (3, 8, 9, 7),
     (1, 18, 33, 40),
-    (1, 6, 97, 101),  # more than a tile, work for two threads
+    (1, 6, 97, 101),  # more than one tile, and work for two threads
 ]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -46,7 +46,7 @@ def random_block(channels, training=True, dtype=torch.float64, reduction=1, **op
 
 
 def computed(block, form, x, grad, wanted=None):
-    """Everything a step gives: output, gradients, running statistics."""
+    """The results of one step: output, gradients, running statistics."""
     block = copy.deepcopy(block)
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(wanted is None or "x" in wanted)
     for name, parameter in block.named_parameters():
@@ -101,7 +101,7 @@ def test_like_the_reference_in_float32(shape, training, form):
 @pytest.mark.parametrize("x", [torch.full((2, 6, 5, 4), 0.3), noise(2, 6, 5, 4).relu(), noise(2, 6, 5, 4).round()])
 def test_equal_maxima_share_their_gradient(x, form):
     block = random_block(6, training=False)
-    with torch.no_grad():  # a gate the same for all channels, so that channels tie as well
+    with torch.no_grad():  # a gate that is equal for all channels, so that channels tie too
         block.channel_gate.fc2.weight.fill_(0.1)
         block.channel_gate.fc2.bias.fill_(0.1)
     assert_like_reference(block, form, x.double())
@@ -201,7 +201,7 @@ def test_backward_twice(form):
 
 @each_form
 def test_backward_from_within(form):
-    """A loss on the attention map alone, taken from inside by a hook."""
+    """A loss on the attention map alone, which a hook takes from inside."""
     found = []
     for name in ("reference", form):
         block, maps = random_block(7), []
@@ -358,7 +358,7 @@ def test_autocast(form):
 
 @each_form
 def test_an_optimizer_and_a_hook_on_a_weight(form):
-    """Hooks on parameters run once."""
+    """Hooks on parameters run only once."""
     weights = []
     for name in ("reference", form):
         block = random_block(7)
@@ -375,7 +375,7 @@ def test_an_optimizer_and_a_hook_on_a_weight(form):
 
 
 def test_batched_gradients():
-    """As torch.autograd.functional.hessian asks for them with vectorize=True."""
+    """As torch.autograd.functional.hessian computes them with vectorize=True."""
     block = random_block(4)
     x = noise(2, 4, 3, 4).requires_grad_()
     grads = noise(3, 2, 4, 3, 4, seed=2)
@@ -404,12 +404,12 @@ def test_gates_of_no_images():
 
 @pytest.mark.parametrize("implementation", ["reference", "exact", "auto"])
 def test_tied_maxima_share_the_gradient(implementation):
-    """The docs say so: evenly among all, where the public code gives it to one."""
+    """As documented: the gradient is shared evenly among equal maxima, where the public code gives it to one."""
     block = CBAM(8, reduction=2, implementation=implementation).eval()
     x = torch.zeros(1, 8, 2, 2, requires_grad=True)
     block.channel_gate(x).sum().backward()
     plain = x.grad.clone()
     x.grad = None
     block(x).sum().backward()
-    for grad in (plain, x.grad):  # all four pixels of a channel are its maximum: none is preferred
+    for grad in (plain, x.grad):  # all four pixels of a channel are equal maxima: none is preferred
         torch.testing.assert_close(grad.flatten(2), grad.mean((2, 3))[:, :, None].expand(1, 8, 4), atol=1e-6, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Which implementation runs, and what is said of it."""
+"""Which implementation runs, and what the messages say about it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LISTED = "auto, reference, exact, cpp, triton"
 
 @pytest.fixture(autouse=True)
 def kernels_are_there(monkeypatch):
-    """As on a machine with a compiler and a GPU; nothing is run here."""
+    """As if this machine had a compiler and a GPU; nothing is run."""
     monkeypatch.delenv(VARIABLES["implementation"], raising=False)
     monkeypatch.setattr(dispatch, "_missing", lambda kernel: "")
 
@@ -48,7 +48,7 @@ def test_plain_forms_run_anywhere(asked):
 
 
 def test_a_kernel_for_another_device_is_a_wish():
-    """A detector is built and its strides are found on the CPU, also one that is to run on a GPU."""
+    """A detector is built and its strides are found on the CPU, even if it is to run on a GPU."""
     assert choose("EMA", "triton", "cpu", torch.float32).name == "cpp"
     assert choose("EMA", "cpp", "cuda", torch.float32).name == "triton"
 
@@ -124,14 +124,14 @@ def test_every_choice_is_documented():
 
 
 def test_doctor_refuses_a_wrong_name(monkeypatch, capsys):
-    """What it prints otherwise: tests/journeys/test_main_job.py."""
+    """What it prints in other cases is tested in tests/journeys/test_main_job.py."""
     monkeypatch.setenv(VARIABLES["implementation"], "fast")
     assert main(["doctor"]) == 2
     assert f"{VARIABLES['implementation']}=fast: no such implementation; choices: {LISTED}" in capsys.readouterr().err
 
 
 def test_a_detector_predicts_the_same_by_any_implementation():
-    """The same weights, the same boxes and scores before NMS, whatever computes EMA."""
+    """With the same weights, boxes and scores before NMS are equal, whichever implementation computes EMA."""
     import yolov5_ema
     from yolov5_ema.resources import models_dir
 
@@ -140,7 +140,7 @@ def test_a_detector_predicts_the_same_by_any_implementation():
 
         torch.manual_seed(0)
         model = Model(str(models_dir() / "yolov5n-ema.yaml")).eval()
-        for module in model.modules():  # a fresh model predicts the same everywhere
+        for module in model.modules():  # a new model predicts the same everywhere
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.data.uniform_(1, 2)
     image = torch.rand(1, 3, 64, 96)

@@ -1,4 +1,4 @@
-"""The block on a GPU: what a training does with it. Skipped where there is none."""
+"""The block on a GPU in a training. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def gradients(block, x):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", ["auto", "exact"])
 def test_values_and_gradients(shape, name):
-    """Against the reference in float64 on the CPU."""
+    """Compared with the reference in float64 on the CPU."""
     block = randomise(EMA(shape[1]))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     truth = copy.deepcopy(block).double()
@@ -94,7 +94,7 @@ def test_kernels_are_well_formed_operators():
 
 
 def test_a_detector_moves_from_one_device_to_the_other():
-    """Trained on one, the same predictions on the other."""
+    """A model trained on one device gives the same predictions on the other."""
     block = randomise(EMA(64))
     x = torch.randn(2, 64, 9, 7)
     on_cpu = block(x)

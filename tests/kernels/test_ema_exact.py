@@ -50,7 +50,7 @@ def block_and_input(shape, dtype=torch.float32, seed=0):
 
 
 def run(name, block, x):
-    """The block by one implementation; "expression" is what TorchScript and exporters see."""
+    """The block with one implementation; "expression" is the form for TorchScript and exporters."""
     if name != "expression":
         with dispatch.forced(name):
             return block(x)
@@ -70,10 +70,10 @@ def value_and_gradients(name, block, x):
 
 
 def assert_close(found, expected, forward, gradients):
-    """``forward`` absolute; ``gradients`` relative to each gradient's largest value."""
+    """``forward`` is an absolute tolerance; ``gradients`` is relative to each gradient's largest value."""
     assert (found[0].double() - expected[0].double()).abs().max() <= forward
     for what, a, b in zip(NAMES, found[1:], expected[1:]):
-        scale = b.abs().max().clamp(min=1e-3)  # some vanish: the biases before a softmax of one channel
+        scale = b.abs().max().clamp(min=1e-3)  # some are zero: the biases before a softmax of one channel
         assert (a.double() - b.double()).abs().max() <= gradients * scale, what
 
 
@@ -104,7 +104,7 @@ def test_any_shape_and_parameters(name, shape, seed):
 
 @every_kernel
 def test_a_single_pixel(name):
-    """GroupNorm refuses one value a channel if it is all there is; its formula gives beta."""
+    """GroupNorm refuses a channel of a single value; its formula gives beta."""
     block, x = block_and_input((1, 1, 3, 1, 1), torch.float64)
     assert_close(value_and_gradients(name, block, x), value_and_gradients("expression", block, x), 1e-14, 1e-12)
     p, q = block.gn.bias.softmax(0), block.conv3x3(x).flatten().softmax(0)
@@ -123,7 +123,7 @@ def test_no_images(name):
 @every_form
 @pytest.mark.parametrize("deviation", [1.0, 0.1])
 def test_a_mean_of_1000_does_not_cancel(name, deviation):
-    """No further from the truth in float64 than the reference is, and the deviation of y is right."""
+    """The error against float64 is no larger than the reference's, and the deviation of y is right."""
     block, x = block_and_input((2, 2, 6, 24, 24))
     x = (1000 + deviation * x.detach()).requires_grad_()
     block.conv1x1.weight.data *= 1e-3  # gates that are neither 0 nor 1
@@ -157,7 +157,7 @@ def test_deviation_of_y_at_a_mean_of_1000(name):
 @every_kernel
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision_is_float32_rounded(name, dtype):
-    """Values and gradients are computed in float32 and rounded once."""
+    """Values and gradients are computed in float32 and rounded once at the end."""
     block, x = block_and_input((2, 2, 8, 12, 10))
     half, rounded = x.detach().to(dtype).requires_grad_(), x.detach().to(dtype).float().requires_grad_()
     found, expected = value_and_gradients(name, block, half), value_and_gradients(name, block, rounded)
@@ -227,7 +227,7 @@ def test_gradcheck_and_double_backward(name, shape):
 
 
 class _Bound:
-    """A block with some parameters given from outside, without torch.func."""
+    """A block with some parameters passed in from outside, without torch.func."""
 
     def __init__(self, block, named):
         self.block, self.named = block, named
@@ -260,7 +260,7 @@ def test_many_gradients_at_once(name):
 
 @every_kernel
 def test_gradient_penalty_equals_the_references(name):
-    """A loss on the input's gradient differentiates the backward itself."""
+    """A loss on the gradient of the input differentiates the backward itself."""
     block, x = block_and_input((2, 2, 4, 5, 6), torch.float64)
     results = []
     for form in (name, "reference"):
@@ -274,7 +274,7 @@ def test_gradient_penalty_equals_the_references(name):
 @pytest.mark.parametrize("shape", [(8, 512, 20, 20), (4, 640, 40, 40), (1, 320, 160, 160), (8, 256, 56, 56)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 def test_bytes_saved_for_backward(name, shape, dtype):
-    """At most 1.1 times the input's; the reference keeps five times as much."""
+    """At most 1.1 times the input's memory; the reference keeps five times as much."""
     block = EMA(shape[1])
     x = torch.zeros(shape, dtype=dtype, requires_grad=True)
     assert saved_bytes(name, block, x) <= 1.1 * x.numel() * x.element_size()
@@ -300,14 +300,14 @@ def saved_bytes(name, block, x):
 
 
 def test_values_where_the_float16_reference_overflows():
-    """Sums and convolutions of large half-precision maps are in float32, so they are right, not only finite."""
+    """Sums and convolutions of large half-precision maps are in float32, so they are accurate, not only finite."""
     block = randomise(EMA(8, groups=2)).half()
     x = (3e4 * torch.rand(1, 8, 160, 160, generator=torch.Generator().manual_seed(0))).half()
     truth = run("reference", copy.deepcopy(block).double(), x.double())
     for name in ("expression", "exact", "auto"):
         torch.testing.assert_close(
             run(name, block, x).double(), truth, rtol=1e-2, atol=1e-3
-        )  # scores of 1e5 in float32
+        )  # scores of 1e5, computed in float32
 
 
 @every_kernel
@@ -414,7 +414,7 @@ def test_the_state_dict_does_not_know_the_implementation():
 
 
 def test_groups_that_do_not_fit_threads():
-    """One group, many threads; and results that do not depend on how many there are."""
+    """One group and many threads: results do not depend on the number of threads."""
     block, x = block_and_input((1, 3, 4, 9, 8))
     before = torch.get_num_threads()
     results = []
@@ -431,7 +431,7 @@ def test_groups_that_do_not_fit_threads():
 
 
 def test_reference_is_the_published_form():
-    """One value a pixel of the map, written with torch's own layers (the loops are in tests/blocks)."""
+    """One value for each pixel of the map, computed with torch's own layers (the loops are in tests/blocks)."""
     block, x = block_and_input((1, 1, 3, 4, 5), torch.float64)
     out = ema_reference(x, EMAArguments(*parameters(block), 1, block.gn.eps))
     gate_h = block.conv1x1(x.mean(3, keepdim=True)).sigmoid()
@@ -466,7 +466,7 @@ distributed.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tmp_path):
-    """DistributedDataParallel over gloo: half of the batch each."""
+    """DistributedDataParallel over gloo, with half of the batch on each rank."""
     script = tmp_path / "rank.py"
     script.write_text(_RANK)
     launch = [
@@ -485,7 +485,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
 
 @pytest.mark.parametrize("implementation", ["exact", "auto"])
 def test_single_pixels_are_as_far_off_as_the_docs_say(implementation):
-    """There the normalisation blows rounding up by 1 / sqrt(eps); the paper's form has that too."""
+    """There the normalisation multiplies rounding errors by 1 / sqrt(eps); so does the paper's form."""
     block = randomise(EMA(64, groups=8)).eval()
     x = torch.randn(64, 64, 1, 1, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""EMA as others see it: both ONNX exporters, TorchScript, OpenVINO; at any size, not only the traced one."""
+"""EMA for other programs: both ONNX exporters, TorchScript, OpenVINO; at any size, not only the traced one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLERANCE = 2e-5
 both_exporters = pytest.mark.parametrize("exporter", ["older", "dynamo"])
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Constant folding:UserWarning"),  # of the padding that F.pad was given
+    pytest.mark.filterwarnings("ignore:Constant folding:UserWarning"),  # the padding that F.pad was given
 ]
 
 
@@ -132,7 +132,7 @@ def test_torchscript_saved_and_loaded(block, tmp_path, how):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_traced_in_half_precision(block, dtype):
-    """Computed in float32 and rounded once, at other sizes too, where float16 sums would overflow."""
+    """Computed in float32 and rounded once, also at other sizes, where float16 sums would overflow."""
     half = randomise(EMA(32, groups=4, dtype=dtype)).eval()
     traced = torch.jit.trace(half, noise(TRACED).to(dtype))
     for x in [noise((1, 32, 7, 3), 1), noise((1, 32, 160, 160), 2).abs() * 1e3]:
@@ -155,7 +155,7 @@ def test_openvino(block, tmp_path, source):
 
 
 def save_detector(folder, size="n"):
-    """A checkpoint of an untrained YOLOv5 with EMA whose blocks do something; returns file and model."""
+    """A checkpoint of an untrained YOLOv5 with EMA, whose blocks have an effect; returns the file and the model."""
     from yolov5_ema.cfgs.generator import build_cfg
 
     with yolov5_ema.installed():
@@ -175,7 +175,7 @@ def save_detector(folder, size="n"):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["n", "s"], ids=["yolov5n", "yolov5s"])
 def test_a_detector_at_another_size_than_it_was_exported_at(tmp_path, size):
-    """By the command, with --dynamic: ONNX and TorchScript, parity where the published block fails."""
+    """By the command, with --dynamic: ONNX and TorchScript give the model's values where the published block fails."""
     weights, model = save_detector(tmp_path, size)
     done = run_cli(
         *("export", "--weights", weights, "--img", 64, "--include", "torchscript", "onnx", "--dynamic"),
@@ -203,7 +203,7 @@ def detector(tmp_path_factory):
 @pytest.mark.parametrize("name", ["saved_model", "pb", "tflite", "TFLite", "edgetpu", "tfjs"])
 def test_tensorflow_formats_are_refused(refused, detector, name):
     message = refused("export", "--weights", detector, "--include", "onnx", name)
-    if "exports torchscript" in message:  # v6.0 does not know it, and would leave it out without a word
+    if "exports torchscript" in message:  # v6.0 does not know this format, and would ignore it silently
         assert name == "edgetpu" and "--include edgetpu: YOLOv5 6.0" in message
     else:
         assert f"--include {name.lower()}: YOLOv5 rebuilds" in message and "EMA" in message
@@ -237,7 +237,7 @@ def test_formats_that_need_what_is_not_here(refused, detector, monkeypatch, name
 
 @pytest.mark.parametrize("name", ["torchscript", "onnx", "openvino", "tflite", "edgetpu", "paddle"])
 def test_a_format_that_left_no_file_is_a_failure(tmp_path, name):
-    """Of YOLOv5's own exporters, which only print that they failed; a file from before does not count."""
+    """The files of YOLOv5's own exporters, which only print that they failed; files from before do not count."""
     import argparse
     import os
 
@@ -258,7 +258,7 @@ def test_a_format_that_left_no_file_is_a_failure(tmp_path, name):
 
 @pytest.mark.parametrize("exporter", ["older", pytest.param("dynamo", marks=pytest.mark.slow)])
 def test_opencv_runs_it(block, tmp_path, exporter):
-    """OpenCV's DNN, the usual C++ deployment: it multiplies no vectors, and computes nothing of constants alone."""
+    """OpenCV's DNN, the usual way to deploy from C++: it cannot multiply vectors, or compute with constants only."""
     cv2 = pytest.importorskip("cv2")
     file = to_onnx(block, tmp_path / "block.onnx", exporter, dynamic=False)
     for network in opencv_networks(cv2, file):
@@ -268,7 +268,7 @@ def test_opencv_runs_it(block, tmp_path, exporter):
 
 
 def opencv_networks(cv2, file):
-    """The file as each engine of OpenCV's reads it; up to 4.x there is one."""
+    """The output of each of OpenCV's engines; up to 4.x there is one."""
     engines = [getattr(cv2.dnn, name, None) for name in ("ENGINE_CLASSIC", "ENGINE_NEW")]
     if None in engines:
         return [cv2.dnn.readNetFromONNX(str(file))]
@@ -276,7 +276,7 @@ def opencv_networks(cv2, file):
 
 
 def test_exported_with_sizes_of_any_kind(block):
-    """`torch.export` with a plain Dim, which promises every size from 1 on, or from 2."""
+    """`torch.export` with a plain Dim, which allows every size from 1, or from 2."""
     sizes = {axis: torch.export.Dim(name) for axis, name in ((0, "n"), (2, "h"), (3, "w"))}
     program = torch.export.export(block, (noise(TRACED),), dynamic_shapes=(sizes,), strict=False)
     assert_right(program.module(), block, [TRACED, (3, 32, 7, 5), (5, 32, 2, 2), (1, 32, 33, 21)])

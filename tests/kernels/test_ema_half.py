@@ -1,4 +1,4 @@
-"""EMA and detectors with it in half precision: finite everywhere, on the CPU and, where there is one, on a GPU."""
+"""EMA and detectors with it in half precision give finite values on the CPU and, if there is one, on a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 def run(name, block, x):
-    """The block by one implementation; "expression" is what TorchScript and exporters see."""
+    """The block with one implementation; "expression" is the form for TorchScript and exporters."""
     if name != "expression":
         with dispatch.forced(name):
             return block(x)
@@ -39,7 +39,7 @@ def run(name, block, x):
 @every_implementation
 @pytest.mark.parametrize("scale", [1e2, 6e4])
 def test_float16_at_160_pixels_does_not_overflow(name, scale):
-    """Sums over a row of the map overflow float16 at a mean of 410, over the map at 2.6."""
+    """Sums over a row of the map overflow float16 at a mean of 410, sums over the whole map at 2.6."""
     block = randomise(EMA(16, groups=2)).half()
     generator = torch.Generator().manual_seed(0)
     signed = torch.randn(1, 16, 160, 160, generator=generator).clamp(-1, 1)
@@ -54,7 +54,7 @@ def test_float16_at_160_pixels_does_not_overflow(name, scale):
 
 @pytest.fixture(scope="module")
 def small_detector():
-    """yolov5n with EMA, the blocks away from their initial values, and the loss to train it with."""
+    """yolov5n with EMA, whose blocks differ from their initial values, and the loss to train it with."""
     pytest.importorskip("yolov5", reason="needs the PyPI package yolov5")
     from yolov5_ema.cfgs.dry_run import quiet
     from yolov5_ema.cfgs.generator import build_cfg
@@ -115,7 +115,7 @@ def test_val_half_on_a_gpu(trained, tiny_set, tmp_path):
 
 @needs_gpu
 def test_amp_training_on_a_gpu(tiny_set, tmp_path):
-    """YOLOv5 trains under float16 autocast on a GPU by itself."""
+    """On a GPU, YOLOv5 trains with float16 autocast by default."""
     done = run_cli(
         *("train", "--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--weights", "", "--device", 0),
         *("--img", 96, "--batch", 4, "--epochs", 3, "--workers", 2, "--name", "amp"),

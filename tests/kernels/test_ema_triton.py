@@ -1,4 +1,4 @@
-"""EMA in Triton: values in the interpreter, compilation ahead of time, and both on a GPU where there is one."""
+"""EMA in Triton: values in the interpreter, compilation ahead of time, and both on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _parameters(table):
 
 
 def _assert_close(case: cases.Case, found: dict[str, float]) -> None:
-    """Output to 2e-6, gradients to 1e-4 of the largest value, and what rounding to a half-precision dtype costs."""
+    """Output to 2e-6, gradients to 1e-4 of the largest value, plus the rounding of a half-precision dtype."""
     rounding = ROUNDING[case.dtype]
     allowed = dict.fromkeys(cases.NAMES, 1e-4) | {"out": 2e-6 + rounding, "x": 1e-4 + rounding}
     assert found.keys() == allowed.keys()
@@ -132,7 +132,7 @@ def test_an_empty_batch_gives_an_empty_output_and_zero_gradients():
 
 
 class _Recorder:
-    """Stands for a kernel and keeps what it would be launched with."""
+    """Takes the place of a kernel and records its launch arguments."""
 
     def __init__(self, kernel, launches):
         self.kernel, self.launches = kernel, launches
@@ -142,7 +142,7 @@ class _Recorder:
 
 
 def _launches(monkeypatch, shape, groups, dtype=torch.float32):
-    """What forward and backward launch for a shape, from tensors without storage."""
+    """The launches of forward and backward for a shape, with tensors without storage."""
     launches: list = []
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "_check", lambda *_: None)  # it refuses tensors without storage
@@ -161,7 +161,7 @@ def _launches(monkeypatch, shape, groups, dtype=torch.float32):
 
 
 def _compile(launch, capability):
-    """Registers, spilled bytes and shared memory of a launch, from the bundled assembler."""
+    """The registers, spilled bytes and shared memory of a launch, from the assembler that comes with Triton."""
     kernel, _, args, options = launch
     plain = iter(args)
     signature, constants, attributes = {}, {}, {}
@@ -205,7 +205,7 @@ def _check_compiled(monkeypatch, shape, groups, capability, dtype=torch.float32)
         print(f"{'x'.join(map(str, shape))} sm_{capability} {name} {warps} warps {registers} {spilled} {shared}")
         assert shared <= 48 * 1024, f"{name}: {shared} bytes of shared memory"
         assert registers * 32 * warps <= 64 * 1024, f"{name}: {registers} registers with {warps} warps"
-        # a few words of a backward that holds 128 registers a thread are not worth a second launch
+        # spilling a few words in a backward with 128 registers for each thread does not justify a second launch
         most = 0 if index < len(forward) else 128
         assert spilled <= most, f"{name}: {spilled} bytes spilled"
 
@@ -222,7 +222,7 @@ SHAPES = [
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    """Compile afresh: an entry of the cache shows nothing."""
+    """Compile again: an entry of the cache would prove nothing."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 

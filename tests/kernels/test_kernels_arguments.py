@@ -1,4 +1,4 @@
-"""What does not fit is an error of torch's kind, in every form; layers that are not the plain ones are called."""
+"""Invalid arguments raise torch's kind of error in every form; layers other than the plain ones are called."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_wrong_input(form, options, shape):
 
 @every_form
 def test_groups_changed_after_building(form):
-    """As in a checkpoint of allowed names and classes."""
+    """As a checkpoint with allowed names and classes can hold it."""
     block = ema_block()
     for groups in (2, 8, 0, -4, 64):
         block.groups = groups
@@ -149,14 +149,14 @@ def test_the_last_door_lets_only_plain_memory_through():
 
 
 def by_hand(block, x):
-    """The paper's form with the layers as they are."""
+    """The paper's form with the given layers."""
     gx = x.reshape(len(x) * block.groups, -1, *x.shape[2:])
     x1 = block.gn(gated(gx, block.conv1x1(means_of_sides(gx))))
     return attended(gx, x1, block.conv3x3(gx), block.cross_spatial).reshape(x.shape)
 
 
 class _Adapted(nn.Module):
-    """As LoRA wraps a layer: without weight and bias of its own."""
+    """As LoRA wraps a layer: without a weight and a bias of its own."""
 
     def __init__(self, layer):
         super().__init__()
@@ -225,7 +225,7 @@ def test_a_hook_on_all_modules_sees_the_layers():
 
 @pytest.mark.parametrize("kind", [EMA, CBAM], ids=["EMA", "CBAM"])
 def test_weights_that_a_hook_brings(kind):
-    """As accelerate's cpu_offload: parameters on the meta device, put in place around each layer's forward."""
+    """As accelerate's cpu_offload: parameters are on the meta device, and loaded around each layer's forward."""
     block, x = block_of(kind), noise(1, 64, 4, 6)
     expected = block(x)
     values = copy.deepcopy(block.state_dict())

@@ -1,4 +1,4 @@
-"""The kernels, called with what does not fit, in a process of their own: a result or an error, nothing else."""
+"""Kernels called with invalid arguments, in a separate process: they give a result or an error, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def fuzz(*arguments, **variables):
 
 @pytest.fixture
 def sanitized(tmp_path):
-    """What a process needs to run kernels that AddressSanitizer watches."""
+    """The environment for a process in which AddressSanitizer watches the kernels."""
     compiler = native._compiler() or "c++"
-    # the C++ runtime beside it, or exceptions of libraries that are loaded later find none
+    # the C++ runtime is loaded with it, because exceptions of libraries that are loaded later need it
     libraries = [_file_of(compiler, name) for name in ("libasan.so", "libstdc++.so.6")]
     if not all(library.is_absolute() for library in libraries):
         pytest.skip(f"{compiler} has no AddressSanitizer")
@@ -59,7 +59,7 @@ def test_ten_thousand_calls_under_address_sanitizer(sanitized):
 
 @pytest.mark.slow
 def test_without_the_checks_the_sanitizer_reports(sanitized):
-    """So the fuzz would find what the checks keep out."""
+    """The fuzz does find what the checks prevent."""
     done = fuzz("--cases", 500, "--sanitize", "--unchecked", **sanitized)
     assert done.returncode == 77 and "ERROR: AddressSanitizer" in done.stderr, done.stderr[-2000:]
     assert "cpp/ema.cpp" in done.stderr or "cpp/cbam.cpp" in done.stderr

@@ -1,4 +1,4 @@
-"""The C++ library: found again, rebuilt where it must be, and done without, silently, where it cannot be had."""
+"""The C++ library is found again, rebuilt if needed, and silently left out if it cannot be built."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_broken_compiler(text, reason, monkeypatch, cache, tmp_path):
 
 
 def test_without_a_compiler_a_block_gives_the_same(tmp_path):
-    """A whole process: nothing printed but what it was asked for, and the same values as here."""
+    """A whole process: it prints nothing else, and computes the same values as this one."""
     code = (
         "import torch; from yolov5_ema.blocks import EMA; from yolov5_ema.kernels import dispatch;"
         "torch.manual_seed(0);"
@@ -168,7 +168,7 @@ def behind_anothers_link(folder, file):
 
 @pytest.fixture
 def planted(tmp_path, cache, monkeypatch):
-    """A library under the right name that leaves a file behind when it is loaded, and the file."""
+    """A library with the right name that creates a file when it is loaded, and this file."""
     compiler, canary = native._compiler(), tmp_path / "canary"
     source = tmp_path / "planted.c"
     source.write_text(
@@ -184,14 +184,14 @@ def planted(tmp_path, cache, monkeypatch):
     subprocess.run([compiler, *flags, str(source), "-o", str(file)], check=True)
     file.chmod(0o700)
     real = Path(native.library().reason.split(", by ")[0])
-    monkeypatch.setattr(native, "_build", lambda *arguments: shutil.copy(real, arguments[-1]))  # seconds less
+    monkeypatch.setattr(native, "_build", lambda *arguments: shutil.copy(real, arguments[-1]))  # a few seconds less
     return file, canary
 
 
 @posix
 @needs_compiler
 def test_a_private_library_is_loaded(planted):
-    """The control: what follows is refused for who could have written it, not for what it is."""
+    """A control: the files below are refused because of who could have written them, not because of their content."""
     file, canary = planted
     assert str(file) in native._find_or_build().reason
     assert canary.exists()
@@ -263,7 +263,7 @@ def test_four_processes_build_at_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", range(len(native._VARIANTS)))
 def test_every_variant_gives_the_same(variant, monkeypatch, cache):
-    """With and without OpenMP, with and without this processor's own instructions."""
+    """With and without OpenMP, and with and without the instructions that only this processor has."""
     block = randomise(EMA(32, groups=4))
     x = torch.randn(2, 32, 9, 7, generator=torch.Generator().manual_seed(0))
     with dispatch.forced("reference"):

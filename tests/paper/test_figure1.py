@@ -1,4 +1,4 @@
-"""`yolov5-ema paper figure1`: the points, and a picture in which every name can be read."""
+"""`yolov5-ema paper figure1`: the points, and a picture in which every name is readable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_run(folder, **metrics):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two seeds of EMA, and one run without a block."""
+    """Two seeds of EMA, and a run without a block."""
     ema = {"task": "classify", "model": "resnet50", "block": "EMA", "parameters": 23_903_620}
     return [
         write_run(tmp_path / "exp", **ema, top1=0.785),

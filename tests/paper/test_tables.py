@@ -1,4 +1,4 @@
-"""`yolov5-ema paper tables`: every figure of the paper's, by ways of counting that are checked here by hand."""
+"""`yolov5-ema paper tables`: every figure of the paper, with ways of counting that are checked by hand here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CLASSIFIER_PARAMETERS = {
     ("3", "+ CBAM"): ("plain", 3_889_808, "rounded"),
     ("3", "+ CA"): ("plain", 3_950_648, "rounded"),
     ("3", "+ EMA"): ("plain", 3_549_726, "rounded"),
-    ("4", "ResNet50"): ("", 23_705_252, ""),  # for comparison only
+    ("4", "ResNet50"): ("", 23_705_252, ""),  # only for comparison
     ("4", "+ EMA_no"): ("no-norm", 23_849_556, "cut off"),
     ("4", "+ EMA_16"): ("no-norm", 24_439_940, "rounded"),
     ("4", "+ EMA_32"): ("no-norm", 23_849_556, "cut off"),
@@ -115,8 +115,8 @@ class TestCounting:
         assert found.full == stem + head + linear + groups * (ema + weighting)
         assert found.biases == 8 * pixels + k * (6 + 6) + k * pixels
         assert found.normalised == 8 * pixels
-        assert found.hooked == stem + head + linear + groups * ema  # thop sees every group
-        assert found.by_convention() == {  # and thop 0.0.31 fails at EMA
+        assert found.hooked == stem + head + linear + groups * ema  # thop counts every group
+        assert found.by_convention() == {  # and thop 0.0.31 fails on EMA
             "layers": found.layers,
             "thop 0.1.1": found.hooked + 4 * 8 * pixels,
             "once 0.0.31": found.layers + found.biases + 2 * 8 * pixels,
@@ -190,7 +190,7 @@ def test_what_nothing_explains_is_said(classifiers):
 
 
 def test_thop_counts_the_folded_groups_in_full(classifiers):
-    """As thop 0.1.1 says itself of ResNet50 with the public EMA, 1.629 G, up to its adaptive pooling."""
+    """thop 0.1.1 itself prints 1.629 G for ResNet50 with the public EMA, up to its adaptive pooling."""
     found = {(row.table, row.label): row.figures[1].conventions for row in classifiers}
     assert 1.615 < found["1", "+ EMA"]["thop 0.1.1"] < 1.629
     for row in ("+ EMA", "+ CA"):

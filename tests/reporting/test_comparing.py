@@ -1,4 +1,4 @@
-"""Runs side by side: figures, pairs of seeds, intervals, and where there can be none."""
+"""Runs side by side: figures, pairs of seeds, intervals, and the cases without an interval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BASE, EMA = (0.50, 0.52, 0.52), (0.52, 0.55, 0.53)
 
 
 def trained(tmp_path, figures, **options):
-    """Runs by model and seed whose best mAP50 is the one given."""
+    """Runs by model and seed with the given best mAP50."""
     runs = []
     for model, values in figures.items():
         for seed, value in enumerate(values):

@@ -1,4 +1,4 @@
-"""``results.csv``: what stands in it as it stands, the best epoch, and files that a kill or a disk has spoilt."""
+"""``results.csv``: its cells as they are, the best epoch, and files that a kill or a disk has damaged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_best_epoch_is_the_one_of_best_pt(read):
 
 
 def test_epochs_that_were_not_validated_have_no_figures(read):
-    """With --noval YOLOv5 writes zeros; a mAP of 0 after a validation stays one."""
+    """With --noval YOLOv5 writes zeros; a mAP of 0 after a validation is shown."""
     names = (
         "epoch",
         "train/box_loss",
@@ -71,7 +71,7 @@ def test_epochs_that_were_not_validated_have_no_figures(read):
 
 
 def test_class_names_with_commas_do_not_shift_anything(read):
-    """The PyPI package writes a column a class, its name unquoted."""
+    """The PyPI package writes one column for each class, with its name unquoted."""
     names = ("metrics/a,b_mAP_50", "metrics/c_mAP_50")
     epochs = read(yolov5_csv([[*row(0, 0.5, 0.2), 0.7, 0.8]], (*COLUMNS, *names)))
     assert epochs.columns == COLUMNS and len(epochs.rows[0]) == len(COLUMNS)

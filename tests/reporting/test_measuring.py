@@ -1,4 +1,4 @@
-"""What an evaluation keeps for the page: figures with a closed form, sample images, and when it is made anew."""
+"""The evaluation that is kept for the page: figures with a closed form, sample images, and when it is repeated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from yolov5_ema.reporting.measuring import as_json, data_of, kept, kept_file, me
 
 @pytest.fixture
 def evaluated(tiny_set, tmp_path):
-    """Of the tiny set: all objects found but those of the last class, which are taken for the first."""
+    """Detections for the tiny set: all objects are found, but the last class is taken for the first."""
     dataset = load_dataset(tiny_set)
     truths = dataset_truths(dataset, "val", ["yolov5"])["yolov5"]
     found = {
@@ -43,7 +43,7 @@ def evaluated(tiny_set, tmp_path):
 
 def test_figures_by_class(evaluated):
     assert (evaluated.images, evaluated.objects, evaluated.names) == (4, 12, ["disc", "box", "cross"])
-    # all right: AP50 of YOLOv5's rules is 0.995, the line from (0, 1) over recall 1 to precision 0
+    # all are right: AP50 is 0.995 by YOLOv5's rules, the line from (0, 1) over recall 1 to precision 0
     assert evaluated.per_class["box"]["AP50"] == pytest.approx(0.995, abs=1e-6)
     assert evaluated.per_class["cross"]["AP50"] == 0 and evaluated.per_class["box"]["labels"] == 4
     assert evaluated.metrics["mAP50"] == pytest.approx(sum(c["AP50"] for c in evaluated.per_class.values()) / 3)
@@ -112,7 +112,7 @@ def test_boxes_are_where_they_belong(tmp_path):
     cv2.imwrite(str(file), np.full((100, 200, 3), 128, np.uint8))
     uri = drawn(file, [[0, 20, 40, 30, 40]], [[1, 120, 40, 40, 40, 0.9]], ["a", "b"])
     image = np.asarray(opened(uri)[0].convert("RGB")).astype(int)
-    assert image.shape == (240, 480, 3)  # enlarged 2.4 times, to be seen
+    assert image.shape == (240, 480, 3)  # enlarged 2.4 times, to be visible
     colour = np.array([int(pictures.colour_of(1)[at : at + 2], 16) for at in (1, 3, 5)])
     rows, columns = np.nonzero((np.abs(image - colour) < 40).all(axis=2))
     assert (columns.min(), columns.max()) == (

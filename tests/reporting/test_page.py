@@ -1,4 +1,4 @@
-"""The page: well-formed, self-contained, escaped, and with the figures of the files that it is made of."""
+"""The page: well-formed, self-contained, escaped, and with the figures of the files that it is made from."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def rendered(*folders, measured=None, **more) -> Page:
 
 
 def assert_whole(found: Page) -> None:
-    """Balanced, ids each once, and nothing to be fetched."""
+    """Check that tags are balanced, ids are unique, and nothing is fetched."""
     assert not found.unclosed
     assert len(set(found.ids)) == len(found.ids) > 5
     assert all(link.startswith(("#", "data:")) for link in found.links)

@@ -1,4 +1,4 @@
-"""The page in a real Chromium without a window: no error, no request, pictures, sorting, a phone's width, print."""
+"""The page in a real Chromium without a window: no error or request; pictures, sorting, a phone's width, printing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from yolov5_ema.reporting.runs import make_names_unique, read_source
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 MORE_FLAGS = ("--disable-component-update", "--disable-sync")
-A4_WIDTH_PX = 794 - 2 * 45  # at 96 pixels an inch, less the margins of 12 mm
+A4_WIDTH_PX = 794 - 2 * 45  # at 96 pixels for each inch, minus margins of 12 mm
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    """The browser that is installed; one start for all cases."""
+    """The installed browser, started once for all tests."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
     names = ("chromium", "chromium-browser", "google-chrome")
     program = next(filter(None, map(shutil.which, names)), None)
@@ -36,7 +36,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """A page with all that there can be: a comparison, an evaluation, a classification, long and hostile names."""
+    """A page with everything that can occur: a comparison, an evaluation, a classification, long or malicious names."""
     tmp_path = tmp_path_factory.mktemp("page")
     image = tmp_path / "a.jpg"
     cv2.imwrite(str(image), np.full((80, 120, 3), 90, np.uint8))
@@ -64,7 +64,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture
 def opened(chromium, file):
-    """Opens the page at a size; afterwards nothing may have been fetched or complained of."""
+    """Opens the page at a size; afterwards, nothing may have been fetched and no error logged."""
     troubles, contexts = [], []
 
     def open_page(width=1280, height=900, **options):
@@ -94,7 +94,7 @@ def test_pictures_load(opened):
     charts = tab.evaluate(
         "Array.from(document.querySelectorAll('.charts svg'), (svg) => svg.getBoundingClientRect().height)"
     )
-    assert len(charts) == 17 and min(charts) > 100  # 10 and 4 of epochs, 2 and their means of precision
+    assert len(charts) == 17 and min(charts) > 100  # 10 and 4 of epochs, 2 of precision and their means
 
 
 def column(tab, table: str, at: int) -> list[str]:
@@ -113,7 +113,7 @@ def test_tables_sort(opened):
     assert heading.get_attribute("aria-sort") is None
     heading.get_by_role("button").click()
     assert heading.get_attribute("aria-sort") == "ascending"
-    # as numbers in the words: 2 before 10
+    # numbers within words are sorted as numbers: 2 before 10
     assert column(tab, "Top-1 accuracy", 0) == sorted(first, key=lambda name: int(name.split()[-1]))
     heading.get_by_role("button").click()
     assert heading.get_attribute("aria-sort") == "descending"
@@ -152,7 +152,7 @@ def test_the_page_is_as_wide_as_the_screen(opened, width, height):
     tab = opened(width, height)
     tab.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    # what is wider scrolls in its own box, which the keyboard can reach
+    # wide content scrolls in its own box, which can be reached with the keyboard
     boxes = tab.evaluate(
         "Array.from(document.querySelectorAll('.scroll'), (box) => [box.scrollWidth - box.clientWidth, box.tabIndex])"
     )
@@ -169,7 +169,7 @@ def test_readable_without_scripts(opened):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(opened, scheme):
-    """WCAG's ratio of 4.5 for text on its ground, 3 for lines of charts."""
+    """WCAG's contrast of 4.5 for text on its background, and 3 for the lines of charts."""
     tab = opened(color_scheme=scheme)
 
     def colour(selector: str, name: str = "color") -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""What a folder is, what is said of it, and what is refused."""
+"""The kind of run that a folder is, the notes on it, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's files may bring onto a page: what lies in the run, of its type and size; nothing from outside."""
+"""What a run's files may bring to a page: content of the run, with the right types and sizes; nothing from outside."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECRET = "canary-of-somebody-else"
 
 @pytest.fixture
 def outside(tmp_path) -> Path:
-    """A folder beside the run, with a picture and a YAML that are no business of its page."""
+    """A folder next to the run, with a picture and a YAML that must not appear on its page."""
     folder = tmp_path / "private"
     folder.mkdir()
     cv2.imwrite(str(folder / "photo.png"), np.full((50, 50, 3), 77, np.uint8))
@@ -52,7 +52,7 @@ def html_of(folder: Path, **more: Any) -> str:
 
 @pytest.mark.parametrize(("name", "target"), [("opt.yaml", "keys.yaml"), ("PR_curve.png", "photo.png")])
 def test_a_link_out_of_the_run_is_not_followed(folder, outside, name, target, monkeypatch):
-    """Without the guard, what it leads to is on the page."""
+    """Without the guard, the content that the link leads to is on the page."""
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(outside / target)
     with pytest.raises(UserError, match="is a link to outside of the run's folder"):
@@ -94,7 +94,7 @@ def test_sizes_are_bounded(tmp_path, monkeypatch):
 
 
 def test_a_picture_of_more_pixels_than_any_drawn_is_not_opened(folder):
-    """A few hundred bytes that would take 240 MB."""
+    """A few hundred bytes that would expand to 240 MB."""
     side = 9_000
     rows = zlib.compress(b"\0" * (side + 1) * 20)
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
@@ -112,7 +112,7 @@ def test_a_picture_of_more_pixels_than_any_drawn_is_not_opened(folder):
 
 @pytest.fixture
 def with_kept(folder, outside):
-    """A run whose report-val.json is as a report leaves it; and what changes it."""
+    """A run with a report-val.json as a report writes it, and a function that changes the file."""
     (folder / "weights").mkdir()
     best = folder / "weights/best.pt"
     best.write_bytes(b"1")
@@ -137,7 +137,7 @@ def test_it_holds_its_pictures_themselves(with_kept):
 
 
 def test_it_cannot_name_a_picture_of_the_machine(with_kept, outside):
-    """Those of an earlier version did; they are made anew."""
+    """Those of an earlier version did; they are made again."""
     place = str(outside / "photo.png")
     sample = {"image": place, "truth": [[0, 1, 1, 5, 5]], "found": []}
     settings = {"version": 1}
@@ -215,7 +215,7 @@ def test_sample_images_lie_in_the_data_set(tiny_set, tmp_path):
     assert measuring._is_within_any(image, folders) and measuring._is_within_any(link, folders)
     (tmp_path / "set/images/val").mkdir(parents=True)
     photo = tmp_path / "set/images/val/photo.jpg"
-    photo.symlink_to(image)  # of another data set: whatever a link leads to
+    photo.symlink_to(image)  # of another data set, whatever a link leads to
     file = tmp_path / "set/set.yaml"
     file.write_text(f"path: {tmp_path}/set\nval: images/val\nnc: 1\nnames: [a]\n")
     assert not measuring._is_within_any(photo, folders_of(load_dataset(file), "val"))

@@ -1,4 +1,4 @@
-"""Detections on their way through YOLOv5's val."""
+"""Collect the detections that YOLOv5's val makes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yolov5_ema.scripts.collecting import collected_detections, image_by_image
 
 
 def test_no_image_is_lost_to_the_time_limit(engine, monkeypatch):
-    """A clock that jumps by minutes: YOLOv5 stops after the first image of the batch."""
+    """A clock that jumps by minutes: YOLOv5 then stops after the first image of the batch."""
     general = engine.module("utils.general")
     clock = itertools.count(step=600)
     monkeypatch.setattr(general, "time", types.SimpleNamespace(time=lambda: next(clock)))

@@ -1,4 +1,4 @@
-"""Which images YOLOv5 leaves out, and what it reads of the others: as the real one says, release by release."""
+"""Which images YOLOv5 leaves out, and what it reads of the others: compared with YOLOv5 itself, for each release."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run folders of YOLOv5's own scripts: gone again if the script was refused before it had results."""
+"""The run folders of YOLOv5's own scripts are removed if the script was refused before it had results."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_two_scripts_that_find_one_name_free_get_a_folder_each(script, tmp_path)
     def raced(path, **kwargs):
         found = real(path, **kwargs)
         if not quicker:
-            write(found / "opt.yaml")  # another process makes it, and is still at its settings
+            write(found / "opt.yaml")  # another process makes it, and has not finished its settings
             quicker.append(found)
         return found
 

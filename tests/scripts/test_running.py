@@ -10,7 +10,7 @@ from yolov5_ema.cli.main import main
 
 
 def test_a_second_training_in_a_process_leaves_the_results_of_the_first_alone(tiny_set, own_folder):
-    """The callbacks that are the default of YOLOv5's ``main`` hold the loggers of all trainings before."""
+    """The default callbacks of YOLOv5's ``main`` keep the loggers of all earlier trainings."""
     Path("small.yaml").write_text(small_cfg())
     flags = ["train", "--data", str(tiny_set), "--cfg", "small.yaml", "--weights", "", "--epochs", "1", "--img", "64"]
     flags += ["--batch-size", "4", "--workers", "0", "--noautoanchor"]

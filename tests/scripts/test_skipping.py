@@ -1,4 +1,4 @@
-"""What is said of the files of a run, what their results are called, and which images are too thin."""
+"""The report on the files of a run, the names of their results, and which images are too thin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""detect and val on windows: boxes land where they belong, and one object is one box."""
+"""detect and val on windows: boxes have the right positions, and each object has one box."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE, OVERLAP, IMGSZ = 96, 0.25, 64
 
 @pytest.fixture(scope="module")
 def big_set(tiny_set, tmp_path_factory):
-    """The tiny set's images, two by two, with one that is no larger than a window."""
+    """The tiny set's images in blocks of two by two, and one that is no larger than a window."""
     folder = tmp_path_factory.mktemp("big")
     for kind in ("images", "labels"):
         (folder / kind / "val").mkdir(parents=True)
@@ -42,7 +42,7 @@ def quietly(run, **options):
 
 
 def detected(engine, weights, source, project, size=None, **options):
-    """Rows (n, 6) of class, x, y, w, h, confidence that detect writes for one image."""
+    """The rows (n, 6) of class, x, y, w, h, confidence that detect writes for one image."""
     module = engine.module("detect")
     context = sliced_inference(engine, "detect", size, OVERLAP) if size else contextlib.nullcontext()
     settings = {
@@ -64,7 +64,7 @@ def detected(engine, weights, source, project, size=None, **options):
 
 
 def recorded(engine, script, run, monkeypatch):
-    """What is given to YOLOv5's suppression, call by call, (rows, 5 + classes), while `run` runs."""
+    """The inputs of YOLOv5's suppression in each call, (rows, 5 + classes), while `run` runs."""
     module = engine.module(script)
     seen = []
 
@@ -79,12 +79,12 @@ def recorded(engine, script, run, monkeypatch):
 
 
 def scaling(general):
-    """Back to native pixels; v7.0 calls it by another name."""
+    """Scale to native pixels; in v7.0 the function has another name."""
     return general.scale_boxes if hasattr(general, "scale_boxes") else general.scale_coords
 
 
 def by_hand(engine, weights, file, conf):
-    """Rows of the whole image and of every window, in native pixels: the engine's own functions, window by window."""
+    """The rows of the whole image and of every window in native pixels, by YOLOv5's own functions, window by window."""
     general = engine.module("utils.general")
     letterbox = engine.module("utils.augmentations").letterbox
     experimental = engine.module("models.experimental")
@@ -125,7 +125,7 @@ def test_rows_of_windows_are_those_of_the_model_moved(engine, trained, big_set, 
     native = scaling(general)((64, 64), general.xywh2xyxy(rows[:, :4]), (120, 160))  # 160 x 120 in 64 x 64
     found = torch.cat([native, rows[:, 4:]], 1).numpy()
     expected = by_hand(engine, trained, file, 0.002).numpy()
-    assert len(expected) > 20 and len(found) > len(expected)  # the whole image's rows besides
+    assert len(expected) > 20 and len(found) > len(expected)  # plus the rows of the whole image
     expected[:, :4] = expected[:, :4].clip(0, (160, 120, 160, 120))
     for row in expected:
         distance = np.abs(found - row).max(axis=1)
@@ -187,7 +187,7 @@ def test_val_of_such_images_is_as_without(engine, trained, tiny_set, tmp_path):
 
 
 def test_a_model_and_a_loader_of_the_callers_own(engine, trained, big_set, tmp_path):
-    """As train gives them to val: the same figures as with the file's name, and no hook left on the model."""
+    """As train calls val: the figures equal those with the file's name, and no hook remains on the model."""
     module = engine.module("val")
     options = {"imgsz": IMGSZ, "batch_size": 3, "plots": False, "conf_thres": 0.0001, "half": False}
     model = quietly(module.attempt_load if hasattr(module, "attempt_load") else _loader(engine), weights=str(trained))
@@ -264,7 +264,7 @@ def origin(sources, ranks):
 def test_an_object_in_the_overlap_is_one_box():
     found = boxes([10, 10, 30, 30, 0.8, 0], [11, 10, 31, 31, 0.9, 0], [9, 9, 32, 33, 0.95, 0])
     kept = merge(found, origin([1, 2, 0], [WHOLE, WHOLE, SMALLER]))
-    np.testing.assert_allclose(kept, found[1:2])  # the surer one of the windows, not the whole image's
+    np.testing.assert_allclose(kept, found[1:2])  # from a window, not the whole image
 
 
 def test_a_cut_box_gives_way_however_sure_it_is():
@@ -276,7 +276,7 @@ def test_a_cut_box_gives_way_however_sure_it_is():
 
 
 def test_a_child_before_a_grown_up_stays():
-    """sahi's merging takes them for one: the small box lies in the large one of its class."""
+    """sahi's merging takes them for one object: the small box lies in the large one of its class."""
     batched_nms = pytest.importorskip("sahi.postprocess.combine").batched_nms
     found = boxes([0, 0, 40, 100, 0.9, 0], [10, 60, 25, 100, 0.6, 0])
     np.testing.assert_allclose(merge(found, origin([1, 1], [WHOLE, WHOLE])), found)
@@ -284,14 +284,14 @@ def test_a_child_before_a_grown_up_stays():
 
 
 def test_a_large_object_with_small_ones_before_it_stays():
-    """Another window saw the small ones, and surer: they are not views of the large one, nor is it one of them."""
+    """Another window saw the small ones, with more confidence: they and the large one are different objects."""
     found = boxes([0, 0, 200, 200, 0.5, 0], [20, 20, 50, 60, 0.9, 0], [100, 90, 140, 150, 0.8, 0])
     kept = merge(found, origin([0, 1, 2], [WHOLE, WHOLE, WHOLE]))
     np.testing.assert_allclose(kept, found[[1, 2, 0]])
 
 
 def test_the_whole_images_coarse_box_of_what_a_window_shows_goes():
-    """An IoU of 0.2 only, but three quarters of it lie in the better view."""
+    """The IoU is only 0.2, but three quarters of it lie in the better view."""
     found = boxes([10, 10, 50, 50, 0.5, 0], [10, 10, 26, 30, 0.9, 0], [14, 14, 30, 30, 0.95, 0])
     kept = merge(found, origin([1, 0, 0], [WHOLE, SMALLER, CUT]))
     np.testing.assert_allclose(kept, found[:1])

@@ -1,4 +1,4 @@
-"""Sources of ``detect`` where there is no display, no network, or not the package that YOLOv5 wants for them."""
+"""Sources of ``detect`` without a display, a network, or the package that YOLOv5 needs for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def options(source: object, **flags: object) -> argparse.Namespace:
 
 
 def test_no_window_is_opened_without_a_display(no_display, capsys):
-    """YOLOv5's own check opens one, and OpenCV's Qt would end this process."""
+    """YOLOv5's own check opens a window, and OpenCV's Qt would end this process."""
     with yolov5_ema.installed() as engine:
         general = engine.module("utils.general")
         assert general.check_imshow() is False
@@ -100,7 +100,7 @@ def test_a_failed_download_and_a_missing_package_are_messages():
         code = compile("import no_such_package.part", str(engine.root / "detect.py"), "exec")
         with pytest.raises(UserError, match="pip install no_such_package"), errors_as_user_errors(engine):
             exec(code, {})
-        with pytest.raises(ModuleNotFoundError), errors_as_user_errors(engine):  # not YOLOv5's: a fault of ours
+        with pytest.raises(ModuleNotFoundError), errors_as_user_errors(engine):  # not from YOLOv5: our own mistake
             exec(compile("import no_such_package", "ours.py", "exec"), {})
 
 

@@ -1,4 +1,4 @@
-"""Where the images of a data YAML are: the same for every command as for YOLOv5."""
+"""Where the images of a data YAML are: every command finds the same ones as YOLOv5."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolov5_ema.upstream.data_yaml import check_data, find_yaml, open_dataset
 
 @pytest.fixture
 def roboflow(tiny_set, own_folder):
-    """As Roboflow exports: ../train/images, for what lies beside the YAML; and a test split that is not there."""
+    """As Roboflow exports it: ../train/images, although they are next to the YAML, and a test split that is missing."""
     for split, name in (("train", "train"), ("val", "valid")):
         for kind in ("images", "labels"):
             shutil.copytree(tiny_set.parent / kind / split, own_folder / "export" / name / kind)

@@ -1,4 +1,4 @@
-"""Flags mean to us what they mean to YOLOv5's parsers, however they are typed."""
+"""Flags have the same meaning for us as for YOLOv5's parsers, however they are typed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_shortened_flags_of_the_command_itself_are_refused(engine):
         (["--exist"], "compare takes no --exist-ok"),
         (["--cf=x.yaml"], "compare takes no --cfg:"),
         (["--local_r", "1"], "compare takes no --local_rank"),
-        (["--seed", "1"], "compare takes no --seed:"),  # which this YOLOv5 does not have
+        (["--seed", "1"], "compare takes no --seed:"),  # this YOLOv5 does not have it
         (["--dat", "x.yaml"], "--dat: write --data in full"),
         (["--nam", "x"], "--nam: write --name in full"),
     ],

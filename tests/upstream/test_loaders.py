@@ -1,4 +1,4 @@
-"""What the loaders of each YOLOv5 read, as its source says."""
+"""What the loaders of each YOLOv5 read, according to its source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quirks and guards look at the syntax tree: the same YOLOv5 in other quotes and other lines gets the same answers."""
+"""Quirks and guards use the syntax tree, so quotes and line breaks in YOLOv5's code make no difference."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOT_INSTALLED = {"roboflow", "ultralytics", "pkg_resources"}
 
 
 def with_other_quotes(source: str) -> str:
-    """The same code, with double quotes for single ones and the other way round, where that is all the same."""
+    """The same code with double and single quotes exchanged, where that changes nothing."""
     lines, code = [bytearray(line.encode()) for line in source.split("\n")], Code(source)
     within = {id(part) for joined in code.all(ast.JoinedStr) for part in Code(joined).all(ast.Constant)}
     for node in code.all(ast.Constant):
@@ -40,13 +40,13 @@ def with_other_quotes(source: str) -> str:
 
 
 def reformatted(source: str) -> str:
-    """The same code as another formatter writes it: without comments, in lines of its own, in double quotes."""
+    """The same code from another formatter: without comments, with other line breaks, in double quotes."""
     return with_other_quotes(ast.unparse(ast.parse(source)))
 
 
 @pytest.fixture
 def everything_is_needed(monkeypatch):
-    """What hangs on the environment, or on what is not installed, is needed."""
+    """What depends on the environment, or on a missing package, counts as needed."""
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name in _NOT_INSTALLED else find_spec(name, *a)
@@ -81,7 +81,7 @@ def test_same_answers_for_the_same_code_reformatted(release, everything_is_neede
                 if (quirk.needed(other), quirk.settled(other)) != answer
             ]
     assert differ == []
-    assert {quirk.name for quirk in EVERY} - settled == set()  # nothing is off for not being recognised
+    assert {quirk.name for quirk in EVERY} - settled == set()  # no quirk is off because its code was not recognised
 
 
 def test_a_quirk_that_looked_at_text_would_be_found_out():
@@ -191,7 +191,7 @@ def test_no_module_is_expected_to_have_what_only_its_functions_import():
 
 @pytest.mark.parametrize("head", ["train(hyp, opt, device, callbacks)", "train(opt, device)"])
 def test_a_rank_gets_a_folder_of_its_own_whatever_train_takes(head, tmp_path, monkeypatch):
-    """The one of classify/train.py takes its options first."""
+    """The function in classify/train.py takes its options first."""
     monkeypatch.setenv("RANK", "1")
     (quirk,) = (quirk for quirk in QUIRKS if quirk.name == "one-run-folder")
     source = f"seen = []\ndef {head}:\n    seen.append((opt.save_dir, save_dir))\n    save_dir / 'opt.yaml'\n"

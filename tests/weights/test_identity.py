@@ -1,4 +1,4 @@
-"""Fresh blocks that change nothing at step 0, and learn from there."""
+"""New blocks that change nothing at step 0, and learn from then on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def build():
 
 @pytest.fixture(scope="module")
 def detector(build):
-    """A detector without blocks whose BatchNorms are not fresh."""
+    """A detector without blocks, with BatchNorms that differ from new ones."""
     model = build(build_cfg(size="n", block="none", nc=2))
     generator = torch.Generator().manual_seed(5)
     for module in model.modules():
@@ -52,7 +52,7 @@ def outputs(model):
 
 
 def grown(build, source, cfg):
-    """The detector of another cfg with the weights of a pretrained one, and its fresh blocks."""
+    """A detector with another cfg, the weights of a pretrained one, and new blocks."""
     model = build(cfg)
     found = transfer(source, model)
     model.load_state_dict(found.state, strict=False)
@@ -65,12 +65,12 @@ def test_every_block_of_ours_is_tried():
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_detector_computes_what_it_did_without_the_blocks(build, detector, block):
-    """Bit for bit; SA shuffles channels, so that sums run in another order."""
+    """Bit for bit; for SA only nearly, because it shuffles channels and so changes the order of sums."""
     place = "backbone" if block == "SA" else "neck"  # 64 channels are too few for its groups
     model, fresh = grown(build, detector, build_cfg(size="n", block=block, at=place, nc=2))
     assert fresh
     expected = outputs(detector)
-    assert (outputs(model) - expected).abs().max() > 1e-3  # it is not so by itself
+    assert (outputs(model) - expected).abs().max() > 1e-3  # without --init it is not so
     start_as_identity(model, fresh)
     if block == "SA":
         torch.testing.assert_close(outputs(model), expected, rtol=1e-4, atol=1e-4)
@@ -133,7 +133,7 @@ def test_it_learns_from_there(name):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < (0.999 if name == "NAM" else 0.9) * losses[0]  # its gate is a C-th as steep
+    assert losses[-1] < (0.999 if name == "NAM" else 0.9) * losses[0]  # the slope of its gate is divided by C
 
 
 def test_a_block_without_zero_gate_is_named(build, detector):

@@ -1,4 +1,4 @@
-"""What a file holds is told without running any of it, whatever the file is."""
+"""The content of a file is described without running any of it, whatever the file is."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from yolov5_ema.weights.names import taken_by_torch
 
 
 class Call:
-    """Calls a function when unpickled."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function, *args):
         self.call = (function, args)
@@ -40,7 +40,7 @@ class Call:
 
 @pytest.fixture(autouse=True)
 def nothing_runs(tmp_path, monkeypatch):
-    """A file that runs one of the commands below leaves a file behind."""
+    """A file that runs one of the commands below would create a file."""
     monkeypatch.chdir(tmp_path)
     yield
     assert not (tmp_path / "ran").exists()
@@ -65,7 +65,7 @@ NAMES = {
 
 
 def save_raw(file: Path, content: bytes) -> Path:
-    """A checkpoint of today's format whose pickle is this one."""
+    """A checkpoint in today's format with the given pickle."""
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a/data.pkl", content)
         archive.writestr("a/version", "3\n")
@@ -209,7 +209,7 @@ def test_odd_ways_to_a_name(tmp_path, case, zipped):
 
 
 def test_a_model_that_is_called_is_told(tmp_path):
-    """The name is on every allow-list, but a checkpoint fills models with their state; it does not call them."""
+    """The name is on every allow-list, but a checkpoint fills models with their state and does not call them."""
     torch.save({"model": nn.Conv2d(1, 1, 1)}, tmp_path / "a.pt")
     content = b"\x80\x02cmodels.yolo\nModel\nX\x01\x00\x00\x00x\x85R."
     with zipfile.ZipFile(tmp_path / "a.pt", "a") as archive:
@@ -387,11 +387,11 @@ def as_plain(value, protocol):
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """Bytes changed, taken out, doubled or cut, here and there."""
+    """Bytes with random ones changed, removed or doubled, or with the end cut off."""
     data = bytearray(content)
     for _ in range(int(rng.integers(1, 4))):
         at, length = int(rng.integers(len(data))), int(rng.integers(1, 24))
-        kind = max(0, int(rng.integers(-6, 4)))  # mostly one byte: the rest seldom leaves a pickle
+        kind = max(0, int(rng.integers(-6, 4)))  # mostly one byte: more changes seldom leave a valid pickle
         if kind == 0:
             data[at] = int(rng.integers(256))
         elif kind == 1:
@@ -404,7 +404,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def check_mutants(folder: Path, content: bytes, count: int, seed: int) -> int:
-    """Inspect files that are broken at random; the number of those that could still be read."""
+    """Inspect randomly damaged files; returns how many of them could still be read."""
     rng = np.random.default_rng(seed)
     read = 0
     for _ in range(count):

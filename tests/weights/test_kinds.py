@@ -1,4 +1,4 @@
-"""Weights of any system and Python load; what is no checkpoint is named for what it is by every command."""
+"""Weights of any system and Python load; for a file that is not a checkpoint, every command says what it is."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def model(engine):
 
 
 class Called:
-    """Pickled as a call of a class by its dotted name, whatever system and Python have that class."""
+    """Pickled as a call of a class by its dotted name, whichever system and Python have that class."""
 
     def __init__(self, name: str, *args: object) -> None:
         self.module, _, self.name = name.rpartition(".")
         self.args = args
 
 
-class _Pickler(pickle._Pickler):  # the pure Python one can be told what to write
+class _Pickler(pickle._Pickler):  # the pickler in pure Python can be changed
     def save(self, obj, save_persistent_id=True):
         if not isinstance(obj, Called):
             return super().save(obj, save_persistent_id)
@@ -47,7 +47,7 @@ class _Pickler(pickle._Pickler):  # the pure Python one can be told what to writ
 
 
 def save(content: object, file: Path, *, old: bool = False) -> Path:
-    """`torch.save` of `Called` too, in today's format or in that of torch before 1.6."""
+    """`torch.save`, but `Called` objects can be saved too, in today's format or that of torch before 1.6."""
     module = ModuleType("a_pickle")
     module.__dict__.update({**vars(pickle), "Pickler": _Pickler})
     torch.save(content, file, pickle_module=module, _use_new_zipfile_serialization=not old)
@@ -59,7 +59,7 @@ def save(content: object, file: Path, *, old: bool = False) -> Path:
 WINDOWS, POSIX = ("C:\\", "sets", "cars.yaml"), ("/", "sets", "cars.yaml")
 OF_SYSTEMS = {
     f"{module}.{kind}{name}": (parts, text)
-    for module in ("pathlib", "pathlib._local")  # Python 3.13's
+    for module in ("pathlib", "pathlib._local")  # for Python 3.13
     for kind in ("", "Pure")
     for name, parts, text in (
         ("WindowsPath", WINDOWS, "C:\\sets\\cars.yaml"),
@@ -80,11 +80,11 @@ def test_a_path_of_any_system_and_python_is_text(engine, tmp_path, name, trust):
     assert checkpoints.load_checkpoint(file, engine=engine, trust=trust)["opt"] == {"data": text}
     found = inspect_file(file, {name for _, name in checkpoints.allow_list(engine)}.__contains__)
     assert found.training["opt"] == {"data": text} and found.warnings == []
-    assert inspect_file(file).warnings == []  # by the names of modules alone
+    assert inspect_file(file).warnings == []  # only by the names of modules
 
 
 def test_plain_torch_refuses_these_paths(tmp_path):
-    """So the test above can fail."""
+    """The test above can fail."""
     for name in ("pathlib.WindowsPath", "pathlib._local.PosixPath"):
         if sys.platform == "win32" or sys.version_info >= (3, 13):
             pytest.skip("this Python has them")
@@ -95,7 +95,7 @@ def test_plain_torch_refuses_these_paths(tmp_path):
 
 @pytest.mark.parametrize("state", [{"touch": 1}, {"_str": "/etc/passwd"}])
 def test_a_path_is_no_object_that_can_be_filled_or_called(engine, tmp_path, state):
-    """A real path could be filled with a state, and its methods open files; text can be filled with nothing."""
+    """A real path could be filled with a state, and its methods open files; text cannot be filled."""
 
     class Filled(Called):
         pass
@@ -151,7 +151,7 @@ def test_layers_in_the_old_format_load_where_they_are_trusted(engine, model, tmp
 
 
 def write_others(folder: Path, model: nn.Module) -> dict[str, str]:
-    """Files that are handed in as weights, and what every command must say of each."""
+    """Files that users pass as weights, and what every command must say about each."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
     torch.save(state, folder / "state.pt")
     torch.save({"model": state, "epoch": 3}, folder / "states.pt")
@@ -212,7 +212,7 @@ def assert_said(said: str, expected: str, what: object) -> None:
 
 
 def test_an_exported_model_under_its_own_name_is_left_to_what_runs_it(engine, model, own_folder, tiny_set, capsys):
-    """Its suffix says what it is; a page with that suffix is still a page."""
+    """The suffix says what it is; a web page with that suffix is still a web page."""
     (own_folder / "page.onnx").write_text("<html>")
     (own_folder / "graph.onnx").write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x05" + bytes(80))
     source = str(tiny_set.parent / "images/val")
@@ -248,7 +248,7 @@ def test_a_state_dict_that_runs_something_is_refused_by_convert(engine, model, o
     assert main(["convert", "evil.pt", "--cfg", "cfg.yaml", "-o", "whole.pt"]) == 2
     assert "posix.system" in capsys.readouterr().err and not Path("ran").exists()
     assert not Path("whole.pt").exists()
-    torch.load("evil.pt", weights_only=False)  # the control: what the file does where it is loaded
+    torch.load("evil.pt", weights_only=False)  # the control: what the file does when it is loaded
     assert Path("ran").exists()
 
 

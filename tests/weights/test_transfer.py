@@ -1,4 +1,4 @@
-"""Weights go where their rows went."""
+"""Weights are copied to the rows that correspond to theirs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def plain(**changes):
 
 
 def filled(source, target, **options):
-    """The target after a transfer, and its outcome."""
+    """The target after a transfer, and the result."""
     found = transfer(source, target, **options)
     names = set(target.state_dict())
     assert set(found.state) <= names and (found.taken, found.total) == (len(found.state), len(names))
@@ -76,7 +76,7 @@ def test_yolov5s_to_yolov5s_ema_gives_up_nothing_but_the_block(build, package_ro
     target, found = filled(source, build(str(models_dir() / "yolov5s-ema.yaml")))
     assert (found.taken, found.total) == (349, 361)  # 12 are those of two EMAs
     assert found.fresh_blocks == [7, 10] and not found.unused
-    for s in range(25):  # the blocks stand behind rows 6 and 8
+    for s in range(25):  # the blocks are after rows 6 and 8
         assert_same_row(source, s, target, s + (s > 6) + (s > 8))
     lines = found.table().splitlines()
     assert lines[0] == "349/361 tensors transferred"
@@ -148,7 +148,7 @@ def test_a_p3_detector_to_a_p2_head(build):
     target = build(plain(head=P2_HEAD, anchors=anchors), seed=1)
     fresh = {name: value.clone() for name, value in row_tensors(target, 31).items()}
     target, found = filled(source, target)
-    # the backbone, the way up as far as stride 8, the way down from stride 8 on
+    # the backbone, the top-down path as far as stride 8, the bottom-up path from stride 8 on
     for s, t in [*((i, i) for i in range(18)), *((i, i + 7) for i in range(18, 24))]:
         assert_same_row(source, s, target, t)
     assert [row.index for row in found.rows if row.tensors and row.source is None] == [18, 21, 22, 24]
@@ -186,7 +186,7 @@ def test_classes_are_copied_by_name_and_the_rest_of_the_outputs_as_it_is(build):
         (COCO, ["bus", "person"], (4, 2), [3, 0]),
         (COCO, ["a", "b", "c", "d"], (4, 4), [None] * 4),
         (None, ["a", "b"], (2, 2), [0, 1]),
-        (["0", "1"], ["a", "b"], (2, 2), [0, 1]),  # names that YOLOv5 invents
+        (["0", "1"], ["a", "b"], (2, 2), [0, 1]),  # names that YOLOv5 makes up
         (["class0", "class1"], None, (2, 3), [None] * 3),
         (["traffic  Light"], ["Traffic light"], (1, 1), [0]),
         (["a", "a"], ["a", "a"], (2, 2), [0, 0]),
@@ -232,12 +232,12 @@ def test_focus_and_stem_spp_and_sppf_compute_the_same(build, focus, pooling):
     target, found = filled(source, build(stems(focus[1], pooling[1]), seed=1))
     assert found.taken == found.total == 349
     expected = outputs(source)
-    assert expected.std() > 1  # not the bias alone
+    assert expected.std() > 1  # not only the bias
     torch.testing.assert_close(outputs(target), expected, rtol=1e-4, atol=1e-3)
 
 
 def positive(model):
-    """Statistics of BatchNorms that are not those of a fresh model; outputs stay finite."""
+    """Give BatchNorms statistics that differ from those of a new model; outputs stay finite."""
     generator = torch.Generator().manual_seed(5)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -275,7 +275,7 @@ def test_spp_of_other_windows_is_no_sppf(build):
 
 
 def test_neighbours_that_changed_places_are_found(build):
-    """v5.0's backbone ends SPP, C3; v6.0's C3, SPPF."""
+    """The backbone of v5.0 ends with SPP, C3; that of v6.0 with C3, SPPF."""
     cfg = plain()
     cfg["backbone"] = [*cfg["backbone"][:8], [-1, 1, "SPP", [1024, [5, 9, 13]]], [-1, 3, "C3", [1024, False]]]
     source = randomise(build(cfg))
@@ -308,7 +308,7 @@ def test_half_precision_checkpoints(build):
     target, found = filled(source, build(build_cfg(size="n", block="EMA", nc=4)))
     assert found.taken == 349 and target.model[0].conv.weight.dtype == torch.float32
     assert torch.equal(target.model[0].conv.weight, source.model[0].conv.weight.float())
-    assert next(source.parameters()).dtype == torch.float16  # and is as it was
+    assert next(source.parameters()).dtype == torch.float16  # and is unchanged
 
 
 def test_layers_know_their_place(build):
@@ -352,10 +352,10 @@ def test_the_best_pairing_is_the_best_of_all(worth):
 
 
 def test_the_shipped_tiny_object_cfg_takes_a_plain_checkpoint(build):
-    """yolov5x-ema-tph.yaml at the width and depth of yolov5n, from v6.0's own backbone and head."""
+    """yolov5x-ema-tph.yaml with the width and depth of yolov5n, from v6.0's own backbone and head."""
     tph = yaml.safe_load((models_dir() / "yolov5x-ema-tph.yaml").read_text())
     target = build({**tph, "depth_multiple": 0.33, "width_multiple": 0.25})
     found = transfer(randomise(build(plain())), target)
     fresh = [row.index for row in found.rows if row.tensors and not row.is_block and row.source is None]
-    assert fresh == [20, 23, 25, 27]  # the way to stride 4 and back
+    assert fresh == [20, 23, 25, 27]  # the path to stride 4 and back
     assert all(row.source is not None for row in found.rows[:10])
