@@ -122,3 +122,16 @@ def test_pictures(tmp_path):
     for name in ("pr.png", "confusion.png"):
         image = cv2.imread(str(tmp_path / name))
         assert image.std() > 10 and min(image.shape[:2]) > 400
+
+
+def test_the_legend_does_not_cover_the_curves_of_a_good_detector(tmp_path, monkeypatch):
+    figures, make = [], plots._figure
+    monkeypatch.setattr(plots, "_figure", lambda inches: figures.append(make(inches)) or figures[-1])
+    curve = Curve(np.linspace(0, 1, 11), np.linspace(1, 0.6, 11))
+    result = Result("coco", "fraction", {}, {}, {f"class{n}": curve for n in range(10)})
+    plots.save_pr_curves([result], tmp_path / "pr.png")
+    figures[0].canvas.draw()
+    (panel,) = figures[0].axes
+    legend = panel.get_legend().get_window_extent()
+    points = panel.transData.transform(panel.lines[0].get_xydata())
+    assert legend.height > 50 and not any(legend.contains(*point) for point in points)

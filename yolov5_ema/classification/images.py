@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+# Not data.listing.IMAGE_SUFFIXES, which are the formats that YOLOv5 reads with OpenCV: here Pillow reads the images, so
+# these are common formats of Pillow. It reads PPM and the first frame of a GIF, but no DNG.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 
 _MOST_THIN = 200  # the longer side over the shorter: above this, resizing to the model's input takes gigabytes

@@ -53,7 +53,7 @@ def _draw_curves(panel: Any, result: Result, colours: dict[str, Any]) -> None:
     if lines:
         mean = np.mean(list(lines.values()), axis=0)
         panel.plot(recalls, mean, color="black", linewidth=2.4, label="mean of the classes")
-        panel.legend(fontsize=7, loc="upper right", framealpha=0.9)
+        panel.legend(fontsize=7, loc="lower left", framealpha=0.9)
     panel.set(title=f"{result.protocol}, IoU 0.5", xlabel="recall", xlim=(0, 1), ylim=(0, 1.01))
     panel.grid(color="0.9")
 
