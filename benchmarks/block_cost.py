@@ -1,7 +1,7 @@
-"""What an attention block costs on this machine: alone, and in a whole YOLOv5s.
+"""Measures what an attention block costs on this machine: by itself, and in a whole YOLOv5s.
 
-Ratios are against the same thing without the block in the same run; times are medians over rounds in which
-the candidates take turns, with quartiles. Writes a CSV beside this file with `--save`.
+Ratios compare with the same computation without the block in the same run. Times are medians with quartiles over rounds
+in which the candidates take turns. `--save` writes a CSV to benchmarks/results.
 
     python benchmarks/block_cost.py
     python benchmarks/block_cost.py --device cuda --save
@@ -41,13 +41,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--imgsz", type=int, default=320, help="of the whole models, pixels")
+    parser.add_argument("--imgsz", type=int, default=320, help="image size of the whole models in pixels")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-HOST-DEVICE.csv")
     return parser.parse_args()
 
 
 def block_rows(args: argparse.Namespace) -> list[Row]:
-    """Each block alone; the reference is one element-wise pass over the map, x * 0.5."""
+    """Each block by itself; the reference is one element-wise pass over the map, x * 0.5."""
     rows = []
     for shape in SHAPES:
         x = torch.rand(shape, device=args.device, requires_grad=True)
@@ -62,7 +62,7 @@ def block_rows(args: argparse.Namespace) -> list[Row]:
 
 
 def model_rows(args: argparse.Namespace) -> list[Row]:
-    """YOLOv5s with a block behind the last two C3 of the backbone; the reference is YOLOv5s."""
+    """YOLOv5s with a block after the last two C3 of the backbone; the reference is YOLOv5s."""
     from yolov5_ema.cfgs.dry_run import quiet
     from yolov5_ema.cfgs.generator import build_cfg
 
@@ -77,7 +77,7 @@ def model_rows(args: argparse.Namespace) -> list[Row]:
 
 
 def measured(candidates: dict[str, Any], x: torch.Tensor, what: str, args: argparse.Namespace) -> list[Row]:
-    """Time inference and a training step of every candidate, in turns."""
+    """Measure the times of inference and of a training step for every candidate, in turns."""
     rows = []
     for phase, step in (("inference", inference), ("training", training)):
         times: dict[str, list[float]] = {name: [] for name in candidates}

@@ -1,12 +1,12 @@
-"""Attention blocks in a classifier: each trained with each seed under one recipe, and what difference is shown.
+"""Compares attention blocks in a classifier: each is trained with each seed under one recipe.
 
     python benchmarks/classify_blocks.py --data cifar100 --seeds 3
     python benchmarks/classify_blocks.py --model test_resnet --stem imagenet --epochs 2 --seeds 2 --device cpu
 
-The same command again goes on where it was interrupted; two at once in one OUT disturb each other. Writes
-OUT/blocks.csv (the machine, then a row a run) and OUT/blocks.md (means over seeds, and differences to no block, paired
-by seed, with t intervals that hold together with 95 %). The main figure is the top-1 of the last epoch, which nothing
-was chosen on; that of the best epoch, as papers report it, is optimistic.
+The same command, given again, continues where it was interrupted. Do not run it twice at the same time with the same
+OUT. It writes OUT/blocks.csv (the machine, then one row for each run) and OUT/blocks.md (means over seeds, and
+differences to no block, paired by seed, with t intervals of a joint level of 95 %). The main figure is the top-1 of the
+last epoch, on which nothing was chosen; that of the best epoch, as papers report it, is optimistic.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from yolov5_ema.comparing.statistics import bonferroni_confidence, paired_differ
 from yolov5_ema.files import write_whole
 
 BASELINE = "none"
-# names of the paper's Tables 1 and 4, with what makes them
+# names in the paper's Tables 1 and 4, and the options that make them
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     BASELINE: ("none", {}),
     "SE": ("SE", {}),
@@ -50,7 +50,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass
 class Row:
-    """One run. Accuracies are shares."""
+    """One run. Accuracies are fractions."""
 
     variant: str
     seed: int
@@ -66,7 +66,7 @@ def main() -> int:
     args, rest = _parser().parse_known_args()
     args.out.mkdir(parents=True, exist_ok=True)
     failed = []
-    for seed in range(args.seeds):  # seed by seed, so that what is there after an interruption makes pairs
+    for seed in range(args.seeds):  # seed by seed, so that the runs that are finished when it is interrupted form pairs
         for variant in args.blocks:
             if not _train(args, rest, variant, seed):
                 failed.append(f"{variant}, seed {seed}")
@@ -88,7 +88,7 @@ def _folder(args: argparse.Namespace, variant: str, seed: int) -> Path:
 
 
 def _train(args: argparse.Namespace, rest: Sequence[str], variant: str, seed: int) -> bool:
-    """Train one run, or go on with it; False if it failed."""
+    """Train one run, or resume it; False if it failed."""
     folder = _folder(args, variant, seed)
     if (folder / "metrics.json").is_file():
         _check_same(args, folder)
@@ -111,7 +111,7 @@ def _train(args: argparse.Namespace, rest: Sequence[str], variant: str, seed: in
 
 
 def _check_same(args: argparse.Namespace, folder: Path) -> None:
-    """Runs of two recipes cannot be compared."""
+    """Refuse a run that was trained with another recipe, because it could not be compared."""
     settings = yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))
     asked = {
         "data": args.data,
@@ -147,7 +147,7 @@ def _read(args: argparse.Namespace, variant: str, seed: int) -> Row | None:
 
 
 def _machine(device: str) -> str:
-    """That of this call; earlier ones may have trained on others."""
+    """The machine of this call; earlier calls may have used another one."""
     chosen = torch_device(device)
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{cpu_name()}, {os.cpu_count()} cores"
     return f"{name}, torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}"
@@ -205,18 +205,18 @@ def _difference(figures: dict[int, float], baseline: dict[int, float], confidenc
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Further flags go to every 'yolov5-ema classify train'.",
+        epilog="Further flags are passed to every 'yolov5-ema classify train'.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--data", default="synthetic", help="as of classify train (default: synthetic)")
-    parser.add_argument("--recipe", help="as of classify train (default: the one for the data)")
+    parser.add_argument("--data", default="synthetic", help="as in classify train (default: synthetic)")
+    parser.add_argument("--recipe", help="as in classify train (default: the one for the data)")
     parser.add_argument("--model", default="resnet50", help="(default: resnet50)")
     parser.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar", help="(default: cifar)")
     parser.add_argument("--epochs", type=int, help="(default: the recipe's)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (default: 3)")
     parser.add_argument("--blocks", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="(default: all)")
-    parser.add_argument("--device", default="", help="as of classify train")
+    parser.add_argument("--device", default="", help="as in classify train")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/classify-blocks"), help="(default: runs/classify-blocks)"
     )

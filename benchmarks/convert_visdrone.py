@@ -1,16 +1,16 @@
-"""How fast `yolov5-ema data visdrone` is, against the script that one would write oneself.
+"""Measures the speed of `yolov5-ema data visdrone`, compared with a simple script.
 
 A generated split of VisDrone's size (6,471 images with about 53 boxes each; small, but real JPEG files) is
 converted in turns by
 
 - ours: labels, COCO JSON, linked images and annotations, a journal to resume from; on all cores, and on one;
-- plain labels: one process, Pillow for the size, a line at a time, YOLO labels only;
-- plain all: the same with linked images and the COCO JSON, so the same outputs as ours.
+- plain labels: one process, Pillow for the size, line by line, only YOLO labels;
+- plain all: the same with linked images and the COCO JSON, so with the same outputs as ours.
 
-Each starts from an empty folder. Times are medians over rounds in which the candidates take turns, with
-quartiles; the files are in the page cache. CPU seconds, of all processes together, tell the work apart from
-waiting for the disk and from what else the machine does. Where making a file is slow, that is what is
-measured: give `--folder` on another disk, or in memory. Writes a CSV beside this file with `--save NAME`.
+Each starts with an empty folder. Times are medians with quartiles over rounds in which the candidates take turns; the
+files are in the page cache. The CPU seconds of all processes together show the work without waiting for the disk or for
+other programs. If the disk creates files slowly, the times mostly measure that: choose another disk, or memory, with
+`--folder`. `--save NAME` writes a CSV to benchmarks/results.
 
     python benchmarks/convert_visdrone.py
     python benchmarks/convert_visdrone.py --rounds 9 --folder /dev/shm/bench --save memory
@@ -64,13 +64,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=6471)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench/visdrone"), help="for the files")
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench/visdrone"), help="folder for the files")
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/DATE-convert-NAME.csv")
     return parser.parse_args()
 
 
 def generated(folder: Path, count: int) -> Path:
-    """The split as it would lie on disk unpacked; drawn once."""
+    """The split as it would be on disk after unpacking; drawn only once."""
     split = folder / SPLIT
     if (folder / "complete").exists():
         return folder
@@ -96,7 +96,7 @@ def jpeg(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
 
 
 def annotation(rng: np.random.Generator, width: int, height: int) -> str:
-    """About 53 objects, 1 in 30 an ignored region and 1 in 60 of the class others, as in VisDrone."""
+    """About 53 objects: 1 in 30 is an ignored region, and 1 in 60 has the class others, as in VisDrone."""
     count = max(1, int(rng.gamma(2.2, 24)))
     sides = rng.integers(2, 60, (count, 2))
     left = rng.integers(0, width - 30, count)
@@ -112,7 +112,7 @@ def ours(source: Path, out: Path, workers: int) -> None:
 
 
 def plain_labels(source: Path, out: Path) -> None:
-    """What is usually done, less the moving of images."""
+    """The usual conversion, without moving the images."""
     labels = out / SPLIT / "labels"
     labels.mkdir(parents=True)
     for file in sorted((source / SPLIT / "annotations").glob("*.txt")):
@@ -173,7 +173,7 @@ def plain_all(source: Path, out: Path) -> None:
 
 
 def measured(candidates: dict[str, Callable[[Path, Path], None]], source: Path, args: argparse.Namespace) -> list[Row]:
-    """Time every candidate, in turns; the first round warms the page cache."""
+    """Measure the times of every candidate, in turns; the first round fills the page cache."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     cpu: dict[str, list[float]] = {name: [] for name in candidates}
     out = args.folder / "out"
@@ -199,12 +199,12 @@ def measured(candidates: dict[str, Callable[[Path, Path], None]], source: Path, 
 
 
 def cpu_seconds() -> float:
-    """Of this process and the workers that have ended, user and system."""
+    """User and system time of this process and of the workers that have ended."""
     return sum(os.times()[:4])
 
 
 def check_same_labels(source: Path, ours_out: Path, plain_out: Path) -> None:
-    """Both must say the same, but for repeated boxes (ours leaves them out, as YOLOv5 would)."""
+    """Check that both give the same result, except for repeated boxes, which ours leaves out, as YOLOv5 would."""
     shutil.rmtree(plain_out, ignore_errors=True)
     plain_labels(source, plain_out)
     for file in sorted((plain_out / SPLIT / "labels").iterdir()):

@@ -1,8 +1,8 @@
-"""How long the VisDrone protocol takes on a validation set's worth of boxes, against pycocotools on the same.
+"""Measures the time of the VisDrone protocol on the boxes of a whole validation set, compared with pycocotools.
 
-548 images with 500 detections and 70 objects each, drawn with sizes and classes like VisDrone's. Candidates take turns;
-medians with quartiles; ratios against pycocotools' ``evaluate`` and ``accumulate``, whose index is built outside of
-the time. Ours are from arrays to figures.
+There are 548 images with 500 detections and 70 objects each, drawn with sizes and classes like VisDrone's. Candidates
+take turns; times are medians with quartiles. Ratios compare with pycocotools' ``evaluate`` and ``accumulate``, without
+building its index. Our times are from arrays to figures.
 
     python benchmarks/evaluation.py
     python benchmarks/evaluation.py --save
@@ -32,7 +32,7 @@ from yolov5_ema.evaluation.yolov5 import Yolov5Protocol
 
 Case = list["tuple[Truth, Predictions]"]
 SHARES = (0.25, 0.08, 0.03, 0.35, 0.06, 0.03, 0.03, 0.02, 0.02, 0.13)
-"""Of the classes; about VisDrone's."""
+"""The fractions of the classes, about those of VisDrone."""
 REFERENCE = "pycocotools evaluate + accumulate"
 
 
@@ -59,14 +59,14 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=548)
-    parser.add_argument("--detections", type=int, default=500, help="an image")
+    parser.add_argument("--detections", type=int, default=500, help="for each image")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-evaluation.csv")
     return parser.parse_args()
 
 
 def drawn_case(images: int, detections: int, objects: int = 70) -> Case:
-    """Detections scattered around objects, nearly half of them of nothing; one image in two has an ignored region."""
+    """Detections near objects, and nearly half of them away from any; every second image has an ignored region."""
     rng = np.random.default_rng(0)
     size = np.array([1920, 1080])
     case = []

@@ -1,8 +1,8 @@
-"""The blocks' implementations on this machine: a block alone, what it keeps for backward, and whole detectors.
+"""Measures the blocks' implementations on this machine: a block alone, the memory for backward, and whole detectors.
 
-In each round every candidate runs once, each round starting with the next one; times are medians with quartiles.
-Ratios are medians over the rounds, against the reference (the paper's form, eager) in the same round, or against the
-detector without EMA.
+Every candidate runs once in each round, and each round starts with the next candidate. Times are medians with
+quartiles. Ratios are medians over the rounds. They compare with the reference (the paper's form, eager) or with the
+detector without EMA in the same round.
 
     python benchmarks/kernels.py                # blocks and detectors, without torch.compile
     python benchmarks/kernels.py --compile --save
@@ -40,7 +40,7 @@ SHAPES = (
     (1, 320, 160, 160),
     (8, 256, 56, 56),
 )
-# name, recipe, place of EMA, and what a CPU gets: side of the image in pixels
+# name, recipe, place of EMA, and the side of the image in pixels on a CPU
 DETECTORS = (
     ("yolov5s-ema", {"size": "s"}, "backbone", 640),
     ("yolov5x-ema-tph", {"size": "x", "head": "p2"}, "neck", 320),
@@ -70,10 +70,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", nargs="+", choices=("blocks", "detectors"), default=["blocks", "detectors"])
     parser.add_argument("--blocks", nargs="+", choices=("EMA", "CBAM"), default=["EMA"])
-    parser.add_argument("--rounds", type=int, default=9, help="of each block and detector")
-    parser.add_argument("--compile", action="store_true", help="torch.compile of the two plain forms, too")
-    parser.add_argument("--imgsz", type=int, help="of the detectors, pixels (default: what a CPU can do)")
-    parser.add_argument("--batch", type=int, default=1, help="of the detectors' training steps")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds for each block and detector")
+    parser.add_argument("--compile", action="store_true", help="also the two plain forms with torch.compile")
+    parser.add_argument(
+        "--imgsz", type=int, help="image size of the detectors in pixels (default: as large as a CPU can do)"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="batch size of the detectors' training steps")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-kernels-DEVICE.csv")
     return parser.parse_args()
 
@@ -82,7 +84,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def block_rows(title: str, shape: tuple[int, ...], args: argparse.Namespace) -> list[Row]:
-    """Every implementation at one shape; the copy of X is the limit that memory sets."""
+    """Every implementation at one shape. The copy of X is the limit set by the memory's speed."""
     block = create_block(title, shape[1], device=args.device)
     x = torch.randn(shape, device=args.device, requires_grad=True)
     grad = torch.randn(shape, device=args.device)
@@ -110,7 +112,7 @@ def block_rows(title: str, shape: tuple[int, ...], args: argparse.Namespace) -> 
 
 
 def by(name: str, block: Callable[..., Any]) -> Callable[..., Any]:
-    """``block`` run by one implementation."""
+    """``block``, run with one implementation."""
 
     def run(x: torch.Tensor) -> Any:
         with dispatch.forced(name):
@@ -130,7 +132,7 @@ def training(candidate: Callable[..., Any], x: torch.Tensor, grad: torch.Tensor)
 
 
 def saved_bytes(candidate: Callable[..., Any], x: torch.Tensor, parameters: set[int] = frozenset()) -> int:  # type: ignore[assignment]
-    """Bytes that autograd keeps between forward and backward, each storage once, without ``parameters``."""
+    """The bytes that autograd keeps between forward and backward, without ``parameters``; each storage counts once."""
     sizes: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -149,7 +151,7 @@ def saved_bytes(candidate: Callable[..., Any], x: torch.Tensor, parameters: set[
 
 
 def detector_rows(name: str, recipe: dict[str, Any], place: str, imgsz: int, args: argparse.Namespace) -> list[Row]:
-    """A detector with EMA, by the kernels and by the reference, against the same cfg without the EMA rows."""
+    """A detector with EMA, with the kernels and with the reference, compared with the same cfg without the EMA rows."""
     imgsz = args.imgsz or imgsz
     kernel = dispatch.choose("EMA", "auto", torch.device(args.device).type, torch.float32).name
     with yolov5_ema.installed(), quiet():
@@ -171,7 +173,7 @@ def detector_rows(name: str, recipe: dict[str, Any], place: str, imgsz: int, arg
 
 
 def memory_rows(name: str, plain: nn.Module, with_ema: nn.Module, args: argparse.Namespace) -> list[Row]:
-    """Peak of the GPU in a training step at 640 pixels, batch 4; without one, what autograd keeps, on shapes alone."""
+    """The GPU's peak memory in a training step at 640 pixels, batch 4; without a GPU, the bytes that autograd keeps."""
     what = f"{name} 640 x4"
     on_gpu = args.device.startswith("cuda")
     figure = peak_bytes if on_gpu else kept_bytes
@@ -225,7 +227,7 @@ def train(model: Callable[..., Any], x: torch.Tensor) -> None:
 def measured(
     steps: dict[str, Callable[[], None]], what: str, phase: str, base: str, rounds: int, device: str
 ) -> list[Row]:
-    """Time the steps in turns; ratios are times of ``base`` over the candidate's for blocks, inverse for detectors."""
+    """Measure the steps in turns. Ratios are ``base`` over the candidate for blocks; the inverse for detectors."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for turn in range(-2, rounds):
@@ -278,7 +280,7 @@ def save(rows: list[Row], device: str, name: str) -> None:
 
 
 def plot(rows: list[Row], file: Path, title: str) -> None:
-    """How many times as fast as the reference every candidate is, at each shape."""
+    """How many times faster than the reference every candidate is, at each shape."""
     import matplotlib
 
     matplotlib.use("Agg")

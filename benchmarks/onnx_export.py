@@ -1,9 +1,9 @@
-"""What EMA costs in an exported YOLOv5s: onnxruntime on this machine's CPU.
+"""Measures what EMA costs in an exported YOLOv5s, with onnxruntime on this machine's CPU.
 
-Exports plain YOLOv5s, the same with EMA, and with EMA in the paper's form step by step ("reference"), through
-`yolov5-ema export` with random weights, and runs the three files in turns: batch 1, float32, random image, without
-NMS. Times are medians with quartiles; a ratio is the median, over rounds, of a file's time by the plain one's in
-the same round. Writes a CSV with `--save`.
+Exports plain YOLOv5s, the same with EMA, and with EMA in the paper's form step by step ("reference"), with
+`yolov5-ema export` and random weights, and runs the three files in turns: batch 1, float32, random image, without NMS.
+Times are medians with quartiles; a ratio is the median, over rounds, of a file's time divided by that of the plain file
+in the same round. `--save` writes a CSV.
 
     python benchmarks/onnx_export.py
     python benchmarks/onnx_export.py --imgsz 320 --threads 1 --save
@@ -59,15 +59,15 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--imgsz", type=int, default=640, help="side of the image, pixels")
+    parser.add_argument("--imgsz", type=int, default=640, help="image size in pixels")
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of onnxruntime")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of onnxruntime")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-onnx-cpu.csv")
     return parser.parse_args()
 
 
 def exported(weights: Path, block: str, implementation: str, imgsz: int) -> Path:
-    """The ONNX file of YOLOv5s with a block, by the command that a user would give."""
+    """The ONNX file of YOLOv5s with a block, made by the command that a user would type."""
     with quiet():
         save_checkpoint(weights, block)
     said = io.StringIO()
@@ -91,13 +91,13 @@ def save_checkpoint(file: Path, block: str) -> None:
 def session(file: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # else the threads of the one that just ran spin on while the next one runs
+    # otherwise the threads of one session spin on while the next session runs
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def measured(sessions: dict[str, onnxruntime.InferenceSession], imgsz: int, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds by name, a figure a round; each round starts with the next one."""
+    """Milliseconds by name, one figure for each round; each round starts with the next candidate."""
     image = np.random.default_rng(0).random((1, 3, imgsz, imgsz), dtype=np.float32)
     times: dict[str, list[float]] = {name: [] for name in sessions}
     names = list(sessions)

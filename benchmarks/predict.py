@@ -1,7 +1,8 @@
-"""Images a second of YOLOv5's own detect and of ``yolov5-ema predict``, by one process and through Ray.
+"""Measures images per second of YOLOv5's own detect and of ``yolov5-ema predict``, in one process and with Ray.
 
-Whole commands, as a user types them, in turns: on few images, which is mostly starting, and on all. Images a second
-are the difference of images over the difference of the medians of seconds, the start is what is left.
+Whole commands, as a user types them, run in turns: on few images, which mostly measures the start, and on all images.
+Images per second are the difference of the numbers of images divided by the difference of the medians of seconds. What
+is left is the time to start.
 
     python benchmarks/predict.py --weights best.pt --source images/ --rounds 3
     python benchmarks/predict.py --weights best.pt --save
@@ -62,8 +63,8 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--source", type=Path, help="folder with images (default: they are drawn)")
-    parser.add_argument("--images", type=int, default=200, help="at most so many")
+    parser.add_argument("--source", type=Path, help="folder with images (default: images are drawn)")
+    parser.add_argument("--images", type=int, default=200, help="maximum number of images")
     parser.add_argument("--img", type=int, default=640)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-predict.csv")
@@ -101,11 +102,11 @@ def linked(folder: Path, images: Iterable[Path]) -> Path:
 
 
 def timed(args: argparse.Namespace, folder: Path, sources: dict[int, Path]) -> dict[str, dict[int, list[float]]]:
-    """Seconds of each candidate for each number of images, in turns."""
+    """The seconds of each candidate for each number of images, measured in turns."""
     seconds = {candidate: {count: [] for count in sources} for candidate in CANDIDATES}
     flags = ("--weights", str(args.weights.resolve()), "--img", str(args.img))
     home = str(Path(__file__).resolve().parent.parent)
-    # threads that wait by spinning would make it a measure of what else the machine does
+    # threads that spin while they wait would measure what else the machine does
     environment = {**os.environ, "PYTHONPATH": home, "OMP_WAIT_POLICY": "PASSIVE"}
     for _ in range(args.rounds):
         for candidate, argv in CANDIDATES.items():

@@ -1,21 +1,20 @@
-"""How well the boxes of windows are put together: `yolov5_ema.scripts.window_views.merge` against other ways.
+"""Compares ways to merge the boxes of windows: `yolov5_ema.scripts.window_views.merge` and others.
 
-Each way gets the same boxes, after YOLOv5's suppression within the image and within each window, and is judged by
-AP50 of the best 300 boxes of an image by the protocols of YOLOv5 and COCO (`yolov5_ema.evaluation`). They differ where
-objects are never found: YOLOv5's draws a line from the last recall to 1, COCO's counts nothing there. There are four
-cases:
+Each way gets the same boxes, after YOLOv5's suppression within the image and within each window. Its figure is AP50 of
+the best 300 boxes of an image by the protocols of YOLOv5 and COCO (`yolov5_ema.evaluation`). The two differ if some
+objects are never found: YOLOv5's draws a line from the last recall to 1, COCO's counts 0 there. There are four cases:
 
-- mosaics: what a detector finds on images of 1024 x 768, each of 12 images drawn as `yolov5-ema demo` draws its own
-  but from another seed, so that the detector has seen none of them; windows of 256 pixels, `--iou-thres 0.6`,
-  confidence above 0.01;
-- mosaics > 0.25: of the same boxes those above a confidence of 0.25;
-- crowd: simulated. People in clusters, some standing before others, seen with noise by windows of 320 pixels of an
-  image of 1280 x 960. Nothing is found where there is nothing;
-- crowd + large: the same with 12 objects of 150 to 500 pixels, of the people's class, in each scene; and the
-  figure of these alone (COCO's, of objects of more than 96 x 96 pixels).
+- mosaics: the detections of a detector on images of 1024 x 768. Each consists of 12 images drawn as `yolov5-ema demo`
+  draws its own, but with another seed, so that the detector has seen none of them; windows of 256 pixels,
+  `--iou-thres 0.6`, confidence above 0.01;
+- mosaics > 0.25: those of the same boxes with a confidence above 0.25;
+- crowd: simulated. People in clusters, some in front of others, seen with noise by windows of 320 pixels of an image of
+  1280 x 960. There are no false detections;
+- crowd + large: the same with 12 objects of 150 to 500 pixels, of the people's class, in each scene; and the figure of
+  these alone (COCO's, of objects of more than 96 x 96 pixels).
 
-The detector is the one that `yolov5-ema demo` leaves in `runs/demo`. The images are drawn into `--demo-set` and the
-mosaics written to `--mosaics`, which is then a data set for `yolov5-ema val`; `--draw-only` ends there.
+The detector is the one that `yolov5-ema demo` trains in `runs/demo`. The images are drawn in `--demo-set`, and the
+mosaics are written to `--mosaics`, which can then be used as a data set by `yolov5-ema val`; `--draw-only` stops there.
 
     yolov5-ema demo
     python benchmarks/slice_merging.py
@@ -69,13 +68,13 @@ LARGE_OBJECTS = 12  # in each scene of the fourth case
 OVERLAP = 0.2
 
 Way = Callable[[torch.Tensor, Origin], torch.Tensor]
-"""Boxes of all windows, (n, 6) of x1, y1, x2, y2, confidence, class, and where they are from, to (k, 6)."""
+"""From the boxes of all windows, (n, 6) of x1, y1, x2, y2, confidence, class, and their origin, to (k, 6)."""
 Row = dict[str, Any]
 
 
 @dataclass
 class Scene:
-    """One image: its objects, and what was found in it and its windows."""
+    """One image: its objects, and the detections in it and its windows."""
 
     truth: Truth
     boxes: torch.Tensor
@@ -118,13 +117,13 @@ def parse_args() -> argparse.Namespace:
         "--demo-set",
         type=Path,
         default=Path(f"runs/demo/set-{TILE}-seed{MOSAIC_SEED}-mosaics"),
-        help="folder for the images of which the mosaics are made; drawn if it is not there",
+        help="folder for the images that the mosaics are made of; they are drawn if it does not exist",
     )
-    parser.add_argument("--mosaics", type=Path, default=Path("runs/demo/mosaics"), help="folder for these")
-    parser.add_argument("--images", type=int, default=24, help="mosaics")
-    parser.add_argument("--scenes", type=int, default=30, help="of each simulated crowd")
-    parser.add_argument("--seed", type=int, default=0, help="of the simulated crowds")
-    parser.add_argument("--draw-only", action="store_true", help="write the mosaics and end")
+    parser.add_argument("--mosaics", type=Path, default=Path("runs/demo/mosaics"), help="folder for the mosaics")
+    parser.add_argument("--images", type=int, default=24, help="number of mosaics")
+    parser.add_argument("--scenes", type=int, default=30, help="number of scenes of each simulated case")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the simulated crowds")
+    parser.add_argument("--draw-only", action="store_true", help="only write the mosaics")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-slice_merging.csv")
     args = parser.parse_args()
     if not args.draw_only and not args.weights.is_file():
@@ -136,36 +135,36 @@ def parse_args() -> argparse.Namespace:
 
 
 def without_rank_2(boxes: torch.Tensor, origin: Origin) -> torch.Tensor:
-    """As here, but small boxes of the whole image are as good as any. They are compared with the same boxes still."""
+    """As in the package, but small boxes of the whole image count as much as any; they compete with the same ones."""
     is_smaller = origin.rank == SMALLER
     rank = torch.where(is_smaller, WHOLE, origin.rank)
     return merge(boxes, Origin(torch.where(is_smaller, -1, origin.source), rank))
 
 
 def stricter_within(boxes: torch.Tensor, origin: Origin) -> torch.Tensor:
-    """As here with ``--iou-thres 0.45``, detect's default, in place of 0.6, val's: a second pass over what 0.6 left."""
+    """As in the package, but with ``--iou-thres 0.45``, detect's default, not 0.6, val's: suppress the result again."""
     kept = batched_nms(boxes[:, :4], boxes[:, 4], group_of(origin, boxes[:, 5]), 0.45)
     return merge(boxes[kept], Origin(origin.source[kept], origin.rank[kept]))
 
 
 def group_of(origin: Origin, classes: torch.Tensor) -> torch.Tensor:
-    """A number for each source, rank and class: what YOLOv5's suppression compares."""
+    """A number for each source, rank and class: YOLOv5's suppression compares boxes of the same number."""
     return (3 * origin.source + origin.rank) * len(NAMES) + classes.long()
 
 
 def by_iou(threshold: float) -> Way:
-    """Suppression by IoU, of all boxes of a class, as if they were of one image."""
+    """Suppression by IoU of all boxes of a class, as if they were from one image."""
     return lambda boxes, _: boxes[batched_nms(boxes[:, :4], boxes[:, 4], boxes[:, 5], threshold)]
 
 
 def half_inside(boxes: torch.Tensor, _: Origin) -> torch.Tensor:
-    """Suppression of every box half of which lies in a surer one of its class, or holds half of that."""
+    """Suppress every box that lies by half in a more confident box of its class, or contains half of that box."""
     kept = batched_nms_of_sahi(boxes.double().numpy(), match_metric="IOS", match_threshold=0.5)
     return boxes[torch.tensor(list(kept), dtype=torch.long)]
 
 
 def sahi_greedy(boxes: torch.Tensor, _: Origin) -> torch.Tensor:
-    """sahi's own postprocessing, with what ``get_sliced_prediction`` gives it by default."""
+    """sahi's own postprocessing, with the defaults of ``get_sliced_prediction``."""
     postprocess = GreedyNMMPostprocess(match_threshold=0.5, match_metric="IOS", class_agnostic=False)
     found = [
         ObjectPrediction(bbox=row[:4], score=row[4], category_id=int(row[5]), category_name=str(int(row[5])))
@@ -187,7 +186,7 @@ WAYS: dict[str, Way] = {
 
 
 def figures(way: Way, scenes: list[Scene]) -> Row:
-    """AP50 of the boxes put together one way. (At IoU 0.5 the rules of YOLOv5's releases are the same.)"""
+    """AP50 of the boxes, merged in one way. (At IoU 0.5 the rules of all YOLOv5 releases are the same.)"""
     yolov5 = Yolov5Protocol(NAMES)
     coco = CocoProtocol(NAMES, max_dets=(1, 10, yolov5.max_det), by_size=True)
     for scene in scenes:
@@ -197,7 +196,7 @@ def figures(way: Way, scenes: list[Scene]) -> Row:
         yolov5.update(scene.truth, found)
         coco.update(scene.truth, found)
     theirs = coco.compute()
-    large = theirs.by_size["large"]["AP50"]  # nan where there are none
+    large = theirs.by_size["large"]["AP50"]  # nan if there are none
     return {
         "yolov5_AP50": yolov5.compute().metrics["mAP50"],
         "coco_AP50": theirs.metrics["AP50"],
@@ -214,7 +213,7 @@ def above(scene: Scene, confidence: float) -> Scene:
 
 
 def drawn_mosaics(args: argparse.Namespace) -> Path:
-    """Put the images of a drawn set side by side; returns the data YAML. PNG, so that they stay what they were."""
+    """Put the images of a drawn set side by side, as PNGs, which keep the pixels unchanged; returns the data YAML."""
     tiles = ROWS * COLUMNS
     demo = generate(args.demo_set, seed=MOSAIC_SEED, train=1, val=1, test=args.images * tiles, imgsz=TILE).parent
     root = args.mosaics.absolute()
@@ -238,7 +237,7 @@ def drawn_mosaics(args: argparse.Namespace) -> Path:
 
 
 def moved(file: Path, at: int) -> np.ndarray:
-    """The labels of a tile as those of its mosaic, (n, 5)."""
+    """The labels of a tile in coordinates of its mosaic, (n, 5)."""
     rows = np.array([line.split() for line in file.read_text().splitlines()], dtype=float).reshape(-1, 5)
     rows[:, 1:3] += (at % COLUMNS, at // COLUMNS)
     rows[:, 1:] /= (COLUMNS, ROWS, COLUMNS, ROWS)
@@ -246,7 +245,7 @@ def moved(file: Path, at: int) -> np.ndarray:
 
 
 def predicted(engine: Engine, data: Path, weights: Path) -> list[Scene]:
-    """What ``val --slice`` is about to put together, in pixels of the mosaics."""
+    """The boxes that ``val --slice`` merges, in pixels of the mosaics."""
     val = engine.module("val")
     origins: list[Origin] = []
 
@@ -262,7 +261,7 @@ def predicted(engine: Engine, data: Path, weights: Path) -> list[Scene]:
         with contextlib.ExitStack() as stack:
             found = stack.enter_context(collected_detections(engine, max_det=100_000))
             stack.enter_context(sliced.sliced_inference(engine, "val", TILE, OVERLAP))
-            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # figures of boxes not put together
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # figures of boxes that are not merged
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
             place = stack.enter_context(tempfile.TemporaryDirectory())
             val.run(data=str(data), weights=str(weights), project=place, **options)
@@ -286,10 +285,10 @@ def simulated(count: int, large: int, seed: int) -> list[Scene]:
 
 
 def crowd(rng: np.random.Generator, name: str, large: int) -> Scene:
-    """A scene, and what YOLOv5's suppression leaves of the boxes of the image and of its windows."""
+    """A scene, and the boxes of the image and its windows after YOLOv5's suppression."""
     width, height = CROWD_SIZE
     objects = drawn_objects(rng, large)
-    clearness = rng.uniform(0.5, 1, len(objects))  # of an object, in every window that shows it
+    clearness = rng.uniform(0.5, 1, len(objects))  # for an object, in every window that shows it
     cut = windows(width, height, CROWD_WINDOW, OVERLAP)
     boxes, sources, ranks = [], [], []
     for number, window in enumerate([(0, 0, width, height), *cut]):
@@ -311,7 +310,7 @@ def crowd(rng: np.random.Generator, name: str, large: int) -> Scene:
 
 
 def drawn_objects(rng: np.random.Generator, large: int, people: int = 220, clusters: int = 12) -> np.ndarray:
-    """Boxes, (n, 4) of left, top, right, bottom. One in seven or so is a child before somebody else."""
+    """Boxes, (n, 4) of left, top, right, bottom. About one in seven is a child in front of somebody else."""
     size = np.array(CROWD_SIZE)
     places = rng.uniform(0, 1, (clusters, 2)) * size
     boxes: list[np.ndarray] = []
@@ -339,9 +338,9 @@ def around(centre: np.ndarray, sides: np.ndarray) -> np.ndarray:
 def seen(
     rng: np.random.Generator, objects: np.ndarray, window: Window, scale: float, clearness: np.ndarray
 ) -> np.ndarray:
-    """What a detector finds in a window: the parts of objects that show, by chance, (n, 6).
+    """Simulated detections in a window, (n, 6): the visible parts of objects, with random errors.
 
-    It misses what is small in its input, and some of what is large; it is unsure of what is cut.
+    Objects that are small in its input are missed, and some large ones too; cut objects get a low confidence.
     """
     limits = np.array([*window[:2], *window[:2]]), np.array([*window[2:], *window[2:]])
     parts = objects.clip(*limits)
