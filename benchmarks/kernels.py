@@ -72,9 +72,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--blocks", nargs="+", choices=("EMA", "CBAM"), default=["EMA"])
     parser.add_argument("--rounds", type=int, default=9, help="rounds for each block and detector")
     parser.add_argument("--compile", action="store_true", help="also the two plain forms with torch.compile")
-    parser.add_argument(
-        "--imgsz", type=int, help="image size of the detectors in pixels (default: as large as a CPU can do)"
-    )
+    parser.add_argument("--imgsz", type=int, help="image size of the detectors in pixels (default: what a CPU can do)")
     parser.add_argument("--batch", type=int, default=1, help="batch size of the detectors' training steps")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-kernels-DEVICE.csv")
     return parser.parse_args()

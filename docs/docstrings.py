@@ -1,4 +1,4 @@
-"""A Griffe extension: what docstrings have of reStructuredText, as Markdown."""
+"""A Griffe extension that converts the reStructuredText in docstrings to Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from griffe import Extension, Object
 
 
 class AsMarkdown(Extension):
-    """Puts a fence around ``>>>`` examples, which Markdown takes for quotations, and ``:`` for ``::`` before code."""
+    """Fences ``>>>`` examples, which Markdown would read as quotations, and replaces ``::`` before code by ``:``."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring:
@@ -18,7 +18,7 @@ class AsMarkdown(Extension):
 
 
 def _fenced(paragraph: str) -> str:
-    """``Example:`` may stand above the prompt, which is then further in."""
+    """``Example:`` may be on the line before the prompt, which is then indented further."""
     lines = paragraph.splitlines()
     first = next((i for i, line in enumerate(lines) if line.lstrip().startswith(">>>")), None)
     if first is None:

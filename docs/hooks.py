@@ -1,7 +1,7 @@
-"""MkDocs hooks: files outside ``docs/`` that pages link to.
+"""MkDocs hooks for files outside ``docs/`` that pages link to.
 
-The pages are read on GitHub too, where ``../CONTRIBUTING.md`` and ``../benchmarks/results/x.png`` are right. The site
-gets a copy of these files, and its links lead there.
+The pages are also read on GitHub, where links such as ``../CONTRIBUTING.md`` and ``../benchmarks/results/x.png`` are
+right. The site gets a copy of these files, and its links lead to the copies.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ LINKS = {
     **{f"](../{source}": f"]({page}" for source, page in PAGES.items()},
     f"](../{RESULTS}": f"]({RESULTS}",
     "](../README.md": "](index.md",
-    "](docs/": "](",  # in the pages of the repository's root
+    "](docs/": "](",  # in the pages at the root of the repository
     **{f"]({source}": f"]({page}" for source, page in PAGES.items()},
 }
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the repository's root, and the pictures and tables of the benchmarks."""
+    """Add the pages at the root of the repository, and the pictures and tables of the benchmarks."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(REPOSITORY / source)))
     for path in sorted((REPOSITORY / RESULTS).iterdir()):
@@ -33,7 +33,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point the links of a page to where the files outside ``docs/`` are on the site."""
+    """Change the links of a page so that they lead to the files outside ``docs/`` on the site."""
     for link, on_the_site in LINKS.items():
         markdown = markdown.replace(link, on_the_site)
     return markdown

@@ -1,4 +1,4 @@
-"""The rooms of the package and what imports what, read from the source.
+"""The rooms (subpackages) of the package and their imports, read from the source.
 
 ``python docs/rooms.py`` draws them into ``docs/images/rooms.svg``.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "yolov5_ema"
-# from the top down: a room imports from those below it, and from the files that stand in no room
+# from top to bottom: a room imports from rooms below it, and from files that are in no room
 ROOMS = (
     *(
         "cli",
@@ -30,7 +30,7 @@ Imports = Mapping[str, set[str]]
 
 
 def room_of(module: str, rooms: tuple[str, ...] = ROOMS) -> str | None:
-    """The room of a module such as ``yolov5_ema.cli.main``; None for a file that stands in none."""
+    """The room of a module such as ``yolov5_ema.cli.main``; None for a file that is in no room."""
     name = [*module.split("."), ""][1]
     return name if name in rooms else None
 
@@ -45,9 +45,9 @@ def modules(package: Path = PACKAGE) -> dict[str, Path]:
 
 
 def imports(package: Path = PACKAGE) -> dict[str, set[str]]:
-    """For each module the modules of the package that it imports, wherever in the file that stands.
+    """For each module the modules of the package that it imports, anywhere in the file.
 
-    The package itself (``import yolov5_ema``) is left out: it looks its public names up when they are asked for.
+    The package itself (``import yolov5_ema``) is left out, because it imports its public names only when they are used.
     """
     files = modules(package)
     graph = {name: set(_imported(file, files)) - {name, package.name} for name, file in files.items()}
@@ -82,7 +82,7 @@ def upward(graph: Imports, rooms: tuple[str, ...] = ROOMS) -> list[str]:
 
 
 def circles(graph: Imports) -> list[list[str]]:
-    """Groups of modules each of which imports, by way of others, itself (Tarjan's algorithm)."""
+    """Groups of modules in which each imports itself through others (Tarjan's algorithm)."""
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []
@@ -110,7 +110,7 @@ def circles(graph: Imports) -> list[list[str]]:
 
 
 def lines(package: Path = PACKAGE) -> dict[str, int]:
-    """Lines that are not blank, by room; those of the files outside the rooms under an empty name."""
+    """The number of lines that are not blank, by room; files outside the rooms count under an empty name."""
     counted: dict[str, int] = {}
     for name, file in modules(package).items():
         room = room_of(name) or ""
@@ -120,7 +120,7 @@ def lines(package: Path = PACKAGE) -> dict[str, int]:
 
 
 def arrows(graph: Imports, rooms: tuple[str, ...] = ROOMS) -> dict[str, list[str]]:
-    """From each room to those that it imports from, without those that it reaches through others."""
+    """For each room those that it imports from, without those that it also reaches through others."""
     direct: dict[str, set[str]] = {room: set() for room in rooms}
     for module, imported in graph.items():
         own = room_of(module, rooms)
@@ -139,7 +139,7 @@ _WIDTH, _HEIGHT, _ACROSS, _DOWN = 124, 34, 160, 84
 
 
 def picture(graph: Imports, rooms: tuple[str, ...] = ROOMS) -> str:
-    """An SVG of the rooms, each above all that it imports from, with an arrow to the nearest of them."""
+    """An SVG of the rooms, each above all rooms that it imports from, with an arrow to the nearest of them."""
     leads_to = arrows(graph, rooms)
     level: dict[str, int] = {}
     for room in reversed(rooms):

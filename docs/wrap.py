@@ -22,7 +22,7 @@ OFF = "<!-- wrap: off -->"
 _FENCE = re.compile(r" *(```|~~~)")
 _ITEM = re.compile(r" *([-*+]|\d+[.)]) +(?=\S)")
 _UNCHANGED = re.compile(r" *(#|\||<|:::|>|([-*_] ?){3,}$|\[[^\]]+\]: )| {4,}")
-# code spans are not broken, so that commands and names can be searched for
+# code spans are not broken, so that commands and names can be searched
 _WORD = re.compile(r"(?:(`+).+?\1|\S)+")
 # at the start of a line these would begin a heading, a table, a quotation, HTML or a list
 _MARKUP = re.compile(r"[#|><]|([-*+=~]+|\d+[.)])$")
