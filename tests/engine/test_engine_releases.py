@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import laid_aside, lay_out_as_clone, run_cli
-from release_case import run_in_child
+from cases import engine_releases as cases
+from conftest import REPOSITORY, laid_aside, lay_out_as_clone, run_cli
+from release_case import run_in_release
 
 from yolov5_ema.engine.activation import survey
 from yolov5_ema.upstream.locate import engine_at
@@ -72,87 +75,17 @@ def test_quirks_are_on_where_the_release_needs_them(release, layout, root_of):
     assert {name for name, _, _ in survey(engine_at(root_of(release, layout)))} & every == expected
 
 
-# nothing is compiled in a folder that will be deleted
-_FIRST = """
-from importlib import import_module
-import os
-import torch
-import yolov5_ema
-os.environ["YOLOV5_EMA_IMPLEMENTATION"] = "exact"
-def part(name): return import_module(ENGINE.module_name(name))
-"""
-
-_KNOWS_THE_BLOCKS = """
-model = part("models.yolo").Model(CFG)
-rows = [(m.i, m.channels) for m in model.model if type(m) is yolov5_ema.blocks.EMA]
-assert rows == [(7, 128), (10, 256)], rows
-# YOLOv5n has 1,872,157 parameters at 80 classes, a block 10 k^2 + 4 k with k channels in each of 32 groups
-count = sum(p.numel() for p in model.parameters())
-assert count == 1_872_157 + (10 * 4**2 + 4 * 4) + (10 * 8**2 + 4 * 8), count
-outputs = model.train()(torch.rand(1, 3, 64, 64))
-assert [tuple(output.shape) for output in outputs] == [(1, 3, side, side, 85) for side in (8, 4, 2)]
-sum(output.square().mean() for output in outputs).backward()
-assert all(p.grad is not None for p in model.parameters())
-if (ENGINE.root / "hubconf.py").is_file():
-    part("hubconf")
-loaded = part("models.experimental").attempt_load(TMP + "/other.pt").eval()
-images, expected = torch.load(TMP + "/other.expected")
-with torch.no_grad():
-    torch.testing.assert_close(loaded(images)[0], expected, rtol=1e-3, atol=1e-3)
-"""
-
-_DRAWS = """
-import numpy as np
-from PIL import Image
-os.chdir(TMP)
-model = yolov5_ema.load(TMP + "/other.pt", "cpu")
-model.conf, model.max_det = 0.0, 3
-grey = np.full((64, 96, 3), 99, np.uint8)
-for picture in (grey, Image.fromarray(grey)):
-    found = model(picture, size=64)
-    assert len(found.xyxy[0]) == 3
-    found.save()
-    found.render()
-    drawn = found.ims if hasattr(found, "ims") else found.imgs
-    assert drawn[0].shape == grey.shape and (drawn[0] != 99).any()
-assert (grey == 99).all()
-assert len(os.listdir("runs/detect")) == 2
-"""
-
-_WRITES_A_CHECKPOINT = """
-torch.manual_seed(0)
-model = part("models.yolo").Model(CFG).half()
-images = torch.rand(2, 3, 64, 96)
-with torch.no_grad():
-    torch.save((images, model.float().eval()(images)[0].clone()), FILE + ".expected")
-part("utils.general").torch.save({"model": model.half(), "ema": None, "epoch": 3, "optimizer": None}, FILE + ".pt")
-"""
-
-
-_OF_THE_HUB = """
-from yolov5_ema.cfgs.generator import build_cfg
-from yolov5_ema.cfgs.graph import Graph
-os.chdir(TMP)
-general, hub = part("utils.general"), part("hubconf")
-graph = Graph.from_cfg(build_cfg(size="n", block="none", nc=80))
-graph.insert_behind(graph.rows[6], "nn.Identity")  # each row behind it has another number than in yolov5n.yaml
-model = part("models.yolo").Model(graph.to_cfg())
-model.names = [str(i) for i in range(80)]
-torch.save({"model": model, "ema": None, "epoch": 1, "optimizer": None}, "yolov5n.pt")
-before = general.intersect_dicts
-made = hub.yolov5n(classes=3, autoshape=False, _verbose=False, device="cpu")
-assert torch.equal(made.model[23].cv3.conv.weight, model.model[24].cv3.conv.weight)
-assert general.intersect_dicts is before
-"""
-
-
 def test_hubconf_takes_weights_over_by_structure(root_of, tmp_path):
-    assert _run(_OF_THE_HUB, _names(root_of("7.0.14", "clone"), tmp_path)) == ""
+    assert _run(cases.hubconf_takes_weights_over, _given(root_of("7.0.14", "clone"), tmp_path)) == ""
 
 
-def _names(root: Path, tmp_path: Path, **more: object) -> dict[str, str]:
-    cfg = Path(__file__).resolve().parents[2] / "models/yolov5n-ema.yaml"
-    return {"ROOT": str(root), "TMP": str(tmp_path), "CFG": str(cfg), **{k: str(v) for k, v in more.items()}}
+def _given(root: Path, folder: Path, **more: object) -> dict[str, object]:
+    return {"root": root, "folder": folder, "cfg": REPOSITORY / "models/yolov5n-ema.yaml", **more}
+
+
+def _run(case: Callable[..., None], given: dict[str, object], **options: Any) -> str:
+    # nothing is compiled in a folder that is thrown away
+    return run_in_release(case, given, env={"YOLOV5_EMA_IMPLEMENTATION": "exact"}, **options)
 
 
 @pytest.fixture(scope="session")
@@ -163,16 +96,12 @@ def checkpoint_of(root_of, tmp_path_factory):
     def find(release: str, layout: str) -> Path:
         if (release, layout) not in made:
             file = tmp_path_factory.mktemp("checkpoints") / f"{release}-{layout}"
-            names = _names(root_of(release, layout), file.parent, FILE=file)
-            assert _run(_WRITES_A_CHECKPOINT, names) == ""
+            given = _given(root_of(release, layout), file.parent, file=file)
+            assert _run(cases.writes_a_checkpoint, given) == ""
             made[release, layout] = file
         return made[release, layout]
 
     return find
-
-
-def _run(code: str, names: dict[str, str]) -> str:
-    return run_in_child(_FIRST + code, names)
 
 
 def _copied(file: Path, folder: Path) -> Path:
@@ -185,14 +114,14 @@ def _copied(file: Path, folder: Path) -> Path:
 def test_builds_trains_and_reads_what_another_release_wrote(release, layout, root_of, checkpoint_of, tmp_path):
     writer = ("7.0.14", "package") if release.startswith("6.0") else ("6.0.7", "package")
     folder = _copied(checkpoint_of(*writer), tmp_path)
-    assert _run(_KNOWS_THE_BLOCKS + _DRAWS, _names(root_of(release, layout), folder)) == ""
+    assert _run(cases.builds_trains_reads_and_draws, _given(root_of(release, layout), folder)) == ""
 
 
 def test_without_the_copies_boxes_cannot_be_drawn(root_of, checkpoint_of, tmp_path):
     folder = _copied(checkpoint_of("6.0.7", "package"), tmp_path)
-    names = _names(root_of("6.0.7", "package"), folder)
-    said = run_in_child(_FIRST + _DRAWS, names, without="drawn-on-copies")
-    assert "readonly" in said or "AssertionError" in said  # before OpenCV 4.9 it draws into the user's own array
+    given = _given(root_of("6.0.7", "package"), folder)
+    said = _run(cases.draws, given, without="drawn-on-copies")
+    assert "readonly" in said or "AssertionError" in said  # before OpenCV 4.9 it draws into the user's own
 
 
 @pytest.mark.slow
@@ -200,78 +129,17 @@ def test_without_the_copies_boxes_cannot_be_drawn(root_of, checkpoint_of, tmp_pa
 def test_reads_what_every_other_wrote(release, layout, root_of, checkpoint_of, tmp_path):
     for writer in [param.values for param in EVERY]:
         folder = _copied(checkpoint_of(*writer), tmp_path)
-        assert _run(_KNOWS_THE_BLOCKS, _names(root_of(release, layout), folder)) == "", writer
-
-
-# As train calls it on a GPU, with a model whose results change in mixed precision: the stock model is tested next.
-_CHECKS_AMP_OFFLINE = """
-from types import SimpleNamespace
-from yolov5_ema.engine.quirks import downloads as ours
-from yolov5_ema.errors import CheckpointError
-general, common, downloads = part("utils.general"), part("models.common"), part("utils.downloads")
-class Model:
-    def parameters(self): return iter([SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))])
-class AutoShape:
-    amp = False
-    def __init__(self, model, verbose=True): pass
-    def __call__(self, image): return SimpleNamespace(xywhn=[torch.full((1, 6), float(self.amp))])
-stock, asked, said = [], [], []
-class DetectMultiBackend(common.DetectMultiBackend):
-    def __init__(self, weights, *args, **kwargs):
-        stock.append(weights)
-        try:
-            super().__init__(weights, *args, **kwargs)
-        except CheckpointError as error:
-            stock.append(str(error))
-            raise
-common.AutoShape, common.DetectMultiBackend = AutoShape, DetectMultiBackend
-downloads.requests.get = lambda *a, **k: asked.append(a)
-general.check_online = ours.is_online = lambda *a: False
-general.LOGGER.warning = said.append
-assert general.check_amp(Model()) is False
-assert stock[0] == "yolov5n.pt" and "yolov5n.pt not found here" in stock[1], stock
-assert asked == [] and len(said) == 1 and "disabling Automatic Mixed Precision" in said[0], said
-"""
+        assert _run(cases.builds_trains_and_reads, _given(root_of(release, layout), folder)) == "", writer
 
 
 @pytest.mark.parametrize("release", ["6.2.3", "7.0.14"])
 def test_check_of_mixed_precision_ends_at_once_without_network(release, root_of, tmp_path):
-    assert _run(_CHECKS_AMP_OFFLINE, _names(root_of(release, "package"), tmp_path)) == ""
-
-
-_SEGMENTS = """
-from yolov5_ema.cfgs.generator import build_cfg
-from yolov5_ema.errors import CheckpointError
-yolo, save = part("models.yolo"), part("utils.general").torch.save
-cfg = build_cfg(base=ENGINE.root / "models/segment/yolov5n-seg.yaml", block="EMA", nc=2)
-torch.manual_seed(0)
-model = yolo.SegmentationModel(cfg).half()
-assert type(model.model[-1]) is yolo.Segment
-assert [m.i for m in model.model if type(m) is yolov5_ema.blocks.EMA] == [7, 10]
-images = torch.rand(1, 3, 64, 64)
-with torch.no_grad():
-    boxes, masks = model.float().eval()(images)[:2]
-assert boxes.shape == (1, 252, 5 + 2 + 32) and masks.shape == (1, 32, 16, 16)
-save({"model": model.half(), "ema": None, "epoch": 3, "optimizer": None}, TMP + "/seg.pt")
-loaded = part("models.experimental").attempt_load(TMP + "/seg.pt").eval()
-with torch.no_grad():
-    torch.testing.assert_close(loaded(images)[0], boxes, rtol=1e-3, atol=1e-3)
-# the head keeps Detect.forward by a getattr; no other attribute can be had so
-class Attribute:
-    def __reduce__(self): return getattr, (yolo.Detect, "__init__")
-save({"model": Attribute()}, TMP + "/other.pt")
-try:
-    part("models.experimental").torch.load(TMP + "/other.pt")
-except CheckpointError as error:
-    assert "None of its code was run" in str(error), error
-else:
-    raise AssertionError("loaded")
-"""
+    assert _run(cases.checks_mixed_precision_offline, _given(root_of(release, "package"), tmp_path)) == ""
 
 
 @pytest.mark.parametrize("layout", ["package", pytest.param("clone", marks=pytest.mark.slow)])
 def test_segment_heads_take_the_blocks(layout, root_of, tmp_path):
-    assert _run(_SEGMENTS, _names(root_of("7.0.14", layout), tmp_path)) == ""
+    assert _run(cases.builds_and_reads_segment_heads, _given(root_of("7.0.14", layout), tmp_path)) == ""
 
 
 @pytest.fixture(scope="session")
@@ -295,22 +163,6 @@ def newest(root_of, tmp_path_factory) -> Path:
     return root
 
 
-_AS_THE_NEWEST = (
-    """
-import sys
-from ultralytics.utils import checks
-from utils.general import check_requirements
-def ran(*args, **kwargs): raise AssertionError(f"ran {args}")
-checks.subprocess.check_output = checks.subprocess.run = ran
-assert not check_requirements(("no-such-distribution-at-all",))
-sys.argv = ["detect.py"]
-import detect
-assert str(detect.parse_opt().project) == "runs/detect"
-"""
-    + _KNOWS_THE_BLOCKS
-)
-
-
 def test_a_clone_with_what_upstreams_newest_changed(newest, checkpoint_of, tmp_path, monkeypatch):
     monkeypatch.setenv("YOLO_OFFLINE", "true")
     assert engine_at(newest).version == "7.0+"
@@ -318,7 +170,7 @@ def test_a_clone_with_what_upstreams_newest_changed(newest, checkpoint_of, tmp_p
         name for name, _, _ in survey(engine_at(newest))
     }
     folder = _copied(checkpoint_of("6.0.7", "package"), tmp_path)
-    assert _run(_AS_THE_NEWEST, _names(newest, folder)) == ""
+    assert _run(cases.works_like_the_newest, _given(newest, folder)) == ""
 
 
 def _rows_of(results: Path) -> list[dict[str, str]]:

@@ -1,7 +1,8 @@
 """Run programs in copies of a Python process that has already loaded the large libraries. ``os.fork`` makes the copies.
 
-Importing the libraries takes 8 s in each process, longer than most tests of a command. The project itself is not
-loaded beforehand: ``yolov5_ema`` and ``yolov5`` are imported as in a fresh process.
+Importing them takes 8 s a process, more than what most tests of a command do. What the project itself has to offer is
+not loaded before: ``yolov5_ema`` and ``yolov5`` are imported as in a fresh process, unless a program asks for something
+to be prepared.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 LIBRARIES = (
     *("torch", "torchvision", "torch.utils.tensorboard", "thop", "cv2", "requests", "boto3", "setuptools"),
@@ -33,37 +34,40 @@ THREADS = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 _STREAMS = ("stdout", "stderr")
 
 
-class _Server:
-    """The Python process with the libraries. It runs one program at a time."""
+class _Line:
+    """To a process that runs programs in copies of itself, one program at a time."""
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            env={**os.environ, **THREADS},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        atexit.register(self.close)
+    def __init__(self, tasks: IO[str], answers: IO[str]) -> None:
+        self._tasks, self._answers = tasks, answers
 
-    def run(self, task: dict[str, Any]) -> int:
-        """Run a program and return its exit code; a negative code is the number of a signal."""
-        assert self._process.stdin and self._process.stdout
-        print(json.dumps(task), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        assert answer, "the server of warm processes has died"
+    def run(self, task: Mapping[str, Any]) -> int:
+        """The exit code of a program; negative for a signal."""
+        print(json.dumps(task), file=self._tasks, flush=True)
+        answer = self._answers.readline()
+        assert answer, "the process that makes copies of itself has died"
         return int(answer)
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
 
 @functools.cache
-def _server() -> _Server:
-    return _Server()
+def _server() -> _Line:
+    """The line to the Python with the libraries."""
+    process = subprocess.Popen(
+        [sys.executable, __file__],
+        env={**os.environ, **THREADS},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    atexit.register(_end, process)
+    assert process.stdin and process.stdout
+    return _Line(process.stdin, process.stdout)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def run_warm(
@@ -73,6 +77,7 @@ def run_warm(
     env: Mapping[str, str],
     longest_s: int = 600,
     are_drawn: bool = True,
+    prepared: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m MODULE ARGS`` in a process with the libraries; stdout and stderr are text.
 
@@ -82,14 +87,16 @@ def run_warm(
         cwd: the working directory.
         env: the whole environment. Variables that the libraries read when they are imported have no effect, except
             OMP_NUM_THREADS.
-        longest_s: the number of seconds after which SIGALRM ends the program.
-        are_drawn: False makes the pictures that matplotlib saves empty. They take half the time of a small training.
+        longest_s: after so many seconds SIGALRM ends it.
+        are_drawn: False: the pictures that matplotlib saves are empty. They take half the time of a small training.
+        prepared: ``MODULE:FUNCTION`` and its arguments: what has been called before, once for all programs that ask
+            for the same. The environment that it leaves is theirs as well, with ``env`` put into it.
     """
     words = [str(arg) for arg in args]
     with tempfile.TemporaryDirectory() as folder:
         files = {name: str(Path(folder, name)) for name in _STREAMS}
         task = {"module": module, "args": words, "cwd": str(cwd), "env": dict(env), "longest_s": longest_s}
-        code = _server().run({**task, **files, "are_drawn": are_drawn})
+        code = _server().run({**task, **files, "are_drawn": are_drawn, "prepared": list(prepared)})
         texts = [Path(file).read_text() for file in files.values()]
     return subprocess.CompletedProcess([sys.executable, "-m", module, *words], code, *texts)
 
@@ -98,28 +105,83 @@ def _serve() -> None:
     for library in LIBRARIES:
         with contextlib.suppress(ImportError):  # each release of YOLOv5 needs only some of them
             importlib.import_module(library)
-    gc.freeze()  # so that garbage collection in the copies skips what was loaded before
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            _become(json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    gc.freeze()  # so that collections of the copies do not look through all that was loaded
+    _make_copies(sys.stdin, sys.stdout)
 
 
-def _become(task: dict[str, Any]) -> NoReturn:
-    """Run a program in this process until it ends."""
+def _make_copies(tasks: IO[str], answers: IO[str]) -> None:
+    branches: dict[tuple[str, ...], _Line] = {}
+    for line in tasks:
+        task = json.loads(line)
+        prepared = tuple(task["prepared"])
+        if prepared and prepared not in branches:
+            branches[prepared] = _branch(task)
+        if prepared:
+            code = branches[prepared].run({**task, "prepared": (), "is_copy_of_branch": True})
+        else:
+            code = _run_copy(task)
+        print(code, file=answers, flush=True)
+
+
+def _run_copy(task: Mapping[str, Any]) -> int:
+    child = os.fork()
+    if not child:
+        _become(task)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _branch(task: Mapping[str, Any]) -> _Line:
+    """A copy of this process that calls what is to be prepared, and then makes copies of itself."""
+    tasks, to_branch = os.pipe()
+    from_branch, answers = os.pipe()
+    if not os.fork():
+        os.close(to_branch), os.close(from_branch)
+        failure = _prepare(task)
+        with open(tasks) as lines, open(answers, "w") as codes:
+            if failure:
+                _fail(lines, codes, failure)
+            _make_copies(lines, codes)
+        os._exit(0)
+    os.close(tasks), os.close(answers)
+    return _Line(open(to_branch, "w"), open(from_branch))
+
+
+def _prepare(task: Mapping[str, Any]) -> str:
+    """The traceback of what it raised, if anything."""
+    silence = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(silence, number)
+    _settle(task)
+    module, _, function = task["prepared"][0].partition(":")
+    signal.alarm(task["longest_s"])
+    try:
+        getattr(importlib.import_module(module), function)(*task["prepared"][1:])
+    except BaseException:
+        return traceback.format_exc()
+    signal.alarm(0)
+    gc.freeze()
+    return ""
+
+
+def _fail(tasks: IO[str], answers: IO[str], failure: str) -> NoReturn:
+    """Answer every program with what its preparation raised."""
+    for line in tasks:
+        Path(json.loads(line)["stderr"]).write_text(failure)
+        print(1, file=answers, flush=True)
+    os._exit(1)
+
+
+def _become(task: Mapping[str, Any]) -> NoReturn:
+    """Be the process of a program to its end."""
     signal.alarm(task["longest_s"])
     for number, name in enumerate(_STREAMS, 1):
         os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.chdir(task["cwd"])
-    os.environ.clear()
-    os.environ.update(task["env"])
+    _settle(task)
     if "OMP_NUM_THREADS" in os.environ:
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if not task["are_drawn"]:
         _leave_figures_empty()
-    sys.path[:1] = [task["cwd"], *filter(None, task["env"].get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = [task["module"], *task["args"]]
     code = _code_of(lambda: runpy.run_module(task["module"], run_name="__main__", alter_sys=True))
     threading._shutdown()  # type: ignore[attr-defined]
@@ -127,6 +189,15 @@ def _become(task: dict[str, Any]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # Python's own exit takes a second, because it frees everything that was loaded
+
+
+def _settle(task: Mapping[str, Any]) -> None:
+    """Stand where a program stands, in its environment."""
+    os.chdir(task["cwd"])
+    if not task.get("is_copy_of_branch"):
+        os.environ.clear()
+        sys.path[:1] = [task["cwd"], *filter(None, task["env"].get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ.update(task["env"])
 
 
 def _leave_figures_empty() -> None:
