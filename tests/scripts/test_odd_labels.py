@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases.odd_labels import leaves_out_the_same
 from conftest import laid_aside
 from PIL import Image
-from release_case import run_in_child
+from release_case import run_in_release
 
 GOOD = "0 0.5 0.5 0.2 0.2\n1 0.25 0.25 0.125 0.125\n"
 LABELS = {
@@ -40,33 +41,6 @@ LABELS = {
     "a polygon beyond 1 whose box is not": "0 0.8 0.1 1.1 0.1 1.1 0.4 0.8 0.4\n",
 }
 
-_READ = """
-import importlib
-from pathlib import Path
-import numpy as np
-from yolov5_ema.data.image_size import reason_left_out
-from yolov5_ema.data.yolo_format import read_labels
-from yolov5_ema.upstream.loaders import polygon_from
-name = "utils.dataloaders" if ENGINE.has_script("utils.dataloaders") else "utils.datasets"
-verify = ENGINE.module(name).verify_image_label
-rows = lambda table: np.unique(np.asarray(table, np.float32).round(6), axis=0)
-left_out = set()
-for label in sorted(Path(TMP, "labels").iterdir()):
-    theirs, ours = verify((str(Path(TMP, "whole.jpg")), str(label), "")), read_labels(label, 2, polygon_from(ENGINE))
-    assert (theirs[0] is None) == (ours.left_out is not None), (label, theirs[-1], ours)
-    assert bool(ours.reason_left_out) == (theirs[0] is None)
-    if theirs[0] is None:
-        left_out.add(label.stem)
-    else:
-        np.testing.assert_allclose(rows(ours.seen), rows(theirs[1]), atol=1e-6, err_msg=str(label))
-for image in sorted(Path(TMP, "images").iterdir()):
-    reason = reason_left_out(image)
-    theirs = verify((str(image), "nowhere.txt", ""))
-    assert (theirs[0] is None) == bool(reason), (image, theirs[-1], reason)
-    left_out |= {image.stem} if reason else set()
-Path(TMP, "left_out").write_text("\\n".join(sorted(left_out)))
-"""
-
 
 def _write_images(folder: Path) -> None:
     (folder / "images").mkdir()
@@ -96,7 +70,7 @@ def test_what_is_left_out_is_what_yolov5_leaves_out(release, package_root, tmp_p
     for name, text in LABELS.items():
         (tmp_path / f"labels/{name}.txt").write_text(text, encoding="utf-8")
     _write_images(tmp_path)
-    assert run_in_child(_READ, {"TMP": str(tmp_path), "ROOT": str(root)}) == ""
+    assert run_in_release(leaves_out_the_same, {"folder": tmp_path, "root": root}) == ""
     left_out = set((tmp_path / "left_out").read_text().splitlines())
     assert {"pixels", "beyond 1", "a negative width", "a byte order mark", "image cut"} <= left_out
     assert not left_out & {"good", "empty", "polygons", "image whole", "image without its end mark"}

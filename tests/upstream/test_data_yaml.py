@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from cases.data_yaml import loads_the_images_of_splits
 from conftest import laid_aside
-from release_case import run_in_child
+from release_case import run_in_release
 
 from yolov5_ema.cli.main import main
 from yolov5_ema.data.dataset import load_dataset, place_of
@@ -81,33 +83,6 @@ def test_val_writes_no_detections_of_two_images_under_one_name(refused, tiny_set
     assert "weights not found" in refused("val", "--data", "two.yaml", "--weights", "nowhere.pt")
 
 
-_SPLITS = """
-import importlib
-from pathlib import Path
-import yaml
-from yolov5_ema.upstream.data_yaml import check_data, open_dataset
-from yolov5_ema.upstream.loaders import loader_module
-general, loaders = (
-    importlib.import_module(ENGINE.module_name(name)) for name in ("utils.general", loader_module(ENGINE))
-)
-file = Path(TMP, "of_kinds.yaml")
-for split, count in KINDS.items():
-    entry = yaml.safe_load(split)
-    file.write_text(yaml.safe_dump({"path": PATH, "train": entry, "val": entry, "names": ["a", "b", "c"]}))
-    dataset = open_dataset(str(file), ENGINE)
-    check_data(dataset, ("train", "val"), ENGINE)
-    found = general.check_dataset(str(file))["val"]
-    theirs = loaders.LoadImagesAndLabels(found, 64, 2)
-    files = getattr(theirs, "im_files", None) or theirs.img_files
-    ours = dataset.images("val")
-    assert [str(Path(TMP, image).resolve()) for image in ours] == [str(Path(image).resolve()) for image in files], (
-        split, ours, files)
-    assert len(ours) == count, (split, ours)
-    rows = [dataset.labels(image).seen for image in ours]
-    assert [len(row) for row in rows] == [len(label) for label in theirs.labels], split
-    for cache in Path(TMP).rglob("*?.cache"):
-        cache.unlink()
-"""
 _KINDS = {
     "images/val": 5,
     "./images/val": 5,
@@ -142,5 +117,5 @@ def test_the_images_of_a_split_are_those_that_yolov5_loads(release, path, tiny_s
     lines = ("./images/val/val2.jpg", str(images / "val1.jpg"), "./more-images/z.jpg", "./of_kinds.yaml")
     for name in ("list.txt", "list"):
         (own_folder / name).write_text("\n".join(lines))
-    namespace = {"ROOT": str(laid_aside(release)), "TMP": str(own_folder), "KINDS": _KINDS, "PATH": path}
-    assert run_in_child(_SPLITS, namespace) == ""
+    given = {"root": laid_aside(release), "folder": own_folder, "path": path, "kinds": json.dumps(_KINDS)}
+    assert run_in_release(loads_the_images_of_splits, given) == ""
