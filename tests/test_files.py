@@ -8,12 +8,13 @@ import itertools
 import os
 import stat
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from cases.locks import holds_a_lock
+from fresh_process import fresh_command, fresh_environment
 
 from yolov5_ema import files
 from yolov5_ema.errors import UserError
@@ -143,21 +144,11 @@ def test_a_lock_is_held_by_one_and_follows_no_link(tmp_path):
 
 # --- locks between processes ---------------------------------------------------------------------
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from yolov5_ema.files import locked
-with locked(Path(sys.argv[1]), "busy"):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
 
 def start_holder(place: Path) -> subprocess.Popen[str]:
     """Another process that holds a lock until its standard input is closed."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command, pipe = fresh_command(holds_a_lock, place), subprocess.PIPE
+    holder = subprocess.Popen(command, env=fresh_environment(), stdin=pipe, stdout=pipe, text=True)
     assert holder.stdout.readline() == "held\n"
     return holder
 

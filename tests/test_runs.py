@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from cases.locks import holds_a_run_folder
+from fresh_process import fresh_command, fresh_environment
 from made_files import files_below, write
 
 from yolov5_ema.cli.main import main
@@ -108,12 +109,8 @@ def test_a_failing_run_is_found_again_where_it_was_made(tmp_path, monkeypatch):
 
 
 def test_two_processes_are_kept_apart_until_one_is_killed(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from yolov5_ema.runs import run_folder\n"
-        "with run_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    command, pipe = fresh_command(holds_a_run_folder, tmp_path), subprocess.PIPE
+    with subprocess.Popen(command, env=fresh_environment(), stdin=pipe, stdout=pipe) as other:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="another run is writing to"), run_folder(tmp_path, exist_ok=True):
             pass

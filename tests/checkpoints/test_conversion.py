@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, laid_aside, randomise
+from cases.conversion import converts_masks_there_and_back
+from conftest import laid_aside, randomise
+from fresh_process import run_fresh
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -254,41 +253,10 @@ def test_headers_that_somebody_wrote(engine, tmp_path, change, words):
     assert not (tmp_path / "b.pt").exists()
 
 
-# A process with another YOLOv5: writes a checkpoint of a segmentation model, converts it and back, and compares.
-IN_ANOTHER_YOLOV5 = """
-import copy, sys, torch, yolov5_ema
-torch.set_num_threads(1)
-from pathlib import Path
-from yolov5_ema.checkpoints import loading as checkpoints, conversion
-root, folder, cfg = map(Path, sys.argv[1:])
-with yolov5_ema.installed(root) as engine:
-    from yolov5.models.yolo import SegmentationModel
-    import yaml
-    content = yaml.safe_load(cfg.read_text())
-    content["nc"] = 2
-    model = SegmentationModel(content).half().eval()
-    model.names = {0: "a", 1: "b"}
-    checkpoints.save_checkpoint({"model": model, "ema": None, "epoch": 3}, folder / "a.pt", engine=engine)
-    conversion.to_safetensors(folder / "a.pt", folder / "b.safetensors", folder / "b.yaml", engine=engine)
-    conversion.to_checkpoint(folder / "b.safetensors", folder / "c.pt", engine=engine)
-    back = checkpoints.load_checkpoint(folder / "c.pt", engine=engine)["model"]
-    assert type(back) is type(model) and back.names == model.names and back.yaml == model.yaml
-    ours, theirs = model.state_dict(), back.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    image = torch.rand(1, 3, 64, 64)
-    outputs = [copy.deepcopy(one).float()(image) for one in (model, back)]
-    assert torch.equal(outputs[0][0], outputs[1][0]) and torch.equal(outputs[0][1], outputs[1][1])
-    print("same", len(ours))
-"""
-
-
 @pytest.mark.slow
 def test_masks_of_v7(tmp_path):
     root = laid_aside("7.0.14")
     cfg = root / "models/segment/yolov5n-seg.yaml"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    environment.pop("YOLOV5_EMA_ACTIVE", None)
-    command = [sys.executable, "-c", IN_ANOTHER_YOLOV5, str(root), str(tmp_path), str(cfg)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = run_fresh(converts_masks_there_and_back, root, tmp_path, cfg, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1].startswith("same")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import plain_yolov5
+from fresh_process import run_fresh
 
 import yolov5_ema
 from yolov5_ema.checkpoints import loading as checkpoints
@@ -205,19 +206,6 @@ def test_files_that_are_no_checkpoints(engine, model, tmp_path):
         checkpoints.load_checkpoint(tmp_path, engine=engine)
 
 
-IN_A_CLONE = """
-import sys, torch
-sys.path.insert(0, {clone!r})
-sys.modules["pkg_resources"] = __import__("types").ModuleType("pkg_resources")
-sys.modules["pkg_resources"].parse_version = __import__("packaging.version").version.parse
-checkpoint = torch.load({file!r}, weights_only=False)
-model = checkpoint["model"]
-assert type(model).__module__ == "models.yolo", type(model)
-assert "yolov5_ema.engine" not in sys.modules
-print(float(model.eval()(torch.ones(1, 3, 64, 64))[0].sum()))
-"""
-
-
 def test_plain_yolov5_of_a_clone_reads_it_without_the_shim(engine, model, tmp_path, clone):
     checkpoints.save_checkpoint(as_checkpoint(model), tmp_path / "a.pt", engine=engine)
     config = tmp_path / "config"
@@ -225,11 +213,8 @@ def test_plain_yolov5_of_a_clone_reads_it_without_the_shim(engine, model, tmp_pa
     from yolov5_ema.engine.quirks.fonts import _font_on_disk
 
     (config / "Arial.ttf").write_bytes(_font_on_disk("Arial.ttf").read_bytes())
-    repository = Path(yolov5_ema.__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(repository), "YOLOV5_CONFIG_DIR": str(config)}
-    environment.pop("YOLOV5_EMA_ACTIVE", None)
-    code = IN_A_CLONE.format(clone=str(clone), file=str(tmp_path / "a.pt"))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    env = {"YOLOV5_CONFIG_DIR": str(config)}
+    done = run_fresh(plain_yolov5.sums_of_ones, clone, tmp_path / "a.pt", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     expected = float(model(torch.ones(1, 3, 64, 64))[0].sum())
     assert float(done.stdout.splitlines()[-1]) == pytest.approx(expected, rel=1e-5)

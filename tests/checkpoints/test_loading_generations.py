@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, laid_aside, lay_out_as_clone
+from cases.loading_generations import write_checkpoints
+from conftest import laid_aside, lay_out_as_clone
+from fresh_process import run_fresh
 
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.generator import build_cfg
@@ -17,31 +17,6 @@ from yolov5_ema.upstream.locate import engine_at
 from yolov5_ema.weights.transfer import transfer
 
 RELEASES = ("4.0.14", "5.0.5", "6.0.7", "6.1.9", "6.2.3", "7.0.14")
-
-WRITE = """
-import importlib, logging, sys
-from pathlib import Path
-import torch, yaml
-from yolov5_ema.engine import activation
-from yolov5_ema.upstream.locate import engine_at
-
-for root, file in zip(sys.argv[1::2], sys.argv[2::2]):
-    engine = engine_at(Path(root))
-    activation.activate(engine)
-    logging.disable(logging.INFO)
-    yolo = engine.module("models.yolo")
-    cfg = yaml.safe_load((Path(root) / "models/yolov5s.yaml").read_text())
-    torch.manual_seed(0)
-    model = yolo.Model({**cfg, "nc": 3, "width_multiple": 0.25}).eval()
-    image = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        output = model(image)[0]
-    torch.save({"model": model, "ema": None, "epoch": -1, "image": image, "output": output}, file)
-    activation.deactivate()
-    for name in list(sys.modules):
-        if name.split(".")[0] in ("yolov5", "models", "utils"):
-            del sys.modules[name]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +30,7 @@ def checkpoints(package_root, tmp_path_factory):
         for layout, root in (("package", package), ("clone", clone)):
             files[release, layout] = folder / f"{release}-{layout}.pt"
             arguments += [str(root), str(files[release, layout])]
-    done = subprocess.run([sys.executable, "-c", WRITE, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+    done = run_fresh(write_checkpoints, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return files
 

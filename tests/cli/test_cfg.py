@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 
 import pytest
 import yaml
+from cases import PLUGINS
 
 from yolov5_ema.cfgs.generator import SHIPPED, build_cfg, format_cfg
 from yolov5_ema.cli import cfg as command
@@ -152,15 +154,7 @@ def test_shipped_writes_all_and_touches_only_what_differs(capsys, tmp_path):
 def test_block_of_a_plugin(capsys, tmp_path, monkeypatch):
     from yolov5_ema.blocks import unregister_block
 
-    (tmp_path / "cfg_test_plugin.py").write_text(
-        "from torch import nn\n"
-        "from yolov5_ema.blocks import register_block\n"
-        "@register_block(name='CfgTestBlock')\n"
-        "class Block(nn.Identity):\n"
-        "    def __init__(self, channels, strength=1.0):\n"
-        "        super().__init__()\n",
-        encoding="utf-8",
-    )
+    shutil.copy(PLUGINS / "cfg_test_plugin.py", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("YOLOV5_EMA_PLUGINS", "cfg_test_plugin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cases.light_imports import runs
 from conftest import REPOSITORY
+from fresh_process import run_fresh
 from PIL import Image
 
 from yolov5_ema.classification import synthetic
@@ -227,15 +230,11 @@ def test_a_subcommand_that_is_none(refused):
 
 
 def test_help_needs_no_torch():
-    code = (
-        "import sys\nfrom yolov5_ema.cli.main import main\n"
-        "for sub in ([], ['--help'], ['train', '--help'], ['val', '--help'], ['predict', '--help']):\n"
-        "    try:\n        main(['classify', *sub])\n    except SystemExit as end:\n        assert not end.code\n"
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    helps = (f"classify {command} --help" for command in ("train", "val", "predict"))
+    done = run_fresh(runs, "classify", "classify --help", *helps)
     assert done.returncode == 0, done.stderr
     assert "--block-options" in done.stdout and "--save-txt" in done.stdout
+    assert "torch" not in ast.literal_eval(done.stdout.splitlines()[-1])
 
 
 def test_a_finished_run_is_not_resumed_but_its_evaluation_is(trained_run, tmp_path, capsys):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from cases.light_imports import runs
+from fresh_process import run_fresh
 from PIL import Image
 
 from yolov5_ema.cli.main import main
@@ -157,13 +157,6 @@ def test_stats_refuses(refused):
 
 @pytest.mark.parametrize("command", ["visdrone", "coco", "stats"])
 def test_help_needs_neither_torch_nor_much_else(command):
-    code = (
-        "import sys; from yolov5_ema.cli.main import main\n"
-        f"try: main(['data', '{command}', '--help'])\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'torch', 'cv2', 'numpy', 'matplotlib', 'pycocotools'} & set(sys.modules)))"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    argv = [sys.executable, "-c", code]
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = run_fresh(runs, f"data {command} --help", longest_s=60)
+    assert done.returncode == 0, done.stderr
     assert f"yolov5-ema data {command}" in done.stdout and done.stdout.endswith("[]\n")

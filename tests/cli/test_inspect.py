@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from cases import plain_yolov5
 from conftest import laid_aside, run_cli
+from fresh_process import run_fresh
 
 from yolov5_ema.cli.main import main
 from yolov5_ema.upstream.locate import engine_at
@@ -119,23 +119,6 @@ def test_convert_refuses(refused, own_folder, trained):
     assert not (own_folder / "ran").exists()
 
 
-IN_A_CLONE = """
-import sys, types, torch
-torch.set_num_threads(1)
-from packaging.version import parse
-sys.path.insert(0, sys.argv[1])
-sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")
-sys.modules["pkg_resources"].parse_version = parse
-for file in sys.argv[2:]:
-    checkpoint = torch.load(file, weights_only=False)
-    assert checkpoint["epoch"] == -1 and checkpoint["optimizer"] is None and checkpoint["ema"] is None
-    model = checkpoint["model"].float().fuse().eval()
-    assert type(model).__module__ == "models.yolo" and "yolov5_ema.engine" not in sys.modules
-    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    print(model.names, model(image)[0].double().abs().sum().item())
-"""
-
-
 @pytest.mark.slow
 def test_plain_yolov5_takes_what_came_back(own_folder, trained, clone):
     """Without the shim: BACK.pt computes in a clone what BEST.pt computes there."""
@@ -146,15 +129,8 @@ def test_plain_yolov5_takes_what_came_back(own_folder, trained, clone):
     from yolov5_ema.engine.quirks.fonts import _font_on_disk
 
     (config / "Arial.ttf").write_bytes(_font_on_disk("Arial.ttf").read_bytes())
-    repository = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-    environment = {**os.environ, "PYTHONPATH": repository, "YOLOV5_CONFIG_DIR": str(config)}
-    environment.pop("YOLOV5_EMA_ACTIVE", None)
-    done = subprocess.run(
-        [sys.executable, "-c", IN_A_CLONE, str(clone), str(trained), "back.pt"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    env = {"YOLOV5_CONFIG_DIR": str(config)}
+    done = run_fresh(plain_yolov5.reads_checkpoints, clone, trained, "back.pt", cwd=own_folder, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = done.stdout.splitlines()[-2:]
     assert first == second and "disc" in first
@@ -182,34 +158,11 @@ def test_val_and_detect_give_the_same(own_folder, trained, tiny_set, version):
         assert one and one == two
 
 
-OF_AN_OLD_RELEASE = """
-import sys, types
-from packaging.version import parse
-root, out = sys.argv[1:]
-sys.path.insert(0, root)
-stand_in = types.ModuleType("pkg_resources")
-stand_in.parse_version = parse
-stand_in.require = lambda *names: None
-stand_in.parse_requirements = lambda text: []
-stand_in.Requirement = stand_in.DistributionNotFound = stand_in.VersionConflict = Exception
-sys.modules["pkg_resources"] = stand_in
-import pathlib, numpy, torch
-numpy.int = int
-from yolov5.models import yolo
-torch.manual_seed(0)
-files = pathlib.Path(yolo.__file__).parent
-model = yolo.Model(str(files / "yolov5s.yaml"), nc=3).half()
-model.names = ["a", "b", "c"]
-torch.save({"epoch": 3, "best_fitness": numpy.array([0.25]), "model": model, "ema": None, "optimizer": None}, out)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["4.0.14", "5.0.5", "6.1.9", "6.2.3"])
 def test_checkpoints_of_other_releases(own_folder, version, capsys):
     root = laid_aside(version)
-    command = [sys.executable, "-c", OF_AN_OLD_RELEASE, str(root.parent), "old.pt"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_fresh(plain_yolov5.writes_a_checkpoint, root.parent, "old.pt", cwd=own_folder)
     assert done.returncode == 0, done.stderr[-2000:]
     assert main(["inspect", "old.pt", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from cases import PLUGINS
+from cases.light_imports import runs
 from conftest import REPOSITORY, laid_aside, run_cli
+from fresh_process import run_fresh
 
 import yolov5_ema
 from yolov5_ema.cli.main import main
@@ -339,10 +344,9 @@ def test_without_ray_it_says_what_to_install(predict, folder, monkeypatch):
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from yolov5_ema.cli.main import main\ntry: main(['predict', '--help'])\n"
-    code += "finally: assert not {'torch', 'ray', 'pyarrow', 'cv2'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    done = run_fresh(runs, "predict --help")
     assert done.returncode == 0 and "--ray-address" in done.stdout, done.stderr
+    assert not {"torch", "ray", "pyarrow", "cv2"} & set(ast.literal_eval(done.stdout.splitlines()[-1]))
 
 
 def test_names_and_chunks():
@@ -434,22 +438,6 @@ def test_ray_gives_the_same_file(trained, folder, own_folder):
     assert not hidden()
 
 
-SLOWLY = """
-import os, signal, time
-from yolov5_ema.detecting import rows
-
-read = rows.read_image
-
-def slowly(file):
-    time.sleep(0.05)
-    if "poison" in file:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read(file)
-
-rows.read_image = slowly
-"""
-
-
 @pytest.fixture(scope="module")
 def crowd(trained, tmp_path_factory) -> Path:
     """A folder with 240 images, a plugin that makes reading slow, and the result of a single process."""
@@ -460,7 +448,7 @@ def crowd(trained, tmp_path_factory) -> Path:
         side = int(rng.integers(40, 100))
         pixels = rng.integers(0, 256, (side, 64, 3), dtype=np.uint8)
         cv2.imwrite(str(root / "images" / f"{number:04}.png"), cv2.blur(pixels, (9, 9)))
-    (root / "slowly.py").write_text(SLOWLY)
+    shutil.copy(PLUGINS / "read_slowly.py", root)
     done = run_cli(*_crowd(trained, "one.parquet"), "--threads", 1, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(rows_of(root / "one.parquet")) == 240
@@ -474,7 +462,7 @@ def _crowd(trained: Path, out: str, *argv: object) -> list[str]:
 
 def _begin(trained: Path, root: Path, *argv: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "yolov5_ema", *_crowd(trained, "many.parquet", *argv)]
-    flags = ("--plugin", "slowly", "--engine", "ray", "--threads", "1")
+    flags = ("--plugin", "read_slowly", "--engine", "ray", "--threads", "1")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
         [*command, *flags],

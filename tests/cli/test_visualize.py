@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from cases.visualize import write_checkpoint_of_v7
 from conftest import laid_aside, lay_out_as_clone, run_cli
+from fresh_process import run_fresh
 from PIL import Image
 from red_detector import red_picture, written_red_detector
 
@@ -182,21 +184,7 @@ def test_help_needs_no_torch(own_folder):
 def test_with_v7(images, own_folder, head, tmp_path):
     """A checkpoint that v7.0 wrote, with boxes or masks, used with that release."""
     clone = lay_out_as_clone(laid_aside("7.0.14"), tmp_path / "clone")
-    code = f"""
-import yolov5_ema, torch
-from yolov5_ema.checkpoints import loading as checkpoints
-from yolov5_ema.cfgs.generator import build_cfg
-from pathlib import Path
-with yolov5_ema.installed() as engine:
-    from models.yolo import Model, SegmentationModel
-    cfg = build_cfg(size="n", block="EMA", nc=3)
-    if "{head}" == "Segment":
-        cfg["head"][-1][2:] = ["Segment", ["nc", "anchors", 32, 64]]
-    model = (SegmentationModel if "{head}" == "Segment" else Model)(cfg).half()
-    checkpoints.save_checkpoint({{"model": model, "ema": None}}, Path("v7.pt"), engine=engine)
-"""
-    Path("make.py").write_text(code)
-    made = run_cli("run", "make.py", "--yolov5", clone, cwd=own_folder)
+    made = run_fresh(write_checkpoint_of_v7, clone, head, own_folder / "v7.pt", cwd=own_folder)
     assert made.returncode == 0, made.stderr[-2000:]
     done = run_cli(
         *(

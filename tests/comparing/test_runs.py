@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, run_cli
+from cases.locks import ends_with_its_starter
+from conftest import run_cli
+from fresh_process import fresh_command, fresh_environment
 
 import yolov5_ema
 from yolov5_ema.comparing import plan as comparison
@@ -272,14 +274,9 @@ def test_a_locked_folder_is_refused_until_its_last_holder_is_gone(tmp_path, monk
 
 
 def test_a_process_on_the_leash_ends_with_its_starter(tmp_path):
-    code = (
-        "import time; from yolov5_ema.scripts.leash import end_with_parent; "
-        "end_with_parent(); print('up', flush=True); time.sleep(60); print('never')"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), VARIABLES["leash"]: "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-    )
+    command, pipe = fresh_command(ends_with_its_starter), subprocess.PIPE
+    environment = fresh_environment({VARIABLES["leash"]: "1"})
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
     assert child.stdout.readline() == b"up\n" and child.poll() is None
     started_s = time.monotonic()
     child.stdin.close()

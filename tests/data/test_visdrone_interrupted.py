@@ -6,29 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
+from cases.visdrone_interrupted import converts_slowly
 from drone_set import TRAIN, random_annotations, tree, write_split, zipped
+from fresh_process import fresh_command, fresh_environment
 
 from yolov5_ema.data.visdrone import convert_visdrone
 
 IMAGES = 300
-# The conversion as users run it, but with pauses, so that it can be killed in the middle.
-SLOWLY = """
-import sys, time
-from yolov5_ema.cli.main import main
-from yolov5_ema.data import visdrone
-visdrone._CHUNK = 10
-convert = visdrone.convert_chunk
-def convert_chunk(task):
-    time.sleep(0.05)
-    return convert(task)
-if __name__ == "__main__":
-    visdrone.convert_chunk = convert_chunk
-    sys.exit(main(sys.argv[1:]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +31,9 @@ def sources(tmp_path_factory):
 
 
 def start(source, out, *flags):
-    script = out.with_name("slowly.py")
-    script.write_text(SLOWLY)
-    command = [sys.executable, str(script), "data", "visdrone", str(source), "--out", str(out), *flags]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = fresh_command(converts_slowly, source, "--out", out, *flags)
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, env=environment)
+    return subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, env=fresh_environment())
 
 
 def wait_until_half_done(out, process):

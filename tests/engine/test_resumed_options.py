@@ -9,13 +9,15 @@ import argparse
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import REPOSITORY, laid_aside, lay_out_as_clone, run_cli
+from cases import PLUGINS
+from cases import resumed_options as cases
+from conftest import laid_aside, lay_out_as_clone, run_cli
+from fresh_process import run_fresh
 
 from yolov5_ema.cli.main import main
 from yolov5_ema.engine import activation, shim
@@ -333,21 +335,9 @@ def test_a_bucket_in_opt_yaml_runs_nothing(own_folder, tiny_set, hyp, monkeypatc
 
 # --- every release, with trainings ----------------------------------------------------------
 
-CONTROL = """
-import sys
-from yolov5_ema.engine import activation
-from yolov5_ema.scripts import preflight
-activation.GUARDS = ()
-preflight.resumed_training.refuse_unguarded = lambda module: None
-from yolov5_ema.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
-
 
 def without_guards(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, "-c", CONTROL, *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    return run_fresh(cases.command_without_guards, *args, cwd=cwd, env={"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 @pytest.fixture(scope="module", params=["6.0.7", "6.1.9", "6.2.3", "7.0.14", "7.0.14 as a clone"])
@@ -357,7 +347,7 @@ def stopped(request, tiny_set, tmp_path_factory) -> tuple[Path, Path]:
     version, *layout = request.param.split(" ", 1)
     root = laid_aside(version)
     root = lay_out_as_clone(root, folder / "yolov5") if layout else root
-    (folder / "stops.py").write_text(STOPS)
+    shutil.copy(PLUGINS / "stop_after_one_epoch.py", folder)
     done = run_cli(
         *(
             "train",
@@ -372,26 +362,11 @@ def stopped(request, tiny_set, tmp_path_factory) -> tuple[Path, Path]:
             "--img",
             64,
         ),
-        *("--batch", 4, "--epochs", 3, "--workers", 0, "--plugin", "stops"),
+        *("--batch", 4, "--epochs", 3, "--workers", 0, "--plugin", "stop_after_one_epoch"),
         cwd=folder,
     )
     assert done.returncode == 9 and (folder / "runs/train/exp/weights/last.pt").is_file(), done.stderr[-3000:]
     return root, folder / "runs/train/exp"
-
-
-STOPS = """
-import os, torch
-from pathlib import Path
-import yolov5_ema.engine.quirks.torch_load as saving
-save, saved = saving.save_checkpoint, []
-def counted(checkpoint, file, **options):
-    if Path(str(file)).name == "last.pt":
-        saved.append(file)
-        if len(saved) == 2:
-            os._exit(9)
-    save(checkpoint, file, **options)
-saving.save_checkpoint = counted
-"""
 
 
 def epochs_of(run: Path) -> list[int]:
@@ -431,17 +406,8 @@ def put(says: dict[str, Any], run: Path, where: str, root: Path) -> bool:
         file = run / "opt.yaml"
         file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **says}))
         return True
-    code = (
-        "import sys, yaml; from yolov5_ema.engine import shim; from yolov5_ema.checkpoints.loading import *\n"
-        "root, file, says = sys.argv[1:]; engine = shim.install(root)\n"
-        "held = load_checkpoint(file, 'cpu', engine=engine)\n"
-        "sys.exit(3) if 'opt' not in held else held['opt'].update(yaml.safe_load(says))\n"
-        "save_checkpoint(held, file, engine=engine)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     (run / "opt.yaml").unlink()
-    command = [sys.executable, "-c", code, str(root), str(run / "weights/last.pt"), yaml.safe_dump(says)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run_fresh(cases.change_options, root, run / "weights/last.pt", yaml.safe_dump(says))
     assert done.returncode in (0, 3), done.stderr[-3000:]
     return done.returncode == 0
 

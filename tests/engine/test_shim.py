@@ -6,13 +6,14 @@ import argparse
 import importlib
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import types
 from pathlib import Path
 
 import pytest
+from cases.shim import installs_in_a_clone
+from fresh_process import run_fresh
 
 import yolov5_ema
 from yolov5_ema.checkpoints import loading as checkpoints
@@ -268,29 +269,10 @@ def test_what_is_found_where(clone, tmp_path, monkeypatch, package_root):
     assert locate().kind == "package"
 
 
-IN_A_CLONE = """
-import sys, yolov5_ema
-engine = yolov5_ema.install({clone!r})
-assert engine.kind == "clone" and engine.version == {version!r}, engine
-from models.yolo import Model, parse_model
-from yolov5_ema.cfgs.generator import build_cfg
-model = Model(build_cfg(size="n", block="CBAM"))
-assert type(model.model[7]) is yolov5_ema.CBAM
-assert type(model).__module__ == "models.yolo" and "yolov5" not in sys.modules
-import utils.general, numpy, torch
-yolov5_ema.uninstall()
-assert utils.general.np is numpy and utils.general.torch is torch
-import models.yolo
-assert not hasattr(models.yolo.parse_model, "__wrapped__")
-"""
-
-
 def test_a_clones_models_yolo(clone, package_root):
     from yolov5_ema.upstream.locate import engine_at
 
     version = engine_at(package_root).version
     looks_like = {"6.0.7": "6.0", "7.0.14": "7.0+"}[version]
-    code = IN_A_CLONE.format(clone=str(clone), version=looks_like)
-    repository = Path(yolov5_ema.__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    done = run_fresh(installs_in_a_clone, clone, looks_like)
     assert done.returncode == 0, done.stderr

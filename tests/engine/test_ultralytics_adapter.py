@@ -8,6 +8,7 @@ import copy
 import importlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cases import PLUGINS
+from cases import ultralytics_adapter as cases
 from offline_ultralytics import environment, offline, run_python
 from torch import nn
 
@@ -306,18 +309,6 @@ def test_a_file_of_the_users_goes_before_the_one_that_ships(ultralytics, build, 
         ultralytics.YOLO("nowhere/yolo11s-ema.yaml")
 
 
-RANK_TRAINER = """
-class Trainer:
-    def __init__(self, cfg, overrides, _callbacks):
-        self.name = overrides["model"]
-
-    def train(self):
-        from ultralytics.nn.tasks import DetectionModel
-
-        print(*(type(DetectionModel(self.name, verbose=False).model[row]) for row in (7, 10)))
-"""
-
-
 def test_the_processes_of_a_training_on_several_gpus_know_the_blocks(build, own_folder, monkeypatch):
     """The script that ultralytics writes for these processes, run as it runs it; its trainer builds a YAML's model."""
     dist, checks = (importlib.import_module(f"ultralytics.utils.{name}") for name in ("dist", "checks"))
@@ -325,7 +316,7 @@ def test_the_processes_of_a_training_on_several_gpus_know_the_blocks(build, own_
     monkeypatch.setattr(checks, "check_requirements", lambda *args, **kwargs: True)
     monkeypatch.setattr(dist, "USER_CONFIG_DIR", own_folder)
     monkeypatch.syspath_prepend(own_folder)
-    Path("rank_trainer.py").write_text(RANK_TRAINER)
+    shutil.copy(PLUGINS / "rank_trainer.py", own_folder)
     trainer = object.__new__(importlib.import_module("rank_trainer").Trainer)
     trainer.args, trainer.model, trainer.callbacks = SimpleNamespace(model="yolov8n-ema.yaml"), None, {}
     file = dist.generate_ddp_file(trainer)
@@ -340,48 +331,8 @@ def test_the_processes_of_a_training_on_several_gpus_know_the_blocks(build, own_
     assert done.stdout.split("\n")[-2] == " ".join(["<class 'yolov5_ema.blocks.ema.EMA'>"] * 2)
 
 
-TRAIN = """
-import os
-import sys
-import yolov5_ema
-yolov5_ema.install("ultralytics")
-from ultralytics import YOLO
-
-def interrupt(trainer):
-    if trainer.epoch + 1 == int(until):
-        raise KeyboardInterrupt
-
-model, data, epochs, size, until = sys.argv[1:]
-yolo = YOLO(model)
-yolo.add_callback("on_model_save", interrupt)
-try:
-    if model.endswith(".pt"):
-        yolo.train(resume=True)
-    else:
-        yolo.train(
-            data=data, epochs=int(epochs), imgsz=int(size), batch=4, workers=1, device="cpu", plots=False,
-            project=os.getcwd(), name="run", warmup_epochs=0, optimizer="SGD", lr0=0.01, nbs=4,
-        )
-    print("trained", [float(yolo.trainer.model.model[row].gn.bias.abs().min()) for row in (7, 10)])
-except KeyboardInterrupt:
-    print("interrupted")
-"""
-
-USE = """
-import sys
-import torch
-from ultralytics import YOLO
-weights, image = sys.argv[1:]
-yolo = YOLO(weights)
-print([index for index, row in enumerate(yolo.model.model) if type(row).__name__ == "EMA"])
-boxes = yolo.predict(image, imgsz=32, conf=0.0001, device="cpu", verbose=False)[0].boxes.data
-torch.save(boxes, "boxes.pt")
-assert not sys.modules["yolov5_ema"].is_installed("ultralytics")
-"""
-
-
 def test_train_and_predict_in_fresh_processes(ultralytics, tiny_set, tmp_path):
-    printed = run_python(TRAIN, "yolo11n-ema.yaml", tiny_set, 1, 32, 0, cwd=tmp_path)
+    printed = run_python(cases.trains, "yolo11n-ema.yaml", tiny_set, 1, 32, 0, cwd=tmp_path)
     biases = ast.literal_eval(printed.rpartition("trained ")[2].split("\n")[0])
     assert min(biases) > 0  # they were 0 at first
     best = tmp_path / "run/weights/best.pt"
@@ -394,7 +345,7 @@ def test_train_and_predict_in_fresh_processes(ultralytics, tiny_set, tmp_path):
     }
 
     image = tiny_set.parent / "images/test/test0.jpg"
-    assert run_python(USE, best, image, cwd=tmp_path).startswith("[7, 10]\n")  # without the adapter
+    assert run_python(cases.predicts, best, image, cwd=tmp_path).startswith("[7, 10]\n")  # without the adapter
     boxes = torch.load(tmp_path / "boxes.pt")
     assert boxes.shape[0] > 0 and boxes.shape[1] == 6 and boxes.isfinite().all()
 
@@ -402,11 +353,11 @@ def test_train_and_predict_in_fresh_processes(ultralytics, tiny_set, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo11n-ema", "yolov8n-ema"])
 def test_a_whole_round(ultralytics, tiny_set, own_folder, name):
-    """Train, interrupt, resume, validate, predict, export to ONNX, fine-tune; then the weights without the adapter."""
-    assert "interrupted" in run_python(TRAIN, f"{name}.yaml", tiny_set, 3, 64, 2, cwd=own_folder)
+    """Train, interrupt, resume, validate, predict, export to ONNX, fine-tune; the weights without the adapter."""
+    assert "interrupted" in run_python(cases.trains, f"{name}.yaml", tiny_set, 3, 64, 2, cwd=own_folder)
     weights = own_folder / "run/weights"
     assert len((own_folder / "run/results.csv").read_text().splitlines()) == 1 + 2
-    assert "interrupted" not in run_python(TRAIN, weights / "last.pt", tiny_set, 3, 64, 0, cwd=own_folder)
+    assert "interrupted" not in run_python(cases.trains, weights / "last.pt", tiny_set, 3, 64, 0, cwd=own_folder)
     assert len((own_folder / "run/results.csv").read_text().splitlines()) == 1 + 3
 
     yolo = ultralytics.YOLO(weights / "best.pt")

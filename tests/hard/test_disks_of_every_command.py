@@ -7,12 +7,13 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from cases.locks import is_killed_while_writing, writes
 from conftest import write_tiny_set
+from fresh_process import run_fresh
 
 import yolov5_ema
 from yolov5_ema.cfgs.dry_run import quiet
@@ -145,21 +146,13 @@ def test_what_no_writer_said_is_said_in_the_end(capsys, monkeypatch):
 
 
 def test_a_draft_of_a_killed_process_is_removed_and_one_in_use_is_left(tmp_path):
-    code = (
-        "import os, sys; from yolov5_ema.files import replacement\n"
-        "with replacement(sys.argv[1]) as draft:\n    draft.write_text('half'); os.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], check=False)
+    run_fresh(is_killed_while_writing, tmp_path / "killed")
     (left,) = tmp_path.glob(".killed.*.tmp")
     lookalike = tmp_path / ".killed.mine.tmp"
     shutil.copy(left, lookalike)
-    look = (
-        "import sys; from pathlib import Path; from yolov5_ema.files import write_whole\n"
-        "write_whole(Path(sys.argv[1]), 'x')"
-    )
     with replacement(tmp_path / "used") as draft:
         draft.write_text("in use")
-        subprocess.run([sys.executable, "-c", look, str(tmp_path / "other")], check=True)
+        assert run_fresh(writes, tmp_path / "other").returncode == 0
         assert draft.read_text() == "in use"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".killed.mine.tmp", "other", "used"]
 

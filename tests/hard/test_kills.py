@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,34 +16,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cases import PLUGINS
 from conftest import REPOSITORY, run_cli, write_tiny_set
 
 from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.engine.quirks.resuming import match_files_to_checkpoint
 from yolov5_ema.upstream.locate import engine_at
-
-# Records the state that a resumed optimizer was given, before the first step changes it.
-SPY = """
-import os, torch
-load = torch.optim.Optimizer.load_state_dict
-def load_state_dict(self, state):
-    load(self, state)
-    torch.save(self.state_dict(), "resumed.tmp")
-    os.replace("resumed.tmp", "resumed.pt")
-torch.optim.Optimizer.load_state_dict = load_state_dict
-"""
-# Ends the process as SIGKILL does, while it writes last.pt for the third time.
-KILLS_ITSELF = """
-import os, signal, torch
-save, saved = torch.save, []
-def half(checkpoint, file, *args, **kwargs):
-    draft = [name for name in os.listdir("runs/train/exp/weights") if name.startswith(".last.pt.")]
-    saved.extend(draft)
-    if len(saved) == 3 and draft:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return save(checkpoint, file, *args, **kwargs)
-torch.save = half
-"""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +46,7 @@ def training(small_set: Path, epochs: int) -> list[object]:
 
 def start(folder: Path, *args: object) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, "-m", "yolov5_ema", *map(str, args), "--plugin", "spy"]
+    command = [sys.executable, "-m", "yolov5_ema", *map(str, args), "--plugin", "note_resumed_optimizer"]
     with open(folder / "log.txt", "ab") as log:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
@@ -106,15 +85,15 @@ def let_it_end_at(epochs: int, run: Path) -> None:
 
 @pytest.mark.slow
 def test_a_kill_while_last_pt_is_written(small_set, tmp_path, read):
-    (tmp_path / "kills.py").write_text(KILLS_ITSELF)
-    (tmp_path / "spy.py").write_text(SPY)
-    killed = run_cli(*training(small_set, 4), "--plugin", "kills", cwd=tmp_path)
+    shutil.copy(PLUGINS / "die_while_saving.py", tmp_path)
+    shutil.copy(PLUGINS / "note_resumed_optimizer.py", tmp_path)
+    killed = run_cli(*training(small_set, 4), "--plugin", "die_while_saving", cwd=tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     run = tmp_path / "runs/train/exp"
     assert len(list((run / "weights").glob(".last.pt.*.tmp"))) == 1
     before = read(run / "weights/last.pt")
     assert before["epoch"] == 1 and epochs_in(run / "results.csv") == [0, 1, 2]
-    resumed = run_cli("train", "--resume", "--plugin", "spy", cwd=tmp_path)
+    resumed = run_cli("train", "--resume", "--plugin", "note_resumed_optimizer", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert_same(read(tmp_path / "resumed.pt"), before["optimizer"])
     assert epochs_in(run / "results.csv") == [0, 1, 2, 3]
@@ -123,7 +102,7 @@ def test_a_kill_while_last_pt_is_written(small_set, tmp_path, read):
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments(small_set, tmp_path, read):
-    (tmp_path / "spy.py").write_text(SPY)
+    shutil.copy(PLUGINS / "note_resumed_optimizer.py", tmp_path)
     moments = random.Random(0)
     run = tmp_path / "runs/train/exp"
     last = run / "weights/last.pt"

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import statistics
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from cases import soak as cases
+from fresh_process import run_fresh
 
 import yolov5_ema
 
-REPOSITORY = Path(yolov5_ema.__file__).parent.parent
 DETECTIONS = 2000
 WARM_UP = 400
 """Until the allocator has seen all sizes of images, and pools have been filled."""
@@ -26,57 +25,6 @@ MOST_A_DETECTION = 5 * 1024
 
 SIZES = [(32, 32), (48, 64), (64, 48), (96, 40), (33, 77), (128, 96), (64, 64), (17, 120)]
 
-# In a separate process, so that objects which other tests leave behind do not count.
-LOADED = """
-import gc, json, sys
-import numpy as np
-import yolov5_ema
-
-weights, count, leak = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-sizes = {sizes!r}
-model = yolov5_ema.load(weights, "cpu")
-model.conf = 0.001
-rng = np.random.default_rng(0)
-images = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
-resident, objects, found, kept = [], [], 0, []
-for index in range(count):
-    results = model(images[index % len(images)], size=(64, 96, 128)[index % 3])
-    found += len(results.xyxy[0])
-    kept.append(bytes(leak))
-    if index % 20 == 19:
-        gc.collect()
-        with open("/proc/self/statm") as stream:
-            resident.append(int(stream.read().split()[1]) * 4096)
-        objects.append(len(gc.get_objects()))
-print(json.dumps(dict(resident=resident, objects=objects, found=found)))
-"""
-
-# YOLOv5's own detect; the memory is measured each time that it has run the model
-DETECT = """
-import gc, json, sys
-import torch
-from yolov5_ema.cli.main import main
-
-leak, argv = int(sys.argv[1]), sys.argv[2:]
-resident, objects, kept, count = [], [], [], 0
-
-def look(module, *_):
-    global count
-    if type(module).__name__ != "Detect":
-        return
-    count += 1
-    kept.append(bytes(leak))
-    if count % 20 == 0:
-        gc.collect()
-        with open("/proc/self/statm") as stream:
-            resident.append(int(stream.read().split()[1]) * 4096)
-        objects.append(len(gc.get_objects()))
-
-torch.nn.modules.module.register_module_forward_hook(look)
-code = main(["detect", *argv])
-print(json.dumps(dict(resident=resident, objects=objects, count=count)))
-sys.exit(code)
-"""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 
@@ -89,11 +37,9 @@ def growth(resident: list[int], per_sample: int = 20) -> float:
     return (last - first) / (per_sample * (len(settled) - quarter))
 
 
-def run(code: str, *args: object, cwd: Path) -> dict[str, list[int]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    argv = [sys.executable, "-c", code, *map(str, args)]
-    done = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800)
+def run(case: Callable[..., object], *args: object, cwd: Path) -> dict[str, list[int]]:
+    """In a process of its own, so that what other tests leave to be collected does not count."""
+    done = run_fresh(case, *args, cwd=cwd, env={"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}, longest_s=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -134,7 +80,7 @@ def shown(what: str, resident: list[int], each: float) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("leak", [0, 10 * 1024])
 def test_a_loaded_model(weights, tmp_path, leak, capsys):
-    seen = run(LOADED.format(sizes=SIZES), weights, DETECTIONS, leak, cwd=tmp_path)
+    seen = run(cases.detects_with_a_loaded_model, weights, DETECTIONS, leak, json.dumps(SIZES), cwd=tmp_path)
     each = growth(seen["resident"])
     with capsys.disabled():
         print(shown(f"load(), {leak} bytes leaked", seen["resident"], each))
@@ -148,7 +94,7 @@ def test_a_loaded_model(weights, tmp_path, leak, capsys):
 @pytest.mark.parametrize("leak", [0, 10 * 1024])
 def test_detect(weights, images, tmp_path, leak, capsys):
     flags = ("--weights", weights, "--source", images, "--img", 64, "--nosave", "--conf-thres", 0.001)
-    seen = run(DETECT, leak, *flags, cwd=tmp_path)
+    seen = run(cases.detects_by_the_command, leak, *flags, cwd=tmp_path)
     each = growth(seen["resident"])
     with capsys.disabled():
         print(shown(f"detect, {leak} bytes leaked", seen["resident"], each))

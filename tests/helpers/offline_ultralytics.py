@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from fresh_process import run_fresh
 
 import yolov5_ema
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -40,16 +37,8 @@ def offline(folder: Path) -> Iterator[ModuleType]:
         os.environ.update(before)
 
 
-def run_python(code: str, *args: object, cwd: Path) -> str:
-    """Run code in a new process with this environment, and return what it prints."""
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, **environment(cwd), "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def run_python(case: Callable[..., object], *args: object, cwd: Path) -> str:
+    """What a function of ``tests/cases`` prints in a fresh process of that environment."""
+    done = run_fresh(case, *args, cwd=cwd, env=environment(cwd))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout

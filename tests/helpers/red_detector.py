@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,27 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from cases import PLUGINS
 
 import yolov5_ema
 from yolov5_ema.blocks import unregister_block
 from yolov5_ema.checkpoints.loading import save_checkpoint
 from yolov5_ema.upstream.locate import Engine
 
-SPOTLIGHT = '''
-import torch
-from torch import nn
-from yolov5_ema import register_block
-
-@register_block
-class Spotlight(nn.Module):
-    """Gates every place by sigmoid(8 x_0 - 4)."""
-
-    def __init__(self, channels):
-        super().__init__()
-
-    def forward(self, x):
-        return x * (8 * x[:, :1] - 4).sigmoid()
-'''
 CELL = 8
 
 
@@ -51,7 +38,7 @@ def written_red_detector(folder: Path) -> Iterator[Path]:
     cell is an object if its channel 0 is high, and then it is of class red. The plugin ``spotlight.py``, which
     registers the block, is written next to the checkpoint.
     """
-    (folder / "spotlight.py").write_text(SPOTLIGHT)
+    shutil.copy(PLUGINS / "spotlight.py", folder)
     sys.path.insert(0, str(folder))
     importlib.import_module("spotlight")
     try:

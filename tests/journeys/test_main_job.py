@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from cases import PLUGINS
 from conftest import run_cli
 
 import yolov5_ema
@@ -133,24 +135,8 @@ def test_a_clone_is_used_when_standing_in_it_or_when_named(clone, trained, tiny_
     assert "YOLOV5_EMA_IMPLEMENTATION=exact\nEMA on cpu     exact: asked for" in doctor.stdout
 
 
-PLUGIN = """
-from torch import nn
-from yolov5_ema import register_block
-
-@register_block
-class Scale(nn.Module):
-    def __init__(self, channels, factor=0.5):
-        super().__init__()
-        self.gain = nn.Conv2d(channels, channels, 1, groups=channels)
-        self.factor = factor
-
-    def forward(self, x):
-        return x + self.factor * self.gain(x)
-"""
-
-
 def test_a_block_of_the_users_own(tiny_set, tmp_path):
-    (tmp_path / "my_block.py").write_text(PLUGIN)
+    shutil.copy(PLUGINS / "my_block.py", tmp_path)
     made = run_cli(
         *(
             "cfg",
@@ -203,19 +189,15 @@ def test_a_block_of_the_users_own(tiny_set, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_spawned_workers(tiny_set, tmp_path, method):
-    """Label scan and dataloader in worker processes that are started from scratch."""
-    (tmp_path / "starts.py").write_text(
-        "import multiprocessing\n"
-        "if __name__ == '__main__':\n"
-        f"    multiprocessing.set_start_method({method!r})\n"
-        "    from yolov5 import train\n"
-        "    train.main(train.parse_opt())\n"
-    )
+    """Label scan and dataloader in processes that start from nothing."""
+    shutil.copy(PLUGINS / "train_with_workers.py", tmp_path)
     from yolov5_ema.resources import models_dir
 
     flags = ("--data", tiny_set, "--cfg", models_dir() / "yolov5n-ema.yaml", "--weights", "", "--img", 64)
     more = ("--batch", 4, "--epochs", 1, "--workers", 1)
-    done = run_cli("run", "starts.py", *flags, *more, cwd=tmp_path, warm=False)
+    done = run_cli(
+        *("run", "train_with_workers.py", *flags, *more), cwd=tmp_path, env={"START_METHOD": method}, warm=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "runs/train/exp/weights/best.pt").is_file()
 
@@ -352,11 +334,7 @@ def test_onnx_through_yolov5s_own_detect(trained, tiny_set, tmp_path):
 
 @pytest.mark.slow  # tests/engine/quirks/test_distributed.py trains with two processes
 def test_every_ddp_rank_has_the_shim(tmp_path):
-    (tmp_path / "rank.py").write_text(
-        "import os\nfrom yolov5.models.yolo import Model\n"
-        "model = Model(os.environ['CFG'])\n"
-        "print('rank', os.environ['RANK'], type(model.model[7]).__name__, flush=True)\n"
-    )
+    shutil.copy(PLUGINS / "print_rank.py", tmp_path)
     from conftest import REPOSITORY
 
     environment = {
@@ -366,7 +344,7 @@ def test_every_ddp_rank_has_the_shim(tmp_path):
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, "-m", "yolov5_ema", "run", "rank.py"],
+        [*command, "-m", "yolov5_ema", "run", "print_rank.py"],
         cwd=tmp_path,
         env={**environment, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import subprocess
 import sys
@@ -11,7 +10,9 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY, randomise
+from cases.ema_exact import gradients_of_half_of_a_batch
+from conftest import randomise
+from fresh_process import fresh_environment, name_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -443,32 +444,9 @@ def test_reference_is_the_published_form():
     torch.testing.assert_close(out, x * score.sigmoid())
 
 
-_RANK = """
-import sys, torch
-from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
-from yolov5_ema.blocks import EMA
-
-distributed.init_process_group("gloo")
-rank = distributed.get_rank()
-torch.manual_seed(0)
-net = nn.Sequential(nn.Conv2d(3, 16, 3), EMA(16, groups=4), nn.Conv2d(16, 2, 1))
-x = torch.randn(4, 3, 9, 8)
-alone = torch.autograd.grad(net(x).square().mean(), net.parameters())
-wrapped = DistributedDataParallel(net)
-wrapped(x[2 * rank : 2 * rank + 2]).square().mean().backward()
-for parameter, expected in zip(net.parameters(), alone):
-    torch.testing.assert_close(parameter.grad, expected)
-print("same gradients")
-distributed.destroy_process_group()
-"""
-
-
 @pytest.mark.slow
-def test_two_processes_give_the_gradients_of_one(tmp_path):
-    """DistributedDataParallel over gloo, with half of the batch on each rank."""
-    script = tmp_path / "rank.py"
-    script.write_text(_RANK)
+def test_two_processes_give_the_gradients_of_one():
+    """DistributedDataParallel over gloo: half of the batch each."""
     launch = [
         sys.executable,
         "-m",
@@ -476,10 +454,11 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
         "--standalone",
         "--nproc_per_node",
         "2",
-        str(script),
+        "-m",
+        "fresh_process",
+        name_of(gradients_of_half_of_a_batch),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(launch, env=fresh_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.count("same gradients") == 2, done.stderr[-2000:]
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases.native import runs_a_block
 from conftest import REPOSITORY, randomise
+from fresh_process import run_fresh
 
 from yolov5_ema.blocks import EMA
 from yolov5_ema.kernels import dispatch, native, ownership
@@ -61,22 +63,10 @@ def test_a_broken_compiler(text, reason, monkeypatch, cache, tmp_path):
     assert not [file for file in cache.iterdir() if file.name.startswith(".")], "drafts are gone"
 
 
-def test_without_a_compiler_a_block_gives_the_same(tmp_path):
-    """A whole process: it prints nothing else, and computes the same values as this one."""
-    code = (
-        "import torch; from yolov5_ema.blocks import EMA; from yolov5_ema.kernels import dispatch;"
-        "torch.manual_seed(0);"
-        "b = EMA(64, groups=8); x = torch.randn(2, 64, 9, 7, requires_grad=True); y = b(x); y.sum().backward();"
-        "print(y.double().abs().sum().item(), x.grad.double().abs().sum().item(), dispatch.survey('EMA')['cpu'].name)"
-    )
-    environment = {
-        **os.environ,
-        "PATH": str(tmp_path),
-        "PYTHONPATH": str(REPOSITORY),
-        VARIABLES["cache"]: str(tmp_path),
-    }
-    environment.pop("CXX", None)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+def test_without_a_compiler_a_block_gives_the_same(tmp_path, monkeypatch):
+    """A whole process: nothing printed but what it was asked for, and the same values as here."""
+    monkeypatch.delenv("CXX", raising=False)
+    done = run_fresh(runs_a_block, env={"PATH": str(tmp_path), VARIABLES["cache"]: str(tmp_path)})
     assert done.returncode == 0 and not done.stderr, done.stderr
     *values, name = done.stdout.split()
     assert name == "exact"

@@ -8,8 +8,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -17,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases.light_imports import inspects
+from fresh_process import run_fresh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -92,14 +92,9 @@ def test_a_trained_checkpoint(trained):
 
 
 def test_nothing_heavy_is_imported(trained):
-    code = (
-        "import sys; from pathlib import Path; from yolov5_ema.weights.inspection import inspect_file; "
-        "print(inspect_file(Path(sys.argv[1])).kind); "
-        "assert not {'torch', 'yolov5', 'models', 'numpy'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(trained)], capture_output=True, text=True)
+    done = run_fresh(inspects, trained)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("YOLOv5 checkpoint")
+    assert done.stdout.startswith("YOLOv5 checkpoint") and done.stdout.endswith("[]\n")
 
 
 def small_checkpoint() -> dict[str, object]:

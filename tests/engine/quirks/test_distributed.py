@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from cases import PLUGINS
 from conftest import REPOSITORY, laid_aside, run_cli, small_cfg, write_tiny_set
 
 from yolov5_ema.checkpoints.loading import load_checkpoint
@@ -19,41 +21,6 @@ from yolov5_ema.upstream.locate import engine_at
 
 IMAGES = 16  # one batch: each epoch is a single step over all of them, however many processes share it
 EPOCHS = 5
-# Each process writes the final state of its model; rank 0 also writes the weights after each step of its average.
-SPY = """
-import importlib, os, torch
-from yolov5_ema.engine import activation, shim
-engine = shim.install()
-train = engine.module("train")
-rank = max(int(os.environ.get("RANK", "0")), 0)
-steps, models = [], []
-Average = train.ModelEMA
-def state_of(model):
-    model = getattr(model, "module", model)
-    return {k: v.detach().clone().float() for k, v in model.state_dict().items() if v.is_floating_point()}
-class Watched(Average):
-    def __init__(self, model, *args, **kwargs):
-        super().__init__(model, *args, **kwargs)
-        steps.append(state_of(model))
-    def update(self, model):
-        super().update(model)
-        steps.append(state_of(model))
-train.ModelEMA = Watched
-Loss = train.ComputeLoss
-class Seen(Loss):
-    def __init__(self, model, *args, **kwargs):
-        super().__init__(model, *args, **kwargs)
-        models.append(model)
-train.ComputeLoss = Seen
-run = train.train
-def watched(*args, **kwargs):
-    result = run(*args, **kwargs)
-    names = {type(module).__name__ for module in models[0].modules()}
-    kinds = sorted(name for name in names if "Norm" in name or "Distributed" in name)
-    torch.save({"steps": steps, "end": state_of(models[0]), "kinds": kinds}, f"rank{rank}.pt")
-    return result
-train.train = watched
-"""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +32,6 @@ def flags(tmp_path_factory, package_root) -> list[object]:
     geometry = ["degrees", "translate", "scale", "shear", "perspective", "mosaic", "mixup", "copy_paste"]
     chance = dict.fromkeys(["hsv_h", "hsv_s", "hsv_v", "flipud", "fliplr", *geometry], 0.0)
     (folder / "hyp.yaml").write_text(yaml.safe_dump({**hyp, **chance, "warmup_epochs": 0}))
-    (folder / "spy.py").write_text(SPY)
     (folder / "small.yaml").write_text(small_cfg())
     model = ["--cfg", folder / "small.yaml", "--weights", "", "--hyp", folder / "hyp.yaml", "--noautoanchor"]
     return ["train", "--data", data, *model, "--img", 64, "--batch", IMAGES, "--workers", 0]
@@ -102,8 +68,8 @@ def column(run: Path, name: str) -> list[float]:
 
 
 def spied(folder: Path, flags: list[object]) -> list[object]:
-    (folder / "spy.py").write_text(SPY)
-    return [*flags, "--plugin", "spy"]
+    shutil.copy(PLUGINS / "watch_ranks.py", folder)
+    return [*flags, "--plugin", "watch_ranks"]
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +169,8 @@ def test_without_gpus_and_unasked(flags, tmp_path):
 
 @pytest.mark.slow
 def test_two_nodes_and_resume(flags, tmp_path):
-    """Two nodes of one process each, started like two machines; then a killed training is resumed."""
-    (tmp_path / "stops.py").write_text(STOPS)
+    """Two nodes of one process each, as two machines would be started; then a killed one goes on."""
+    shutil.copy(PLUGINS / "die_at_the_third_save.py", tmp_path)
     port = free_port()
 
     def both(*args: object) -> list[tuple[int, str]]:
@@ -215,7 +181,7 @@ def test_two_nodes_and_resume(flags, tmp_path):
             nodes.append(torchrun(*args, cwd=tmp_path, launcher=launcher, YOLOV5_EMA_CPU_DDP="1"))
         return [finished(node) for node in nodes]
 
-    killed = both(*flags, "--epochs", 4, "--plugin", "stops")
+    killed = both(*flags, "--epochs", 4, "--plugin", "die_at_the_third_save")
     assert all(code != 0 for code, _ in killed), killed[0][1][-2000:]
     run = tmp_path / "runs/train/exp"
     assert column(run, "epoch") == [0, 1, 2]  # killed before last.pt of epoch 2
@@ -223,20 +189,6 @@ def test_two_nodes_and_resume(flags, tmp_path):
     assert [code for code, _ in resumed] == [0, 0], resumed[0][1][-3000:]
     assert column(run, "epoch") == [0, 1, 2, 3]
     assert [path.name for path in (tmp_path / "runs/train").iterdir()] == ["exp"]
-
-
-# rank 0 ends when it is about to save for the third time
-STOPS = """
-import os, signal, torch
-save, saved = torch.save, []
-def counted(checkpoint, file, *args, **kwargs):
-    if any(name.startswith(".last.pt.") for name in os.listdir("runs/train/exp/weights")):
-        saved.append(file)
-        if len(saved) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return save(checkpoint, file, *args, **kwargs)
-torch.save = counted
-"""
 
 
 @pytest.mark.slow

@@ -1,0 +1,24 @@
+"""The process that saves last.pt is killed when it is about to do so for the third time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import torch
+
+theirs: Any = torch
+save = torch.save
+saved: list[object] = []
+
+
+def counted(checkpoint: object, file: Any, *args: Any, **kwargs: Any) -> None:
+    if any(name.startswith(".last.pt.") for name in os.listdir("runs/train/exp/weights")):
+        saved.append(file)
+        if len(saved) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    save(checkpoint, file, *args, **kwargs)
+
+
+theirs.save = counted

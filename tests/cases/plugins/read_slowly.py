@@ -1,0 +1,23 @@
+"""Reading an image takes its time, so that there is a middle to be killed in; a poisoned one kills its reader."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from yolov5_ema.detecting import rows as detecting
+
+rows: Any = detecting
+read = rows.read_image
+
+
+def slowly(file: str) -> Any:
+    time.sleep(0.05)
+    if "poison" in file:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(file)
+
+
+rows.read_image = slowly
