@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -105,6 +106,70 @@ def test_no_function_stands_twice(tmp_path):
         (tmp_path / f"house/{name}.py").write_text(text)
     (names,) = (names for body, names in _bodies(tmp_path / "house").items() if len(body) > shortest)
     assert names == ["house.a.a", "house.b.b"]
+
+
+# what is read by the code under test, or stands for a notebook's cell: how many strings a file may have of that
+_SNIPPETS_UNDER_TEST = {
+    "cases/quirks.py": 1,
+    "journeys/test_notebook.py": 1,
+    "test_layout.py": 1,
+    "upstream/test_source_code.py": 2,
+}
+
+
+def _programs(text: str) -> list[int]:
+    """The lines where strings of four or more lines begin that are Python and import or define something."""
+    tree = ast.parse(text)
+    skipped = {id(part.value) for part in ast.walk(tree) if isinstance(part, ast.Expr)}
+    skipped |= {id(part) for whole in ast.walk(tree) if isinstance(whole, ast.JoinedStr) for part in whole.values}
+    strings = (part for part in ast.walk(tree) if isinstance(part, (ast.Constant, ast.JoinedStr)))
+    return sorted(part.lineno for part in strings if id(part) not in skipped and _is_program(_text_of(part)))
+
+
+def _text_of(string: ast.Constant | ast.JoinedStr) -> str:
+    if isinstance(string, ast.Constant):
+        return string.value if isinstance(string.value, str) else ""
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "filled_in" for part in string.values)
+
+
+def _is_program(text: str) -> bool:
+    if text.strip().count("\n") < 3:
+        return False
+    filled_in = re.sub(r"\{\w+(![rs])?\}", "0", text).replace("{{", "{").replace("}}", "}")
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    return any(isinstance(part, kinds) for one in (text, filled_in) for part in _parts(one))
+
+
+def _parts(text: str) -> list[ast.AST]:
+    try:
+        return list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError):
+        return []
+
+
+def test_no_program_stands_in_a_string():
+    """Where no linter reads it and no editor finds it: `fresh_process` and `release_case` run functions of cases."""
+    top = Path(__file__).parent
+    found = {
+        file.relative_to(top).as_posix(): _programs(file.read_text(encoding="utf-8")) for file in top.rglob("*.py")
+    }
+    assert {name: len(lines) for name, lines in found.items() if lines} == _SNIPPETS_UNDER_TEST, found
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("import a\nRUN = 'import os\\nx = 1\\ny = 2\\nprint(x)'", [2]),
+        ("run(f'def f():\\n  x = {1}\\n  y = 2\\n  return x\\n')", [1]),
+        ("run('import os\\n' 'x = 1\\n' 'y = 2\\n' 'z = 3')", [1]),
+        ("run('import os\\nx = {x!r}\\ny = {{}}\\nz = 3'.format(x=1))", [1]),
+        ("run('import os; print(os.getcwd())')", []),
+        ("write('import: nothing\\n- a\\n- b\\n- c\\n')", []),
+        ("def f():\n    'import os\\nx = 1\\ny = 2\\nz = 3'", []),
+    ],
+)
+def test_a_program_in_a_string_is_seen(text, lines):
+    assert _programs(text) == lines
 
 
 def _homes_of_tests() -> list[Path]:
