@@ -108,7 +108,7 @@ def test_no_function_stands_twice(tmp_path):
     assert names == ["house.a.a", "house.b.b"]
 
 
-# what is read by the code under test, or stands for a notebook's cell: how many strings a file may have of that
+# strings that are the input of the tested code, or cells of a notebook: how many each file has
 _SNIPPETS_UNDER_TEST = {
     "cases/quirks.py": 1,
     "journeys/test_notebook.py": 1,
@@ -148,7 +148,7 @@ def _parts(text: str) -> list[ast.AST]:
 
 
 def test_no_program_stands_in_a_string():
-    """Where no linter reads it and no editor finds it: `fresh_process` and `release_case` run functions of cases."""
+    """No linter reads it there. `fresh_process` and `release_case` run functions of ``tests/cases`` instead."""
     top = Path(__file__).parent
     found = {
         file.relative_to(top).as_posix(): _programs(file.read_text(encoding="utf-8")) for file in top.rglob("*.py")

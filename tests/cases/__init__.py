@@ -1,7 +1,7 @@
-"""What tests run in a process of its own: functions that raise, or print what was seen.
+"""Code that tests run in another process: functions that raise an error if something is wrong, or print a result.
 
-`fresh_process.run_fresh` and `release_case.run_in_release` call them by name. ``plugins/`` holds files that a command
-imports, ``stand_ins/`` packages that take the place of one that is not installed.
+`fresh_process.run_fresh` and `release_case.run_in_release` call them. ``plugins/`` holds files that a command imports
+or runs, ``stand_ins/`` modules that replace packages which are not installed.
 """
 
 from pathlib import Path

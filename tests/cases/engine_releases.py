@@ -28,7 +28,7 @@ def _save(model: Any, file: Path, epoch: int = 3) -> None:
 
 
 def builds_trains_and_reads(folder: Path, cfg: Path) -> None:
-    """The blocks of a cfg, gradients for all parameters, and what another release wrote to ``other.pt``."""
+    """Build a cfg with blocks, compute gradients of all parameters, and load ``other.pt`` of another release."""
     model = _part("models.yolo").Model(str(cfg))
     rows = [(m.i, m.channels) for m in model.model if type(m) is yolov5_ema.blocks.EMA]
     assert rows == [(7, 128), (10, 256)], rows
@@ -48,7 +48,7 @@ def builds_trains_and_reads(folder: Path, cfg: Path) -> None:
 
 
 def draws(folder: Path) -> None:
-    """Boxes of ``other.pt``, onto copies of the pictures and into files."""
+    """Draw boxes that ``other.pt`` finds on copies of the pictures, and save them."""
     os.chdir(folder)
     model: Any = yolov5_ema.load(str(folder / "other.pt"), "cpu")
     model.conf, model.max_det = 0.0, 3
@@ -70,7 +70,7 @@ def builds_trains_reads_and_draws(folder: Path, cfg: Path) -> None:
 
 
 def writes_a_checkpoint(cfg: Path, file: Path) -> None:
-    """FILE.pt, and in FILE.expected two images and what the model says to them."""
+    """Write FILE.pt, and to FILE.expected two images and the model's output for them."""
     torch.manual_seed(0)
     model = _part("models.yolo").Model(str(cfg)).half()
     images = torch.rand(2, 3, 64, 96)
@@ -95,7 +95,7 @@ def hubconf_takes_weights_over(folder: Path) -> None:
 
 
 def checks_mixed_precision_offline() -> None:
-    """As train calls it on a GPU, with a model whose results mixed precision changes: the stock one is asked for."""
+    """As train calls it on a GPU. Mixed precision changes the model's results, so the stock model is tested next."""
     from yolov5_ema.engine.quirks import downloads as quirk
 
     ours: Any = quirk

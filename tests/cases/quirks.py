@@ -1,4 +1,4 @@
-"""One function for each quirk, called like it: raises unless the quirk's fix is in place."""
+"""One function for each quirk, with the quirk's name: it raises an error unless the quirk is applied."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _quirk(name: str) -> Quirk:
 
 
 def _refusal(call: Callable[..., object], *args: object, kind: type[UserError] = UserError) -> str:
-    """What a call says that must be refused."""
+    """Make a call that must raise a UserError, and return its message."""
     try:
         call(*args)
     except kind as error:
@@ -122,7 +122,7 @@ def cpu_ddp(folder: Path, data: Path) -> None:
 
 
 def _train_until_there_is_no_data(folder: Path, **given: object) -> None:
-    """As far as train looks at its options before it finds that there is no data; the run's folder is ``exp``."""
+    """Call train, which uses its options until it finds that the data set is missing; the run folder is ``exp``."""
     from yolov5 import train
 
     names = "epochs batch_size weights single_cls evolve cfg resume noval nosave workers freeze"

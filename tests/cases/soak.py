@@ -49,7 +49,7 @@ def detects_with_a_loaded_model(weights: str, count: int, leak: int, sizes: str)
 
 
 def detects_by_the_command(leak: int, *flags: str) -> None:
-    """YOLOv5's own detect, with a look at the memory each time that it has run the model."""
+    """YOLOv5's own detect, with the memory measured each time that it has run the model."""
     memory = _Memory(leak)
 
     def look(module: Any, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""The conversion as users run it, but with pauses, so that there is a middle to be killed in."""
+"""The conversion as users run it, but with pauses, so that it can be killed in the middle."""
 
 from __future__ import annotations
 

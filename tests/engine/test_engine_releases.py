@@ -84,7 +84,7 @@ def _given(root: Path, folder: Path, **more: object) -> dict[str, object]:
 
 
 def _run(case: Callable[..., None], given: dict[str, object], **options: Any) -> str:
-    # nothing is compiled in a folder that is thrown away
+    # nothing is compiled in a folder that will be deleted
     return run_in_release(case, given, env={"YOLOV5_EMA_IMPLEMENTATION": "exact"}, **options)
 
 
@@ -121,7 +121,7 @@ def test_without_the_copies_boxes_cannot_be_drawn(root_of, checkpoint_of, tmp_pa
     folder = _copied(checkpoint_of("6.0.7", "package"), tmp_path)
     given = _given(root_of("6.0.7", "package"), folder)
     said = _run(cases.draws, given, without="drawn-on-copies")
-    assert "readonly" in said or "AssertionError" in said  # before OpenCV 4.9 it draws into the user's own
+    assert "readonly" in said or "AssertionError" in said  # before OpenCV 4.9 it draws into the user's own array
 
 
 @pytest.mark.slow

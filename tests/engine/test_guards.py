@@ -51,7 +51,7 @@ def _root(release: str, package_root: Path) -> Path:
 
 
 def _succeeded(without: str, root: Path, tiny_set: Path, folder: Path) -> set[str]:
-    """The attacks whose canary is there afterwards."""
+    """The attacks that made their canary."""
     given = {"root": root, "folder": folder, "data": tiny_set}
     failure = run_in_release(cases.try_all, given, without=without)
     assert failure == "", failure

@@ -28,7 +28,7 @@ OF_OTHER_RELEASES = {
     "classifier-cutoff": "7.0.14",
 }
 
-# what must be in the environment for a quirk that is off without it
+# environment variables that are needed if a quirk is off
 ENVIRONMENTS = {
     "cpu-ddp": {
         "YOLOV5_EMA_CPU_DDP": "1",

@@ -353,7 +353,7 @@ def test_train_and_predict_in_fresh_processes(ultralytics, tiny_set, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo11n-ema", "yolov8n-ema"])
 def test_a_whole_round(ultralytics, tiny_set, own_folder, name):
-    """Train, interrupt, resume, validate, predict, export to ONNX, fine-tune; the weights without the adapter."""
+    """Train, interrupt, resume, validate, predict, export to ONNX, fine-tune; then the weights without the adapter."""
     assert "interrupted" in run_python(cases.trains, f"{name}.yaml", tiny_set, 3, 64, 2, cwd=own_folder)
     weights = own_folder / "run/weights"
     assert len((own_folder / "run/results.csv").read_text().splitlines()) == 1 + 2

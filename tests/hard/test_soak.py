@@ -38,7 +38,7 @@ def growth(resident: list[int], per_sample: int = 20) -> float:
 
 
 def run(case: Callable[..., object], *args: object, cwd: Path) -> dict[str, list[int]]:
-    """In a process of its own, so that what other tests leave to be collected does not count."""
+    """Run it in a separate process, so that objects which other tests leave behind do not count."""
     done = run_fresh(case, *args, cwd=cwd, env={"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}, longest_s=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Functions of ``tests/cases`` in a process of their own: what they are given travels as text."""
+"""Call functions of ``tests/cases`` in a new Python process. Their arguments are passed as text."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 
 _HELPERS = Path(__file__).resolve().parent
 REPOSITORY = _HELPERS.parents[1]
-# what a process must find: the package, the cases, what helps them
+# the folders of the package, the cases and the helpers
 PATHS = (REPOSITORY, _HELPERS.parent, _HELPERS)
 
 
 def name_of(case: Callable[..., object]) -> str:
-    """The name by which `call` finds a function of ``tests/cases``."""
+    """The name of a function of ``tests/cases``, for `call`."""
     return f"{case.__module__}:{case.__qualname__}"
 
 
 def call(name: str, *texts: str) -> None:
-    """Call a function by its `name_of`; each text becomes what the annotation of its parameter says."""
+    """Call a function by its `name_of`. Each text is converted to the type in the annotation of its parameter."""
     module, _, function = name.partition(":")
     case = getattr(importlib.import_module(module), function)
     kinds = typing.get_type_hints(case)
@@ -40,7 +40,7 @@ def fresh_command(case: Callable[..., object], *args: object) -> list[str]:
 
 
 def fresh_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a process that finds the cases, for which no shim is installed yet."""
+    """The environment of the tests with ``env`` added, in which the cases can be imported and no shim is installed."""
     paths = [*map(str, PATHS), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(env or {})}
     environment.pop("YOLOV5_EMA_ACTIVE", None)
@@ -58,10 +58,10 @@ def run_fresh(
 
     Args:
         case: the function.
-        args: what it is given, in the order of its parameters.
-        cwd: where it runs.
-        env: what its environment has beside that of the tests.
-        longest_s: after so many seconds it is ended and an error raised.
+        args: its arguments, in the order of its parameters.
+        cwd: the working directory.
+        env: environment variables to add to those of the tests.
+        longest_s: the number of seconds after which the process is ended and an error is raised.
     """
     options: dict[str, Any] = {"cwd": cwd, "env": fresh_environment(env), "timeout": longest_s}
     return subprocess.run(fresh_command(case, *args), capture_output=True, text=True, **options)

@@ -38,7 +38,7 @@ def offline(folder: Path) -> Iterator[ModuleType]:
 
 
 def run_python(case: Callable[..., object], *args: object, cwd: Path) -> str:
-    """What a function of ``tests/cases`` prints in a fresh process of that environment."""
+    """Run a function of ``tests/cases`` in a new process with this environment, and return what it prints."""
     done = run_fresh(case, *args, cwd=cwd, env=environment(cwd))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout

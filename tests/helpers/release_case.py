@@ -1,7 +1,7 @@
-"""YOLOv5 is imported once a process: each case of each release is a process of its own.
+"""Run a test case in a separate process: a process can import only one release of YOLOv5.
 
-What the cases of a release share, that YOLOv5 with the shim installed, is loaded once; each case is a copy of that
-process. A case that must see how YOLOv5 is imported asks for a process without it.
+One process for each release installs the shim and imports YOLOv5; the cases run in copies of it. A case that tests the
+import itself runs in a copy of a process without YOLOv5.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from warm_python import run_warm
 from yolov5_ema.settings import VARIABLES
 
 _LONGEST_S = 120
-# what the cases import of a YOLOv5, where it has that
+# the modules that cases import, if the release has them
 _IMPORTED = ("train", "val", "detect", "export", "utils.plots", "utils.autoanchor", "segment.train", "classify.train")
 
 
@@ -38,15 +38,15 @@ def run_in_release(
     """Call a function of ``tests/cases`` where the shim is installed for a YOLOv5.
 
     Args:
-        case: the function; what it raises is the result. `yolov5_ema.install` returns the YOLOv5.
-        given: ``root``, the YOLOv5; ``folder``, an empty one, which is the user's home as well; and what else the
-            function's parameters are called.
-        without: quirks and guards to leave out, by their names.
-        is_fresh: nothing of YOLOv5 has been imported before but what the shim itself imports.
-        env: what the environment has beside that of the tests.
+        case: the function. In it, `yolov5_ema.install` returns the YOLOv5.
+        given: the function's arguments by the names of its parameters. ``root``, the folder of the YOLOv5, and
+            ``folder``, an empty folder that is also the user's home, are needed in any case.
+        without: the names of quirks and guards to leave out, separated by spaces.
+        is_fresh: run where nothing of YOLOv5 is imported yet, except what the shim imports.
+        env: environment variables to add to those of the tests.
 
     Returns:
-        The traceback if the code raises something, else an empty string.
+        The traceback if the function raises something, else an empty string.
     """
     texts = [str(given[name]) for name in inspect.signature(case).parameters]
     task = json.dumps([str(given["root"]), without.split(), fresh_process.name_of(case), *texts])
@@ -59,7 +59,7 @@ def run_in_release(
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, fresh_process.PATHS)), **env}
-    # not compiled again for each HOME
+    # Each case has another HOME; without this, the kernels would be compiled for each.
     environment.setdefault(VARIABLES["cache"], str(Path.home() / ".cache/yolov5-ema"))
     environment.pop("YOLOV5_CONFIG_DIR", None)
     return environment
@@ -70,7 +70,7 @@ def prepare(root: str) -> None:
     from yolov5_ema.engine import activation, shim
 
     _settle()
-    # read once, for those that install it again without a quirk
+    # so that cases that install the shim again, without a quirk, need not parse the sources again
     activation._source_module = functools.cache(activation._source_module)
     engine = shim.install(root)
     for name in filter(engine.has_script, _IMPORTED):
@@ -87,7 +87,7 @@ def _settle() -> None:
     multiprocessing.set_start_method("fork", force=True)
     sys.modules["onnxscript"] = None  # type: ignore[assignment]  # as if not installed, which is so for most users
     torch.hub.download_url_to_file = _no_network
-    inspect.stack = functools.partial(inspect.stack, 0)  # 7.0.14 asks for all lines of it, which takes 2 s
+    inspect.stack = functools.partial(inspect.stack, 0)  # 7.0.14 asks for the source lines too, which takes 2 s
 
 
 def _run(root: str, left_out: list[str], name: str, *texts: str) -> None:

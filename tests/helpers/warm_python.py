@@ -1,8 +1,8 @@
 """Run programs in copies of a Python process that has already loaded the large libraries. ``os.fork`` makes the copies.
 
-Importing them takes 8 s a process, more than what most tests of a command do. What the project itself has to offer is
-not loaded before: ``yolov5_ema`` and ``yolov5`` are imported as in a fresh process, unless a program asks for something
-to be prepared.
+Importing the libraries takes 8 s in each process, longer than most tests of a command. The project itself is not
+loaded beforehand: ``yolov5_ema`` and ``yolov5`` are imported as in a fresh process, unless a program names a function
+that prepares them.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _STREAMS = ("stdout", "stderr")
 
 
 class _Line:
-    """To a process that runs programs in copies of itself, one program at a time."""
+    """The connection to a process that runs programs in copies of itself, one program at a time."""
 
     def __init__(self, tasks: IO[str], answers: IO[str]) -> None:
         self._tasks, self._answers = tasks, answers
 
     def run(self, task: Mapping[str, Any]) -> int:
-        """The exit code of a program; negative for a signal."""
+        """Run a program and return its exit code; a negative code is the number of a signal."""
         print(json.dumps(task), file=self._tasks, flush=True)
         answer = self._answers.readline()
         assert answer, "the process that makes copies of itself has died"
@@ -50,7 +50,7 @@ class _Line:
 
 @functools.cache
 def _server() -> _Line:
-    """The line to the Python with the libraries."""
+    """Start the Python process with the libraries."""
     process = subprocess.Popen(
         [sys.executable, __file__],
         env={**os.environ, **THREADS},
@@ -87,10 +87,10 @@ def run_warm(
         cwd: the working directory.
         env: the whole environment. Variables that the libraries read when they are imported have no effect, except
             OMP_NUM_THREADS.
-        longest_s: after so many seconds SIGALRM ends it.
-        are_drawn: False: the pictures that matplotlib saves are empty. They take half the time of a small training.
-        prepared: ``MODULE:FUNCTION`` and its arguments: what has been called before, once for all programs that ask
-            for the same. The environment that it leaves is theirs as well, with ``env`` put into it.
+        longest_s: the number of seconds after which SIGALRM ends the program.
+        are_drawn: False makes the pictures that matplotlib saves empty. They take half the time of a small training.
+        prepared: ``MODULE:FUNCTION`` and its arguments. The function is called once, and all programs that name the
+            same function and arguments run in copies of that process. ``env`` is added to the environment there.
     """
     words = [str(arg) for arg in args]
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +105,7 @@ def _serve() -> None:
     for library in LIBRARIES:
         with contextlib.suppress(ImportError):  # each release of YOLOv5 needs only some of them
             importlib.import_module(library)
-    gc.freeze()  # so that collections of the copies do not look through all that was loaded
+    gc.freeze()  # so that garbage collection in the copies skips what was loaded before
     _make_copies(sys.stdin, sys.stdout)
 
 
@@ -131,7 +131,7 @@ def _run_copy(task: Mapping[str, Any]) -> int:
 
 
 def _branch(task: Mapping[str, Any]) -> _Line:
-    """A copy of this process that calls what is to be prepared, and then makes copies of itself."""
+    """Make a copy of this process that calls the preparing function, and then runs programs in copies of itself."""
     tasks, to_branch = os.pipe()
     from_branch, answers = os.pipe()
     if not os.fork():
@@ -147,7 +147,7 @@ def _branch(task: Mapping[str, Any]) -> _Line:
 
 
 def _prepare(task: Mapping[str, Any]) -> str:
-    """The traceback of what it raised, if anything."""
+    """Call the preparing function. Returns its traceback if it fails, else an empty string."""
     silence = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(silence, number)
@@ -164,7 +164,7 @@ def _prepare(task: Mapping[str, Any]) -> str:
 
 
 def _fail(tasks: IO[str], answers: IO[str], failure: str) -> NoReturn:
-    """Answer every program with what its preparation raised."""
+    """Give every program the traceback of the failed preparation."""
     for line in tasks:
         Path(json.loads(line)["stderr"]).write_text(failure)
         print(1, file=answers, flush=True)
@@ -172,7 +172,7 @@ def _fail(tasks: IO[str], answers: IO[str], failure: str) -> NoReturn:
 
 
 def _become(task: Mapping[str, Any]) -> NoReturn:
-    """Be the process of a program to its end."""
+    """Run a program in this process until it ends."""
     signal.alarm(task["longest_s"])
     for number, name in enumerate(_STREAMS, 1):
         os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT), number)
@@ -192,7 +192,7 @@ def _become(task: Mapping[str, Any]) -> NoReturn:
 
 
 def _settle(task: Mapping[str, Any]) -> None:
-    """Stand where a program stands, in its environment."""
+    """Set the working directory and the environment of a program."""
     os.chdir(task["cwd"])
     if not task.get("is_copy_of_branch"):
         os.environ.clear()

@@ -189,7 +189,7 @@ def test_a_block_of_the_users_own(tiny_set, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_spawned_workers(tiny_set, tmp_path, method):
-    """Label scan and dataloader in processes that start from nothing."""
+    """Label scan and dataloader in worker processes that are started from scratch."""
     shutil.copy(PLUGINS / "train_with_workers.py", tmp_path)
     from yolov5_ema.resources import models_dir
 

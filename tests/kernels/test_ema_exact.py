@@ -446,7 +446,7 @@ def test_reference_is_the_published_form():
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one():
-    """DistributedDataParallel over gloo: half of the batch each."""
+    """DistributedDataParallel over gloo, with half of the batch on each rank."""
     launch = [
         sys.executable,
         "-m",

@@ -64,7 +64,7 @@ def test_a_broken_compiler(text, reason, monkeypatch, cache, tmp_path):
 
 
 def test_without_a_compiler_a_block_gives_the_same(tmp_path, monkeypatch):
-    """A whole process: nothing printed but what it was asked for, and the same values as here."""
+    """A whole process: it prints nothing else, and computes the same values as this one."""
     monkeypatch.delenv("CXX", raising=False)
     done = run_fresh(runs_a_block, env={"PATH": str(tmp_path), VARIABLES["cache"]: str(tmp_path)})
     assert done.returncode == 0 and not done.stderr, done.stderr

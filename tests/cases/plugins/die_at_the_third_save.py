@@ -1,4 +1,4 @@
-"""The process that saves last.pt is killed when it is about to do so for the third time."""
+"""Rank 0, which saves last.pt, ends when it is about to save for the third time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends the process as SIGKILL does, in the middle of writing last.pt for the third time."""
+"""Ends the process as SIGKILL does, while it writes last.pt for the third time."""
 
 from __future__ import annotations
 

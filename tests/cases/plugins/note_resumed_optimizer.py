@@ -1,4 +1,4 @@
-"""Notes in resumed.pt what a resumed optimizer was given, before the first step changes it."""
+"""Records in resumed.pt the state that a resumed optimizer was given, before the first step changes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading an image takes its time, so that there is a middle to be killed in; a poisoned one kills its reader."""
+"""Makes reading images slow, so that a prediction can be killed meanwhile. A file called poison kills its reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A block that lets through what its first channel is high for."""
+"""A block that lets pixels pass where its first channel is high."""
 
 from __future__ import annotations
 

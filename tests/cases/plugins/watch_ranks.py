@@ -1,4 +1,4 @@
-"""Each process writes what its model ends with; rank 0 also the weights after each step that its average saw."""
+"""Each process writes the final state of its model; rank 0 also writes the weights after each step of its average."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def test_without_gpus_and_unasked(flags, tmp_path):
 
 @pytest.mark.slow
 def test_two_nodes_and_resume(flags, tmp_path):
-    """Two nodes of one process each, as two machines would be started; then a killed one goes on."""
+    """Two nodes of one process each, started like two machines; then a killed training is resumed."""
     shutil.copy(PLUGINS / "die_at_the_third_save.py", tmp_path)
     port = free_port()
 
