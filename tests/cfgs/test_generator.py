@@ -102,7 +102,7 @@ def wiring(cfg, block):
     """Labels of what every row but the blocks reads, written without any code of the package.
 
     A row is labelled with its module and its number among the rows that are no blocks, so labels of
-    the plain model and of one with blocks can be compared; `*` stands for a block behind a row.
+    the plain model and of one with blocks can be compared; `*` stands for a block after a row.
     """
     labels, reads = [], []
     for i, (source, _, module, _) in enumerate(rows_of(cfg)):

@@ -46,7 +46,7 @@ def test_a_block_in_the_backbone():
 def test_levels_of_one_stride_and_what_is_half_way():
     cfg = copy.deepcopy(PLAIN)
     cfg["head"][-1][0] = [17, 17, 23]
-    assert "Detect reads strides 8, 8, 32: each level has a stride of its own, from fine to coarse" in found(cfg)
+    assert "Detect reads strides 8, 8, 32: each level needs its own stride, from fine to coarse" in found(cfg)
     cfg["head"][-1][0] = [15, 14, 23]
     said = found(cfg)
     assert any("row 15 (nn.Upsample): maps that are only enlarged" in line for line in said)

@@ -34,7 +34,7 @@ def check_fit(graph: Graph, block: str, options: Mapping[str, Any]) -> None:
         except ValueError as error:
             before = [other for other in graph.rows[: graph.rows.index(row)] if not other.attends]
             raise ConfigError(
-                f"{name} does not fit behind row {len(before) - 1} of {graph.name}, at this size: {error}. "
+                f"{name} does not fit after row {len(before) - 1} of {graph.name}, at this size: {error}. "
                 "Options apply to all places: --option NAME=VALUE, such as groups=16"
             ) from None
 

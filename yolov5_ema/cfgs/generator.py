@@ -143,13 +143,13 @@ class Recipe:
         size: ``n``, ``s``, ``m``, ``l`` or ``x``. The default is ``s``, or the multiples of the ``base`` if there is
             one.
         block: name of the attention block, or ``none`` for the plain model.
-        at: ``backbone``, behind the last two C3 of the backbone (the default), or ``neck``, behind every C3 of the
+        at: ``backbone``, after the last two C3 of the backbone (the default), or ``neck``, after every C3 of the
             neck except those at the model's coarsest stride.
         head: ``p3`` (YOLOv5 v6.0's own), ``p2`` (a fourth level at stride 4 for tiny objects),
             ``p2-published`` (the same, with the Concats of the paper's VisDrone baseline) or ``p2-tph-published``
             (the same, with Detect and a Concat before the blocks, as in the paper's VisDrone models). ``p3`` by
             default.
-        after: instead of ``at``, the numbers of the rows to put a block behind, counted in the model without blocks.
+        after: instead of ``at``, the numbers of the rows to put a block after, counted in the model without blocks.
         base: instead of ``head``, another model YAML: its path, the name of a shipped one, or its content as a dict.
         options: options of the block, such as ``{"groups": 16}``.
         nc: number of classes; by default 80, or that of the base.
@@ -359,7 +359,7 @@ def _backbone_rows(graph: Graph) -> list[Row]:
     stages = [row for row in graph.rows if row.section == "backbone" and _is_stage(row)]
     if len(stages) < 2:
         raise ConfigError(
-            f"{graph.name}: at backbone puts the block behind the last two C3 of the backbone, "
+            f"{graph.name}: at backbone puts the block after the last two C3 of the backbone, "
             f"which has {len(stages)}; choose the rows with --after"
         )
     return stages[-2:]
@@ -371,14 +371,14 @@ def _neck_rows(graph: Graph) -> list[Row]:
     unknown = [row for row in graph.rows if strides[row] is None and row.module not in OUTPUT_MODULES]
     if unknown:
         raise ConfigError(
-            f"{graph.name}: at neck leaves out the coarsest stride, and the stride behind row "
+            f"{graph.name}: at neck leaves out the coarsest stride, and the stride after row "
             f"{graph.rows.index(unknown[0])} ({unknown[0].module}) is unknown; choose the rows with --after"
         )
     coarsest = max((stride for stride in strides.values() if stride is not None), default=0)
     chosen = [row for row in stages if (strides[row] or coarsest) < coarsest]
     if not chosen:
         raise ConfigError(
-            f"{graph.name}: at neck puts the block behind the C3 of the head section that are finer than "
+            f"{graph.name}: at neck puts the block after the C3 of the head section that are finer than "
             f"stride {coarsest:g}, and there are none; choose the rows with --after"
         )
     return chosen

@@ -68,7 +68,7 @@ def _of_detect(graph: Graph) -> Iterator[str]:
     levels = [stride for stride in (strides[row] for row in inputs) if stride is not None]
     shown = ", ".join(f"{stride:g}" for stride in levels)
     if len(levels) == len(inputs) and levels not in (sorted(set(levels)), sorted(set(levels), reverse=True)):
-        yield f"{_name(head)} reads strides {shown}: each level has a stride of its own, from fine to coarse"
+        yield f"{_name(head)} reads strides {shown}: each level needs its own stride, from fine to coarse"
 
 
 def _intermediate(row: Row) -> str:

@@ -213,7 +213,7 @@ def _no_classifier(file: Path, opened: PickleFile) -> CheckpointError:
 
     kind = other_kind(opened, file)
     if file.name == "last.ckpt":
-        what = "last.ckpt is for --resume; name best.pt beside it."
+        what = "last.ckpt is for --resume; name best.pt in the same folder."
     elif kind is not None:
         what = f"It is {kind.what}"
     else:

@@ -9,7 +9,7 @@ import numpy as np
 from yolov5_ema.files import replacement
 
 _MOST_NUMBERS = 25  # with more classes, numbers are not written into the cells
-_MOST_NAMES = 200  # with more classes, names are not written beside the rows
+_MOST_NAMES = 200  # with more classes, names are not written next to the rows
 
 
 def draw_confusion(confusion: np.ndarray, names: list[str], file: Path) -> None:

@@ -132,7 +132,7 @@ class Settings:
         average: decay of the averaged weights, which are then evaluated and saved; 0 for no averaging.
         augment: ``crop``, ``resized-crop`` or ``none``.
         padding: padding of ``crop`` in pixels.
-        scale: least and greatest share of the area that ``resized-crop`` keeps.
+        scale: smallest and largest share of the area that ``resized-crop`` keeps.
         flip: probability that left and right are swapped.
         color_jitter: strength of the colour jitter; 0 for none.
         eval_crop: share of the shorter side that is evaluated.

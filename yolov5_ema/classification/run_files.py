@@ -30,7 +30,7 @@ class WholeFiles(TorchCheckpointIO):
     """Lightning's checkpoints, written completely or not at all, and read without running code from them."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a temporary file beside the checkpoint, then move it there."""
+        """Write a temporary file next to the checkpoint, then move it there."""
         with replacement(path) as draft:
             save_plainly(checkpoint, draft)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-_COLOURS_APART = 110.0  # least distance of two colours in one image; the greatest possible one is 255 * sqrt(3)
+_COLOURS_APART = 110.0  # minimum distance of two colours in one image; the largest possible one is 255 * sqrt(3)
 
 # Each function takes coordinates (H, W) in units of the shape's radius and returns where the shape is. No shape becomes
 # another one when left and right are swapped, as augmentation does.

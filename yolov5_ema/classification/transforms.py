@@ -33,7 +33,7 @@ def training_transform(
         mean: values for the channels, 0 to 1, that are subtracted.
         std: values for the channels by which the result is divided.
         padding: pixels on each side; only for ``crop``.
-        scale: least and greatest share of the area that is kept; only for ``resized-crop``.
+        scale: smallest and largest share of the area that is kept; only for ``resized-crop``.
         flip: probability that left and right are swapped.
         color_jitter: how far brightness, contrast and saturation may change; 0 for no change.
     """

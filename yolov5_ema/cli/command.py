@@ -141,7 +141,7 @@ class Group:
         modules: for each command's name, its module, which has a ``COMMAND``.
         heading: the beginning of the overview.
         closing: the end of the overview.
-        alone: the exit code of the name without a command behind it.
+        alone: the exit code of the name without a command after it.
     """
 
     name: str
@@ -344,7 +344,7 @@ def add_device(
 
 def add_thresholds(flags: Flags) -> None:
     """Add the thresholds that decide which detections are kept, as in YOLOv5's detect."""
-    flags.add_argument("--conf-thres", type=float, default=0.25, metavar="X", help="least confidence (default: 0.25)")
+    flags.add_argument("--conf-thres", type=float, default=0.25, metavar="X", help="minimum confidence (default: 0.25)")
     flags.add_argument(
         "--iou-thres", type=float, default=0.45, metavar="X", help="IoU threshold of NMS (default: 0.45)"
     )

@@ -230,7 +230,7 @@ def format_labels(classes: np.ndarray, boxes: np.ndarray, counts: np.ndarray) ->
     for column in range(4):
         start = class_width + 1 + 9 * column
         text[:, start + 1] = ord(".")
-        for place in range(7):  # the units, then behind the point six decimals
+        for place in range(7):  # the units, then six decimals after the point
             digit = millionths[:, column] // np.uint32(10 ** (6 - place)) % np.uint32(10)
             text[:, start + place + (place > 0)] = digit + ord("0")
     text[:, -1] = ord("\n")

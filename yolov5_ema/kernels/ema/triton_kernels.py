@@ -294,7 +294,7 @@ def _parameter_gradients(
 ):  # fmt: skip
     """This group's part of the gradients of rows c0:c1 of the parameters, and the part of X's gradient through means.
 
-    partial: dW1 (k, k), db1, dgamma, dbeta (k,), dW3 (k, 9k), db3 (k,), one behind the other. shifted_grad (k, 9):
+    partial: dW1 (k, k), db1, dgamma, dbeta (k,), dW3 (k, 9k), db3 (k,), one after the other. shifted_grad (k, 9):
     gradient of the shifted means. means_grad (k, L): gradient of the row and column means.
     """
     # the softmax over the pooled 3x3 branch, all channels
