@@ -178,7 +178,7 @@ def _rows(ray: Any, results: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     except ray.exceptions.RayActorError as error:
         raise UserError(
             f"a worker cannot be kept running: {_last_line(error)}. Each needs memory for torch and the model: "
-            "fewer --workers may do"
+            "try fewer --workers"
         ) from error
 
 
@@ -221,7 +221,7 @@ def _connected(address: str | None, engine: Engine) -> Iterator[None]:
         if not address:
             raise UserError(f"Ray does not start here: {_last_line(error)}") from error
         hint = "" if address == "auto" else ". If it requires a token, set RAY_AUTH_MODE=token (not needed with auto)"
-        raise UserError(f"no Ray to work with at {address}: {_last_line(error)}{hint}") from error
+        raise UserError(f"cannot connect to Ray at {address}: {_last_line(error)}{hint}") from error
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has replaced it
@@ -383,8 +383,8 @@ def _killed_too_often(images: Sequence[Image], suspect: str | None) -> str:
     span = f"{images[0][1]} to {images[-1][1]}"
     at = f"; the last time at {suspect}" if suspect else ""
     return (
-        f"the worker was killed {_ATTEMPTS} times while it was at the images {span}{at}. "
-        "If it was for want of memory, fewer --workers may do; else leave that image out"
+        f"the worker was killed {_ATTEMPTS} times while it processed the images {span}{at}. "
+        "If memory ran out, try fewer --workers; otherwise leave that image out"
     )
 
 

@@ -53,9 +53,7 @@ def load_detector(
     with trusting(trust):
         detector = form(file, engine, device, imgsz, half, least_stride)
     if detector.task not in tasks:
-        raise UserError(
-            f"{file} is a segmentation model: 'yolov5-ema run segment/predict.py' and segment/val.py run those"
-        )
+        raise UserError(f"{file} is a segmentation model: use 'yolov5-ema run segment/predict.py' or segment/val.py")
     return detector
 
 

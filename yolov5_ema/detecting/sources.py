@@ -18,7 +18,7 @@ class Source:
     """Images in the order in which they are reported.
 
     Attributes:
-        images: their paths as the user gave them, each once.
+        images: their paths as the user gave them, without duplicates.
         repeated: the number of lines of a list that repeat an image and are left out.
     """
 

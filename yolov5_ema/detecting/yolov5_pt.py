@@ -104,7 +104,7 @@ def _loaded(engine: Engine, file: Path) -> torch.nn.Module:
     if type(model).__name__ == "ClassificationModel":
         raise UserError(
             f"{file} is a classifier of YOLOv5's classify/train.py, not a detector; "
-            "'yolov5-ema run classify/predict.py' runs those"
+            "use 'yolov5-ema run classify/predict.py'"
         )
     rows = getattr(model, "model", None)
     if not isinstance(rows, torch.nn.Sequential) or not hasattr(rows[-1], "anchors") or not hasattr(model, "names"):

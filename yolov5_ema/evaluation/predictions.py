@@ -140,7 +140,7 @@ def _readings(truth: TruthSet) -> dict[str, Mapping[int, int]]:
 
 
 def _reading(used: set[Any], readings: Mapping[str, Mapping[int, int]], wanted: str, place: Path) -> str:
-    """Which of ``readings`` holds; says so where it is not plain."""
+    """The meaning to use, out of ``readings``; if others would fit too, a message says so."""
     if wanted in readings:
         return wanted
     first = next(iter(readings))
