@@ -185,9 +185,8 @@ def _start_of_pickle(data: bytes) -> int:
 
 def _check_cache(pickle: Followed) -> None:
     odd = [name for name in pickle.names if not _CACHE_NAMES.fullmatch(name)]
-    kept = SimpleNamespace(**vars(pickle))
-    kept.calls = [call for call in pickle.calls if not _is_array_of_objects(call)]
-    odd = odd or odd_calls([kept])  # type: ignore[list-item]
+    calls = [call for call in pickle.calls if not _is_array_of_objects(call)]
+    odd = odd or odd_calls([replace(pickle, calls=calls)])
     if odd:
         raise MalformedPickle(odd[0], {})
 

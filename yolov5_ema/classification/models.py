@@ -64,7 +64,7 @@ def create_classifier(
 
     _check(timm, name, num_classes, stem)
     options = dict(block_options or {})
-    settings = {
+    settings: dict[str, Any] = {
         "num_classes": num_classes,
         **_drops(name, drop_rate=drop_rate, drop_path_rate=drop_path_rate),
     }

@@ -244,18 +244,9 @@ def check_resumable(last: Path, settings: Settings, module: nn.Module) -> None:
 
 def best_record(settings: Settings, names: list[str]) -> dict[str, Any]:
     """What best.pt holds besides weights and results."""
-    return {
-        "model": settings.model,
-        "block": settings.block,
-        "block_options": dict(settings.block_options),
-        "stem": settings.stem,
-        "num_classes": len(names),
-        "names": list(names),
-        "imgsz": settings.imgsz,
-        "mean": list(settings.mean),
-        "std": list(settings.std),
-        "settings": settings.as_dict(),
-    }
+    values = settings.as_dict()
+    of_model = {key: values[key] for key in ("model", "block", "block_options", "stem", "imgsz", "mean", "std")}
+    return {**of_model, "num_classes": len(names), "names": list(names), "settings": values}
 
 
 def describe(settings: Settings) -> str:
