@@ -28,25 +28,19 @@ def published(name: str, **settings: Any) -> nn.Module:
         UserError: the weights are neither in the cache nor available from the network.
     """
     import timm
+    from huggingface_hub import try_to_load_from_cache
 
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not (cfg.hf_hub_id or cfg.url or cfg.file):
         raise UserError(f"timm has no pretrained weights for {name}; remove the setting pretrained")
-    cached = _cached(cfg.hf_hub_id)
-    overlay = {"file": cached} if cached else {}
-    if not cached:
+    cached = try_to_load_from_cache(cfg.hf_hub_id, _FILE) if cfg.hf_hub_id else None
+    overlay = {"file": cached} if isinstance(cached, str) else {}
+    if not overlay:
         _check_network(name)
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **settings)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{name}: timm's pretrained weights cannot be loaded: {error}") from error
-
-
-def _cached(repository: str | None) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, _FILE) if repository else None
-    return found if isinstance(found, str) else None
 
 
 def _check_network(name: str) -> None:

@@ -120,17 +120,8 @@ class RunFiles(Checkpoint):
         save_classifier(self.folder / "weights" / "best.pt", {**self.record, **figures, "state_dict": weights})
 
 
-def finished_epochs(checkpoint: Any, file: Path) -> int:
-    """Return the number of finished epochs in a last.ckpt.
-
-    Raises:
-        CheckpointError: the file is not a last.ckpt of 'yolov5-ema classify train'.
-    """
-    return len(own_state(checkpoint, file)["history"])
-
-
 def own_state(checkpoint: Any, file: Path) -> dict[str, Any]:
-    """Return what `RunFiles` wrote into a last.ckpt: ``history`` and ``settings``.
+    """Return what `RunFiles` wrote into a last.ckpt: ``history``, a row for each finished epoch, and ``settings``.
 
     Raises:
         CheckpointError: the file is not a last.ckpt of 'yolov5-ema classify train'.

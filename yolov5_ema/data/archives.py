@@ -117,11 +117,6 @@ def check_archive(path: str) -> None:
             raise UserError(f"{path}: the entry {info.orig_filename!r} has a password; unpack the archive first")
 
 
-def unpacked_bytes(path: str) -> int:
-    """The total size of the entries of an archive after unpacking, in bytes."""
-    return sum(info.file_size for info in open_archive(path).infolist())
-
-
 def _folder_signatures(folder: str) -> dict[str, str]:
     found = {}
     with reading_from(folder), os.scandir(folder) as entries:

@@ -155,7 +155,8 @@ def _image_fault(image: Any, found: Mapping[Any, Any], names: set[str]) -> str:
         return f"file_name {name!r:.80} leads out of the folder of images; make it relative to that, such as a/b.jpg"
     if name.rsplit(".", 1)[0] in names:
         return f"file_name {name!r:.80} appears twice, or differs from another only in its suffix"
-    if not all(_is_size(image[key]) for key in ("width", "height") if image.get(key) is not None):
+    sides = [image[key] for key in ("width", "height") if image.get(key) is not None]
+    if not all(_is_finite(side) and side >= 1 for side in sides):
         return f"width and height {image.get('width')!r:.20}, {image.get('height')!r:.20} are not a valid size"
     return ""
 
@@ -216,10 +217,6 @@ def _is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond what a float holds
         return False
-
-
-def _is_size(value: Any) -> bool:
-    return _is_finite(value) and value >= 1
 
 
 def _index(content: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from yolov5_ema.data import problems as problems_of
-from yolov5_ema.data.archives import Place, unpacked_bytes
+from yolov5_ema.data.archives import Place, open_archive
 from yolov5_ema.data.conversion import (
     Conversion,
     SplitResult,
@@ -109,9 +109,8 @@ def _check_places(sources: Sequence[Path], found: Sequence[SplitSource], out: Pa
         if target.resolve() in (Path(split.place.path).resolve(), *Path(split.place.path).resolve().parents):
             raise UserError(f"{target} would be overwritten: it holds the source; give another -o")
         check_target(target, out, split.folder)
-    needed = sum(
-        unpacked_bytes(path) for path in {split.place.path for split in found if split.place.inside is not None}
-    )
+    archives = {split.place.path for split in found if split.place.inside is not None}
+    needed = sum(info.file_size for path in archives for info in open_archive(path).infolist())
     _check_room(out, needed, found)
 
 

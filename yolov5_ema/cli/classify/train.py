@@ -250,9 +250,9 @@ def _is_finished(last: Path, settings: Settings) -> bool:
         UserError: the training and its evaluation are both finished, so there is nothing to resume.
     """
     from yolov5_ema.classification.checkpoints import load_plainly
-    from yolov5_ema.classification.run_files import finished_epochs
+    from yolov5_ema.classification.run_files import own_state
 
-    if finished_epochs(load_plainly(last), last) < settings.epochs:
+    if len(own_state(load_plainly(last), last)["history"]) < settings.epochs:
         return False
     if (last.parent.parent / "metrics.json").is_file():
         raise UserError(f"--resume {last}: the training is finished, after {settings.epochs} epochs")
