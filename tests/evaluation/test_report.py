@@ -125,8 +125,8 @@ def test_pictures(tmp_path):
 
 
 def test_the_legend_does_not_cover_the_curves_of_a_good_detector(tmp_path, monkeypatch):
-    figures, make = [], plots._figure
-    monkeypatch.setattr(plots, "_figure", lambda inches: figures.append(make(inches)) or figures[-1])
+    figures, make = [], plots.Figure
+    monkeypatch.setattr(plots, "Figure", lambda **options: figures.append(make(**options)) or figures[-1])
     curve = Curve(np.linspace(0, 1, 11), np.linspace(1, 0.6, 11))
     result = Result("coco", "fraction", {}, {}, {f"class{n}": curve for n in range(10)})
     plots.save_pr_curves([result], tmp_path / "pr.png")
