@@ -10,7 +10,7 @@ from yolov5_ema.blocks import EMA
 
 
 def gradients_of_half_of_a_batch() -> None:
-    """One of two ranks of torchrun: gets the gradients of the whole batch."""
+    """Run one of two ranks of torchrun, and check that it gets the gradients of the whole batch."""
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
     torch.manual_seed(0)

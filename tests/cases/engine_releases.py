@@ -48,7 +48,7 @@ def builds_trains_and_reads(folder: Path, cfg: Path) -> None:
 
 
 def draws(folder: Path) -> None:
-    """Draw boxes that ``other.pt`` finds on copies of the pictures, and save them."""
+    """Draw the boxes that ``other.pt`` finds on copies of the pictures, and save them."""
     os.chdir(folder)
     model: Any = yolov5_ema.load(str(folder / "other.pt"), "cpu")
     model.conf, model.max_det = 0.0, 3
@@ -70,7 +70,7 @@ def builds_trains_reads_and_draws(folder: Path, cfg: Path) -> None:
 
 
 def writes_a_checkpoint(cfg: Path, file: Path) -> None:
-    """Write FILE.pt, and to FILE.expected two images and the model's output for them."""
+    """Write FILE.pt, and write two images and the model's output for them to FILE.expected."""
     torch.manual_seed(0)
     model = _part("models.yolo").Model(str(cfg)).half()
     images = torch.rand(2, 3, 64, 96)
@@ -124,7 +124,7 @@ def checks_mixed_precision_offline() -> None:
 
 
 class _Attribute:
-    """Is unpickled as ``Detect.__init__``."""
+    """A function that is unpickled as ``Detect.__init__``."""
 
     def __reduce__(self) -> Any:
         return getattr, (_part("models.yolo").Detect, "__init__")
@@ -156,7 +156,7 @@ def builds_and_reads_segment_heads(folder: Path) -> None:
 
 
 def works_like_the_newest(folder: Path, cfg: Path) -> None:
-    """Installs nothing, and writes its runs below the current folder."""
+    """Check that it installs nothing, and writes its runs below the current folder."""
     from ultralytics.utils import checks
     from utils.general import check_requirements
 

@@ -41,19 +41,19 @@ class Place:
         return engine.module(name).LoadImagesAndLabels(str(self.data / "images/val"), 64, 2)
 
     def scanned(self) -> dict[str, Any]:
-        """What an honest cache holds."""
+        """The content of a valid cache."""
         self.scan()
         held: dict[str, Any] = np.load(self.cache, allow_pickle=True).item()
         return held
 
     def plant(self, content: Any) -> None:
-        """Write it where the cache is looked for."""
+        """Write a cache where YOLOv5 looks for it."""
         with self.cache.open("wb") as stream:
             np.save(stream, content)
 
 
 class _Code:
-    """Makes the canary where it is unpickled."""
+    """An object that makes the canary when it is unpickled."""
 
     def __init__(self, place: Place) -> None:
         self.canary = place.canary
@@ -170,6 +170,6 @@ ATTACKS: tuple[Callable[[Place], None], ...] = (
 
 
 def try_all(folder: Path, data: Path) -> None:
-    """Each attack in a folder called like it."""
+    """Run each attack in a folder with its name."""
     for attack in ATTACKS:
         attack(Place(folder / attack.__name__, data))

@@ -1,4 +1,4 @@
-"""What is loaded by commands that should not need it."""
+"""The libraries that are loaded by commands that should not need them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that hold something until they are told to end, or are killed while they write."""
+"""Processes that hold a lock until they are told to end, or that are killed while they write."""
 
 from __future__ import annotations
 

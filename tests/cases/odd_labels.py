@@ -1,4 +1,4 @@
-"""What YOLOv5 reads of labels and which images it leaves out, beside what this package does."""
+"""What YOLOv5 reads of labels and which images it leaves out, compared with this package."""
 
 from __future__ import annotations
 

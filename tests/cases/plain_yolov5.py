@@ -21,7 +21,7 @@ def _pkg_resources_stood_in_for() -> None:
 
 
 def reads_checkpoints(clone: str, *files: str) -> None:
-    """Print for each file the names of its model, and the sum of what the fused model says to an image."""
+    """Print for each file the names of its model, and the sum of the fused model's output for an image."""
     torch.set_num_threads(1)
     sys.path.insert(0, clone)
     _pkg_resources_stood_in_for()
@@ -35,7 +35,7 @@ def reads_checkpoints(clone: str, *files: str) -> None:
 
 
 def sums_of_ones(clone: str, file: str) -> None:
-    """Print the sum of what a checkpoint's model, as it is, says to an image of ones."""
+    """Print the sum of the output of a checkpoint's unchanged model for an image of ones."""
     sys.path.insert(0, clone)
     _pkg_resources_stood_in_for()
     model = torch.load(file, weights_only=False)["model"]

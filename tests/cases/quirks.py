@@ -335,7 +335,7 @@ def classifier_cutoff() -> None:
 
 
 class ModelOnAGpu:
-    """What `check_amp` asks of a model."""
+    """The part of a model that `check_amp` uses."""
 
     def parameters(self) -> Any:
         return iter([SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))])
@@ -598,7 +598,7 @@ def worker_processes(folder: Path, data: Path, limit_s: float) -> None:
     real_pool = datasets.Pool
 
     class Pool:
-        """A worker that cannot unpickle is replaced for ever: fails instead of hanging."""
+        """Fail, instead of hanging, if a worker cannot unpickle and is replaced again and again."""
 
         def __init__(self, count: int) -> None:
             self.pool = real_pool(1)
@@ -621,7 +621,7 @@ def worker_processes(folder: Path, data: Path, limit_s: float) -> None:
 
 
 class _Code:
-    """Makes a folder where it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, made: Path) -> None:
         self.made = made

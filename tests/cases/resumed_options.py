@@ -1,4 +1,4 @@
-"""Runs that a stranger changed, and trainings without the guards."""
+"""Runs that a stranger has changed, and trainings without the guards."""
 
 from __future__ import annotations
 
