@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from yolov5_ema.errors import UserError
+from yolov5_ema.errors import UserError, causes
 from yolov5_ema.texts import first_line
 
 DISK_ERRORS = frozenset(
@@ -370,11 +370,9 @@ def _errors_as_user_errors(files: Sequence[Path]) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str | None:
     """Why the write failed; None if the error has another cause."""
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in causes(error):
         if isinstance(seen, OSError):
             return seen.strerror or str(seen)
-        seen = seen.__cause__ or seen.__context__
     said = str(error)
     return first_line(error) if "inline_container" in said or "PytorchStreamWriter" in said else None
 

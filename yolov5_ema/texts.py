@@ -23,6 +23,16 @@ def listed(names: Iterable[object], most: int | None = None) -> str:
     return f"{shown} and {left} more" if left else shown
 
 
+def first_of(lines: Sequence[str], most: int, more: str = "and {} more") -> list[str]:
+    """The first lines of a list; the others are only counted, in a last line.
+
+    Example:
+        >>> first_of(["a", "b", "c"], most=1)
+        ['a', 'and 2 more']
+    """
+    return [*lines[:most], more.format(len(lines) - most)] if len(lines) > most else list(lines)
+
+
 def nearest(name: object, known: Iterable[str], most: int = 1, *, likeness: float = 0.6) -> list[str]:
     """The known names that are most similar to a mistyped one, the nearest first; case does not matter.
 

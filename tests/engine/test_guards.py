@@ -38,7 +38,7 @@ def test_a_data_yaml_that_is_an_archive_as_well_is_taken_for_a_yaml(tmp_path):
     text = "path: .\ntrain: a\nval: a\nnc: 1\nnames: [a]\ndownload: http://127.0.0.1/x.zip\n"
     file.write_bytes(yaml_that_is_a_tar(text))
     assert tarfile.is_tarfile(file)
-    handed_over = datasets._guarded(lambda data: data, Engine(tmp_path, "clone", "7.0"))(str(file))
+    handed_over = datasets._guarded(lambda data: data, Engine(tmp_path, "clone", "7.0"), str(file))
     assert handed_over["names"] == ["a"] and "download" not in handed_over
 
 

@@ -183,7 +183,7 @@ def test_an_install_that_fails_half_way_leaves_nothing(package_root, monkeypatch
             bad = Quirk("bad", "", "", needed=lambda module: module.name == "utils.metrics" or None, apply=fail)
             broken.setattr(activation, "GUARDS", (*activation.GUARDS, bad))
         else:
-            broken.setattr(shim, "_with_blocks", fail)
+            broken.setattr(shim, "_with_parser", fail)
         with pytest.raises(RuntimeError, match="half-way"):
             yolov5_ema.install()
     assert (sys.meta_path, dict(os.environ), sys.path) == (finders, environment, path)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
@@ -103,12 +104,8 @@ def _run_through(yolo: Any, layers: torch.nn.Sequential, saved: list[int], chann
 
 def _layer_at(traceback: TracebackType | None) -> Any:
     """The row that was running in YOLOv5's forward loop: its variable ``m``."""
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if frame.f_code.co_name == "_forward_once":
-            return frame.f_locals.get("m")
-        traceback = traceback.tb_next
-    return None
+    running = (frame for frame, _ in walk_tb(traceback) if frame.f_code.co_name == "_forward_once")
+    return next((frame.f_locals.get("m") for frame in running), None)
 
 
 class _Ledger(TorchDispatchMode):

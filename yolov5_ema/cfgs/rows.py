@@ -10,8 +10,8 @@ from __future__ import annotations
 import ast
 import inspect
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from copy import deepcopy
 from types import ModuleType
@@ -30,6 +30,7 @@ from yolov5_ema.blocks.positions import (
 from yolov5_ema.cfgs.graph import SECTIONS, Graph, Row, is_int
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.texts import did_you_mean, nearest
+from yolov5_ema.upstream.patching import holding
 
 WRAPPERS = frozenset({"AutoShape", "DetectMultiBackend"})
 """Wrappers that YOLOv5 puts around a model; they open or download files when they are built."""
@@ -70,14 +71,9 @@ def checked_model(
     return {**deepcopy(dict(cfg)), **deepcopy(kept[asked])}
 
 
-@contextmanager
-def checking_once() -> Iterator[None]:
+def checking_once() -> AbstractContextManager[None]:
     """Context manager: `checked_model` checks the same rows only once, though preflight and `parse_model` both ask."""
-    token = _kept.set({})
-    try:
-        yield
-    finally:
-        _kept.reset(token)
+    return holding(_kept, {})
 
 
 def _without_counts(cfg: Mapping[str, Any]) -> str:
@@ -263,6 +259,11 @@ def _refuse_unclear(block: type, positional: list[Any], place: str, incoming: in
         raise ConfigError(f"{place}: {UnclearNumbersError(block.__name__, positional, found).in_row()}")
 
 
+def hint_of_channels(block: type) -> str:
+    """A hint for a block with arguments: tutorials pass the channels there, which this plugin does not need."""
+    return f". (The channels are taken from the row that the block reads: [{block.__name__}, []] is enough.)"
+
+
 def with_options_by_name(cfg: Any, layers: Sequence[Any] = ()) -> None:
     """Name the positional options in the rows of a checkpoint's own YAML, in place.
 
@@ -306,9 +307,7 @@ def _describe(parameters: Sequence[inspect.Parameter]) -> str:
 
 
 def _quoted(value: Any, place: str) -> Any:
-    if isinstance(value, str) and not isinstance(value, bool):
-        return repr(value)
-    return _checked_argument(value, place)
+    return repr(value) if isinstance(value, str) else _checked_argument(value, place)
 
 
 def nominal_output(module: type, row: Row, incoming: list[int | None]) -> int | None:

@@ -15,8 +15,8 @@ import os
 import pathlib
 import pickle
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 from typing import IO, Any, BinaryIO, cast
@@ -33,6 +33,7 @@ from yolov5_ema.files import replacement
 from yolov5_ema.settings import read
 from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.patching import Patches, holding
 from yolov5_ema.weights.checkpoint_files import (
     PickleFile,
     is_archive,
@@ -62,14 +63,9 @@ def is_trusted() -> bool:
     return bool(read("trust")) if said is None else said
 
 
-@contextmanager
-def trusting(trust: bool | None) -> Iterator[None]:
+def trusting(trust: bool | None) -> AbstractContextManager[None]:
     """Context manager that overrides the command line: files are trusted, or not. None: no override."""
-    token = _said.set(_said.get() if trust is None else trust)
-    try:
-        yield
-    finally:
-        _said.reset(token)
+    return holding(_said, _said.get() if trust is None else trust)
 
 
 def load_checkpoint(
@@ -310,22 +306,20 @@ def module_aliases(engine: Engine) -> Iterator[None]:
     While it loads a checkpoint, the package runs ``from models.yolo import Detect``, which would import every class a
     second time. A clone cannot find ``yolov5.models.yolo`` at all.
     """
-    other = {}
-    for name in ("models", "utils", *_CLASS_MODULES):
-        module = engine.module(name)
-        other[name if engine.kind == "package" else f"yolov5.{name}"] = module
+    prefix = "" if engine.kind == "package" else "yolov5."
+    other = {f"{prefix}{name}": engine.module(name) for name in ("models", "utils", *_CLASS_MODULES)}
     if engine.kind == "clone" and "yolov5" not in sys.modules:
         other["yolov5"] = ModuleType("yolov5")
-    before: dict[str, ModuleType | None] = {name: sys.modules.get(name) for name in other}
-    sys.modules.update(other)
-    try:
+    with Patches() as patches:
+        for name, module in other.items():
+            patches.set_item(sys.modules, name, module)
         yield
-    finally:
-        for name, previous in before.items():
-            if previous is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = previous
+
+
+def with_aliases(load: Callable[..., Any], engine: Engine, *args: Any, **kwargs: Any) -> Any:
+    """Call a function of YOLOv5 with `module_aliases`."""
+    with module_aliases(engine):
+        return load(*args, **kwargs)
 
 
 def save_checkpoint(checkpoint: Any, file: Any, *, engine: Engine, **options: Any) -> None:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
@@ -235,10 +236,8 @@ def _is_known(layer: nn.Module) -> bool:
 
 def _row_in(traceback: TracebackType | None) -> str:
     """The row that was running when an error was raised, from the loop over the rows in YOLOv5's ``forward_once``."""
-    while traceback is not None:
-        frame = traceback.tb_frame
+    for frame, _ in walk_tb(traceback):
         row = frame.f_locals.get("m")
         if frame.f_code.co_name.endswith("forward_once") and isinstance(row, nn.Module):
             return f", row {vars(row).get('i')} ({type(row).__name__})"
-        traceback = traceback.tb_next
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ _MODELS = ("model", "ema")
 
 def _modules_of(checkpoint: Any) -> Iterator[nn.Module]:
     """All layers of all models in a checkpoint."""
-    values = checkpoint.values() if isinstance(checkpoint, dict) else ()
-    for value in values:
+    for value in checkpoint.values() if isinstance(checkpoint, dict) else ():
         if isinstance(value, nn.Module):
             yield from value.modules()
 
@@ -170,21 +169,15 @@ def check_modules(checkpoint: Any, path: Path) -> None:
 
 
 def _check_module_tree(model: nn.Module, path: Path) -> None:
-    waiting = [(model, 0)]
     seen: set[int] = set()
-    count = 0
-    while waiting:
-        module, depth = waiting.pop()
-        count += 1
-        if count > _MOST_MODULES or depth > _DEEPEST:
-            raise CheckpointError(
-                f"{path}: its layers contain each other in a circle, or there are more of them than in any model"
-            )
-        modules = vars(module).get("_modules")
+    for module in _all_below(model, _children, _MOST_MODULES, path, "layers", "model"):
         if id(module) not in seen:
             seen.add(id(module))
             _check_module(module, path)
-        waiting += [(child, depth + 1) for child in (modules or {}).values() if child is not None]
+
+
+def _children(module: nn.Module) -> list[Any]:
+    return [child for child in vars(module)["_modules"].values() if child is not None]
 
 
 def _check_module(module: nn.Module, path: Path) -> None:
@@ -199,19 +192,30 @@ def _check_module(module: nn.Module, path: Path) -> None:
 
 
 def _check_extent(value: Any, path: Path) -> None:
-    waiting = [(value, 0)]
-    count = 0
+    for _ in _all_below(value, _items, _MOST_VALUES, path, "values", "checkpoint"):
+        pass
+
+
+def _items(held: Any) -> Iterable[Any]:
+    if isinstance(held, dict):
+        return held.values()
+    return held if isinstance(held, (list, tuple, set, frozenset)) else ()
+
+
+def _all_below(
+    top: Any, parts: Callable[[Any], Iterable[Any]], most: int, path: Path, what: str, home: str
+) -> Iterator[Any]:
+    """A value and all parts of it, at any depth; a `CheckpointError` if there are more than ``most``, or too deep."""
+    waiting, count = [(top, 0)], 0
     while waiting:
         held, depth = waiting.pop()
         count += 1
-        if count > _MOST_VALUES or depth > _DEEPEST:
+        if count > most or depth > _DEEPEST:
             raise CheckpointError(
-                f"{path}: its values contain each other in a circle, or there are more of them than in any checkpoint"
+                f"{path}: its {what} contain each other in a circle, or there are more of them than in any {home}"
             )
-        if isinstance(held, dict):
-            waiting += [(item, depth + 1) for item in held.values()]
-        elif isinstance(held, (list, tuple, set, frozenset)):
-            waiting += [(item, depth + 1) for item in held]
+        yield held
+        waiting += [(part, depth + 1) for part in parts(held)]
 
 
 def fix_checkpoint(checkpoint: Any) -> None:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolov5_ema.cli._slicing import take_flags
+from yolov5_ema.cli._yolov5 import start_yolov5
+from yolov5_ema.cli.command import Flags
 from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.flags import Given, given_flags, refuse_shortened
+from yolov5_ema.upstream.locate import Engine
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
+    from yolov5_ema.evaluation.judged import LabelledImages, Rules
+    from yolov5_ema.evaluation.records import Predictions
+    from yolov5_ema.evaluation.truths import TruthSet
     from yolov5_ema.scripts.collecting import Collected
-    from yolov5_ema.upstream.flags import Given
-    from yolov5_ema.upstream.locate import Engine
 
 
 @dataclass(frozen=True)
@@ -44,20 +51,14 @@ class Request:
         Raises:
             UserError: the data YAML cannot be used, or one of the command's own flags is abbreviated.
         """
-        from yolov5_ema.cli._yolov5 import load_plugins
-        from yolov5_ema.engine import shim
         from yolov5_ema.upstream.data_yaml import open_dataset
-        from yolov5_ema.upstream.flags import refuse_shortened
 
-        load_plugins()
-        engine = shim.install()
+        engine = start_yolov5()
         refuse_shortened(self.given(engine), self.parser)
         return engine, open_dataset(self.data, engine)
 
     def given(self, engine: Engine) -> dict[str, Given]:
         """The flags for ``val``; see `given_flags`."""
-        from yolov5_ema.upstream.flags import given_flags
-
         return given_flags(engine, "val", self.flags)
 
 
@@ -80,7 +81,6 @@ def detect_split(
     Raises:
         UserError: as in ``yolov5-ema val`` and `load_detector`, or a detector has more classes than the data set.
     """
-    from yolov5_ema.cli._slicing import take_flags
     from yolov5_ema.scripts import running as scripts
     from yolov5_ema.scripts.collecting import collected_detections
     from yolov5_ema.scripts.odd_labels import odd_images_kept
@@ -102,6 +102,51 @@ def detect_split(
     if not found.images:
         raise UserError(f"val of {engine} did not process any image")
     return found
+
+
+def judged_images(dataset: Dataset, split: str, rules: Rules, hint: str = "") -> LabelledImages:
+    """The images of a split to evaluate. Prints which are left out, and which are kept that YOLOv5's val leaves out."""
+    from yolov5_ema.evaluation.judged import labelled_images, words_of, words_of_kept
+
+    judged = labelled_images(dataset, split, rules)
+    total = len(dataset.images(split))
+    if judged.left_out:
+        print(f"yolov5-ema: {words_of(judged.left_out, total)}{hint}", file=sys.stderr)
+    if judged.kept:
+        print(f"yolov5-ema: {words_of_kept(judged.kept, total)}", file=sys.stderr)
+    return judged
+
+
+def compared_with(
+    found: Collected, judged: LabelledImages, dataset: Dataset, split: str, protocols: Sequence[str], single_class: bool
+) -> tuple[dict[str, TruthSet], dict[str, Predictions]]:
+    """The ground truth by protocol, and the detections by image; with ``single_class``, of one class only."""
+    from yolov5_ema.evaluation import sources
+    from yolov5_ema.evaluation.records import Predictions
+
+    truths = sources.dataset_truths(dataset, split, protocols, judged)
+    if single_class:
+        truths = {protocol: sources.single_class(truth) for protocol, truth in truths.items()}
+    return truths, {key: Predictions.of(found.of(file)) for key, file in judged.files.items()}
+
+
+def add_source(flags: Flags) -> None:
+    """Add ``--weights`` and ``--predictions``, of which one is needed."""
+    flags.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s) to run with YOLOv5's val")
+    flags.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="instead of --weights: detections that were saved before",
+    )
+
+
+def check_source(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Raise a UserError unless one of the flags of `add_source` was given; flags for val need ``--weights``."""
+    if bool(args.weights) == bool(args.predictions):
+        raise UserError("give either --weights, to run a detector, or --predictions, to read saved detections")
+    if rest and not args.weights:
+        raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own flags need --weights)")
 
 
 def _check_weights(request: Request, engine: Engine, dataset: Dataset) -> None:

@@ -6,25 +6,22 @@ import argparse
 import contextlib
 from collections.abc import Sequence
 
-from yolov5_ema.cli._yolov5 import load_plugins
-from yolov5_ema.cli.command import Command, Flags, own_parser
+from yolov5_ema.cli._yolov5 import start_yolov5
+from yolov5_ema.cli.command import Command, Flags, no_flags, own_parser
 from yolov5_ema.errors import UserError
 
 DEFAULT_SIZE = 640
 DEFAULT_OVERLAP = 0.2
 
 
-def sliceable(script: str, summary: str) -> Command:
-    """The command of detect or val: YOLOv5's own script with the shim installed; in windows with ``--slice``."""
+def script_command(script: str, summary: str, *, is_sliceable: bool = False) -> Command:
+    """The command of one of YOLOv5's own scripts, with the shim installed; in windows with ``--slice``."""
 
     def run(args: argparse.Namespace, rest: list[str]) -> int:
-        settings = _settings(args)
-
-        from yolov5_ema.engine import shim
+        settings = _settings(args) if is_sliceable else None
+        engine = start_yolov5()
         from yolov5_ema.scripts import running as scripts
 
-        load_plugins()
-        engine = shim.install()
         with contextlib.ExitStack() as stack:
             if settings is not None:
                 from yolov5_ema.scripts.sliced import sliced_inference
@@ -32,7 +29,7 @@ def sliceable(script: str, summary: str) -> Command:
                 stack.enter_context(sliced_inference(engine, script, *settings))
             return scripts.run_script(engine, script, rest, more_help=command.help_of_own_flags())
 
-    command = Command(script, summary, run, add_slicing, passes_to=script)
+    command = Command(script, summary, run, add_slicing if is_sliceable else no_flags, passes_to=script)
     return command
 
 

@@ -86,12 +86,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Write one model YAML, or all shipped ones with ``--shipped``.
-
-    Raises:
-        ConfigError: the block, its options, the base or the combination of flags cannot be used.
-        UserError: the output exists (without ``--force``) or cannot be written, or a plugin cannot be imported.
-    """
+    """Write one model YAML, or all shipped ones with ``--shipped``."""
     if args.shipped is not None:
         return _write_shipped(args)
     options = dict(parse_option(text) for text in args.option)
@@ -137,7 +132,7 @@ def resolve_block(name: str, options: Mapping[str, Any]) -> str:
             f"--block: {error}. For a model without blocks, use --block {NO_BLOCK}; "
             f"for your own block, add --plugin its_module"
         ) from None
-    if not _takes_any_option(info.cls):
+    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(info.cls).parameters.values()):
         known = [option for option, _ in info.options]
         for option in options:
             if option not in known:
@@ -156,10 +151,6 @@ def write_text(path: Path, text: str, force: bool = False) -> None:
     if path.exists() and not force:
         raise UserError(f"{path} exists and is left as it is; name another file, or replace it with --force")
     write_whole(path, text)
-
-
-def _takes_any_option(cls: type) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
 
 
 def _write_shipped(args: argparse.Namespace) -> int:

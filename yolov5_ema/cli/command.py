@@ -11,8 +11,8 @@ import contextlib
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,13 +21,14 @@ from yolov5_ema.cli._messages import messages_shown
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import CONFLICTS
 from yolov5_ema.texts import did_you_mean, nearest
+from yolov5_ema.upstream.locate import ignoring_working_folder
 
 PROGRAM = "yolov5-ema"
 Flags = argparse._ActionsContainer
 """A parser, or an argument group of a parser."""
 
 
-def _no_flags(parser: Flags) -> None:
+def no_flags(parser: Flags) -> None:
     """Add nothing: for a command without flags of its own."""
 
 
@@ -39,7 +40,7 @@ class Command:
         name: what the user types, such as ``data coco``.
         summary: one line for the overview.
         run: runs the command. It takes the command's own parsed flags and the arguments for a script, and returns the
-            exit code.
+            exit code. For a user's mistake it raises a UserError.
         add_flags: adds the command's own flags to a parser.
         description: the beginning of ``--help``.
         epilog: the end of ``--help``.
@@ -54,7 +55,7 @@ class Command:
     name: str
     summary: str
     run: Callable[[argparse.Namespace, list[str]], int]
-    add_flags: Callable[[argparse.ArgumentParser], None] = _no_flags
+    add_flags: Callable[[argparse.ArgumentParser], None] = no_flags
     description: str = ""
     epilog: str = ""
     usage: str | None = None
@@ -120,15 +121,9 @@ class Command:
     def main(self, argv: Sequence[str], common: argparse.Namespace | None = None) -> int:
         """Parse the arguments after the command's name, run the command and return the exit code. See `parse`."""
         args, rest = self.parse(argv, common)
-        with messages_shown(quiet=args.quiet, verbose=getattr(args, "verbose", False)), self._surroundings():
+        surroundings = ignoring_working_folder() if self.only_looks else nullcontext()
+        with messages_shown(quiet=args.quiet, verbose=getattr(args, "verbose", False)), surroundings:
             return self.run(args, rest)
-
-    def _surroundings(self) -> AbstractContextManager[None]:
-        if not self.only_looks:
-            return nullcontext()
-        from yolov5_ema.upstream.locate import ignoring_working_folder
-
-        return ignoring_working_folder()
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,8 @@ class Group:
     Attributes:
         name: what the user types; empty for the program itself.
         summary: one line for the overview.
-        modules: for each command's name, its module, which has a ``COMMAND``.
+        package: where each command has a module of its name, which has a ``COMMAND``.
+        names: the names of the commands.
         heading: the beginning of the overview.
         closing: the end of the overview.
         alone: the exit code of the name without a command after it.
@@ -146,14 +142,15 @@ class Group:
 
     name: str
     summary: str
-    modules: Mapping[str, str]
+    package: str
+    names: Sequence[str]
     heading: str = ""
     closing: str = "Each has a --help."
     alone: int = 0
 
     def commands(self) -> Iterator[tuple[str, AnyCommand]]:
         """All commands, each with its name in this group."""
-        return ((name, self.command(name)) for name in self.modules)
+        return ((name, self.command(name)) for name in self.names)
 
     def command(self, name: str) -> AnyCommand:
         """The command with this name.
@@ -161,18 +158,18 @@ class Group:
         Raises:
             UserError: there is no such command.
         """
-        if name not in self.modules:
+        if name not in self.names:
             where = f"{self.name}: " if self.name else ""
             more = "" if self.name else f". See {PROGRAM} --help"
-            hint = did_you_mean(nearest(name, self.modules))
-            raise UserError(f"{where}no command {name!r}{hint} There are: {', '.join(self.modules)}{more}")
-        found: AnyCommand = importlib.import_module(self.modules[name]).COMMAND
+            hint = did_you_mean(nearest(name, self.names))
+            raise UserError(f"{where}no command {name!r}{hint} There are: {', '.join(self.names)}{more}")
+        found: AnyCommand = importlib.import_module(f"{self.package}.{name}").COMMAND
         return found
 
     def overview(self) -> str:
         """One line for each command."""
         usage = f"usage: {' '.join(filter(None, (PROGRAM, self.name)))} COMMAND [flags]"
-        width = max(9, *map(len, self.modules))
+        width = max(9, *map(len, self.names))
         lines = [f"  {name:{width}} {command.summary}" for name, command in self.commands()]
         return "\n".join([self.heading or usage, "", *lines, "", self.closing])
 

@@ -12,16 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli._yolov5 import start_yolov5
 from yolov5_ema.cli.command import Command
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
+from yolov5_ema.upstream.flags import given_flags, refuse_shortened
+from yolov5_ema.upstream.locate import Engine
 
 if TYPE_CHECKING:
     from yolov5_ema.comparing.plan import Plan
     from yolov5_ema.comparing.report import Report
     from yolov5_ema.comparing.runs import Record, Run
-    from yolov5_ema.upstream.locate import Engine
 
 _EPILOG = """\
 All other flags go to YOLOv5's train, for every training: --epochs, --img, --batch-size, --hyp, --device, --cache,
@@ -44,11 +45,8 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
 
     from yolov5_ema.comparing.plan import prepare, save_recipe
     from yolov5_ema.comparing.runs import locked
-    from yolov5_ema.engine import shim
-    from yolov5_ema.upstream.flags import given_flags, refuse_shortened
 
-    load_plugins()
-    engine = shim.install()
+    engine = start_yolov5()
     refuse_shortened(given_flags(engine, "train", flags), COMMAND.parser())
     plan = prepare(
         engine,

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli._yolov5 import start_yolov5
 from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import UserError
+from yolov5_ema.weights.checkpoint_files import check_readable, is_safetensors
 
 _EPILOG = """\
 there:  yolov5-ema convert best.pt                      writes best.safetensors and best.yaml
@@ -22,11 +23,8 @@ be read, and can be used as --cfg.
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Convert one file, from a checkpoint or back to one."""
-    from yolov5_ema.weights.checkpoint_files import check_readable, is_safetensors
-
     check_readable(args.file)
     back = is_safetensors(args.file) or args.cfg is not None
-    load_plugins()
     print(_back(args) if back else _there(args))
     return 0
 
@@ -44,25 +42,23 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _there(args: argparse.Namespace) -> str:
     from yolov5_ema.checkpoints.conversion import to_safetensors
-    from yolov5_ema.engine import shim
 
     tensors = _with_suffix(args.output, ".safetensors") if args.output else args.file.with_suffix(".safetensors")
     cfg = tensors.with_suffix(".yaml")
-    facts = to_safetensors(args.file, tensors, cfg, engine=shim.install(), force=args.force)
+    facts = to_safetensors(args.file, tensors, cfg, engine=start_yolov5(), force=args.force)
     return f"{tensors} and {cfg} written: {_described(facts)}; the model of the YAML gives bit-identical output"
 
 
 def _back(args: argparse.Namespace) -> str:
     from yolov5_ema.checkpoints.conversion import to_checkpoint
     from yolov5_ema.data.yaml_files import load_yaml
-    from yolov5_ema.engine import shim
 
     beside = args.file.with_suffix(".pt")
     if beside == args.file:
         beside = args.file.with_name(f"{args.file.stem}-whole.pt")
     target = _with_suffix(args.output, ".pt") if args.output else beside
     cfg = load_yaml(args.cfg) if args.cfg else None
-    facts = to_checkpoint(args.file, target, engine=shim.install(), cfg=cfg, force=args.force)
+    facts = to_checkpoint(args.file, target, engine=start_yolov5(), cfg=cfg, force=args.force)
     return f"{target} written: {_described(facts)}"
 
 

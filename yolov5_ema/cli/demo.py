@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from yolov5_ema.cli.command import Command, add_device, add_image_size, add_output
+from yolov5_ema.cli.command import Command, add_device, add_image_size, add_output, check_at_least_one
 from yolov5_ema.errors import UserError
 from yolov5_ema.runs import RunFolder
 
@@ -91,8 +91,7 @@ def _check(args: argparse.Namespace) -> None:
     """Check at the start what would otherwise fail after minutes of training."""
     if args.imgsz < 64 or args.imgsz % 32:
         raise UserError(f"--imgsz must be a multiple of 32, at least 64, not {args.imgsz}")
-    if args.epochs < 1:
-        raise UserError(f"--epochs must be at least 1, not {args.epochs}")
+    check_at_least_one(args, "epochs")
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"the demo needs {' and '.join(missing)}: pip install 'yolov5-ema[export]'")

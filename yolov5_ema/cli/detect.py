@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from yolov5_ema.cli._slicing import sliceable
+from yolov5_ema.cli._slicing import script_command
 
-COMMAND = sliceable("detect", "detect in images and videos: YOLOv5's own detect, with all its flags")
+COMMAND = script_command(
+    "detect", "detect in images and videos: YOLOv5's own detect, with all its flags", is_sliceable=True
+)

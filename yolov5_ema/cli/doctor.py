@@ -34,11 +34,7 @@ Show = Callable[[str], object]
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Print the report.
-
-    Raises:
-        UserError: no YOLOv5 was found, or it cannot be imported. The lines before are already printed.
-    """
+    """Print the report, line by line: those before an error are printed too."""
     facts: Facts = {}
     with results_alone(args.json) as output:
         show: Show = _show_nothing if args.json else print

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from yolov5_ema.cli._detections import (
+    Request,
+    add_source,
+    check_source,
+    compared_with,
+    detect_split,
+    judged_images,
+)
 from yolov5_ema.cli.command import (
     Command,
     add_json_or_file,
     add_run_folder,
     add_switch_off,
+    check_at_least_one,
     is_bare_json,
     results_alone,
 )
-from yolov5_ema.errors import UserError
+from yolov5_ema.data.image_names import named_once
+from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.files import write_whole
+from yolov5_ema.runs import run_folder
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
@@ -52,14 +63,8 @@ examples:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Evaluate, print the tables, and save JSON, CSV and plots.
-
-    Raises:
-        UserError: the flags do not go together, or ground truth or predictions cannot be used.
-    """
+    """Evaluate, print the tables, and save JSON, CSV and plots."""
     _check(args, rest)
-    from yolov5_ema.runs import run_folder
-
     if args.no_save and args.weights:
         raise UserError("--no-save works only with --predictions; with --weights, val writes into a run folder")
     with results_alone(is_bare_json(args)) as output:
@@ -74,13 +79,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is evaluated")
-    what.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s) to run with YOLOv5's val")
-    what.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="FILE_OR_FOLDER",
-        help="instead of --weights: detections that were saved before",
-    )
+    add_source(what)
     what.add_argument("--data", metavar="YAML", help="data YAML: a path, or the name of a shipped one")
     what.add_argument("--task", default="val", choices=("train", "val", "test"), help="split (default: val)")
     what.add_argument("--annotations", type=Path, metavar="PLACE", help="instead of --data: only the ground truth")
@@ -140,23 +139,18 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
-    if bool(args.weights) == bool(args.predictions):
-        raise UserError("give either --weights, to run a detector, or --predictions, to read saved detections")
+    check_source(args, rest)
     if bool(args.data) == bool(args.annotations):
         raise UserError("give the ground truth with either --data or --annotations")
     if args.weights and not args.data:
         raise UserError("--weights needs --data: YOLOv5's val finds the images through a data YAML")
-    if rest and not args.weights:
-        raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own flags need --weights)")
-    if args.max_det < 1:
-        raise UserError(f"--max-det must be at least 1, not {args.max_det}")
+    check_at_least_one(args, "max_det")
     if args.image_sizes and not args.annotations:
         raise UserError("--image-sizes works only with --annotations; with --data, the sizes are read from the images")
 
 
 def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None, output: TextIO) -> None:
     from yolov5_ema.evaluation import report
-    from yolov5_ema.files import write_whole
 
     if args.weights:
         assert folder is not None
@@ -183,7 +177,6 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
 
 
 def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
-    from yolov5_ema.data.image_names import named_once
     from yolov5_ema.evaluation import predictions, sources
     from yolov5_ema.evaluation.yolov5 import RELEASES, rules_of
     from yolov5_ema.upstream.data_yaml import engine_at_hand, open_dataset
@@ -209,9 +202,6 @@ def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict
 def _by_weights(
     args: argparse.Namespace, rest: Sequence[str], folder: Path
 ) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
-    from yolov5_ema.cli._detections import Request, detect_split
-    from yolov5_ema.evaluation import sources
-    from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.yolov5 import rules_of
 
     request = Request(args.weights, args.data, args.task, args.max_det, rest, COMMAND.parser())
@@ -219,21 +209,17 @@ def _by_weights(
     _check_truths(args, dataset)
     found = detect_split(request, engine, dataset, folder, keep_odd=args.keep_odd)
     judged = _judged(args, dataset, found.images)
-    truths = sources.dataset_truths(dataset, args.task, args.protocol, judged)
-    if "single_cls" in request.given(engine):
-        truths = {protocol: sources.single_class(truth) for protocol, truth in truths.items()}
-    predictions = {key: Predictions.of(found.of(file)) for key, file in judged.files.items()}
-    return truths, predictions, rules_of(engine.release)
+    is_single = "single_cls" in request.given(engine)
+    return *compared_with(found, judged, dataset, args.task, args.protocol, is_single), rules_of(engine.release)
 
 
 def _check_truths(args: argparse.Namespace, dataset: Dataset) -> None:
     """Read the ground truth before detecting, so that mistakes in it are reported early.
 
-    Raises:
-        UserError: as in `dataset_truths`, except if YOLOv5 still has to download the images.
+    Images that are missing are no mistake if YOLOv5 will download them.
     """
-    from yolov5_ema.errors import ConfigError
     from yolov5_ema.evaluation import sources
+    from yolov5_ema.evaluation.judged import Rules, labelled_images
 
     try:
         dataset.images(args.task)
@@ -241,27 +227,14 @@ def _check_truths(args: argparse.Namespace, dataset: Dataset) -> None:
         if dataset.content.get("download"):
             return
         raise
-    sources.dataset_truths(dataset, args.task, args.protocol, _labelled(args, dataset))
+    sources.dataset_truths(dataset, args.task, args.protocol, labelled_images(dataset, args.task, Rules(args.keep_odd)))
 
 
 def _judged(args: argparse.Namespace, dataset: Dataset, by_val: Sequence[Path] | None = None) -> LabelledImages:
-    """The images to evaluate. Prints which are left out, and which are kept that YOLOv5's val leaves out."""
-    from yolov5_ema.evaluation.judged import words_of, words_of_kept
+    from yolov5_ema.evaluation.judged import Rules
 
-    judged = _labelled(args, dataset, by_val)
-    total = len(dataset.images(args.task))
-    if judged.left_out:
-        hint = "" if args.keep_odd else "\n  --keep-odd also evaluates images with odd label rows, by their other rows"
-        print(f"yolov5-ema: {words_of(judged.left_out, total)}{hint}", file=sys.stderr)
-    if judged.kept:
-        print(f"yolov5-ema: {words_of_kept(judged.kept, total)}", file=sys.stderr)
-    return judged
-
-
-def _labelled(args: argparse.Namespace, dataset: Dataset, by_val: Sequence[Path] | None = None) -> LabelledImages:
-    from yolov5_ema.evaluation.judged import Rules, labelled_images
-
-    return labelled_images(dataset, args.task, Rules(args.keep_odd, by_val))
+    hint = "" if args.keep_odd else "\n  --keep-odd also evaluates images with odd label rows, by their other rows"
+    return judged_images(dataset, args.task, Rules(args.keep_odd, by_val), hint)
 
 
 # --- figures ---------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli._yolov5 import start_yolov5
 from yolov5_ema.cli.command import (
     Command,
     add_image_size,
@@ -28,13 +28,11 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     check_image_size(args.imgsz)
 
     from yolov5_ema.cfgs.oddities import log_warnings
-    from yolov5_ema.engine import shim
     from yolov5_ema.engine.model_info import model_info
     from yolov5_ema.scripts import preflight
 
     with results_alone(args.json) as output:
-        load_plugins()
-        preflight.resolve_names(args, shim.install())
+        preflight.resolve_names(args, start_yolov5())
         try:
             found = model_info(args.cfg, args.nc, args.imgsz)
         # A valid model that is too large for this machine, for example.

@@ -6,15 +6,15 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Command, add_json, print_json, results_alone
 from yolov5_ema.errors import EngineNotFoundError, UserError
 from yolov5_ema.settings import read
-
-if TYPE_CHECKING:
-    from yolov5_ema.weights.inspection import Inspection, ModelReport
+from yolov5_ema.upstream.locate import locate
+from yolov5_ema.weights.checkpoint_files import check_readable, is_safetensors
+from yolov5_ema.weights.inspection import Inspection, ModelReport, inspect_file
 
 _EPILOG = """\
 Nothing in the file is imported, called or built. A name that is not in the allow-list for loading gives a warning.
@@ -26,22 +26,14 @@ _WIDTH = 110
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Print what each file holds.
-
-    Returns:
-        The exit code: 0, 1 for warnings, 2 for a file that is not a checkpoint.
-    """
-    with results_alone(args.json) as output:
-        return _inspect(args, output)
-
-
-def _inspect(args: argparse.Namespace, output: TextIO) -> int:
+    """Print what each file holds. Returns 0, 1 for warnings, 2 for a file that is not a checkpoint."""
     judge = _Judge()
     found = []
     code = 0
     for file in args.files:
         try:
-            inspection = judge.inspect(Path(file))
+            with results_alone(args.json):
+                inspection = judge.inspect(Path(file))
         except UserError as error:
             if len(args.files) == 1:
                 raise
@@ -53,7 +45,7 @@ def _inspect(args: argparse.Namespace, output: TextIO) -> int:
         if not args.json:
             print(_text(inspection, judge.by))
     if args.json:
-        print_json([{**inspection.as_dict(), "judged_by": judge.by} for inspection in found], output)
+        print_json([{**inspection.as_dict(), "judged_by": judge.by} for inspection in found], sys.stdout)
     return code
 
 
@@ -74,17 +66,12 @@ class _Judge:
         self._blocks: list[str] = []
 
     def inspect(self, path: Path) -> Inspection:
-        from yolov5_ema.weights import inspection
-        from yolov5_ema.weights.checkpoint_files import check_readable, is_safetensors
-
         check_readable(path)
         if not self.by and not is_safetensors(path):
             self._learn()
-        return inspection.inspect_file(path, self._allowed, self._blocks)
+        return inspect_file(path, self._allowed, self._blocks)
 
     def _learn(self) -> None:
-        from yolov5_ema.upstream.locate import locate
-
         if read("plugins"):
             load_plugins()
             from yolov5_ema.blocks import get_block, list_blocks

@@ -17,37 +17,19 @@ from yolov5_ema.cli.command import AnyCommand, Command, Group, add_common_flags,
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import DISK_ERRORS
 from yolov5_ema.settings import Settings
+from yolov5_ema.upstream.locate import is_yolov5_root
 
-COMMANDS = {
-    "train": "yolov5_ema.cli.train",
-    "val": "yolov5_ema.cli.val",
-    "detect": "yolov5_ema.cli.detect",
-    "predict": "yolov5_ema.cli.predict",
-    "export": "yolov5_ema.cli.export",
-    "run": "yolov5_ema.cli.run",
-    "cfg": "yolov5_ema.cli.cfg",
-    "info": "yolov5_ema.cli.info",
-    "data": "yolov5_ema.cli.data",
-    "transfer": "yolov5_ema.cli.transfer",
-    "evaluate": "yolov5_ema.cli.evaluate",
-    "submit": "yolov5_ema.cli.submit",
-    "compare": "yolov5_ema.cli.compare",
-    "classify": "yolov5_ema.cli.classify",
-    "visualize": "yolov5_ema.cli.visualize",
-    "report": "yolov5_ema.cli.report",
-    "paper": "yolov5_ema.cli.paper",
-    "inspect": "yolov5_ema.cli.inspect",
-    "convert": "yolov5_ema.cli.convert",
-    "blocks": "yolov5_ema.cli.blocks",
-    "doctor": "yolov5_ema.cli.doctor",
-    "demo": "yolov5_ema.cli.demo",
-    "completion": "yolov5_ema.cli.completion",
-}
+COMMANDS = (
+    *("train", "val", "detect", "predict", "export", "run", "cfg", "info", "data", "transfer", "evaluate", "submit"),
+    *("compare", "classify", "visualize", "report", "paper", "inspect", "convert", "blocks", "doctor", "demo"),
+    "completion",
+)
 
 TOP = Group(
     name="",
     summary="attention blocks for YOLOv5 detectors, without editing YOLOv5",
-    modules=COMMANDS,
+    package="yolov5_ema.cli",
+    names=COMMANDS,
     heading=f"""\
 yolov5-ema {__version__}: attention blocks for YOLOv5 detectors, without editing YOLOv5
 
@@ -146,8 +128,6 @@ def _common_flags_parsed(
 
 
 def _is_of_yolov5(script: str) -> bool:
-    from yolov5_ema.upstream.locate import is_yolov5_root
-
     path = Path(script)
     return not path.is_file() or any(is_yolov5_root(folder) for folder in path.resolve().parents)
 
@@ -163,16 +143,13 @@ def _parser_behind(command: AnyCommand) -> argparse.ArgumentParser:
 
 def _settings(common: argparse.Namespace) -> Settings:
     """The settings: those of the command line take precedence over those of the environment."""
-    said: dict[str, Any] = {}
-    if common.yolov5:
-        said["yolov5"] = os.path.abspath(os.path.expanduser(common.yolov5))
-    if common.conflicts:
-        said["conflicts"] = common.conflicts
-    if common.trust_checkpoint:
-        said["trust"] = True
-    if common.plugin:
-        said["plugins"] = tuple(common.plugin)
-    return replace(Settings.from_environment(), **said)
+    said: dict[str, Any] = {
+        "yolov5": common.yolov5 and os.path.abspath(os.path.expanduser(common.yolov5)),
+        "conflicts": common.conflicts,
+        "trust": common.trust_checkpoint,
+        "plugins": tuple(common.plugin),
+    }
+    return replace(Settings.from_environment(), **{name: value for name, value in said.items() if value})
 
 
 def _unknown_flag(word: str) -> str:

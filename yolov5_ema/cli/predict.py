@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov5_ema import __version__
+from yolov5_ema.class_names import class_numbers
+from yolov5_ema.cli._yolov5 import load_plugins, start_yolov5
 from yolov5_ema.cli.command import (
     Command,
     add_device,
@@ -24,13 +26,23 @@ from yolov5_ema.cli.command import (
     check_at_least_one,
     check_shares,
 )
+from yolov5_ema.detecting import outputs
+from yolov5_ema.detecting.parts import (
+    Manifest,
+    Parts,
+    chunk_of_parts,
+    default_chunk,
+    is_unfinished,
+    opened,
+    sha256_of_paths,
+)
+from yolov5_ema.detecting.sources import Source, find_images
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import refuse_present, replacement, sha256_of
+from yolov5_ema.upstream.locate import Engine
 
 if TYPE_CHECKING:
-    from yolov5_ema.detecting.parts import Manifest, Parts
     from yolov5_ema.detecting.protocol import Detector, Thresholds
-    from yolov5_ema.detecting.sources import Source
-    from yolov5_ema.upstream.locate import Engine
 
 _SHOWN = 10
 
@@ -58,11 +70,7 @@ class _Terminated(BaseException):
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Predict and write the file. Returns 1 if some images have a problem.
-
-    Raises:
-        UserError: an argument cannot be used. Images that were finished before are kept.
-    """
+    """Predict and write the file. Returns 1 if some images have a problem. Finished images are always kept."""
     _check(args)
     # On a busy machine, threads that spin while they wait are many times slower. torch reads this when imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -76,8 +84,6 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _stopped(args: argparse.Namespace, code: int) -> int:
-    from yolov5_ema.detecting.parts import is_unfinished
-
     hint = "; run the same command with --resume to continue" if is_unfinished(args.output) else ""
     print(f"yolov5-ema: interrupted{hint}", file=sys.stderr)
     return code
@@ -193,11 +199,7 @@ def _check_ray(args: argparse.Namespace) -> None:
 
 
 def _check_output(args: argparse.Namespace, images: Sequence[str]) -> None:
-    from yolov5_ema.detecting import outputs as prediction_files
-    from yolov5_ema.detecting.parts import is_unfinished
-    from yolov5_ema.files import refuse_present
-
-    prediction_files.check_format(args.output)
+    outputs.check_format(args.output)
     if not args.output.parent.is_dir():
         raise UserError(f"-o {args.output}: there is no folder {args.output.parent}")
     if not is_unfinished(args.output):
@@ -205,7 +207,7 @@ def _check_output(args: argparse.Namespace, images: Sequence[str]) -> None:
     elif not (args.resume or args.force):
         raise UserError(f"{args.output} is unfinished: --resume continues it, --force starts from the beginning")
     if args.output.suffix.lower() == ".json":
-        prediction_files.check_image_ids(images)
+        outputs.check_image_ids(images)
 
 
 # --- the run ----------------------------------------------------------------------------------
@@ -230,10 +232,7 @@ class _Found:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from yolov5_ema.detecting import parts as prediction_parts
-    from yolov5_ema.detecting import sources as prediction_sources
-
-    source = prediction_sources.find_images(args.source)
+    source = find_images(args.source)
     _check_output(args, source.images)
     if source.repeated:
         print(f"{args.source}: {source.repeated:,} lines repeat an image and are left out", file=sys.stderr)
@@ -243,17 +242,13 @@ def _predict(args: argparse.Namespace) -> int:
         ray_engine.check_installed(args.ray_address or os.environ.get(ray_engine.ADDRESS_ENV))
     import torch
 
-    from yolov5_ema.cli._yolov5 import load_plugins
-    from yolov5_ema.engine import shim
-
-    load_plugins()
-    engine = shim.install()
+    engine = start_yolov5()
     if args.threads:
         torch.set_num_threads(args.threads)
     detector, thresholds = _detector(args, engine)
     settings = _settings(args, engine, detector, thresholds)
     manifest = _manifest(args, source, settings)
-    with prediction_parts.opened(args.output, manifest, resume=args.resume, force=args.force) as parts:
+    with opened(args.output, manifest, resume=args.resume, force=args.force) as parts:
         if args.engine == "ray":
             # it was loaded only to check it
             del detector
@@ -272,7 +267,6 @@ def _model_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thresholds]:
     """Load the model in this process: to detect, or with ray to report mistakes before the workers start."""
-    from yolov5_ema.class_names import class_numbers
     from yolov5_ema.detecting.loading import device_of, load_detector
     from yolov5_ema.detecting.protocol import Thresholds
 
@@ -290,8 +284,6 @@ def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thres
 
 
 def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thresholds: Thresholds) -> dict[str, Any]:
-    from yolov5_ema.files import sha256_of
-
     return {
         "weights": args.weights.name,
         "weights_sha256": sha256_of(args.weights),
@@ -305,15 +297,13 @@ def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thre
 
 
 def _manifest(args: argparse.Namespace, source: Source, settings: Mapping[str, Any]) -> Manifest:
-    from yolov5_ema.detecting import parts as prediction_parts
-
-    before = prediction_parts.chunk_of_parts(args.output) if args.resume else None
+    begun = chunk_of_parts(args.output) if args.resume else None
     count = len(source.images)
-    return prediction_parts.Manifest(
+    return Manifest(
         settings=settings,
         images=count,
-        images_sha256=prediction_parts.sha256_of_paths(source.images, source.files()),
-        chunk=args.chunk or before or prediction_parts.default_chunk(count),
+        images_sha256=sha256_of_paths(source.images, source.files()),
+        chunk=args.chunk or begun or default_chunk(count),
     )
 
 
@@ -327,8 +317,13 @@ def _by_this_process(detector: Detector, thresholds: Thresholds, source: Source,
         yield chunk, [row_of(detector, thresholds, *image) for image in images]
 
 
-def _by_ray(args: argparse.Namespace, source: Source, engine: Engine, thresholds: Thresholds, parts: Parts) -> Results:
-    from yolov5_ema.cli._yolov5 import load_plugins
+def _by_ray(
+    args: argparse.Namespace,
+    source: Source,
+    engine: Engine,
+    thresholds: Thresholds,
+    parts: Parts,
+) -> Results:
     from yolov5_ema.detecting import by_ray as ray_engine
 
     return ray_engine.predict_chunks(
@@ -353,11 +348,7 @@ def _chunks(source: Source, parts: Parts) -> Iterator[tuple[int, list[tuple[int,
 
 
 def _carry_out(parts: Parts, results: Any) -> None:
-    """Save the results of each chunk as soon as it is done.
-
-    Raises:
-        UserError: from the engine, or because a part cannot be written. Finished chunks are kept.
-    """
+    """Save the results of each chunk as soon as it is done; after an error, finished chunks are kept."""
     from tqdm import tqdm
 
     manifest = parts.manifest
@@ -385,13 +376,10 @@ def _carry_out(parts: Parts, results: Any) -> None:
 
 
 def _join(out: Path, parts: Parts, found: _Found, detector_names: Sequence[str], form: str) -> None:
-    from yolov5_ema.detecting import outputs as prediction_files
-    from yolov5_ema.files import replacement
-
     rows, settings = found.counted(parts.rows()), parts.manifest.settings
     try:
         with replacement(out, sync=False) as draft:
-            prediction_files.write(draft, rows, form=form, names=detector_names, settings=settings)
+            outputs.write(draft, rows, form=form, names=detector_names, settings=settings)
     except UserError as error:
         raise UserError(
             f"{error}. The detections are kept: run the same command with --resume to write them"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolov5_ema.cli._detections import Request, compared_with, detect_split, judged_images
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import (
     Command,
@@ -21,15 +22,12 @@ from yolov5_ema.cli.command import (
     check_image_size,
 )
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import write_whole
+from yolov5_ema.files import refuse_present, write_whole
 from yolov5_ema.texts import first_line
 
 if TYPE_CHECKING:
     from yolov5_ema.reporting.measuring import Measured
     from yolov5_ema.reporting.runs import Run, Source
-
-_LARGEST_SIDE = 10_000
-"""In pixels. A larger image size in a run's files is ignored."""
 
 _EPILOG = """\
 RUN is the folder of a training (or its weights/best.pt), of 'yolov5-ema classify train', 'evaluate' or 'compare', or
@@ -48,11 +46,7 @@ examples:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Write the page.
-
-    Raises:
-        UserError: a folder is not a run, a file in it is damaged, or the page cannot be written.
-    """
+    """Write the page."""
     _check(args)
     from yolov5_ema.reporting import page
     from yolov5_ema.reporting.comparing import grouped, of_comparison, of_runs
@@ -128,11 +122,7 @@ def _by_task(sources: Sequence[Source]) -> list[list[Run]]:
 
 
 def _check_baseline(baseline: str | None, sources: Sequence[Source]) -> None:
-    """Check the baseline before anything is evaluated.
-
-    Raises:
-        UserError: no training has this model.
-    """
+    """Raise a UserError, before anything is evaluated, if no training has this model."""
     from yolov5_ema.reporting.comparing import grouped
 
     models = [model for runs in _by_task(sources) for model in grouped(runs)]
@@ -142,12 +132,7 @@ def _check_baseline(baseline: str | None, sources: Sequence[Source]) -> None:
 
 
 def _output(args: argparse.Namespace, sources: Sequence[Source]) -> Path:
-    """The file to write. An existing report is replaced; anything else only with ``--force``.
-
-    Raises:
-        UserError: it is a folder, or a file that is not a report.
-    """
-    from yolov5_ema.files import refuse_present
+    """The file to write. An existing report is replaced; any other file is refused, except with ``--force``."""
     from yolov5_ema.reporting.page import GENERATOR
 
     output: Path = args.output or (sources[0].folder / "report.html" if len(sources) == 1 else Path("report.html"))
@@ -200,6 +185,7 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
     from yolov5_ema.engine import shim
     from yolov5_ema.evaluation.yolov5 import rules_of
     from yolov5_ema.reporting import measuring
+    from yolov5_ema.reporting.cost import image_size
     from yolov5_ema.upstream.data_yaml import open_dataset
 
     if run.weights is None:
@@ -207,7 +193,7 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
     if not _is_asked(args):
         return _kept(run, split)
     data = open_dataset(args.data).file if args.data else measuring.data_of(run.options, run.folder)
-    imgsz = args.imgsz or _training_size(run.options)
+    imgsz = args.imgsz or image_size(run.options)
     release = rules_of(shim.install().release)
     settings = measuring.settings_of(run.weights, data, split=split, imgsz=imgsz, samples=args.samples, release=release)
     # A kept evaluation that cannot be read is made again.
@@ -240,10 +226,7 @@ def _kept(run: Run, split: str) -> Measured:
 
 def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, is_typed: bool) -> Measured:
     from yolov5_ema.cfgs.dry_run import quiet
-    from yolov5_ema.cli._detections import Request, detect_split
-    from yolov5_ema.evaluation.judged import Rules, labelled_images, words_of
-    from yolov5_ema.evaluation.records import Predictions
-    from yolov5_ema.evaluation.sources import dataset_truths, single_class
+    from yolov5_ema.evaluation.judged import Rules
     from yolov5_ema.evaluation.yolov5 import MAX_DET
     from yolov5_ema.reporting.measuring import folders_of, measure
 
@@ -253,37 +236,26 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
     flags += ["--device", device] if device else []
     is_single = bool(run.options.get("single_cls"))
     flags += ["--single-cls"] if is_single else []
-    request = Request([str(run.weights)], str(data), settings["split"], MAX_DET, flags)
-    print(f"Evaluating {run.weights} on {settings['split']} of {data}", flush=True)
+    split = settings["split"]
+    request = Request([str(run.weights)], str(data), split, MAX_DET, flags)
+    print(f"Evaluating {run.weights} on {split} of {data}", flush=True)
     # val prints its table and the path of a folder that is deleted afterwards; only its progress, on stderr, is shown.
     with tempfile.TemporaryDirectory() as folder, quiet(), contextlib.redirect_stdout(io.StringIO()):
         engine, dataset = request.opened()
         found = detect_split(request, engine, dataset, Path(folder))
-    judged = labelled_images(dataset, settings["split"], Rules(judged=found.images))
-    if judged.left_out:
-        print(
-            f"yolov5-ema: {words_of(judged.left_out, len(dataset.images(settings['split'])))}",
-            file=sys.stderr,
-        )
-    truths = dataset_truths(dataset, settings["split"], ["yolov5"], judged)["yolov5"]
-    predictions = {key: Predictions.of(found.of(file)) for key, file in judged.files.items()}
-    truths = single_class(truths) if is_single else truths
+    judged = judged_images(dataset, split, Rules(judged=found.images))
+    truths, predictions = compared_with(found, judged, dataset, split, ["yolov5"], is_single)
     # If the data set was named by a file of the run, not by the user, show only images from its own folders.
-    places = None if is_typed else folders_of(dataset, settings["split"])
+    places = None if is_typed else folders_of(dataset, split)
     return measure(
         dataset,
-        truths,
+        truths["yolov5"],
         predictions,
         release=settings["rules"],
         settings=settings,
         pictures_from=places,
         files=judged.files,
     )
-
-
-def _training_size(options: Mapping[str, Any]) -> int:
-    size = options.get("imgsz")
-    return size if type(size) is int and 32 <= size <= _LARGEST_SIDE else 640
 
 
 def _origin(device: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli._yolov5 import start_yolov5
 from yolov5_ema.cli.command import Command
 
 _EPILOG = """\
@@ -20,12 +20,11 @@ examples:
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Run a Python file as ``python FILE …`` would, with the shim installed."""
-    from yolov5_ema.engine import shim
+    engine = start_yolov5()
     from yolov5_ema.scripts import running as scripts
 
-    load_plugins()
     arguments = rest[1:] if rest[:1] == ["--"] else rest
-    return scripts.run_file(shim.install(), args.script, arguments, more_help=COMMAND.help_of_own_flags())
+    return scripts.run_file(engine, args.script, arguments, more_help=COMMAND.help_of_own_flags())
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:

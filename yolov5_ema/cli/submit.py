@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolov5_ema.cli._detections import Request, add_source, check_source, detect_split
 from yolov5_ema.cli.command import Command, add_output
+from yolov5_ema.data.image_names import keys_of_images, named_once
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,11 +34,7 @@ examples:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Write the folder. Returns 1 if an image could not be read.
-
-    Raises:
-        UserError: the flags do not go together, the predictions cannot be used, or the folder is not empty.
-    """
+    """Write the folder. Returns 1 if an image could not be read."""
     _check(args, rest)
     from yolov5_ema.evaluation.predictions import write_visdrone_results
 
@@ -46,13 +45,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s) to run with YOLOv5's val")
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="FILE_OR_FOLDER",
-        help="instead of --weights: detections that were saved before",
-    )
+    add_source(parser)
     parser.add_argument("--data", required=True, metavar="YAML", help="data YAML that lists the images of the split")
     parser.add_argument("--task", default="test", choices=("train", "val", "test"), help="split (default: test)")
     parser.add_argument(
@@ -68,10 +61,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
-    if bool(args.weights) == bool(args.predictions):
-        raise UserError("give either --weights, to run a detector, or --predictions, to read saved detections")
-    if rest and not args.weights:
-        raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own flags need --weights)")
+    check_source(args, rest)
     if not 1 <= args.max_det <= MOST_ROWS:
         raise UserError(f"--max-det must be 1 to {MOST_ROWS}, not {args.max_det}")
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
@@ -80,10 +70,6 @@ def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str, Predictions], int]:
     """The detections, by the images' keys, and the number of images that could not be read (without detections)."""
-    import tempfile
-
-    from yolov5_ema.cli._detections import Request, detect_split
-    from yolov5_ema.data.image_names import keys_of_images
     from yolov5_ema.evaluation.judged import not_judged, words_of
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.scripts.odd_labels import has_odd_images
@@ -114,24 +100,15 @@ def _by_predictions(args: argparse.Namespace) -> dict[str, Predictions]:
 
 
 def _checked(dataset: Dataset, task: str) -> list[Path]:
-    """The images of the split, after checking that their results get different file names.
+    """The images of the split; refused if two would have the same file of results, or with other classes."""
+    from yolov5_ema.data.visdrone_format import CLASSES
 
-    Raises:
-        UserError: the classes are not the benchmark's, or two images would have the same file of results.
-    """
-    from yolov5_ema.data.image_names import named_once
-
-    _check_classes(dataset.names)
+    names = dataset.names
+    if tuple(names) != CLASSES:
+        raise UserError(f"the benchmark's classes are {', '.join(CLASSES)} in this order, not {', '.join(names)}")
     images = dataset.images(task)
     named_once(images, "The benchmark takes one file of results of that name")
     return images
-
-
-def _check_classes(names: Sequence[str]) -> None:
-    from yolov5_ema.data.visdrone_format import CLASSES
-
-    if tuple(names) != CLASSES:
-        raise UserError(f"the benchmark's classes are {', '.join(CLASSES)} in this order, not {', '.join(names)}")
 
 
 COMMAND = Command(

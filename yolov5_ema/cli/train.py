@@ -5,24 +5,22 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli._yolov5 import start_yolov5
 from yolov5_ema.cli.command import Command
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import INITS, Settings
+from yolov5_ema.upstream.flags import given_flags
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Run YOLOv5's ``train``. The setting ``seed`` also works for releases that have no ``--seed``."""
-    from yolov5_ema.engine import shim
     from yolov5_ema.engine.quirks import distributed
     from yolov5_ema.scripts import leash, seeding
     from yolov5_ema.scripts import running as scripts
-    from yolov5_ema.upstream.flags import given_flags
 
     distributed.check_devices()
     leash.end_with_parent()
-    load_plugins()
-    engine = shim.install()
+    engine = start_yolov5()
     weights = given_flags(engine, "train", rest).get("weights")
     if args.init == "identity" and weights is not None and weights.value == "":
         raise UserError("--init identity is for pretrained --weights: from scratch there is nothing to keep")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli._yolov5 import start_yolov5
 from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.settings import INITS
@@ -31,11 +31,9 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"--nc {args.nc}: must be 1 or more")
 
     from yolov5_ema.checkpoints.transferring import transfer_checkpoint
-    from yolov5_ema.engine import shim
     from yolov5_ema.scripts import preflight
 
-    load_plugins()
-    engine = shim.install()
+    engine = start_yolov5()
     preflight.resolve_names(args, engine)
     found = transfer_checkpoint(
         args.weights,

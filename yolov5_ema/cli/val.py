@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from yolov5_ema.cli._slicing import sliceable
+from yolov5_ema.cli._slicing import script_command
 
-COMMAND = sliceable("val", "validate a detector: YOLOv5's own val, with all its flags")
+COMMAND = script_command("val", "validate a detector: YOLOv5's own val, with all its flags", is_sliceable=True)

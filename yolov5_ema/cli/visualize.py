@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolov5_ema.class_names import class_numbers
+from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import (
     Command,
     add_device,
@@ -18,9 +20,11 @@ from yolov5_ema.cli.command import (
     check_at_least_one,
     check_shares,
 )
+from yolov5_ema.detecting.sources import find_images
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import free_names
-from yolov5_ema.texts import aligned, first_line
+from yolov5_ema.files import free_names, replacement, write_whole
+from yolov5_ema.runs import run_folder
+from yolov5_ema.texts import aligned, first_line, first_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,13 +56,8 @@ More: docs/visualize.md
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Draw the pictures and the page. Returns 1 if some images could not be used in full.
-
-    Raises:
-        UserError: an argument cannot be used, or no image can be read. No folder is left behind.
-    """
+    """Draw the pictures and the page. Returns 1 if some images could not be used in full."""
     _check(args)
-    from yolov5_ema.cli._yolov5 import load_plugins
     from yolov5_ema.explain.gradcam import check_captum
     from yolov5_ema.explain.layers import choose
 
@@ -120,8 +119,6 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _images(args: argparse.Namespace) -> list[str]:
-    from yolov5_ema.detecting.sources import find_images
-
     found = dict.fromkeys(image for source in args.source for image in find_images(source).images)
     images = list(found)[: args.max_images]
     if len(images) < len(found):
@@ -130,11 +127,7 @@ def _images(args: argparse.Namespace) -> list[str]:
 
 
 def _subjects(args: argparse.Namespace) -> list[Subject]:
-    """The checkpoints, loaded.
-
-    Raises:
-        UserError: one cannot be used, or detectors and classifiers are mixed.
-    """
+    """The checkpoints, loaded: all detectors, or all classifiers."""
     from yolov5_ema.classification.checkpoints import is_classifier
 
     of_classifiers = [file for file in args.weights if is_classifier(file)]
@@ -236,8 +229,6 @@ class _Run:
         if self._args.labels:
             self._count(image, columns)
         if self._folder is None:
-            from yolov5_ema.runs import run_folder
-
             args = self._args
             self._folder = stack.enter_context(run_folder(args.project, args.name, args.exist_ok))
         self._entries.append(self._drawn(self._folder, image, columns))
@@ -254,7 +245,6 @@ class _Run:
         return columns
 
     def _count(self, image: str, columns: Sequence[Column]) -> None:
-        from yolov5_ema.class_names import class_numbers
         from yolov5_ema.data.dataset import label_path
         from yolov5_ema.data.yolo_format import read_labels
         from yolov5_ema.explain.inside import mask_of
@@ -271,7 +261,6 @@ class _Run:
     def _drawn(self, folder: Path, image: str, columns: Sequence[Column]) -> Entry:
         from yolov5_ema.explain.page import Entry
         from yolov5_ema.explain.picture import draw
-        from yolov5_ema.files import replacement
 
         picture = draw(columns, self._places)
         name = self._free_name(Path(image).stem)
@@ -295,7 +284,6 @@ class _Run:
 
     def _write_page(self, folder: Path) -> None:
         from yolov5_ema.explain.page import page
-        from yolov5_ema.files import write_whole
 
         args = self._args
         settings = {"checkpoints": ", ".join(map(str, args.weights))}
@@ -333,10 +321,7 @@ class _Run:
 
 
 def _lines(problems: Sequence[tuple[str, str]]) -> str:
-    lines = [f"  {image}: {problem}" for image, problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  and {len(problems) - _SHOWN:,} more")
-    return "\n".join(lines)
+    return "\n".join(first_of([f"  {image}: {problem}" for image, problem in problems], _SHOWN, "  and {:,} more"))
 
 
 COMMAND = Command(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from yolov5_ema.data.dataset import Dataset, label_path
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import sha256_of, write_whole
 from yolov5_ema.scripts import preflight
+from yolov5_ema.scripts.running import command_line
 from yolov5_ema.upstream.data_yaml import check_data, open_dataset
 from yolov5_ema.upstream.flags import given_flags
 from yolov5_ema.upstream.locate import Engine
@@ -102,7 +101,7 @@ def prepare(
     named = _named_cfgs(cfgs, engine)
     options.project = str(folder)
     for cfg in named.values():
-        preflight.check(_with(options, cfg=str(cfg)), "train", engine)
+        preflight.check(argparse.Namespace(**{**vars(options), "cfg": str(cfg)}), "train", engine)
     file = Path(options.data).resolve()
     dataset = open_dataset(str(file), engine)
     chosen = _chosen_task(dataset, task)
@@ -157,11 +156,8 @@ def _refuse_own_flags(engine: Engine, flags: Sequence[str]) -> None:
 def _parsed(engine: Engine, argv: list[str]) -> argparse.Namespace:
     """Parse the flags with YOLOv5's own parser, so that a mistake is reported now and not by the first training."""
     module: Any = engine.module("train")
-    before, sys.argv = sys.argv, ["yolov5-ema compare", *argv]
-    try:
+    with command_line("compare", argv):
         options: argparse.Namespace = module.parse_opt()
-    finally:
-        sys.argv = before
     preflight.resolve_names(options, engine)
     return options
 
@@ -221,12 +217,6 @@ def _absolute_paths(options: argparse.Namespace) -> list[str]:
         if isinstance(value, str) and value and Path(value).is_file():
             found += [f"--{flag}", str(Path(value).resolve())]
     return found
-
-
-def _with(options: argparse.Namespace, **changes: Any) -> argparse.Namespace:
-    changed = copy.copy(options)
-    vars(changed).update(changes)
-    return changed
 
 
 # --- the recipe -----------------------------------------------------------------------------
@@ -335,11 +325,7 @@ def _data_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
 
 def _check_folder(plan: Plan) -> None:
-    """Refuse a folder that holds something else, or a comparison with another recipe.
-
-    Raises:
-        UserError: the folder cannot be used; the message names what differs.
-    """
+    """Refuse a folder that holds something else, or a comparison with another recipe; say what differs."""
     before = read_json(plan.folder / RECIPE_FILE)
     if before is None:
         if plan.folder.is_dir() and any(path.name != ".lock" for path in plan.folder.iterdir()):

@@ -190,7 +190,7 @@ class Runner:
         record.attempts.append({"from_epoch": epoch})
         self._note(run, record, TRAINING)
         started_s = time.monotonic()
-        code = self._call(run, self._resuming(run) if epoch else self._starting(run), watched=True)
+        code = self._call(run, ["train", "--resume", str(run.last)] if epoch else self._starting(run), watched=True)
         record.attempts[-1].update(seconds=round(time.monotonic() - started_s, 1), exit_code=code)
         record.transferred = record.transferred or _transferred(run.log)
         status, reason = _outcome(run, code)
@@ -210,9 +210,6 @@ class Runner:
     def _starting(self, run: Run) -> list[str]:
         place = ["--project", str(run.folder.parent), "--name", run.folder.name, "--exist-ok"]
         return ["train", *self._plan.flags, "--cfg", str(self._plan.cfgs[run.cfg]), *place]
-
-    def _resuming(self, run: Run) -> list[str]:
-        return ["train", "--resume", str(run.last)]
 
     def _score(self, run: Run, record: Record) -> None:
         options = self._plan.options

@@ -84,16 +84,15 @@ def summarize(values: Iterable[float], confidence: float = 0.95) -> Summary:
         ValueError: there are no values, a value is not finite, or the confidence is outside (0, 1).
     """
     figures = _checked(values)
-    half = _half_width(figures, confidence)
-    mean = float(figures.mean())
+    sd, low, high = _spread(figures, confidence)
     return Summary(
         n=len(figures),
-        mean=mean,
-        sd=None if half is None else float(figures.std(ddof=1)),
+        mean=float(figures.mean()),
+        sd=sd,
         smallest=float(figures.min()),
         largest=float(figures.max()),
-        low=None if half is None else mean - half,
-        high=None if half is None else mean + half,
+        low=low,
+        high=high,
     )
 
 
@@ -122,15 +121,14 @@ def paired_difference(
     differences = _checked(candidate[seed] for seed in seeds) - before
     if np.ptp(differences) <= 4 * np.spacing(np.abs(before).max()):  # equal except for rounding
         differences = np.full(len(seeds), differences.mean())
-    half = _half_width(differences, confidence)
     mean = float(differences.mean())
-    sd = None if half is None else float(differences.std(ddof=1))
+    sd, low, high = _spread(differences, confidence)
     return Difference(
         n=len(seeds),
         mean=mean,
         sd=sd,
-        low=None if half is None else mean - half,
-        high=None if half is None else mean + half,
+        low=low,
+        high=high,
         confidence=confidence,
         p=_p_value(mean, sd, len(seeds)) if sd else None,
     )
@@ -164,13 +162,15 @@ def _p_value(mean: float, sd: float, n: int) -> float:
     return float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))
 
 
-def _half_width(figures: np.ndarray, confidence: float) -> float | None:
+def _spread(figures: np.ndarray, confidence: float) -> tuple[float, float, float] | tuple[None, None, None]:
+    """The standard deviation and the ends of the t interval of the mean; None for one value."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
     n = len(figures)
     if n < 2:
-        return None
+        return None, None, None
     from scipy import stats
 
-    quantile = stats.t.ppf((1 + confidence) / 2, n - 1)
-    return float(quantile * figures.std(ddof=1) / math.sqrt(n))
+    sd, mean = float(figures.std(ddof=1)), float(figures.mean())
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * sd / math.sqrt(n))
+    return sd, mean - half, mean + half

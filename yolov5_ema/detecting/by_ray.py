@@ -152,7 +152,8 @@ def predict_chunks(
     worker: Any = _Worker  # the types of ray.data accept only functions
     items = [{"chunk": number, "images": json.dumps(images)} for number, images in chunks]
     with _connected(pool.address, work.engine):
-        size, cpus, gpus = _shape(pool, _alive_nodes(ray), len(items))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        size, cpus, gpus = _shape(pool, nodes, len(items))
         # kept alive by this reference: a restarted worker reads it again
         content = ray.put(weights.read_bytes())
         ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Ledger).remote()
@@ -285,10 +286,6 @@ def worker_environment(engine: Engine) -> dict[str, str]:
 
 
 # --- how many workers -------------------------------------------------------------------------
-
-
-def _alive_nodes(ray: Any) -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _shape(pool: Pool, nodes: Sequence[Mapping[str, float]], chunks: int) -> tuple[int, int, float]:

@@ -106,8 +106,8 @@ class Activation:
         self._patched.add(name)
         subject = (looked_at or self.source_module(name, path)).after(module)
         for quirk in (*QUIRKS, *GUARDS):  # guards last, so that they wrap what quirks have set
-            reason = quirk.needed(subject)
-            if reason:
+            reason = quirk.why(subject)
+            if reason is not None:
                 _LOGGER.debug("%s: %s is on: %s", subject.name, quirk.name, reason)
                 quirk.apply(subject, self.patches)
 
@@ -204,10 +204,10 @@ def findings(engine: Engine, quirks: Sequence[Quirk]) -> list[Finding]:
     for path in engine.sources():
         subject = _source_module(engine, ".".join(path.relative_to(engine.root).with_suffix("").parts), path)
         for quirk, finding in zip(quirks, found):
-            reason = quirk.needed(subject)
-            if reason:
+            reason = quirk.why(subject)
+            if reason is not None:
                 finding.places.append((subject.name, reason))
-            finding.is_settled |= bool(reason) or (subject.code.is_readable and quirk.settled(subject))
+            finding.is_settled |= reason is not None or (subject.code.is_readable and quirk.settled(subject))
     return found
 
 

@@ -27,9 +27,8 @@ from yolov5_ema.checkpoints.loading import check_file, load_checkpoint
 from yolov5_ema.data.dataset import is_there
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
-from yolov5_ema.resources import find_shipped
 from yolov5_ema.texts import listed
-from yolov5_ema.upstream.data_yaml import check_data, open_dataset
+from yolov5_ema.upstream.data_yaml import check_data, find_data_of_run, open_dataset
 from yolov5_ema.upstream.hyperparameters import check_hyp, names_read, read_hyp
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.source_code import Code
@@ -269,8 +268,9 @@ def _data(value: Any, typed: argparse.Namespace, where: str, run: Path, script: 
         value = _typed_data_set(value, typed, where)
         if value.startswith(_URL):
             return value
-    file = _found(value, run, script.engine) if len(value) <= _LONGEST and value.isprintable() else None
-    file = file or _found(_typed(typed), run, script.engine)
+    names = [value] if len(value) <= _LONGEST and value.isprintable() else []
+    found = (find_data_of_run(name, run, script.engine) for name in (*names, _typed(typed)))
+    file = next(filter(None, found), None)
     if file is None:
         raise ConfigError(
             f"{where}: the data set {value[:300]!r} is not there (looked from {Path.cwd()} and the folders above "
@@ -300,30 +300,6 @@ def _typed_data_set(value: str, typed: argparse.Namespace, where: str) -> str:
     )
 
 
-def _found(value: str, run: Path, engine: Engine) -> Path | None:
-    """Find a data YAML: by its path from here, by its bare name, or from the folders above its run.
-
-    One of the folders above the run is usually the folder in which the training was started.
-    """
-    if not value:
-        return None
-    if _is_file(Path(value)):
-        return Path(value)
-    shipped = find_shipped(value)
-    if shipped is not None:
-        return shipped
-    if Path(value).name == value:
-        theirs = sorted((engine.root / "data").rglob(Path(value).name)) if value.endswith(".yaml") else []
-        if theirs:
-            return theirs[0]
-    above = [folder / value for folder in list(run.resolve().parents)[:3]]
-    return next((file for file in above if _is_file(file)), None)
-
-
-def _is_file(place: Path) -> bool:
-    return is_there(place) and place.is_file()
-
-
 def _checked_dict(content: dict[str, Any], where: str, script: Script) -> dict[str, Any]:
     """Check a data set that loggers have written into the options, and leave out its ``download``."""
     if Code(script.source).calls("data.endswith"):
@@ -350,7 +326,7 @@ def _hyp(value: Any, where: str, run: Path, script: Script) -> dict[str, Any]:
     if value is not None and not isinstance(value, str):
         raise ConfigError(f"{where}: hyp must name a file of hyperparameters, not {reprlib.repr(value)}")
     for file in (Path(value or ""), run / "hyp.yaml"):
-        if _is_file(file):
+        if is_there(file) and file.is_file():
             return read_hyp(file, needed)
     raise ConfigError(
         f"{where}: the hyperparameters {str(value)[:300]!r} were not found, and neither was {run / 'hyp.yaml'}"

@@ -8,20 +8,20 @@ channels. `parse_model` itself is not copied.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType, ModuleType, TracebackType
 from typing import Any, Union
 
 from yolov5_ema.blocks.positions import UnclearNumbersError
 from yolov5_ema.blocks.registry import block_of
-from yolov5_ema.cfgs.rows import checked_model
+from yolov5_ema.cfgs.rows import checked_model, hint_of_channels
 from yolov5_ema.engine import activation, ultralytics_adapter
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.settings import VARIABLES, chosen_conflicts, exporting
@@ -80,7 +80,7 @@ def _patched(engine: Engine) -> Patches:
     patches = Patches()
     try:
         module = _with_parser(engine)
-        patches.set(module, "parse_model", _with_blocks(module.parse_model, module))
+        patches.wrap(module, "parse_model", _with_blocks, module)
     except BaseException:
         activation.deactivate()
         raise
@@ -169,47 +169,36 @@ def _root_of(file: Path) -> Path:
     return candidates[0] if candidates else file.parent
 
 
-def _with_blocks(parse_model: Callable[..., Any], module: ModuleType) -> Callable[..., Any]:
-    @functools.wraps(parse_model)
-    def wrapper(d: dict[str, Any], ch: list[int]) -> Any:
-        where = _cfg_name()
-        model = checked_model(d, module, where=where, conflicts=chosen_conflicts())
-        try:
-            return parse_model(model, ch)
-        except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:
-            row = _row_of(error.__traceback__, parse_model.__code__)
-            if row is None:
-                raise
-            if isinstance(error, UnclearNumbersError):
-                raise ConfigError(f"{where}, row {row}: {error.in_row()}") from error
-            raise ConfigError(f"{where}, row {row}: {_row_text(d, row)}: {error}{_hint(model, row)}") from error
-
-    return wrapper
+def _with_blocks(parse_model: Any, module: ModuleType, d: dict[str, Any], ch: list[int]) -> Any:
+    where = _cfg_name()
+    model = checked_model(d, module, where=where, conflicts=chosen_conflicts())
+    try:
+        return parse_model(model, ch)
+    except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:
+        row = _row_of(error.__traceback__, parse_model.__code__)
+        if row is None:
+            raise
+        if isinstance(error, UnclearNumbersError):
+            raise ConfigError(f"{where}, row {row}: {error.in_row()}") from error
+        raise ConfigError(f"{where}, row {row}: {_row_text(d, row)}: {error}{_hint(model, row)}") from error
 
 
 def _cfg_name() -> str:
     """The file name of the cfg that `Model.__init__` is building, for messages."""
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(3)
     cfg = frame.f_locals.get("cfg") if frame else None
     return str(cfg) if isinstance(cfg, (str, Path)) and str(cfg) else "model dict"
 
 
 def _row_of(traceback: TracebackType | None, code: Any) -> int | None:
     """The row at which `parse_model` failed: its loop variable ``i``."""
-    while traceback is not None:
-        if traceback.tb_frame.f_code is code:
-            row = traceback.tb_frame.f_locals.get("i")
-            return row if isinstance(row, int) else None
-        traceback = traceback.tb_next
-    return None
+    row = next((frame.f_locals.get("i") for frame, _ in walk_tb(traceback) if frame.f_code is code), None)
+    return row if isinstance(row, int) else None
 
 
 def _hint(model: dict[str, Any], index: int) -> str:
-    """A hint for a block with arguments: tutorials pass the channels there, which this plugin does not need."""
     module, args = [*model["backbone"], *model["head"]][index][2:]
-    if not block_of(module) or len(args) < 2:
-        return ""
-    return f". (The channels are taken from the row that the block reads: [{module.__name__}, []] is enough.)"
+    return hint_of_channels(module) if block_of(module) and len(args) > 1 else ""
 
 
 def _row_text(cfg: dict[str, Any], index: int) -> str:

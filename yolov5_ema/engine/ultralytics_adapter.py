@@ -18,7 +18,6 @@ this file that install it there too.
 from __future__ import annotations
 
 import copy
-import functools
 import importlib
 import itertools
 import re
@@ -33,11 +32,12 @@ from torch import nn
 
 from yolov5_ema.blocks.positions import UnclearNumbersError
 from yolov5_ema.blocks.registry import block_of
+from yolov5_ema.cfgs.rows import hint_of_channels
 from yolov5_ema.cfgs.ultralytics_rows import BlockRow, block_rows
 from yolov5_ema.engine import ultralytics_guards
-from yolov5_ema.errors import ConfigError, EngineNotFoundError, UserError
+from yolov5_ema.errors import ConfigError, EngineNotFoundError
 from yolov5_ema.resources import models_dir
-from yolov5_ema.settings import CONFLICTS
+from yolov5_ema.settings import chosen_conflicts
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.weights.alignment import align
@@ -106,8 +106,7 @@ def install(*, conflicts: str = "error") -> Ultralytics:
         EngineNotFoundError: `ultralytics` is not installed.
     """
     global _installed
-    if conflicts not in CONFLICTS:
-        raise UserError(f"conflicts must be one of {', '.join(CONFLICTS)}, not {conflicts!r}")
+    conflicts = chosen_conflicts(conflicts)
     try:
         package = importlib.import_module(NAME)
     except ModuleNotFoundError as error:
@@ -139,14 +138,13 @@ def is_installed() -> bool:
 def _patched(conflicts: str) -> Patches:
     tasks = importlib.import_module(f"{NAME}.nn.tasks")
     dist = importlib.import_module(f"{NAME}.utils.dist")
-    parse_model = _with_blocks(tasks.parse_model, tasks, conflicts)
     patches = Patches()
     try:
-        patches.set(importlib.import_module(f"{NAME}.nn"), "parse_model", parse_model)
-        patches.set(tasks, "parse_model", parse_model)
-        patches.set(tasks, "check_yaml", _with_shipped(tasks.check_yaml))
-        patches.set(tasks.BaseModel, "load", _by_structure(tasks.BaseModel.load))
-        patches.set(dist, "generate_ddp_file", _in_every_rank(dist.generate_ddp_file, conflicts))
+        patches.wrap(tasks, "parse_model", _with_blocks, tasks, conflicts)
+        patches.set(importlib.import_module(f"{NAME}.nn"), "parse_model", tasks.parse_model)
+        patches.wrap(tasks, "check_yaml", _with_shipped)
+        patches.wrap(tasks.BaseModel, "load", _by_structure)
+        patches.wrap(dist, "generate_ddp_file", _in_every_rank, conflicts)
         ultralytics_guards.apply(patches)
     except BaseException:
         patches.undo()
@@ -154,27 +152,21 @@ def _patched(conflicts: str) -> Patches:
     return patches
 
 
-def _with_blocks(parse_model: Callable[..., Any], tasks: ModuleType, conflicts: str) -> Callable[..., Any]:
-    @functools.wraps(parse_model)
-    def wrapper(d: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        where = str(d.get("yaml_file") or "model dict")
-        found = block_rows(d, tasks, where=where, conflicts=conflicts)
-        backbone, head = list(d["backbone"]), list(d["head"])
-        globals_of_tasks = Patches()
-        try:
-            for row in found:
-                # the space and the number keep it apart from all other names, also those of other threads
-                name = f"{row.block.__name__} {next(_numbers)}"
-                globals_of_tasks.set_item(vars(tasks), name, _builder(row))
-                section, index = (
-                    (backbone, row.index) if row.index < len(backbone) else (head, row.index - len(backbone))
-                )
-                section[index] = [*section[index][:2], name, _Arguments(row.options)]
-            return parse_model({**d, "backbone": backbone, "head": head}, *args, **kwargs)
-        finally:
-            globals_of_tasks.undo()
-
-    return wrapper
+def _with_blocks(
+    parse_model: Callable[..., Any], tasks: ModuleType, conflicts: str, d: dict[str, Any], *args: Any, **kwargs: Any
+) -> Any:
+    where = str(d.get("yaml_file") or "model dict")
+    found = block_rows(d, tasks, where=where, conflicts=conflicts)
+    backbone, head = list(d["backbone"]), list(d["head"])
+    with Patches() as globals_of_tasks:
+        for row in found:
+            # the space and the number keep it apart from all other names, also those of other threads
+            name = f"{row.block.__name__} {next(_numbers)}"
+            globals_of_tasks.set_item(vars(tasks), name, _builder(row))
+            is_in_head = row.index >= len(backbone)
+            section, index = (head, row.index - len(backbone)) if is_in_head else (backbone, row.index)
+            section[index] = [*section[index][:2], name, _Arguments(row.options)]
+        return parse_model({**d, "backbone": backbone, "head": head}, *args, **kwargs)
 
 
 class _Arguments(list):
@@ -202,12 +194,7 @@ def _builder(row: BlockRow) -> type:
             except UnclearNumbersError as error:
                 raise ConfigError(f"{row.place}: {error.in_row()}") from error
             except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:
-                hint = (
-                    ". (The channels are taken from the row that the block reads: "
-                    f"[{row.block.__name__}, []] is enough.)"
-                    if row.options
-                    else ""
-                )
+                hint = hint_of_channels(row.block) if row.options else ""
                 raise ConfigError(f"{row.place}: [{row.block.__name__}, {row.options}]: {error}{hint}") from error
 
     # the names that ultralytics prints
@@ -215,26 +202,21 @@ def _builder(row: BlockRow) -> type:
     return Builder
 
 
-def _by_structure(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the weight transfer of ultralytics: reorder the pretrained model's rows to match the new model's first.
+def _by_structure(load: Callable[..., Any], self: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around the weight transfer of ultralytics: reorder the pretrained model's rows to match the new model's first.
 
     This is done only if one of the two models has an attention block.
     """
-
-    @functools.wraps(load)
-    def wrapper(self: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
-        model: Any = (weights.get("ema") or weights.get("model")) if isinstance(weights, dict) else weights
-        if not (_has_blocks(self) or _has_blocks(model)):
-            return load(self, weights, *args, **kwargs)
-        try:
-            source, target = layers_of(model), layers_of(self)
-        except ValueError:
-            return load(self, weights, *args, **kwargs)
-        pairs = align(source, target)
-        moved = _with_rows(model, [pairs.get(index) for index in range(len(target))])
-        return load(self, moved, *args, **kwargs)
-
-    return wrapper
+    model: Any = (weights.get("ema") or weights.get("model")) if isinstance(weights, dict) else weights
+    if not (_has_blocks(self) or _has_blocks(model)):
+        return load(self, weights, *args, **kwargs)
+    try:
+        source, target = layers_of(model), layers_of(self)
+    except ValueError:
+        return load(self, weights, *args, **kwargs)
+    pairs = align(source, target)
+    moved = _with_rows(model, [pairs.get(index) for index in range(len(target))])
+    return load(self, moved, *args, **kwargs)
 
 
 def _has_blocks(model: Any) -> bool:
@@ -249,20 +231,15 @@ def _with_rows(model: Any, order: list[int | None]) -> Any:
     return moved
 
 
-def _with_shipped(check_yaml: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ultralytics' search for a YAML: if it finds none, look among those of this package."""
-
-    @functools.wraps(check_yaml)
-    def wrapper(file: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return check_yaml(file, *args, **kwargs)
-        except FileNotFoundError:
-            shipped = _shipped(str(file))
-            if shipped is None:
-                raise
-            return str(shipped)
-
-    return wrapper
+def _with_shipped(check_yaml: Callable[..., Any], file: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around ultralytics' search for a YAML: if it finds none, look among those of this package."""
+    try:
+        return check_yaml(file, *args, **kwargs)
+    except FileNotFoundError:
+        shipped = _shipped(str(file))
+        if shipped is None:
+            raise
+        return str(shipped)
 
 
 def _shipped(name: str) -> Path | None:
@@ -274,15 +251,10 @@ def _shipped(name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _in_every_rank(generate_ddp_file: Callable[..., str], conflicts: str) -> Callable[..., str]:
+def _in_every_rank(generate_ddp_file: Callable[..., str], conflicts: str, *args: Any, **kwargs: Any) -> str:
     """Make the file that each process of a training on several GPUs runs install the adapter first."""
-
-    @functools.wraps(generate_ddp_file)
-    def wrapper(*args: Any, **kwargs: Any) -> str:
-        file = generate_ddp_file(*args, **kwargs)
-        lines = _IN_EVERY_RANK.format(path=sys.path, conflicts=conflicts)
-        text = Path(file).read_text(encoding="utf-8").replace(*_OWN_STATE)
-        Path(file).write_text(lines + text, encoding="utf-8")
-        return file
-
-    return wrapper
+    file = generate_ddp_file(*args, **kwargs)
+    lines = _IN_EVERY_RANK.format(path=sys.path, conflicts=conflicts)
+    text = Path(file).read_text(encoding="utf-8").replace(*_OWN_STATE)
+    Path(file).write_text(lines + text, encoding="utf-8")
+    return file

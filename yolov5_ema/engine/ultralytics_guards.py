@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import pickle
@@ -16,7 +15,6 @@ from typing import Any
 
 import cv2
 import torch
-from torch import nn
 
 from yolov5_ema.checkpoints import ultralytics_files
 from yolov5_ema.checkpoints.exported_models import (
@@ -57,7 +55,7 @@ def apply(patches: Patches) -> None:
     patches.view(data, "np", load=ultralytics_files.load_array)
     patches.set(data, "exec", _refuse_code)
     patches.view(data, "subprocess", run=_own_script_only)
-    patches.set(data, "safe_download", _asked_for(data.safe_download))
+    patches.wrap(data, "safe_download", _asked_for)
     for name in _WITH_TORCHSCRIPT:
         module = _module_with(name, "torch")
         if module is not None:
@@ -66,8 +64,7 @@ def apply(patches: Patches) -> None:
         module = _module_with(name, "cv2")
         if module is not None:
             patches.view(module, "cv2", dnn=ModuleView(cv2.dnn, readNetFromONNX=_read_onnx))
-    backend = _module("nn.autobackend").AutoBackend
-    patches.set(backend, "__init__", _checked(backend.__init__))
+    patches.wrap(_module("nn.autobackend").AutoBackend, "__init__", _checked)
 
 
 _read_onnx = read_onnx_network(cv2.dnn.readNetFromONNX)
@@ -102,23 +99,18 @@ def _refuse_code(source: Any, scope: dict[str, Any] | None = None, *_: Any) -> N
     )
 
 
-def _asked_for(download: Callable[..., Any]) -> Callable[..., Any]:
+def _asked_for(download: Callable[..., Any], url: Any, *args: Any, **kwargs: Any) -> Any:
     """``safe_download``, for addresses that the user or one of the package's own YAMLs names."""
-
-    @functools.wraps(download)
-    def wrapper(url: Any, *args: Any, **kwargs: Any) -> Any:
-        data = sys._getframe(1).f_locals.get("data")
-        named = data if isinstance(data, dict) else {}
-        if str(url) == str(named.get("download")) and not _is_of_the_package(named.get("yaml_file", "")):
-            raise ConfigError(
-                f"{named.get('yaml_file')}: 'download' names {reprlib.repr(str(url))}. Downloads are made only for "
-                "ultralytics' own YAMLs. Nothing was fetched: fetch the data yourself if you trust its source."
-            )
-        if Path(str(url)).suffix.lower() in (".yaml", ".yml"):
-            raise ConfigError(f"{url} is an archive as well as a YAML; it was not unpacked")
-        return download(url, *args, **kwargs)
-
-    return wrapper
+    data = sys._getframe(2).f_locals.get("data")  # of the function that asks
+    named = data if isinstance(data, dict) else {}
+    if str(url) == str(named.get("download")) and not _is_of_the_package(named.get("yaml_file", "")):
+        raise ConfigError(
+            f"{named.get('yaml_file')}: 'download' names {reprlib.repr(str(url))}. Downloads are made only for "
+            "ultralytics' own YAMLs. Nothing was fetched: fetch the data yourself if you trust its source."
+        )
+    if Path(str(url)).suffix.lower() in (".yaml", ".yml"):
+        raise ConfigError(f"{url} is an archive as well as a YAML; it was not unpacked")
+    return download(url, *args, **kwargs)
 
 
 def _own_script_only(command: Any, *args: Any, **kwargs: Any) -> Any:
@@ -131,19 +123,15 @@ def _own_script_only(command: Any, *args: Any, **kwargs: Any) -> Any:
     )
 
 
-def _checked(init: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(init)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        # the parameter is called model; up to 8.3 it was weights
-        given = args[0] if args else kwargs.get("model", kwargs.get("weights"))
-        file = given[0] if isinstance(given, (list, tuple)) and given else given
-        if isinstance(file, (str, os.PathLike)):
-            check_form(Path(file))
-        init(self, *args, **kwargs)
-        if isinstance(file, (str, os.PathLike)) and not isinstance(given, nn.Module):
-            check_names_and_stride(self, Path(file))
-
-    return wrapper
+def _checked(init: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    # the parameter is called model; up to 8.3 it was weights
+    given = args[0] if args else kwargs.get("model", kwargs.get("weights"))
+    file = given[0] if isinstance(given, (list, tuple)) and given else given
+    if isinstance(file, (str, os.PathLike)):
+        check_form(Path(file))
+    init(self, *args, **kwargs)
+    if isinstance(file, (str, os.PathLike)):
+        check_names_and_stride(self, Path(file))
 
 
 def check_form(file: Path) -> None:

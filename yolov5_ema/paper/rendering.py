@@ -66,16 +66,7 @@ def _lines(row: Row) -> Iterator[tuple[str, ...]]:
         yield label, name, shown, _number(figure, figure.ours), over, way, figure.convention, word + remark
         label = ""
     if row.accuracy:
-        yield (
-            "",
-            ", ".join(row.accuracy),
-            " ".join(row.accuracy.values()),
-            "",
-            "",
-            "",
-            "",
-            "quoted, not measured",
-        )
+        yield "", ", ".join(row.accuracy), " ".join(row.accuracy.values()), *[""] * 4, "quoted, not measured"
 
 
 def _number(figure: Figure, value: float) -> str:

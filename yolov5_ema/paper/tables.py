@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.generator import build_cfg
@@ -142,7 +141,7 @@ def _count_detector(printed: PrintedRow) -> Counts:
         model = yolo.Model(cfg)  # on the CPU, because YOLOv5 compares the values of the anchors
     stride = max(int(model.stride.max()), 32)
     model = model.to("meta").eval()
-    _last(model).train()  # in training mode, Detect runs the same convolutions but builds no grids
+    model.model[-1].train()  # in training mode, Detect runs the same convolutions but builds no grids
     whole, small = count_operations(model, _DETECTOR_IMGSZ), count_operations(model, stride)
     scale, counted = (_DETECTOR_IMGSZ // stride) ** 2, small.by_convention()
     ways = {"summary": "thop 0.0.31", "once summary": "once 0.0.31"}
@@ -153,7 +152,3 @@ def _count_detector(printed: PrintedRow) -> Counts:
     parameters = {"plain": plain, "fused": parameters_plain(model)}
     of_whole = {"layers": whole.layers, "thop 0.1.1": whole.by_convention()["thop 0.1.1"]}
     return Counts(parameters, {**summaries, **of_whole}, whole.full)
-
-
-def _last(model: Any) -> nn.Module:
-    return model.model[-1]

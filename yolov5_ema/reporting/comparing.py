@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from yolov5_ema.comparing.statistics import (
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.measuring import Measured
 from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Comparison, Run
+from yolov5_ema.reporting.tables import NOTHING
 
 CONFIDENCE = 0.95
 METRICS = {DETECT: ("mAP50", "mAP50-95"), CLASSIFY: ("top-1", "top-5")}
@@ -192,14 +193,19 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     }
 
 
-def recipe_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Settings other than model and seed that differ between trainings: the value for each run, or "-" for none."""
+def recipe_differences(
+    runs: Sequence[Run], shown: Callable[[Any], str] = str, *, everything: bool = False
+) -> dict[str, list[str]]:
+    """Settings that differ between trainings: the value for each run as ``shown`` gives it, or "-" for none.
+
+    The model, the seed, and what says where a training ran are left out, except with ``everything``.
+    """
     found = {}
     for kind in ("options", "hyp"):
         held = [getattr(run, kind) for run in runs]
         for name in dict.fromkeys(name for settings in held for name in settings):
-            values = [str(settings[name]) if name in settings else "-" for settings in held]
-            if len(set(values)) > 1 and not (kind == "options" and name in _NO_RECIPE):
+            values = [shown(settings[name]) if name in settings else NOTHING for settings in held]
+            if len(set(values)) > 1 and (everything or kind == "hyp" or name not in _NO_RECIPE):
                 found[name] = values
     return found
 

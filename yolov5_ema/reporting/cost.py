@@ -22,18 +22,21 @@ _LARGEST_SIDE = 10_000
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a model YAML. Counts are None if the model could not be built here."""
+    """One row of a model YAML, as in `engine.model_info`. Counts are None if the model could not be built here."""
 
     index: int
     source: str
     repeats: int
     module: str
     args: str
-    is_block: bool
     channels: int | None = None
     stride: int | None = None
     parameters: int | None = None
     flops: int | None = None
+
+    @property
+    def is_block(self) -> bool:
+        return bool(block_of(self.module))
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,17 @@ def costs_of(runs: Sequence[Run]) -> dict[str, Cost]:
     known: dict[str, Cost] = {}
     found = {}
     for run in runs:
-        key = repr([run.task, run.cfg, _imgsz(run), _classifier_key(run)])
+        key = repr([run.task, run.cfg, image_size(run.options), _classifier_key(run)])
         if key not in known:
             known[key] = _classifier_cost(run) if run.task == CLASSIFY else _detector_cost(run)
         found[run.name] = known[key]
     return found
 
 
-def _imgsz(run: Run) -> int:
+def image_size(options: Mapping[str, Any]) -> int:
+    """The side of the images of a training in pixels; 640 if its options do not name one."""
     for name in ("imgsz", "img_size", "img"):
-        value = run.options.get(name)
+        value = options.get(name)
         if type(value) is int and 0 < value <= _LARGEST_SIDE:
             return value
     return 640
@@ -89,24 +93,13 @@ def _detector_cost(run: Run) -> Cost:
     if cfg is None:
         return Cost(known, reason="the model YAML is neither in best.pt nor where opt.yaml says")
     try:
-        found = _counted(cfg, _imgsz(run))
+        found = _counted(cfg, image_size(run.options))
     except UserError as error:
         return Cost(known, rows=_plain_rows(cfg), reason=first_line(error))
-    rows = [
-        Row(
-            index=row.index,
-            source=str(row.source),
-            repeats=row.repeats,
-            module=str(row.module),
-            args=str(row.args),
-            is_block=bool(block_of(str(row.module))),
-            channels=row.channels or None,
-            stride=row.stride,
-            parameters=row.parameters,
-            flops=row.flops,
-        )
-        for row in found.rows
-    ]
+    rows = []
+    for row in found.rows:
+        words = {"source": str(row.source), "module": str(row.module), "args": str(row.args)}
+        rows.append(Row(**{**vars(row), **words, "channels": row.channels or None}))
     # best.pt is stripped but not fused, so it has the parameters of the trained model.
     return Cost(known or found.parameters, found.gflops, found.imgsz, rows)
 
@@ -141,7 +134,7 @@ def _plain_rows(cfg: Mapping[str, Any]) -> list[Row]:
     for row in [*(cfg.get("backbone") or []), *(cfg.get("head") or [])]:
         source, repeats, module, args = (*row, *[""] * 4)[:4] if isinstance(row, list) else (row, 1, "", "")
         shown = repeats if type(repeats) is int else 1
-        rows.append(Row(len(rows), str(source), shown, str(module), str(args), bool(block_of(str(module)))))
+        rows.append(Row(len(rows), str(source), shown, str(module), str(args)))
     return rows
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from yolov5_ema.data.dataset import Dataset, is_there
+from yolov5_ema.data.dataset import Dataset
 from yolov5_ema.data.image_names import keys_of_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.confusion import ConfusionMatrix
@@ -23,6 +23,7 @@ from yolov5_ema.evaluation.yolov5 import Yolov5Protocol
 from yolov5_ema.reporting import pictures
 from yolov5_ema.reporting.reading import bytes_of, file_of, json_of
 from yolov5_ema.reporting.shapes import by_name, checked, maybe, number, one_of, record, several, whole, words
+from yolov5_ema.upstream.data_yaml import find_data_of_run
 
 CONFIDENCE = 0.25
 """Detections with a lower confidence are not drawn, as in YOLOv5's ``detect``."""
@@ -270,16 +271,10 @@ def data_of(options: Mapping[str, Any], folder: Path) -> Path:
     Raises:
         UserError: the training's options name no data YAML, or it no longer exists.
     """
-    from yolov5_ema.resources import find_shipped
-
     given = options.get("data")
     if not isinstance(given, str) or not given:
         raise UserError("opt.yaml names no data YAML; name one with --data")
-    # A relative path starts at the folder where the training was started, often three levels above runs/train/exp.
-    for place in (Path(given), *(above / given for above in list(folder.resolve().parents)[:3])):
-        if is_there(place) and place.is_file():
-            return place
-    shipped = find_shipped(given)
-    if shipped is not None:
-        return shipped
-    raise UserError(f"the data set {given[:300]} does not exist; name it with --data")
+    found = find_data_of_run(given, folder)
+    if found is None:
+        raise UserError(f"the data set {given[:300]} does not exist; name it with --data")
+    return found

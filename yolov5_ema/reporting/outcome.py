@@ -133,16 +133,12 @@ def comparison(material: Material) -> list[Part]:
         parts += lines_part("notes", compared.notes)
         differing = recipe_differences(compared.runs)
         if differing:
-            parts += lines_part("warnings", [_differing_sentence(differing)])
+            sentence = (
+                f"These trainings differ in more than model and seed: {', '.join(differing)} (see Configuration). The "
+                "cause of a difference cannot be known."
+            )
+            parts += lines_part("warnings", [sentence])
     return parts
-
-
-def _differing_sentence(differing: Mapping[str, Sequence[str]]) -> str:
-    listed = ", ".join(differing)
-    return (
-        f"These trainings differ in more than model and seed: {listed} (see Configuration). The cause of a "
-        "difference cannot be known."
-    )
 
 
 def _summary_table(compared: Compared) -> Table:

@@ -177,29 +177,13 @@ def _folder_of(place: Path) -> Path:
     raise UserError(f"{place} is neither the folder of a run nor the weights in one (RUN/weights/best.pt)")
 
 
-def _is_training(folder: Path) -> bool:
-    return (folder / "opt.yaml").is_file()
-
-
-def _is_classification(folder: Path) -> bool:
-    return (folder / "args.yaml").is_file()
-
-
 def _hint(folder: Path) -> str:
     if (folder / "recipe.json").is_file():
         return ". It is a comparison that has not been reported yet: run its 'yolov5-ema compare' again"
-    inside = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_dir() and (_is_training(path) or _is_classification(path) or _is_outcome(path))
-    )
+    inside = sorted(path.name for path in folder.iterdir() if any((path / name).is_file() for name in _READERS))
     if not inside:
         return ""
     return f". It contains runs; name them instead ({', '.join(str(folder / name) for name in inside[:3])} …)"
-
-
-def _is_outcome(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("evaluation.json", "comparison.json"))
 
 
 def _pictures(folder: Path, names: Sequence[str]) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yolov5_ema.reporting import pictures
+from yolov5_ema.reporting.comparing import recipe_differences
 from yolov5_ema.reporting.outcome import protocol_table
 from yolov5_ema.reporting.parts import (
     TASKS,
@@ -78,7 +79,7 @@ def configuration(material: Material) -> list[Part]:
         if not runs:
             continue
         of = f", {TASKS[task]}" if len({run.task for run in material.runs}) > 1 else ""
-        differing = _all_differences(runs)
+        differing = recipe_differences(runs, shown, everything=True)
         if differing:
             columns = ["setting", *(run.name for run in runs)]
             rows = [[text(name), *map(text, values)] for name, values in differing.items()]
@@ -93,17 +94,6 @@ def configuration(material: Material) -> list[Part]:
         ]
         parts.append({"kind": "tables", "layout": "beside", "tables": [table for table in tables if table.rows]})
     return parts
-
-
-def _all_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
-    found = {}
-    for kind in ("options", "hyp"):
-        held = [getattr(run, kind) for run in runs]
-        for name in dict.fromkeys(name for settings in held for name in settings):
-            values = [shown(settings[name]) if name in settings else NOTHING for settings in held]
-            if len(set(values)) > 1:
-                found[name] = values
-    return found
 
 
 # --- software and machine -------------------------------------------------------------------

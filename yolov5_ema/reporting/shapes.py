@@ -20,13 +20,13 @@ _LARGEST = 1e15
 _LONGEST = 2000
 
 
-def number(low: float = -_LARGEST, high: float = _LARGEST) -> Shape:
+def number(low: float = -_LARGEST, high: float = _LARGEST, *, is_whole: bool = False) -> Shape:
     """A finite number in a range."""
+    kinds, what = ((int,), "a whole number") if is_whole else ((int, float), "a number")
 
     def check(value: Any, where: str) -> Any:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not low <= value <= high:
-            raise UserError(f"{where} must be a number from {low:g} to {high:g}, not {reprlib.repr(value)}")
+        if type(value) not in kinds or not math.isfinite(value) or not low <= value <= high:
+            raise UserError(f"{where} must be {what} from {low:g} to {high:g}, not {reprlib.repr(value)}")
         return value
 
     return check
@@ -34,13 +34,7 @@ def number(low: float = -_LARGEST, high: float = _LARGEST) -> Shape:
 
 def whole(low: float = 0, high: float = _LARGEST) -> Shape:
     """A whole number in a range."""
-
-    def check(value: Any, where: str) -> Any:
-        if type(value) is not int or not low <= value <= high:
-            raise UserError(f"{where} must be a whole number from {low:g} to {high:g}, not {reprlib.repr(value)}")
-        return value
-
-    return check
+    return number(low, high, is_whole=True)
 
 
 def words(value: Any, where: str) -> Any:

@@ -47,17 +47,12 @@ def collected_detections(engine: Engine, max_det: int) -> Iterator[Collected]:
         An object that is filled when ``val`` has finished.
     """
     val: Any = engine.module("val")
-    run = val.run
     found = Collected()
-    patches = Patches()
     suppress = val.non_max_suppression
-    if "max_det" not in inspect.signature(run).parameters:
+    if "max_det" not in inspect.signature(val.run).parameters:
         suppress = functools.partial(suppress, max_det=max_det)
-    patches.set(val, "non_max_suppression", image_by_image(suppress))
-    patches.set(val, "create_dataloader", _noting_images(val.create_dataloader, found))
 
-    @functools.wraps(run)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def around(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(run).bind(*args, **kwargs)
         given.apply_defaults()
         given.arguments.update(callbacks=_callbacks(val, found), plots=False)
@@ -67,11 +62,11 @@ def collected_detections(engine: Engine, max_det: int) -> Iterator[Collected]:
         found.figures = tuple(float(figure) for figure in result[0][:4])
         return result
 
-    patches.set(val, "run", wrapper)
-    try:
+    with Patches() as patches:
+        patches.set(val, "non_max_suppression", image_by_image(suppress))
+        patches.wrap(val, "create_dataloader", _noting_images, found)
+        patches.wrap(val, "run", around)
         yield found
-    finally:
-        patches.undo()
 
 
 def image_by_image(suppress: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
@@ -94,15 +89,11 @@ def image_by_image(suppress: Callable[..., list[Any]]) -> Callable[..., list[Any
     return wrapper
 
 
-def _noting_images(create_dataloader: Callable[..., Any], found: Collected) -> Callable[..., Any]:
-    @functools.wraps(create_dataloader)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        loader, dataset = create_dataloader(*args, **kwargs)
-        files = getattr(dataset, "im_files", None) or dataset.img_files  # img_files before v6.1
-        found.images = [Path(file) for file in files]
-        return loader, dataset
-
-    return wrapper
+def _noting_images(create_dataloader: Callable[..., Any], found: Collected, *args: Any, **kwargs: Any) -> Any:
+    loader, dataset = create_dataloader(*args, **kwargs)
+    files = getattr(dataset, "im_files", None) or dataset.img_files  # img_files before v6.1
+    found.images = [Path(file) for file in files]
+    return loader, dataset
 
 
 def _callbacks(val: Any, found: Collected) -> Any:

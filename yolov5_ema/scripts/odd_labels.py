@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,40 +35,27 @@ def odd_images_kept(engine: Engine, dataset: Dataset) -> Iterator[None]:
         dataset: the data set that the labels belong to.
     """
     module: Any = engine.module(loader_module(engine))
-    kind = module.LoadImagesAndLabels
-    patches = Patches()
-    patches.set(kind, "cache_labels", _with_odd_images(kind.cache_labels, module, dataset))
-    patches.set(module.np, "load", _without_caches(module.np.load))
-    try:
+    with Patches() as patches:
+        patches.wrap(module.LoadImagesAndLabels, "cache_labels", _with_odd_images, module, dataset)
+        patches.wrap(module.np, "load", _without_caches)
         yield
-    finally:
-        patches.undo()
 
 
-def _without_caches(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `np.load` so that it finds no label cache, and the label files themselves are read."""
-
-    @functools.wraps(load)
-    def wrapper(file: Any, *args: Any, **kwargs: Any) -> Any:
-        if Path(str(file)).suffix == ".cache":
-            raise FileNotFoundError(str(file))
-        return load(file, *args, **kwargs)
-
-    return wrapper
+def _without_caches(load: Callable[..., Any], file: Any, *args: Any, **kwargs: Any) -> Any:
+    """`np.load` that finds no label cache, so that the label files themselves are read."""
+    if Path(str(file)).suffix == ".cache":
+        raise FileNotFoundError(str(file))
+    return load(file, *args, **kwargs)
 
 
 def _with_odd_images(
-    cache_labels: Callable[..., dict[str, Any]], module: Any, dataset: Dataset
-) -> Callable[..., dict[str, Any]]:
-    @functools.wraps(cache_labels)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        found = cache_labels(self, *args, **kwargs)
-        files = getattr(self, "im_files", None) or self.img_files
-        entries = {file: found.get(file) or _entry(file, module, dataset) for file in files}
-        kept = {file: entry for file, entry in entries.items() if entry is not None}
-        return {**kept, **{note: found[note] for note in _NOTES if note in found}}
-
-    return wrapper
+    cache_labels: Callable[..., dict[str, Any]], module: Any, dataset: Dataset, self: Any, *args: Any, **kwargs: Any
+) -> dict[str, Any]:
+    found = cache_labels(self, *args, **kwargs)
+    files = getattr(self, "im_files", None) or self.img_files
+    entries = {file: found.get(file) or _entry(file, module, dataset) for file in files}
+    kept = {file: entry for file, entry in entries.items() if entry is not None}
+    return {**kept, **{note: found[note] for note in _NOTES if note in found}}
 
 
 def _entry(file: str, module: Any, dataset: Dataset) -> list[Any] | None:

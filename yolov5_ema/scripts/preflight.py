@@ -31,13 +31,8 @@ from yolov5_ema.weights.mistaken import HEAD, refuse_mistaken
 
 _LOGGER = logging.getLogger(__name__)
 
-_SPLITS = {
-    "train": ("train", "val"),
-    "val": ("val",),
-    "test": ("test",),
-    "speed": ("val",),
-    "study": ("val",),
-}
+# of other tasks: val
+_SPLITS = {"train": ("train", "val"), "test": ("test",)}
 _ADVICE = {
     "cfg": " 'yolov5-ema cfg' writes model YAMLs for any size, block and place.",
     "data": " A data YAML names the folders of images and the classes; 'yolov5-ema data' makes some.",
@@ -53,11 +48,8 @@ def resolve_names(opt: argparse.Namespace, engine: Engine, script: str = "") -> 
     """
     for name in ("cfg", "hyp") if _classifies(script) else ("cfg", "data", "hyp"):
         value = getattr(opt, name, None)
-        if not isinstance(value, (str, Path)) or not str(value) or str(value).startswith(ADDRESS):
-            continue
-        if isinstance(value, Path):  # a default value of YOLOv5, not one from the user
-            continue
-        setattr(opt, name, _resolved(name, value, engine))
+        if isinstance(value, str) and value and not value.startswith(ADDRESS):  # a Path is YOLOv5's own default
+            setattr(opt, name, _resolved(name, value, engine))
     # YOLOv5 resolves these paths relative to its own folder
     for name in ("model", "data") if _classifies(script) else ():
         value = getattr(opt, name, None)
@@ -108,9 +100,8 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
         _check_runnable(opt, engine)
     if script == "export":
         exports.refuse_impossible_formats(opt, engine)
-    project = _project_of(opt)
-    if project is not None:
-        _check_writable(project)
+    if getattr(opt, "project", None):
+        _check_writable(Path(opt.project))
 
 
 def _weights_of(opt: argparse.Namespace) -> list[str]:
@@ -205,11 +196,6 @@ def _refuse_names_twice(dataset: Dataset, engine: Engine) -> None:
         return
     if dataset.names:
         dataset.refuse_unfit_names(f"{engine} stores the results of a training by name")
-
-
-def _project_of(opt: argparse.Namespace) -> Path | None:
-    project = getattr(opt, "project", None)
-    return Path(project) if project else None
 
 
 def _check_writable(project: Path) -> None:

@@ -13,11 +13,12 @@ import urllib.error
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
 from yolov5_ema.cfgs.rows import checking_once
-from yolov5_ema.errors import UserError
+from yolov5_ema.errors import UserError, causes
 from yolov5_ema.scripts import exports, preflight
 from yolov5_ema.scripts.run_folder import WatchedRunFolder
 from yolov5_ema.scripts.skipping import SourceFiles, any_name_printed
@@ -55,7 +56,7 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
     module = engine.module(name)
     _refuse_settings(argv)
     watched = _watched_parser(module, engine, name, more_help)
-    with opening_once(), checking_once(), _command_line(name, argv), watched as patches:
+    with opening_once(), checking_once(), command_line(name, argv), watched as patches:
         with errors_as_user_errors(engine):  # some parsers already look for files
             opt = module.parse_opt()
         preflight.check(opt, name, engine)
@@ -106,14 +107,15 @@ def run_file(engine: Engine, script: str, argv: Sequence[str], *, more_help: str
         relative = path.resolve().relative_to(engine.root).with_suffix("")
         return run_script(engine, ".".join(relative.parts), argv, more_help=more_help)
     sys.path.insert(0, str(path.resolve().parent))
-    with _command_line(script, argv):
+    with command_line(script, argv):
         sys.argv[0] = script
         runpy.run_path(str(path), run_name="__main__")
     return 0
 
 
 @contextmanager
-def _command_line(name: str, argv: Sequence[str]) -> Iterator[None]:
+def command_line(name: str, argv: Sequence[str]) -> Iterator[None]:
+    """Inside the ``with`` block, ``sys.argv`` is the line of one of our commands."""
     before = sys.argv
     sys.argv = [f"yolov5-ema {name}", *argv]
     try:
@@ -138,13 +140,9 @@ def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: st
             preflight.resolve_names(opt, engine, name)
             return opt, rest
 
-    patches = Patches()
-    view = ModuleView(argparse, ArgumentParser=Parser)
-    patches.set(module, "argparse", view)
-    try:
+    with Patches() as patches:
+        patches.set(module, "argparse", ModuleView(argparse, ArgumentParser=Parser))
         yield patches
-    finally:
-        patches.undo()
 
 
 @contextmanager
@@ -155,9 +153,9 @@ def errors_as_user_errors(engine: Engine) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        cause = _wrapped_user_error(error)
-        if cause is not None:
-            raise cause from error
+        for cause in causes(error):  # a UserError that YOLOv5 caught and wrapped
+            if isinstance(cause, UserError):
+                raise cause from error
         message = _message_for(error, engine)
         if message:
             raise UserError(message) from error
@@ -166,7 +164,7 @@ def errors_as_user_errors(engine: Engine) -> Iterator[None]:
 
 def _message_for(error: Exception, engine: Engine) -> str:
     """The message for the user's mistake behind an error; "" if no such mistake is known."""
-    file = _file_raised_in(error)
+    file = [None, *(frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))][-1]
     module = Path(str(file)).stem if engine.owns(file) else ""
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         what = error.filename or "a file"
@@ -193,22 +191,3 @@ def _other_size(said: str) -> str:
         f"the exported model was made for another image size: {listed}. Give --img its size (and --batch-size 1), or "
         "export it again with --dynamic"
     )
-
-
-def _wrapped_user_error(error: BaseException) -> UserError | None:
-    """The UserError that YOLOv5 caught and wrapped, or None."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def _file_raised_in(error: BaseException) -> str | None:
-    traceback = error.__traceback__
-    file = None
-    while traceback is not None:
-        file = traceback.tb_frame.f_code.co_filename
-        traceback = traceback.tb_next
-    return file

@@ -9,13 +9,11 @@ the same augmentation.
 
 from __future__ import annotations
 
-import functools
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -42,38 +40,31 @@ def seeded_training(engine: Engine, argv: Sequence[str]) -> Iterator[list[str]]:
         yield list(argv)
         return
     module = engine.module("train")
-    patches = Patches()
-    try:
-        if _has_seed_flag(module):
-            yield [*argv, "--seed", str(seed)]
-        else:
-            _seed(module, seed, patches)
-            yield list(argv)
-    finally:
-        patches.undo()
+    if _has_seed_flag(module):
+        yield [*argv, "--seed", str(seed)]
+        return
+    with Patches() as patches:
+        _seed(module, seed, patches)
+        yield list(argv)
 
 
-def _has_seed_flag(module: ModuleType) -> bool:
+def _has_seed_flag(module: Any) -> bool:
     return code_in(Path(str(module.__file__))).has_flag("--seed")
 
 
 def _seed(module: Any, seed: int, patches: Patches) -> None:
-    init_seeds, create_dataloader = module.init_seeds, module.create_dataloader
-
-    @functools.wraps(init_seeds)
-    def seeded(given: int = 0, *args: Any, **kwargs: Any) -> None:
+    def seeded(init_seeds: Callable[..., None], given: int = 0, *args: Any, **kwargs: Any) -> None:
         # with YOLOv5's own seed, because it also configures cuDNN by the value of the seed
         init_seeds(given, *args, **kwargs)
         seed_generators(seed + given)
 
-    @functools.wraps(create_dataloader)
-    def with_its_own_seed(*args: Any, **kwargs: Any) -> Any:
+    def with_its_own_seed(create_dataloader: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("augment"):  # the training images
             seed_generators(seed + max(int(os.environ.get("RANK", -1)), 0))
         return create_dataloader(*args, **kwargs)
 
-    patches.set(module, "init_seeds", seeded)
-    patches.set(module, "create_dataloader", with_its_own_seed)
+    patches.wrap(module, "init_seeds", seeded)
+    patches.wrap(module, "create_dataloader", with_its_own_seed)
 
 
 def seed_generators(seed: int) -> None:

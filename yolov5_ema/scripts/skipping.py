@@ -26,6 +26,7 @@ from yolov5_ema.data.video_files import VideoFile
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import free_names
 from yolov5_ema.reading import read_text
+from yolov5_ema.texts import first_of
 from yolov5_ema.upstream.patching import ModuleView, Patches
 
 _LOGGER = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class SourceFiles:
             raise UserError(f"{source}: names no file")
         if len(self._problems) == 1:
             (file, problem), *_ = self._problems
-            named = "" if _is_same_file(file, self._source) else f"{_shown(file)}: "
+            named = "" if os.path.realpath(file) == os.path.realpath(self._source) else f"{_shown(file)}: "
             raise UserError(f"{source}: {named}{problem}")
         raise UserError(
             f"{source}: none of its {self.total} files can be read:\n"
@@ -273,14 +274,8 @@ def _too_thin_reason(shape: tuple[int, ...], img_size: Any) -> str | None:
     return f"is {width} x {height} pixels: scaled to --img {size}, its shorter side has no pixel left"
 
 
-def _is_same_file(one: str, other: str) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
-
-
 def _lines(texts: Iterator[str]) -> str:
-    lines = list(texts)
-    more = [f"… and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
-    return "\n".join(f"  {line}" for line in [*lines[:MOST_LINES], *more])
+    return "\n".join(f"  {line}" for line in first_of(list(texts), MOST_LINES, "… and {} more"))
 
 
 def _shown(file: str) -> str:

@@ -81,12 +81,9 @@ def sliced_inference(engine: Engine, script: str, size: int = 640, overlap: floa
     if script not in SCRIPTS:
         raise UserError(f"--slice: {script} of {engine} cannot be sliced; {' and '.join(SCRIPTS)} can")
     module = engine.module(script)
-    patches = Patches()
-    try:
+    with Patches() as patches:
         _Slicer(engine, size, overlap).attach(module, patches)
         yield
-    finally:
-        patches.undo()
 
 
 @dataclass
@@ -138,44 +135,38 @@ class _Slicer:
         """Wrap what a script module calls: its run, loaders, models and suppression."""
         augmentations = self._engine.module("utils.augmentations")
         self._letterbox = augmentations.letterbox
-        patches.set(module, "run", self._run(module, module.run, patches))
-        patches.set(module, "non_max_suppression", self._suppression(module.non_max_suppression))
+        patches.wrap(module, "run", self._run, module)
+        patches.wrap(module, "non_max_suppression", self._suppression)
         for name in ("LoadImages", "LoadStreams", "LoadScreenshots"):
             if hasattr(module, name):
                 patches.set(module, name, self._watched_source(getattr(module, name)))
         if hasattr(module, "create_dataloader"):
-            patches.set(module, "create_dataloader", self._watched_loader(module.create_dataloader))
+            patches.wrap(module, "create_dataloader", self._watched_loader)
         for name in ("attempt_load", "DetectMultiBackend"):
             if hasattr(module, name):
                 patches.set(module, name, self._watched_model(getattr(module, name)))
 
     # --- the run ---
 
-    def _run(self, module: ModuleType, run: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
-        signature = inspect.signature(run)
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            self._forget()
-            given = signature.bind(*args, **kwargs)
-            given.apply_defaults()
-            options = given.arguments
-            self._conf_thres = float(options["conf_thres"])
-            if not hasattr(module, "DetectMultiBackend"):
-                _refuse_other_formats(options, self._engine)
-            if options.get("model") is not None:  # the caller passes a model, as training does
-                self._watch_model(options["model"])
-            if options.get("dataloader") is not None:
-                options["dataloader"] = _WatchedLoader(options["dataloader"], self._note_batch)
-            inner = Patches()
-            try:
+    def _run(self, run: Callable[..., Any], module: ModuleType, *args: Any, **kwargs: Any) -> Any:
+        self._forget()
+        given = inspect.signature(run).bind(*args, **kwargs)
+        given.apply_defaults()
+        options = given.arguments
+        self._conf_thres = float(options["conf_thres"])
+        if not hasattr(module, "DetectMultiBackend"):
+            _refuse_other_formats(options, self._engine)
+        if options.get("model") is not None:  # the caller passes a model, as training does
+            self._watch_model(options["model"])
+        if options.get("dataloader") is not None:
+            options["dataloader"] = _WatchedLoader(options["dataloader"], self._note_batch)
+        try:
+            with Patches() as inner:
                 if _is_onnx(options) and not hasattr(module, "DetectMultiBackend"):
                     self._watch_onnxruntime(inner)
                 return run(*given.args, **given.kwargs)
-            finally:
-                inner.undo()
-                self._forget()
-
-        return wrapper
+        finally:
+            self._forget()
 
     # --- the images ---
 
@@ -193,13 +184,10 @@ class _Slicer:
         Watched.__name__ = base.__name__
         return Watched
 
-    def _watched_loader(self, create_dataloader: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            loader, dataset = create_dataloader(*args, **kwargs)
-            self._imgsz, self._stride = dataset.img_size, dataset.stride
-            return _WatchedLoader(loader, self._note_batch), dataset
-
-        return wrapper
+    def _watched_loader(self, create_dataloader: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        loader, dataset = create_dataloader(*args, **kwargs)
+        self._imgsz, self._stride = dataset.img_size, dataset.stride
+        return _WatchedLoader(loader, self._note_batch), dataset
 
     def _note_batch(self, loader: Any, batch: Sequence[Any]) -> None:
         self._imgsz, self._stride = loader.dataset.img_size, loader.dataset.stride
@@ -258,8 +246,7 @@ class _Slicer:
                 rows = slicer._with_windows(torch.from_numpy(output[0]), torch.from_numpy(images), predict, True)
                 return output if rows is None else [rows.numpy(), *output[1:]]
 
-        view = ModuleView(onnxruntime, InferenceSession=Session)
-        patches.set_item(sys.modules, "onnxruntime", view)
+        patches.set_item(sys.modules, "onnxruntime", ModuleView(onnxruntime, InferenceSession=Session))
 
     # --- windows ---
 
@@ -345,24 +332,19 @@ class _Slicer:
 
     # --- suppression ---
 
-    def _suppression(self, suppress: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(suppress)
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if self._origins is None:
-                return suppress(*args, **kwargs)
-            given = signature.bind(*args, **kwargs)
-            given.apply_defaults()
-            options = dict(given.arguments)
-            prediction = _first(options.pop("prediction"))
-            prediction = prediction.flatten(0, -3)  # v6.0 stacks once more with ONNX
-            labels = options.pop("labels") or [[]] * len(prediction)
-            return [
-                _suppressed(suppress, rows, origin, own, options)
-                for rows, origin, own in zip(prediction, self._origins, labels)
-            ]
-
-        return wrapper
+    def _suppression(self, suppress: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._origins is None:
+            return suppress(*args, **kwargs)
+        given = inspect.signature(suppress).bind(*args, **kwargs)
+        given.apply_defaults()
+        options = dict(given.arguments)
+        prediction = _first(options.pop("prediction"))
+        prediction = prediction.flatten(0, -3)  # v6.0 stacks once more with ONNX
+        labels = options.pop("labels") or [[]] * len(prediction)
+        return [
+            _suppressed(suppress, rows, origin, own, options)
+            for rows, origin, own in zip(prediction, self._origins, labels)
+        ]
 
 
 def _suppressed(
@@ -443,11 +425,7 @@ def _is_onnx(options: dict[str, Any]) -> bool:
 
 
 def _refuse_other_formats(options: dict[str, Any], engine: Engine) -> None:
-    """Refuse formats that v6.0 runs with its own code, which cannot be watched.
-
-    Raises:
-        UserError: the format cannot be used with slices; the message names the file.
-    """
+    """Refuse formats that v6.0 runs with its own code, which cannot be watched."""
     name = _weights_name(options)
     if options.get("dnn"):
         raise UserError(f"--slice: detect of {engine} cannot be sliced with --dnn; remove --dnn")

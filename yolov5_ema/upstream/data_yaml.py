@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,12 @@ from yolov5_ema.errors import ConfigError, EngineNotFoundError
 from yolov5_ema.resources import data_dir, find_shipped
 from yolov5_ema.upstream.loaders import image_suffixes, polygon_from
 from yolov5_ema.upstream.locate import Engine, locate
+from yolov5_ema.upstream.patching import holding
 
 # the data YAMLs of YOLOv5 v6.0 and later; other files in its folder come from the user
-_OF_YOLOV5 = frozenset(
-    (
-        "argoverse",
-        "coco",
-        "coco128",
-        "coco128-seg",
-        "globalwheat2020",
-        "imagenet",
-        "imagenet10",
-        "imagenet100",
-    )
-    + ("imagenet1000", "objects365", "sku-110k", "visdrone", "voc", "xview")
+_OF_YOLOV5 = (
+    *("argoverse", "coco", "coco128", "coco128-seg", "globalwheat2020", "imagenet", "imagenet10", "imagenet100"),
+    *("imagenet1000", "objects365", "sku-110k", "visdrone", "voc", "xview"),
 )
 _NOT_FETCHED = (
     ". Its 'download' is not run, because only those of YOLOv5's own YAMLs are: fetch the images yourself if you trust "
@@ -54,6 +46,17 @@ def find_yaml(name: str, engine: Engine | None = None) -> Path | None:
         return shipped
     files = (file for part in ("models", "data") for file in (engine.root / part).rglob("*.*"))
     return min((file for file in files if file.name == name), default=None)
+
+
+def find_data_of_run(name: str, run: Path, engine: Engine | None = None) -> Path | None:
+    """Find the data YAML that a run's options name: by its path from here or from the folders above it, or by name.
+
+    One of the folders above the run is usually the folder in which the training was started.
+    """
+    places = (Path(name), *(above / name for above in list(run.resolve().parents)[:3]))
+    there = (place for place in places if is_there(place) and place.is_file())
+    found = next(there, None) or find_yaml(name, engine)
+    return found if found is not None and found.is_file() else None
 
 
 def open_dataset(name: str, engine: Engine | None = None, *, lenient: bool = False) -> Dataset:
@@ -86,8 +89,7 @@ def open_dataset(name: str, engine: Engine | None = None, *, lenient: bool = Fal
     return dataset
 
 
-@contextmanager
-def opening_once(*known: Dataset) -> Iterator[None]:
+def opening_once(*known: Dataset) -> AbstractContextManager[None]:
     """Inside the ``with`` block, `open_dataset` reads each data YAML once and lists the images of each split once.
 
     So the steps of a command get the same data set as YOLOv5, which opens it again by the name of the file.
@@ -95,11 +97,7 @@ def opening_once(*known: Dataset) -> Iterator[None]:
     Args:
         known: data sets that are already open.
     """
-    token = _opened.set({**(_opened.get() or {}), **{dataset.file.absolute(): dataset for dataset in known}})
-    try:
-        yield
-    finally:
-        _opened.reset(token)
+    return holding(_opened, {**(_opened.get() or {}), **{dataset.file.absolute(): dataset for dataset in known}})
 
 
 def engine_at_hand() -> Engine | None:
@@ -134,14 +132,9 @@ def may_download(file: Path, engine: Engine) -> bool:
     return place.parent == (engine.root / "data").resolve() and place.stem.lower() in _OF_YOLOV5
 
 
-@contextmanager
-def approving(download: Any) -> Iterator[None]:
+def approving(download: Any) -> AbstractContextManager[None]:
     """Inside the ``with`` block, `approved_download` is True for this text only."""
-    token = _approved.set(download if isinstance(download, str) else None)
-    try:
-        yield
-    finally:
-        _approved.reset(token)
+    return holding(_approved, download if isinstance(download, str) else None)
 
 
 def approved_download(text: Any) -> bool:

@@ -90,15 +90,13 @@ def parser_of(script: Any) -> argparse.ArgumentParser | None:
 
     if not hasattr(script, "parse_opt"):
         return None
-    patches = Patches()
-    patches.set(script, "argparse", ModuleView(argparse, ArgumentParser=Caught))
-    try:
-        script.parse_opt()
-    except _Parser as caught:
-        parser: argparse.ArgumentParser = caught.args[0]
-        return parser
-    finally:
-        patches.undo()
+    with Patches() as patches:
+        patches.set(script, "argparse", ModuleView(argparse, ArgumentParser=Caught))
+        try:
+            script.parse_opt()
+        except _Parser as caught:
+            parser: argparse.ArgumentParser = caught.args[0]
+            return parser
     return None
 
 

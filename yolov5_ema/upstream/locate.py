@@ -8,8 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from yolov5_ema.errors import EngineNotFoundError
 from yolov5_ema.settings import VARIABLES, read
+from yolov5_ema.upstream.patching import holding
 from yolov5_ema.upstream.source_code import code_in, dotted, value_of
 
 _HOW_TO_GET_ONE = (
@@ -130,17 +130,12 @@ def engine_at(path: Path) -> Engine:
     return Engine(root, "clone", _clone_version(root))
 
 
-@contextmanager
-def ignoring_working_folder() -> Iterator[None]:
+def ignoring_working_folder() -> AbstractContextManager[None]:
     """Inside the ``with`` block, `locate` ignores a clone in the working directory.
 
     This is for commands that only look at files, which may come from anybody, as may the directory around them.
     """
-    token = _working_folder_counts.set(False)
-    try:
-        yield
-    finally:
-        _working_folder_counts.reset(token)
+    return holding(_working_folder_counts, False)
 
 
 def locate(path: str | os.PathLike[str] | None = None) -> Engine:

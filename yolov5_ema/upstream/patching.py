@@ -1,13 +1,26 @@
-"""Changing attributes of other packages' modules so that every change can be undone."""
+"""Changing attributes of other packages' modules, and context variables, so that every change can be undone."""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, MutableMapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 _ABSENT = object()
+_Value = TypeVar("_Value")
+
+
+@contextmanager
+def holding(variable: ContextVar[_Value], value: _Value) -> Iterator[None]:
+    """Within: the variable has this value."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 class ModuleView(types.ModuleType):
@@ -27,7 +40,10 @@ class ModuleView(types.ModuleType):
 
 
 class Patches:
-    """A list of changes to attributes and dict entries that can be undone, last first."""
+    """A list of changes to attributes and dict entries that can be undone, last first.
+
+    As a context manager, it undoes its changes at the end of the ``with`` block.
+    """
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
@@ -38,6 +54,16 @@ class Patches:
         restore = partial(delattr, owner, name) if before is _ABSENT else partial(setattr, owner, name, before)
         self._undo.append(restore)
         setattr(owner, name, value)
+
+    def wrap(self, owner: Any, name: str, around: Callable[..., Any], *before: Any) -> None:
+        """Make calls of ``owner.name`` call ``around``, with that function and ``before`` ahead of the arguments."""
+        function = getattr(owner, name)
+
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return around(function, *before, *args, **kwargs)
+
+        self.set(owner, name, wrapper)
 
     def set_item(self, table: MutableMapping[Any, Any], key: Any, value: Any) -> None:
         """Set ``table[key]`` and remember its old value."""
@@ -53,6 +79,12 @@ class Patches:
             current.__dict__.update(replaced)
             return
         self.set(owner, name, ModuleView(current, **replaced))
+
+    def __enter__(self) -> Patches:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.undo()
 
     def undo(self) -> None:
         """Put everything back."""

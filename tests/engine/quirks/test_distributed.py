@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import shutil
 import socket
@@ -131,7 +132,7 @@ def _batch_norms(rank: int, file: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     norms = [torch.nn.BatchNorm2d(3, eps=1e-3, momentum=0.03, dtype=torch.float64) for _ in range(2)]
     quirk._SyncBatchNorm.convert_sync_batchnorm(norms[0])
-    forward = quirk._of_all_ranks(torch.nn.BatchNorm2d.forward)
+    forward = functools.partial(quirk._of_all_ranks, torch.nn.BatchNorm2d.forward)
     whole = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weights = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     part = slice(0, 2) if rank == 0 else slice(2, 5)  # ranks may have different numbers of values

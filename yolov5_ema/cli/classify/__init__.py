@@ -7,9 +7,6 @@ from yolov5_ema.cli.command import Group
 COMMAND = Group(
     "classify",
     "train, evaluate and use image classifiers with attention blocks (CIFAR-100, ImageNet)",
-    {
-        "train": "yolov5_ema.cli.classify.train",
-        "val": "yolov5_ema.cli.classify.val",
-        "predict": "yolov5_ema.cli.classify.predict",
-    },
+    __name__,
+    ("train", "val", "predict"),
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Flags
 from yolov5_ema.errors import UserError
 
@@ -24,13 +25,14 @@ def add_workers(flags: Flags) -> None:
     flags.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: up to 8)")
 
 
-def prepare() -> None:
-    """Set what torch reads when it is imported, and import the modules of ``--plugin``."""
-    from yolov5_ema.cli._yolov5 import load_plugins
-
+def prepare(*needed: str) -> None:
+    """Set what torch reads when it is imported, and import the modules of ``--plugin`` and those that are needed."""
     # On a busy machine, threads that spin while they wait are many times slower. torch reads this when imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     load_plugins()
+    from yolov5_ema.classification.extras import require
+
+    require(*needed)
 
 
 def worker_count(asked: int | None, processes: int = 1) -> int:

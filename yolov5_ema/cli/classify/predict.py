@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from yolov5_ema.cli.classify._options import load_weights, prepare
 from yolov5_ema.cli.command import Command, add_device, add_run_folder, add_switch_off
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import free_names, write_whole
+from yolov5_ema.texts import first_of
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.checkpoints import Classifier
@@ -28,16 +30,8 @@ Row = dict[str, Any]
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Predict.
-
-    Returns:
-        0, or 1 if some images could not be read.
-    """
-    prepare()
-
-    from yolov5_ema.classification.extras import require
-
-    require("timm")
+    """Predict. Returns 1 if some images could not be read."""
+    prepare("timm")
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: must be 1 or more")
     files = list(dict.fromkeys(file for source in args.source for file in _files(source)))
@@ -54,10 +48,8 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         _save(args, rows)
     if bad:
         print(f"classify predict: {len(bad)} of {len(rows)} files could not be read:", file=sys.stderr)
-        for row in bad[:20]:
-            print(f"  {row['image']}: {row['error']}", file=sys.stderr)
-        if len(bad) > 20:
-            print(f"  and {len(bad) - 20} more", file=sys.stderr)
+        lines = [f"  {row['image']}: {row['error']}" for row in bad]
+        print(*first_of(lines, 20, "  and {} more"), sep="\n", file=sys.stderr)
     return 1 if bad else 0
 
 
@@ -124,7 +116,6 @@ def _line(row: Row) -> str:
 
 
 def _save(args: argparse.Namespace, rows: Sequence[Row]) -> None:
-    from yolov5_ema.files import write_whole
     from yolov5_ema.runs import run_folder
 
     with run_folder(args.project, args.name, args.exist_ok, parts=["labels"]) as folder:
@@ -147,16 +138,12 @@ def _as_csv(rows: Sequence[Row]) -> str:
 
 def _save_texts(folder: Path, rows: Sequence[Row]) -> None:
     """Write one file for each image, with a line such as ``0.83 cat`` for each class, as YOLOv5's script does."""
-    from yolov5_ema.files import write_whole
-
     taken: set[str] = set()
     for row in rows:
         if "error" in row:
             continue
-        stem = Path(row["image"]).stem
-        name, number = stem, 2
-        while name in taken:  # two pictures of one name from two folders
-            name, number = f"{stem}-{number}", number + 1
+        # two pictures of one name may come from two folders
+        name = next(name for name in free_names(Path(row["image"]).stem) if name not in taken)
         taken.add(name)
         lines = [f"{one['confidence']:.2f} {one['name']}\n" for one in row["predictions"]]
         write_whole(folder / f"{name}.txt", "".join(lines), parents=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from yolov5_ema.cli.classify._options import DATA_HELP, add_workers, prepare, worker_count
 from yolov5_ema.cli.command import Command, add_device, add_run_folder, also_called, own_parser
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import write_whole
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.datasets import DataSet
@@ -64,16 +65,8 @@ _WITH_RESUME = {"resume", "device", "devices", "nodes", "workers", "data", "down
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Train.
-
-    Returns:
-        0. A user's mistake raises a UserError.
-    """
-    prepare()
-
-    from yolov5_ema.classification.extras import require
-
-    require("timm", "lightning", "torchmetrics", "tensorboard")
+    """Train, or resume a training."""
+    prepare("timm", "lightning", "torchmetrics", "tensorboard")
     if args.resume is not None:
         _refuse_with_resume(args)
     folder, settings = (None, _settings(args)) if args.resume is None else _resumed(args)
@@ -176,8 +169,6 @@ def _parsed(flag: str, text: str) -> Any:
 def _begin(folder: Path, settings: Settings, args: argparse.Namespace, workers: int) -> None:
     """Write the settings into a locked run folder, and remove the results of an earlier run (--exist-ok)."""
     import yaml
-
-    from yolov5_ema.files import write_whole
 
     for stale in ("metrics.json", "results.csv", "weights/last.ckpt"):
         (folder / stale).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from yolov5_ema.cli.classify._options import (
 )
 from yolov5_ema.cli.command import Command, add_device, add_run_folder
 from yolov5_ema.errors import UserError
-from yolov5_ema.texts import aligned
+from yolov5_ema.texts import aligned, first_of
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.evaluation import Evaluation
@@ -31,16 +31,8 @@ user's mistake.
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Evaluate.
-
-    Returns:
-        0, or 1 if some images could not be read.
-    """
-    prepare()
-
-    from yolov5_ema.classification.extras import require
-
-    require("timm", "torchmetrics")
+    """Evaluate. Returns 1 if some images could not be read."""
+    prepare("timm", "torchmetrics")
     from yolov5_ema.classification.datasets import open_data
     from yolov5_ema.classification.evaluation import evaluate, write_evaluation
     from yolov5_ema.runs import run_folder
@@ -85,14 +77,12 @@ def _table(found: Evaluation, names: list[str]) -> str:
     return "\n".join([head, every, *note, *classes])
 
 
-def _report_unreadable(found: Evaluation, most: int = 20) -> int:
+def _report_unreadable(found: Evaluation) -> int:
     if not found.unreadable:
         return 0
-    print(f"{len(found.unreadable)} images could not be read and were left out:", file=sys.stderr)
-    for name, reason in found.unreadable[:most]:
-        print(f"  {name}: {reason}", file=sys.stderr)
-    if len(found.unreadable) > most:
-        print(f"  and {len(found.unreadable) - most} more; metrics.json lists all", file=sys.stderr)
+    lines = [f"  {name}: {reason}" for name, reason in found.unreadable]
+    print(f"{len(lines)} images could not be read and were left out:", file=sys.stderr)
+    print(*first_of(lines, 20, "  and {} more; metrics.json lists all"), sep="\n", file=sys.stderr)
     return 1
 
 

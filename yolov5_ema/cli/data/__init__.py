@@ -7,10 +7,6 @@ from yolov5_ema.cli.command import Group
 COMMAND = Group(
     "data",
     "convert VisDrone and COCO, slice images, print statistics of a data set",
-    {
-        "visdrone": "yolov5_ema.cli.data.visdrone",
-        "coco": "yolov5_ema.cli.data.coco",
-        "stats": "yolov5_ema.cli.data.stats",
-        "slice": "yolov5_ema.cli.data.slice",
-    },
+    __name__,
+    ("visdrone", "coco", "stats", "slice"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from yolov5_ema.cli.command import add_output
@@ -30,20 +31,44 @@ def counted(number: int, word: str) -> str:
     return f"{number:,} {word if number == 1 else plural}"
 
 
-def print_problems(result: SplitResult) -> None:
-    """Print what was left out of a split."""
-    from yolov5_ema.data.problems import describe
-
-    for line in describe(result.problems):
-        print(line)
+def images_of(result: SplitResult) -> str:
+    """The beginning of a split's summary: its name and its number of images."""
+    before = f" ({result.done_before:,} done before)" if result.done_before else ""
+    return f"{result.split}: {counted(result.tallies['images'], 'image')}{before}"
 
 
-def refuse_nothing_left(done: Conversion) -> None:
-    """Refuse a conversion with a split that cannot be trained on.
+def boxes_of(result: SplitResult) -> str:
+    """The numbers of boxes, and of images without any."""
+    tallies = result.tallies
+    return f"{counted(tallies['boxes'], 'box')}, {counted(tallies['background'], 'image')} without any"
+
+
+def dropped(result: SplitResult, words: Mapping[str, str]) -> list[str]:
+    """A line with those of these tallies that are not 0, if there are any."""
+    parts = [f"{result.tallies[key]:,} {word}" for key, word in words.items() if result.tallies[key]]
+    return [f"  {', '.join(parts)}"] if parts else []
+
+
+def conclude(done: Conversion, args: argparse.Namespace, summary: Callable[[SplitResult], str]) -> int:
+    """Print what was done, and return the exit code; with ``--quiet`` print only the file or folder.
 
     Raises:
-        UserError: a split has no image, or has annotations but no box. The message names the split.
+        UserError: see `_refuse_nothing_left`.
     """
+    from yolov5_ema.data.problems import describe
+
+    if args.quiet:
+        print(done.yaml_file or args.output)
+    for result in () if args.quiet else done.splits:
+        print(*(summary(result), *describe(result.problems)), sep="\n")
+    _refuse_nothing_left(done)
+    if not args.quiet:
+        _print_end(done)
+    return 0
+
+
+def _refuse_nothing_left(done: Conversion) -> None:
+    """Refuse a conversion with a split that has no image, or has annotations but no box to train on."""
     for result in done.splits:
         tallies = result.tallies
         rows = [problem for problem in result.problems if problem.kind in ("line", "annotation")]
@@ -55,7 +80,7 @@ def refuse_nothing_left(done: Conversion) -> None:
         raise UserError(f"{result.split}: no {what} is left, so it cannot be trained on{where}")
 
 
-def print_end(done: Conversion) -> None:
+def _print_end(done: Conversion) -> None:
     """Print notes and the next command."""
     for note in done.notes:
         print(note)

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolov5_ema.cli.command import Command, check_at_least_one
-from yolov5_ema.cli.data._options import (
-    add_options,
-    counted,
-    print_end,
-    print_problems,
-    refuse_nothing_left,
-)
+from yolov5_ema.cli.data._options import add_options, boxes_of, conclude, dropped, images_of
 
 if TYPE_CHECKING:
     from yolov5_ema.data.conversion import SplitResult
 
+_DROPPED = {
+    "crowds": "crowds left out",
+    "clipped": "boxes cut off at the border",
+    "no_area": "boxes of no area left out",
+    "duplicates": "repeated boxes left out",
+}
 _EPILOG = """\
 SRC is a folder with annotations/instances_*.json and the images in NAME/ or
 images/NAME/ (such as train2017, val2017), or one JSON with --images. SRC is never
@@ -42,11 +42,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Convert, and print a summary.
-
-    Raises:
-        UserError: nothing was found, the output cannot be written, or with ``--strict`` something would be left out.
-    """
+    """Convert, and print a summary."""
     check_at_least_one(args, "workers")
 
     from yolov5_ema.data.coco import convert_coco
@@ -61,33 +57,11 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         workers=args.workers,
         quiet=args.quiet,
     )
-    if args.quiet:
-        print(done.yaml_file)
-        refuse_nothing_left(done)
-        return 0
-    for result in done.splits:
-        print(_summary(result))
-        print_problems(result)
-    refuse_nothing_left(done)
-    print_end(done)
-    return 0
+    return conclude(done, args, _summary)
 
 
 def _summary(result: SplitResult) -> str:
-    tallies = result.tallies
-    before = f" ({result.done_before:,} done before)" if result.done_before else ""
-    head = (
-        f"{result.split}: {counted(tallies['images'], 'image')}{before}, {counted(tallies['boxes'], 'box')}, "
-        f"{counted(tallies['background'], 'image')} without any"
-    )
-    dropped = [
-        ("crowds", "crowds left out"),
-        ("clipped", "boxes cut off at the border"),
-        ("no_area", "boxes of no area left out"),
-        ("duplicates", "repeated boxes left out"),
-    ]
-    words = [f"{tallies[key]:,} {word}" for key, word in dropped if tallies[key]]
-    return "\n".join([head] + [f"  {', '.join(words)}"] * bool(words))
+    return "\n".join([f"{images_of(result)}, {boxes_of(result)}", *dropped(result, _DROPPED)])
 
 
 COMMAND = Command(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from yolov5_ema.cli.command import Command, add_output
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import locked
+from yolov5_ema.texts import first_of
 
 if TYPE_CHECKING:
     from yolov5_ema.data.slicing import SliceReport
@@ -30,11 +31,7 @@ A second run continues an interrupted one, and cuts changed images again.
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Cut a data set.
-
-    Returns:
-        0, even if bad lines or images were skipped; they are counted and listed.
-    """
+    """Cut a data set. Returns 0 even if bad lines or images were skipped; they are counted and listed."""
     from yolov5_ema.data import slicing
     from yolov5_ema.upstream.data_yaml import open_dataset
 
@@ -135,13 +132,8 @@ def _report_bad(report: SliceReport) -> None:
         ("label lines skipped, or cut off at the border", report.bad_lines),
         ("images skipped", report.bad_images),
     ):
-        if not bad:
-            continue
-        print(f"  {len(bad)} {what}:")
-        for one in bad[:5]:
-            print(f"    {one}")
-        if len(bad) > 5:
-            print(f"    and {len(bad) - 5} more")
+        if bad:
+            print(f"  {len(bad)} {what}:", *first_of([str(one) for one in bad], 5), sep="\n    ")
 
 
 def _closing(yaml_file: Path, source: Path, args: argparse.Namespace, cut: Sequence[str], there: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from yolov5_ema.cli.command import (
     add_image_size,
     add_json_or_file,
     add_output,
+    check_at_least_one,
     is_bare_json,
     print_json,
     results_alone,
@@ -40,14 +41,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Print the figures and draw the picture.
-
-    Raises:
-        UserError: the YAML, its images or a flag cannot be used, or a file cannot be written.
-    """
+    """Print the figures and draw the picture."""
     _take_json_value_as_data(args)
-    if args.imgsz < 1:
-        raise UserError(f"--imgsz must be at least 1, not {args.imgsz}")
+    check_at_least_one(args, "imgsz")
 
     from yolov5_ema.data.problems import describe
     from yolov5_ema.data.stats import split_stats, table, verdict

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolov5_ema.cli.command import Command, check_at_least_one
-from yolov5_ema.cli.data._options import (
-    add_options,
-    counted,
-    print_end,
-    print_problems,
-    refuse_nothing_left,
-)
+from yolov5_ema.cli.data._options import add_options, boxes_of, conclude, dropped, images_of
 
 if TYPE_CHECKING:
     from yolov5_ema.data.conversion import SplitResult
 
+_KEPT = {"regions": "ignored regions", "others": "'others'", "score0": "objects of score 0"}
+_DROPPED = {
+    "clipped": "boxes cut off at the border",
+    "no_area": "boxes of no area left out",
+    "duplicates": "repeated boxes left out",
+    "hidden": "boxes in greyed regions left out",
+}
 _EPILOG = """\
 SRC is any of the benchmark's archives (VisDrone2019-DET-train.zip, -val, -test-dev),
 their unpacked folders, or a folder that contains some of these. SRC is never changed.
@@ -45,11 +46,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Convert, and print a summary.
-
-    Raises:
-        UserError: no split was found, the output cannot be written, or with ``--strict`` something would be left out.
-    """
+    """Convert, and print a summary."""
     check_at_least_one(args, "workers")
 
     from yolov5_ema.data.visdrone import convert_visdrone
@@ -63,36 +60,16 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         workers=args.workers,
         quiet=args.quiet,
     )
-    if args.quiet:
-        print(done.yaml_file or args.output)
-        refuse_nothing_left(done)
-        return 0
-    for result in done.splits:
-        print(_summary(result))
-        print_problems(result)
-    refuse_nothing_left(done)
-    print_end(done)
-    return 0
+    return conclude(done, args, _summary)
 
 
 def _summary(result: SplitResult) -> str:
-    tallies = result.tallies
-    before = f" ({result.done_before:,} done before)" if result.done_before else ""
-    head = f"{result.split}: {counted(tallies['images'], 'image')}{before}"
     if not result.annotated:
         use = "it can be detected on" if result.split == "test" else "it is not in the data YAML"
-        return f"{head}, no annotations: no labels and no JSON; {use}"
-    lines = [f"{head}, {counted(tallies['boxes'], 'box')}, {counted(tallies['background'], 'image')} without any"]
-    kept = [("regions", "ignored regions"), ("others", "'others'"), ("score0", "objects of score 0")]
-    lines.append("  kept for evaluation only: " + ", ".join(f"{tallies[key]:,} {word}" for key, word in kept))
-    dropped = [
-        ("clipped", "boxes cut off at the border"),
-        ("no_area", "boxes of no area left out"),
-        ("duplicates", "repeated boxes left out"),
-        ("hidden", "boxes in greyed regions left out"),
-    ]
-    words = [f"{tallies[key]:,} {word}" for key, word in dropped if tallies[key]]
-    return "\n".join(lines + [f"  {', '.join(words)}"] * bool(words))
+        return f"{images_of(result)}, no annotations: no labels and no JSON; {use}"
+    kept = ", ".join(f"{result.tallies[key]:,} {word}" for key, word in _KEPT.items())
+    lines = [f"{images_of(result)}, {boxes_of(result)}", f"  kept for evaluation only: {kept}"]
+    return "\n".join([*lines, *dropped(result, _DROPPED)])
 
 
 COMMAND = Command(

@@ -7,7 +7,8 @@ from yolov5_ema.cli.command import Group
 COMMAND = Group(
     "paper",
     "check the paper's tables, figure by figure, and draw its Figure 1 with your runs",
-    {"tables": "yolov5_ema.cli.paper.tables", "figure1": "yolov5_ema.cli.paper.figure1"},
+    __name__,
+    ("tables", "figure1"),
     closing="What can be checked of the paper (arXiv 2305.13563) without a data set. Each has a --help.",
     alone=2,
 )

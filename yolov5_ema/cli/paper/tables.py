@@ -7,6 +7,7 @@ import json
 
 from yolov5_ema.cli.command import Command, add_force, add_json, add_output, results_alone
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import refuse_present, write_whole
 
 _TABLES = ("1", "2", "3", "4")
 
@@ -15,7 +16,6 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Build the models, and print or write the table."""
     from tqdm import tqdm
 
-    from yolov5_ema.files import refuse_present, write_whole
     from yolov5_ema.paper import rendering
     from yolov5_ema.paper.printed import printed_tables
     from yolov5_ema.paper.tables import compare_tables

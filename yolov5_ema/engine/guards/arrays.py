@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from yolov5_ema.data.label_caches import NOTES, UnusableCache, read_label_cache
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.engine.quirks.base import Quirk, by_absence
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import whole_files
-from yolov5_ema.upstream.patching import Patches
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -71,21 +70,12 @@ def save(file: Any, array: Any, *args: Any, **kwargs: Any) -> None:
         np.save(stream, array, *args, **kwargs)
 
 
-def _needed(module: SourceModule) -> str | None:
-    if {"np.load", "np.save"} & module.code.names and "np" in module.code.own_names:
-        return "it loads arrays from the data set, or saves them there"
-    return None
-
-
-def _apply(module: SourceModule, patches: Patches) -> None:
-    patches.view(module.module, "np", load=load, save=save)
-
-
 ARRAYS = Quirk(
     name="arrays",
     symptom="code in a data set's labels/train.cache is run; a link in place of a file there is written through",
     versions="all",
-    needed=_needed,
+    needed=lambda module: {"np.load", "np.save"} & module.code.names and "np" in module.code.own_names,
+    reason="it loads arrays from the data set, or saves them there",
     settled=by_absence,
-    apply=_apply,
+    apply=lambda module, patches: patches.view(module.module, "np", load=load, save=save),
 )

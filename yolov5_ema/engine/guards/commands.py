@@ -144,11 +144,9 @@ def _pattern(parts: list[Any]) -> str:
     return found
 
 
-def _needed(module: SourceModule) -> str | None:
-    code = module.code
-    if {"os.system", "os.popen", "subprocess", "check_output"} & (code.names | code.own_names):
-        return "it runs commands that contain names from files"
-    return None
+def _needed(module: SourceModule) -> bool:
+    running = {"os.system", "os.popen", "subprocess", "check_output"}
+    return not running.isdisjoint(module.code.names | module.code.own_names)
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
@@ -173,6 +171,7 @@ COMMANDS = Quirk(
     symptom="a bucket called 'x; command #' in opt.yaml or a checkpoint becomes a command of its own",
     versions="all",
     needed=_needed,
+    reason="it runs commands that contain names from files",
     settled=by_absence,
     apply=_apply,
 )

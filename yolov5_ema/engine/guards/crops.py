@@ -6,9 +6,9 @@ class name with slashes would make nested folders; one with ``..`` or an absolut
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +17,23 @@ from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.patching import Patches
 
-_FUNCTION = "save_one_box"
-
-
-def _needed(module: SourceModule) -> str | None:
-    if _FUNCTION in module.code.own_names:
-        return "it writes crops into folders named after classes, whose names come from a file"
-    return None
+_FUNCTION, _GUARDED = "save_one_box", "within_the_run"
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
     save = getattr(module.module, _FUNCTION, None)
-    if save is None or hasattr(save, "within_the_run"):
-        return
+    if save is not None and not hasattr(save, _GUARDED):
+        patches.wrap(module.module, _FUNCTION, _within_the_run)
+        setattr(getattr(module.module, _FUNCTION), _GUARDED, True)
 
-    @functools.wraps(save)
-    def wrapper(xyxy: Any, im: Any, file: Any = "im.jpg", *args: Any, **kwargs: Any) -> Any:
-        run = sys._getframe(1).f_locals.get("save_dir")
-        if isinstance(run, (str, os.PathLike)) and isinstance(file, (str, os.PathLike)):
-            file = place_of_crop(Path(file), Path(run) / "crops")
-        return save(xyxy, im, file, *args, **kwargs)
 
-    wrapper.within_the_run = True  # type: ignore[attr-defined]
-    patches.set(module.module, _FUNCTION, wrapper)
+def _within_the_run(
+    save: Callable[..., Any], xyxy: Any, im: Any, file: Any = "im.jpg", *args: Any, **kwargs: Any
+) -> Any:
+    run = sys._getframe(2).f_locals.get("save_dir")  # of the script
+    if isinstance(run, (str, os.PathLike)) and isinstance(file, (str, os.PathLike)):
+        file = place_of_crop(Path(file), Path(run) / "crops")
+    return save(xyxy, im, file, *args, **kwargs)
 
 
 def place_of_crop(file: Path, crops: Path) -> Path:
@@ -71,6 +65,7 @@ CROPS_STAY = Quirk(
     name="crops-stay",
     symptom="detect --save-crop writes outside of its run folder, to wherever the name of a class leads",
     versions="all from 5.0",
-    needed=_needed,
+    needed=lambda module: _FUNCTION in module.code.own_names,
+    reason="it writes crops into folders named after classes, whose names come from a file",
     apply=_apply,
 )

@@ -7,7 +7,6 @@ because releases of YOLOv5 differ in where they look.
 
 from __future__ import annotations
 
-import functools
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,33 +14,28 @@ from typing import Any
 
 from yolov5_ema.data.dataset import SPLITS, class_names, is_there, place_of
 from yolov5_ema.engine.quirks import downloads
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.engine.quirks.base import Quirk
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.upstream.data_yaml import approving, may_download, open_dataset
 from yolov5_ema.upstream.locate import Engine
-from yolov5_ema.upstream.patching import Patches
 
 
-def _guarded(check_dataset: Callable[..., Any], engine: Engine) -> Callable[..., Any]:
-    @functools.wraps(check_dataset)
-    def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(data, Mapping):
-            names = class_names(data, Path("the data set"))
-            return check_dataset(_with_names(_without_download(data), names), *args, **kwargs)
-        file = Path(str(data))
-        if not is_there(file) or _is_archive(file):
-            return check_dataset(data, *args, **kwargs)
-        dataset = open_dataset(str(file), engine, lenient=True)
-        root = dataset.root.resolve()
-        content = _with_names(dataset.content, list(dataset.names))
-        content = {**content, **_found_below(root, content), "path": str(root)}
-        if not may_download(file, engine):
-            content = _without_download(content)
-        _refuse_without_network(content, file)
-        with approving(content.get("download")):
-            return check_dataset(content, *args, **kwargs)
-
-    return wrapper
+def _guarded(check_dataset: Callable[..., Any], engine: Engine, data: Any, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(data, Mapping):
+        names = class_names(data, Path("the data set"))
+        return check_dataset(_with_names(_without_download(data), names), *args, **kwargs)
+    file = Path(str(data))
+    if not is_there(file) or _is_archive(file):
+        return check_dataset(data, *args, **kwargs)
+    dataset = open_dataset(str(file), engine, lenient=True)
+    root = dataset.root.resolve()
+    content = _with_names(dataset.content, list(dataset.names))
+    content = {**content, **_found_below(root, content), "path": str(root)}
+    if not may_download(file, engine):
+        content = _without_download(content)
+    _refuse_without_network(content, file)
+    with approving(content.get("download")):
+        return check_dataset(content, *args, **kwargs)
 
 
 def _found_below(root: Path, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,11 +77,7 @@ def _with_names(data: Mapping[str, Any], names: list[str] | None) -> dict[str, A
 
 
 def _refuse_without_network(data: dict[str, Any], file: Path) -> None:
-    """Refuse at once if images are missing that YOLOv5 would try to download without a network.
-
-    Raises:
-        ConfigError: validation images are missing, there is a ``download`` key, and there is no network.
-    """
+    """Refuse at once if validation images are missing that YOLOv5 would try to download without a network."""
     entries = data.get("val") or []
     missing = [
         place
@@ -101,20 +91,11 @@ def _refuse_without_network(data: dict[str, Any], file: Path) -> None:
         )
 
 
-def _needed(module: SourceModule) -> str | None:
-    if module.code.defines("check_dataset"):
-        return "it runs what a data YAML says under 'download', and looks for a relative 'path' in one place only"
-    return None
-
-
-def _apply(module: SourceModule, patches: Patches) -> None:
-    patches.set(module.module, "check_dataset", _guarded(module.module.check_dataset, module.engine))
-
-
 DATASETS = Quirk(
     name="data-sets",
     symptom="'download' in a data YAML runs; Dataset not found, although its path is right from here or from the YAML",
     versions="all",
-    needed=_needed,
-    apply=_apply,
+    needed=lambda module: module.code.defines("check_dataset"),
+    reason="it runs what a data YAML says under 'download', and looks for a relative 'path' in one place only",
+    apply=lambda module, patches: patches.wrap(module.module, "check_dataset", _guarded, module.engine),
 )

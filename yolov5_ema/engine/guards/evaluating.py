@@ -94,10 +94,6 @@ def _place(frame: FrameType) -> str:
     return f"{frame.f_globals.get('__name__', 'YOLOv5')}.{frame.f_code.co_name}"
 
 
-def _needed(module: SourceModule) -> str | None:
-    return "it runs texts with eval or exec" if {"eval", "exec"} & module.code.names else None
-
-
 def _apply(module: SourceModule, patches: Patches) -> None:
     patches.set(module.module, "eval", evaluate)
     patches.set(module.module, "exec", execute)
@@ -107,7 +103,8 @@ EVALUATING = Quirk(
     name="evaluating",
     symptom="code in a data YAML, a model YAML, a checkpoint or an exported model's metadata runs",
     versions="all",
-    needed=_needed,
+    needed=lambda module: {"eval", "exec"} & module.code.names,
+    reason="it runs texts with eval or exec",
     settled=by_absence,
     apply=_apply,
 )

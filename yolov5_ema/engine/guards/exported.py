@@ -31,12 +31,6 @@ FORMS = (
 _OF_V60 = {".onnx": "onnx", ".tflite": "tflite", ".pb": "pb", "": "saved_model"}
 
 
-def _torchscript_needed(module: SourceModule) -> str | None:
-    if "torch.jit.load" in module.code.names:
-        return "it loads TorchScript, which is a program"
-    return None
-
-
 def _torchscript_apply(module: SourceModule, patches: Patches) -> None:
     patches.view(module.module, "torch", jit=ModuleView(torch.jit, load=load_torchscript))
 
@@ -45,16 +39,11 @@ TORCHSCRIPT = Quirk(
     name="torchscript",
     symptom="a TorchScript file writes files, or starts threads, while it is loaded or run",
     versions="all",
-    needed=_torchscript_needed,
+    needed=lambda module: "torch.jit.load" in module.code.names,
+    reason="it loads TorchScript, which is a program",
     settled=by_absence,
     apply=_torchscript_apply,
 )
-
-
-def _exported_needed(module: SourceModule) -> str | None:
-    if "cv2.dnn.readNetFromONNX" in module.code.names or module.code.defines("DetectMultiBackend"):
-        return "it loads exported models, and evaluates their metadata"
-    return None
 
 
 def _exported_apply(module: SourceModule, patches: Patches) -> None:
@@ -63,13 +52,13 @@ def _exported_apply(module: SourceModule, patches: Patches) -> None:
         read = read_onnx_network(cv2.dnn.readNetFromONNX)
         patches.view(theirs, "cv2", dnn=ModuleView(cv2.dnn, readNetFromONNX=read))
     if not hasattr(theirs, "DetectMultiBackend"):
-        patches.set(theirs, "check_suffix", _checked_suffix(theirs.check_suffix))
+        patches.wrap(theirs, "check_suffix", _checked_suffix)
         return
     backend = theirs.DetectMultiBackend
     downloads = module.engine.module("utils.downloads")
     name = "_model_type" if hasattr(backend, "_model_type") else "model_type"
     patches.set(backend, name, staticmethod(_checked_form(getattr(backend, name), downloads.attempt_download)))
-    patches.set(backend, "__init__", _checked_result(backend.__init__))
+    patches.wrap(backend, "__init__", _checked_result)
 
 
 def _checked_form(model_type: Callable[..., Any], download: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,31 +77,25 @@ def _checked_form(model_type: Callable[..., Any], download: Callable[..., Any]) 
     return wrapper
 
 
-def _checked_result(init: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(init)
-    def wrapper(self: Any, weights: Any = "yolov5s.pt", *args: Any, **kwargs: Any) -> None:
-        init(self, weights, *args, **kwargs)
-        check_names_and_stride(self, Path(str(weights[0] if isinstance(weights, list) else weights)))
-
-    return wrapper
+def _checked_result(
+    init: Callable[..., Any], self: Any, weights: Any = "yolov5s.pt", *args: Any, **kwargs: Any
+) -> None:
+    init(self, weights, *args, **kwargs)
+    check_names_and_stride(self, Path(str(weights[0] if isinstance(weights, list) else weights)))
 
 
-def _checked_suffix(check_suffix: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the check of suffixes: ``detect`` of v6.0 chooses the format by the suffix."""
-
-    @functools.wraps(check_suffix)
-    def wrapper(file: Any, *args: Any, **kwargs: Any) -> Any:
-        result = check_suffix(file, *args, **kwargs)
-        check_exported(Path(str(file)), _OF_V60.get(Path(str(file)).suffix.lower(), ""))
-        return result
-
-    return wrapper
+def _checked_suffix(check_suffix: Callable[..., Any], file: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around the check of suffixes: ``detect`` of v6.0 chooses the format by the suffix."""
+    result = check_suffix(file, *args, **kwargs)
+    check_exported(Path(str(file)), _OF_V60.get(Path(str(file)).suffix.lower(), ""))
+    return result
 
 
 EXPORTED_MODELS = Quirk(
     name="exported-models",
     symptom="names in the metadata of an ONNX file are run as code; a TensorFlow model or a TensorRT engine runs",
     versions="all",
-    needed=_exported_needed,
+    needed=lambda module: "cv2.dnn.readNetFromONNX" in module.code.names or module.code.defines("DetectMultiBackend"),
+    reason="it loads exported models, and evaluates their metadata",
     apply=_exported_apply,
 )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import builtins
-import functools
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,30 +50,24 @@ def _needed(module: SourceModule) -> str | None:
     main = module.code.part("main")
     if main is None or not module.code.has_flag("--resume") or parameters(main)[:1] != ["opt"]:
         return None
-    if any(_passes_mapping(call) for call in main.calls("argparse.Namespace")):
+    if any(given.arg is None for call in main.calls("argparse.Namespace") for given in call.keywords):
         return "--resume does what the options in a file say: write, upload, download, run"
     return None
 
 
-def _passes_mapping(call: ast.Call) -> bool:
-    return any(given.arg is None for given in call.keywords)
-
-
 def _apply(module: SourceModule, patches: Patches) -> None:
-    main = module.module.main
+    patches.wrap(module.module, "main", _with_checked_options, module)
+    setattr(module.module.main, _GUARDED, True)
 
-    @functools.wraps(main)
-    def wrapper(opt: Any, *args: Any, **kwargs: Any) -> Any:
-        if not resumes(opt):
-            return main(opt, *args, **kwargs)
-        last = _last(opt, module.module)
-        checked = options_to_resume(last, opt, _script(module))
-        opt.resume = str(last)
-        with _checked_options_used(checked, last, module.module):
-            return main(opt, *args, **kwargs)
 
-    setattr(wrapper, _GUARDED, True)
-    patches.set(module.module, "main", wrapper)
+def _with_checked_options(main: Callable[..., Any], module: SourceModule, opt: Any, *args: Any, **kwargs: Any) -> Any:
+    if not resumes(opt):
+        return main(opt, *args, **kwargs)
+    last = _last(opt, module.module)
+    checked = options_to_resume(last, opt, _script(module))
+    opt.resume = str(last)
+    with _checked_options_used(checked, last, module.module):
+        return main(opt, *args, **kwargs)
 
 
 def _last(opt: Any, module: Any) -> Path:
@@ -103,17 +95,14 @@ def _script(module: SourceModule) -> Script:
 @contextmanager
 def _checked_options_used(checked: dict[str, Any], last: Path, module: Any) -> Iterator[None]:
     """Inside the ``with`` block, the script gets the checked options wherever it reads options of the run."""
-    patches = Patches()
     text, place = yaml.safe_dump(checked, sort_keys=False), last.parent.parent / "opt.yaml"
-    patches.set(module, "open", _opening(vars(module).get("open", builtins.open), place, text))
-    patches.set(module, "torch", ModuleView(module.torch, load=_loading(module.torch.load, last, checked)))
-    if hasattr(module, "torch_load"):
-        patches.set(module, "torch_load", _loading(module.torch_load, last, checked))
-    patches.set(module, "train", _only_with(module.train, checked))
-    try:
+    with Patches() as patches:
+        patches.set(module, "open", _opening(vars(module).get("open", builtins.open), place, text))
+        patches.set(module, "torch", ModuleView(module.torch, load=_loading(module.torch.load, last, checked)))
+        if hasattr(module, "torch_load"):
+            patches.set(module, "torch_load", _loading(module.torch_load, last, checked))
+        patches.wrap(module, "train", _only_with, checked)
         yield
-    finally:
-        patches.undo()
 
 
 def _opening(inner: Callable[..., Any], place: Path, text: str) -> Callable[..., Any]:
@@ -162,22 +151,20 @@ def _check_state(checkpoint: Any, last: Path) -> None:
         )
 
 
-def _only_with(train: Callable[..., Any], checked: dict[str, Any]) -> Callable[..., Any]:
-    @functools.wraps(train)
-    def wrapper(hyp: Any, opt: Any, *args: Any, **kwargs: Any) -> Any:
-        other = sorted(
-            name
-            for name, value in vars(opt).items()
-            if name not in _SET_BY_MAIN and (name not in checked or value != checked[name])
+def _only_with(
+    train: Callable[..., Any], checked: dict[str, Any], hyp: Any, opt: Any, *args: Any, **kwargs: Any
+) -> Any:
+    other = sorted(
+        name
+        for name, value in vars(opt).items()
+        if name not in _SET_BY_MAIN and (name not in checked or value != checked[name])
+    )
+    if other or hyp != checked["hyp"]:
+        raise UserError(
+            f"--resume: {', '.join(other) or 'hyp'}: the script changed what was checked; nothing was trained"
         )
-        if other or hyp != checked["hyp"]:
-            raise UserError(
-                f"--resume: {', '.join(other) or 'hyp'}: the script changed what was checked; nothing was trained"
-            )
-        # a copy, because train scales the hyperparameters but keeps those of opt
-        return train(dict(hyp), opt, *args, **kwargs)
-
-    return wrapper
+    # a copy, because train scales the hyperparameters but keeps those of opt
+    return train(dict(hyp), opt, *args, **kwargs)
 
 
 RESUMED_OPTIONS = Quirk(

@@ -98,12 +98,6 @@ def _check(file: Any, most: int | None = None) -> None:
             raise UserError(f"{os.fspath(file)} is larger than {most // 2**20} MiB, too large for a text file")
 
 
-def _needed(module: SourceModule) -> str | None:
-    if module.name.split(".")[-1] in _MODULES and _OPENS & module.code.names:
-        return "it opens the images and labels of a data set"
-    return None
-
-
 def _apply(module: SourceModule, patches: Patches) -> None:
     patches.set(module.module, "open", open_file)
     theirs = module.module
@@ -121,6 +115,7 @@ SPECIAL_FILES = Quirk(
     name="special-files",
     symptom="train and val wait forever if an image of the data set is a named pipe",
     versions="all",
-    needed=_needed,
+    needed=lambda module: module.name.split(".")[-1] in _MODULES and _OPENS & module.code.names,
+    reason="it opens the images and labels of a data set",
     apply=_apply,
 )

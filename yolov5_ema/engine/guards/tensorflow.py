@@ -6,7 +6,6 @@ by its name, because it puts ``TF`` before the name.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,19 +13,15 @@ from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.cfgs.rows import checked_model
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.errors import ConfigError
-from yolov5_ema.upstream.locate import Engine
-from yolov5_ema.upstream.patching import Patches
 
 _WHERE = "the model's own YAML"
 
 
-def _checked(parse_model: Callable[..., Any], known: dict[str, Any], engine: Engine) -> Callable[..., Any]:
-    @functools.wraps(parse_model)
-    def wrapper(d: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        yolo = engine.module("models.yolo")
-        return parse_model(_with_names(checked_model(d, yolo, where=_WHERE), d, known), *args, **kwargs)
-
-    return wrapper
+def _checked(
+    parse_model: Callable[..., Any], module: SourceModule, d: dict[str, Any], *args: Any, **kwargs: Any
+) -> Any:
+    model = checked_model(d, module.engine.module("models.yolo"), where=_WHERE)
+    return parse_model(_with_names(model, d, vars(module.module)), *args, **kwargs)
 
 
 def _with_names(model: dict[str, Any], rows: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
@@ -44,21 +39,11 @@ def _with_names(model: dict[str, Any], rows: dict[str, Any], known: dict[str, An
     return model
 
 
-def _needed(module: SourceModule) -> str | None:
-    if module.name == "models.tf" and module.code.defines("parse_model"):
-        return "it evaluates the rows in a checkpoint"
-    return None
-
-
-def _apply(module: SourceModule, patches: Patches) -> None:
-    theirs = module.module
-    patches.set(theirs, "parse_model", _checked(theirs.parse_model, vars(theirs), module.engine))
-
-
 TENSORFLOW = Quirk(
     name="tensorflow",
     symptom="export to a TensorFlow format runs the code in the rows of a checkpoint's YAML",
     versions="all",
-    needed=_needed,
-    apply=_apply,
+    needed=lambda module: module.name == "models.tf" and module.code.defines("parse_model"),
+    reason="it evaluates the rows in a checkpoint",
+    apply=lambda module, patches: patches.wrap(module.module, "parse_model", _checked, module),
 )

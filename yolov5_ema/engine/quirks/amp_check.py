@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
-from yolov5_ema.checkpoints.loading import module_aliases
+from yolov5_ema.checkpoints.loading import with_aliases
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.upstream.patching import Patches
 
 
 def _needed(module: SourceModule) -> str | None:
@@ -19,22 +15,11 @@ def _needed(module: SourceModule) -> str | None:
     return None
 
 
-def _apply(module: SourceModule, patches: Patches) -> None:
-    check_amp = module.module.check_amp
-
-    @functools.wraps(check_amp)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with module_aliases(module.engine):
-            return check_amp(*args, **kwargs)
-
-    patches.set(module.module, "check_amp", wrapper)
-
-
 AMP_CHECK = Quirk(
     name="amp-check",
     symptom="train: ModuleNotFoundError: No module named 'models.common'",
     versions="PyPI 6.1.9",
     needed=_needed,
     settled=by_absence,
-    apply=_apply,
+    apply=lambda module, patches: patches.wrap(module.module, "check_amp", with_aliases, module.engine),
 )

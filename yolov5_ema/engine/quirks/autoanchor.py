@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import Code
 
 _LOGGER = logging.getLogger(__name__)
@@ -28,18 +26,16 @@ def _quantile_anchors(dataset: Any, n: int, img_size: int) -> np.ndarray:
     return in_order[places].clip(min=2.0)
 
 
-def _with_fallback(kmean_anchors: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(kmean_anchors)
-    def wrapper(dataset: Any, n: int = 9, img_size: int = 640, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return kmean_anchors(dataset, n, img_size, *args, **kwargs)
-        except Exception as error:
-            if isinstance(dataset, str):
-                raise
-            _LOGGER.info("autoanchor: k-means failed (%s); using %d box sizes from the labels instead", error, n)
-            return _quantile_anchors(dataset, n, img_size)
-
-    return wrapper
+def _with_fallback(
+    kmean_anchors: Callable[..., Any], dataset: Any, n: int = 9, img_size: int = 640, *args: Any, **kwargs: Any
+) -> Any:
+    try:
+        return kmean_anchors(dataset, n, img_size, *args, **kwargs)
+    except Exception as error:
+        if isinstance(dataset, str):
+            raise
+        _LOGGER.info("autoanchor: k-means failed (%s); using %d box sizes from the labels instead", error, n)
+        return _quantile_anchors(dataset, n, img_size)
 
 
 def _needed(module: SourceModule) -> str | None:
@@ -57,19 +53,11 @@ def _guards(function: Code, name: str) -> bool:
     return any(Code(line).calls(name) for tried in function.all(ast.Try) for line in tried.body)
 
 
-def _settled(module: SourceModule) -> bool:
-    return module.code.defines(*_FUNCTIONS)
-
-
-def _apply(module: SourceModule, patches: Patches) -> None:
-    patches.set(module.module, "kmean_anchors", _with_fallback(module.module.kmean_anchors))
-
-
 AUTOANCHOR_FEW_BOXES = Quirk(
     name="autoanchor-few-boxes",
     symptom="RuntimeError: The size of tensor a must match the size of tensor b, after autoanchor: ERROR",
     versions="6.0, 6.1; PyPI 6.0.7",
     needed=_needed,
-    settled=_settled,
-    apply=_apply,
+    settled=lambda module: module.code.defines(*_FUNCTIONS),
+    apply=lambda module, patches: patches.wrap(module.module, "kmean_anchors", _with_fallback),
 )

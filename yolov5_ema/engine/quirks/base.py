@@ -42,14 +42,6 @@ class SourceModule:
         return later
 
 
-def _change_nothing(module: SourceModule, patches: Patches) -> None:
-    return None
-
-
-def _no_context(module: SourceModule) -> AbstractContextManager[None]:
-    return contextlib.nullcontext()
-
-
 def never(module: SourceModule) -> bool:
     """A `Quirk.settled` for what every known YOLOv5 needs: one without it works in an unknown way."""
     return False
@@ -68,7 +60,8 @@ class Quirk:
         name: short and unique; ``doctor`` prints it.
         symptom: what a user sees without the fix.
         versions: the YOLOv5 versions that need it; 6.0.7 and 7.0.14 were run, others are expected to.
-        needed: takes a module and returns the reason why it needs the fix, or None.
+        needed: takes a module and returns whether it needs the fix: true or false, or a reason of its own.
+        reason: why modules need it, unless ``needed`` gives the reason. See `why`.
         apply: changes the module after it ran.
         while_running: a context in which the module's own code runs, for what breaks at import.
         settled: takes a module that does not need the fix, and returns whether it shows that this YOLOv5 does not need
@@ -78,7 +71,15 @@ class Quirk:
     name: str
     symptom: str
     versions: str
-    needed: Callable[[SourceModule], str | None]
-    apply: Callable[[SourceModule, Patches], None] = field(default=_change_nothing)
-    while_running: Callable[[SourceModule], AbstractContextManager[None]] = field(default=_no_context)
+    needed: Callable[[SourceModule], object]
+    reason: str = ""
+    apply: Callable[[SourceModule, Patches], None] = field(default=lambda module, patches: None)
+    while_running: Callable[[SourceModule], AbstractContextManager[None]] = field(
+        default=lambda module: contextlib.nullcontext()
+    )
     settled: Callable[[SourceModule], bool] = field(default=never)
+
+    def why(self, module: SourceModule) -> str | None:
+        """The reason why a module needs the fix; None if it does not."""
+        found = self.needed(module)
+        return found if isinstance(found, str) else self.reason if found else None

@@ -27,10 +27,6 @@ def _needed(module: SourceModule) -> str | None:
     return None
 
 
-def _settled(module: SourceModule) -> bool:
-    return not module.engine.has_script("classify.train")
-
-
 def _apply(module: SourceModule, patches: Patches) -> None:
     make = getattr(module.module, _CLASS)
 
@@ -85,6 +81,6 @@ CLASSIFIER_CUTOFF = Quirk(
     symptom="classify/train.py --model detector.pt: the last C3 and the block after it are cut off",
     versions="6.2 and later",
     needed=_needed,
-    settled=_settled,
+    settled=lambda module: not module.engine.has_script("classify.train"),
     apply=_apply,
 )

@@ -7,10 +7,10 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.engine.quirks.base import Quirk
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -30,29 +30,18 @@ def has_display() -> bool:
     return done.returncode == 0
 
 
-def _needed(module: SourceModule) -> str | None:
-    if module.code.defines("check_imshow"):
-        return "it opens a window to see whether that works, which ends the process if there is no display"
-    return None
-
-
-def _apply(module: SourceModule, patches: Patches) -> None:
-    original = module.module.check_imshow
-
-    @functools.wraps(original)
-    def check_imshow(*args: Any, **kwargs: Any) -> bool:
-        if has_display():
-            return bool(original(*args, **kwargs))
-        _LOGGER.info("no display here: no window is opened, results are saved")
-        return False
-
-    patches.set(module.module, "check_imshow", check_imshow)
+def _if_there_is_a_display(check_imshow: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    if has_display():
+        return bool(check_imshow(*args, **kwargs))
+    _LOGGER.info("no display here: no window is opened, results are saved")
+    return False
 
 
 DISPLAY = Quirk(
     name="display",
     symptom="detect on a webcam, rtsp or http source ends with 'could not connect to display' and code 134",
     versions="all",
-    needed=_needed,
-    apply=_apply,
+    needed=lambda module: module.code.defines("check_imshow"),
+    reason="it opens a window to see whether that works, which ends the process if there is no display",
+    apply=lambda module, patches: patches.wrap(module.module, "check_imshow", _if_there_is_a_display),
 )

@@ -8,7 +8,6 @@ before one pays for GPUs.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import os
 import tempfile
@@ -54,21 +53,17 @@ class _CpuOfARank(str):
     type = "cpu of a rank"
 
 
-def _cpu_needed(module: SourceModule) -> str | None:
-    if is_cpu_ddp() and module.code.calls("dist.barrier", "dist.init_process_group"):
-        return f"{_VARIABLE} is set: the processes of torchrun share the CPU"
-    return None
-
-
 def _cpu_apply(module: SourceModule, patches: Patches) -> None:
     target: Any = module.module
-    patches.view(target, "dist", is_nccl_available=lambda: False, barrier=_barrier)
+    # gloo does not accept device_ids
+    patches.view(target, "dist", is_nccl_available=lambda: False, barrier=lambda **_: torch.distributed.barrier())
     if hasattr(target, "DDP"):
         patches.set(target, "DDP", _ddp)
     if not module.code.calls("dist.init_process_group"):
         return
     if hasattr(target, "amp"):  # v6.0; later releases call check_amp
-        patches.view(target, "amp", autocast=_no_autocast, GradScaler=_no_scaler)
+        no_scaler = torch.amp.GradScaler(enabled=False)
+        patches.view(target, "amp", autocast=lambda **_: contextlib.nullcontext(), GradScaler=lambda **_: no_scaler)
     patches.view(
         target,
         "torch",
@@ -76,7 +71,7 @@ def _cpu_apply(module: SourceModule, patches: Patches) -> None:
         device=_device,
         nn=ModuleView(target.torch.nn, SyncBatchNorm=_SyncBatchNorm),
     )
-    patches.set(nn.BatchNorm2d, "forward", _of_all_ranks(nn.BatchNorm2d.forward))
+    patches.wrap(nn.BatchNorm2d, "forward", _of_all_ranks)
 
 
 def _processes_here() -> int:
@@ -85,18 +80,6 @@ def _processes_here() -> int:
 
 def _device(*args: Any) -> Any:
     return _CpuOfARank("cpu") if args[0] == "cuda" else torch.device(*args)
-
-
-def _no_autocast(**_: Any) -> Any:
-    return contextlib.nullcontext()
-
-
-def _no_scaler(**_: Any) -> Any:
-    return torch.amp.GradScaler(enabled=False)
-
-
-def _barrier(**_: Any) -> None:  # gloo does not accept device_ids
-    torch.distributed.barrier()
 
 
 def _ddp(model: nn.Module, device_ids: Any = None, output_device: Any = None, **options: Any) -> nn.Module:
@@ -131,14 +114,10 @@ class _SyncBatchNorm:
         return model
 
 
-def _of_all_ranks(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    @functools.wraps(forward)
-    def wrapper(self: nn.BatchNorm2d, input: torch.Tensor) -> torch.Tensor:
-        if self.training and getattr(self, "is_of_all_ranks", False):
-            return _normalised(self, input)  # (B, C, H, W)
-        return forward(self, input)
-
-    return wrapper
+def _of_all_ranks(forward: Callable[..., torch.Tensor], self: nn.BatchNorm2d, input: torch.Tensor) -> torch.Tensor:
+    if self.training and getattr(self, "is_of_all_ranks", False):
+        return _normalised(self, input)  # (B, C, H, W)
+    return forward(self, input)
 
 
 def _normalised(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
@@ -163,7 +142,8 @@ CPU_DDP = Quirk(
     name="cpu-ddp",
     symptom="torchrun without GPUs: insufficient CUDA devices for DDP command",
     versions=f"all; off unless {_VARIABLE}=1",
-    needed=_cpu_needed,
+    needed=lambda module: is_cpu_ddp() and bool(module.code.calls("dist.barrier", "dist.init_process_group")),
+    reason=f"{_VARIABLE} is set: the processes of torchrun share the CPU",
     settled=lambda module: not is_cpu_ddp(),
     apply=_cpu_apply,
 )
@@ -173,65 +153,42 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "-1"))
 
 
-def _folder_needed(module: SourceModule) -> str | None:
-    if _rank() > 0 and _makes_run_folder(module):
-        return "each process makes a run folder and writes into it: the second one makes exp2 next to exp"
-    return None
-
-
 def _makes_run_folder(module: SourceModule) -> bool:
     train = module.code.part("train")
     return train is not None and "opt" in parameters(train) and train.has("save_dir / 'opt.yaml'")
 
 
-def _folder_apply(module: SourceModule, patches: Patches) -> None:
-    train = module.module.train
-    signature = inspect.signature(train)
-
-    @functools.wraps(train)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        opt = signature.bind(*args, **kwargs).arguments["opt"]
-        with tempfile.TemporaryDirectory(prefix="yolov5-ema-rank-") as folder:
-            opt.save_dir = folder
-            return train(*args, **kwargs)
-
-    patches.set(module.module, "train", wrapper)
+def _in_own_folder(train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    opt = inspect.signature(train).bind(*args, **kwargs).arguments["opt"]
+    with tempfile.TemporaryDirectory(prefix="yolov5-ema-rank-") as folder:
+        opt.save_dir = folder
+        return train(*args, **kwargs)
 
 
 ONE_RUN_FOLDER = Quirk(
     name="one-run-folder",
     symptom="torchrun: a second, empty run folder next to the one with the weights",
     versions="all",
-    needed=_folder_needed,
+    needed=lambda module: _rank() > 0 and _makes_run_folder(module),
+    reason="each process makes a run folder and writes into it: the second one makes exp2 next to exp",
     settled=_makes_run_folder,
-    apply=_folder_apply,
+    apply=lambda module, patches: patches.wrap(module.module, "train", _in_own_folder),
 )
 
 
 _CHECK = "check_wandb_resume"
 
 
-def _resume_needed(module: SourceModule) -> str | None:
-    if _rank() > 0 and _CHECK in module.code.own_names:
-        return "all processes but the first look for W&B data sets in --data, even if --resume came without --data"
-    return None
-
-
 def _resume_apply(module: SourceModule, patches: Patches) -> None:
-    check = getattr(module.module, _CHECK)
-
-    @functools.wraps(check)
-    def wrapper(opt: Any) -> Any:
-        return check(opt) if str(opt.data) else None
-
-    patches.set(module.module, _CHECK, wrapper)
+    patches.wrap(module.module, _CHECK, lambda check, opt: check(opt) if str(opt.data) else None)
 
 
 RESUME_IN_RANKS = Quirk(
     name="resume-in-ranks",
     symptom="torchrun … train --resume: FileNotFoundError: No such file or directory: '', or the others wait forever",
     versions="6.0 to 6.2; PyPI 6.0.7, 6.1.9",
-    needed=_resume_needed,
+    needed=lambda module: _rank() > 0 and _CHECK in module.code.own_names,
+    reason="all processes but the first look for W&B data sets in --data, even if --resume came without --data",
     settled=by_absence,
     apply=_resume_apply,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import re
 import socket
@@ -43,41 +42,26 @@ def missing_weights_message(name: str) -> str:
     return f"weights not found: {name}. Check the path; {scratch}."
 
 
-def _with_notice(download: Callable[..., str]) -> Callable[..., str]:
-    @functools.wraps(download)
-    def wrapper(file: Any, *args: Any, **kwargs: Any) -> str:
-        name = str(file).strip().replace("'", "")
-        if Path(name).exists():
-            return name
-        is_url = name.startswith(("http:/", "https:/"))
-        if not is_url and not is_released_weight(name) and not args and not kwargs:
-            raise CheckpointError(missing_weights_message(name))
-        if not is_online():
-            raise CheckpointError(missing_weights_message(name))
-        found = download(file, *args, **kwargs)
-        if not Path(found).exists():
-            raise CheckpointError(f"download of {name} failed; see the messages above.")
-        return found
-
-    return wrapper
-
-
-def _download_needed(module: SourceModule) -> str | None:
-    if module.code.defines("attempt_download"):
-        return "missing weights start a download, which takes long to fail without a network"
-    return None
-
-
-def _download_apply(module: SourceModule, patches: Patches) -> None:
-    patches.set(module.module, "attempt_download", _with_notice(module.module.attempt_download))
+def _with_notice(download: Callable[..., str], file: Any, *args: Any, **kwargs: Any) -> str:
+    name = str(file).strip().replace("'", "")
+    if Path(name).exists():
+        return name
+    is_known = name.startswith(("http:/", "https:/")) or is_released_weight(name) or args or kwargs
+    if not is_known or not is_online():
+        raise CheckpointError(missing_weights_message(name))
+    found = download(file, *args, **kwargs)
+    if not Path(found).exists():
+        raise CheckpointError(f"download of {name} failed; see the messages above.")
+    return found
 
 
 DOWNLOADS_SAY_SO = Quirk(
     name="downloads-say-so",
     symptom="missing weights: a minute of retries, then a FileNotFoundError from torch.load",
     versions="all",
-    needed=_download_needed,
-    apply=_download_apply,
+    needed=lambda module: module.code.defines("attempt_download"),
+    reason="missing weights start a download, which takes long to fail without a network",
+    apply=lambda module, patches: patches.wrap(module.module, "attempt_download", _with_notice),
 )
 
 
@@ -93,23 +77,17 @@ def _pip_needed(module: SourceModule) -> str | None:
     return None
 
 
-def _pip_settled(module: SourceModule) -> bool:
-    return module.name == "utils.general" and module.code.defines(_CHECK)
-
-
 def _pip_apply(module: SourceModule, patches: Patches) -> None:
-    original = module.module.check_requirements
     # check_requirements() without arguments reads requirements.txt, which only a clone has
     without_file = module.engine.kind == "package"
 
-    @functools.wraps(original)
-    def check_only(*args: Any, **kwargs: Any) -> Any:
+    def check_only(check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         listed = args[0] if args else kwargs.get("requirements")
         if without_file and (listed is None or isinstance(listed, Path)):
             return True
-        return original(*args[:2], **{**kwargs, "install": False})  # requirements, exclude, install
+        return check(*args[:2], **{**kwargs, "install": False})  # requirements, exclude, install
 
-    patches.set(module.module, "check_requirements", check_only)
+    patches.wrap(module.module, _CHECK, check_only)
 
 
 NO_PIP_BEHIND_THE_BACK = Quirk(
@@ -117,7 +95,7 @@ NO_PIP_BEHIND_THE_BACK = Quirk(
     symptom="a missing optional package starts 'pip install' in the middle of a run",
     versions="all",
     needed=_pip_needed,
-    settled=_pip_settled,
+    settled=lambda module: module.name == "utils.general" and module.code.defines(_CHECK),
     apply=_pip_apply,
 )
 
@@ -125,41 +103,27 @@ NO_PIP_BEHIND_THE_BACK = Quirk(
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def _files_first(download: Callable[..., str | None]) -> Callable[..., str | None]:
-    @functools.wraps(download)
-    def wrapper(repo_id: Any, *args: Any, **kwargs: Any) -> str | None:
-        name = str(repo_id)
-        if Path(name).exists() or name.endswith(".pt") or not _HUB_NAME.fullmatch(name):
-            return None
-        if importlib.util.find_spec("huggingface_hub") is None:
-            raise CheckpointError(
-                f"weights {name} not found here. To get them from the Hugging Face Hub: "
-                "pip install 'huggingface-hub<0.25'"
-            )
-        if not is_online("huggingface.co"):
-            raise CheckpointError(
-                f"weights {name} not found here, and the Hugging Face Hub cannot be reached. Check the path."
-            )
-        return download(repo_id, *args, **kwargs)
-
-    return wrapper
-
-
-def _hub_needed(module: SourceModule) -> str | None:
-    if module.code.defines("attempt_download_from_hub"):
-        return "weights are looked for on the Hugging Face Hub before the local disk"
-    return None
-
-
-def _hub_apply(module: SourceModule, patches: Patches) -> None:
-    patches.set(module.module, "attempt_download_from_hub", _files_first(module.module.attempt_download_from_hub))
+def _files_first(download: Callable[..., str | None], repo_id: Any, *args: Any, **kwargs: Any) -> str | None:
+    name = str(repo_id)
+    if Path(name).exists() or name.endswith(".pt") or not _HUB_NAME.fullmatch(name):
+        return None
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise CheckpointError(
+            f"weights {name} not found here. To get them from the Hugging Face Hub: pip install 'huggingface-hub<0.25'"
+        )
+    if not is_online("huggingface.co"):
+        raise CheckpointError(
+            f"weights {name} not found here, and the Hugging Face Hub cannot be reached. Check the path."
+        )
+    return download(repo_id, *args, **kwargs)
 
 
 FILES_BEFORE_HUB = Quirk(
     name="files-before-hub",
     symptom="--weights best.pt: a connection error, or No module named 'huggingface_hub', though the file is there",
     versions="PyPI 7.0.14",
-    needed=_hub_needed,
+    needed=lambda module: module.code.defines("attempt_download_from_hub"),
+    reason="weights are looked for on the Hugging Face Hub before the local disk",
     settled=by_absence,
-    apply=_hub_apply,
+    apply=lambda module, patches: patches.wrap(module.module, "attempt_download_from_hub", _files_first),
 )

@@ -43,21 +43,12 @@ ONNX_EXPORTER = Quirk(
 )
 
 
-def _has_cuda_needed(module: SourceModule) -> str | None:
-    if "torch.has_cuda" not in module.code.names:
-        return None
-    return "torch.has_cuda is deprecated, and true for every CUDA build, with or without a GPU"
-
-
-def _has_cuda_apply(module: SourceModule, patches: Patches) -> None:
-    patches.view(module.module, "torch", has_cuda=torch.cuda.is_available())
-
-
 TORCH_HAS_CUDA = Quirk(
     name="torch-has-cuda",
     symptom="detect on an ONNX file asks for onnxruntime-gpu on a machine without a GPU",
     versions="PyPI 6.0.7",
-    needed=_has_cuda_needed,
+    needed=lambda module: "torch.has_cuda" in module.code.names,
+    reason="torch.has_cuda is deprecated, and true for every CUDA build, with or without a GPU",
     settled=by_absence,
-    apply=_has_cuda_apply,
+    apply=lambda module, patches: patches.view(module.module, "torch", has_cuda=torch.cuda.is_available()),
 )

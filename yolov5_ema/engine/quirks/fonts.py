@@ -60,11 +60,6 @@ def _font_on_disk(name: str) -> Path:
     return Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
-def _copy_whole(source: Path, target: Path) -> None:
-    with replacement(target, sync=False) as draft:
-        shutil.copyfile(source, draft)
-
-
 def _is_there(name: str) -> bool:
     if (_config_dir() / name).is_file():
         return True
@@ -75,14 +70,10 @@ def _is_there(name: str) -> bool:
         return False
 
 
-def _missing_fonts() -> list[str]:
-    return [name for name in _FONT_NAMES if not _is_there(name)]
-
-
 def _font_needed(module: SourceModule) -> str | None:
     if CONFIG_ENV not in module.code.texts:
         return None
-    missing = _missing_fonts()
+    missing = [name for name in _FONT_NAMES if not _is_there(name)]
     return f"{', '.join(missing)} not on this machine; DejaVu Sans is used" if missing else None
 
 
@@ -97,7 +88,8 @@ def _font_while_running(module: SourceModule) -> Iterator[None]:
     for name in _FONT_NAMES:
         theirs = _config_dir() / name
         if not (config / name).is_file():
-            _copy_whole(theirs if theirs.is_file() else _font_on_disk(name), config / name)
+            with replacement(config / name, sync=False) as draft:
+                shutil.copyfile(theirs if theirs.is_file() else _font_on_disk(name), draft)
     os.environ[CONFIG_ENV] = str(config)
     yield
 
@@ -118,15 +110,11 @@ def _text_size(font: Any, text: str) -> tuple[int, int]:
     return right, bottom
 
 
-def _with_getsize(make_font: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(make_font)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        font = make_font(*args, **kwargs)
-        if not hasattr(font, "getsize"):
-            font.getsize = functools.partial(_text_size, font)
-        return font
-
-    return wrapper
+def _with_getsize(make_font: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    font = make_font(*args, **kwargs)
+    if not hasattr(font, "getsize"):
+        font.getsize = functools.partial(_text_size, font)
+    return font
 
 
 def _font_maker(code: Code) -> str | None:
@@ -145,7 +133,7 @@ def _getsize_needed(module: SourceModule) -> str | None:
 def _getsize_apply(module: SourceModule, patches: Patches) -> None:
     name = _font_maker(module.code)
     assert name is not None
-    patches.set(module.module, name, _with_getsize(getattr(module.module, name)))
+    patches.wrap(module.module, name, _with_getsize)
 
 
 FONT_GETSIZE = Quirk(

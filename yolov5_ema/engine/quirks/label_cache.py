@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ast
-import functools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import dotted
 
 _DATASET = "LoadImagesAndLabels"
@@ -32,19 +30,15 @@ def _is_stale(error: Exception) -> bool:
     return isinstance(error, _UNREADABLE) or (isinstance(error, AssertionError) and not str(error))
 
 
-def _rescanning(init: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(init)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            init(self, *args, **kwargs)
-        except Exception as error:
-            cache = _cache_file(self)
-            if not _is_stale(error) or cache is None or not cache.is_file():
-                raise
-            cache.unlink()
-            init(self, *args, **kwargs)
-
-    return wrapper
+def _rescanning(init: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
+    try:
+        init(self, *args, **kwargs)
+    except Exception as error:
+        cache = _cache_file(self)
+        if not _is_stale(error) or cache is None or not cache.is_file():
+            raise
+        cache.unlink()
+        init(self, *args, **kwargs)
 
 
 def _needed(module: SourceModule) -> str | None:
@@ -55,16 +49,11 @@ def _needed(module: SourceModule) -> str | None:
     return None
 
 
-def _apply(module: SourceModule, patches: Patches) -> None:
-    dataset_class = getattr(module.module, _DATASET)
-    patches.set(dataset_class, "__init__", _rescanning(dataset_class.__init__))
-
-
 STALE_LABEL_CACHE = Quirk(
     name="stale-label-cache",
     symptom="AssertionError without a message after images or labels changed, or between train and val",
     versions="PyPI 6.0.7",
     needed=_needed,
     settled=lambda module: module.code.defines(_DATASET),
-    apply=_apply,
+    apply=lambda module, patches: patches.wrap(getattr(module.module, _DATASET), "__init__", _rescanning),
 )

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import Code, dotted, value_of
 
 _LOSS = "ComputeLoss"
@@ -44,15 +43,11 @@ def _is_clamped_by(call: ast.Call, names: set[str]) -> bool:
     return is_clamp and any(names & Code(bound).names for bound in call.args)
 
 
-def _apply(module: SourceModule, patches: Patches) -> None:
-    patches.view(module.module, "torch", ones=_grid_gain)
-
-
 LOSS_CLAMP = Quirk(
     name="loss-clamp",
     symptom="RuntimeError: result type Float can't be cast to the desired output type long int",
     versions="6.0, 6.1",
     needed=_needed,
     settled=lambda module: module.code.defines(_LOSS),
-    apply=_apply,
+    apply=lambda module, patches: patches.view(module.module, "torch", ones=_grid_gain),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.upstream.patching import Patches
-from yolov5_ema.upstream.source_code import Code, dotted
+from yolov5_ema.upstream.source_code import dotted
 
 _FIGURES = "map50s"
 
@@ -21,13 +20,10 @@ def _needed(module: SourceModule) -> str | None:
     train = module.code.part("train")
     if train is None or not any(_validates(line) for line in train.all(ast.Assign)):
         return None
-    if any(isinstance(target, ast.Name) and target.id == _FIGURES for target in _targets(train)):
+    targets = [target for line in train.all(ast.Assign) for target in line.targets]
+    if any(isinstance(target, ast.Name) and target.id == _FIGURES for target in targets):
         return None
     return "the mAP50 of each class is logged after every epoch, even if no validation has computed it"
-
-
-def _targets(train: Code) -> list[ast.expr]:
-    return [target for line in train.all(ast.Assign) for target in line.targets]
 
 
 def _validates(line: ast.Assign) -> bool:
@@ -44,7 +40,6 @@ def _settled(module: SourceModule) -> bool:
 def _only_at_the_end(run: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `val.run`: before the last epoch, return the values that train already has instead of validating."""
 
-    @functools.wraps(run)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         names = sys._getframe(1).f_locals  # the local variables of train
         if kwargs.get("model") is not None and kwargs.get("plots") is False and not names["final_epoch"]:
@@ -56,11 +51,10 @@ def _only_at_the_end(run: Callable[..., Any]) -> Callable[..., Any]:
 
 def _apply(module: SourceModule, patches: Patches) -> None:
     script: Any = module.module
-    train, run = script.train, script.validate.run
+    run = script.validate.run
     patches.view(script, "validate", run=run)
 
-    @functools.wraps(train)
-    def wrapper(hyp: Any, opt: Any, device: Any, callbacks: Any) -> Any:
+    def around(train: Callable[..., Any], hyp: Any, opt: Any, device: Any, callbacks: Any) -> Any:
         skips, opt.noval = opt.noval, False
         script.validate.run = _only_at_the_end(run) if skips else run
         try:
@@ -68,7 +62,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
         finally:
             opt.noval = skips
 
-    patches.set(script, "train", wrapper)
+    patches.wrap(script, "train", around)
 
 
 NOVAL = Quirk(

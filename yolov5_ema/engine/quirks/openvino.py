@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -131,15 +131,12 @@ def _backend_settled(module: SourceModule) -> bool:
 
 
 def _backend_apply(module: SourceModule, patches: Patches) -> None:
-    backend, parts = getattr(module.module, _BACKEND), _parts_used(module)
-    init = backend.__init__
+    patches.wrap(getattr(module.module, _BACKEND), "__init__", _with_stand_ins, _parts_used(module))
 
-    @functools.wraps(init)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        with _stand_ins(parts):
-            init(self, *args, **kwargs)
 
-    patches.set(backend, "__init__", wrapper)
+def _with_stand_ins(init: Callable[..., None], parts: list[str], *args: Any, **kwargs: Any) -> None:
+    with _stand_ins(parts):
+        init(*args, **kwargs)
 
 
 @contextlib.contextmanager

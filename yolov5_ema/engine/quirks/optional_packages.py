@@ -11,6 +11,7 @@ from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
 from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.patching import Patches
 
 _ROBOFLOW = ("roboflow", "roboflow.core", "roboflow.core.version")
 
@@ -31,17 +32,12 @@ def _roboflow_needed(module: SourceModule) -> str | None:
 
 @contextlib.contextmanager
 def _roboflow_while_running(module: SourceModule) -> Iterator[None]:
-    before = {name: sys.modules[name] for name in _ROBOFLOW if name in sys.modules}
-    for name in _ROBOFLOW:
-        stand_in = types.ModuleType(name)
-        stand_in.__dict__.update(Roboflow=_missing, Version=type("Version", (), {}), __path__=[])
-        sys.modules[name] = stand_in
-    try:
+    with Patches() as patches:  # YOLOv5's module keeps the two names; nobody else may find the replacement
+        for name in _ROBOFLOW:
+            stand_in = types.ModuleType(name)
+            stand_in.__dict__.update(Roboflow=_missing, Version=type("Version", (), {}), __path__=[])
+            patches.set_item(sys.modules, name, stand_in)
         yield
-    finally:
-        for name in _ROBOFLOW:  # YOLOv5's module keeps the two names; nobody else may find the replacement
-            sys.modules.pop(name, None)
-        sys.modules.update(before)
 
 
 ROBOFLOW = Quirk(

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import parse
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.upstream.patching import Patches
 
 
 class DistributionNotFound(Exception):
@@ -64,12 +65,9 @@ def _needed(module: SourceModule) -> str | None:
 
 @contextlib.contextmanager
 def _while_running(module: SourceModule) -> Iterator[None]:
-    sys.modules["pkg_resources"] = stand_in()
-    try:
+    with Patches() as patches:  # YOLOv5's module keeps its own reference; nobody else may find the replacement
+        patches.set_item(sys.modules, "pkg_resources", stand_in())
         yield
-    finally:
-        # YOLOv5's module keeps its own reference; nobody else may find the replacement
-        sys.modules.pop("pkg_resources", None)
 
 
 PKG_RESOURCES = Quirk(

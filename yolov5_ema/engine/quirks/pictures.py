@@ -43,12 +43,6 @@ def _at_once(func: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _needed(module: SourceModule) -> str | None:
-    if _has_decorator(module.code) or _draws_in_threads(module.code):
-        return "images are drawn in threads that share a batch"
-    return None
-
-
 def _has_decorator(code: Code) -> bool:
     return code.defines(_DECORATOR) or code.imports("ultralytics", _DECORATOR, within_function=False)
 
@@ -69,6 +63,7 @@ PICTURES_IN_ORDER = Quirk(
     name="pictures-in-order",
     symptom="val_batch*.jpg and train_batch*.jpg missing, cut off or overexposed after short runs",
     versions="all",
-    needed=_needed,
+    needed=lambda module: _has_decorator(module.code) or _draws_in_threads(module.code),
+    reason="images are drawn in threads that share a batch",
     apply=_apply,
 )

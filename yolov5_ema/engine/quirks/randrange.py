@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import value_of
 
 
@@ -30,15 +29,11 @@ def _is_broken(bound: ast.AST) -> bool:
     return isinstance(value_of(bound), float)
 
 
-def _apply(module: SourceModule, patches: Patches) -> None:
-    patches.view(module.module, "random", randrange=_whole_randrange)
-
-
 RANDRANGE_FLOAT = Quirk(
     name="randrange-float",
     symptom="--multi-scale: TypeError (a DeprecationWarning before Python 3.12) in random.randrange",
     versions="6.0 to 7.0; PyPI 6.0.7 to 6.2.3",
     needed=_needed,
     settled=by_absence,
-    apply=_apply,
+    apply=lambda module, patches: patches.view(module.module, "random", randrange=_whole_randrange),
 )

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ast
 import builtins
-import functools
 import os
 import reprlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -29,12 +28,6 @@ from yolov5_ema.upstream.source_code import Code, dotted, value_of
 
 _SETTINGS = ("opt.yaml", "hyp.yaml")
 _MOST_BYTES = 64 * 2**20  # of a results.csv
-
-
-def _writes_settings(module: SourceModule) -> str | None:
-    if any(_empties_settings(block) for block in module.code.all(ast.With)):
-        return "opt.yaml is emptied before it is written; without its content, a training cannot be resumed"
-    return None
 
 
 def _empties_settings(block: ast.With) -> bool:
@@ -57,16 +50,13 @@ def _written_whole(file: Any, *args: Any, **kwargs: Any) -> Iterator[IO[Any]]:
         yield stream
 
 
-def _write_settings_whole(module: SourceModule, patches: Patches) -> None:
-    patches.set(module.module, "open", _open)
-
-
 WHOLE_SETTINGS = Quirk(
     name="whole-settings",
     symptom="train --resume after a kill: TypeError: argparse.Namespace() argument after ** must be a mapping",
     versions="all",
-    needed=_writes_settings,
-    apply=_write_settings_whole,
+    needed=lambda module: any(_empties_settings(block) for block in module.code.all(ast.With)),
+    reason="opt.yaml is emptied before it is written; without its content, a training cannot be resumed",
+    apply=lambda module, patches: patches.set(module.module, "open", _open),
 )
 
 
@@ -78,15 +68,12 @@ def _resumes(module: SourceModule) -> str | None:
 
 
 def _resume_consistently(module: SourceModule, patches: Patches) -> None:
-    train = module.module.train
-
-    @functools.wraps(train)
-    def wrapper(hyp: Any, opt: Any, *args: Any, **kwargs: Any) -> Any:
+    def around(train: Callable[..., Any], hyp: Any, opt: Any, *args: Any, **kwargs: Any) -> Any:
         if opt.resume and int(os.environ.get("RANK", "-1")) <= 0:
             match_files_to_checkpoint(Path(opt.save_dir), Path(opt.weights), module.engine)
         return train(hyp, opt, *args, **kwargs)
 
-    patches.set(module.module, "train", wrapper)
+    patches.wrap(module.module, "train", around)
 
 
 def match_files_to_checkpoint(run: Path, last: Path, engine: Engine) -> None:

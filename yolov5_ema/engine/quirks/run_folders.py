@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import dotted, keyword
 
 
@@ -25,23 +24,13 @@ def _is_below_root(place: ast.AST | None) -> bool:
     return place is not None and dotted(place) == "ROOT"
 
 
-def _settled(module: SourceModule) -> bool:
-    return module.name in ("train", "val", "detect") and module.code.has_flag("--project")
-
-
-def _apply(module: SourceModule, patches: Patches) -> None:
-    parse_opt, root = module.module.parse_opt, module.engine.root
-
-    @functools.wraps(parse_opt)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        opt = parse_opt(*args, **kwargs)
-        project = getattr(opt, "project", None)
-        if isinstance(project, Path) and root in project.resolve().parents:  # a flag would give a string
-            here = str(project.resolve().relative_to(root))
-            opt.project = here.replace("train", "evolve") if getattr(opt, "evolve", None) else here
-        return opt
-
-    patches.set(module.module, "parse_opt", wrapper)
+def _below_working_folder(parse_opt: Callable[..., Any], root: Path, *args: Any, **kwargs: Any) -> Any:
+    opt = parse_opt(*args, **kwargs)
+    project = getattr(opt, "project", None)
+    if isinstance(project, Path) and root in project.resolve().parents:  # a flag would give a string
+        here = str(project.resolve().relative_to(root))
+        opt.project = here.replace("train", "evolve") if getattr(opt, "evolve", None) else here
+    return opt
 
 
 RUNS_HERE = Quirk(
@@ -49,26 +38,17 @@ RUNS_HERE = Quirk(
     symptom="runs are saved in the clone, or in site-packages, not in runs/ below the working directory",
     versions="clones of all; PyPI 6.2.3 and 7.0.14 in segment/ and classify/",
     needed=_needed,
-    settled=_settled,
-    apply=_apply,
+    settled=lambda module: module.name in ("train", "val", "detect") and module.code.has_flag("--project"),
+    apply=lambda module, patches: patches.wrap(module.module, "parse_opt", _below_working_folder, module.engine.root),
 )
-
-
-def _relative_needed(module: SourceModule) -> str | None:
-    if module.code.has("ROOT = Path(os.path.relpath(ROOT, Path.cwd()))"):
-        return "ROOT is stored relative to the working directory at the time of the import"
-    return None
-
-
-def _relative_apply(module: SourceModule, patches: Patches) -> None:
-    patches.set(module.module, "ROOT", module.engine.root)
 
 
 ROOT_STAYS = Quirk(
     name="root-stays",
     symptom="from Python, after os.chdir: File not found: ../../yolov5/data/hyps/hyp.scratch-low.yaml",
     versions="all but PyPI 6.0.7",
-    needed=_relative_needed,
+    needed=lambda module: module.code.has("ROOT = Path(os.path.relpath(ROOT, Path.cwd()))"),
+    reason="ROOT is stored relative to the working directory at the time of the import",
     settled=by_absence,
-    apply=_relative_apply,
+    apply=lambda module, patches: patches.set(module.module, "ROOT", module.engine.root),
 )

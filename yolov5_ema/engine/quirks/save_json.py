@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 import logging
@@ -38,56 +37,40 @@ def _needed(module: SourceModule) -> str | None:
     return None
 
 
-def _settled(module: SourceModule) -> bool:
-    return module.name == "val" and module.code.defines("run", "save_one_json")
-
-
 def _apply(module: SourceModule, patches: Patches) -> None:
     val: Any = module.module
-    save_one_json, increment_path, create_dataloader = (
-        val.save_one_json,
-        val.increment_path,
-        val.create_dataloader,
-    )
     state = _Run()
 
-    def keep_one_json(predn: Any, jdict: list[Any], path: Path, class_map: Any) -> None:
+    def keep_one_json(save: Callable[..., None], predn: Any, jdict: list[Any], path: Path, class_map: Any) -> None:
         # run() does not save, and so does not fail, while its own list stays empty
-        save_one_json(predn, state.predictions, path, class_map)
+        save(predn, state.predictions, path, class_map)
 
-    def keep_save_dir(*args: Any, **kwargs: Any) -> Any:
+    def keep_save_dir(increment_path: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         state.save_dir = increment_path(*args, **kwargs)
         return state.save_dir
 
-    def keep_dataset(*args: Any, **kwargs: Any) -> Any:
-        dataloader, dataset = create_dataloader(*args, **kwargs)
-        state.dataset = dataset
-        return dataloader, dataset
+    def keep_dataset(create_dataloader: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        dataloader, state.dataset = create_dataloader(*args, **kwargs)
+        return dataloader, state.dataset
 
-    patches.set(val, "save_one_json", keep_one_json)
-    patches.set(val, "increment_path", keep_save_dir)
-    patches.set(val, "create_dataloader", keep_dataset)
-    patches.set(val, "run", _saving_afterwards(val.run, state, val))
+    patches.wrap(val, "save_one_json", keep_one_json)
+    patches.wrap(val, "increment_path", keep_save_dir)
+    patches.wrap(val, "create_dataloader", keep_dataset)
+    patches.wrap(val, "run", _saving_afterwards, state, val)
 
 
-def _saving_afterwards(run: Callable[..., Any], state: _Run, val: Any) -> Callable[..., Any]:
-    signature = inspect.signature(run)
-
-    @functools.wraps(run)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        call = given.arguments
-        state.predictions, state.save_dir, state.dataset = [], Path(call["save_dir"]), None
-        if call["dataloader"] is not None:
-            state.dataset = call["dataloader"].dataset
-        result = run(*args, **kwargs)
-        if not state.predictions:
-            return result
-        data = val.check_dataset(call["data"]) if not isinstance(call["data"], dict) else call["data"]
-        return _save_and_evaluate(result, state, data, call["weights"])
-
-    return wrapper
+def _saving_afterwards(run: Callable[..., Any], state: _Run, val: Any, *args: Any, **kwargs: Any) -> Any:
+    given = inspect.signature(run).bind(*args, **kwargs)
+    given.apply_defaults()
+    call = given.arguments
+    state.predictions, state.save_dir, state.dataset = [], Path(call["save_dir"]), None
+    if call["dataloader"] is not None:
+        state.dataset = call["dataloader"].dataset
+    result = run(*args, **kwargs)
+    if not state.predictions:
+        return result
+    data = val.check_dataset(call["data"]) if not isinstance(call["data"], dict) else call["data"]
+    return _save_and_evaluate(result, state, data, call["weights"])
 
 
 def _save_and_evaluate(result: Any, state: _Run, data: dict[str, Any], weights: Any) -> Any:
@@ -132,6 +115,6 @@ SAVE_JSON = Quirk(
     symptom="val --save-json: AttributeError: 'list' object has no attribute 'get'",
     versions="PyPI 6.0.7, 6.1.9, 6.2.3",
     needed=_needed,
-    settled=_settled,
+    settled=lambda module: module.name == "val" and module.code.defines("run", "save_one_json"),
     apply=_apply,
 )

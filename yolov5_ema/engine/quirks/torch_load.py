@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.checkpoints.loading import load_checkpoint, module_aliases, save_checkpoint
+from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint, with_aliases
 from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.checkpoints.state import for_yolov5
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
@@ -59,53 +59,27 @@ def _second_copy(module: SourceModule) -> str | None:
     return None
 
 
-def _one_copy_settled(module: SourceModule) -> bool:
-    return module.engine.kind != "package" or module.code.defines("attempt_load")
-
-
-def _one_copy(module: SourceModule, patches: Patches) -> None:
-    attempt_load = module.module.attempt_load
-
-    @functools.wraps(attempt_load)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with module_aliases(module.engine):
-            return attempt_load(*args, **kwargs)
-
-    patches.set(module.module, "attempt_load", wrapper)
-
-
 ONE_COPY_OF_CLASSES = Quirk(
     name="one-copy-of-classes",
     symptom="models loaded by the PyPI package are not fused and their Detect is not recognised",
     versions="PyPI, all",
     needed=_second_copy,
-    settled=_one_copy_settled,
-    apply=_one_copy,
+    settled=lambda module: module.engine.kind != "package" or module.code.defines("attempt_load"),
+    apply=lambda module, patches: patches.wrap(module.module, "attempt_load", with_aliases, module.engine),
 )
 
 
-def _loads_models(module: SourceModule) -> str | None:
-    if module.name == "models.experimental" and module.code.defines("attempt_load"):
-        return "a model from a file may fail in anything that YOLOv5 does with it after reading it"
-    return None
-
-
-def _name_file_in_errors(module: SourceModule, patches: Patches) -> None:
-    attempt_load = module.module.attempt_load
-
-    @functools.wraps(attempt_load)
-    def wrapper(weights: Any, *args: Any, **kwargs: Any) -> Any:
-        files = weights if isinstance(weights, (list, tuple)) else [weights]
-        with as_yolov5_builds(Path(", ".join(map(str, files)))):
-            return attempt_load(weights, *args, **kwargs)
-
-    patches.set(module.module, "attempt_load", wrapper)
+def _with_file_in_errors(attempt_load: Callable[..., Any], weights: Any, *args: Any, **kwargs: Any) -> Any:
+    files = weights if isinstance(weights, (list, tuple)) else [weights]
+    with as_yolov5_builds(Path(", ".join(map(str, files)))):
+        return attempt_load(weights, *args, **kwargs)
 
 
 FAULTS_OF_MODELS = Quirk(
     name="faults-of-models",
     symptom="a traceback from within YOLOv5 for a checkpoint whose model was changed",
     versions="all",
-    needed=_loads_models,
-    apply=_name_file_in_errors,
+    needed=lambda module: module.name == "models.experimental" and module.code.defines("attempt_load"),
+    reason="a model from a file may fail in anything that YOLOv5 does with it after reading it",
+    apply=lambda module, patches: patches.wrap(module.module, "attempt_load", _with_file_in_errors),
 )

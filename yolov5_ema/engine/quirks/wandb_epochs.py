@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import parameters
@@ -23,14 +20,7 @@ def _needed(module: SourceModule) -> str | None:
 
 
 def _apply(module: SourceModule, patches: Patches) -> None:
-    logger = module.module.WandbLogger
-    end_epoch = logger.end_epoch
-
-    @functools.wraps(end_epoch)
-    def wrapper(self: Any, best_result: bool = False) -> Any:
-        return end_epoch(self)
-
-    patches.set(logger, "end_epoch", wrapper)
+    patches.wrap(module.module.WandbLogger, "end_epoch", lambda end_epoch, self, best_result=False: end_epoch(self))
 
 
 WANDB_EPOCHS = Quirk(

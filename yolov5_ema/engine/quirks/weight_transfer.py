@@ -26,12 +26,6 @@ from yolov5_ema.weights.transfer import transfer
 _FUNCTION = "intersect_dicts"
 
 
-def _needed(module: SourceModule) -> str | None:
-    if any(_is_transfer(call) for call in module.code.calls(_FUNCTION)):
-        return "it transfers pretrained weights by row number, but an inserted row shifts the numbers"
-    return None
-
-
 def _is_transfer(call: ast.Call) -> bool:
     return [ast.unparse(argument) for argument in call.args] == ["csd", "model.state_dict()"]
 
@@ -41,7 +35,7 @@ def _apply(module: SourceModule, patches: Patches) -> None:
         patches.set(module.module, _FUNCTION, _by_structure(module.module))
         return
     for function, home in _imported_within(module.code):
-        patches.set(module.module, function, _with_transfer(getattr(module.module, function), home))
+        patches.wrap(module.module, function, _with_transfer, home)
 
 
 def _imported_within(code: Code) -> Iterator[tuple[str, str]]:
@@ -52,17 +46,11 @@ def _imported_within(code: Code) -> Iterator[tuple[str, str]]:
                 yield name, found.module
 
 
-def _with_transfer(function: Callable[..., Any], home: str) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        theirs, patches = importlib.import_module(home), Patches()
+def _with_transfer(function: Callable[..., Any], home: str, *args: Any, **kwargs: Any) -> Any:
+    with Patches() as patches:
+        theirs = importlib.import_module(home)
         patches.set(theirs, _FUNCTION, _by_structure(theirs))
-        try:
-            return function(*args, **kwargs)
-        finally:
-            patches.undo()
-
-    return wrapper
+        return function(*args, **kwargs)
 
 
 def _by_structure(theirs: Any) -> Callable[..., dict[str, Any]]:
@@ -126,6 +114,7 @@ WEIGHT_TRANSFER = Quirk(
     name="weight-transfer",
     symptom="Transferred 157/361 items: an inserted row shifts the names of all rows after it",
     versions="all",
-    needed=_needed,
+    needed=lambda module: any(_is_transfer(call) for call in module.code.calls(_FUNCTION)),
+    reason="it transfers pretrained weights by row number, but an inserted row shifts the numbers",
     apply=_apply,
 )

@@ -14,12 +14,6 @@ _FUNCTION = "verify_image_label"
 _DATASET = "LoadImagesAndLabels"
 
 
-def _needed(module: SourceModule) -> str | None:
-    if module.code.defines(_FUNCTION, _DATASET):
-        return "spawned workers (the default from Python 3.14 on) import YOLOv5 without its quirks"
-    return None
-
-
 def _apply(module: SourceModule, patches: Patches) -> None:
     target: Any = module.module
     root, name = str(module.engine.root), target.__name__
@@ -36,6 +30,7 @@ WORKER_PROCESSES = Quirk(
     name="worker-processes",
     symptom="scanning labels hangs, or DataLoader workers die, if processes are spawned",
     versions="all",
-    needed=_needed,
+    needed=lambda module: module.code.defines(_FUNCTION, _DATASET),
+    reason="spawned workers (the default from Python 3.14 on) import YOLOv5 without its quirks",
     apply=_apply,
 )
