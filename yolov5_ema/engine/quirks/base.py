@@ -71,7 +71,7 @@ class Quirk:
     name: str
     symptom: str
     versions: str
-    needed: Callable[[SourceModule], object]
+    needed: Callable[[SourceModule], Any]
     reason: str = ""
     apply: Callable[[SourceModule, Patches], None] = field(default=lambda module, patches: None)
     while_running: Callable[[SourceModule], AbstractContextManager[None]] = field(
