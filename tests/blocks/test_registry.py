@@ -28,7 +28,7 @@ def own_registry(monkeypatch):
 
 def make_block(class_name="Halve"):
     class Block(nn.Module):
-        """A block that halves its input."""
+        """Halves its input."""
 
         def __init__(self, channels, times=1, *, floor, device=None, dtype=None):
             super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import random
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import time
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from cases.locks import ends_with_its_starter
 from conftest import run_cli
 from fresh_process import fresh_command, fresh_environment
@@ -27,6 +30,7 @@ from yolov5_ema.comparing.plan import prepare, recipe_differences, save_recipe
 from yolov5_ema.comparing.runs import Record, Run, Runner, locked, log_tail
 from yolov5_ema.data.dataset import Dataset, load_dataset
 from yolov5_ema.errors import UserError
+from yolov5_ema.resources import find_shipped
 from yolov5_ema.scripts import seeding
 from yolov5_ema.settings import VARIABLES, read
 from yolov5_ema.upstream.patching import Patches
@@ -97,6 +101,20 @@ def test_what_differs_is_named(plan, place, value, line):
     entry[place[-1]] = value
     (found,) = recipe_differences(plan.recipe, changed)
     assert line in found
+
+
+def test_earlier_comments_of_a_shipped_yaml_are_no_difference(plan):
+    with zipfile.ZipFile(Path(__file__).with_name("earlier_texts.zip")) as earlier:
+        texts = [(name.split("/")[1], earlier.read(name)) for name in earlier.namelist()]
+    assert {"yolov5n-ema.yaml", "yolov5x-ema-tph.yaml", "visdrone.yaml"} <= {name for name, _ in texts}
+    for name, text in texts:
+        shipped = find_shipped(name).read_bytes()
+        assert yaml.safe_load(text) == yaml.safe_load(shipped) and text != shipped
+        now = {**plan.recipe, "cfgs": {"a": {"file": name, "sha256": hashlib.sha256(shipped).hexdigest()}}}
+        before = {**plan.recipe, "cfgs": {"a": {"file": name, "sha256": hashlib.sha256(text).hexdigest()}}}
+        assert recipe_differences(before, now) == []
+        own = {**plan.recipe, "cfgs": {"a": {"file": name, "sha256": hashlib.sha256(b"own").hexdigest()}}}
+        assert recipe_differences(before, own) == [f"cfg a: the content of {name} has changed"]
 
 
 def test_models_may_come_and_go(plan):
