@@ -211,7 +211,10 @@ def autoanchor_few_boxes() -> None:
 def stale_label_cache(folder: Path, data: Path) -> None:
     from yolov5.utils.datasets import LoadImagesAndLabels
 
-    own = shutil.copytree(data.parent, folder / "set")
+    other = shutil.copytree(data.parent, folder / "other", ignore=shutil.ignore_patterns("*.cache"))
+    LoadImagesAndLabels(str(other / "images/val"), 64, 2)
+    # with the cache of the other place
+    own = shutil.copytree(other, folder / "set")
     first = LoadImagesAndLabels(str(own / "images/val"), 64, 2)
     shutil.copy(own / "images/val/val0.jpg", own / "images/val/val9.jpg")
     second = LoadImagesAndLabels(str(own / "images/val"), 64, 2)
@@ -491,7 +494,7 @@ def root_stays(folder: Path) -> None:
     assert Path(train.parse_opt().hyp).is_file(), train.parse_opt().hyp
 
 
-def noval(folder: Path, data: Path, root: Path) -> None:
+def noval(folder: Path, data: Path, cfg: Path) -> None:
     from yolov5 import train
 
     os.chdir(folder)
@@ -499,8 +502,7 @@ def noval(folder: Path, data: Path, root: Path) -> None:
     Path("set/tiny.yaml").write_text(data.read_text().replace(str(data.parent), str(folder / "set")))
     os.environ["YOLOV5_EMA_IMPLEMENTATION"] = "exact"
     flags = "--img 32 --batch 4 --epochs 2 --workers 0 --noval --noplots --noautoanchor"
-    cfg = str(root / "models/yolov5n.yaml")
-    sys.argv = ["train.py", "--data", "set/tiny.yaml", "--cfg", cfg, "--weights", "", *flags.split()]
+    sys.argv = ["train.py", "--data", "set/tiny.yaml", "--cfg", str(cfg), "--weights", "", *flags.split()]
     opt = train.parse_opt()
     train.main(opt)
     assert opt.noval

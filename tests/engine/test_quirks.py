@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cases import quirks as cases
-from conftest import laid_aside
+from conftest import laid_aside, small_cfg
 from release_case import run_in_release
 
 from yolov5_ema.engine.activation import survey
@@ -42,7 +42,7 @@ ENVIRONMENTS = {
 }
 
 # they act while YOLOv5 is imported, or depend on the folder where it is
-AT_IMPORT = {"font-from-disk", "pkg-resources", "roboflow", "root-stays", "runs-here"}
+AT_IMPORT = {"font-from-disk", "pkg-resources", "roboflow", "runs-here"}
 
 
 @pytest.fixture
@@ -51,7 +51,9 @@ def given(tmp_path, tiny_set, package_root, request) -> dict[str, object]:
     release = OF_OTHER_RELEASES.get(name, "6.0.7")
     if engine_at(package_root).version != release:
         package_root = laid_aside(release)
-    return {"folder": tmp_path, "data": tiny_set, "root": package_root, "limit_s": 100}
+    cfg = tmp_path.with_suffix(".yaml")
+    cfg.write_text(small_cfg(block=None))
+    return {"folder": tmp_path, "data": tiny_set, "root": package_root, "cfg": cfg, "limit_s": 100}
 
 
 def _case(name: str) -> Callable[..., None]:
