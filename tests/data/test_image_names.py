@@ -30,10 +30,24 @@ def test_a_key_is_the_same_however_the_path_is_spelled(own_folder):
     Path("s/a/1.jpg").touch()
     Path("s/a/2.jpg").symlink_to("1.jpg")
     Path("linked").symlink_to("s")
-    found = keys_of_images([Path("s/a/1.jpg"), Path("linked/a/1.jpg").absolute(), Path("linked/a/2.jpg")])
-    assert list(found.values()) == ["1.jpg", "1.jpg", "2.jpg"]  # a link that is an image counts as another image
+    listed, spelled = [Path("s/a/1.jpg"), Path("linked/a/2.jpg")], [Path("linked/a/1.jpg").absolute()]
+    found = keys_of_images(listed, spelled)
+    assert found == dict(zip([*listed, *spelled], ["1.jpg", "2.jpg", "1.jpg"]))  # a link to an image is another image
     found = keys_of_images([Path("1.jpg"), Path("/1.jpg")])
     assert [Path("/", key) for key in found.values()] == [own_folder.resolve() / "1.jpg", Path("/1.jpg")]
+
+
+def test_an_image_that_a_split_reaches_by_two_paths_is_two_images(own_folder):
+    Path("s/a").mkdir(parents=True)
+    Path("s/l").symlink_to("a")
+    Path("linked").symlink_to("s")
+    listed = [Path("s/a/1.jpg"), Path("s/l/1.jpg"), Path("s/a/2.jpg")]
+    again = [path.absolute() for path in listed[:2]]
+    elsewhere = Path("linked/a/2.jpg")
+    found = keys_of_images(listed, [*again, elsewhere])
+    assert found == dict(
+        zip([*listed, *again, elsewhere], ["a/1.jpg", "l/1.jpg", "a/2.jpg", "a/1.jpg", "l/1.jpg", "a/2.jpg"])
+    )
 
 
 def test_names_and_ids():

@@ -13,7 +13,7 @@ from PIL import Image
 from yolov5_ema.data.dataset import load_dataset
 from yolov5_ema.data.visdrone_format import CLASSES
 from yolov5_ema.errors import UserError
-from yolov5_ema.evaluation.judged import labelled_images
+from yolov5_ema.evaluation.judged import Rules, labelled_images
 from yolov5_ema.evaluation.predictions import read_predictions, write_visdrone_results
 from yolov5_ema.evaluation.records import Predictions
 from yolov5_ema.evaluation.sources import dataset_truths, image_set
@@ -63,6 +63,20 @@ def test_labels_of_two_images_of_one_name_are_kept_apart(twins):
     truth = dataset_truths(_opened(twins), "val", ["yolov5"])["yolov5"]
     assert _lefts(truth) == pytest.approx(EXPECTED)
     assert {key: entry.image for key, entry in truth.truths.items()} == {key: key for key in IMAGES}
+
+
+def test_a_linked_folder_beside_its_target_counts_again_as_in_val(twins):
+    for kind in ("images", "labels"):
+        Path(kind, "dusk").symlink_to("night")
+    dataset = _opened(twins)
+    val = [Path(path).absolute() for path in dataset.images("val")]
+    expected = {**EXPECTED, "dusk/1.jpg": 20, "dusk/2.jpg": 30}
+    for judged in (labelled_images(dataset, "val"), labelled_images(dataset, "val", Rules(judged=val))):
+        assert len(val) == 5 and {key: path.parent.name for key, path in judged.files.items()} == {
+            key: key.partition("/")[0] for key in expected
+        }
+        truth = dataset_truths(dataset, "val", ["yolov5"], judged)["yolov5"]
+        assert _lefts(truth) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("above", ["", "val/", "set/images/"])

@@ -8,7 +8,7 @@ of the same name.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -18,18 +18,33 @@ from yolov5_ema.errors import UserError
 _Image = TypeVar("_Image", str, Path)
 
 
-def keys_of_images(images: Iterable[Path]) -> dict[Path, str]:
+def keys_of_images(images: Iterable[Path], spelled: Iterable[Path] = ()) -> dict[Path, str]:
     """The key of each image: its path, in POSIX form, relative to the folder that contains all of them.
 
-    Links to folders are resolved, so that two spellings of an image's path give the same key. A link to an image file
-    is not resolved.
+    Links to folders are resolved, except where a split reaches an image by two paths: these are two images, as they are
+    for YOLOv5. A link to an image file is never resolved.
+
+    Args:
+        images: the images of a split.
+        spelled: more paths of these images, as another program spells them; they get the keys of the images.
 
     Example:
         >>> list(keys_of_images([Path("set/a/1.jpg"), Path("set/b/1.jpg")]).values())
         ['a/1.jpg', 'b/1.jpg']
     """
     files = list(dict.fromkeys(images))
-    folders = {folder: os.path.realpath(folder) for folder in {file.parent for file in files}}
+    others = list(dict.fromkeys(spelled))
+    keys = _relative([*files, *others], os.path.realpath)
+    if len({keys[file] for file in files}) == len(set(map(os.path.abspath, files))):
+        return keys
+    by_place = {keys[file]: file for file in files}
+    own = _relative(files, os.path.abspath)
+    by_path = {os.path.abspath(file): own[file] for file in files}
+    return own | {file: by_path.get(os.path.abspath(file)) or own[by_place[keys[file]]] for file in others}
+
+
+def _relative(files: Sequence[Path], place_of: Callable[[Path], str]) -> dict[Path, str]:
+    folders = {folder: place_of(folder) for folder in {file.parent for file in files}}
     top = os.path.commonpath(folders.values()) if folders else ""
     below = {folder: PurePath(os.path.relpath(place, top)) for folder, place in folders.items()}
     return {file: (below[file.parent] / file.name).as_posix() for file in files}

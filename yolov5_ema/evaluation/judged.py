@@ -81,7 +81,7 @@ def labelled_images(dataset: Dataset, split: str, rules: Rules = Rules()) -> Lab
     left_out = [LeftOut(image, reason) for image, reason in reasons.items() if reason]
     if not files:
         raise UserError(f"no image can be evaluated; the first, {left_out[0].image}: {left_out[0].reason}")
-    keys = keys_of_images([*images, *files])
+    keys = keys_of_images(images, files)
     labels = {file: dataset.labels(file) for file in files}
     rows = {keys[file]: _rows(found) for file, found in labels.items()}
     odd = ((file, found.reason_left_out) for file, found in labels.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,9 +24,15 @@ _REPLACEMENTS: dict[str, Any] = {
 
 def _missing_names(code: Code) -> list[str]:
     # np.bool came back in NumPy 2 with another meaning, so look at NumPy itself, not at its version
-    missing = [name for name in _REPLACEMENTS if name not in np.__dict__ and f"np.{name}" in code.names]
+    missing = [name for name in _REPLACEMENTS if f"np.{name}" in code.names and not _is_there(name)]
     used = set(_unchecked_names(code.tree)) if missing and "np" in code.own_names else set()
     return [name for name in missing if f"np.{name}" in used]
+
+
+def _is_there(name: str) -> bool:
+    with warnings.catch_warnings():  # NumPy up to 1.23 still has the names, and warns
+        warnings.simplefilter("ignore")
+        return hasattr(np, name)
 
 
 def _unchecked_names(tree: ast.AST) -> Iterator[str]:
