@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import importlib
 import itertools
+import logging
 import re
 import sys
 import threading
@@ -28,6 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from packaging.version import Version
 from torch import nn
 
 from yolov5_ema.blocks.positions import UnclearNumbersError
@@ -62,6 +64,10 @@ _OWN_STATE = (
     "from yolov5_ema.engine.ultralytics_guards import load_own_state as torch_load",
 )
 
+# the oldest release whose loading of files is known to be guarded
+_OLDEST_CHECKED = "8.3.200"
+
+_LOGGER = logging.getLogger(__name__)
 _lock = threading.RLock()
 _installed: Patches | None = None
 _numbers = itertools.count()
@@ -118,7 +124,18 @@ def install(*, conflicts: str = "error") -> Ultralytics:
     with _lock:
         if _installed is None:
             _installed = _patched(conflicts)
+            _warn_of_an_old_release(str(package.__version__))
     return Ultralytics(Path(str(package.__file__)).resolve().parent, NAME, str(package.__version__))
+
+
+def _warn_of_an_old_release(version: str) -> None:
+    if Version(version) < Version(_OLDEST_CHECKED):
+        _LOGGER.warning(
+            "ultralytics %s is older than %s: not every checkpoint and data YAML is checked before its code could run. "
+            "Use only files that you trust, or: pip install --upgrade ultralytics",
+            version,
+            _OLDEST_CHECKED,
+        )
 
 
 def uninstall() -> None:
