@@ -33,7 +33,7 @@ READERS = {
     "instances": coco_format.read_instances,
     "json": truths.read_json,
     "image-size": image_size.read_image_info,
-    "image-of-truth": truths._image_size,
+    "displayed-size": image_size.displayed_size,
     "image-list": lambda file: find_images(str(file)),
     "figure1": figure1._read_run,
     "zip": lambda file: archives.open_archive(str(file)),
