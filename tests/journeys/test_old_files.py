@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import run_cli
 
 WEIGHTS = "runs/old/weights/best.pt"
@@ -36,9 +37,13 @@ COMPARE += ("--batch", 4, "--workers", 0, "--latency-rounds", 0, "--project", "r
 
 @pytest.fixture
 def old(tmp_path) -> Path:
-    """The folder in which that version was used."""
+    """The folder in which that version was used, with the torch that is installed here."""
     with zipfile.ZipFile(Path(__file__).parent / "old_files/before_the_rooms.zip") as archive:
         archive.extractall(tmp_path)
+    file = tmp_path / "runs/compare/old/recipe.json"
+    recipe = json.loads(file.read_text())
+    recipe["software"]["torch"] = torch.__version__  # a comparison continues only with the torch of its first runs
+    file.write_text(json.dumps(recipe))
     return tmp_path
 
 

@@ -50,8 +50,8 @@ def file(tmp_path_factory):
     names = ["car", "<script>alert(1)</script>", "bus", *(f"a long class name {at}" for at in range(9))]
     measured = {comparison.runs[0].name: measured_of(names, [image]), alone.name: measured_of(names, [image])}
     rows = [
-        Row(0, "-1", 1, "Conv", "[64, 6, 2, 2]", False, 64, 2, 100, 10**9),
-        Row(1, "-1", 1, "EMA", "[]", True),
+        Row(0, "-1", 1, "Conv", "[64, 6, 2, 2]", 64, 2, 100, 10**9),
+        Row(1, "-1", 1, "EMA", "[]"),
     ]
     costs = {run.name: Cost(1_768_824, 4.5, 640, rows) for run in [*comparison.runs, alone]}
     material = Material(

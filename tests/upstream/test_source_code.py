@@ -152,7 +152,9 @@ def test_names_that_numpy_is_asked_for_first_are_no_reason():
 
     import numpy as np
 
-    gone = "int" if "int" not in np.__dict__ else "trapz"
+    gone = next((name for name in ("int", "trapz") if not hasattr(np, name)), None)
+    if gone is None:
+        pytest.skip("this NumPy still has all names")
     assert f"np.{gone}" in str(reason(f"import numpy as np\nx.astype(np.{gone})\n"))
     assert reason(f"import numpy as np\nf = np.new if hasattr(np, 'new') else np.{gone}\n") is None
     assert reason(f"import numpy as np\nx = 1  # np.{gone}\ny = 'np.{gone}'\n") is None
