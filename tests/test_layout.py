@@ -287,7 +287,9 @@ def test_the_wheel_holds_code_and_yamls(tmp_path):
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
         wheel.extractall(tmp_path / "site")
-    assert "yolov5_ema/py.typed" in names and "yolov5_ema/engine/quirks/loss.py" in names
+    listed = subprocess.run(["git", "ls-files", "yolov5_ema"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "yolov5_ema/py.typed" in names and "yolov5_ema/comparing/earlier_texts.json" in names
+    assert set(listed.stdout.splitlines()) <= names  # code and data; without git there is nothing to compare
     (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
     text = (tmp_path / "site" / metadata).read_text(encoding="utf-8")
     for line in (

@@ -37,10 +37,10 @@ def keys_of_images(images: Iterable[Path], spelled: Iterable[Path] = ()) -> dict
     keys = _relative([*files, *others], os.path.realpath)
     if len({keys[file] for file in files}) == len(set(map(os.path.abspath, files))):
         return keys
-    by_place = {keys[file]: file for file in files}
     own = _relative(files, os.path.abspath)
     by_path = {os.path.abspath(file): own[file] for file in files}
-    return own | {file: by_path.get(os.path.abspath(file)) or own[by_place[keys[file]]] for file in others}
+    by_place = {keys[file]: own[file] for file in files}
+    return own | {file: by_path.get(os.path.abspath(file)) or by_place.get(keys[file], keys[file]) for file in others}
 
 
 def _relative(files: Sequence[Path], place_of: Callable[[Path], str]) -> dict[Path, str]:
