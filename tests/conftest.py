@@ -114,9 +114,9 @@ def run_cli(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One of the files that use `trained` comes first, so that its training is over when another worker needs it."""
-    first = next((item.path for item in items if "trained" in getattr(item, "fixturenames", ())), None)
-    items.sort(key=lambda item: item.path != first)
+    """Of the files that use `trained`, one comes first and the others last: so no worker waits for its training."""
+    users = list(dict.fromkeys(item.path for item in items if "trained" in getattr(item, "fixturenames", ())))
+    items.sort(key=lambda item: 0 if item.path in users[:1] else 1 + (item.path in users))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from fresh_process import run_fresh
+from fresh_process import fresh_environment, name_of
+from warm_python import run_warm
 
 import yolov5_ema
 
@@ -39,6 +40,6 @@ def offline(folder: Path) -> Iterator[ModuleType]:
 
 def run_python(case: Callable[..., object], *args: object, cwd: Path) -> str:
     """Run a function of ``tests/cases`` in a new process with this environment, and return what it prints."""
-    done = run_fresh(case, *args, cwd=cwd, env=environment(cwd))
+    done = run_warm("fresh_process", name_of(case), *args, cwd=cwd, env=fresh_environment(environment(cwd)))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
