@@ -6,8 +6,9 @@ import argparse
 import contextlib
 from collections.abc import Sequence
 
+from yolov5_ema.cli._engines import add_engine_of_script, is_for_ultralytics, run_mode
 from yolov5_ema.cli._yolov5 import start_yolov5
-from yolov5_ema.cli.command import Command, Flags, no_flags, own_parser
+from yolov5_ema.cli.command import Command, Flags, own_parser
 from yolov5_ema.errors import UserError
 
 DEFAULT_SIZE = 640
@@ -18,6 +19,9 @@ def script_command(script: str, summary: str, *, is_sliceable: bool = False) -> 
     """The command of one of YOLOv5's own scripts, with the shim installed; in windows with ``--slice``."""
 
     def run(args: argparse.Namespace, rest: list[str]) -> int:
+        if is_for_ultralytics(args, rest):
+            own = {"--slice": args.slice, "--overlap": args.overlap} if is_sliceable else {}
+            return run_mode(script, rest, own)
         settings = _settings(args) if is_sliceable else None
         engine = start_yolov5()
         from yolov5_ema.scripts import running as scripts
@@ -29,7 +33,12 @@ def script_command(script: str, summary: str, *, is_sliceable: bool = False) -> 
                 stack.enter_context(sliced_inference(engine, script, *settings))
             return scripts.run_script(engine, script, rest, more_help=command.help_of_own_flags())
 
-    command = Command(script, summary, run, add_slicing if is_sliceable else no_flags, passes_to=script)
+    def add_flags(parser: argparse.ArgumentParser) -> None:
+        if is_sliceable:
+            add_slicing(parser)
+        add_engine_of_script(parser)
+
+    command = Command(script, summary, run, add_flags, passes_to=script)
     return command
 
 

@@ -20,7 +20,21 @@ from yolov5_ema.settings import Settings
 from yolov5_ema.upstream.locate import is_yolov5_root
 
 COMMANDS = (
-    *("train", "val", "detect", "predict", "export", "run", "cfg", "info", "data", "transfer", "evaluate", "submit"),
+    *(
+        "train",
+        "val",
+        "detect",
+        "predict",
+        "export",
+        "run",
+        "yolo",
+        "cfg",
+        "info",
+        "data",
+        "transfer",
+        "evaluate",
+        "submit",
+    ),
     *("compare", "classify", "visualize", "report", "paper", "inspect", "convert", "blocks", "doctor", "demo"),
     "completion",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+from yolov5_ema.cli._engines import add_engine_of_script, is_for_ultralytics, run_mode
 from yolov5_ema.cli._yolov5 import start_yolov5
 from yolov5_ema.cli.command import Command
 from yolov5_ema.errors import UserError
@@ -14,6 +15,8 @@ from yolov5_ema.upstream.flags import given_flags
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Run YOLOv5's ``train``. The setting ``seed`` also works for releases that have no ``--seed``."""
+    if is_for_ultralytics(args, rest):
+        return run_mode("train", rest, {"--init": args.init})
     from yolov5_ema.engine.quirks import distributed
     from yolov5_ema.scripts import leash, seeding
     from yolov5_ema.scripts import running as scripts
@@ -36,6 +39,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         choices=INITS,
         help="how to initialize attention blocks missing from --weights; identity: they change nothing at first",
     )
+    add_engine_of_script(parser)
 
 
 COMMAND = Command(

@@ -27,6 +27,7 @@ from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.settings import VARIABLES, chosen_conflicts, exporting
 from yolov5_ema.upstream.locate import Engine, engine_at, locate
 from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.ultralytics import names_ultralytics
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def install(yolo: Yolo = None, *, conflicts: str | None = None) -> Engine:
     """
     global _installed
     chosen = chosen_conflicts(conflicts)
-    if ultralytics_adapter.names_ultralytics(yolo):
+    if names_ultralytics(yolo):
         return ultralytics_adapter.install(conflicts=chosen)
     engine = _engine_of(yolo)
     _LOGGER.debug("YOLOv5: %s", engine)
@@ -117,7 +118,7 @@ def uninstall(yolo: Yolo = None) -> None:
             ``"ultralytics"`` removes the adapter of that package, and nothing else.
     """
     global _installed
-    if ultralytics_adapter.names_ultralytics(yolo):
+    if names_ultralytics(yolo):
         ultralytics_adapter.uninstall()
         return
     with _lock:
@@ -132,7 +133,7 @@ def uninstall(yolo: Yolo = None) -> None:
 
 def is_installed(yolo: Yolo = None) -> bool:
     """Whether the shim is installed in this process; for ``"ultralytics"``, whether that package's adapter is."""
-    if ultralytics_adapter.names_ultralytics(yolo):
+    if names_ultralytics(yolo):
         return ultralytics_adapter.is_installed()
     return _installed is not None
 
@@ -152,7 +153,7 @@ def installed(yolo: Yolo = None, *, conflicts: str | None = None) -> Iterator[En
     try:
         yield engine
     finally:
-        uninstall(yolo if ultralytics_adapter.names_ultralytics(yolo) else None)
+        uninstall(yolo if names_ultralytics(yolo) else None)
 
 
 def _engine_of(yolo: Yolo) -> Engine:

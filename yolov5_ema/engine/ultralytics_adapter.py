@@ -18,10 +18,12 @@ this file that install it there too.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import itertools
 import logging
-import re
+import shlex
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -37,15 +39,12 @@ from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.cfgs.rows import hint_of_channels
 from yolov5_ema.cfgs.ultralytics_rows import BlockRow, block_rows
 from yolov5_ema.engine import ultralytics_guards
-from yolov5_ema.errors import ConfigError, EngineNotFoundError
-from yolov5_ema.resources import models_dir
+from yolov5_ema.errors import ConfigError
 from yolov5_ema.settings import chosen_conflicts
-from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
+from yolov5_ema.upstream.ultralytics import NAME, Ultralytics, located, shipped_cfg
 from yolov5_ema.weights.alignment import align
 from yolov5_ema.weights.structure import layers_of
-
-NAME = "ultralytics"
 
 _IN_EVERY_RANK = """\
 import sys
@@ -64,6 +63,10 @@ _OWN_STATE = (
     "from yolov5_ema.engine.ultralytics_guards import load_own_state as torch_load",
 )
 
+# these run ultralytics' own command line in a new process: for each data set of several, and each trial of tune()
+_STARTS_PROCESSES = ("engine.trainer", "engine.tuner")
+_ITS_COMMAND_LINE = "ultralytics.cfg.__init__"
+
 # the oldest release whose loading of files is known to be guarded
 _OLDEST_CHECKED = "8.3.200"
 
@@ -71,28 +74,6 @@ _LOGGER = logging.getLogger(__name__)
 _lock = threading.RLock()
 _installed: Patches | None = None
 _numbers = itertools.count()
-
-
-class Ultralytics(Engine):
-    """The installed package `ultralytics`: ``root``, ``kind`` (``ultralytics``) and ``version``."""
-
-    def module_name(self, relative: str) -> str:
-        """Import name of a module given relative to the root: ``nn.tasks``."""
-        return f"{NAME}.{relative}"
-
-    def relative_name(self, module_name: str) -> str | None:
-        """The inverse of `module_name`; None for a module that is not this package's."""
-        return module_name[len(NAME) + 1 :] if module_name.startswith(f"{NAME}.") else None
-
-    def __str__(self) -> str:
-        return f"ultralytics {self.version} ({self.root})"
-
-
-def names_ultralytics(yolo: Any) -> bool:
-    """Whether an argument of `yolov5_ema.install` means the package `ultralytics`."""
-    if isinstance(yolo, ModuleType):
-        return yolo.__name__.split(".")[0] == NAME
-    return isinstance(yolo, str) and yolo == NAME
 
 
 def install(*, conflicts: str = "error") -> Ultralytics:
@@ -113,19 +94,12 @@ def install(*, conflicts: str = "error") -> Ultralytics:
     """
     global _installed
     conflicts = chosen_conflicts(conflicts)
-    try:
-        package = importlib.import_module(NAME)
-    except ModuleNotFoundError as error:
-        if error.name != NAME:
-            raise
-        raise EngineNotFoundError(
-            "the package ultralytics is not installed: pip install 'yolov5-ema[ultralytics]'"
-        ) from None
+    engine = located()
     with _lock:
         if _installed is None:
             _installed = _patched(conflicts)
-            _warn_of_an_old_release(str(package.__version__))
-    return Ultralytics(Path(str(package.__file__)).resolve().parent, NAME, str(package.__version__))
+            _warn_of_an_old_release(engine.version)
+    return engine
 
 
 def _warn_of_an_old_release(version: str) -> None:
@@ -162,6 +136,10 @@ def _patched(conflicts: str) -> Patches:
         patches.wrap(tasks, "check_yaml", _with_shipped)
         patches.wrap(tasks.BaseModel, "load", _by_structure)
         patches.wrap(dist, "generate_ddp_file", _in_every_rank, conflicts)
+        for name in _STARTS_PROCESSES:
+            module = importlib.import_module(f"{NAME}.{name}")
+            if hasattr(module, "subprocess"):
+                patches.view(module, "subprocess", run=functools.partial(_with_adapter, conflicts))
         ultralytics_guards.apply(patches)
     except BaseException:
         patches.undo()
@@ -253,19 +231,21 @@ def _with_shipped(check_yaml: Callable[..., Any], file: Any, *args: Any, **kwarg
     try:
         return check_yaml(file, *args, **kwargs)
     except FileNotFoundError:
-        shipped = _shipped(str(file))
+        shipped = shipped_cfg(str(file))
         if shipped is None:
             raise
         return str(shipped)
 
 
-def _shipped(name: str) -> Path | None:
-    """The shipped YAML of a bare name, with the letter of a scale (yolo11n-ema.yaml) or without it."""
-    if Path(name).name != name:
-        return None
-    without_scale = re.sub(r"(?<=\d)[nsmlx](?=-)", "", name)
-    candidates = (models_dir() / NAME / candidate for candidate in (name, without_scale))
-    return next((path for path in candidates if path.is_file()), None)
+def _with_adapter(conflicts: str, command: Any, *args: Any, **options: Any) -> Any:
+    """``subprocess.run`` for ultralytics' own command line: with the adapter. Other programs are run as they are."""
+    words = shlex.split(command) if isinstance(command, str) else list(command)
+    if words[1:3] != ["-m", _ITS_COMMAND_LINE]:
+        return subprocess.run(command, *args, **options)
+    # up to 8.3 the command is one text for a shell
+    options.pop("shell", None)
+    ours = [words[0], "-m", "yolov5_ema", "--conflicts", conflicts, "yolo"]
+    return subprocess.run([*ours, *words[3:]], *args, **options)
 
 
 def _in_every_rank(generate_ddp_file: Callable[..., str], conflicts: str, *args: Any, **kwargs: Any) -> str:

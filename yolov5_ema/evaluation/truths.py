@@ -153,15 +153,14 @@ _COCO_KEYS = ("images", "annotations", "categories")
 def _check_annotation(entry: Any, position: int, file: Path, rows: Mapping[Any, Any], categories: Any) -> None:
     where = f"{file}: annotation {position + 1}"
     try:
-        known = entry["image_id"] in rows and entry["category_id"] in categories
+        image, category = entry["image_id"], entry["category_id"]
+        known = image in rows and category in categories
         box = np.array(entry["bbox"], dtype=np.float64)
         area = float(entry.get("area", 0))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where} has a missing or invalid entry: {error!r}") from error
     if not known:
-        raise UserError(
-            f"{where} names image {entry['image_id']} or category {entry['category_id']}, which the file does not have"
-        )
+        raise UserError(f"{where} names image {image} or category {category}, which the file does not have")
     if box.shape != (4,) or not np.isfinite(box).all():
         raise UserError(f"{where}: its bbox must be four numbers, not {entry['bbox']}")
     if not np.isfinite(area):

@@ -90,7 +90,10 @@ def _refuse_settings(argv: Sequence[str]) -> None:
         name, equals, value = word.partition("=")
         if equals and name.isidentifier() and not before.startswith("-") and not Path(word).exists():
             flag = f"--{name} {value}" if value.lower() not in ("true", "") else f"--{name}"
-            raise UserError(f"{word!r} is the style of ultralytics' command line; here it is a flag: {flag}")
+            raise UserError(
+                f"{word!r} is how ultralytics writes its arguments; did you mean {flag}? For a model of ultralytics, "
+                "add model=, as in: yolov5-ema train model=yolo11n-ema.yaml data=coco8.yaml"
+            )
 
 
 def run_file(engine: Engine, script: str, argv: Sequence[str], *, more_help: str = "") -> int:

@@ -1,0 +1,60 @@
+"""The flag ``--engine``, and the arguments of ultralytics for the commands that are YOLOv5's scripts by default."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli.command import Flags
+from yolov5_ema.errors import UserError
+
+YOLOV5, ULTRALYTICS = "yolov5", "ultralytics"
+ENGINES = (YOLOV5, ULTRALYTICS)
+
+_MODES = {"detect": "predict"}
+
+
+def add_engine(flags: Flags, help: str = "") -> None:
+    """Add ``--engine``."""
+    flags.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help=help or "run YOLOv5 or the package ultralytics (default: what the files that you name are for)",
+    )
+
+
+def add_engine_of_script(flags: Flags) -> None:
+    """Add ``--engine`` to a command that runs a script of YOLOv5, or a mode of ultralytics."""
+    add_engine(
+        flags,
+        "run YOLOv5's script with its flags, or ultralytics with its arguments (model=yolo11n-ema.yaml data=coco8.yaml "
+        "…); default: ultralytics if there is a model=",
+    )
+
+
+def is_for_ultralytics(args: argparse.Namespace, rest: Sequence[str]) -> bool:
+    """Whether a command line of ``train``, ``val``, ``detect`` or ``export`` is one for ultralytics."""
+    if args.engine is not None:
+        return bool(args.engine == ULTRALYTICS)
+    return any(word.startswith("model=") for word in rest)
+
+
+def run_mode(script: str, rest: Sequence[str], idle: dict[str, object]) -> int:
+    """Run ``train``, ``val``, ``detect`` or ``export`` as a mode of ultralytics; returns the exit code.
+
+    Args:
+        script: the name of the command.
+        rest: the arguments for ultralytics.
+        idle: flags of ours that only YOLOv5's script has, with the values given by the user.
+
+    Raises:
+        UserError: one of these flags was given.
+    """
+    for flag, value in idle.items():
+        if value is not None:
+            raise UserError(f"{flag} works only with YOLOv5's {script}, not with ultralytics")
+    load_plugins()
+    from yolov5_ema.scripts.yolo import run_yolo
+
+    return run_yolo([_MODES.get(script, script), *rest])
