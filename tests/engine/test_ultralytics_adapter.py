@@ -21,6 +21,7 @@ import torch
 import yaml
 from cases import PLUGINS
 from cases import ultralytics_adapter as cases
+from conftest import REPOSITORY
 from offline_ultralytics import environment, offline, run_python
 from torch import nn
 
@@ -359,6 +360,20 @@ def test_train_and_predict_in_fresh_processes(ultralytics, tiny_set, tmp_path):
     assert run_python(cases.predicts, best, image, cwd=tmp_path).startswith("[7, 10]\n")  # without the adapter
     boxes = torch.load(tmp_path / "boxes.pt")
     assert boxes.shape[0] > 0 and boxes.shape[1] == 6 and boxes.isfinite().all()
+
+
+@pytest.mark.parametrize("as_text", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_its_command_line_in_a_new_process_knows_the_blocks(ultralytics, tasks, own_folder, as_text):
+    """For trials of ``tune`` and for several data sets; up to 8.3 as one text for a shell."""
+    yolov5_ema.install("ultralytics")
+    bad = yaml.safe_dump(with_row([-1, 1, "EMA", [{"group": 4}]]))
+    (own_folder / "bad.yaml").write_text(bad)
+    words = [sys.executable, "-m", "ultralytics.cfg.__init__", "train", "model=bad.yaml", "data=x.yaml"]
+    options = {"capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}}
+    run = importlib.import_module("ultralytics.engine.trainer").subprocess.run
+    done = run(" ".join(words), shell=True, **options) if as_text else run(words, **options)
+    assert done.returncode == 2 and "bad.yaml, head row 2: EMA has no option 'group'" in done.stderr
+    assert run([sys.executable, "-c", "print(5)"], **options).stdout == "5\n"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from conftest import run_cli, write_tiny_set
 
 from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.errors import UserError
-from yolov5_ema.scripts.running import errors_as_user_errors
+from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import engine_at
 
 CLONE = SimpleNamespace(kind="clone")

@@ -232,7 +232,7 @@ def test_images_of_another_size_than_an_exported_model_takes(own_folder, tmp_pat
     import onnx
     import onnxruntime
 
-    from yolov5_ema.scripts.running import errors_as_user_errors
+    from yolov5_ema.scripts.mistakes import errors_as_user_errors
 
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 64, 96]) for name in ("x", "y")]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Abs", ["x"], ["y"])], "g", ends[:1], ends[1:])
@@ -249,7 +249,7 @@ def test_images_of_another_size_than_an_exported_model_takes(own_folder, tmp_pat
 
 def test_a_class_beyond_those_of_the_data_set():
 
-    from yolov5_ema.scripts.running import errors_as_user_errors
+    from yolov5_ema.scripts.mistakes import errors_as_user_errors
 
     with (
         yolov5_ema.installed() as engine,

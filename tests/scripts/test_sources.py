@@ -92,7 +92,7 @@ def test_the_screen_says_what_to_install_or_which_release(no_display, monkeypatc
 def test_a_failed_download_and_a_missing_package_are_messages():
     import urllib.error
 
-    from yolov5_ema.scripts.running import errors_as_user_errors
+    from yolov5_ema.scripts.mistakes import errors_as_user_errors
 
     with yolov5_ema.installed() as engine:
         with pytest.raises(UserError, match=r"a download has failed: .*no route"), errors_as_user_errors(engine):

@@ -14,7 +14,7 @@ from typing import Any
 from yolov5_ema.engine import shim
 from yolov5_ema.files import write_whole
 from yolov5_ema.scripts import leash
-from yolov5_ema.scripts.running import errors_as_user_errors
+from yolov5_ema.scripts.mistakes import errors_as_user_errors
 
 CONFIDENCE_THRESHOLD = 0.001
 IOU_THRESHOLD = 0.6

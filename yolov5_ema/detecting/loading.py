@@ -14,7 +14,7 @@ from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Detector, Format, wit
 from yolov5_ema.detecting.yolov5_pt import Yolov5Detector
 from yolov5_ema.engine import shim
 from yolov5_ema.errors import UserError
-from yolov5_ema.scripts.running import errors_as_user_errors
+from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
 
 _FORMATS: tuple[Format, ...] = (Yolov5Detector,)

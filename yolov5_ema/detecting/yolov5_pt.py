@@ -15,7 +15,7 @@ from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Pair, Thresholds, TooThinError
 from yolov5_ema.errors import UserError
-from yolov5_ema.scripts.running import errors_as_user_errors
+from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
 
 

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import inspect
-import re
 import runpy
 import sys
-import urllib.error
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
 from yolov5_ema.cfgs.rows import checking_once
-from yolov5_ema.errors import UserError, causes
+from yolov5_ema.errors import UserError
 from yolov5_ema.scripts import exports, preflight
+from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.scripts.run_folder import WatchedRunFolder
 from yolov5_ema.scripts.skipping import SourceFiles, any_name_printed
 from yolov5_ema.upstream.data_yaml import opening_once
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import ModuleView, Patches
-
-_DATA_MODULES = ("datasets", "dataloaders")
-_AXES = {"0": "batch size", "2": "height", "3": "width"}
-_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 _BARE_NAMES = "cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cfg yolov5s-ema.yaml\n"
 
@@ -146,51 +139,3 @@ def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: st
     with Patches() as patches:
         patches.set(module, "argparse", ModuleView(argparse, ArgumentParser=Parser))
         yield patches
-
-
-@contextmanager
-def errors_as_user_errors(engine: Engine) -> Iterator[None]:
-    """Turn the asserts and bare exceptions with which YOLOv5 reports a user's mistake into UserErrors."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        for cause in causes(error):  # a UserError that YOLOv5 caught and wrapped
-            if isinstance(cause, UserError):
-                raise cause from error
-        message = _message_for(error, engine)
-        if message:
-            raise UserError(message) from error
-        raise
-
-
-def _message_for(error: Exception, engine: Engine) -> str:
-    """The message for the user's mistake behind an error; "" if no such mistake is known."""
-    file = [None, *(frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))][-1]
-    module = Path(str(file)).stem if engine.owns(file) else ""
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        what = error.filename or "a file"
-        return f"{what} cannot be written: {error.strerror}. Files that were saved before are complete."
-    if type(error).__module__.startswith("onnxruntime") and "invalid dimensions for input" in str(error):
-        return _other_size(str(error))
-    if isinstance(error, urllib.error.URLError):
-        return f"a download has failed: {error}. Fetch the file by other means and name its path"
-    if isinstance(error, ModuleNotFoundError) and error.name and module:
-        package = error.name.split(".")[0]
-        return f"this needs the package {package}, which is not installed: pip install {package}"
-    if module in _DATA_MODULES and str(error).startswith("not enough values to unpack"):
-        return "no image of the data set can be used; the warnings above say why"
-    if module == "metrics" and isinstance(error, IndexError):
-        return "a label has a class that the data set does not have; 'yolov5-ema data stats' names the file and the row"
-    return str(error) if module and type(error) in (AssertionError, Exception) else ""
-
-
-def _other_size(said: str) -> str:
-    """The message for images that do not have the size that an exported model needs."""
-    sides = re.findall(r"index: (\d) Got: (\d+) Expected: (\d+)", said)
-    listed = ", ".join(f"{_AXES.get(axis, 'channels')} {expected}, not {got}" for axis, got, expected in sides)
-    return (
-        f"the exported model was made for another image size: {listed}. Give --img its size (and --batch-size 1), or "
-        "export it again with --dynamic"
-    )

@@ -1,0 +1,82 @@
+"""``yolov5-ema yolo``, and the arguments of ultralytics for train, val, detect and export."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import run_cli
+from offline_ultralytics import environment
+
+from yolov5_ema.cli.main import main
+
+pytest.importorskip("ultralytics")
+
+SMALL = """\
+nc: 3
+scales: {n: [0.5, 0.25, 128]}
+backbone:
+  - [-1, 1, Conv, [64, 3, 2]]
+  - [-1, 1, Conv, [128, 3, 2]]
+  - [-1, 1, C3k2, [128, False, 0.25]]
+  - [-1, 1, EMA, [{groups: 8}]]
+  - [-1, 1, Conv, [256, 3, 2]]
+head:
+  - [[3, 4], 1, Detect, [nc]]
+"""
+FAST = ("imgsz=64", "device=cpu", "batch=4", "workers=0", "plots=False")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return environment(tmp_path_factory.mktemp("config"))
+
+
+def test_a_model_from_its_yaml_to_onnx(tiny_set, tmp_path, home):
+    """train, val, detect and export take ultralytics' arguments; --engine is not needed."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+
+    def run(*words: object) -> str:
+        done = run_cli(*words, cwd=tmp_path, env=home)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    place = f"project={tmp_path / 'runs'}"
+    said = run("train", "model=small.yaml", f"data={tiny_set}", "epochs=1", place, "name=one", *FAST)
+    assert "yolov5_ema.blocks.ema.EMA" in said
+    best = tmp_path / "runs/one/weights/best.pt"
+    said = run("val", f"model={best}", f"data={tiny_set}", place, "name=val", *FAST)
+    assert "mAP50-95" in said and (tmp_path / "runs/val").is_dir()
+    image = tiny_set.parent / "images/test/test0.jpg"
+    run("detect", f"model={best}", f"source={image}", place, "name=found", "save_txt=True", "conf=0.0001", *FAST[:2])
+    assert (tmp_path / "runs/found/labels/test0.txt").is_file() and (tmp_path / "runs/found/test0.jpg").is_file()
+    run("export", f"model={best}", "format=torchscript", *FAST[:2])
+    assert best.with_suffix(".torchscript").is_file()
+
+
+@pytest.mark.slow
+def test_the_processes_of_several_data_sets_know_the_blocks(tiny_set, tmp_path, home):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    both = f"data=['{tiny_set}','{tiny_set}']"
+    flags = ("model=small.yaml", both, "epochs=1", f"project={tmp_path / 'runs'}", *FAST)
+    done = run_cli("yolo", "train", *flags, cwd=tmp_path, env=home)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [results] = (tmp_path / "runs").rglob("multitrain_results.json")
+    found = json.loads(results.read_text())["results"]
+    assert list(found) == ["tiny", "tiny-2"] and all(found.values())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (("train", "data=coco8.yaml"), "did you mean --data coco8.yaml?"),
+        (("train", "data=coco8.yaml", "epochs=3"), "add model=, as in: yolov5-ema train model=yolo11n-ema.yaml"),
+        (("train", "model=yolo11n-ema.yaml", "--init", "identity"), "--init works only with YOLOv5's train"),
+        (("detect", "model=a.pt", "--slice", "640"), "--slice works only with YOLOv5's detect"),
+        (("val", "--engine", "yolov5", "model=a.pt"), "did you mean --model a.pt?"),
+    ],
+)
+def test_mistakes(line, said, own_folder, capsys):
+    assert main(list(line)) == 2
+    assert said in capsys.readouterr().err
+    assert not list(own_folder.iterdir())
