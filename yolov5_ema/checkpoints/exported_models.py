@@ -91,6 +91,60 @@ def check_names_and_stride(model: Any, path: Path) -> None:
         )
 
 
+def form_of(path: Path) -> str | None:
+    """The format of an exported model by its name: ``onnx``, ``torchscript`` or ``openvino``; None for any other."""
+    name = path.name.lower()
+    if "torchscript" in name:
+        return "torchscript"
+    if name.endswith("_openvino_model") or path.suffix.lower() == ".xml":
+        return "openvino"
+    return "onnx" if path.suffix.lower() == ".onnx" else None
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    """What an exporter of YOLOv5 or ultralytics wrote into a model, or beside it: ``names``, ``stride``, ``task`` …
+
+    Args:
+        path: an ONNX file, a TorchScript file, or OpenVINO's folder or ``.xml``.
+
+    Returns:
+        The entries; empty if there are none, or for another format.
+
+    Raises:
+        CheckpointError: the entries are not those of a detector, or the file is not of its format.
+        UserError: the file cannot be read.
+    """
+    reader = _READERS.get(form_of(path) or "")
+    return reader(path) if reader is not None else {}
+
+
+def _metadata_of_onnx(path: Path) -> dict[str, Any]:
+    _check_onnx(path)
+    found = read_onnx(_read(path), path).metadata
+    return {key: _literal(text, key, path) if key in (*_LITERALS, "stride") else text for key, text in found}
+
+
+def _metadata_of_torchscript(path: Path) -> dict[str, Any]:
+    content = _read(path)
+    check_torchscript(content, path)
+    config = extra_file(content, CONFIG)
+    _check_config(config, path)
+    return dict(json.loads(config)) if config else {}
+
+
+def _metadata_of_openvino(path: Path) -> dict[str, Any]:
+    _check_openvino(path)
+    content: Any = next((read_yaml(file) for file in _yamls_of(path) if file.is_file()), {})
+    return content if isinstance(content, dict) else {}
+
+
+_READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "onnx": _metadata_of_onnx,
+    "torchscript": _metadata_of_torchscript,
+    "openvino": _metadata_of_openvino,
+}
+
+
 def read_onnx_network(read: Callable[..., Any]) -> Callable[..., Any]:
     """OpenCV's ``readNetFromONNX`` with a check first: on its own it reads tensors from any file that a model names."""
 
@@ -198,11 +252,17 @@ def _check_openvino(path: Path) -> None:
         if file.exists():
             # reading a pipe would block
             open_regular(file).close()
-    beside = folder.glob("*.yaml") if path.is_dir() else [path.with_suffix(".yaml"), folder / "metadata.yaml"]
-    for file in beside:
+    for file in _yamls_of(path):
         content = read_yaml(file) if file.is_file() else {}
         if isinstance(content, dict):
             _check_metadata(content, file)
+
+
+def _yamls_of(path: Path) -> list[Path]:
+    """Where the metadata of an OpenVINO model may be."""
+    if path.is_dir():
+        return sorted(path.glob("*.yaml"))
+    return [path.with_suffix(".yaml"), path.parent / "metadata.yaml"]
 
 
 def _check_tflite(path: Path) -> None:

@@ -8,14 +8,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from yolov5_ema.cli._engines import add_engine
 from yolov5_ema.cli._slicing import take_flags
-from yolov5_ema.cli._yolov5 import start_yolov5
+from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Flags
+from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.flags import Given, given_flags, refuse_shortened
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
@@ -35,6 +38,7 @@ class Request:
         task: the split.
         max_det: the most detections per image.
         flags: flags for ``val``, and ``--slice`` and ``--overlap``.
+        engine: ``yolov5`` or ``ultralytics``, if the user chose one.
         parser: the parser of the command that the user typed.
     """
 
@@ -43,6 +47,7 @@ class Request:
     task: str
     max_det: int
     flags: Sequence[str] = ()
+    engine: str | None = None
     parser: argparse.ArgumentParser = field(default_factory=argparse.ArgumentParser)
 
     def opened(self) -> tuple[Engine, Dataset]:
@@ -51,25 +56,48 @@ class Request:
         Raises:
             UserError: the data YAML cannot be used, or one of the command's own flags is abbreviated.
         """
+        from yolov5_ema.detecting.loading import engine_for
         from yolov5_ema.upstream.data_yaml import open_dataset
 
-        engine = start_yolov5()
-        refuse_shortened(self.given(engine), self.parser)
+        load_plugins()
+        engine = engine_for(self.weights, self.engine)
+        if engine.kind == ULTRALYTICS:
+            self.options()
+        else:
+            refuse_shortened(self.given(engine), self.parser)
         return engine, open_dataset(self.data, engine)
 
     def given(self, engine: Engine) -> dict[str, Given]:
-        """The flags for ``val``; see `given_flags`."""
+        """The flags for YOLOv5's ``val``; see `given_flags`."""
         return given_flags(engine, "val", self.flags)
+
+    def options(self) -> dict[str, Any]:
+        """The flags as options of ultralytics' ``val``.
+
+        Raises:
+            UserError: ultralytics has no such option, or cannot detect with several models at once.
+        """
+        from yolov5_ema.scripts.yolo_val import options_of
+
+        if len(self.weights) > 1:
+            raise UserError("--weights: ultralytics detects with one model at a time")
+        if take_flags(self.flags)[0] is not None:
+            raise UserError("--slice works only with checkpoints of YOLOv5")
+        return options_of(self.flags)
+
+    def is_single_class(self, engine: Engine) -> bool:
+        """Whether all classes are merged into one."""
+        return "single_cls" in (self.options() if engine.kind == ULTRALYTICS else self.given(engine))
 
 
 def detect_split(
     request: Request, engine: Engine, dataset: Dataset, folder: Path, *, keep_odd: bool = False
 ) -> Collected:
-    """Run YOLOv5's ``val`` on a split and return what it detects.
+    """Run the ``val`` of the weights' own YOLO on a split and return what it detects.
 
-    This does not use `Detector.detect`. The protocol ``yolov5`` reports the figures for the detections of ``val``,
-    which differ: ``val`` works in batches, pads images differently and can give a box several classes. `load_detector`
-    checks the weights first.
+    This does not use `Detector.detect`. The protocols ``yolov5`` and ``ultralytics`` report the figures for the
+    detections of ``val``, which differ: ``val`` works in batches, pads images differently and can give a box several
+    classes. `load_detector` checks the weights first.
 
     Args:
         request: what to detect.
@@ -88,6 +116,11 @@ def detect_split(
     from yolov5_ema.upstream.data_yaml import opening_once
 
     _check_weights(request, engine, dataset)
+    if engine.kind == ULTRALYTICS:
+        from yolov5_ema.scripts.yolo_val import collected
+
+        weights, options = Path(request.weights[0]), request.options()
+        return collected(engine, weights, dataset, request.task, options, request.max_det, folder)
     windows, flags = take_flags(request.flags)
     line = ["--data", str(dataset.file), "--weights", *request.weights, "--task", request.task]
     place = ["--project", str(folder), "--name", "val"]
@@ -119,20 +152,26 @@ def judged_images(dataset: Dataset, split: str, rules: Rules, hint: str = "") ->
 
 def compared_with(
     found: Collected, judged: LabelledImages, dataset: Dataset, split: str, protocols: Sequence[str], single_class: bool
-) -> tuple[dict[str, TruthSet], dict[str, Predictions]]:
-    """The ground truth by protocol, and the detections by image; with ``single_class``, of one class only."""
+) -> tuple[dict[str, TruthSet], dict[str, dict[str, Predictions]]]:
+    """The ground truth and the detections of each image, by protocol; with ``single_class``, of one class only."""
     from yolov5_ema.evaluation import sources
     from yolov5_ema.evaluation.records import Predictions
 
     truths = sources.dataset_truths(dataset, split, protocols, judged)
     if single_class:
         truths = {protocol: sources.single_class(truth) for protocol, truth in truths.items()}
-    return truths, {key: Predictions.of(found.of(file)) for key, file in judged.files.items()}
+    cut_off = {key: Predictions.of(found.of(file)) for key, file in judged.files.items()}
+    by_protocol = dict.fromkeys(protocols, cut_off)
+    if "ultralytics" in protocols and found.raw:
+        none = Detections()
+        by_protocol["ultralytics"] = {k: Predictions.of(found.raw.get(file, none)) for k, file in judged.files.items()}
+    return truths, by_protocol
 
 
 def add_source(flags: Flags) -> None:
-    """Add ``--weights`` and ``--predictions``, of which one is needed."""
-    flags.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s) to run with YOLOv5's val")
+    """Add ``--weights`` and ``--predictions``, of which one is needed, and ``--engine``."""
+    flags.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s) to run with the val of their YOLO")
+    add_engine(flags)
     flags.add_argument(
         "--predictions",
         type=Path,
@@ -156,11 +195,11 @@ def _check_weights(request: Request, engine: Engine, dataset: Dataset) -> None:
     """
     from yolov5_ema.detecting.loading import is_read, load_detector
 
-    for file in filter(is_read, request.weights):
-        if not Path(file).is_file():
+    for file in request.weights:
+        if not is_read(file, engine) or not Path(file).is_file():
             continue
         known = len(load_detector(file, engine=engine).names)
-        if known > len(dataset.names) and "single_cls" not in request.given(engine):
+        if known > len(dataset.names) and not request.is_single_class(engine):
             raise UserError(
                 f"{file} has {known} classes, but {dataset.file} has only {len(dataset.names)}: "
                 "they do not belong together"

@@ -36,8 +36,13 @@ if TYPE_CHECKING:
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.results import Result
     from yolov5_ema.evaluation.truths import TruthSet
+    from yolov5_ema.upstream.locate import Engine
 
-PROTOCOLS = ("yolov5", "coco", "visdrone")
+    # the ground truth and the detections of each image by protocol, and the rules of protocols that changed
+    _Compared = tuple[dict[str, TruthSet], dict[str, dict[str, Predictions]], dict[str, str]]
+
+PROTOCOLS = ("yolov5", "ultralytics", "coco", "visdrone")
+YOLOV5, ULTRALYTICS = PROTOCOLS[:2]
 MAX_DET = 500
 """Detections per image that VisDrone's protocol uses. YOLOv5's and COCO's use at most 300 and 100 of them."""
 
@@ -53,7 +58,8 @@ ground truth:
   --annotations a folder of VisDrone's text files, or an instances JSON, without a data YAML
 
 With --weights, all other flags go to YOLOv5's own val: --img, --batch-size, --conf-thres, --iou-thres, --device,
---half, --augment, --single-cls …; --slice and --overlap work as in 'yolov5-ema val'.
+--half, --augment, --single-cls …; --slice and --overlap work as in 'yolov5-ema val'. Models of ultralytics are run with
+its val, with these flags but --slice.
 
 examples:
   yolov5-ema evaluate --data visdrone.yaml --weights best.pt --img 1280
@@ -107,7 +113,12 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="also evaluate images with odd label rows, by their other rows; YOLOv5's val leaves these images out",
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help="(default: all)")
+    how.add_argument(
+        "--protocol",
+        nargs="+",
+        choices=PROTOCOLS,
+        help="(default: coco, visdrone, and that of the YOLO of --weights, else yolov5)",
+    )
     how.add_argument(
         "--max-det",
         type=int,
@@ -154,10 +165,10 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
 
     if args.weights:
         assert folder is not None
-        truths, predictions, release = _by_weights(args, rest, folder)
+        truths, predictions, rules = _by_weights(args, rest, folder)
     else:
-        truths, predictions, release = _by_predictions(args)
-    results, matrix = _computed(args, truths, predictions, release)
+        truths, predictions, rules = _by_predictions(args)
+    results, matrix = _computed(args, truths, predictions, rules)
     figures = report.as_json(results)
     print(figures if is_bare_json(args) else _tables(args, truths, predictions, results), file=output)
     for name, text, wanted in (
@@ -176,11 +187,11 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
 # --- ground truth and detections -------------------------------------------------------------
 
 
-def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
+def _by_predictions(args: argparse.Namespace) -> _Compared:
     from yolov5_ema.evaluation import predictions, sources
-    from yolov5_ema.evaluation.yolov5 import RELEASES, rules_of
     from yolov5_ema.upstream.data_yaml import engine_at_hand, open_dataset
 
+    args.protocol = args.protocol or [YOLOV5, "coco", "visdrone"]
     engine = engine_at_hand()
     if args.annotations:
         truths = sources.annotation_truths(args.annotations, args.image_sizes, None, PROTOCOLS)
@@ -195,22 +206,33 @@ def _by_predictions(args: argparse.Namespace) -> tuple[dict[str, TruthSet], dict
         missing_as_empty=args.missing_as_empty,
         category_ids=args.category_ids,
     )
-    release = rules_of(engine.release) if engine else RELEASES[-1]
-    return {protocol: truths[protocol] for protocol in args.protocol}, found, release
+    chosen = {protocol: truths[protocol] for protocol in args.protocol}
+    return chosen, dict.fromkeys(args.protocol, found), _rules_of(engine)
 
 
-def _by_weights(
-    args: argparse.Namespace, rest: Sequence[str], folder: Path
-) -> tuple[dict[str, TruthSet], dict[str, Predictions], str]:
-    from yolov5_ema.evaluation.yolov5 import rules_of
-
-    request = Request(args.weights, args.data, args.task, args.max_det, rest, COMMAND.parser())
+def _by_weights(args: argparse.Namespace, rest: Sequence[str], folder: Path) -> _Compared:
+    request = Request(args.weights, args.data, args.task, args.max_det, rest, args.engine, COMMAND.parser())
     engine, dataset = request.opened()
+    args.protocol = args.protocol or [YOLOV5 if engine.kind != ULTRALYTICS else ULTRALYTICS, "coco", "visdrone"]
     _check_truths(args, dataset)
     found = detect_split(request, engine, dataset, folder, keep_odd=args.keep_odd)
     judged = _judged(args, dataset, found.images)
-    is_single = "single_cls" in request.given(engine)
-    return *compared_with(found, judged, dataset, args.task, args.protocol, is_single), rules_of(engine.release)
+    compared = compared_with(found, judged, dataset, args.task, args.protocol, request.is_single_class(engine))
+    return *compared, _rules_of(engine)
+
+
+def _rules_of(engine: Engine | None) -> dict[str, str]:
+    """The rules of the protocols that changed between releases: those of the YOLO in use, else the newest."""
+    from yolov5_ema.evaluation.yolov5 import RELEASES, rules_of
+
+    rules = {YOLOV5: RELEASES[-1], ULTRALYTICS: "8.4"}
+    if engine is None:
+        return rules
+    if engine.kind == ULTRALYTICS:
+        from yolov5_ema.scripts.yolo_val import rules_of as rules_of_ultralytics
+
+        return {**rules, ULTRALYTICS: rules_of_ultralytics(engine)}
+    return {**rules, YOLOV5: rules_of(engine.release)}
 
 
 def _check_truths(args: argparse.Namespace, dataset: Dataset) -> None:
@@ -243,31 +265,34 @@ def _judged(args: argparse.Namespace, dataset: Dataset, by_val: Sequence[Path] |
 def _computed(
     args: argparse.Namespace,
     truths: Mapping[str, TruthSet],
-    predictions: Mapping[str, Predictions],
-    release: str,
+    predictions: Mapping[str, Mapping[str, Predictions]],
+    rules: Mapping[str, str],
 ) -> tuple[list[Result], ConfusionMatrix]:
     from yolov5_ema.evaluation.confusion import ConfusionMatrix
 
     results = []
     for protocol, truth in truths.items():
-        metric = _protocol(protocol, args, truth.names, release)
+        metric = _protocol(protocol, args, truth.names, rules)
         for image, entry in truth.truths.items():
-            metric.update(entry, predictions[image])
+            metric.update(entry, predictions[protocol][image])
         results.append(metric.compute())
-    last = truths[args.protocol[-1]]
-    matrix = ConfusionMatrix(last.names)
-    for image, entry in last.truths.items():
-        matrix.update(entry, predictions[image])
+    last = args.protocol[-1]
+    matrix = ConfusionMatrix(truths[last].names)
+    for image, entry in truths[last].truths.items():
+        matrix.update(entry, predictions[last][image])
     return results, matrix
 
 
-def _protocol(name: str, args: argparse.Namespace, names: Sequence[str], release: str) -> Any:
+def _protocol(name: str, args: argparse.Namespace, names: Sequence[str], rules: Mapping[str, str]) -> Any:
     from yolov5_ema.evaluation.coco import CocoProtocol
+    from yolov5_ema.evaluation.ultralytics import UltralyticsProtocol
     from yolov5_ema.evaluation.visdrone import VisDroneProtocol
     from yolov5_ema.evaluation.yolov5 import Yolov5Protocol
 
-    if name == "yolov5":
-        return Yolov5Protocol(names, release)
+    if name == YOLOV5:
+        return Yolov5Protocol(names, rules[name])
+    if name == ULTRALYTICS:
+        return UltralyticsProtocol(names, rules[name])
     if name == "coco":
         return CocoProtocol(names, args.coco_max_dets, args.by_size)
     return VisDroneProtocol(names)
@@ -276,14 +301,15 @@ def _protocol(name: str, args: argparse.Namespace, names: Sequence[str], release
 def _tables(
     args: argparse.Namespace,
     truths: Mapping[str, TruthSet],
-    predictions: Mapping[str, Predictions],
+    predictions: Mapping[str, Mapping[str, Predictions]],
     results: Sequence[Result],
 ) -> str:
     from yolov5_ema.evaluation import report
 
-    truth = truths[args.protocol[-1]]
+    last = args.protocol[-1]
+    truth = truths[last]
     objects = sum(len(entry.classes) for entry in truth.truths.values())
-    detections = sum(len(predictions[image].scores) for image in truth.truths)
+    detections = sum(len(predictions[last][image].scores) for image in truth.truths)
     parts = [
         f"{truth.source}: {len(truth.truths):,} images, {objects:,} objects, {detections:,} detections",
         report.side_by_side(results, args.mean == "classes"),
@@ -295,10 +321,10 @@ def _tables(
 
 COMMAND = Command(
     "evaluate",
-    "evaluate weights or predictions by the protocols of YOLOv5, COCO and VisDrone",
+    "evaluate weights or predictions by the protocols of YOLOv5, ultralytics, COCO and VisDrone",
     _run,
     _add_flags,
-    description="Evaluate detections by the protocols of YOLOv5, COCO and VisDrone, side by side.",
+    description="Evaluate detections by the protocols of YOLOv5, ultralytics, COCO and VisDrone, side by side.",
     epilog=_EPILOG,
     passes_to="val",
 )

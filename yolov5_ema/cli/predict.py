@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolov5_ema import __version__
 from yolov5_ema.class_names import class_numbers
-from yolov5_ema.cli._yolov5 import load_plugins, start_yolov5
+from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import (
     Command,
     add_device,
@@ -40,6 +40,7 @@ from yolov5_ema.detecting.sources import Source, find_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import refuse_present, replacement, sha256_of
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 if TYPE_CHECKING:
     from yolov5_ema.detecting.protocol import Detector, Thresholds
@@ -242,7 +243,8 @@ def _predict(args: argparse.Namespace) -> int:
         ray_engine.check_installed(args.ray_address or os.environ.get(ray_engine.ADDRESS_ENV))
     import torch
 
-    engine = start_yolov5()
+    load_plugins()
+    engine = _engine_for(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     detector, thresholds = _detector(args, engine)
@@ -259,6 +261,12 @@ def _predict(args: argparse.Namespace) -> int:
         _join(args.output, parts, found, detector_names=settings["names"], form=args.output.suffix.lower())
         parts.remove()
     return _report(args, manifest, found)
+
+
+def _engine_for(args: argparse.Namespace) -> Engine:
+    from yolov5_ema.detecting.loading import engine_for
+
+    return engine_for([args.weights])
 
 
 def _model_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -291,7 +299,7 @@ def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thre
         **asdict(thresholds),
         "half": args.half,
         "names": detector.names,
-        "yolov5": engine.version,
+        engine.kind if engine.kind == ULTRALYTICS else "yolov5": engine.version,
         "yolov5_ema": __version__,
     }
 

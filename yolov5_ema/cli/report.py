@@ -250,7 +250,7 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
     return measure(
         dataset,
         truths["yolov5"],
-        predictions,
+        predictions["yolov5"],
         release=settings["rules"],
         settings=settings,
         pictures_from=places,

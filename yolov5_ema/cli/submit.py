@@ -74,10 +74,10 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.scripts.odd_labels import has_odd_images
 
-    request = Request(args.weights, args.data, args.task, args.max_det, rest, COMMAND.parser())
+    request = Request(args.weights, args.data, args.task, args.max_det, rest, args.engine, COMMAND.parser())
     engine, dataset = request.opened()
-    if single := request.given(engine).get("single_cls"):
-        raise UserError(f"{single.typed}: leave it out; the benchmark needs VisDrone's classes")
+    if request.is_single_class(engine):
+        raise UserError("--single-cls: leave it out; the benchmark needs VisDrone's classes")
     images = _checked(dataset, args.task)
     with tempfile.TemporaryDirectory() as folder:
         keep_odd = has_odd_images(dataset, args.task)

@@ -30,6 +30,7 @@ import yolov5_ema
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import Settings
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.ultralytics import names_ultralytics
 
 if TYPE_CHECKING:
     from yolov5_ema.detecting.protocol import Thresholds
@@ -53,7 +54,7 @@ class Work:
     """What every worker needs to know.
 
     Attributes:
-        engine: the YOLOv5 of the caller; a worker must find the same release.
+        engine: the YOLO of the caller; a worker must find the same release.
         weights_name: the file name of the checkpoint, for messages.
         options: the options of `load_detector`.
         thresholds: which detections are kept.
@@ -394,7 +395,7 @@ def _detector(content: Any, work: Work, threads: int, on_gpu: bool) -> Any:
     from yolov5_ema.detecting.loading import load_detector
     from yolov5_ema.engine import shim
 
-    engine = shim.install()
+    engine = shim.install(work.engine.kind if names_ultralytics(work.engine.kind) else None)
     if engine.version != work.engine.version:
         raise UserError(f"a worker has {engine}, but the command was given with {work.engine}")
     if on_gpu and not torch.cuda.is_available():

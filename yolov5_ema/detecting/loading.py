@@ -10,14 +10,17 @@ from typing import Any
 import torch
 
 from yolov5_ema.checkpoints.loading import trusting
+from yolov5_ema.checkpoints.recognition import YOLOV5, engine_of_weights
 from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Detector, Format, with_module
+from yolov5_ema.detecting.ultralytics_model import UltralyticsDetector, UltralyticsTorchDetector
 from yolov5_ema.detecting.yolov5_pt import Yolov5Detector
 from yolov5_ema.engine import shim
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
-_FORMATS: tuple[Format, ...] = (Yolov5Detector,)
+_FORMATS: tuple[Format, ...] = (UltralyticsDetector, UltralyticsTorchDetector, Yolov5Detector)
 """The formats. The first whose ``reads`` accepts a file opens it, else the last, which says what is wrong with it."""
 
 
@@ -36,7 +39,7 @@ def load_detector(
 
     Args:
         weights: the file.
-        engine: the YOLOv5, with the shim installed.
+        engine: the YOLO that the file belongs to, see `engine_for`.
         device: where the model runs.
         trust: unpickle anything that the file holds. None: as set by ``--trust-checkpoint``.
         imgsz: the height and width in pixels that images are scaled to fit; rounded up to multiples of the stride.
@@ -49,17 +52,44 @@ def load_detector(
             if it is missing, damaged, or holds objects that no checkpoint needs.
     """
     file = Path(weights)
-    form = next((form for form in _FORMATS if form.reads(file)), _FORMATS[-1])
+    form = next((form for form in _FORMATS if form.reads(file, engine)), _FORMATS[-1])
     with trusting(trust):
         detector = form(file, engine, device, imgsz, half, least_stride)
     if detector.task not in tasks:
-        raise UserError(f"{file} is a segmentation model: use 'yolov5-ema run segment/predict.py' or segment/val.py")
+        raise UserError(f"{file} {_other_task(detector.task, engine)}")
     return detector
 
 
-def is_read(weights: str | os.PathLike[str]) -> bool:
+def engine_for(weights: Sequence[str | os.PathLike[str]], said: str | None = None) -> Engine:
+    """The YOLO that weights belong to, with the shim or the adapter installed.
+
+    Args:
+        weights: the files; one that does not say where it comes from goes with the others.
+        said: ``yolov5`` or ``ultralytics``, the user's choice; needed only if no file says it, and YOLOv5 otherwise.
+
+    Raises:
+        UserError: the files belong to different YOLOs, or not to the one that the user chose.
+        EngineNotFoundError: that YOLO is not installed.
+    """
+    of_files = {str(file): engine_of_weights(Path(file)) for file in weights}
+    known = {engine: file for file, engine in of_files.items() if engine is not None}
+    if len(known) > 1:
+        raise UserError(f"{known[YOLOV5]} belongs to YOLOv5 and {known[ULTRALYTICS]} to ultralytics; use one at a time")
+    (found,) = known or {said or YOLOV5: ""}
+    if said is not None and said != found:
+        raise UserError(f"{known[found]} belongs to {found}, not to {said}: leave out --engine {said}")
+    return shim.install(ULTRALYTICS if found == ULTRALYTICS else None)
+
+
+def _other_task(task: str, engine: Engine) -> str:
+    if engine.kind == ULTRALYTICS:
+        return f"is a model for the task {task}, not for detection: use 'yolov5-ema yolo {task} predict model=…'"
+    return "is a segmentation model: use 'yolov5-ema run segment/predict.py' or segment/val.py"
+
+
+def is_read(weights: str | os.PathLike[str], engine: Engine) -> bool:
     """Whether `load_detector` supports such a file; YOLOv5's own scripts run others, such as exported models."""
-    return any(form.reads(Path(weights)) for form in _FORMATS)
+    return any(form.reads(Path(weights), engine) for form in _FORMATS)
 
 
 def load(weights: str | os.PathLike[str], device: Any = None, *, trust: bool | None = None) -> torch.nn.Module:
@@ -110,7 +140,7 @@ def device_of(engine: Engine, flag: str) -> torch.device:
     Raises:
         UserError: there is no such device.
     """
-    torch_utils = engine.module("utils.torch_utils")
+    torch_utils = engine.module("utils.torch_utils")  # in YOLOv5 and in ultralytics
     with errors_as_user_errors(engine):
         device: torch.device = torch_utils.select_device(flag)
     return device

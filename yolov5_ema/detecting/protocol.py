@@ -60,7 +60,7 @@ class Detector(Protocol):
         file: the file that it was loaded from.
         names: the names of the classes.
         stride: the sides of the model's input are multiples of it, in pixels.
-        task: `DETECT` or `SEGMENT`.
+        task: `DETECT`, `SEGMENT`, or another task of ultralytics: ``pose``, ``obb`` …
         imgsz: the height and width in pixels that images are scaled to fit; multiples of ``stride``.
     """
 
@@ -78,7 +78,8 @@ class Detector(Protocol):
             thresholds: which detections are kept.
 
         Returns:
-            The detections of each image, in whole pixels of the image, the highest confidence first.
+            The detections of each image, the highest confidence first. Boxes are rounded as the YOLO's own command
+            does: YOLOv5 to whole pixels, ultralytics not.
 
         Raises:
             TooThinError: a side of an image becomes 0 pixels in the model's size.
@@ -110,8 +111,8 @@ class TorchDetector(Detector, Protocol):
 class Format(Protocol):
     """A file format: a class of detectors."""
 
-    def reads(self, file: Path) -> bool:
-        """Whether the format supports a file."""
+    def reads(self, file: Path, engine: Engine) -> bool:
+        """Whether the format supports a file that belongs to this YOLO."""
 
     def __call__(
         self,

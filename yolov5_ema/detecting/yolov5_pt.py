@@ -17,6 +17,7 @@ from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Pair, Thresholds, Too
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 
 class Yolov5Detector:
@@ -57,9 +58,9 @@ class Yolov5Detector:
         self._letterbox = engine.module("utils.augmentations").letterbox
 
     @staticmethod
-    def reads(file: Path) -> bool:
+    def reads(file: Path, engine: Engine) -> bool:
         """Whether a file is a checkpoint by its name; only loading it shows what it really is."""
-        return file.suffix == ".pt" and "torchscript" not in file.name
+        return engine.kind != ULTRALYTICS and file.suffix == ".pt" and "torchscript" not in file.name
 
     def boxed(self, pixels: np.ndarray) -> tuple[torch.Tensor, Pair, Pair]:
         """See `protocol.TorchDetector`."""

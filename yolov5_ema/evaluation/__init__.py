@@ -1,4 +1,4 @@
-"""Evaluation protocols of YOLOv5, COCO and VisDrone, which all return the same type of result."""
+"""Evaluation protocols of YOLOv5, ultralytics, COCO and VisDrone, which all return the same type of result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from yolov5_ema.evaluation.coco import CocoProtocol
 from yolov5_ema.evaluation.confusion import ConfusionMatrix
 from yolov5_ema.evaluation.records import Predictions, Truth
 from yolov5_ema.evaluation.results import Result
+from yolov5_ema.evaluation.ultralytics import UltralyticsProtocol
 from yolov5_ema.evaluation.visdrone import VisDroneProtocol
 from yolov5_ema.evaluation.yolov5 import Yolov5Protocol
 
@@ -15,6 +16,7 @@ __all__ = [
     "Predictions",
     "Result",
     "Truth",
+    "UltralyticsProtocol",
     "VisDroneProtocol",
     "Yolov5Protocol",
 ]

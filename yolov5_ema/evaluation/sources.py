@@ -31,8 +31,8 @@ def dataset_truths(
 ) -> dict[str, TruthSet]:
     """The ground truth of a split for each protocol, with the same images for all.
 
-    ``yolov5`` gets the labels. The others get the annotations that the data YAML names for the split, if any:
-    ``visdrone_annotations`` (folders of text files) before ``coco_annotations`` (instances JSONs).
+    ``yolov5`` and ``ultralytics`` get the labels. The others get the annotations that the data YAML names for the
+    split, if any: ``visdrone_annotations`` (folders of text files) before ``coco_annotations`` (instances JSONs).
 
     Args:
         dataset: the data set.
@@ -47,7 +47,7 @@ def dataset_truths(
     images = judged or labelled_images(dataset, split)
     sizes = image_sizes(images.files)
     labels = label_truth(images, dataset.names, str(dataset.file), sizes)
-    if set(protocols) <= {"yolov5"}:
+    if set(protocols) <= {"yolov5", "ultralytics"}:
         return dict.fromkeys(protocols, labels)
     text = dataset.extra_path("visdrone_annotations", split)
     instances = dataset.extra_path("coco_annotations", split)
@@ -59,7 +59,12 @@ def dataset_truths(
     else:
         full = labels
     full = replace(full, left_out=images.left_out_keys)
-    every = {"yolov5": labels, "coco": _as_coco(full) if text is not None else full, "visdrone": full}
+    every = {
+        "yolov5": labels,
+        "ultralytics": labels,
+        "coco": _as_coco(full) if text is not None else full,
+        "visdrone": full,
+    }
     return {protocol: every[protocol] for protocol in protocols}
 
 

@@ -75,6 +75,11 @@ class Yolov5Protocol:
         self._classes: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings of the evaluation, for the result."""
+        return {"release": self.release, "max_det": self.max_det}
+
     def update(self, truth: Truth, predictions: Predictions) -> None:
         """Add one image. Ignored objects and those of `NO_CLASS` are left out, as they are in YOLO labels."""
         best = predictions.best(self.max_det)
@@ -125,7 +130,7 @@ class Yolov5Protocol:
             },
             per_class=per_class,
             curves=curves,
-            settings={"release": self.release, "max_det": self.max_det},
+            settings=self.settings,
         )
 
     def _by_class(
@@ -140,7 +145,7 @@ class Yolov5Protocol:
         curves = {}
         for at, (index, count) in enumerate(zip(present, counts)):
             of_class = classes == index
-            curves[self.names[index]] = _curve(np.zeros(1), np.zeros(1))
+            curves[self.names[index]] = envelope(np.zeros(1), np.zeros(1))
             if not of_class.any():
                 continue
             found = hits[of_class].cumsum(axis=0)  # (detections, thresholds)
@@ -149,10 +154,14 @@ class Yolov5Protocol:
             by_confidence = -_CONFIDENCES, -scores[of_class]
             recall[at] = np.interp(*by_confidence, all_recall[:, 0], left=0)
             precision[at] = np.interp(*by_confidence, all_precision[:, 0], left=1)
-            lines = [_curve(all_recall[:, t], all_precision[:, t]) for t in range(len(THRESHOLDS))]
+            lines = [self._curve(all_recall[:, t], all_precision[:, t]) for t in range(len(THRESHOLDS))]
             ap[at] = [_area(line) for line in lines]
             curves[self.names[index]] = lines[0]
         return hits, precision, recall, ap, curves
+
+    def _curve(self, recall: np.ndarray, precision: np.ndarray) -> Curve:
+        """The curve whose area is the AP, from the recall and precision after each detection."""
+        return envelope(recall, precision)
 
     def _found(self, shared: np.ndarray) -> np.ndarray:
         """Which detections find an object: (labels, detections) overlaps to bool of (detections, thresholds)."""
@@ -190,10 +199,10 @@ def _pairs(shared: np.ndarray, threshold: np.float32) -> tuple[np.ndarray, np.nd
     return objects[first], detections[first]
 
 
-def _curve(recall: np.ndarray, precision: np.ndarray) -> Curve:
-    """From (0, 1) to (1, 0), made monotone."""
-    envelope = np.concatenate([[1.0], precision, [0.0]])[::-1]
-    return Curve(np.concatenate([[0.0], recall, [1.0]]), np.maximum.accumulate(envelope)[::-1])
+def envelope(recall: np.ndarray, precision: np.ndarray) -> Curve:
+    """The curve from (0, 1) through these points to (1, 0), made monotone."""
+    padded = np.concatenate([[1.0], precision, [0.0]])[::-1]
+    return Curve(np.concatenate([[0.0], recall, [1.0]]), np.maximum.accumulate(padded)[::-1])
 
 
 def _area(curve: Curve) -> float:

@@ -23,11 +23,13 @@ class Collected:
     Attributes:
         images: the images that ``val`` evaluated, by the paths that it uses; images that it skipped are missing.
         detections: the detections by image, only for images with detections; see `of`.
+        raw: the same before boxes were cut off at the border of the image, where ``val`` compares them so.
         figures: P, R, mAP50 and mAP50-95 as ``val`` computed them from these detections.
     """
 
     images: list[Path] = field(default_factory=list)
     detections: dict[Path, Detections] = field(default_factory=dict)
+    raw: dict[Path, Detections] = field(default_factory=dict)
     figures: tuple[float, ...] = ()
 
     def of(self, image: Path) -> Detections:

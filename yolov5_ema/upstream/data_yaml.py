@@ -23,6 +23,7 @@ from yolov5_ema.resources import data_dir, find_shipped
 from yolov5_ema.upstream.loaders import image_suffixes, polygon_from
 from yolov5_ema.upstream.locate import Engine, locate
 from yolov5_ema.upstream.patching import holding
+from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 # the data YAMLs of YOLOv5 v6.0 and later; other files in its folder come from the user
 _OF_YOLOV5 = (
@@ -44,7 +45,8 @@ def find_yaml(name: str, engine: Engine | None = None) -> Path | None:
     shipped = find_shipped(name)
     if shipped is not None or engine is None or not name or Path(name).name != name:
         return shipped
-    files = (file for part in ("models", "data") for file in (engine.root / part).rglob("*.*"))
+    folders = ("cfg/models", "cfg/datasets") if engine.kind == ULTRALYTICS else ("models", "data")
+    files = (file for part in folders for file in (engine.root / part).rglob("*.*"))
     return min((file for file in files if file.name == name), default=None)
 
 
@@ -112,11 +114,14 @@ def conventions_of(engine: Engine | None) -> Conventions:
     """How a YOLOv5 reads data sets; for None, how the newest does.
 
     In v6.0, a relative ``path`` starts from the working directory. From v6.1 on, it starts from YOLOv5's own folder,
-    which is inside site-packages for the PyPI package.
+    which is inside site-packages for the PyPI package. In ultralytics, it starts from the folder of its settings.
     """
     if engine is None:
         return Conventions()
-    bases = () if engine.release == (6, 0) else (engine.root,)
+    if engine.kind == ULTRALYTICS:
+        bases: tuple[Path, ...] = (Path(engine.module("utils").DATASETS_DIR),)
+    else:
+        bases = () if engine.release == (6, 0) else (engine.root,)
     return Conventions(bases, image_suffixes(engine), polygon_from(engine))
 
 

@@ -10,12 +10,15 @@ from yolov5_ema.data.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from yolov5_ema.data.yolo_format import POLYGON_FROM
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.source_code import Code, code_in, value_of
+from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 _OF_ROWS = (ast.GeneratorExp, ast.ListComp)
 
 
 def loader_module(engine: Engine) -> str:
-    """The module of a YOLOv5's data loaders; its name changed after v6.1."""
+    """The module of a YOLO's data loaders; in YOLOv5, its name changed after v6.1."""
+    if engine.kind == ULTRALYTICS:
+        return "data.utils"
     return "utils.dataloaders" if engine.has_script("utils.dataloaders") else "utils.datasets"
 
 

@@ -1,0 +1,166 @@
+"""The detections from which the ``val`` of the package `ultralytics` computes its metrics."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from yolov5_ema.data.dataset import SPLITS, Dataset
+from yolov5_ema.data.detections import Detections
+from yolov5_ema.errors import UserError
+from yolov5_ema.scripts.collecting import Collected
+from yolov5_ema.scripts.mistakes import errors_as_user_errors
+from yolov5_ema.upstream.locate import Engine
+
+# flags of YOLOv5's val, and ultralytics' names of the same options
+_FLAGS: dict[tuple[str, ...], tuple[str, type]] = {
+    ("--imgsz", "--img", "--img-size"): ("imgsz", int),
+    ("--batch-size", "--batch"): ("batch", int),
+    ("--conf-thres", "--conf"): ("conf", float),
+    ("--iou-thres", "--iou"): ("iou", float),
+    ("--device",): ("device", str),
+    ("--workers",): ("workers", int),
+}
+_SWITCHES = {"--half": "half", "--augment": "augment", "--single-cls": "single_cls"}
+
+
+def options_of(flags: Sequence[str]) -> dict[str, Any]:
+    """The options of ultralytics' ``val`` for flags of YOLOv5's.
+
+    Raises:
+        UserError: ultralytics has no such option.
+        SystemExit: raised by argparse for an invalid value.
+    """
+    parser = argparse.ArgumentParser(prog="yolov5-ema", usage=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
+    for names, (option, kind) in _FLAGS.items():
+        parser.add_argument(*names, dest=option, type=kind)
+    for name, option in _SWITCHES.items():
+        parser.add_argument(name, dest=option, action="store_true", default=None)
+    found, rest = parser.parse_known_args(list(flags))
+    if rest:
+        known = ", ".join([*(names[0] for names in _FLAGS), *_SWITCHES])
+        raise UserError(f"{' '.join(rest)}: with a model of ultralytics, val takes {known}")
+    return {option: value for option, value in vars(found).items() if value is not None}
+
+
+def collected(
+    engine: Engine, weights: Path, dataset: Dataset, split: str, options: dict[str, Any], max_det: int, folder: Path
+) -> Collected:
+    """Run ultralytics' ``val`` on a split and return what it detects.
+
+    Args:
+        engine: the package, with the adapter installed.
+        weights: the model.
+        dataset: the data set.
+        split: ``train``, ``val`` or ``test``.
+        options: options of ``val``; see `options_of`.
+        max_det: the most detections for one image.
+        folder: ``val`` writes into its subfolder ``val``.
+
+    Raises:
+        UserError: what ultralytics reports as a mistake, or a model for another task than detection.
+    """
+    found = Collected()
+    with errors_as_user_errors(engine), _resolved(dataset) as data:
+        yolo: Any = engine.module("models").YOLO(str(weights))
+        if yolo.task != "detect":
+            raise UserError(f"{weights} is a model for the task {yolo.task}: use 'yolov5-ema yolo {yolo.task} val'")
+        metrics = yolo.val(
+            validator=_collecting(yolo._smart_load("validator"), found),
+            data=str(data),
+            split=split,
+            max_det=max_det,
+            plots=False,
+            project=str(folder),
+            name="val",
+            exist_ok=True,
+            **options,
+        )
+    box = metrics.box
+    found.figures = tuple(map(float, (box.mp, box.mr, box.map50, box.map)))
+    return found
+
+
+def rules_of(engine: Engine) -> str:
+    """The rules by which the installed release matches detections: "8.3" or "8.4", see `UltralyticsProtocol`.
+
+    They are found by an example: of two objects, both detections overlap the first one more. By the older rules the
+    second detection does not get its second choice.
+    """
+    validator = engine.module("engine.validator").BaseValidator
+    probe = SimpleNamespace(iouv=torch.tensor([0.5]))
+    overlaps = torch.tensor([[0.9, 0.8], [0.0, 0.6]])  # (objects, detections)
+    found = validator.match_predictions(probe, torch.zeros(2), torch.zeros(2), overlaps)
+    return "8.4" if bool(found.all()) else "8.3"
+
+
+@contextmanager
+def _resolved(dataset: Dataset) -> Iterator[Path]:
+    """A copy of the data YAML with absolute paths, so that ultralytics reads the images that `Dataset` lists."""
+    content = {key: value for key, value in dataset.content.items() if key not in ("download", "path", *SPLITS)}
+    places = {split: [str(dataset.place(entry)) for entry in dataset.entries(split)] for split in SPLITS}
+    named = {split: found for split, found in places.items() if found}
+    first = next(iter(named.values()), [])
+    content.update({split: named.get(split, first) for split in ("train", "val")}, **named)
+    content.update(path=str(dataset.root.absolute()), names=dict(enumerate(dataset.names)), nc=len(dataset.names))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, dataset.file.name)
+        file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        yield file
+
+
+def _collecting(base: Any, found: Collected) -> Any:
+    """The validator of a task that also keeps the detections of each image."""
+
+    class Validator(base):
+        def update_metrics(self, preds: Any, batch: Any) -> None:
+            found.images = [Path(file) for file in self.dataloader.dataset.im_files]
+            for index, pred in enumerate(preds):
+                image = Path(batch["im_file"][index])
+                if image in found.raw:
+                    raise UserError(f"{image} is evaluated twice")
+                rows = _rows_of(pred)
+                rows[:, :4] = _in_image(rows[:, :4], batch, index, is_stretched=_is_stretched(self))
+                height, width = batch["ori_shape"][index]
+                found.raw[image] = Detections.of_rows(rows)
+                found.detections[image] = Detections.of_rows(_clipped(rows, width, height))
+            super().update_metrics(preds, batch)
+
+    return Validator
+
+
+def _rows_of(pred: Any) -> np.ndarray:
+    """The detections of one image, float32 of shape (N, 6). Early releases of 8.3 give a tensor, later ones a dict."""
+    if not isinstance(pred, dict):
+        return pred[:, :6].detach().cpu().float().numpy().copy()
+    parts = [pred["bboxes"][:, :4], pred["conf"][:, None], pred["cls"][:, None]]
+    return np.concatenate([part.detach().cpu().float().numpy() for part in parts], axis=1)
+
+
+def _is_stretched(validator: Any) -> bool:
+    """Whether images are stretched to the model's size, not letterboxed."""
+    return "RTDETR" in type(validator).__mro__[1].__name__
+
+
+def _in_image(boxes: np.ndarray, batch: Any, index: int, *, is_stretched: bool) -> np.ndarray:
+    """Boxes in pixels of the model's input, as pixels of the image; (N, 4) both, not cut off at the border."""
+    if is_stretched:
+        (height, width), (tall, wide) = batch["ori_shape"][index], batch["img"].shape[2:]
+        return boxes * np.tile([width / wide, height / tall], 2)
+    (gain_y, gain_x), pad = batch["ratio_pad"][index]
+    return (boxes - np.tile(pad, 2)) / np.tile([gain_x, gain_y], 2)
+
+
+def _clipped(rows: np.ndarray, width: int, height: int) -> np.ndarray:
+    rows = rows.copy()
+    rows[:, :4] = np.clip(rows[:, :4], 0, np.tile([width, height], 2))
+    return rows
