@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from filelock import FileLock  # comes with torch
 from hypothesis import settings
+from offline_ultralytics import run_python
 from warm_python import THREADS, run_warm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -63,6 +64,21 @@ def write_tiny_set(folder: Path, train: int = 8, val: int = 4, imgsz: int = 96) 
         f"nc: {len(NAMES)}\nnames: [{', '.join(NAMES)}]\n"
     )
     return yaml_file
+
+
+SMALL_YOLO = """\
+nc: 3
+scales: {n: [0.5, 0.25, 128]}
+backbone:
+  - [-1, 1, Conv, [64, 3, 2]]
+  - [-1, 1, Conv, [128, 3, 2]]
+  - [-1, 1, C3k2, [128, False, 0.25]]
+  - [-1, 1, EMA, [{groups: 8}]]
+  - [-1, 1, Conv, [256, 3, 2]]
+  - [-1, 1, C3k2, [256, False, 0.25]]
+head:
+  - [[3, 5], 1, Detect, [nc]]
+"""
 
 
 def small_cfg(block: str | None = "EMA, [8]") -> str:
@@ -122,17 +138,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def trained(tiny_set, tmp_path_factory) -> Path:
     """The best.pt of two epochs of yolov5n with EMA, trained by the command; all workers of xdist share it."""
+    folder = _made_once(tmp_path_factory, "trained", lambda folder: _train_tiny(tiny_set, folder))
+    return folder / "runs/train/tiny/weights/best.pt"
+
+
+@pytest.fixture(scope="session")
+def small_yolo(tmp_path_factory) -> Path:
+    """A checkpoint of a small detector of ultralytics with EMA, see `write_detector`; all workers of xdist share it."""
+    pytest.importorskip("ultralytics")
+    return _made_once(tmp_path_factory, "small-yolo", _write_small_yolo) / "small.pt"
+
+
+def _made_once(tmp_path_factory: Any, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is filled by the first worker that asks for it."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    best = shared / "trained" / "runs" / "train" / "tiny" / "weights" / "best.pt"
-    with FileLock(shared / "trained.lock"):
-        if not (shared / "trained" / "done").is_file():
-            _train_tiny(tiny_set, shared / "trained")
-    return best
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").is_file():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            (folder / "done").touch()
+    return folder
 
 
 def _train_tiny(tiny_set: Path, cwd: Path) -> None:
-    cwd.mkdir(exist_ok=True)
     done = run_cli(
         *("train", "--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--weights", ""),
         *("--img", 64, "--batch", 4, "--epochs", 2, "--workers", 2, "--name", "tiny"),
@@ -140,7 +169,13 @@ def _train_tiny(tiny_set: Path, cwd: Path) -> None:
         are_drawn=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (cwd / "done").touch()
+
+
+def _write_small_yolo(cwd: Path) -> None:
+    from cases.ultralytics_models import write_detector
+
+    (cwd / "small.yaml").write_text(SMALL_YOLO)
+    run_python(write_detector, cwd / "small.yaml", cwd / "small.pt", cwd=cwd)
 
 
 @pytest.fixture(scope="session")

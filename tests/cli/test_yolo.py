@@ -5,25 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import run_cli
+from conftest import SMALL_YOLO, run_cli
 from offline_ultralytics import environment
 
 from yolov5_ema.cli.main import main
 
 pytest.importorskip("ultralytics")
 
-SMALL = """\
-nc: 3
-scales: {n: [0.5, 0.25, 128]}
-backbone:
-  - [-1, 1, Conv, [64, 3, 2]]
-  - [-1, 1, Conv, [128, 3, 2]]
-  - [-1, 1, C3k2, [128, False, 0.25]]
-  - [-1, 1, EMA, [{groups: 8}]]
-  - [-1, 1, Conv, [256, 3, 2]]
-head:
-  - [[3, 4], 1, Detect, [nc]]
-"""
 FAST = ("imgsz=64", "device=cpu", "batch=4", "workers=0", "plots=False")
 
 
@@ -34,7 +22,7 @@ def home(tmp_path_factory):
 
 def test_a_model_from_its_yaml_to_onnx(tiny_set, tmp_path, home):
     """train, val, detect and export take ultralytics' arguments; --engine is not needed."""
-    (tmp_path / "small.yaml").write_text(SMALL)
+    (tmp_path / "small.yaml").write_text(SMALL_YOLO)
 
     def run(*words: object) -> str:
         done = run_cli(*words, cwd=tmp_path, env=home)
@@ -56,7 +44,7 @@ def test_a_model_from_its_yaml_to_onnx(tiny_set, tmp_path, home):
 
 @pytest.mark.slow
 def test_the_processes_of_several_data_sets_know_the_blocks(tiny_set, tmp_path, home):
-    (tmp_path / "small.yaml").write_text(SMALL)
+    (tmp_path / "small.yaml").write_text(SMALL_YOLO)
     both = f"data=['{tiny_set}','{tiny_set}']"
     flags = ("model=small.yaml", both, "epochs=1", f"project={tmp_path / 'runs'}", *FAST)
     done = run_cli("yolo", "train", *flags, cwd=tmp_path, env=home)

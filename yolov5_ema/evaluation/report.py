@@ -13,11 +13,11 @@ from yolov5_ema.texts import aligned
 
 _NOTHING = "-"
 _SIDE_BY_SIDE = {
-    "AP50:95": {"yolov5": "mAP50-95", "coco": "AP", "visdrone": "AP"},
-    "AP50": {"yolov5": "mAP50", "coco": "AP50", "visdrone": "AP50"},
+    "AP50:95": {"yolov5": "mAP50-95", "ultralytics": "mAP50-95", "coco": "AP", "visdrone": "AP"},
+    "AP50": {"yolov5": "mAP50", "ultralytics": "mAP50", "coco": "AP50", "visdrone": "AP50"},
     "AP75": {"coco": "AP75", "visdrone": "AP75"},
-    "precision": {"yolov5": "P"},
-    "recall": {"yolov5": "R"},
+    "precision": {"yolov5": "P", "ultralytics": "P"},
+    "recall": {"yolov5": "R", "ultralytics": "R"},
 }
 """Rows of the table: each protocol's name for the same figure; its other figures follow under their own names."""
 

@@ -1,0 +1,88 @@
+"""Detections of ultralytics' val, and the protocol that computes the same figures from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from offline_ultralytics import offline
+
+import yolov5_ema
+from yolov5_ema.cli._detections import compared_with
+from yolov5_ema.data.dataset import load_dataset
+from yolov5_ema.errors import UserError
+from yolov5_ema.evaluation.judged import Rules, labelled_images
+from yolov5_ema.evaluation.ultralytics import UltralyticsProtocol
+from yolov5_ema.scripts.yolo_val import collected, options_of, rules_of
+
+
+@pytest.fixture(scope="module")
+def ultralytics(tmp_path_factory):
+    with offline(tmp_path_factory.mktemp("config")) as package:
+        yield package
+
+
+@pytest.fixture
+def engine(ultralytics):
+    yield yolov5_ema.install("ultralytics")
+    yolov5_ema.uninstall("ultralytics")
+
+
+def figures_of(found, dataset, engine, split="val"):
+    judged = labelled_images(dataset, split, Rules(judged=found.images))
+    truths, predictions = compared_with(found, judged, dataset, split, ["ultralytics", "coco"], False)
+    protocol = UltralyticsProtocol(dataset.names, rules_of(engine))
+    for image, truth in truths["ultralytics"].truths.items():
+        protocol.update(truth, predictions["ultralytics"][image])
+    return protocol.compute().metrics, predictions
+
+
+def test_the_protocol_gives_the_figures_of_its_own_val(engine, ultralytics, small_yolo, tiny_set, own_folder):
+    dataset = load_dataset(tiny_set)
+    options = {"imgsz": 64, "device": "cpu", "batch": 3, "workers": 0}
+    found = collected(engine, small_yolo, dataset, "val", options, 500, own_folder)
+    metrics, predictions = figures_of(found, dataset, engine)
+    own = ultralytics.YOLO(small_yolo).val(data=str(tiny_set), plots=False, project=str(own_folder / "own"), **options)
+    expected = dict(zip(("P", "R", "mAP50", "mAP50-95"), (own.box.mp, own.box.mr, own.box.map50, own.box.map)))
+    assert metrics == pytest.approx(expected, abs=1e-6) and 0 < metrics["mAP50-95"] < metrics["mAP50"] < 1
+    assert [path.name for path in found.images] == [f"val{index}.jpg" for index in range(4)]
+    assert (own_folder / "val").is_dir()
+    # the other protocols get boxes that are cut off at the border
+    size = 96
+    for image, cut in predictions["coco"].items():
+        whole = predictions["ultralytics"][image]
+        assert len(whole.scores) == len(cut.scores) > 100
+        corners = np.concatenate([whole.boxes[:, :2], whole.boxes[:, :2] + whole.boxes[:, 2:]], axis=1).clip(0, size)
+        np.testing.assert_allclose(cut.boxes[:, :2] + cut.boxes[:, 2:], corners[:, 2:], atol=1e-4)
+    assert min(boxes.boxes[:, :2].min() for boxes in predictions["ultralytics"].values()) < 0
+
+
+def test_it_reads_the_images_that_the_data_set_lists(engine, small_yolo, tiny_set, own_folder):
+    """Also those that ultralytics would look for elsewhere: relative to the working directory."""
+    (own_folder / "here.yaml").write_text(
+        f"path: .\ntrain: nowhere\nval: [{tiny_set.parent}/images/val, {tiny_set.parent}/images/test]\n"
+        "names: {0: disc, 1: box, 2: cross}\n"
+    )
+    dataset = load_dataset(Path("here.yaml"))
+    options = {"imgsz": 64, "device": "cpu", "workers": 0}
+    found = collected(engine, small_yolo, dataset, "val", options, 300, own_folder)
+    assert sorted(found.images) == sorted(dataset.images("val")) and len(found.images) == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ([], {}),
+        (["--img", "320", "--batch-size", "2"], {"imgsz": 320, "batch": 2}),
+        (["--conf-thres", "0.1", "--iou-thres=0.5"], {"conf": 0.1, "iou": 0.5}),
+        (["--half", "--single-cls", "--device", "cpu"], {"half": True, "single_cls": True, "device": "cpu"}),
+    ],
+)
+def test_flags_of_yolov5_are_its_options(flags, options):
+    assert options_of(flags) == options
+
+
+def test_unknown_flags_are_refused():
+    with pytest.raises(UserError, match="--dnn: with a model of ultralytics, val takes --imgsz, "):
+        options_of(["--dnn", "--img", "64"])
