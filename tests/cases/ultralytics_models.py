@@ -32,7 +32,7 @@ def write_detector(cfg: str, file: str) -> None:
             classes[-1].weight.normal_(0, 0.6)
             classes[-1].bias.fill_(-math.log(9))
         for module in yolo.model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
+            if isinstance(module, torch.nn.BatchNorm2d) and module.running_var is not None:
                 module.running_var.fill_(0.2)
     yolo.model.names = {0: "disc", 1: "box", 2: "cross"}
     yolo.model.args = {"imgsz": 64, "task": "detect"}

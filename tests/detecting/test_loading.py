@@ -126,7 +126,7 @@ class _Plain:
         self.file = file
 
     @staticmethod
-    def reads(file: Path) -> bool:
+    def reads(file: Path, engine) -> bool:
         return file.suffix == ".plain"
 
     def detect(self, images, thresholds):
@@ -134,10 +134,11 @@ class _Plain:
 
 
 def test_another_format_is_a_class_and_a_line_in_the_table(engine, monkeypatch):
-    assert loading.is_read("a.pt") and not loading.is_read("a.plain") and not loading.is_read("a.torchscript.pt")
+    assert loading.is_read("a.pt", engine) and loading.is_read("a.onnx", engine)
+    assert not loading.is_read("a.plain", engine) and not loading.is_read("a.engine", engine)
     monkeypatch.setattr(loading, "_FORMATS", (_Plain, *loading._FORMATS))
     found = load_detector("a.plain", engine=engine)
-    assert loading.is_read("a.plain") and isinstance(found, Detector) and not isinstance(found, TorchDetector)
+    assert loading.is_read("a.plain", engine) and isinstance(found, Detector) and not isinstance(found, TorchDetector)
     assert [len(one) for one in found.detect([_noise(9, 9)], LOW)] == [0]
     with pytest.raises(UserError, match=r"a\.plain does not hold a torch model"):
         with_module(found)

@@ -193,10 +193,11 @@ def _check_weights(request: Request, engine: Engine, dataset: Dataset) -> None:
 
     Weights that ``val`` downloads, and formats that only ``val`` can run, are left to ``val``.
     """
+    from yolov5_ema.checkpoints.exported_models import form_of
     from yolov5_ema.detecting.loading import is_read, load_detector
 
     for file in request.weights:
-        if not is_read(file, engine) or not Path(file).is_file():
+        if form_of(Path(file)) or not is_read(file, engine) or not Path(file).is_file():
             continue
         known = len(load_detector(file, engine=engine).names)
         if known > len(dataset.names) and not request.is_single_class(engine):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import signal
 import sys
@@ -109,12 +110,17 @@ def _sigterm_raises() -> Iterator[None]:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what")
-    what.add_argument("--weights", type=Path, required=True, metavar="FILE", help="checkpoint of the detector (.pt)")
+    what.add_argument(
+        "--weights", type=Path, required=True, metavar="FILE", help="detector: a checkpoint (.pt) or an exported model"
+    )
     what.add_argument(
         "--source",
         required=True,
         metavar="PLACE",
         help="a folder (including subfolders), a quoted glob, a .txt file with one path per line, or an image",
+    )
+    what.add_argument(
+        "--data", metavar="YAML", help="data YAML with the names of the classes, for exported models that lack them"
     )
     out = parser.add_argument_group("the output")
     add_output(
@@ -240,6 +246,8 @@ def _predict(args: argparse.Namespace) -> int:
     if args.engine == "ray":
         from yolov5_ema.detecting import by_ray as ray_engine
 
+        if args.weights.is_dir() or args.weights.suffix == ".xml":
+            raise UserError("--engine ray sends one file to its workers; OpenVINO's model is several: use ONNX instead")
         ray_engine.check_installed(args.ray_address or os.environ.get(ray_engine.ADDRESS_ENV))
     import torch
 
@@ -270,7 +278,12 @@ def _engine_for(args: argparse.Namespace) -> Engine:
 
 
 def _model_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {"imgsz": (args.imgsz[0], args.imgsz[-1]), "half": args.half}
+    names = None
+    if args.data:
+        from yolov5_ema.upstream.data_yaml import open_dataset
+
+        names = open_dataset(args.data).names
+    return {"imgsz": (args.imgsz[0], args.imgsz[-1]), "half": args.half, "names": names}
 
 
 def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thresholds]:
@@ -294,7 +307,7 @@ def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thres
 def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thresholds: Thresholds) -> dict[str, Any]:
     return {
         "weights": args.weights.name,
-        "weights_sha256": sha256_of(args.weights),
+        "weights_sha256": _sha256_of_model(args.weights),
         "imgsz": list(detector.imgsz),
         **asdict(thresholds),
         "half": args.half,
@@ -302,6 +315,14 @@ def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thre
         engine.kind if engine.kind == ULTRALYTICS else "yolov5": engine.version,
         "yolov5_ema": __version__,
     }
+
+
+def _sha256_of_model(weights: Path) -> str:
+    """The SHA-256 of a model; OpenVINO's is a folder of files."""
+    if not weights.is_dir():
+        return sha256_of(weights)
+    digests = [f"{sha256_of(file)} {file.name}\n" for file in sorted(weights.iterdir()) if file.is_file()]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _manifest(args: argparse.Namespace, source: Source, settings: Mapping[str, Any]) -> Manifest:

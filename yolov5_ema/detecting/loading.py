@@ -13,6 +13,7 @@ from yolov5_ema.checkpoints.loading import trusting
 from yolov5_ema.checkpoints.recognition import YOLOV5, engine_of_weights
 from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Detector, Format, with_module
 from yolov5_ema.detecting.ultralytics_model import UltralyticsDetector, UltralyticsTorchDetector
+from yolov5_ema.detecting.yolov5_exported import Yolov5Exported
 from yolov5_ema.detecting.yolov5_pt import Yolov5Detector
 from yolov5_ema.engine import shim
 from yolov5_ema.errors import UserError
@@ -20,7 +21,7 @@ from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
-_FORMATS: tuple[Format, ...] = (UltralyticsDetector, UltralyticsTorchDetector, Yolov5Detector)
+_FORMATS: tuple[Format, ...] = (UltralyticsDetector, UltralyticsTorchDetector, Yolov5Exported, Yolov5Detector)
 """The formats. The first whose ``reads`` accepts a file opens it, else the last, which says what is wrong with it."""
 
 
@@ -34,6 +35,7 @@ def load_detector(
     half: bool = False,
     least_stride: int = 1,
     tasks: Sequence[str] = (DETECT,),
+    names: Sequence[str] | None = None,
 ) -> Detector:
     """Load a detector from a file of any supported format.
 
@@ -46,6 +48,7 @@ def load_detector(
         half: compute in half precision; on a GPU only.
         least_stride: the minimum of the stride.
         tasks: the accepted tasks, see `yolov5_ema.detecting.protocol`.
+        names: the names of the classes, for an exported model that does not say them.
 
     Raises:
         UserError: the file cannot be used, does not hold a detector, or holds one for another task; a `CheckpointError`
@@ -54,7 +57,7 @@ def load_detector(
     file = Path(weights)
     form = next((form for form in _FORMATS if form.reads(file, engine)), _FORMATS[-1])
     with trusting(trust):
-        detector = form(file, engine, device, imgsz, half, least_stride)
+        detector = form(file, engine, device, imgsz, half, least_stride, names)
     if detector.task not in tasks:
         raise UserError(f"{file} {_other_task(detector.task, engine)}")
     return detector

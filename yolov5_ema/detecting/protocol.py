@@ -122,6 +122,7 @@ class Format(Protocol):
         imgsz: tuple[int, int],
         half: bool,
         least_stride: int,
+        names: Sequence[str] | None = None,
     ) -> Detector:
         """Load the detector in a file; arguments and errors as those of `load_detector`."""
 

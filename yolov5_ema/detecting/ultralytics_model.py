@@ -39,6 +39,7 @@ class UltralyticsDetector:
         imgsz: tuple[int, int],
         half: bool,
         least_stride: int,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.file = file
         self._engine = engine

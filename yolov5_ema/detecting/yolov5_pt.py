@@ -20,6 +20,65 @@ from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 
+class Steps:
+    """What a release of YOLOv5 does around its model: letterboxing, non-maximum suppression and scaling back."""
+
+    def __init__(self, engine: Engine) -> None:
+        general = engine.module("utils.general")
+        self._suppress = general.non_max_suppression
+        self._scale_back = getattr(general, "scale_boxes", None) or general.scale_coords  # renamed in v6.2
+        self._letterbox = engine.module("utils.augmentations").letterbox
+
+    def boxed(
+        self, pixels: np.ndarray, imgsz: tuple[int, int], stride: int, *, auto: bool
+    ) -> tuple[np.ndarray, Pair, Pair]:
+        """An image, uint8 of shape (H, W, 3) in BGR, scaled and padded.
+
+        Args:
+            pixels: the image.
+            imgsz: height and width that it is scaled to fit.
+            stride: the sides are padded to multiples of it, if ``auto``.
+            auto: pad as little as possible; otherwise to ``imgsz``.
+
+        Returns:
+            uint8 of shape (3, H', W') in RGB; see `protocol.TorchDetector.boxed` for the rest.
+
+        Raises:
+            TooThinError: a side of it would be 0 pixels.
+        """
+        try:
+            boxed, gain, pad = self._letterbox(pixels, list(imgsz), stride=stride, auto=auto)
+        except cv2.error as error:
+            height, width = pixels.shape[:2]
+            raise TooThinError(
+                f"is too narrow: {width} x {height} pixels leave nothing when scaled to {max(imgsz)}"
+            ) from error
+        return np.ascontiguousarray(boxed.transpose(2, 0, 1)[::-1]), gain, pad
+
+    def detections(
+        self, output: torch.Tensor, boxed: Sequence[int], shape: Sequence[int], thresholds: Thresholds
+    ) -> Detections:
+        """The detections of one image, in whole pixels of the image.
+
+        Args:
+            output: the model's decoded output, (1, n, 5 + nc …).
+            boxed: height and width of the model's input.
+            shape: height and width of the image.
+            thresholds: which detections are kept.
+        """
+        found: torch.Tensor = self._suppress(
+            output,
+            thresholds.conf_thres,
+            thresholds.iou_thres,
+            list(thresholds.classes) if thresholds.classes else None,
+            thresholds.agnostic_nms,
+            max_det=thresholds.max_det,
+        )[0]
+        if len(found):
+            found[:, :4] = self._scale_back(tuple(boxed), found[:, :4], tuple(shape)).round()
+        return Detections.of_rows(found.float().cpu().numpy())
+
+
 class Yolov5Detector:
     """A ``.pt`` checkpoint of YOLOv5; a `protocol.TorchDetector`.
 
@@ -40,6 +99,7 @@ class Yolov5Detector:
         imgsz: tuple[int, int],
         half: bool,
         least_stride: int,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.file = file
         self._device = torch.device(device)
@@ -53,9 +113,7 @@ class Yolov5Detector:
             general = engine.module("utils.general")
             self.imgsz: tuple[int, int] = tuple(general.check_img_size(list(imgsz), s=self.stride))
         self.module: torch.nn.Module = (model.half() if self._half else model.float()).to(self._device)
-        self._suppress = general.non_max_suppression
-        self._scale_back = getattr(general, "scale_boxes", None) or general.scale_coords  # renamed in v6.2
-        self._letterbox = engine.module("utils.augmentations").letterbox
+        self._steps = Steps(engine)
 
     @staticmethod
     def reads(file: Path, engine: Engine) -> bool:
@@ -64,14 +122,8 @@ class Yolov5Detector:
 
     def boxed(self, pixels: np.ndarray) -> tuple[torch.Tensor, Pair, Pair]:
         """See `protocol.TorchDetector`."""
-        try:
-            boxed, gain, pad = self._letterbox(pixels, list(self.imgsz), stride=self.stride, auto=True)
-        except cv2.error as error:  # a side of it would be 0 pixels
-            height, width = pixels.shape[:2]
-            raise TooThinError(
-                f"is too narrow: {width} x {height} pixels leave nothing when scaled to {max(self.imgsz)}"
-            ) from error
-        batch = torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1)[::-1])).to(self._device)
+        boxed, gain, pad = self._steps.boxed(pixels, self.imgsz, self.stride, auto=True)
+        batch = torch.from_numpy(boxed).to(self._device)
         return (batch.half() if self._half else batch.float())[None] / 255, gain, pad
 
     def detect(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
@@ -85,17 +137,7 @@ class Yolov5Detector:
         output = self.module(batch, augment=thresholds.augment)
         while isinstance(output, (list, tuple)):
             output = output[0]
-        found: torch.Tensor = self._suppress(
-            output,
-            thresholds.conf_thres,
-            thresholds.iou_thres,
-            list(thresholds.classes) if thresholds.classes else None,
-            thresholds.agnostic_nms,
-            max_det=thresholds.max_det,
-        )[0]
-        if len(found):
-            found[:, :4] = self._scale_back(batch.shape[2:], found[:, :4], pixels.shape).round()
-        return Detections.of_rows(found.float().cpu().numpy())
+        return self._steps.detections(output, batch.shape[2:], pixels.shape, thresholds)
 
 
 def _loaded(engine: Engine, file: Path) -> torch.nn.Module:

@@ -1,0 +1,92 @@
+"""YOLOv5's exported models as detectors: ONNX, OpenVINO and TorchScript."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from yolov5_ema.checkpoints.exported_models import form_of, metadata_of
+from yolov5_ema.data.detections import Detections
+from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Thresholds
+from yolov5_ema.detecting.runtimes import loaded
+from yolov5_ema.detecting.yolov5_pt import Steps
+from yolov5_ema.errors import UserError
+from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
+
+_OF_A_BOX = 5
+
+
+class Yolov5Exported:
+    """A model that YOLOv5's ``export`` wrote; a `protocol.Detector`.
+
+    Images are letterboxed to the size that the model was exported for.
+
+    The arguments are those of `load_detector`.
+
+    Raises:
+        UserError: the file cannot be used, or does not say its classes.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        engine: Engine,
+        device: torch.device | str,
+        imgsz: tuple[int, int],
+        half: bool,
+        least_stride: int,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        if not file.exists():
+            raise UserError(f"{file}: there is no such file")
+        metadata = metadata_of(file)
+        self.file = file
+        self.names = _names_in(metadata, names, file)
+        self.stride = max(int(metadata.get("stride", 32)), least_stride)
+        self._runtime = loaded(file, torch.device(device), metadata)
+        self._steps = Steps(engine)
+        self.imgsz = self._size(imgsz)
+        columns = self._runtime.run(np.zeros((1, 3, *self.imgsz), np.float32)).shape[-1]
+        self.task = DETECT if columns == _OF_A_BOX + len(self.names) else SEGMENT
+        if columns < _OF_A_BOX + len(self.names):
+            raise UserError(f"{file} has {columns - _OF_A_BOX} classes, but {len(self.names)} names were given")
+
+    @staticmethod
+    def reads(file: Path, engine: Engine) -> bool:
+        """See `protocol.Format`."""
+        return engine.kind != ULTRALYTICS and form_of(file) is not None
+
+    def _size(self, imgsz: tuple[int, int]) -> tuple[int, int]:
+        count, _, *sides = self._runtime.shape
+        if count not in (1, None):
+            raise UserError(f"{self.file} takes {count} images at once: export it with --batch-size 1")
+        asked = (-(-side // self.stride) * self.stride for side in imgsz)
+        height, width = (own or wanted for own, wanted in zip(sides, asked))
+        return height, width
+
+    def detect(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
+        """See `protocol.Detector`."""
+        if thresholds.augment:
+            raise UserError(f"--augment works only with a checkpoint, not with {self.file}")
+        return [self._detected(pixels, thresholds) for pixels in images]
+
+    def _detected(self, pixels: np.ndarray, thresholds: Thresholds) -> Detections:
+        boxed, _, _ = self._steps.boxed(pixels, self.imgsz, self.stride, auto=False)
+        output = self._runtime.run((boxed.astype(np.float32) / 255)[None])
+        output = output[..., : _OF_A_BOX + len(self.names)] if self.task == SEGMENT else output
+        return self._steps.detections(output, boxed.shape[1:], pixels.shape, thresholds)
+
+
+def _names_in(metadata: dict[str, Any], given: Sequence[str] | None, file: Path) -> list[str]:
+    names = metadata.get("names", given)
+    if names is None:
+        raise UserError(
+            f"{file} does not say the names of its classes: name its data YAML with --data, or export it with YOLOv5 "
+            "v6.1 or later"
+        )
+    return [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, dict) else list(map(str, names))
