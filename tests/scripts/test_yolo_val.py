@@ -11,10 +11,9 @@ from offline_ultralytics import offline
 import yolov5_ema
 from yolov5_ema.cli._detections import compared_with
 from yolov5_ema.data.dataset import load_dataset
-from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.judged import Rules, labelled_images
 from yolov5_ema.evaluation.ultralytics import UltralyticsProtocol
-from yolov5_ema.scripts.yolo_val import collected, options_of, rules_of
+from yolov5_ema.scripts.yolo_val import collected, rules_of
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +67,3 @@ def test_it_reads_the_images_that_the_data_set_lists(engine, small_yolo, tiny_se
     options = {"imgsz": 64, "device": "cpu", "workers": 0}
     found = collected(engine, small_yolo, dataset, "val", options, 300, own_folder)
     assert sorted(found.images) == sorted(dataset.images("val")) and len(found.images) == 8
-
-
-@pytest.mark.parametrize(
-    ("flags", "options"),
-    [
-        ([], {}),
-        (["--img", "320", "--batch-size", "2"], {"imgsz": 320, "batch": 2}),
-        (["--conf-thres", "0.1", "--iou-thres=0.5"], {"conf": 0.1, "iou": 0.5}),
-        (["--half", "--single-cls", "--device", "cpu"], {"half": True, "single_cls": True, "device": "cpu"}),
-    ],
-)
-def test_flags_of_yolov5_are_its_options(flags, options):
-    assert options_of(flags) == options
-
-
-def test_unknown_flags_are_refused():
-    with pytest.raises(UserError, match="--dnn: with a model of ultralytics, val takes --imgsz, "):
-        options_of(["--dnn", "--img", "64"])

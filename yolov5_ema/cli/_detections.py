@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._engines import add_engine
+from yolov5_ema.cli._engines import add_engine, val_options
 from yolov5_ema.cli._slicing import take_flags
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Flags
@@ -77,13 +77,11 @@ class Request:
         Raises:
             UserError: ultralytics has no such option, or cannot detect with several models at once.
         """
-        from yolov5_ema.scripts.yolo_val import options_of
-
         if len(self.weights) > 1:
             raise UserError("--weights: ultralytics detects with one model at a time")
         if take_flags(self.flags)[0] is not None:
             raise UserError("--slice works only with checkpoints of YOLOv5")
-        return options_of(self.flags)
+        return val_options(self.flags)
 
     def is_single_class(self, engine: Engine) -> bool:
         """Whether all classes are merged into one."""

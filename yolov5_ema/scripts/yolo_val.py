@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,36 +20,6 @@ from yolov5_ema.scripts.collecting import Collected
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
 
-# flags of YOLOv5's val, and ultralytics' names of the same options
-_FLAGS: dict[tuple[str, ...], tuple[str, type]] = {
-    ("--imgsz", "--img", "--img-size"): ("imgsz", int),
-    ("--batch-size", "--batch"): ("batch", int),
-    ("--conf-thres", "--conf"): ("conf", float),
-    ("--iou-thres", "--iou"): ("iou", float),
-    ("--device",): ("device", str),
-    ("--workers",): ("workers", int),
-}
-_SWITCHES = {"--half": "half", "--augment": "augment", "--single-cls": "single_cls"}
-
-
-def options_of(flags: Sequence[str]) -> dict[str, Any]:
-    """The options of ultralytics' ``val`` for flags of YOLOv5's.
-
-    Raises:
-        UserError: ultralytics has no such option.
-        SystemExit: raised by argparse for an invalid value.
-    """
-    parser = argparse.ArgumentParser(prog="yolov5-ema", usage=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
-    for names, (option, kind) in _FLAGS.items():
-        parser.add_argument(*names, dest=option, type=kind)
-    for name, option in _SWITCHES.items():
-        parser.add_argument(name, dest=option, action="store_true", default=None)
-    found, rest = parser.parse_known_args(list(flags))
-    if rest:
-        known = ", ".join([*(names[0] for names in _FLAGS), *_SWITCHES])
-        raise UserError(f"{' '.join(rest)}: with a model of ultralytics, val takes {known}")
-    return {option: value for option, value in vars(found).items() if value is not None}
-
 
 def collected(
     engine: Engine, weights: Path, dataset: Dataset, split: str, options: dict[str, Any], max_det: int, folder: Path
@@ -62,7 +31,7 @@ def collected(
         weights: the model.
         dataset: the data set.
         split: ``train``, ``val`` or ``test``.
-        options: options of ``val``; see `options_of`.
+        options: options of ``val``.
         max_det: the most detections for one image.
         folder: ``val`` writes into its subfolder ``val``.
 
