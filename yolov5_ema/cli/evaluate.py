@@ -321,7 +321,7 @@ def _tables(
 
 COMMAND = Command(
     "evaluate",
-    "evaluate weights or predictions by the protocols of YOLOv5, ultralytics, COCO and VisDrone",
+    "evaluate weights or predictions as YOLOv5, ultralytics, COCO and VisDrone do",
     _run,
     _add_flags,
     description="Evaluate detections by the protocols of YOLOv5, ultralytics, COCO and VisDrone, side by side.",
