@@ -53,8 +53,9 @@ demo: $(VENV)/.demo-$(SETUP)
 
 engines: $(ENGINES:%=$(VENV)/engines/%/.done)
 
+# The tests start some hundred processes: with bytecode, even where the environment forbids it, none compiles all files.
 test: $(VENV)/.dev-$(SETUP) engines
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev-$(SETUP) engines
 	$(BIN)/python -m pytest -m slow

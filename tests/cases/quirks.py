@@ -471,13 +471,15 @@ def ultralytics() -> None:
     source = 'try:\n    import ultralytics\nexcept ImportError:\n    os.system("pip install -U ultralytics")\n'
     module = SourceModule(Engine(Path("/clone"), "clone", "7.0+"), "utils.general", source)
     quirk = _quirk("ultralytics")
+    while_running = quirk.while_running
+    assert while_running is not None
     finding: Any = importlib.util
     find_spec = finding.find_spec
     finding.find_spec = lambda name, *a: None if name == "ultralytics" else find_spec(name, *a)
     assert "not installed" in (quirk.needed(module) or "")
 
     def enter() -> None:
-        with quirk.while_running(module):
+        with while_running(module):
             raise AssertionError("it ran")
 
     said = _refusal(enter)

@@ -44,7 +44,7 @@ BOTH = ("fused", "split")
 FLOAT32 = [
     (Case(2, 4, 3, 4, 2), BOTH),
     (Case(1, 5, 1, 9, 1), BOTH),
-    (Case(1, 3, 9, 1, 1), BOTH),
+    (Case(1, 3, 9, 1, 1), ("fused",)),
     (Case(1, 2, 2, 3, 2), BOTH),  # one channel for each group
     (Case(1, 2, 1, 1, 1), BOTH),
     (Case(1, 10, 13, 11, 1), ("fused",)),
@@ -55,13 +55,14 @@ HALF = [
     (Case(1, 3, 6, 7, 1, torch.float16), ("fused",)),
     (Case(1, 3, 6, 7, 1, torch.bfloat16), ("fused",)),
 ]
-# The weights are small enough not to saturate the gates and the map. Sums over a channel reach 6.4e5, more than the
+# The weights are small enough not to saturate the gates and the map. Sums over a channel reach 1.0e5, more than the
 # largest float16, 65504.
 LARGE = [
     (Case(1, 4, 9, 8, 1, mean=1e3, weights=1e-3), BOTH),
-    (Case(1, 1, 80, 80, 1, torch.float16, mean=100.0, weights=1e-2), ("split",)),
+    (Case(1, 1, 32, 32, 1, torch.float16, mean=100.0, weights=1e-2), ("split",)),
 ]
 SLOW = [
+    (Case(1, 3, 9, 1, 1), ("split",)),
     (Case(1, 2, 45, 50, 1), BOTH),  # several blocks of rows, the last of them short
     (Case(1, 2, 2, 1100, 1), BOTH),  # rows longer than a block
     (Case(1, 20, 7, 5, 1), ("fused",)),
@@ -74,6 +75,7 @@ SLOW = [
     (Case(2, 12, 40, 40, 4), BOTH),
     (Case(1, 3, 6, 7, 1, torch.float16), ("split",)),
     (Case(1, 3, 6, 7, 1, torch.bfloat16), ("split",)),
+    (Case(1, 1, 80, 80, 1, torch.float16, mean=100.0, weights=1e-2), ("split",)),
     (Case(1, 2, 160, 160, 1, torch.float16, mean=100.0, weights=1e-2), BOTH),
 ]
 

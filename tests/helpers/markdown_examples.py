@@ -11,6 +11,7 @@ by ``;``:
 
 from __future__ import annotations
 
+import functools
 import shlex
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -136,6 +137,7 @@ def _described(example: Example, comment: str) -> Example:
     return example
 
 
+@functools.cache
 def all_examples() -> list[Example]:
     """The examples of README.md and of all pages under ``docs/``."""
     found: list[Example] = []

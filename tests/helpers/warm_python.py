@@ -12,6 +12,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -102,10 +103,13 @@ def run_warm(
 
 
 def _serve() -> None:
+    gc.disable()
     for library in LIBRARIES:
         with contextlib.suppress(ImportError):  # each release of YOLOv5 needs only some of them
             importlib.import_module(library)
+    inspect.getmodule(sys._getframe())  # looks up the files of all modules once, and not in each copy for torch.library
     gc.freeze()  # so that garbage collection in the copies skips what was loaded before
+    gc.enable()
     _make_copies(sys.stdin, sys.stdout)
 
 

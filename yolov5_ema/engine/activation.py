@@ -123,7 +123,7 @@ class _Loader(SourceFileLoader):
         subject = self._activation.source_module(module.__name__, self.path)
         with ExitStack() as stack:
             for quirk in QUIRKS:
-                if quirk.needed(subject):
+                if quirk.while_running is not None and quirk.needed(subject):
                     stack.enter_context(quirk.while_running(subject))
             super().exec_module(module)
         self._activation.after_import(module.__name__, module, subject)

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from yolov5_ema.engine import shim
 
@@ -16,6 +17,9 @@ models: list[Any] = []
 Average: Any = train.ModelEMA
 Loss: Any = train.ComputeLoss
 run = train.train
+# nobody looks at the plots, which take half the time
+Figure.draw = lambda self, renderer: None  # type: ignore[method-assign]
+Figure.tight_layout = lambda self, **options: None  # type: ignore[method-assign]
 
 
 def state_of(model: Any) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -63,7 +62,7 @@ class Quirk:
         needed: takes a module and returns whether it needs the fix: true or false, or a reason of its own.
         reason: why modules need it, unless ``needed`` gives the reason. See `why`.
         apply: changes the module after it ran.
-        while_running: a context in which the module's own code runs, for what breaks at import.
+        while_running: a context in which the module's own code runs, for what breaks at import, or None.
         settled: takes a module that does not need the fix, and returns whether it shows that this YOLOv5 does not need
             the fix at all. If no module shows that, ``doctor`` says that the fix may be needed and is off.
     """
@@ -74,9 +73,7 @@ class Quirk:
     needed: Callable[[SourceModule], Any]
     reason: str = ""
     apply: Callable[[SourceModule, Patches], None] = field(default=lambda module, patches: None)
-    while_running: Callable[[SourceModule], AbstractContextManager[None]] = field(
-        default=lambda module: contextlib.nullcontext()
-    )
+    while_running: Callable[[SourceModule], AbstractContextManager[None]] | None = None
     settled: Callable[[SourceModule], bool] = field(default=never)
 
     def why(self, module: SourceModule) -> str | None:

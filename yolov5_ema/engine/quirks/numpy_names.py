@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,10 @@ _REPLACEMENTS: dict[str, Any] = {
 def _missing_names(code: Code) -> list[str]:
     # np.bool came back in NumPy 2 with another meaning, so look at NumPy itself, not at its version
     missing = [name for name in _REPLACEMENTS if f"np.{name}" in code.names and not _is_there(name)]
-    used = set(_unchecked_names(code.tree)) if missing and "np" in code.own_names else set()
+    if not missing or "np" not in code.own_names:
+        return []
+    checked = _checked_names(code)
+    used = {dotted(node) for node in code.all(ast.Attribute) if node.attr in missing and node not in checked}
     return [name for name in missing if f"np.{name}" in used]
 
 
@@ -35,15 +37,13 @@ def _is_there(name: str) -> bool:
         return hasattr(np, name)
 
 
-def _unchecked_names(tree: ast.AST) -> Iterator[str]:
-    """Dotted names in the code, except those that the code checks with ``hasattr`` first."""
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Attribute):
-            yield dotted(node)
-        if not (isinstance(node, (ast.If, ast.IfExp)) and Code(node.test).calls("hasattr")):
-            waiting.extend(ast.iter_child_nodes(node))
+def _checked_names(code: Code) -> set[ast.AST]:
+    """The nodes of the dotted names that the code checks with ``hasattr`` first."""
+    if not code.calls("hasattr"):
+        return set()
+    choices: tuple[ast.If | ast.IfExp, ...] = (*code.all(ast.If), *code.all(ast.IfExp))
+    checked = (node for node in choices if Code(node.test).calls("hasattr"))
+    return {name for node in checked for name in Code(node).all(ast.Attribute)}
 
 
 def _needed(module: SourceModule) -> str | None:
