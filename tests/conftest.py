@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock  # comes with torch
 from hypothesis import settings
 from offline_ultralytics import run_python
-from warm_python import THREADS, run_warm
+from warm_python import THREADS, leave_figures_empty, run_warm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Hypothesis tries the same cases on every machine, so that a failure is caused by a change and not by chance.
@@ -119,12 +119,12 @@ def run_cli(
         cwd: the working directory.
         env: variables that are added to the environment of the tests.
         warm: whether to use a process that has loaded torch already, see `warm_python`; False: a fresh Python.
-        are_drawn: whether a training draws its plots; if not, they are empty, which is faster.
+        are_drawn: whether ``train`` and ``val`` draw their plots; if not, they are empty, which is faster.
     """
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, **THREADS, "PYTHONPATH": os.pathsep.join(paths), **(env or {})}
     if warm:
-        drawn = are_drawn or args[0] != "train"
+        drawn = are_drawn or args[0] not in ("train", "val")
         return run_warm("yolov5_ema", *args, cwd=cwd, env=environment, are_drawn=drawn)
     command = [sys.executable, "-m", "yolov5_ema", *map(str, args)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
@@ -247,6 +247,12 @@ def own_folder(tmp_path, monkeypatch):
     yield tmp_path
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """What matplotlib saves in this process is empty, as `run_cli` has it."""
+    leave_figures_empty(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cases import plain_yolov5
-from fresh_process import run_fresh
+from fresh_process import run_in_copy
 
 import yolov5_ema
 from yolov5_ema.checkpoints import loading as checkpoints
@@ -214,7 +214,7 @@ def test_plain_yolov5_of_a_clone_reads_it_without_the_shim(engine, model, tmp_pa
 
     (config / "Arial.ttf").write_bytes(_font_on_disk("Arial.ttf").read_bytes())
     env = {"YOLOV5_CONFIG_DIR": str(config)}
-    done = run_fresh(plain_yolov5.sums_of_ones, clone, tmp_path / "a.pt", cwd=tmp_path, env=env)
+    done = run_in_copy(plain_yolov5.sums_of_ones, clone, tmp_path / "a.pt", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     expected = float(model(torch.ones(1, 3, 64, 64))[0].sum())
     assert float(done.stdout.splitlines()[-1]) == pytest.approx(expected, rel=1e-5)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from cases.loading_generations import write_checkpoints
 from conftest import laid_aside, lay_out_as_clone
-from fresh_process import REPOSITORY, fresh_environment, name_of
-from warm_python import run_warm
+from fresh_process import run_in_copy
 
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.generator import build_cfg
@@ -36,8 +35,7 @@ def checkpoints(request, package_root, tmp_path_factory):
         for layout, root in (("package", package), ("clone", clone)):
             files[release, layout] = folder / f"{release}-{layout}.pt"
             arguments += [str(root), str(files[release, layout])]
-    case = name_of(write_checkpoints)
-    done = run_warm("fresh_process", case, *arguments, cwd=REPOSITORY, env=fresh_environment())
+    done = run_in_copy(write_checkpoints, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return files
 

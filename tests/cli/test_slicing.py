@@ -150,7 +150,7 @@ def test_detect_keeps_its_flags(trained, tiny_set, own_folder):
     assert not (runs / "few/test0.jpg").exists()
 
 
-def test_val_keeps_its_flags(trained, tiny_set, own_folder, capsys):
+def test_val_keeps_its_flags(trained, tiny_set, own_folder, capsys, undrawn):
     flags = ["val", "--data", str(tiny_set), "--weights", str(trained), "--img", "64", "--batch-size", "3"]
     assert main([*flags, "--slice", "64", "--save-txt", "--save-conf", "--save-json", "--single-cls"]) == 0
     assert main([*flags, "--slice", "64", "--task", "test", "--augment", "--verbose", "--name", "test"]) == 0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cases.shim import installs_in_a_clone
-from fresh_process import run_fresh
+from fresh_process import run_in_copy
 
 import yolov5_ema
 from yolov5_ema.checkpoints import loading as checkpoints
@@ -274,5 +274,5 @@ def test_a_clones_models_yolo(clone, package_root):
 
     version = engine_at(package_root).version
     looks_like = {"6.0.7": "6.0", "7.0.14": "7.0+"}[version]
-    done = run_fresh(installs_in_a_clone, clone, looks_like)
+    done = run_in_copy(installs_in_a_clone, clone, looks_like)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from warm_python import run_warm
+
 _HELPERS = Path(__file__).resolve().parent
 REPOSITORY = _HELPERS.parents[1]
 # the folders of the package, the cases and the helpers
@@ -65,6 +67,13 @@ def run_fresh(
     """
     options: dict[str, Any] = {"cwd": cwd, "env": fresh_environment(env), "timeout": longest_s}
     return subprocess.run(fresh_command(case, *args), capture_output=True, text=True, **options)
+
+
+def run_in_copy(
+    case: Callable[..., object], *args: object, cwd: Path = REPOSITORY, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """As `run_fresh`, in a copy of a process that has loaded torch and other libraries; see `warm_python`."""
+    return run_warm("fresh_process", name_of(case), *args, cwd=cwd, env=fresh_environment(env))
 
 
 if __name__ == "__main__":

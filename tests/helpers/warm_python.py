@@ -185,7 +185,7 @@ def _become(task: Mapping[str, Any]) -> NoReturn:
     if "OMP_NUM_THREADS" in os.environ:
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if not task["are_drawn"]:
-        _leave_figures_empty()
+        leave_figures_empty()
     sys.argv = [task["module"], *task["args"]]
     code = _code_of(lambda: runpy.run_module(task["module"], run_name="__main__", alter_sys=True))
     threading._shutdown()  # type: ignore[attr-defined]
@@ -204,11 +204,12 @@ def _settle(task: Mapping[str, Any]) -> None:
     os.environ.update(task["env"])
 
 
-def _leave_figures_empty() -> None:
+def leave_figures_empty(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Make the pictures that matplotlib saves empty; ``put`` sets an attribute."""
     from matplotlib.figure import Figure
 
-    Figure.draw = lambda self, renderer: None
-    Figure.tight_layout = lambda self, **options: None
+    put(Figure, "draw", lambda self, renderer: None)
+    put(Figure, "tight_layout", lambda self, **options: None)
 
 
 def _code_of(run: Callable[[], object]) -> int:

@@ -38,6 +38,7 @@ def test_val(trained, tiny_set, tmp_path):
         *("val", "--data", tiny_set, "--weights", trained, "--img", 64, "--batch", 4),
         *("--save-txt", "--save-conf", "--save-json", "--conf-thres", 1e-9),
         cwd=tmp_path,
+        are_drawn=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"^ +all +4 +\d+ ", done.stdout + done.stderr, re.MULTILINE), done.stdout

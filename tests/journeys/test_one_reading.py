@@ -40,7 +40,7 @@ def run(*argv: object) -> None:
     assert main([*map(str, argv)]) == 0
 
 
-def test_val(counted, trained, tiny_set):
+def test_val(counted, trained, tiny_set, undrawn):
     run("val", "--data", tiny_set, "--weights", trained, *COMMON)
     assert counted[tiny_set.name] == 1 and counted["images of val"] == 1
     assert not counted["images of train"]
@@ -51,7 +51,7 @@ def test_evaluate(counted, trained, tiny_set):
     assert counted[tiny_set.name] == 1 and counted["images of val"] == 1
 
 
-def test_train(counted, tiny_set):
+def test_train(counted, tiny_set, undrawn):
     Path("small.yaml").write_text(small_cfg())
     flags = ("--weights", "", "--epochs", 1, "--workers", 0, "--noautoanchor")
     run("train", "--data", tiny_set, "--cfg", "small.yaml", *flags, *COMMON)

@@ -9,7 +9,7 @@ from conftest import small_cfg
 from yolov5_ema.cli.main import main
 
 
-def test_a_second_training_in_a_process_leaves_the_results_of_the_first_alone(tiny_set, own_folder):
+def test_a_second_training_in_a_process_leaves_the_results_of_the_first_alone(tiny_set, own_folder, undrawn):
     """The default callbacks of YOLOv5's ``main`` keep the loggers of all earlier trainings."""
     Path("small.yaml").write_text(small_cfg())
     flags = ["train", "--data", str(tiny_set), "--cfg", "small.yaml", "--weights", "", "--epochs", "1", "--img", "64"]
