@@ -21,7 +21,10 @@ TWELVE = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
 TWELVE += ["AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"]
 
 
-@pytest.fixture(params=["whatever is installed", "pycocotools"])
+LIBRARIES = ("whatever is installed", "pycocotools")
+
+
+@pytest.fixture(params=LIBRARIES)
 def library(request, monkeypatch):
     if request.param == "pycocotools":
         monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
@@ -76,14 +79,20 @@ def has_objects(case) -> bool:
 
 
 SEEDS = [seed for seed in range(240) if has_objects(big_case(seed))]
+# all cases with the library that is used if it is there, a quarter of them with the other one
+BY_LIBRARY = [
+    pytest.param(library, seed, marks=[pytest.mark.slow] if library == "pycocotools" and number % 4 else [])
+    for number, seed in enumerate(SEEDS)
+    for library in LIBRARIES
+]
 
 
 def test_enough_cases():
     assert len(SEEDS) >= 200
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_twelve_figures(seed, library):
+@pytest.mark.parametrize(("library", "seed"), BY_LIBRARY, indirect=["library"])
+def test_the_twelve_figures(library, seed):
     case = big_case(seed)
     result = computed(case)
     evaluation = official(case)

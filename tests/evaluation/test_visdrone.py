@@ -78,7 +78,9 @@ def test_the_toolkits_drop_of_ignored_regions(sample):
         assert np.count_nonzero(~inside_regions(found.boxes, truth)) == left["det"]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[] if seed < 20 else [pytest.mark.slow]) for seed in range(40)]
+)
 def test_against_loops(seed):
     case = random_case(np.random.default_rng(seed))
     if not any((truth.classes[~inside_regions(truth.boxes, truth)] >= 0).any() for truth, _ in case):
