@@ -1,7 +1,8 @@
-"""Generates model YAMLs for YOLOv5: any size, with any attention block at any place of the network.
+"""Generates model YAMLs for YOLOv5 and ultralytics: any size, with any attention block at any place of the network.
 
-A :class:`Recipe` says what to build. :func:`build_cfg` returns the dict that YOLOv5's ``Model`` accepts, and
-:func:`format_cfg` the text of the YAML file. The files in ``models/`` are made from the recipes in :data:`SHIPPED`.
+A :class:`Recipe` says what to build. :func:`build_cfg` returns the dict that the engine's model class accepts, and
+:func:`format_cfg` the text of the YAML file. The files in ``models/`` are made from the recipes in :data:`SHIPPED`, and
+those in ``models/ultralytics/`` from :data:`SHIPPED_FOR_ULTRALYTICS`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_ema.cfgs.block_channels import check_fit
-from yolov5_ema.cfgs.graph import OUTPUT_MODULES, Graph, Row, is_plain_name
+from yolov5_ema.cfgs.extra_level import add_stride_4
+from yolov5_ema.cfgs.graph import Graph, Row
+from yolov5_ema.cfgs.places import backbone_rows, neck_rows, rows_by_number
+from yolov5_ema.cfgs.values import is_plain_name
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import find_shipped
 from yolov5_ema.texts import did_you_mean, nearest
+from yolov5_ema.upstream.ultralytics import at_hand, find_cfg, is_cfg_of_ultralytics, size_in, sizes_beside
 
 # depth_multiple, width_multiple of YOLOv5's five sizes.
 SIZES = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.0, 1.0), "x": (1.33, 1.25)}
 PLACES = ("backbone", "neck")
+# modules that a block can be put into
+HOSTS = ("C3", "C2f", "C3k2")
 NO_BLOCK = "none"
 
 _P3_BACKBONE = [
@@ -140,19 +147,22 @@ class Recipe:
     """The settings of a generated cfg.
 
     Args:
-        size: ``n``, ``s``, ``m``, ``l`` or ``x``. The default is ``s``, or the multiples of the ``base`` if there is
-            one.
+        size: ``n``, ``s``, ``m``, ``l`` or ``x``. The default is ``s``, or that of the ``base`` if there is one. A
+            YAML of ultralytics holds several sizes, and the letter in its file's name chooses.
         block: name of the attention block, or ``none`` for the plain model.
-        at: ``backbone``, after the last two C3 of the backbone (the default), or ``neck``, after every C3 of the
-            neck except those at the model's coarsest stride.
+        at: ``backbone``, after the last two stages of the backbone (the default), or ``neck``, after every stage of
+            the neck except those at the model's coarsest stride. Stages are C3, or what other models have instead.
         head: ``p3`` (YOLOv5 v6.0's own), ``p2`` (a fourth level at stride 4 for tiny objects),
             ``p2-published`` (the same, with the Concats of the paper's VisDrone baseline) or ``p2-tph-published``
             (the same, with Detect and a Concat before the blocks, as in the paper's VisDrone models). ``p3`` by
             default.
         after: instead of ``at``, the numbers of the rows to put a block after, counted in the model without blocks.
-        base: instead of ``head``, another model YAML: its path, the name of a shipped one, or its content as a dict.
+        base: instead of ``head``, another model YAML: its path, the name of a shipped one or of one of ultralytics, or
+            its content as a dict. To one of ultralytics, ``head`` ``p2`` adds a level at stride 4.
         options: options of the block, such as ``{"groups": 16}``.
         nc: number of classes; by default 80, or that of the base.
+        inside: ``C3``, ``C2f`` or ``C3k2``: put the block behind each bottleneck inside the stages that are this
+            module, not after them.
 
     Raises:
         ConfigError: a value is unknown, or two of them cannot be used together.
@@ -166,21 +176,21 @@ class Recipe:
     base: str | os.PathLike[str] | Mapping[str, Any] | None = None
     options: Mapping[str, Any] | None = None
     nc: int | None = None
+    inside: str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("size", self.size, SIZES)
         _check_choice("place (at)", self.at, PLACES)
         _check_choice("head", self.head, HEADS)
+        _check_choice("module (inside)", self.inside, HOSTS)
         if not is_plain_name(self.block):
             raise ConfigError(f"block {self.block!r} is not a name; write one such as EMA, or {NO_BLOCK}")
         if self.nc is not None and (type(self.nc) is not int or self.nc < 1):
             raise ConfigError(f"nc is {self.nc!r}; it must be a whole number of classes, 1 or more")
-        if self.base is not None and self.head is not None:
-            raise ConfigError("base and head exclude each other: a base has its own head")
         if self.at is not None and self.after is not None:
             raise ConfigError("at and after exclude each other: both say where the block goes")
-        if self.block == NO_BLOCK and (self.at is not None or self.after is not None or self.options):
-            raise ConfigError("block none has no place and no options: leave out at, after and options")
+        if self.block == NO_BLOCK and (self.at or self.after is not None or self.options or self.inside):
+            raise ConfigError("block none has no place and no options: leave out at, after, inside and options")
         for key, value in (self.options or {}).items():
             _check_option(key, value)
 
@@ -195,28 +205,53 @@ class Recipe:
             return graph
         args = [dict(self.options)] if self.options else []
         for row in self._targets(graph):
-            graph.insert_behind(row, self.block, args)
+            if self.inside:
+                graph.insert_inside(row, self.block, self.options or {})
+            else:
+                graph.insert_behind(row, self.block, args)
         if self.head == _TPH_PUBLISHED:
             _read_before_blocks(graph)
         return graph
 
-    def check_fit(self) -> None:
-        """Build the block for the channels of every row that it follows.
+    def check_fit(self) -> list[str]:
+        """Build the block for the channels of every place that it has, in the size asked for, or in each.
+
+        Returns:
+            The letters of the sizes in which it cannot be built, of several in a YAML of ultralytics.
 
         Raises:
-            ConfigError: it cannot be built for one of them.
+            ConfigError: it cannot be built in the size asked for, or in any.
         """
-        check_fit(self.graph(), self.block, self.options or {})
+        graph = self.graph()
+        return check_fit(graph, self.block, self.options or {}, self.letter(graph))
+
+    def letter(self, graph: Graph) -> str:
+        """The letter of the size that was asked for, of those in a YAML of ultralytics; empty if none was.
+
+        Raises:
+            ConfigError: the YAML does not have this size.
+        """
+        named = size_in(os.fspath(self.base)) if isinstance(self.base, (str, os.PathLike)) else ""
+        sizes = graph.settings.get("scales", {}) if graph.of_ultralytics else {}
+        letter = self.size or (named if named in sizes else "")
+        if not graph.of_ultralytics or not letter:
+            return ""
+        if letter not in sizes:
+            has = f"only the sizes {', '.join(sizes)}, not {letter}" if sizes else "no sizes; leave --size out"
+            raise ConfigError(f"{graph.name} has {has}")
+        if named and named != letter:
+            raise ConfigError(f"{graph.name} is of size {named}, and --size asks for {letter}; name one of them")
+        return letter
 
     def text(self) -> str:
-        """The model as YAML text in YOLOv5's layout, with the command that writes it on the first line.
+        """The model as YAML text in the layout of YOLOv5's YAMLs, with the command that writes it on the first line.
 
         Raises:
             ConfigError: the base is invalid, or does not have the rows.
         """
         graph = self.graph()
         header = [self.command() or "made from a cfg in memory by yolov5_ema.cfgs.generator"]
-        header += _describe(self, graph)
+        header += _sizes_note(self, graph) + _describe(self, graph)
         if self.base is None:
             header += _HEAD_NOTES[self.head or "p3"]
         return graph.to_text(header)
@@ -233,6 +268,8 @@ class Recipe:
         if self.head not in (None, "p3"):
             words += ["--head", str(self.head)]
         words += ["--block", self.block]
+        if self.inside is not None:
+            words += ["--inside", self.inside]
         if self.after is not None:
             words += ["--after", *map(str, self.after)]
         elif self.block != NO_BLOCK:
@@ -253,21 +290,32 @@ class Recipe:
             cfg, name = dict(self.base), "the base"
         else:
             cfg, name = load_base(self.base), os.fspath(self.base)
-        graph = Graph.from_cfg(cfg, name)
-        if self.size is not None:
+        of_ultralytics = is_cfg_of_ultralytics(cfg)
+        if self.base is not None and self.head is not None:
+            _check_extension(self.head, of_ultralytics)
+        graph = Graph.from_cfg(cfg, name, of_ultralytics=of_ultralytics)
+        if of_ultralytics and self.head is not None:
+            add_stride_4(graph)
+        if not self.letter(graph) and self.size is not None:
             graph.settings["depth_multiple"], graph.settings["width_multiple"] = SIZES[self.size]
         if self.nc is not None:
             graph.settings["nc"] = self.nc
         return graph
 
     def _targets(self, graph: Graph) -> list[Row]:
-        if self.after is not None:
-            return _rows_by_number(graph, self.after)
-        return _neck_rows(graph) if self.at == "neck" else _backbone_rows(graph)
+        if self.inside is not None:
+            _check_host(graph, self.inside)
+        if self.after is None:
+            return (neck_rows if self.at == "neck" else backbone_rows)(graph, self.inside)
+        rows = rows_by_number(graph, self.after)
+        for number, row in zip(self.after, rows):
+            if self.inside not in (None, row.module):
+                raise ConfigError(f"after: row {number} of {graph.name} is {row.module}, not {self.inside}")
+        return rows
 
 
 def build_cfg(**recipe: Any) -> dict[str, Any]:
-    """The model as a dict that YOLOv5's ``Model`` accepts; the keywords are those of `Recipe`.
+    """The model as a dict that the engine's model class accepts; the keywords are those of `Recipe`.
 
     Raises:
         ConfigError: the recipe or its base is invalid.
@@ -276,11 +324,14 @@ def build_cfg(**recipe: Any) -> dict[str, Any]:
         >>> build_cfg(size="s", block="EMA")["backbone"][7]
         [-1, 1, 'EMA', []]
     """
-    return Recipe(**recipe).graph().to_cfg()
+    found = Recipe(**recipe)
+    graph = found.graph()
+    letter = found.letter(graph)
+    return {**graph.to_cfg(), **({"scale": letter} if letter else {})}
 
 
 def format_cfg(**recipe: Any) -> str:
-    """The model as YAML text in YOLOv5's layout; the keywords are those of `Recipe`.
+    """The model as YAML text in the layout of YOLOv5's YAMLs; the keywords are those of `Recipe`.
 
     Raises:
         ConfigError: the recipe or its base is invalid.
@@ -289,7 +340,7 @@ def format_cfg(**recipe: Any) -> str:
 
 
 def load_base(path: str | os.PathLike[str]) -> Any:
-    """Content of a model YAML, given by its path, or by its bare name if it ships with the package.
+    """Content of a model YAML, given by its path, or by its bare name if it ships with this package or ultralytics.
 
     Raises:
         ConfigError: the file is missing, cannot be read, or is not YAML.
@@ -297,10 +348,15 @@ def load_base(path: str | os.PathLike[str]) -> Any:
     name = os.fspath(path)
     file = Path(path)
     if not file.exists():
-        file = find_shipped(name) or file
+        file = find_shipped(name) or find_cfg(name, at_hand()) or file
     if not file.exists():
-        hint = did_you_mean([f"the shipped {near}" for near in nearest(name, SHIPPED)], otherwise="")
-        raise ConfigError(f"{name}: there is no such file{hint}")
+        letters = sizes_beside(name, at_hand())
+        if letters:
+            raise ConfigError(f"{name}: there is no such size; the letter of the size is one of {', '.join(letters)}")
+        shipped = [*SHIPPED, *SHIPPED_FOR_ULTRALYTICS]
+        hint = did_you_mean([f"the shipped {near}" for near in nearest(name, shipped)], otherwise="")
+        needed = "" if at_hand() else " (the package ultralytics, which has more of them, is not installed)"
+        raise ConfigError(f"{name}: there is no such file{hint}{needed}")
     return read_yaml(file, name=name)
 
 
@@ -350,60 +406,6 @@ def _check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
         raise ConfigError(f"{what} {value!r} is unknown; choose from {', '.join(choices)}")
 
 
-def _is_stage(row: Row) -> bool:
-    """Whether the row is a C3 or a similar module, which ends a stage of the network."""
-    return row.module.startswith(("C3", "C2f", "BottleneckCSP"))
-
-
-def _backbone_rows(graph: Graph) -> list[Row]:
-    stages = [row for row in graph.rows if row.section == "backbone" and _is_stage(row)]
-    if len(stages) < 2:
-        raise ConfigError(
-            f"{graph.name}: at backbone puts the block after the last two C3 of the backbone, "
-            f"which has {len(stages)}; choose the rows with --after"
-        )
-    return stages[-2:]
-
-
-def _neck_rows(graph: Graph) -> list[Row]:
-    strides = dict(zip(graph.rows, graph.strides()))
-    stages = [row for row in graph.rows if row.section == "head" and _is_stage(row)]
-    unknown = [row for row in graph.rows if strides[row] is None and row.module not in OUTPUT_MODULES]
-    if unknown:
-        raise ConfigError(
-            f"{graph.name}: at neck leaves out the coarsest stride, and the stride after row "
-            f"{graph.rows.index(unknown[0])} ({unknown[0].module}) is unknown; choose the rows with --after"
-        )
-    coarsest = max((stride for stride in strides.values() if stride is not None), default=0)
-    chosen = [row for row in stages if (strides[row] or coarsest) < coarsest]
-    if not chosen:
-        raise ConfigError(
-            f"{graph.name}: at neck puts the block after the C3 of the head section that are finer than "
-            f"stride {coarsest:g}, and there are none; choose the rows with --after"
-        )
-    return chosen
-
-
-def _rows_by_number(graph: Graph, numbers: Sequence[int]) -> list[Row]:
-    count = len(graph.rows)
-    if not numbers:
-        raise ConfigError("after is empty; give one or more row numbers, such as --after 6 8")
-    for number in numbers:
-        if type(number) is not int:
-            raise ConfigError(f"after: {number!r} is not a row number; write row numbers such as --after 6 8")
-        if not 0 <= number < count:
-            raise ConfigError(f"after: {graph.name} has rows 0 to {count - 1}, but no row {number}")
-        if graph.rows[number].module in OUTPUT_MODULES:
-            raise ConfigError(
-                f"after: row {number} of {graph.name} is {graph.rows[number].module}, which gives "
-                f"predictions, not features; choose a row above it"
-            )
-    twice = sorted({number for number in numbers if list(numbers).count(number) > 1})
-    if twice:
-        raise ConfigError(f"after: row {twice[0]} is given twice; only one block can follow a row")
-    return [graph.rows[number] for number in numbers]
-
-
 def _read_before_blocks(graph: Graph) -> None:
     """Make Detect, and the Concat of its second level, read the rows before the blocks."""
     strides = dict(zip(graph.rows, graph.strides()))
@@ -417,9 +419,38 @@ def _read_before_blocks(graph: Graph) -> None:
             ]
 
 
+def _check_extension(head: str, of_ultralytics: bool) -> None:
+    if not of_ultralytics:
+        raise ConfigError("base and head exclude each other: a base has its own head")
+    if head != "p2":
+        raise ConfigError(f"head {head} is one of YOLOv5's; a base of ultralytics can only be extended by p2")
+
+
+def _check_host(graph: Graph, module: str) -> None:
+    found = sorted({row.module for row in graph.rows} & set(HOSTS))
+    if module not in found:
+        has = f"; it has {', '.join(found)}" if found else f", and no {' or '.join(HOSTS)} at all"
+        raise ConfigError(f"--inside {module}: {graph.name} has no {module}{has}")
+
+
+def _sizes_note(recipe: Recipe, graph: Graph) -> list[str]:
+    if not graph.of_ultralytics:
+        return []
+    sizes, letter = graph.settings.get("scales"), recipe.letter(graph)
+    if not sizes:
+        return ["For the package ultralytics, in one size."]
+    asked = f" {letter} was asked for." if letter else ""
+    return [
+        f"For the package ultralytics, in the sizes {', '.join(sizes)}: the letter in the file's name chooses.{asked}"
+    ]
+
+
 def _describe(recipe: Recipe, graph: Graph) -> list[str]:
     if recipe.block == NO_BLOCK:
         return []
+    if recipe.inside:
+        rows = ", ".join(str(i) for i, row in enumerate(graph.rows) if row.inside)
+        return [f"{recipe.block} behind each bottleneck of {recipe.inside} in rows {rows}."]
     rows = ", ".join(str(i) for i, row in enumerate(graph.rows) if row.attends)
     if recipe.head == _TPH_PUBLISHED:
         return [f"{recipe.block} in rows {rows}."]
@@ -439,5 +470,9 @@ def _shipped() -> dict[str, Recipe]:
     return files
 
 
-# The files in models/: what `yolov5-ema cfg --shipped DIR` writes.
+# The files in models/ and in models/ultralytics/: what `yolov5-ema cfg --shipped DIR` writes.
 SHIPPED = _shipped()
+SHIPPED_FOR_ULTRALYTICS = {
+    **{f"{family}-ema.yaml": Recipe(base=f"{family}.yaml") for family in ("yolov8", "yolo11", "yolo12", "yolo26")},
+    "yolo26-p2-ema.yaml": Recipe(base="yolo26.yaml", head="p2"),
+}

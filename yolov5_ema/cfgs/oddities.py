@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
-from yolov5_ema.cfgs.graph import OUTPUT_MODULES, Graph, Row
+from yolov5_ema.cfgs.graph import Graph, Row
+from yolov5_ema.cfgs.strides import gives_predictions, name_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -20,6 +21,8 @@ _INTERMEDIATE = {
     "Contract": "maps in pieces",
     "Expand": "maps in pieces",
 }
+# gives no map; ultralytics' own models pass its output on
+_IS_FOR_TEXTS = "ImagePoolingAttn"
 _CONVOLUTIONS = ("Conv", "DWConv", "GhostConv")
 _ADVICE = "rows may have been inserted without renumbering the references after them"
 
@@ -50,29 +53,29 @@ def log_warnings(found: Sequence[str], where: str) -> None:
 def _unread(graph: Graph) -> Iterator[str]:
     read = {source.row for row in graph.rows for source in row.sources}
     for index, row in enumerate(graph.rows):
-        if row not in read and _name(row) not in OUTPUT_MODULES:
-            yield f"row {index} ({_name(row)}) is read by nothing"
+        if row not in read and not gives_predictions(row.module) and name_of(row.module) != _IS_FOR_TEXTS:
+            yield f"row {index} ({name_of(row.module)}) is read by nothing"
 
 
 def _of_detect(graph: Graph) -> Iterator[str]:
     head = graph.rows[-1]
     inputs = [source.row for source in head.sources if source.row is not None]
-    if _name(head) not in OUTPUT_MODULES or not inputs:
+    if not gives_predictions(head.module) or not inputs:
         return
     places = {row: index for index, row in enumerate(graph.rows)}
     for row in inputs:
         remark = _intermediate(row)
         if remark:
-            yield f"{_name(head)} reads row {places[row]} ({_name(row)}){remark}"
+            yield f"{name_of(head.module)} reads row {places[row]} ({name_of(row.module)}){remark}"
     strides = dict(zip(graph.rows, graph.strides()))
     levels = [stride for stride in (strides[row] for row in inputs) if stride is not None]
     shown = ", ".join(f"{stride:g}" for stride in levels)
     if len(levels) == len(inputs) and levels not in (sorted(set(levels)), sorted(set(levels), reverse=True)):
-        yield f"{_name(head)} reads strides {shown}: each level needs its own stride, from fine to coarse"
+        yield f"{name_of(head.module)} reads strides {shown}: each level needs its own stride, from fine to coarse"
 
 
 def _intermediate(row: Row) -> str:
-    name = _name(row)
+    name = name_of(row.module)
     if name in _INTERMEDIATE:
         return f": {_INTERMEDIATE[name]}"
     if name not in _CONVOLUTIONS:
@@ -81,7 +84,3 @@ def _intermediate(row: Row) -> str:
     if stride == 2:
         return ", which only halves the size of the maps before it"
     return ", which only narrows the maps before it, for the next level" if kernel == 1 else ""
-
-
-def _name(row: Row) -> str:
-    return row.module if isinstance(row.module, str) else row.module.__name__

@@ -27,7 +27,9 @@ from yolov5_ema.blocks.positions import (
     readings,
     refuses_unclear_numbers,
 )
-from yolov5_ema.cfgs.graph import SECTIONS, Graph, Row, is_int
+from yolov5_ema.cfgs.graph import Graph, Row
+from yolov5_ema.cfgs.keys import SECTIONS
+from yolov5_ema.cfgs.values import is_int
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.texts import did_you_mean, nearest
 from yolov5_ema.upstream.patching import holding

@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 from yolov5_ema.blocks.registry import block_of
-from yolov5_ema.cfgs.graph import SECTIONS, Graph, Row
+from yolov5_ema.cfgs.graph import Graph, Row
+from yolov5_ema.cfgs.keys import SECTIONS
 from yolov5_ema.cfgs.rows import (
     block_options,
     check_activation,
@@ -25,8 +26,6 @@ from yolov5_ema.cfgs.rows import (
 
 # modules whose first argument is not their number of output channels
 _OTHER_FIRST_ARGUMENT = ("AIFI", "CBFuse", "HGBlock", "HGStem", "ResNetLayer")
-# keys that are required in YOLOv5's YAMLs, but not in these
-_NOT_NEEDED = {"nc": 1, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": 1}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ def block_rows(cfg: Mapping[str, Any], tasks: ModuleType, *, where: str, conflic
             file and the row, and says what to do.
     """
     rows = {section: cfg[section] for section in SECTIONS if section in cfg}
-    graph = Graph.from_cfg({**_NOT_NEEDED, **rows}, where)
+    # the other keys are ultralytics' own business
+    graph = Graph.from_cfg({"nc": 1, **rows}, where, of_ultralytics=True)
     check_activation(cfg, where)
     names = _names(tasks)
     nominal: dict[Row, int | None] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,25 +12,32 @@ from typing import Any
 
 from yolov5_ema.cfgs.generator import (
     HEADS,
+    HOSTS,
     NO_BLOCK,
     PLACES,
     SHIPPED,
+    SHIPPED_FOR_ULTRALYTICS,
     SIZES,
     Recipe,
     parse_option,
 )
+from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.cfgs.oddities import likely_mistakes, log_warnings
 from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
 from yolov5_ema.texts import did_you_mean, nearest
+from yolov5_ema.upstream.ultralytics import NAME, at_hand, own_cfg, size_in, with_size
 
 DEFAULT_BLOCK = "EMA"
+_LOGGER = logging.getLogger(__name__)
 
 _EPILOG = """\
 places:
-  backbone     after the last two C3 of the backbone (rows 6 and 8 of v6.0)
-  neck         after every C3 of the neck except those at the coarsest stride (32)
+  backbone     after the last two C3 of the backbone (rows 6 and 8 of v6.0), or
+               what other models have instead: C2f, C3k2, A2C2f, HGBlock …
+  neck         after every such stage of the neck except those at the coarsest
+               stride (32)
 
 heads:
   p3           YOLOv5 v6.0's own: strides 8, 16, 32
@@ -39,6 +47,15 @@ heads:
   p2-tph-published
                p2 as the paper's VisDrone models are wired: Detect and the Concat
                at stride 8 read the C3 outputs before the blocks
+
+--inside C3 (or C2f, C3k2) puts the block behind each bottleneck inside these
+stages instead: a row C3 becomes C3_EMA. Pretrained weights still fit.
+
+models of the package ultralytics:
+  --base takes the name of any of its YAMLs, with or without the letter of a
+  size: yolov8n.yaml, yolo11-seg.yaml, yolo26s-pose.yaml, rtdetr-l.yaml. The
+  file keeps all its sizes, and the letter in the file's name chooses one.
+  --head p2 adds a level at stride 4 to those that have such a neck.
 
 Rows that read the row before a block now read the block, and later row numbers
 are adjusted. --after takes row numbers of the model without blocks.
@@ -51,6 +68,8 @@ examples:
   yolov5-ema cfg --size x --head p2 --block EMA --at neck --nc 10
   yolov5-ema cfg --block EMA --option groups=16 --after 4 6 9
   yolov5-ema cfg --base my.yaml --block CBAM --after 12 -o my-cbam.yaml
+  yolov5-ema cfg --block EMA --inside C3 --at backbone -o yolov5s-c3-ema.yaml
+  yolov5-ema cfg --base yolo26n.yaml --head p2 --at neck -o yolo26n-p2-neck.yaml
   yolov5-ema cfg --shipped models --force
 """
 
@@ -59,7 +78,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model")
     model.add_argument("--size", choices=tuple(SIZES), help="depth and width (default: s, or those of --base)")
     model.add_argument("--head", choices=tuple(HEADS), help="levels that Detect reads (default: p3)")
-    model.add_argument("--base", metavar="FILE", help="model YAML to start from: a path, or the name of a shipped one")
+    model.add_argument(
+        "--base",
+        metavar="FILE",
+        help="model YAML to start from: a path, or the name of a shipped one or of one of ultralytics",
+    )
     model.add_argument("--nc", type=int, metavar="N", help="number of classes (default: 80, or that of --base)")
     block = parser.add_argument_group("the block")
     block.add_argument(
@@ -72,6 +95,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     block.add_argument(
         "--after", type=int, nargs="+", metavar="ROW", help="instead of --at: put blocks after these rows"
     )
+    block.add_argument("--inside", choices=HOSTS, help="put the block behind each bottleneck inside these modules")
     block.add_argument(
         "--option",
         action="append",
@@ -99,16 +123,45 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         base=args.base,
         options=options or None,
         nc=args.nc,
+        inside=args.inside,
     )
-    recipe.check_fit()
+    graph, misfits = recipe.graph(), recipe.check_fit()
     text = recipe.text()
-    log_warnings(likely_mistakes(recipe.graph()), str(args.output or args.base or "the model"))
+    name = str(args.output or args.base or "the model")
+    log_warnings(likely_mistakes(graph), name)
+    if misfits:
+        _LOGGER.warning("yolov5-ema: warning: %s: the block does not fit in size %s", name, ", ".join(misfits))
     if args.output is None:
         sys.stdout.write(text)
         return 0
     write_text(args.output, text, args.force)
+    if graph.of_ultralytics:
+        _say_next(args.output, graph, recipe.letter(graph))
+        return 0
     print(f"{args.output} written. Next: yolov5-ema train --cfg {args.output} --data DATA.yaml --weights ''")
     return 0
+
+
+def _say_next(output: Path, graph: Graph, letter: str) -> None:
+    """Say how to train a YAML of ultralytics, which takes the size from the name by which it is called."""
+    sizes = list(graph.settings.get("scales", {}))
+    in_name = size_in(output.name)
+    named = output.with_name(with_size(output.name, letter)) if letter and not in_name else output
+    print(f"{output} written. Next: yolov5-ema train model={named} data=DATA.yaml")
+    if named != output:
+        print(f"Its own name has no letter of a size, but ultralytics finds it as {named.name}")
+    elif letter and letter != in_name and len(sizes) > 1:
+        _LOGGER.warning(
+            "yolov5-ema: warning: %s: size %s was asked for, but ultralytics takes the size from a letter in the "
+            "file's name, and would build %s: name it like yolo26%s-ema.yaml",
+            output,
+            letter,
+            in_name if in_name in sizes else sizes[0],
+            letter,
+        )
+    elif len(sizes) > 1 and not letter:
+        example = with_size("yolo26-ema.yaml", sizes[0])
+        print(f"It holds the sizes {', '.join(sizes)}; a letter in its name chooses one, as in {example}")
 
 
 def resolve_block(name: str, options: Mapping[str, Any]) -> str:
@@ -155,13 +208,14 @@ def write_text(path: Path, text: str, force: bool = False) -> None:
 
 def _write_shipped(args: argparse.Namespace) -> int:
     """Write all shipped files, except those that are up to date."""
-    others = (args.size, args.head, args.base, args.nc, args.at, args.after, args.output)
+    others = (args.size, args.head, args.base, args.nc, args.at, args.after, args.inside, args.output)
     if any(value is not None for value in others) or args.option or args.block != DEFAULT_BLOCK:
         raise ConfigError("--shipped DIR writes a fixed set of files; of the other flags, it takes only --force")
     folder = Path(args.shipped)
     if not folder.is_dir():
         raise UserError(f"--shipped {folder}: there is no such folder; create it first")
     texts = {folder / name: recipe.text() for name, recipe in SHIPPED.items()}
+    texts.update({folder / NAME / name: recipe.text() for name, recipe in _for_ultralytics().items()})
     stale = [path for path, text in texts.items() if not _holds(path, text)]
     kept = [path.name for path in stale if path.exists() and not args.force]
     if kept:
@@ -169,9 +223,22 @@ def _write_shipped(args: argparse.Namespace) -> int:
             f"{folder} has other versions of {', '.join(kept)}; they are left as they are. Replace them with --force"
         )
     for path in stale:
+        path.parent.mkdir(exist_ok=True)
         write_text(path, texts[path], args.force)
     print(f"{folder}: {len(stale)} files written, {len(texts) - len(stale)} were up to date")
     return 0
+
+
+def _for_ultralytics() -> dict[str, Recipe]:
+    """The shipped YAMLs for ultralytics whose base the installed package has; says which are left out."""
+    engine = at_hand()
+    missing = [
+        name for name, recipe in SHIPPED_FOR_ULTRALYTICS.items() if not engine or not own_cfg(str(recipe.base), engine)
+    ]
+    if missing:
+        found = f"{engine} does not have" if engine else "the package ultralytics, which is not installed, has"
+        print(f"{', '.join(missing)} not written: {found} the YAMLs that they are made from", file=sys.stderr)
+    return {name: recipe for name, recipe in SHIPPED_FOR_ULTRALYTICS.items() if name not in missing}
 
 
 def _holds(path: Path, text: str) -> bool:
@@ -183,10 +250,10 @@ def _holds(path: Path, text: str) -> bool:
 
 COMMAND = Command(
     "cfg",
-    "write a model YAML with attention blocks anywhere in YOLOv5",
+    "write a model YAML with attention blocks anywhere in a YOLO",
     _run,
     _add_flags,
-    description="Write a YOLOv5 model YAML with attention rows, for `yolov5-ema train --cfg FILE`.",
+    description="Write a model YAML with attention blocks, for `yolov5-ema train --cfg FILE`, or for ultralytics.",
     epilog=_EPILOG,
     only_looks=True,
 )

@@ -15,7 +15,9 @@ from yolov5_ema.resources import models_dir
 from yolov5_ema.upstream.locate import Engine
 
 NAME = "ultralytics"
-_SIZE = re.compile(r"(?<=\d)[nslmx](?=[-.])")
+_SIZE = re.compile(r"(?P<family>yolo(e-)?v?\d+)(?P<size>[nslmx])(?=[-.])")
+_OTHER_SIZE = re.compile(r"(?P<family>yolo(e-)?v?\d+)[a-z](?=[-.])")
+_NO_SIZE = re.compile(r"(?P<family>yolo(e-)?v?\d+)(?=[-.])")
 
 
 class Ultralytics(Engine):
@@ -56,6 +58,14 @@ def located() -> Ultralytics:
     return Ultralytics(Path(spec.origin).resolve().parent, NAME, version)
 
 
+def at_hand() -> Ultralytics | None:
+    """The installed package, which is not imported; None if it is not installed."""
+    try:
+        return located()
+    except EngineNotFoundError:
+        return None
+
+
 def is_cfg_of_ultralytics(content: Any) -> bool:
     """Whether the content of a model YAML has the form of this package, not YOLOv5's.
 
@@ -76,15 +86,16 @@ def is_cfg_of_ultralytics(content: Any) -> bool:
     return not (isinstance(last, list) and len(last) == 4 and "anchors" in str(last[3]))
 
 
-def find_cfg(name: str, engine: Engine) -> Path | None:
+def find_cfg(name: str, engine: Engine | None) -> Path | None:
     """The model YAML that a name or path means to ultralytics; None if there is none.
 
-    The user's own file comes first, then those of this project, then those of ultralytics. A letter of the size in the
-    name need not be in the file's name: ``yolo26n.yaml`` is ``yolo26.yaml``.
+    The user's own file comes first, then those of this project, then those of ultralytics (without an engine, these are
+    not looked up). A letter of the size in the name need not be in the file's name: ``yolo26n.yaml`` is
+    ``yolo26.yaml``.
     """
     given = Path(name)
     own = (file for file in (given, given.with_name(without_size(given.name))) if given.name and file.is_file())
-    return next(own, None) or shipped_cfg(name) or own_cfg(name, engine)
+    return next(own, None) or shipped_cfg(name) or (own_cfg(name, engine) if engine else None)
 
 
 def shipped_cfg(name: str) -> Path | None:
@@ -105,7 +116,7 @@ def size_in(name: str) -> str:
         ('n', '', '')
     """
     found = _SIZE.search(Path(name).name)
-    return found[0] if found else ""
+    return found["size"] if found else ""
 
 
 def without_size(name: str) -> str:
@@ -115,7 +126,23 @@ def without_size(name: str) -> str:
         >>> without_size("yolo11n-ema.yaml"), without_size("yolov8x-p2.yaml")
         ('yolo11-ema.yaml', 'yolov8-p2.yaml')
     """
-    return _SIZE.sub("", name, count=1)
+    return _SIZE.sub(r"\g<family>", name, count=1)
+
+
+def with_size(name: str, letter: str) -> str:
+    """The name of a YAML with the letter of a size, as ultralytics reads it; unchanged if it cannot have one.
+
+    Example:
+        >>> with_size("yolo26-ema.yaml", "x"), with_size("mine.yaml", "x")
+        ('yolo26x-ema.yaml', 'mine.yaml')
+    """
+    return _NO_SIZE.sub(rf"\g<family>{letter}", name, count=1)
+
+
+def sizes_beside(name: str, engine: Engine | None) -> str:
+    """The letters of all sizes, if a name has a letter that is none, and is that of a YAML without it."""
+    bare = _OTHER_SIZE.sub(r"\g<family>", name, count=1)
+    return "nsmlx" if bare != name and find_cfg(bare, engine) else ""
 
 
 def _in_folder(folder: Path, name: str) -> Path | None:
