@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from yolov5_ema.blocks import registry
+from yolov5_ema.blocks.inside import host_and_block, put_inside
 from yolov5_ema.blocks.positions import (
     Named,
     UnclearNumbersError,
@@ -73,6 +75,90 @@ def checked_model(
     return {**deepcopy(dict(cfg)), **deepcopy(kept[asked])}
 
 
+@dataclass(frozen=True)
+class BlockRow:
+    """A row with an attention block.
+
+    Attributes:
+        index: its number over backbone and head.
+        block: the class of the block.
+        options: positional arguments that follow its channels.
+        place: file and row, for messages.
+        host: the module that has the block behind each of its bottlenecks; empty if the row is the block alone.
+    """
+
+    index: int
+    block: type
+    options: list[Any]
+    place: str
+    host: str = ""
+
+    def build(self, channels: int) -> Any:
+        """The block for a number of channels.
+
+        Raises:
+            ConfigError: it cannot be built with them.
+        """
+        try:
+            return self.block(channels, *self.options)
+        except UnclearNumbersError as error:
+            raise ConfigError(f"{self.place}: {error.in_row()}") from error
+        except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:
+            hint = hint_of_channels(self.block) if self.options and not self.host else ""
+            raise ConfigError(f"{self.place}: [{self.block.__name__}, {self.options}]: {error}{hint}") from error
+
+
+def host_row(row: Row, names: ModuleType, place: str, conflicts: str, index: int) -> BlockRow | None:
+    """The block inside the module of a row such as ``C3_EMA``; None for other rows.
+
+    Raises:
+        ConfigError: an option that the block does not have, or the engine has a module of this name too.
+    """
+    host, block = host_and_block(row.module)
+    if not block:
+        return None
+    if not row.module.startswith(registry.PREFIX) and _lookup(names, row.module) is not None and conflicts != "ours":
+        if conflicts == "theirs":
+            return None
+        raise ConfigError(
+            f"{place}: {row.module} is a module of this YOLO, and also {host} with {block} inside. Write "
+            f"{registry.PREFIX}{row.module} for the latter, or choose for all rows with --conflicts ours|theirs."
+        )
+    cls = registry.get_block(block)
+    options = [argument for argument in row.args[-1:] if isinstance(argument, dict)]
+    return BlockRow(index, cls, block_options(cls, replace(row, args=options, several=False), place, None), place, host)
+
+
+def plain_host(row: Row, inside: BlockRow) -> Row:
+    """The row without its block: ``C3_EMA`` as ``C3``."""
+    args = row.args[:-1] if row.args and isinstance(row.args[-1], dict) else row.args
+    return replace(row, module=inside.host, args=args)
+
+
+def rows_with_inner_blocks(cfg: Mapping[str, Any], yolo: ModuleType, *, where: str, conflicts: str) -> list[BlockRow]:
+    """The rows such as ``C3_EMA`` of a model dict that `checked_model` accepts."""
+    rows = Graph.from_cfg(cfg, where).rows
+    found = (host_row(row, yolo, f"{where}, {row.section} row {i}", conflicts, i) for i, row in enumerate(rows))
+    return [row for row in found if row]
+
+
+def put_blocks_inside(layers: nn.Sequential, rows: Sequence[BlockRow]) -> None:
+    """Put the blocks of rows such as ``C3_EMA`` into the layers that the engine has built for their hosts.
+
+    Raises:
+        ConfigError: a layer has no bottlenecks, or the block cannot have their channels.
+    """
+    for row in rows:
+        layer = layers[row.index]
+        try:
+            put_inside(layer, row.build)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{row.place}: {error}") from error
+        layer.np = sum(parameter.numel() for parameter in layer.parameters())
+
+
 def checking_once() -> AbstractContextManager[None]:
     """Context manager: `checked_model` checks the same rows only once, though preflight and `parse_model` both ask."""
     return holding(_kept, {})
@@ -91,15 +177,18 @@ def _checked_rows(cfg: Mapping[str, Any], yolo: ModuleType, where: str, conflict
     raw_rows = [raw for section in SECTIONS for raw in cfg[section]]
     for index, (row, raw) in enumerate(zip(graph.rows, raw_rows)):
         place = f"{where}, {row.section} row {index}"
+        inside = host_row(row, yolo, place, conflicts, index)
+        if inside:
+            row = plain_host(row, inside)
         module = resolve_module(row.module, yolo, place, conflicts)
         incoming = [None if source.row is None else nominal[source.row] for source in row.sources]
         if registry.block_of(module):
             options = block_options(module, row, place, incoming[0])
             args = [_INPUT_CHANNELS, *(_quoted(value, place) for value in options)]
-            nominal[row] = incoming[0]
+            nominal[graph.rows[index]] = incoming[0]
         else:
             args = [_checked_argument(argument, place) for argument in row.args]
-            nominal[row] = nominal_output(module, row, incoming)
+            nominal[graph.rows[index]] = nominal_output(module, row, incoming)
         safe[row.section].append([deepcopy(raw[0]), row.number, module, args])
     return safe
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -18,9 +17,12 @@ from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.cfgs.graph import Graph, Row
 from yolov5_ema.cfgs.keys import SECTIONS
 from yolov5_ema.cfgs.rows import (
+    BlockRow,
     block_options,
     check_activation,
+    host_row,
     nominal_output,
+    plain_host,
     resolve_module,
 )
 
@@ -28,18 +30,8 @@ from yolov5_ema.cfgs.rows import (
 _OTHER_FIRST_ARGUMENT = ("AIFI", "CBFuse", "HGBlock", "HGStem", "ResNetLayer")
 
 
-@dataclass(frozen=True)
-class BlockRow:
-    """A row with an attention block: its index over backbone and head, its class and its options."""
-
-    index: int
-    block: type
-    options: list[Any]
-    place: str
-
-
 def block_rows(cfg: Mapping[str, Any], tasks: ModuleType, *, where: str, conflicts: str) -> list[BlockRow]:
-    """The rows of a model dict that are attention blocks.
+    """The rows of a model dict that are attention blocks, or have one inside their module.
 
     Args:
         cfg: the content of a model YAML of ultralytics.
@@ -60,8 +52,14 @@ def block_rows(cfg: Mapping[str, Any], tasks: ModuleType, *, where: str, conflic
     found = []
     for index, row in enumerate(graph.rows):
         place = f"{where}, {row.section} row {index}"
-        module = resolve_module(row.module, names, place, conflicts)
         incoming = [None if source.row is None else nominal[source.row] for source in row.sources]
+        inside = host_row(row, names, place, conflicts, index)
+        if inside:
+            found.append(inside)
+            resolve_module(inside.host, names, place, conflicts)
+            nominal[row] = nominal_output(nn.Module, plain_host(row, inside), incoming)
+            continue
+        module = resolve_module(row.module, names, place, conflicts)
         if block_of(module):
             found.append(BlockRow(index, module, block_options(module, row, place, incoming[0]), place))
             nominal[row] = incoming[0]

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolov5_ema.blocks.inside import Attended
+
 Rule = Callable[[Any], bool]
 
 # limit for channels and features
@@ -68,6 +70,9 @@ def _of_the_module(layer: nn.Module) -> Iterator[str]:
     if not isinstance(kept, set) or not all(isinstance(name, str) for name in kept):
         yield "_non_persistent_buffers_set must hold names"
     yield from _of_names(layer)
+    kind = state.get("kind")
+    if isinstance(layer, Attended) and not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        yield "its kind is not a class of layers"
 
 
 def _of_names(layer: nn.Module) -> Iterator[str]:

@@ -27,6 +27,7 @@ from torch import nn
 from torch.serialization import safe_globals
 
 from yolov5_ema.blocks import registry
+from yolov5_ema.blocks.inside import Attended
 from yolov5_ema.checkpoints.state import check_models, check_modules, check_names, fix_checkpoint
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import replacement
@@ -273,7 +274,8 @@ def _torch_layers() -> Iterator[type]:
 
 
 def _block_classes() -> Iterator[type]:
-    """The registered blocks, and the module classes in the same files, of which they are made."""
+    """The registered blocks, the module classes in the same files, of which they are made, and `Attended`."""
+    yield Attended
     for name in registry.list_blocks():
         block = registry.get_block(name)
         home = sys.modules.get(block.__module__)

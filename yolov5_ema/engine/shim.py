@@ -21,7 +21,7 @@ from typing import Any, Union
 
 from yolov5_ema.blocks.positions import UnclearNumbersError
 from yolov5_ema.blocks.registry import block_of
-from yolov5_ema.cfgs.rows import checked_model, hint_of_channels
+from yolov5_ema.cfgs.rows import checked_model, hint_of_channels, put_blocks_inside, rows_with_inner_blocks
 from yolov5_ema.engine import activation, ultralytics_adapter
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.settings import VARIABLES, chosen_conflicts, exporting
@@ -172,9 +172,10 @@ def _root_of(file: Path) -> Path:
 
 def _with_blocks(parse_model: Any, module: ModuleType, d: dict[str, Any], ch: list[int]) -> Any:
     where = _cfg_name()
-    model = checked_model(d, module, where=where, conflicts=chosen_conflicts())
+    conflicts = chosen_conflicts()
+    model = checked_model(d, module, where=where, conflicts=conflicts)
     try:
-        return parse_model(model, ch)
+        layers, saved = parse_model(model, ch)
     except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:
         row = _row_of(error.__traceback__, parse_model.__code__)
         if row is None:
@@ -182,6 +183,8 @@ def _with_blocks(parse_model: Any, module: ModuleType, d: dict[str, Any], ch: li
         if isinstance(error, UnclearNumbersError):
             raise ConfigError(f"{where}, row {row}: {error.in_row()}") from error
         raise ConfigError(f"{where}, row {row}: {_row_text(d, row)}: {error}{_hint(model, row)}") from error
+    put_blocks_inside(layers, rows_with_inner_blocks(d, module, where=where, conflicts=conflicts))
+    return layers, saved
 
 
 def _cfg_name() -> str:

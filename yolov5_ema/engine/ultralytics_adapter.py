@@ -3,7 +3,8 @@
 The `parse_model` of ultralytics looks up a row's module in the globals of its file, and a string argument in its own
 local variables. So in a row ``[-1, 1, EMA, [16]]`` the adapter replaces the module by a class made for that row, and
 the arguments by the strings ``ch`` and ``f``. The class takes the true, scaled input channels ``ch[f]`` and builds the
-plain block. `parse_model` itself is not copied.
+plain block. A row ``C3k2_EMA`` is built as C3k2, whose bottlenecks then get their blocks. `parse_model` itself is not
+copied.
 
 Like YOLOv5, ultralytics transfers pretrained weights by name, and names hold row numbers. So the adapter first pairs
 the rows of both models by structure (`yolov5_ema.weights.alignment`).
@@ -34,12 +35,10 @@ from typing import Any
 from packaging.version import Version
 from torch import nn
 
-from yolov5_ema.blocks.positions import UnclearNumbersError
 from yolov5_ema.blocks.registry import block_of
-from yolov5_ema.cfgs.rows import hint_of_channels
-from yolov5_ema.cfgs.ultralytics_rows import BlockRow, block_rows
+from yolov5_ema.cfgs.rows import BlockRow, put_blocks_inside
+from yolov5_ema.cfgs.ultralytics_rows import block_rows
 from yolov5_ema.engine import ultralytics_guards
-from yolov5_ema.errors import ConfigError
 from yolov5_ema.settings import chosen_conflicts
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.ultralytics import NAME, Ultralytics, located, shipped_cfg
@@ -155,13 +154,19 @@ def _with_blocks(
     backbone, head = list(d["backbone"]), list(d["head"])
     with Patches() as globals_of_tasks:
         for row in found:
+            is_in_head = row.index >= len(backbone)
+            section, index = (head, row.index - len(backbone)) if is_in_head else (backbone, row.index)
+            if row.host:
+                plain = [argument for argument in section[index][3] if not isinstance(argument, dict)]
+                section[index] = [*section[index][:2], row.host, plain]
+                continue
             # the space and the number keep it apart from all other names, also those of other threads
             name = f"{row.block.__name__} {next(_numbers)}"
             globals_of_tasks.set_item(vars(tasks), name, _builder(row))
-            is_in_head = row.index >= len(backbone)
-            section, index = (head, row.index - len(backbone)) if is_in_head else (backbone, row.index)
             section[index] = [*section[index][:2], name, _Arguments(row.options)]
-        return parse_model({**d, "backbone": backbone, "head": head}, *args, **kwargs)
+        layers, saved = parse_model({**d, "backbone": backbone, "head": head}, *args, **kwargs)
+    put_blocks_inside(layers, [row for row in found if row.host])
+    return layers, saved
 
 
 class _Arguments(list):
@@ -184,13 +189,7 @@ def _builder(row: BlockRow) -> type:
 
     class Builder(nn.Module):
         def __new__(cls, channels: list[int], source: int) -> Any:
-            try:
-                return row.block(channels[source], *row.options)
-            except UnclearNumbersError as error:
-                raise ConfigError(f"{row.place}: {error.in_row()}") from error
-            except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:
-                hint = hint_of_channels(row.block) if row.options else ""
-                raise ConfigError(f"{row.place}: [{row.block.__name__}, {row.options}]: {error}{hint}") from error
+            return row.build(channels[source])
 
     # the names that ultralytics prints
     Builder.__module__, Builder.__qualname__ = row.block.__module__, row.block.__qualname__

@@ -8,6 +8,9 @@ gates), where the slope of a sigmoid is greatest. The weights of the convolution
 Forward, state dict and YAML do not change.
 
 SA also shuffles channels, so the input channels of the convolutions after it are reordered to match.
+
+Inside a module (``C3_EMA``), the block's output goes through shortcuts too, which no weight can compensate. There a
+factor behind the block does it (`yolov5_ema.blocks.inside.Attended.gain`), so the later layers keep their weights.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from yolov5_ema.blocks.inside import attended_in
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.weights.alignment import is_block
 from yolov5_ema.weights.structure import Layer, layers_of
@@ -61,7 +65,9 @@ def start_as_identity(model: nn.Module, rows: Sequence[int]) -> None:
     changes: dict[int, _Change] = {}
     for layer in layers:
         incoming = [changes.get(source) for source in layer.sources]
-        if layer.index in rows:
+        if layer.index in rows and not is_block(layer):
+            _start_inside(layer)
+        if layer.index in rows and is_block(layer):
             own = _zeroed(layer)
             before = incoming[0]
             changes[layer.index] = own if before is None else before.then(own)
@@ -71,23 +77,42 @@ def start_as_identity(model: nn.Module, rows: Sequence[int]) -> None:
                 changes[layer.index] = outgoing
 
 
+def _start_inside(layer: Layer) -> None:
+    """Make the blocks inside a row's module change nothing: the gain behind each is the inverse of its gate."""
+    for held in attended_in(layer.module):
+        _zero(held.attention, layer)
+        # a bottleneck has as many channels at its end as at its beginning
+        first = next(module for module in held.modules() if isinstance(module, nn.Conv2d))
+        change = _measured(held.attention, first.in_channels, layer)
+        unchanged = torch.arange(len(change.order))
+        if not torch.equal(change.order, unchanged) or not bool((change.gain == change.gain[0]).all()):
+            raise ConfigError(
+                f"--init identity: {type(held.attention).__name__} inside {layer} moves channels, which nothing behind "
+                "it can undo; leave --init out"
+            )
+        held.gain.fill_(float(1 / change.gain[0]))
+
+
 def _zeroed(layer: Layer) -> _Change:
     """Make a row's gates constant, and measure them."""
-    blocks = [layer.module] if not isinstance(layer.module, nn.Sequential) else list(layer.module)
-    for block in blocks:
-        zero_gate_ = getattr(block, "zero_gate_", None)
-        if zero_gate_ is None:
-            raise ConfigError(
-                f"--init identity: {layer} is a {type(block).__name__}, which has no method zero_gate_() to make its "
-                "gate a constant; leave --init out, or add the method to the block (CONTRIBUTING.md)"
-            )
-        zero_gate_()
-    return _measured(layer)
+    for block in [layer.module] if not isinstance(layer.module, nn.Sequential) else list(layer.module):
+        _zero(block, layer)
+    return _measured(layer.module, layer.channels or 0, layer)
 
 
-def _measured(layer: Layer) -> _Change:
-    probe = copy.deepcopy(layer.module).cpu().double().eval()
-    numbers = torch.arange(1, (layer.channels or 0) + 1, dtype=torch.float64)
+def _zero(block: nn.Module, layer: Layer) -> None:
+    zero_gate_ = getattr(block, "zero_gate_", None)
+    if zero_gate_ is None:
+        raise ConfigError(
+            f"--init identity: {layer} is a {type(block).__name__}, which has no method zero_gate_() to make its "
+            "gate a constant; leave --init out, or add the method to the block (CONTRIBUTING.md)"
+        )
+    zero_gate_()
+
+
+def _measured(module: nn.Module, channels: int, layer: Layer) -> _Change:
+    probe = copy.deepcopy(module).cpu().double().eval()
+    numbers = torch.arange(1, channels + 1, dtype=torch.float64)
     with torch.no_grad():
         gain, seen = (
             probe(values.view(1, -1, 1, 1).expand(1, -1, 2, 2))[0, :, 0, 0]

@@ -15,6 +15,7 @@ from yolov5_ema.weights.inert_tensors import TensorNote, tensor_of
 from yolov5_ema.weights.names import OF_YOLOV5
 
 OUR_BLOCKS = "yolov5_ema.blocks."
+_HOLDS_A_BLOCK = "yolov5_ema.blocks.inside.Attended"
 # the code of `struct` for each dtype whose values are read
 _CODES = {"float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h", "int8": "b"}
 _MOST_VALUES = 128
@@ -156,7 +157,7 @@ def count_tensor(report: ModelReport, tensor: TensorNote | None, is_parameter: b
 
 def _block_at(path: str, module: Any, before: list[Block], names: Sequence[str]) -> Block | None:
     name = class_name(module)
-    if not name.startswith(OUR_BLOCKS) and name not in names:
+    if (not name.startswith(OUR_BLOCKS) and name not in names) or name == _HOLDS_A_BLOCK:
         return None
     # a part of the previous block
     if before and path.startswith(before[-1].path + "."):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from yolov5_ema.blocks.inside import attended_in
 from yolov5_ema.texts import listed
 from yolov5_ema.weights.alignment import align, is_block, moved_rows
 from yolov5_ema.weights.conversions import Tensors, tensors_for
@@ -28,6 +29,7 @@ class RowTransfer:
         kind: the class name of its module.
         source: the number of the row in the checkpoint that it was filled from; None if nothing was copied.
         is_block: whether it is an attention block.
+        fresh_inside: whether it has blocks inside to which nothing was copied.
         tensors: how many tensors it has.
         whole: how many of them were copied completely.
         partly: how many were copied in part: a head's outputs for the classes that both models have.
@@ -42,6 +44,7 @@ class RowTransfer:
     whole: int
     partly: int
     remarks: tuple[str, ...]
+    fresh_inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class Transfer:
 
     @property
     def fresh_blocks(self) -> list[int]:
-        """Numbers of the rows with attention blocks to which nothing was copied."""
-        return [row.index for row in self.rows if row.is_block and row.source is None]
+        """Numbers of the rows with attention blocks, also inside their modules, to which nothing was copied."""
+        return [row.index for row in self.rows if (row.is_block and row.source is None) or row.fresh_inside]
 
     def table(self) -> str:
         """The counts, and one line for each row that was not copied completely."""
@@ -134,6 +137,7 @@ def transfer(
                 whole=len(taken) - partly,
                 partly=partly,
                 remarks=tuple(remarks),
+                fresh_inside=bool(attended_in(layer.module)) and not any(".attention." in name for name in taken),
             )
         )
     used = {row.source for row in rows}
