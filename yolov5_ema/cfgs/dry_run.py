@@ -20,6 +20,7 @@ from yolov5_ema.errors import ConfigError
 from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
 
+_FORWARD_LOOPS = ("_forward_once", "_predict_once")
 # pixels; YOLOv5 itself uses this size to find the strides
 _SIDE = 256
 
@@ -46,13 +47,15 @@ def check_model(cfg: str | Path, engine: Engine) -> dict[str, Any]:
     return content
 
 
-def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str) -> torch.nn.Sequential:
+def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str, *, model_class: Any = None) -> torch.nn.Sequential:
     """Build the rows of a model dict on the meta device and run them.
 
     Args:
         content: the content of a model YAML.
-        yolo: YOLOv5's ``models.yolo``, with the shim installed, which checks the rows before they are built.
+        yolo: YOLOv5's ``models.yolo``, with the shim installed, which checks the rows before they are built; or
+            ``ultralytics.nn.tasks`` with the adapter.
         cfg: file name for messages; the shim reads this variable too.
+        model_class: of ultralytics, the class of the model. Rows are not run if the class has its own way to do it.
 
     Returns:
         The rows, without memory.
@@ -64,14 +67,18 @@ def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str) -> torch.nn.Se
     channels = content.get("ch", 3)
     with quiet(), torch.device("meta"), torch.no_grad(), _Ledger(cfg):
         try:
-            layers, saved = yolo.parse_model({**copy.deepcopy(dict(content)), "ch": channels}, [channels])
+            first = [channels] if model_class is None else channels
+            layers, saved = yolo.parse_model({**copy.deepcopy(dict(content)), "ch": channels}, first)
         except ConfigError:
             raise
         except Exception as error:
             # a layer's constructor can raise anything for invalid arguments
             raise ConfigError(f"{cfg}: it cannot be built: {first_line(error)}") from error
-        _check_last(layers[-1], cfg)
-        _run_through(yolo, layers, saved, channels, cfg)
+        if model_class is None:
+            _check_last(layers[-1], cfg)
+            _run_through(yolo.Model._forward_once, layers, saved, channels, cfg)
+        elif model_class.predict is yolo.BaseModel.predict:
+            _run_through(yolo.BaseModel._predict_once, layers, saved, channels, cfg)
     return layers
 
 
@@ -89,10 +96,10 @@ def _check_last(head: Any, where: str) -> None:
             )
 
 
-def _run_through(yolo: Any, layers: torch.nn.Sequential, saved: list[int], channels: int, cfg: str) -> None:
+def _run_through(run: Any, layers: torch.nn.Sequential, saved: list[int], channels: int, cfg: str) -> None:
     model = SimpleNamespace(model=layers, save=saved)
     try:
-        yolo.Model._forward_once(model, torch.zeros(1, channels, _SIDE, _SIDE))
+        run(model, torch.zeros(1, channels, _SIDE, _SIDE))
     except ConfigError:
         raise
     except Exception as error:
@@ -103,8 +110,8 @@ def _run_through(yolo: Any, layers: torch.nn.Sequential, saved: list[int], chann
 
 
 def _layer_at(traceback: TracebackType | None) -> Any:
-    """The row that was running in YOLOv5's forward loop: its variable ``m``."""
-    running = (frame for frame, _ in walk_tb(traceback) if frame.f_code.co_name == "_forward_once")
+    """The row that was running in the engine's forward loop: its variable ``m``."""
+    running = (frame for frame, _ in walk_tb(traceback) if frame.f_code.co_name in _FORWARD_LOOPS)
     return next((frame.f_locals.get("m") for frame in running), None)
 
 

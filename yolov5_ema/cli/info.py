@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolov5_ema.cli._yolov5 import start_yolov5
+from yolov5_ema.cli._engines import ULTRALYTICS, YOLOV5, add_engine
+from yolov5_ema.cli._yolov5 import load_plugins, start_yolov5
 from yolov5_ema.cli.command import (
     Command,
     add_image_size,
@@ -16,6 +18,7 @@ from yolov5_ema.cli.command import (
 )
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.texts import aligned, first_line
+from yolov5_ema.upstream.ultralytics import at_hand, find_cfg, is_cfg_of_ultralytics, located, sizes_beside
 
 if TYPE_CHECKING:
     from yolov5_ema.engine.model_info import ModelInfo
@@ -28,13 +31,18 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     check_image_size(args.imgsz)
 
     from yolov5_ema.cfgs.oddities import log_warnings
-    from yolov5_ema.engine.model_info import model_info
+    from yolov5_ema.engine.model_info import model_info, ultralytics_info
     from yolov5_ema.scripts import preflight
 
     with results_alone(args.json) as output:
-        preflight.resolve_names(args, start_yolov5())
+        file = _of_ultralytics(args)
         try:
-            found = model_info(args.cfg, args.nc, args.imgsz)
+            if file is not None:
+                load_plugins()
+                found = ultralytics_info(args.cfg, file, args.nc, args.imgsz)
+            else:
+                preflight.resolve_names(args, start_yolov5())
+                found = model_info(args.cfg, args.nc, args.imgsz)
         # A valid model that is too large for this machine, for example.
         except (RuntimeError, MemoryError, ValueError, TypeError) as error:
             if isinstance(error, UserError):
@@ -49,10 +57,33 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _of_ultralytics(args: argparse.Namespace) -> Path | None:
+    """The YAML of ultralytics that was named; None if the name means one of YOLOv5.
+
+    A name that both have means YOLOv5's, unless ``--engine`` says otherwise.
+    """
+    from yolov5_ema.data.yaml_files import read_yaml
+    from yolov5_ema.upstream.data_yaml import engine_at_hand, find_yaml
+
+    if args.engine == YOLOV5:
+        return None
+    engine, of_yolov5 = at_hand(), find_yaml(args.cfg, engine_at_hand())
+    if args.engine is None and of_yolov5 is not None:
+        return of_yolov5 if is_cfg_of_ultralytics(read_yaml(of_yolov5)) else None
+    file = find_cfg(args.cfg, engine) or (of_yolov5 if args.engine else None)
+    letters = "" if file else sizes_beside(args.cfg, engine)
+    if letters:
+        raise ConfigError(f"{args.cfg}: there is no such size; the letter of the size is one of {', '.join(letters)}")
+    if file is None and args.engine == ULTRALYTICS:
+        raise ConfigError(f"{args.cfg}: no such file here, among the YAMLs of yolov5-ema or of {located()}")
+    return file
+
+
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("cfg", help="model YAML: a path, or the name of a shipped one")
+    parser.add_argument("cfg", help="model YAML of YOLOv5 or ultralytics: a path, or the name of a shipped one")
     parser.add_argument("--nc", type=int, help="number of classes (default: the YAML's)")
     add_image_size(parser, "image side in pixels (default: 640)")
+    add_engine(parser)
     add_json(parser)
 
 
@@ -80,6 +111,10 @@ COMMAND = Command(
 GFLOPs count convolutions and matrix products for one image; a multiply-add counts as two. The figure that YOLOv5 itself
 prints (from thop) misses the groups that EMA folds into the batch dimension.
 
-example: yolov5-ema info yolov5s-ema.yaml --nc 3 --json""",
+The letter of the size is in the name of a YAML of ultralytics: yolo26n.yaml. Of a model that it trains end to end, both
+heads are counted.
+
+examples: yolov5-ema info yolov5s-ema.yaml --nc 3 --json
+          yolov5-ema info yolo26n-ema.yaml""",
     only_looks=True,
 )

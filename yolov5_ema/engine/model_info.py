@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from yolov5_ema.cfgs.dry_run import check_model, quiet
 from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.cfgs.oddities import likely_mistakes
-from yolov5_ema.engine import shim
+from yolov5_ema.engine import shim, ultralytics_models
 from yolov5_ema.kernels.dispatch import forced
+from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics
 
 
 @dataclass(frozen=True)
@@ -77,18 +78,45 @@ def model_info(cfg: str | Path, nc: int | None = None, imgsz: int = 640) -> Mode
     content = check_model(cfg, engine)
     with quiet():
         model = yolo.Model(str(cfg), ch=3, nc=nc)
+    return _described(model, content, str(cfg), imgsz, content["depth_multiple"])
+
+
+def ultralytics_info(name: str, file: Path, nc: int | None = None, imgsz: int = 640) -> ModelInfo:
+    """What `model_info` says, for a model YAML of the package ultralytics.
+
+    A model that is trained end to end has two heads, and both are counted.
+
+    Args:
+        name: the name of the YAML, with the letter of the size; without one, it is the first size in the file.
+        file: the file.
+        nc: number of classes, used instead of the YAML's.
+        imgsz: side of the square input in pixels; rounded up to a multiple of the stride.
+
+    Raises:
+        ConfigError: the YAML cannot be used.
+        EngineNotFoundError: ultralytics is not installed.
+    """
+    content = ultralytics_models.read_cfg(name, file)
+    model = ultralytics_models.build(content, nc)
+    scales = content.get("scales")
+    depth = scales[content["scale"]][0] if scales else content.get("depth_multiple", 1.0)
+    return _described(model, content, name, imgsz, depth)
+
+
+def _described(model: Any, content: dict[str, Any], cfg: str, imgsz: int, depth: float) -> ModelInfo:
     stride = max(int(model.stride.max()), 32)
     imgsz = -(-imgsz // stride) * stride
     flops, shapes = _count(model, imgsz)
-    rows = [_row(module, content, flops, shapes, imgsz) for module in model.model]
+    rows = [_row(module, content, flops, shapes, imgsz, depth) for module in model.model]
+    of_ultralytics = is_cfg_of_ultralytics(content)
     return ModelInfo(
-        cfg=str(cfg),
+        cfg=cfg,
         nc=model.yaml["nc"],
         imgsz=imgsz,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops["Global"],
         rows=rows,
-        warnings=likely_mistakes(Graph.from_cfg(content, str(cfg))),
+        warnings=likely_mistakes(Graph.from_cfg(content, cfg, of_ultralytics=of_ultralytics)),
     )
 
 
@@ -107,10 +135,10 @@ def _count(model: torch.nn.Module, imgsz: int) -> tuple[dict[str, int], dict[int
 
 
 def _shape(output: Any) -> tuple[int, ...]:
-    return tuple(output.shape) if isinstance(output, torch.Tensor) else ()
+    return tuple(output.shape) if isinstance(output, torch.Tensor) and output.dim() == 4 else ()
 
 
-def _row(module: Any, content: Any, flops: dict[str, int], shapes: Any, imgsz: int) -> RowInfo:
+def _row(module: Any, content: Any, flops: dict[str, int], shapes: Any, imgsz: int, depth: float) -> RowInfo:
     index = module.i
     shape = shapes[index]
     _, repeats, name, args = [*content["backbone"], *content["head"]][index]
@@ -118,7 +146,7 @@ def _row(module: Any, content: Any, flops: dict[str, int], shapes: Any, imgsz: i
     return RowInfo(
         index=index,
         source=module.f,
-        repeats=max(round(repeats * content["depth_multiple"]), 1) if repeats > 1 else repeats,
+        repeats=max(round(repeats * depth), 1) if repeats > 1 else repeats,
         module=name,
         args=args,
         channels=shape[1] if shape else 0,
