@@ -64,6 +64,8 @@ def test_the_processes_of_several_data_sets_know_the_blocks(tiny_set, tmp_path, 
         (("train", "model=yolo11n-ema.yaml", "--init", "identity"), "--init works only with YOLOv5's train"),
         (("detect", "model=a.pt", "--slice", "640"), "--slice works only with YOLOv5's detect"),
         (("val", "--engine", "yolov5", "model=a.pt"), "did you mean --model a.pt?"),
+        (("train", "--cfg", "yolo11n-ema.yaml"), "yolo11n-ema.yaml is a model YAML of ultralytics, not of YOLOv5."),
+        (("train", "--cfg", "yolo26s.yaml"), "To train it: yolov5-ema train model=yolo26s.yaml data=…"),
     ],
 )
 def test_mistakes(line, said, own_folder, capsys):

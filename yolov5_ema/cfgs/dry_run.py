@@ -19,6 +19,7 @@ from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics
 
 _FORWARD_LOOPS = ("_forward_once", "_predict_once")
 # pixels; YOLOv5 itself uses this size to find the strides
@@ -42,9 +43,16 @@ def check_model(cfg: str | Path, engine: Engine) -> dict[str, Any]:
         ConfigError: the YAML is invalid; the message names the file and the row, and says what is wrong.
     """
     content = load_yaml(Path(cfg))
+    if is_cfg_of_ultralytics(content):
+        raise ConfigError(refusal_of_ultralytics(cfg))
     yolo = engine.module("models.yolo")
     check_builds(content, yolo, str(cfg))
     return content
+
+
+def refusal_of_ultralytics(cfg: str | Path) -> str:
+    """The message for a model YAML of ultralytics where YOLOv5's is needed."""
+    return f"{cfg} is a model YAML of ultralytics, not of YOLOv5. To train it: yolov5-ema train model={cfg} data=…"
 
 
 def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str, *, model_class: Any = None) -> torch.nn.Sequential:

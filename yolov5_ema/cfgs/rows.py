@@ -149,7 +149,7 @@ def put_blocks_inside(layers: nn.Sequential, rows: Sequence[BlockRow]) -> None:
         ConfigError: a layer has no bottlenecks, or the block cannot have their channels.
     """
     for row in rows:
-        layer = layers[row.index]
+        layer: Any = layers[row.index]
         try:
             put_inside(layer, row.build)
         except ConfigError:

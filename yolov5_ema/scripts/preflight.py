@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.cfgs.dry_run import check_model
+from yolov5_ema.cfgs.dry_run import check_model, refusal_of_ultralytics
 from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.cfgs.oddities import likely_mistakes, log_warnings
 from yolov5_ema.checkpoints import loading as checkpoints
@@ -27,6 +27,7 @@ from yolov5_ema.upstream.data_yaml import check_data, find_yaml, open_dataset
 from yolov5_ema.upstream.hyperparameters import names_read, read_hyp
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.source_code import code_in
+from yolov5_ema.upstream.ultralytics import at_hand, find_cfg
 from yolov5_ema.weights.mistaken import HEAD, refuse_mistaken
 
 _LOGGER = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ def _resolved(flag: str, value: str, engine: Engine) -> str:
     if value.endswith(".zip"):
         return value
     found = find_yaml(value, engine)
+    if found is None and flag == "cfg" and find_cfg(value, at_hand()) is not None:
+        raise ConfigError(f"--cfg {refusal_of_ultralytics(value)}")
     if found is None:
         raise ConfigError(
             f"--{flag} {value}: no such file here, among the YAMLs of yolov5-ema or of {engine}.{_ADVICE.get(flag, '')}"
