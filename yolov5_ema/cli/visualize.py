@@ -148,11 +148,10 @@ def _subjects(args: argparse.Namespace) -> list[Subject]:
 
 
 def _detectors(args: argparse.Namespace) -> list[Subject]:
-    from yolov5_ema.detecting.loading import device_of
-    from yolov5_ema.engine import shim
+    from yolov5_ema.detecting.loading import device_of, engine_for
     from yolov5_ema.explain.detectors import Detector, Options
 
-    engine = shim.install()
+    engine = engine_for(args.weights)
     device = device_of(engine, args.device)
     options = Options(args.imgsz, args.conf_thres, args.iou_thres, args.max_det, tuple(args.classes))
     return [Detector(engine, file, options, device) for file in args.weights]

@@ -1,11 +1,11 @@
-"""Inspect a detector: YOLOv5's boxes, and the score that explains them."""
+"""Inspect a detector: its boxes, and the score that explains them."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from yolov5_ema.detecting.protocol import DETECT, SEGMENT, with_module
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.layers import Candidates, block_of, candidates
 from yolov5_ema.explain.looks import Area, Look
+from yolov5_ema.explain.outputs import is_without_suppression, outputs_of_ultralytics, outputs_of_yolov5
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 _ROW = re.compile(r"model\.(\d+)")
 
@@ -47,10 +49,10 @@ class Options:
 
 
 class Detector:
-    """A YOLOv5 detector of boxes or masks whose layers can be inspected; a `looks.Subject`.
+    """A detector of boxes or masks whose layers can be inspected; a `looks.Subject`.
 
     Args:
-        engine: the YOLOv5, with the shim installed.
+        engine: the YOLO that the file belongs to, see `detecting.loading.engine_for`.
         file: a ``.pt`` checkpoint.
         options: see `Options`.
         device: where the model runs.
@@ -69,7 +71,11 @@ class Detector:
         self.file = file
         self.model = self._detector.module
         self.names = self._detector.names
+        is_yolov5 = engine.kind != ULTRALYTICS
+        self._outputs = outputs_of_yolov5 if is_yolov5 else outputs_of_ultralytics
         self._options = options
+        if not is_yolov5 and is_without_suppression(self.model):
+            self._options = replace(options, iou_thres=1.0)
         self._classes = class_numbers(options.classes, self.names, file)
         with as_yolov5_builds(file):
             self.candidates = candidates_of(self.model, self._detector.stride)
@@ -80,7 +86,7 @@ class Detector:
         batch, gain, (pad_x, pad_y) = self._detector.boxed(pixels)
         area = Area(round(pad_x - 0.1), round(pad_y - 0.1), round(width * gain[0]), round(height * gain[1]))
         with torch.no_grad():
-            boxes = self._outputs(batch)[0][0, :, : 5 + len(self.names)].cpu()  # (n, 5 + nc)
+            boxes = self._outputs(self.model, batch)[0][0, :, : 5 + len(self.names)].cpu()  # (n, 5 + nc)
         if not torch.isfinite(boxes).all():
             raise UserError(f"{self.file} gives values that are not finite; its weights hold NaN or infinity")
         kept, found = self._detections(boxes, area)
@@ -95,22 +101,12 @@ class Detector:
         picture = (shown * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         return Look(picture, batch, area, self._score(kept), found, words, _by_class(found, self.names))
 
-    def _outputs(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, n, 5 + nc + …) each: boxes and scores in pixels and 0 to 1; the head's raw output."""
-        output = self.model(batch)
-        decoded, raw = output[0], output[-1]  # a Segment head has its masks in between
-        return decoded, torch.cat([one.flatten(1, 3) for one in raw], dim=1)
-
     def _score(self, kept: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The sum of objectness times class probability over the kept candidates.
-
-        It is computed from the head's raw output, because v6.0 overwrites the result of its sigmoid with boxes, which
-        then has no gradient.
-        """
+        """The sum of objectness times class probability over the kept candidates."""
         rows, classes = kept.to(next(self.model.parameters()).device).unbind(1)  # (k,) each
 
         def score(batch: torch.Tensor) -> torch.Tensor:
-            chosen = self._outputs(batch)[1][:, rows]  # (N, k, 5 + nc + …)
+            chosen = self._outputs(self.model, batch)[1][:, rows]  # (N, k, 5 + nc + …)
             of_class = chosen[..., 5:].gather(2, classes.expand(len(batch), -1)[..., None])[..., 0]  # (N, k)
             return (chosen[..., 4].sigmoid() * of_class.sigmoid()).sum(1)  # (N,)
 
