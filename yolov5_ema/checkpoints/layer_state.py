@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from yolov5_ema.blocks.inside import Attended
 
 Rule = Callable[[Any], bool]
 
-# limit for channels and features
-_LARGEST = 2**20
+LARGEST = 2**20
+"""Limit for channels and features."""
 # limit for kernel sizes, strides and paddings
 _LONGEST = 4096
 _MOST_SCALE = 64
@@ -35,6 +35,8 @@ _NO_HOOKS = {
     "_non_persistent_buffers_set",
     "_is_full_backward_hook",
 }
+# a model of ultralytics v8.3 keeps a number of this name, which is a property today
+_WITHOUT_EFFECT = {"type", "end2end"}
 _ADDED_LATER = {"recompute_scale_factor", "batch_first"}
 """Constants of layers that current torch has, but that are missing in checkpoints of older torch."""
 
@@ -84,7 +86,7 @@ def _of_names(layer: nn.Module) -> Iterator[str]:
         yield "a part of it has no name"
     cls: Any = type(layer)
     for name in state:
-        if name not in _OF_EVERY_MODULE and _is_method(cls, name) and name != "type":
+        if name not in _OF_EVERY_MODULE and _is_method(cls, name) and name not in _WITHOUT_EFFECT:
             yield f"its {name} is replaced"
     # YOLOv5 writes the class of a row there
     if not isinstance(state.get("type", ""), str):
@@ -116,6 +118,12 @@ def _is_plain(tensor: torch.Tensor, dtypes: set[torch.dtype]) -> bool:
         return False
     has_hooks = bool(tensor._backward_hooks) or tensor.grad is not None
     return not has_hooks and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def is_finite_of_shape(value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a value is a tensor of this shape with finite numbers."""
+    is_tensor = type(value) is torch.Tensor and tuple(value.shape) == shape and value.is_floating_point()
+    return is_tensor and not value.is_meta and bool(torch.isfinite(value).all())
 
 
 # --- torch's own layers --------------------------------------------------------------------------
@@ -171,7 +179,7 @@ def _is_number(value: Any, least: float, most: float) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return _is_whole(value, 1, _LARGEST)
+    return _is_whole(value, 1, LARGEST)
 
 
 def _are_sizes(value: Any, least: int = 1) -> bool:
@@ -199,6 +207,12 @@ def _is_scale(value: Any) -> bool:
 def _is_size_or_none(value: Any) -> bool:
     parts = value if isinstance(value, (tuple, list)) else (value,)
     return len(parts) <= 3 and all(part is None or _is_whole(part, 1, _LONGEST) for part in parts)
+
+
+def is_scaling(state: Mapping[str, Any]) -> bool:
+    """Whether the numbers of a layer that scales or normalizes an image are in a valid range."""
+    mean_and_std = [*(state.get("mean") or ()), *(state.get("std") or ())]
+    return _is_size_or_none(state.get("size")) and all(_is_number(part, -1e3, 1e3) for part in mean_and_std)
 
 
 _PADDINGS = ("same", "valid")

@@ -1,33 +1,32 @@
-"""Reads and writes YOLOv5 checkpoints without running code from the file.
+"""Reads and writes the checkpoints of YOLOv5 and of the package `ultralytics` without running code from the file.
 
-A YOLOv5 checkpoint is a pickle of whole modules. `load_checkpoint` reads it with ``weights_only=True`` and an
-allow-list: the module classes of the YOLOv5 in use, torch's own layers, NumPy's numbers, and the attention blocks. The
-allow-list has each class under the name that a clone writes (``models.yolo.Model``) and under the name that the PyPI
-package writes (``yolov5.models.yolo.Model``).
+Such a checkpoint is a pickle of whole modules. `load_checkpoint` reads it with ``weights_only=True`` and an allow-list:
+the module classes of the YOLOv5 or the ultralytics in use, torch's own layers, NumPy's numbers, and the attention
+blocks (`yolov5_ema.checkpoints.allowed`). The allow-list has each class of YOLOv5 under the name that a clone writes
+(``models.yolo.Model``) and under the name that the PyPI package writes (``yolov5.models.yolo.Model``).
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import io
 import os
 import pathlib
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import IO, Any, BinaryIO, cast
 
-import numpy as np
 import torch
-from torch import nn
 from torch.serialization import safe_globals
 
-from yolov5_ema.blocks import registry
-from yolov5_ema.blocks.inside import Attended
+from yolov5_ema.checkpoints import ultralytics_rules
+from yolov5_ema.checkpoints.allowed import CLASS_MODULES, Rules, allow_list
 from yolov5_ema.checkpoints.state import check_models, check_modules, check_names, fix_checkpoint
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import replacement
@@ -35,6 +34,7 @@ from yolov5_ema.settings import read
 from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches, holding
+from yolov5_ema.upstream.ultralytics import Ultralytics
 from yolov5_ema.weights.checkpoint_files import (
     PickleFile,
     is_archive,
@@ -44,17 +44,18 @@ from yolov5_ema.weights.checkpoint_files import (
     refuse_another_reading,
 )
 from yolov5_ema.weights.foreign_names import ONLY_IF_TRUSTED, advice_for, shown_names
+from yolov5_ema.weights.inert_pickle import Followed, class_name
+from yolov5_ema.weights.inert_tensors import args_of
 from yolov5_ema.weights.kinds import Kind, names_layers_of_an_old_file, other_kind
 from yolov5_ema.weights.mistaken import HEAD, refuse_mistaken
 from yolov5_ema.weights.names import taken_by_torch
 from yolov5_ema.weights.paths import PATHS
 from yolov5_ema.weights.vocabulary import odd_calls, short_storages
 
-_CLASS_MODULES = ("models.common", "models.experimental", "models.yolo")
-# wrappers that open files when they are built
-_NEVER_IN_A_CHECKPOINT = {"AutoShape", "DetectMultiBackend"}
-
-
+# torch.load itself, which some releases of ultralytics replace
+_torch_load = torch.serialization.load
+# torch's own list of allowed names is one for all threads
+_lock = threading.Lock()
 _said: ContextVar[bool | None] = ContextVar("trust said in Python", default=None)
 
 
@@ -77,28 +78,41 @@ def load_checkpoint(
     trust: bool | None = None,
     without_model: bool = False,
 ) -> dict[str, Any]:
-    """Read a YOLOv5 checkpoint.
+    """Read a checkpoint of YOLOv5, or of the package `ultralytics`.
 
     Args:
         file: path of the ``.pt`` file.
         map_location: as in `torch.load`.
-        engine: the YOLOv5 whose classes the checkpoint's modules become.
+        engine: the YOLOv5 or ultralytics whose classes the checkpoint's modules become.
         trust: unpickle the file without checking what it holds. None: as set on the command line.
         without_model: accept a state dict or a bare model too.
 
     Returns:
-        The saved object: for YOLOv5 a dict with ``model``, ``ema``, ``optimizer``, ``epoch`` …
+        The saved object: a dict with ``model``, ``ema``, ``optimizer``, ``epoch`` …
 
     Raises:
         CheckpointError: the file is missing or damaged, is not a checkpoint, or holds a class or function that is not
             on the allow-list; the message names it.
     """
     path = pathlib.Path(str(file))
+    return read_checkpoint(path, read_once(path), map_location, engine=engine, trust=trust, without_model=without_model)
+
+
+def read_checkpoint(
+    path: pathlib.Path,
+    content: BinaryIO,
+    map_location: Any = None,
+    *,
+    engine: Engine,
+    trust: bool | None = None,
+    without_model: bool = False,
+) -> Any:
+    """`load_checkpoint` for a file whose content has been read already. ``path`` is its name in messages."""
     trust = is_trusted() if trust is None else trust
-    content = read_once(path)
-    _judge(path, content, engine, trust, without_model)
+    rules = _rules_for(engine)
+    allowed = _judge(path, content, rules, trust, without_model)
     content.seek(0)
-    checkpoint = _unpickled(path, content, map_location, engine, trust)
+    checkpoint = _unpickled(path, content, map_location, rules, None if trust else allowed)
     check_modules(checkpoint, path)
     fix_checkpoint(checkpoint)
     check_names(checkpoint, path)
@@ -107,16 +121,31 @@ def load_checkpoint(
     return checkpoint
 
 
-def _unpickled(path: pathlib.Path, content: BinaryIO, map_location: Any, engine: Engine, trust: bool) -> dict[str, Any]:
+def _rules_for(engine: Engine) -> Rules:
+    if isinstance(engine, Ultralytics):
+        return ultralytics_rules.RULES
+    return Rules(
+        whose="YOLOv5 checkpoint",
+        allowed=lambda names: {name: value for value, name in allow_list(engine)},
+        advice=lambda names: advice_for(names, str(engine)) if names else ONLY_IF_TRUSTED,
+        other_kind=other_kind,
+        aliases=partial(module_aliases, engine),
+    )
+
+
+def _unpickled(
+    path: pathlib.Path, content: BinaryIO, map_location: Any, rules: Rules, allowed: Mapping[str, Any] | None
+) -> Any:
+    """The object in a file. ``allowed``: the names that it may use; None if the file is trusted."""
     try:
-        if trust:
+        if allowed is None:
             options: dict[str, Any] = {"weights_only": False, "pickle_module": _with_any_path()}
-            with module_aliases(engine):
-                return torch.load(content, map_location=map_location, **options)
-        with safe_globals(allow_list(engine)):
-            return torch.load(content, map_location=map_location, weights_only=True)
+            with rules.aliases():
+                return _torch_load(content, map_location=map_location, **options)
+        with _lock, safe_globals([(value, name) for name, value in allowed.items()]):
+            return _torch_load(content, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(path, first_line(error))) from error
+        raise CheckpointError(_refusal(path, rules, first_line(error))) from error
     except UserError:
         # a trusted file may build a model through the shim
         raise
@@ -151,10 +180,13 @@ def check_file(path: pathlib.Path, *, engine: Engine, trust: bool | None = None)
         CheckpointError: as `load_checkpoint`. No code in the file has run.
     """
     with reading(path) as stream:
-        _judge(path, stream, engine, is_trusted() if trust is None else trust)
+        _judge(path, stream, _rules_for(engine), is_trusted() if trust is None else trust)
 
 
-def _judge(path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool, without_model: bool = False) -> None:
+def _judge(
+    path: pathlib.Path, content: BinaryIO, rules: Rules, trust: bool, without_model: bool = False
+) -> Mapping[str, Any]:
+    """The classes and functions that the file may use, by name; empty if the file is trusted."""
     content.seek(0)
     refuse_mistaken(path, content.read(HEAD))
     if not is_archive(content):
@@ -163,33 +195,35 @@ def _judge(path: pathlib.Path, content: BinaryIO, engine: Engine, trust: bool, w
         opened = open_pickles(path, content)
     except CheckpointError:
         if trust:
-            return
+            return {}
         raise
-    kind = other_kind(opened, path)
-    if not trust:
-        _check_allowed(path, opened, kind, engine)
+    kind = rules.other_kind(opened, path)
+    allowed = {} if trust else _allowed(path, opened, kind, rules)
     if not trust and (kind is None or kind.convertible):
-        _check_calls(path, opened)
+        _check_calls(path, opened, rules)
     if kind is not None and not (without_model and kind.convertible):
         raise kind.error(path)
     if not trust:
         refuse_another_reading(path, opened, content)
+    return allowed
 
 
-def _check_allowed(path: pathlib.Path, opened: PickleFile, kind: Kind | None, engine: Engine) -> None:
-    known = {name for _, name in allow_list(engine)}
+def _allowed(path: pathlib.Path, opened: PickleFile, kind: Kind | None, rules: Rules) -> Mapping[str, Any]:
     names = {name for one in opened.pickles for name in one.names}
-    unsafe = {name for name in names if name not in known and not taken_by_torch(name)}
+    allowed = rules.allowed(names)
+    unsafe = {name for name in names if name not in allowed and not taken_by_torch(name)}
     unsafe = {name for name in unsafe if kind is None or not kind.names.fullmatch(name)}
     if unsafe:
-        raise CheckpointError(_refusal(path, shown_names(unsafe), advice_for(unsafe, str(engine))))
+        raise CheckpointError(_refusal(path, rules, shown_names(unsafe), unsafe))
+    # a pickle does not name the classes of NumPy's dtypes; and torch reads slowly with a long list
+    return {name: value for name, value in allowed.items() if name in names or name.startswith("numpy.")}
 
 
-def _check_calls(path: pathlib.Path, opened: PickleFile) -> None:
+def _check_calls(path: pathlib.Path, opened: PickleFile, rules: Rules) -> None:
     """Refuse harmful uses of allowed names; see `yolov5_ema.weights.vocabulary`."""
-    odd = odd_calls(opened.pickles)
+    odd = odd_calls(_without_calls_of(rules.empty, one) for one in opened.pickles)
     if odd:
-        raise CheckpointError(_refusal(path, "; ".join(odd[:5])))
+        raise CheckpointError(_refusal(path, rules, "; ".join(odd[:5])))
     short = short_storages(opened.root, opened.sizes)
     if short:
         raise CheckpointError(
@@ -202,6 +236,12 @@ def _check_calls(path: pathlib.Path, opened: PickleFile) -> None:
         )
 
 
+def _without_calls_of(classes: frozenset[str], pickle: Followed) -> Followed:
+    """The pickle without the calls that create an empty object of one of these classes, which is filled later."""
+    calls = [call for call in pickle.calls if not (class_name(call) in classes and not args_of(call))]
+    return replace(pickle, calls=calls)
+
+
 def _check_legacy_file(path: pathlib.Path, content: BinaryIO) -> None:
     size = content.seek(0, os.SEEK_END)
     content.seek(0)
@@ -211,94 +251,9 @@ def _check_legacy_file(path: pathlib.Path, content: BinaryIO) -> None:
         )
 
 
-def _refusal(path: pathlib.Path, what: str, advice: str = "") -> str:
-    return f"{path} holds what no YOLOv5 checkpoint needs: {what}. None of its code was run. " + (
-        advice or ONLY_IF_TRUSTED
-    )
-
-
-def allow_list(engine: Engine) -> list[Any]:
-    """The classes and functions that a checkpoint may use, as ``(object, dotted name)`` pairs for torch."""
-    allowed: dict[str, Any] = {}
-    for name in _CLASS_MODULES:
-        module = engine.module(name)
-        # v7.0 keeps old names too: Model is DetectionModel
-        for attribute, cls in _module_classes(module):
-            allowed[f"{name}.{attribute}"] = cls
-            allowed[f"yolov5.{name}.{attribute}"] = cls
-    for later, cls in _later_names(engine):
-        allowed[f"models.yolo.{later}"] = cls
-        allowed[f"yolov5.models.yolo.{later}"] = cls
-    return [*((value, name) for name, value in allowed.items()), *plain_names()]
-
-
-def plain_names() -> list[Any]:
-    """The part of `allow_list` that holds for any YOLO: torch's layers, the blocks, numbers, sets and paths."""
-    allowed: dict[str, Any] = {}
-    for cls in [*_torch_layers(), *_block_classes()]:
-        allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
-    allowed.update(_numpy_globals())
-    allowed["builtins.getattr"] = _forward_of
-    allowed["builtins.set"] = set
-    allowed.update(PATHS)
-    return [(value, name) for name, value in allowed.items()]
-
-
-def _forward_of(cls: type, name: str) -> Any:
-    """A ``getattr`` that can only read a layer's forward: a Segment head holds ``Detect.forward``."""
-    if not (inspect.isclass(cls) and issubclass(cls, nn.Module) and name == "forward"):
-        raise pickle.UnpicklingError(f"Weights only load failed: getattr of {cls!r}, {name!r}")
-    return cls.forward
-
-
-def _later_names(engine: Engine) -> Iterator[tuple[str, type]]:
-    """Names that v6.2 gave to classes of earlier releases, so that earlier releases load later checkpoints too."""
-    yolo = engine.module("models.yolo")
-    if not hasattr(yolo, "DetectionModel"):
-        yield "DetectionModel", yolo.Model
-
-
-def _module_classes(module: ModuleType) -> Iterator[tuple[str, type]]:
-    for attribute, cls in vars(module).items():
-        if not inspect.isclass(cls) or not issubclass(cls, nn.Module):
-            continue
-        if cls.__module__ == module.__name__ and cls.__name__ not in _NEVER_IN_A_CHECKPOINT:
-            yield attribute, cls
-
-
-def _torch_layers() -> Iterator[type]:
-    for cls in vars(nn).values():
-        if inspect.isclass(cls) and issubclass(cls, nn.Module):
-            yield cls
-    yield nn.modules.linear.NonDynamicallyQuantizableLinear
-
-
-def _block_classes() -> Iterator[type]:
-    """The registered blocks, the module classes in the same files, of which they are made, and `Attended`."""
-    yield Attended
-    for name in registry.list_blocks():
-        block = registry.get_block(name)
-        home = sys.modules.get(block.__module__)
-        yield block
-        if home is not None:
-            yield from (cls for _, cls in _module_classes(home))
-
-
-def _numpy_globals() -> dict[str, Any]:
-    multiarray = importlib.import_module("numpy._core.multiarray" if _has_numpy_core() else "numpy.core.multiarray")
-    found: dict[str, Any] = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
-    for name in ("scalar", "_reconstruct"):
-        function = getattr(multiarray, name)
-        found[f"numpy.core.multiarray.{name}"] = function
-        found[f"numpy._core.multiarray.{name}"] = function
-    for code in "?bhilqBHILQefd":
-        cls = type(np.dtype(code))
-        found[f"{cls.__module__}.{cls.__qualname__}"] = cls
-    return found
-
-
-def _has_numpy_core() -> bool:
-    return int(np.__version__.split(".")[0]) >= 2
+def _refusal(path: pathlib.Path, rules: Rules, what: str, names: Iterable[str] = ()) -> str:
+    advice = rules.advice(set(names))
+    return f"{path} holds what no {rules.whose} needs: {what}. None of its code was run. {advice}"
 
 
 @contextmanager
@@ -309,7 +264,7 @@ def module_aliases(engine: Engine) -> Iterator[None]:
     second time. A clone cannot find ``yolov5.models.yolo`` at all.
     """
     prefix = "" if engine.kind == "package" else "yolov5."
-    other = {f"{prefix}{name}": engine.module(name) for name in ("models", "utils", *_CLASS_MODULES)}
+    other = {f"{prefix}{name}": engine.module(name) for name in ("models", "utils", *CLASS_MODULES)}
     if engine.kind == "clone" and "yolov5" not in sys.modules:
         other["yolov5"] = ModuleType("yolov5")
     with Patches() as patches:
@@ -375,7 +330,7 @@ def _portable_pickle(engine: Engine) -> ModuleType:
     class Pickler(base):
         def save_global(self, obj: Any, name: str | None = None) -> None:
             relative = engine.relative_name(getattr(obj, "__module__", None) or "")
-            if relative not in _CLASS_MODULES:
+            if relative not in CLASS_MODULES:
                 super().save_global(obj, name)
                 return
             self.write(pickle.GLOBAL + f"{relative}\n{obj.__qualname__}\n".encode())

@@ -1,4 +1,4 @@
-"""Checks that a model from a file could have been built by YOLOv5: its rows, head and names, and that it runs.
+"""Checks that a model from a file could have been built by YOLOv5 or ultralytics: rows, head, names, and that it runs.
 
 First each layer is checked (`layer_state`). Then the model is run on tensors without memory (meta device), which shows
 wrong shapes, missing attributes and excessive sizes before anything is computed.
@@ -19,8 +19,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from yolov5_ema.checkpoints.layer_state import fault_of_layer
+from yolov5_ema.checkpoints import ultralytics_state
+from yolov5_ema.checkpoints.layer_state import fault_of_layer, is_finite_of_shape
 from yolov5_ema.checkpoints.models import MODEL_CLASSES
+from yolov5_ema.checkpoints.ultralytics_state import LARGEST_STRIDE, MOST_CLASSES, is_of_ultralytics
 from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.errors import CheckpointError
 from yolov5_ema.texts import first_line
@@ -30,34 +32,36 @@ HEADS = ("Detect", "Segment")
 
 # limit for a tensor between two layers, for an image of 2 x 2 grid cells at the largest stride
 _MOST_ELEMENTS = 2**26
-_MOST_CLASSES = 100_000
 _MOST_ROWS = 10_000
-_LARGEST_STRIDE = 1024
 _LACKS_NORM = "no attribute 'bn'"
 _FUSED = ". A fused model has no BatchNorms: use the checkpoint that it was made from"
 _OF_ANY_SHAPE = (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.Hardswish, nn.Identity)
-_KNOWN = ("torch.nn.", "yolov5_ema.blocks.", "models.", "yolov5.models.")
+_KNOWN = ("torch.nn.", "yolov5_ema.blocks.", "models.", "yolov5.models.", "ultralytics.nn.")
 _MEMORY_WANTED = re.compile(r"meta tensor|same device|device meta")
 _CLASS_NAME = re.compile(r"[\w.]{1,300}")
 
 
 def check_model(model: nn.Module, path: Path) -> None:
-    """Raise a `CheckpointError` that names the layer if YOLOv5 and torch could not have built a model like this."""
+    """Raise a `CheckpointError` that names the layer if its program and torch could not have built such a model."""
     for name, layer in model.named_modules():
-        fault = fault_of_layer(layer)
+        fault = fault_of_layer(layer) or ultralytics_state.fault_of_own_layer(layer)
         if fault:
             raise CheckpointError(f"{path}: the layer {name or '(the model)'} ({type(layer).__name__}): {fault}")
-    if not is_of_yolov5(model):
+    if not is_of_yolov5(model) and not is_of_ultralytics(model):
         return
     fault = next(_faults(model), None)
     if fault:
-        raise CheckpointError(f"{path}: its model is not one that YOLOv5 could have built: {fault}")
+        raise CheckpointError(f"{path}: its model is not one that {_builder(model)} could have built: {fault}")
     _run_without_memory(model, path)
 
 
 def is_of_yolov5(model: Any) -> bool:
     """Whether it is a model that YOLOv5's scripts run: a detector, a segmenter or a classifier."""
-    return type(model).__name__ in (*MODEL_CLASSES, "ClassificationModel")
+    return not is_of_ultralytics(model) and type(model).__name__ in (*MODEL_CLASSES, "ClassificationModel")
+
+
+def _builder(model: Any) -> str:
+    return "ultralytics" if is_of_ultralytics(model) else "YOLOv5"
 
 
 def _faults(model: Any) -> Iterator[str]:
@@ -69,6 +73,9 @@ def _faults(model: Any) -> Iterator[str]:
         return
     yield from _of_rows(model, rows)
     head: Any = rows[-1]
+    if is_of_ultralytics(model):
+        yield from ultralytics_state.faults(model, head)
+        return
     count = None
     if type(head).__name__ in HEADS:
         yield from _of_head(head, model)
@@ -87,7 +94,8 @@ def _of_rows(model: Any, rows: nn.Sequential) -> Iterator[str]:
             yield f"row {index}: {state['type'][:60]!r} is not the name of a class"
         if not isinstance(state.get("np", 0), (int, float)):
             yield f"row {index}: np is not a number of parameters"
-    saved = vars(model).get("save", None if type(model).__name__ in MODEL_CLASSES else [])
+    is_built_from_rows = type(model).__name__ in MODEL_CLASSES or is_of_ultralytics(model)
+    saved = vars(model).get("save", None if is_built_from_rows else [])
     if not isinstance(saved, list) or not all(type(index) is int for index in saved):
         yield "save is not a list of rows"
 
@@ -99,20 +107,20 @@ def _reads(source: Any, index: int) -> bool:
 def _of_head(head: Any, model: Any) -> Iterator[str]:
     state = {**vars(head), **vars(head)["_buffers"], **vars(head)["_modules"]}
     counts = [state.get(name) for name in ("nc", "no", "na", "nl")]
-    if not all(type(count) is int and 0 < count <= _MOST_CLASSES for count in counts):
+    if not all(type(count) is int and 0 < count <= MOST_CLASSES for count in counts):
         yield "nc, no, na and nl of the head must be whole numbers"
         return
     nc, no, na, nl = head.nc, head.no, head.na, head.nl
     more = state.get("nm", 0) if type(head).__name__ == "Segment" else 0
     if type(more) is not int or no != nc + 5 + more:
         yield f"the head has {no} outputs for {nc} classes"
-    if not _is_of_shape(state.get("anchors"), (nl, na, 2)):
+    if not is_finite_of_shape(state.get("anchors"), (nl, na, 2)):
         yield f"the anchors must be {nl} x {na} sizes"
     stride: Any = state.get("stride")
-    if not _is_of_shape(stride, (nl,)) or not bool(((stride > 0) & (stride <= _LARGEST_STRIDE)).all()):
-        yield f"the strides must be {nl} numbers from 1 to {_LARGEST_STRIDE}"
+    if not is_finite_of_shape(stride, (nl,)) or not bool(((stride > 0) & (stride <= LARGEST_STRIDE)).all()):
+        yield f"the strides must be {nl} numbers from 1 to {LARGEST_STRIDE}"
         return
-    if not _is_of_shape(getattr(model, "stride", None), (nl,)) or not torch.equal(
+    if not is_finite_of_shape(getattr(model, "stride", None), (nl,)) or not torch.equal(
         model.stride.float().cpu(), stride.float().cpu()
     ):
         yield "the model's strides are not those of its head"
@@ -133,11 +141,6 @@ def _of_outputs(head: Any, channels: int) -> Iterator[str]:
         isinstance(vars(head).get(name, False), bool) for name in ("inplace", "export", "dynamic", "onnx_dynamic")
     ):
         yield "inplace, export, dynamic and onnx_dynamic of the head must be true or false"
-
-
-def _is_of_shape(value: Any, shape: tuple[int, ...]) -> bool:
-    is_tensor = type(value) is torch.Tensor and tuple(value.shape) == shape and value.is_floating_point()
-    return is_tensor and not value.is_meta and bool(torch.isfinite(value).all())
 
 
 def _of_model(model: Any, count: int | None) -> Iterator[str]:
@@ -166,9 +169,9 @@ def _of_cfg(cfg: Any) -> Iterator[str]:
         yield "yaml is not a dict"
         return
     nc, channels = cfg.get("nc"), cfg.get("ch", 3)
-    if type(nc) is not int or not 0 < nc <= _MOST_CLASSES:
+    if type(nc) is not int or not 0 < nc <= MOST_CLASSES:
         yield f"nc of its yaml cannot be {repr(nc)[:60]}"
-    if type(channels) is not int or not 0 < channels <= _MOST_CLASSES:
+    if type(channels) is not int or not 0 < channels <= MOST_CLASSES:
         yield f"ch of its yaml cannot be {repr(channels)[:60]}"
     for name in ("depth_multiple", "width_multiple"):
         number: Any = cfg.get(name)
@@ -197,7 +200,7 @@ def _run_without_memory(model: Any, path: Path) -> None:
     """Run a copy on one tiny image on the meta device. A model with layers of the user's own may fail there."""
     side = 2 * max(32, int(model.stride.max())) if isinstance(getattr(model, "stride", None), torch.Tensor) else 64
     cfg = vars(model).get("yaml")
-    channels = cfg.get("ch", 3) if isinstance(cfg, Mapping) else 3
+    channels = cfg.get("channels", cfg.get("ch", 3)) if isinstance(cfg, Mapping) else 3
     try:
         twin = _without_arithmetic(on_meta(model))
         with torch.no_grad(), _Bounded():
@@ -209,7 +212,8 @@ def _run_without_memory(model: Any, path: Path) -> None:
             return
         reason = first_line(error, 300)
         raise CheckpointError(
-            f"{path}: its model is not one that YOLOv5 could have built: it cannot run{_row_in(error.__traceback__)} "
+            f"{path}: its model is not one that {_builder(model)} could have built: it cannot "
+            f"run{_row_in(error.__traceback__)} "
             f"({type(error).__name__}: {reason}){_FUSED if _LACKS_NORM in reason else ''}"
         ) from error
 
@@ -235,9 +239,9 @@ def _is_known(layer: nn.Module) -> bool:
 
 
 def _row_in(traceback: TracebackType | None) -> str:
-    """The row that was running when an error was raised, from the loop over the rows in YOLOv5's ``forward_once``."""
+    """The row that was running when an error was raised, from the model's loop over its rows."""
     for frame, _ in walk_tb(traceback):
         row = frame.f_locals.get("m")
-        if frame.f_code.co_name.endswith("forward_once") and isinstance(row, nn.Module):
+        if frame.f_code.co_name.endswith(("forward_once", "_predict_once", "predict")) and isinstance(row, nn.Module):
             return f", row {vars(row).get('i')} ({type(row).__name__})"
     return ""

@@ -101,10 +101,10 @@ def _faults_of_training(checkpoint: dict[str, Any]) -> Iterator[str]:
             yield f"{key} is {repr(number)[:60]}"
     if not _is_fitness(checkpoint.get("best_fitness")):
         yield f"best_fitness is {repr(checkpoint['best_fitness'])[:60]}"
-    for key in ("opt", "hyp", "git"):
+    for key in ("opt", "hyp", "git", "train_args", "train_metrics", "train_results"):
         if not isinstance(checkpoint.get(key), (dict, type(None))):
             yield f"{key} is not a dict"
-    for key in ("training_results", "date", "wandb_id"):
+    for key in ("training_results", "date", "wandb_id", "version"):
         if not isinstance(checkpoint.get(key), (str, type(None))):
             yield f"{key} is not text"
     if checkpoint.get("optimizer") is not None:

@@ -23,9 +23,16 @@ from yolov5_ema.weights.names import OF_YOLOV5
 STATE_DICT_KEYS = ("", "state_dict", "model", "model_state_dict", "ema", "ema_state_dict")
 """Where a file may hold a dict of tensors: at the top, or under one of the usual keys."""
 
+TASKS = ("detect", "segment", "semantic", "depth", "classify", "pose", "obb")
+"""The tasks that a model of the package ultralytics can be for."""
+
 _OF_SCRIPTS = re.compile(r"__torch__\..*|torch\.jit\._pickle\..*")
 _OF_ULTRALYTICS = re.compile(r"ultralytics\..*")
 _NOTHING = re.compile(r"(?!)")
+_WHAT_YOLOV5_IS = (
+    "a YOLOv5 checkpoint, which the package ultralytics cannot run: use 'yolov5-ema detect' and the other commands, or "
+    "YOLOv5 itself"
+)
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,9 @@ def other_kind(opened: PickleFile, path: Path) -> Kind | None:
     """The kind of a file that is not a YOLOv5 checkpoint; None for a checkpoint, or if the kind is unknown."""
     root = opened.root.value
     if opened.script:
-        return Kind(TORCHSCRIPT, _OF_SCRIPTS)
-    models = [root] if is_module(root) else [lookup(root, key) for key in ("ema", "model")]
-    modules = [model for model in models if is_module(model)]
-    if any(_OF_ULTRALYTICS.match(class_name(model)) for model in modules):
+        return of_script(opened)
+    modules = _models_in(root)
+    if is_of_ultralytics(opened):
         return _of_ultralytics(class_name(modules[0]))
     if is_module(root):
         return _bare_module(class_name(root), path) if OF_YOLOV5.fullmatch(class_name(root)) else None
@@ -67,6 +73,27 @@ def other_kind(opened: PickleFile, path: Path) -> Kind | None:
         )
     key = key_of_state_dict(root)
     return None if key is None else state_dict(key, path)
+
+
+def _models_in(root: Any) -> list[Any]:
+    models = [root] if is_module(root) else [lookup(root, key) for key in ("ema", "model")]
+    return [model for model in models if is_module(model)]
+
+
+def is_of_ultralytics(opened: PickleFile) -> bool:
+    """Whether a file holds a model of the package ultralytics."""
+    return any(_OF_ULTRALYTICS.match(class_name(model)) for model in _models_in(opened.root.value))
+
+
+def of_script(opened: PickleFile) -> Kind | None:
+    """The kind of a TorchScript archive; None for another file."""
+    return Kind(TORCHSCRIPT, _OF_SCRIPTS) if opened.script else None
+
+
+def of_yolov5(opened: PickleFile) -> Kind | None:
+    """The kind of a YOLOv5 checkpoint for a program that cannot run it; None for another file."""
+    names = {name for one in opened.pickles for name in one.names if OF_YOLOV5.fullmatch(name)}
+    return Kind(_WHAT_YOLOV5_IS, OF_YOLOV5) if names else None
 
 
 def names_layers_of_an_old_file(opened: PickleFile) -> bool:

@@ -16,8 +16,18 @@ LAYER = re.compile(
     r"((yolov5\.)?models\.(common|yolo|experimental)|torch\.nn\.modules\.\w+)\.[A-Z]\w*"
     r"|yolov5_ema\.blocks\.\w+\._?[A-Z]\w*"
 )
-# names in YOLOv5's modules that are not layers
-_NOT_LAYERS = ("AutoShape", "DetectMultiBackend", "Path", "Thread", "Image")
+OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.(modules(\.\w+)?|tasks)\.(v\d+)?[A-Z]\w*")
+"""Layers and models of the package ultralytics. The name of a layer may begin in lower case: v10Detect."""
+ULTRALYTICS_LOSS = re.compile(r"ultralytics\.utils\.(loss|tal)\.(v\d+)?[A-Z]\w*")
+OF_TORCHVISION = re.compile(r"torchvision\.(models|ops)(\.\w+)+\._?[A-Z]\w*")
+"""torchvision's networks, in a row TorchVision of ultralytics."""
+ULTRALYTICS_DATA = re.compile(
+    r"ultralytics\.(yolo\.)?utils\.IterableSimpleNamespace"
+    r"|torchvision\.transforms\.(transforms\.(Compose|Normalize|Resize|CenterCrop|ToTensor)|functional\.InterpolationMode)"
+)
+"""Settings of a training, and how a classifier prepares an image."""
+# names in YOLOv5's and ultralytics' modules that are not layers
+_NOT_LAYERS = ("AutoShape", "DetectMultiBackend", "Path", "Thread", "Image", "SafeClass", "SafeUnpickler")
 
 # What torch 2.6 and later accept by default with weights_only=True (torch._weights_only_unpickler).
 _TORCH_NAMES = words(
@@ -49,14 +59,17 @@ SAFE_STEPS = words(
 
 
 def known_by_module(name: str) -> bool:
-    """Whether a dotted name looks like a layer of YOLOv5, torch or this package, judged by its module alone.
+    """Whether a dotted name looks like a layer of a YOLO, torch or this package, judged by its module alone.
 
     >>> known_by_module("models.common.C3"), known_by_module("posix.system")
     (True, False)
     """
     if taken_by_torch(name) or name in PATHS or name == GETATTR or _NUMPY_NAMES.fullmatch(name):
         return True
-    return LAYER.fullmatch(name) is not None and name.rsplit(".", 1)[-1] not in _NOT_LAYERS
+    if ULTRALYTICS_LOSS.fullmatch(name) or ULTRALYTICS_DATA.fullmatch(name) or OF_TORCHVISION.fullmatch(name):
+        return True
+    is_layer = LAYER.fullmatch(name) or OF_ULTRALYTICS.fullmatch(name)
+    return is_layer is not None and name.rsplit(".", 1)[-1] not in _NOT_LAYERS
 
 
 def taken_by_torch(name: str) -> bool:

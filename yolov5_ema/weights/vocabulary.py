@@ -34,15 +34,15 @@ from yolov5_ema.weights.inert_tensors import (
     storage_of,
     storages_in,
 )
-from yolov5_ema.weights.names import GETATTR, LAYER
+from yolov5_ema.weights.names import GETATTR, LAYER, OF_ULTRALYTICS
 from yolov5_ema.weights.paths import PATHS
 
 _NUMPY_DTYPE = re.compile(r"[?bhilqBHILQefd]|[biuf][1248]|f16")
-_OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.modules\.\w+\.[A-Za-z]\w*")
 _FILLED = re.compile(r"collections\.OrderedDict|numpy\._?core\.multiarray\._reconstruct")
 """Objects that are made by a call and then given a state. A tensor must not be: its state would move its storage."""
 _HARMLESS = ("torch.device", "torch.serialization._get_layout", "builtins.complex")
 """Names that may be called with any arguments. Others that torch allows could be used to request all memory."""
+_INTERPOLATION = "torchvision.transforms.functional.InterpolationMode"
 _MOST_LAYERS = 1000
 _MOST_REPEATED = 2**26
 """Elements that tensors may have in addition to those of the storages: views of a storage, and grids of anchors."""
@@ -142,12 +142,19 @@ def short_storages(root: Followed, sizes: Mapping[str, int]) -> list[str]:
 
 
 def _is_forward(args: list[Any]) -> bool:
+    """Whether a call of getattr reads a layer's forward, or a constant that says how images are scaled."""
     return (
         len(args) == 2
         and isinstance(args[0], Named)
-        and (LAYER.fullmatch(args[0].name) or _OF_ULTRALYTICS.fullmatch(args[0].name)) is not None
-        and args[1] == "forward"
+        and (
+            ((LAYER.fullmatch(args[0].name) or OF_ULTRALYTICS.fullmatch(args[0].name)) and args[1] == "forward")
+            or (args[0].name == _INTERPOLATION and isinstance(args[1], str) and args[1].isupper())
+        )
     )
+
+
+def _is_word(args: list[Any]) -> bool:
+    return len(args) == 1 and isinstance(args[0], str) and len(args[0]) <= 32
 
 
 def _is_latin(args: list[Any]) -> bool:
@@ -244,6 +251,7 @@ _JUDGES: dict[str, Callable[[list[Any]], bool]] = {
     **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _is_numpy_scalar),
     "builtins.bytearray": _is_short_bytes,
     "builtins.set": _is_set,
+    _INTERPOLATION: _is_word,
     "collections.OrderedDict": _is_ordered_dict,
     "collections.Counter": _is_ordered_dict,
     "torch.Size": _is_size,
