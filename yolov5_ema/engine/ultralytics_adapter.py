@@ -67,7 +67,7 @@ _STARTS_PROCESSES = ("engine.trainer", "engine.tuner")
 _ITS_COMMAND_LINE = "ultralytics.cfg.__init__"
 
 # the oldest release whose loading of files is known to be guarded
-_OLDEST_CHECKED = "8.3.200"
+_OLDEST_CHECKED = "8.3.0"
 
 _LOGGER = logging.getLogger(__name__)
 _lock = threading.RLock()

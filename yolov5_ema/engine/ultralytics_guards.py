@@ -6,9 +6,11 @@ import importlib
 import os
 import pickle
 import reprlib
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,11 +52,20 @@ _FORMS = {
 
 def apply(patches: Patches) -> None:
     """Wrap those of the calls that the installed release of ultralytics has."""
-    patches.view(_module("utils.patches"), "torch", load=ultralytics_files.load)
+    own = _module("utils.patches")
+    patches.view(own, "torch", load=ultralytics_files.load)
+    if hasattr(own, "_torch_load"):
+        # up to 8.3.100 torch.load is replaced in the whole process by a function that calls this one
+        patches.wrap(own, "_torch_load", _checked_load)
+    tasks = _module("nn.tasks")
+    if hasattr(tasks, "_SafeLoad"):
+        patches.set(tasks._SafeLoad, "loading", _restricted(tasks._SafeLoad))
     data = _module("data.utils")
     patches.view(data, "np", load=ultralytics_files.load_array)
     patches.set(data, "exec", _refuse_code)
     patches.view(data, "subprocess", run=_own_script_only)
+    # up to 8.3.100
+    patches.view(data, "os", system=lambda command: _own_script_only(shlex.split(command)).returncode)
     patches.wrap(data, "safe_download", _asked_for)
     for name in _WITH_TORCHSCRIPT:
         module = _module_with(name, "torch")
@@ -68,6 +79,30 @@ def apply(patches: Patches) -> None:
 
 
 _read_onnx = read_onnx_network(cv2.dnn.readNetFromONNX)
+
+
+def _checked_load(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``torch.load``: of files that ultralytics itself reads, with our checks; other callers are not concerned."""
+    caller = sys._getframe(3).f_globals.get("__name__", "")
+    return (ultralytics_files.load if caller.split(".")[0] == _NAME else load)(*args, **kwargs)
+
+
+def _restricted(safe_load: Any) -> Callable[[Any], AbstractContextManager[None]]:
+    """ultralytics' restricted mode for reading a file: models are built without ``eval``.
+
+    Its own list of allowed names, which has no room for our blocks and stays for the process, is not needed: the file
+    is read by `ultralytics_files.load`.
+    """
+
+    @contextmanager
+    def loading(weight: Any) -> Iterator[None]:
+        safe_load._local.active = True
+        try:
+            yield
+        finally:
+            safe_load._local.active = False
+
+    return staticmethod(loading)
 
 
 def _module(name: str) -> ModuleType:
