@@ -18,7 +18,6 @@ this file that install it there too.
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import itertools
@@ -42,8 +41,7 @@ from yolov5_ema.engine import ultralytics_guards
 from yolov5_ema.settings import chosen_conflicts
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.ultralytics import NAME, Ultralytics, located, shipped_cfg
-from yolov5_ema.weights.alignment import align
-from yolov5_ema.weights.structure import layers_of
+from yolov5_ema.weights.transfer import fill_model_of_ultralytics
 
 _IN_EVERY_RANK = """\
 import sys
@@ -197,7 +195,7 @@ def _builder(row: BlockRow) -> type:
 
 
 def _by_structure(load: Callable[..., Any], self: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around the weight transfer of ultralytics: reorder the pretrained model's rows to match the new model's first.
+    """Around the weight transfer of ultralytics: match the rows of both models by structure.
 
     This is done only if one of the two models has an attention block.
     """
@@ -205,24 +203,15 @@ def _by_structure(load: Callable[..., Any], self: Any, weights: Any, *args: Any,
     if not (_has_blocks(self) or _has_blocks(model)):
         return load(self, weights, *args, **kwargs)
     try:
-        source, target = layers_of(model), layers_of(self)
+        found = fill_model_of_ultralytics(self, model, lambda moved: load(self, moved, *args, **kwargs))
     except ValueError:
         return load(self, weights, *args, **kwargs)
-    pairs = align(source, target)
-    moved = _with_rows(model, [pairs.get(index) for index in range(len(target))])
-    return load(self, moved, *args, **kwargs)
+    _LOGGER.info(found.table())
+    return None
 
 
 def _has_blocks(model: Any) -> bool:
     return isinstance(model, nn.Module) and any(block_of(module) for module in model.modules())
-
-
-def _with_rows(model: Any, order: list[int | None]) -> Any:
-    """A copy of a model with its rows in another order. It shares the rows; only its state dict is usable."""
-    rows = nn.Sequential(*(nn.Identity() if index is None else model.model[index] for index in order))
-    moved = copy.copy(model)
-    moved.__dict__["_modules"] = {**model._modules, "model": rows}
-    return moved
 
 
 def _with_shipped(check_yaml: Callable[..., Any], file: Any, *args: Any, **kwargs: Any) -> Any:

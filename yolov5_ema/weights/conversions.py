@@ -30,7 +30,8 @@ def tensors_for(source: Layer, target: Layer) -> Tensors | None:
         Tensors by their names within the row. Their shapes are not compared yet. None if the rows are of different
         kinds that do not compute the same function.
     """
-    if source.kind == target.kind or (source.is_head and target.is_head):
+    are_heads = source.is_head_of_ultralytics and target.is_head_of_ultralytics
+    if source.kind == target.kind or (source.is_head and target.is_head) or are_heads:
         return source.tensors
     if source.kind == "Focus" and target.kind == "Conv" and _same_stem(target.module.conv, source.module.conv.conv):
         out = {name.removeprefix("conv."): value for name, value in source.tensors.items()}

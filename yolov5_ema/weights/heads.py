@@ -79,12 +79,7 @@ def transfer_head(
     if masks and masks != _masks(old) and done.partly:
         done.remarks.append(f"outputs for {masks} masks start fresh: {_masks(old)} in the checkpoint")
     if None in classes and any(name.startswith("m.") for name in done.tensors):
-        known = not (_are_unknown(names) or _are_unknown(target_names))
-        done.remarks.append(
-            _on_classes(classes, target_names)
-            if known
-            else f"class outputs start fresh: {old.nc} classes in the checkpoint, {new.nc} here, and no names to match"
-        )
+        done.remarks.append(remark_on_classes(classes, names, target_names, int(old.nc)))
     return done
 
 
@@ -129,8 +124,18 @@ def _take_anchors(done: HeadTransfer, found: torch.Tensor, present: torch.Tensor
         done.tensors["anchors"] = found
 
 
-def _on_classes(classes: list[int | None], names: Names) -> str:
-    fresh = [names[i] if names else str(i) for i, at in enumerate(classes) if at is None]
+def remark_on_classes(classes: list[int | None], names: Names, target_names: Names, source_nc: int) -> str:
+    """Which classes start fresh, and why.
+
+    Args:
+        classes: of `class_map`.
+        names, target_names: class names; None if unknown.
+        source_nc: number of classes of the source.
+    """
+    if _are_unknown(names) or _are_unknown(target_names):
+        counts = f"{source_nc} classes in the checkpoint, {len(classes)} here"
+        return f"class outputs start fresh: {counts}, and no names to match"
+    fresh = [target_names[i] if target_names else str(i) for i, at in enumerate(classes) if at is None]
     return f"classes that the checkpoint does not have start fresh: {listed(fresh, 8)}"
 
 

@@ -34,6 +34,16 @@ _FIRST_CONVOLUTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("C3", "C3TR", "C3SPP", "C3Ghost", "C3x"), ("cv1.conv", "cv2.conv")),
     "BottleneckCSP": ("cv1.conv", "cv2"),
     **dict.fromkeys(("SPP", "SPPF", "GhostConv"), ("cv1.conv",)),
+    # of ultralytics
+    **dict.fromkeys(("C2f", "C3k2", "C2fCIB", "C2PSA", "C2fPSA", "PSA", "SCDown", "SPPELAN", "ELAN1"), ("cv1.conv",)),
+    **dict.fromkeys(("RepNCSPELAN4",), ("cv1.conv",)),
+    "Classify": ("conv.conv",),
+}
+# the heads of ultralytics whose branches read nothing but their own level of the features
+_BRANCHES = {
+    **dict.fromkeys(("Detect", "v10Detect"), ("cv2", "cv3", "one2one_cv2", "one2one_cv3")),
+    **dict.fromkeys(("Segment", "Pose", "OBB"), ("cv2", "cv3", "cv4", "one2one_cv2", "one2one_cv3", "one2one_cv4")),
+    "RTDETRDecoder": ("input_proj",),
 }
 # rows that keep channels apart, and whose output scales with their input
 _PASSES_ON = ("Upsample", "MaxPool2d", "Identity", "Dropout", "Dropout2d")
@@ -54,7 +64,7 @@ def start_as_identity(model: nn.Module, rows: Sequence[int]) -> None:
     """Make a detector with new blocks compute what it computes without them.
 
     Args:
-        model: a YOLOv5 model with its weights loaded; it is changed in place.
+        model: a model of YOLOv5 or ultralytics with its weights loaded; it is changed in place.
         rows: numbers of the rows with new blocks (`Transfer.fresh_blocks`).
 
     Raises:
@@ -163,14 +173,40 @@ def _readers(layer: Layer, incoming: Sequence[_Change | None]) -> Iterator[tuple
                 if level == 0 and hasattr(layer.module, "proto"):
                     yield layer.module.proto.cv1.conv, change
         return
+    if layer.kind in _BRANCHES and layer.is_head_of_ultralytics:
+        yield from _first_of_branches(layer, incoming)
+        return
     first = layer.module[0] if isinstance(layer.module, nn.Sequential) else layer.module
     change = incoming[0]
     assert change is not None
+    # SPPF of YOLO26 adds its input
+    if getattr(first, "add", False) is True and layer.kind == "SPPF":
+        return
     for name in _FIRST_CONVOLUTIONS.get(layer.kind, ()):
         yield first.get_submodule(name), change
 
 
+def _first_of_branches(layer: Layer, incoming: Sequence[_Change | None]) -> Iterator[tuple[nn.Module, _Change]]:
+    """The first convolution of each branch of a head of ultralytics that reads a changed level."""
+    for level, change in enumerate(incoming):
+        if change is None:
+            continue
+        for name in _BRANCHES[layer.kind]:
+            branch = getattr(layer.module, name, None)
+            if branch is not None:
+                yield next(module for module in branch[level].modules() if isinstance(module, nn.Conv2d)), change
+        if level == 0 and hasattr(layer.module, "proto"):
+            yield layer.module.proto.cv1.conv, change
+
+
 def _absorb(convolution: nn.Module, change: _Change, layer: Layer) -> None:
+    is_in_order = torch.equal(change.order, torch.arange(len(change.order)))
+    if isinstance(convolution, nn.Conv2d) and convolution.groups == len(change.gain) and is_in_order:
+        # each of its groups reads one channel
+        with torch.no_grad():
+            gain = change.gain.to(convolution.weight.device, convolution.weight.dtype)
+            convolution.weight.div_(gain.repeat_interleave(convolution.out_channels // len(gain))[:, None, None, None])
+        return
     if not isinstance(convolution, nn.Conv2d) or convolution.groups != 1:
         raise ConfigError(f"--init identity: the convolution of {layer} is grouped; leave --init out")
     weight = convolution.weight  # (O, C, k, k)

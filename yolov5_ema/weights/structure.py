@@ -1,7 +1,7 @@
-"""The rows of a built YOLOv5 model: what each row reads, its channels and its stride.
+"""The rows of a built YOLO: what each row reads, its channels and its stride.
 
-Works on the module itself (``model.model``, with the attributes ``f`` and ``type`` that YOLOv5's `parse_model` sets on
-each row). So it needs neither a YAML nor the YOLOv5 that built the model.
+Works on the module itself (``model.model``, with the attributes ``f`` and ``type`` that `parse_model` of YOLOv5 and of
+ultralytics sets on each row). So it needs neither a YAML nor the program that built the model.
 """
 
 from __future__ import annotations
@@ -42,19 +42,24 @@ class Layer:
 
     @property
     def is_head(self) -> bool:
-        """Whether the row is a detection head: Detect or Segment."""
-        return self.kind in _HEADS
+        """Whether the row is a detection head of YOLOv5: Detect or Segment."""
+        return self.kind in _HEADS and not self.is_head_of_ultralytics
+
+    @property
+    def is_head_of_ultralytics(self) -> bool:
+        """Whether the row is the last one of a model of ultralytics, with one output for each class."""
+        return type(self.module).__module__ == "ultralytics.nn.modules.head" and hasattr(self.module, "nc")
 
     def __str__(self) -> str:
         return f"row {self.index} ({self.kind})"
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
-    """The rows of a YOLOv5 model.
+    """The rows of a model of YOLOv5 or ultralytics.
 
     Args:
-        model: a ``Model`` (``DetectionModel``, ``SegmentationModel``) of any YOLOv5, on any device and of any dtype. It
-            is not changed: a copy without memory (on the meta device) is run to find the channels and strides.
+        model: a ``Model`` (``DetectionModel``, ``SegmentationModel`` …) of any release, on any device and of any dtype.
+            It is not changed: a copy without memory (on the meta device) is run to find the channels and strides.
 
     Raises:
         ValueError: the model is not made of rows.
@@ -66,7 +71,8 @@ def layers_of(model: nn.Module) -> list[Layer]:
         Layer(index, _kind(row), row, _sources(row.f, index), tensors=dict(row.state_dict()))
         for index, row in enumerate(rows)
     ]
-    _find_places(layers, int((getattr(model, "yaml", None) or {}).get("ch", 3)))
+    cfg = getattr(model, "yaml", None) or {}
+    _find_places(layers, int(cfg.get("channels", cfg.get("ch", 3))))
     return layers
 
 
@@ -84,7 +90,7 @@ def _find_places(layers: list[Layer], channels: int) -> None:
     with torch.no_grad():
         for layer in layers:
             inputs = [outputs.get(source) for source in layer.sources]
-            if layer.is_head or any(x is None for x in inputs):
+            if layer.is_head or layer.is_head_of_ultralytics or any(x is None for x in inputs):
                 continue
             several = isinstance(layer.module.f, (list, tuple))
             out = _run(layer.module, inputs if several else inputs[0])

@@ -1,22 +1,25 @@
 """Transfers pretrained weights to a model with other rows, by structure instead of by row number.
 
-YOLOv5 itself copies tensors with the same name, such as ``model.9.cv1.conv.weight``, and the same shape. One inserted
-row shifts every name after it, and half of a pretrained detector is lost without a message.
+YOLOv5 and ultralytics themselves copy tensors with the same name, such as ``model.9.cv1.conv.weight``, and the same
+shape. One inserted row shifts every name after it, and half of a pretrained detector is lost without a message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from yolov5_ema.blocks.inside import attended_in
 from yolov5_ema.texts import listed
+from yolov5_ema.weights import ultralytics_heads
 from yolov5_ema.weights.alignment import align, is_block, moved_rows
 from yolov5_ema.weights.conversions import Tensors, tensors_for
-from yolov5_ema.weights.heads import Names, transfer_head
+from yolov5_ema.weights.heads import Names, names_of, transfer_head
 from yolov5_ema.weights.structure import Layer, layers_of
 
 
@@ -106,13 +109,13 @@ def transfer(
     convolution does not fit, its BatchNorm is not copied either.
 
     Args:
-        source: the pretrained model, of any YOLOv5; it is not changed.
+        source: the pretrained model, of any YOLOv5 or ultralytics; it is not changed.
         target: the model to fill; it is not changed either, see `Transfer.state`.
         names, target_names: class names of both; None if unknown.
         keep_anchors: keep the target's anchors if they differ from the source's.
 
     Raises:
-        ValueError: one of them is not a YOLOv5 model.
+        ValueError: one of them is not a YOLO.
     """
     old, new = layers_of(source), layers_of(target)
     pairs = align(old, new)
@@ -144,6 +147,45 @@ def transfer(
     return Transfer(state, rows, [layer for layer in old if layer.tensors and layer.index not in used])
 
 
+def fill_model_of_ultralytics(
+    target: Any, source: Any, load: Callable[[Any], None], *, names: Names = None, target_names: Names = None
+) -> Transfer:
+    """Fill a model of ultralytics by `transfer`, after ultralytics' own transfer of the rows in their new places.
+
+    That one makes the class branch of the head as wide as the checkpoint's, and converts a first convolution of other
+    input channels.
+
+    Args:
+        target: the model to fill; it is changed.
+        source: the pretrained model. ultralytics converts it to float32.
+        load: ultralytics' own ``target.load``.
+        names, target_names: class names of both; None: those of the models.
+
+    Raises:
+        ValueError: one of them is not made of rows.
+    """
+    old, new = layers_of(source), layers_of(target)
+    pairs = align(old, new)
+    order = [pairs.get(index) for index in range(len(new))]
+    last = order[-1]
+    if last is not None and not ultralytics_heads.have_the_same_levels(old[last], new[-1]):
+        order[-1] = None
+    load(_with_rows(source, order))
+    names = names_of(getattr(source, "names", None)) if names is None else names
+    target_names = names_of(getattr(target, "names", None)) if target_names is None else target_names
+    found = transfer(source, target, names=names, target_names=target_names)
+    target.load_state_dict(found.state, strict=False)
+    return found
+
+
+def _with_rows(model: Any, order: list[int | None]) -> Any:
+    """A copy of a model with its rows in another order. It shares the rows; only its state dict is usable."""
+    rows = nn.Sequential(*(nn.Identity() if index is None else model.model[index] for index in order))
+    moved = copy.copy(model)
+    moved.__dict__["_modules"] = {**model._modules, "model": rows}
+    return moved
+
+
 def _fill(
     source: Layer | None, target: Layer, names: Names, target_names: Names, keep_anchors: bool
 ) -> tuple[Tensors, int, list[str]]:
@@ -157,6 +199,10 @@ def _fill(
         rest = {name: value for name, value in target.tensors.items() if not name.startswith(("m.", "anchors"))}
         taken, remarks = _same_shapes(source.tensors, rest)
         return {**head.tensors, **taken}, len(head.partly), [*head.remarks, *remarks]
+    if target.is_head_of_ultralytics:
+        head, others, rest = ultralytics_heads.transfer_head(source, target, names, target_names)
+        taken, remarks = _same_shapes(others, rest)
+        return {**taken, **head.tensors}, len(head.partly), [*head.remarks, *remarks]
     found = tensors_for(source, target)
     assert found is not None, "aligned rows are of one kind"
     taken, remarks = _same_shapes(found, target.tensors)
