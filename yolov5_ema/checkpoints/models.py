@@ -19,10 +19,10 @@ MODEL_CLASSES = ("Model", "DetectionModel", "SegmentationModel")
 
 
 @contextmanager
-def as_yolov5_builds(source: Path) -> Iterator[None]:
+def as_yolov5_builds(source: Path, builder: str = "YOLOv5") -> Iterator[None]:
     """Context manager that turns every error of a model from a file into a `CheckpointError`.
 
-    The attributes of such a model may be anything, so YOLOv5 and torch may raise any error.
+    The attributes of such a model may be anything, so YOLOv5, ultralytics and torch may raise any error.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def as_yolov5_builds(source: Path) -> Iterator[None]:
     except Exception as error:
         reason = first_line(error) if str(error) else "no reason given"
         raise CheckpointError(
-            f"{source}: its model is not one that YOLOv5 could have built ({type(error).__name__}: {reason})"
+            f"{source}: its model is not one that {builder} could have built ({type(error).__name__}: {reason})"
         ) from error
 
 

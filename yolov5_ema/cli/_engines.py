@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli._yolov5 import load_plugins, start_yolov5
 from yolov5_ema.cli.command import Flags, own_parser
-from yolov5_ema.errors import UserError
+from yolov5_ema.errors import CheckpointError, UserError
+
+if TYPE_CHECKING:
+    from yolov5_ema.upstream.locate import Engine
 
 YOLOV5, ULTRALYTICS = "yolov5", "ultralytics"
 ENGINES = (YOLOV5, ULTRALYTICS)
@@ -43,6 +47,44 @@ def add_engine_of_script(flags: Flags) -> None:
         "run YOLOv5's script with its flags, or ultralytics with its arguments (model=yolo11n-ema.yaml data=coco8.yaml "
         "…); default: ultralytics if there is a model=",
     )
+
+
+def start_engine_of(weights: Path) -> Engine:
+    """The engine of a weights file with the blocks known to it: ultralytics if the file is for it, else YOLOv5.
+
+    Raises:
+        UserError: a plugin cannot be imported, the engine is not installed, or there is no such file.
+    """
+    return start_ultralytics() if are_of_ultralytics(weights) else start_yolov5()
+
+
+def is_ultralytics(engine: Engine) -> bool:
+    """Whether an engine is the package ultralytics."""
+    return engine.kind == ULTRALYTICS
+
+
+def start_ultralytics() -> Engine:
+    """The package ultralytics with the adapter installed, and the plugins imported."""
+    load_plugins()
+    from yolov5_ema.engine import ultralytics_adapter
+
+    return ultralytics_adapter.install()
+
+
+def are_of_ultralytics(weights: Path) -> bool:
+    """Whether a weights file holds a model of ultralytics, or is one of its that ``convert`` wrote; nothing is unpickled.
+
+    A file that cannot be read is not; the command that loads it says why.
+    """
+    from yolov5_ema.weights.checkpoint_files import header_in, is_safetensors, open_pickles
+    from yolov5_ema.weights.kinds import is_of_ultralytics
+
+    try:
+        if is_safetensors(weights):
+            return (header_in(weights) or {}).get("engine") == ULTRALYTICS
+        return is_of_ultralytics(open_pickles(weights))
+    except CheckpointError:
+        return False
 
 
 def is_for_ultralytics(args: argparse.Namespace, rest: Sequence[str]) -> bool:

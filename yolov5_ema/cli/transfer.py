@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from yolov5_ema.cli._yolov5 import start_yolov5
+from yolov5_ema.cli._engines import is_ultralytics, start_engine_of
 from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.settings import INITS
 
+if TYPE_CHECKING:
+    from yolov5_ema.upstream.locate import Engine
+
 _EPILOG = """\
 Rows are matched by their content, not by their number, so that weights after an inserted block are copied too.
-`yolov5-ema train --weights FILE --cfg CFG` does the same automatically.
+`yolov5-ema train --weights FILE --cfg CFG` does the same automatically. Weights and cfg may also both be those of the
+package ultralytics (YOLOv8, YOLO11 and later).
 
 --init identity: a new attention block starts with a constant gate, and the layers after it compensate for the constant.
 At first, the detector computes what it did without the block. `train` takes this flag too.
 
-example: yolov5-ema transfer yolov5s.pt --cfg yolov5s-ema.yaml --init identity -o yolov5s-ema.pt
+examples:
+  yolov5-ema transfer yolov5s.pt --cfg yolov5s-ema.yaml --init identity -o yolov5s-ema.pt
+  yolov5-ema transfer yolo11n.pt --cfg yolo11n-ema.yaml --init identity -o yolo11n-ema.pt
 """
 
 
@@ -31,10 +39,9 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"--nc {args.nc}: must be 1 or more")
 
     from yolov5_ema.checkpoints.transferring import transfer_checkpoint
-    from yolov5_ema.scripts import preflight
 
-    engine = start_yolov5()
-    preflight.resolve_names(args, engine)
+    engine = start_engine_of(args.weights)
+    _resolve_names(args, engine)
     found = transfer_checkpoint(
         args.weights,
         Path(args.cfg),
@@ -46,8 +53,33 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         force=args.force,
     )
     print(found.table())
-    print(f"{args.output} written; train it on: yolov5-ema train --weights {args.output} --cfg {args.cfg} …")
+    flags = f"model={args.output}" if is_ultralytics(engine) else f"--weights {args.output} --cfg {args.cfg}"
+    print(f"{args.output} written; train it on: yolov5-ema train {flags} …")
     return 0
+
+
+def _resolve_names(args: argparse.Namespace, engine: Engine) -> None:
+    """Replace bare names of YAMLs by paths. ultralytics finds its model YAML itself: the name holds the size.
+
+    Raises:
+        UserError: there is no such file, or the cfg is for another program than the weights.
+    """
+    from yolov5_ema.data.yaml_files import load_yaml
+    from yolov5_ema.scripts import preflight
+    from yolov5_ema.upstream.data_yaml import find_yaml
+    from yolov5_ema.upstream.ultralytics import find_cfg, is_cfg_of_ultralytics, located
+
+    if is_ultralytics(engine):
+        only_data = argparse.Namespace(data=args.data)
+        preflight.resolve_names(only_data, engine)
+        args.data = only_data.data
+        return
+    file = find_yaml(args.cfg, engine)
+    if file is None and importlib.util.find_spec("ultralytics") is not None:
+        file = find_cfg(args.cfg, located())
+    if file is not None and file.is_file() and is_cfg_of_ultralytics(load_yaml(file)):
+        raise UserError(f"{args.cfg} is a model YAML of ultralytics; the weights {args.weights} are those of YOLOv5")
+    preflight.resolve_names(args, engine)
 
 
 def _names(data: str | None) -> list[str] | None:
@@ -63,7 +95,7 @@ def _names(data: str | None) -> list[str] | None:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", type=Path, help="a YOLOv5 checkpoint (.pt)")
+    parser.add_argument("weights", type=Path, help="a checkpoint (.pt) of YOLOv5 or of ultralytics")
     parser.add_argument("--cfg", required=True, help="model YAML: a path, or the name of a shipped one")
     add_output(parser, "the checkpoint to write", old=["--out"], metavar="OUT.pt", required=True)
     parser.add_argument("--data", help="data YAML with the class names; the weights of classes are copied by name")

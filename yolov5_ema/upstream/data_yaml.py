@@ -39,7 +39,7 @@ _opened: ContextVar[dict[Path, Dataset] | None] = ContextVar("opened data sets",
 
 
 def find_yaml(name: str, engine: Engine | None = None) -> Path | None:
-    """Find the YAML of a path or a bare name: the user's file, a shipped one, or one of YOLOv5's; None if not found."""
+    """Find the YAML of a path or a bare name: the user's file, a shipped one, or the engine's; None if not found."""
     if name and is_there(Path(name)):
         return Path(name)
     shipped = find_shipped(name)

@@ -107,6 +107,21 @@ def header_of(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
     raise CheckpointError(f"{path}: the metadata under {HEADER!r} is {reason}")
 
 
+def header_in(path: Path) -> dict[str, Any] | None:
+    """`header_of` a safetensors file.
+
+    Raises:
+        CheckpointError: it is not a safetensors file, or is cut off.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as opened:
+            return header_of(opened.metadata() or {}, path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file, or is cut off: {error}") from None
+
+
 def _depth_is_sane(value: Any, most: int = 16) -> bool:
     if isinstance(value, (dict, list)):
         held = value.values() if isinstance(value, dict) else value

@@ -178,9 +178,8 @@ def _readers(layer: Layer, incoming: Sequence[_Change | None]) -> Iterator[tuple
         return
     first = layer.module[0] if isinstance(layer.module, nn.Sequential) else layer.module
     change = incoming[0]
-    assert change is not None
     # SPPF of YOLO26 adds its input
-    if getattr(first, "add", False) is True and layer.kind == "SPPF":
+    if change is None or (layer.kind == "SPPF" and getattr(first, "add", False)):
         return
     for name in _FIRST_CONVOLUTIONS.get(layer.kind, ()):
         yield first.get_submodule(name), change
