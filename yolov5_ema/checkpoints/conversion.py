@@ -17,11 +17,20 @@ from typing import Any
 import torch
 from torch import nn
 
-import yolov5_ema
 from yolov5_ema.blocks.registry import PREFIX, block_of
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.cfgs.rows import with_options_by_name
+from yolov5_ema.checkpoints import ultralytics_conversion, ultralytics_models
+from yolov5_ema.checkpoints.described import (
+    as_json,
+    check_shapes,
+    checked_names,
+    common_facts,
+    fill,
+    header_or_defaults,
+    plain_cfg,
+)
 from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.checkpoints.models import (
     MODEL_CLASSES,
@@ -34,26 +43,25 @@ from yolov5_ema.checkpoints.models import (
 )
 from yolov5_ema.checkpoints.state_dicts import own_memory, read_tensors
 from yolov5_ema.errors import CheckpointError, UserError
-from yolov5_ema.files import refuse_present, sha256_of, whole_files
-from yolov5_ema.texts import first_line, listed
+from yolov5_ema.files import refuse_present, whole_files
+from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.ultralytics import Ultralytics
 from yolov5_ema.weights.checkpoint_files import HEADER
-from yolov5_ema.weights.inspection import without_secrets
 
-_FORMAT = 1
 _TRAINING = ("epoch", "best_fitness", "date", "updates", "opt", "git", "yolov5pip_version")
 
 
 def to_safetensors(source: Path, target: Path, cfg: Path, *, engine: Engine, force: bool = False) -> dict[str, Any]:
     """Write a checkpoint's model as safetensors and a model YAML.
 
-    The model is the one that YOLOv5 runs: ``ema`` if there is one, else ``model``. Dtypes stay as they are.
+    The model is the one that YOLOv5 or ultralytics runs: ``ema`` if there is one, else ``model``. Dtypes stay.
 
     Args:
         source: the checkpoint.
         target: the ``.safetensors`` to write.
         cfg: the ``.yaml`` to write.
-        engine: the YOLOv5 in use, with the shim installed.
+        engine: the YOLOv5 in use with the shim installed, or ultralytics with the adapter.
         force: replace existing files.
 
     Returns:
@@ -66,14 +74,14 @@ def to_safetensors(source: Path, target: Path, cfg: Path, *, engine: Engine, for
     from safetensors.torch import save
 
     refuse_present([target, cfg], force)
+    own = _programs[isinstance(engine, Ultralytics)]
     checkpoint = load_checkpoint(source, "cpu", engine=engine, without_model=True)
-    with as_yolov5_builds(source):
-        model = model_of(checkpoint, source)
-        facts = _facts(checkpoint, model, source, engine)
+    with as_yolov5_builds(source, own.name):
+        model = own.model_of(checkpoint, source)
+        facts = own.facts(checkpoint, model, source, engine)
         tensors = own_memory(model.state_dict())
-        _check_same(model, _built(facts, tensors, source, engine), source)
-        graph = Graph.from_cfg(_cfg_of_this_model(model, engine), str(source))
-        text = graph.to_text(_yaml_header(source, target, facts))
+        _check_same(model, own.built(facts, tensors, source, engine), source)
+        text = own.yaml_text(model, engine, _yaml_header(source, target, facts), source)
         content = save(tensors, {"format": "pt", HEADER: json.dumps(facts)})
     with whole_files([target, cfg]) as (draft, cfg_draft):
         draft.write_bytes(content)
@@ -84,13 +92,13 @@ def to_safetensors(source: Path, target: Path, cfg: Path, *, engine: Engine, for
 def to_checkpoint(
     source: Path, target: Path, *, engine: Engine, cfg: Mapping[str, Any] | None = None, force: bool = False
 ) -> dict[str, Any]:
-    """Write safetensors as a checkpoint that YOLOv5 can load, in the form that its own ``strip_optimizer`` writes.
+    """Write safetensors as a checkpoint in the form that the program's own ``strip_optimizer`` writes.
 
     Args:
         source: a file of `to_safetensors`. With ``cfg`` also a state dict, in safetensors or saved by torch, or a bare
             model.
         target: the ``.pt`` to write.
-        engine: the YOLOv5 in use, with the shim installed.
+        engine: the YOLOv5 in use with the shim installed, or ultralytics with the adapter.
         cfg: the content of a model YAML, used instead of the one in the header.
         force: replace an existing file.
 
@@ -105,10 +113,11 @@ def to_checkpoint(
     """
     refuse_present([target], force)
     tensors, header = read_tensors(source, engine)
-    with as_yolov5_builds(source):
-        facts = _facts_from(header, cfg, source)
-        model = _built(facts, tensors, source, engine)
-    checkpoint = stripped(model, facts["training"])
+    own = _programs[isinstance(engine, Ultralytics)]
+    with as_yolov5_builds(source, own.name):
+        facts = own.facts_from(header, cfg, source)
+        model = own.built(facts, tensors, source, engine)
+    checkpoint = own.stripped(model, facts["training"])
     with whole_files([target]) as (draft,), draft.open("wb") as stream:
         save_checkpoint(checkpoint, stream, engine=engine)
     return facts
@@ -118,74 +127,16 @@ def to_checkpoint(
 
 
 def _facts(checkpoint: Any, model: Any, source: Path, engine: Engine) -> dict[str, Any]:
-    of_training = checkpoint if isinstance(checkpoint, Mapping) else {}
-    training = {key: _json(of_training[key]) for key in _TRAINING if of_training.get(key) is not None}
-    if "opt" in training:
-        training["opt"] = without_secrets(training["opt"])
-    names = getattr(model, "names", None)
-    names = [[key, str(name)] for key, name in names.items()] if isinstance(names, Mapping) else _json(names)
     return {
-        "format": _FORMAT,
-        "class": type(model).__name__,
-        "cfg": _plain_cfg(model.yaml, source),
-        "names": _checked_names(names, model.yaml["nc"], source),
-        "stride": [float(stride) for stride in model.stride],
-        "attributes": {key: _json(getattr(model, key)) for key in ("nc", "hyp", "yaml_file") if hasattr(model, key)},
+        **common_facts(checkpoint, model, source, engine, _TRAINING),
+        "attributes": {key: as_json(getattr(model, key)) for key in ("nc", "hyp", "yaml_file") if hasattr(model, key)},
         "inplace": bool(getattr(model, "inplace", True)),
-        "training": training,
-        "versions": {
-            "yolov5-ema": yolov5_ema.__version__,
-            "torch": torch.__version__,
-            "yolov5": engine.version,
-        },
-        "source": {"name": source.name, "bytes": source.stat().st_size, "sha256": sha256_of(source)},
     }
-
-
-def _json(value: Any) -> Any:
-    """A value that JSON can hold; anything else becomes text."""
-    if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_json(item) for item in value]
-    # NumPy's numbers and tensors
-    if hasattr(value, "item") and getattr(value, "size", None) is not None:
-        try:
-            return _json(value.item())
-        except (ValueError, RuntimeError, TypeError):
-            return str(value)
-    if isinstance(value, float) and value != value:
-        return None
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def _plain_cfg(cfg: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """A model's YAML with classes replaced by their names.
-
-    Raises:
-        CheckpointError: it cannot be written as JSON and read back unchanged.
-    """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, type):
-            return f"{PREFIX}{block_of(value)}" if block_of(value) else value.__name__
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    found = plain(cfg)
-    try:
-        back = json.loads(json.dumps(found))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: its model YAML holds a value that a YAML cannot hold: {error}") from None
-    if back != found:
-        raise CheckpointError(f"{source}: its model YAML has keys that are not text")
-    return back
 
 
 def _cfg_of_this_model(model: Any, engine: Engine) -> dict[str, Any]:
     """The YAML that builds this model: with its anchors, and with block names that YOLOv5 does not use for others."""
-    cfg = copy.deepcopy(_plain_cfg(model.yaml, Path("the checkpoint")))
+    cfg = copy.deepcopy(plain_cfg(model.yaml, Path("the checkpoint")))
     head = model.model[-1]
     pixels = (head.anchors.float() * head.stride.float().view(-1, 1, 1).cpu()).flatten(1).tolist()
     if not _nearly(cfg["anchors"], pixels):
@@ -238,12 +189,7 @@ def _built(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], source
     if all(tensor.dtype == torch.float16 for tensor in tensors.values() if tensor.is_floating_point()):
         # converts tensors that are not buffers too: the strides of Detect
         model.half()
-    try:
-        model.load_state_dict(dict(tensors), strict=True, assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:600]
-        raise CheckpointError(f"{source}: the tensors do not fit its model YAML: {reason}") from None
-    model.requires_grad_(False)
+    fill(model, tensors, source)
     model.names = _names(facts, model)
     for key, value in facts["attributes"].items():
         if value is not None:
@@ -278,29 +224,7 @@ def _check_fits(cfg: dict[str, Any], tensors: Mapping[str, torch.Tensor], yolo: 
     channels = cfg.get("ch", 3)
     with _building(source), quiet(), torch.device("meta"), torch.no_grad():
         layers, _ = yolo.parse_model({**copy.deepcopy(cfg), "ch": channels}, [channels])
-    wanted = {f"model.{name}": tuple(tensor.shape) for name, tensor in layers.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    shapes = [
-        f"{name} {found[name]} where the cfg has {wanted[name]}"
-        for name in wanted
-        if name in found and found[name] != wanted[name]
-    ]
-    parts = [
-        _listed("missing", [name for name in wanted if name not in found]),
-        _listed("unexpected", [name for name in found if name not in wanted]),
-        _listed("of another shape", shapes),
-    ]
-    if any(parts):
-        fused = " (A fused model has no BatchNorms: convert the checkpoint that it came from.)"
-        is_fused = not any(".bn." in name for name in found) and any(".bn." in name for name in wanted)
-        raise CheckpointError(
-            f"{source}: the tensors do not fit its model YAML: {'; '.join(filter(None, parts))}"
-            + (fused if is_fused else "")
-        )
-
-
-def _listed(what: str, names: Sequence[str]) -> str:
-    return f"{what}: {listed(names, 5)}" if names else ""
+    check_shapes({f"model.{name}": tensor for name, tensor in layers.state_dict().items()}, tensors, source)
 
 
 def _names(facts: Mapping[str, Any], model: Any) -> Any:
@@ -314,37 +238,33 @@ def _names(facts: Mapping[str, Any], model: Any) -> Any:
 
 def _check_same(model: Any, built: Any, source: Path) -> None:
     """Raise a `CheckpointError` unless both models compute the same output for one image, bit for bit."""
-    side = 2 * int(max(float(stride) for stride in model.stride))
-    channels = int(built.yaml.get("ch", 3))
+    side = max(64, 2 * int(max(float(stride) for stride in model.stride)))
+    channels = int(built.yaml.get("channels", built.yaml.get("ch", 3)))
     image = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))
     outputs = []
     for one in (model, built):
         runnable = copy.deepcopy(one).float().eval()
         with torch.no_grad():
-            outputs.append(runnable(image)[0])
-    if not torch.equal(*(torch.nan_to_num(output) for output in outputs)):
+            outputs.append(list(_tensors_in(runnable(image)))[:3])
+    if not all(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) for a, b in zip(*outputs, strict=True)):
         raise CheckpointError(
             f"{source}: with the same tensors, a model built from its YAML computes another output, so the model was "
             "changed after it was built. Nothing was written"
         )
 
 
+def _tensors_in(output: Any) -> Iterator[torch.Tensor]:
+    """The tensors of an output in their order: predictions first, then masks, then what the losses need."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, (list, tuple, dict)):
+        for part in output.values() if isinstance(output, dict) else output:
+            yield from _tensors_in(part)
+
+
 def _facts_from(header: Any, cfg: Mapping[str, Any] | None, source: Path) -> dict[str, Any]:
     """The content of the header, checked. A cfg from the user replaces the one in the header."""
-    if header is None and cfg is None:
-        raise CheckpointError(
-            f"{source} holds tensors but does not describe a model ('yolov5-ema convert' did not write it): pass the "
-            "model's YAML with --cfg"
-        )
-    facts = {
-        **{"class": "Model", "names": None, "attributes": {}, "inplace": True, "training": {}, "cfg": None},
-        **(header if isinstance(header, dict) else {}),
-    }
-    if facts.get("format", _FORMAT) != _FORMAT:
-        raise CheckpointError(
-            f"{source} was written by a later version of yolov5-ema (format {facts['format']!r}): "
-            "pip install -U yolov5-ema"
-        )
+    facts = header_or_defaults(header, cfg, source)
     if cfg is None:
         with_options_by_name(facts["cfg"])
     else:
@@ -363,7 +283,7 @@ def _facts_from(header: Any, cfg: Mapping[str, Any] | None, source: Path) -> dic
     Graph.from_cfg(facts["cfg"], str(source))
     if facts["attributes"].get("nc", facts["cfg"]["nc"]) != facts["cfg"]["nc"]:
         raise CheckpointError(f"{source}: its metadata has two different values of nc")
-    facts["names"] = _checked_names(facts["names"], facts["cfg"]["nc"], source)
+    facts["names"] = checked_names(facts["names"], facts["cfg"]["nc"], source)
     return facts
 
 
@@ -374,16 +294,35 @@ def _attributes_are_fine(attributes: Any) -> bool:
     )
 
 
-def _checked_names(names: Any, count: int, source: Path) -> Any:
-    if isinstance(names, Mapping):
-        names = [[key, name] for key, name in names.items()]
-    if names is None:
-        return None
-    pairs = isinstance(names, list) and all(isinstance(name, list) for name in names)
-    fine = isinstance(names, list) and all(
-        len(name) == 2 and isinstance(name[0], int) and isinstance(name[1], str) if pairs else isinstance(name, str)
-        for name in names
-    )
-    if not fine or len(names) != count:
-        raise CheckpointError(f"{source}: there must be {count} class names (nc), each of them text")
-    return names
+# --- the programs --------------------------------------------------------------------------------
+
+
+class _Yolov5:
+    """YOLOv5's models."""
+
+    name = "YOLOv5"
+    model_of = staticmethod(model_of)
+    facts = staticmethod(_facts)
+    built = staticmethod(_built)
+    facts_from = staticmethod(_facts_from)
+    stripped = staticmethod(stripped)
+
+    @staticmethod
+    def yaml_text(model: Any, engine: Engine, header: Sequence[str], source: Path) -> str:
+        return Graph.from_cfg(_cfg_of_this_model(model, engine), str(source)).to_text(header)
+
+
+class _Ultralytics:
+    """Models of the package ultralytics."""
+
+    name = "ultralytics"
+    model_of = staticmethod(ultralytics_models.model_of)
+    facts = staticmethod(ultralytics_conversion.facts)
+    built = staticmethod(ultralytics_conversion.built)
+    facts_from = staticmethod(ultralytics_conversion.facts_from)
+    stripped = staticmethod(ultralytics_models.stripped)
+    yaml_text = staticmethod(ultralytics_conversion.yaml_text)
+
+
+# by whether it is ultralytics
+_programs: dict[bool, Any] = {False: _Yolov5, True: _Ultralytics}

@@ -18,6 +18,7 @@ from torch import nn
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.checkpoints.ultralytics_state import is_of_ultralytics
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
+from yolov5_ema.resources import find_shipped
 from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics
@@ -68,7 +69,9 @@ def content_of(cfg: str | Path, engine: Engine) -> dict[str, Any]:
     try:
         content: dict[str, Any] = tasks.yaml_model_load(str(cfg))
     except FileNotFoundError:
-        raise ConfigError(f"{cfg}: no such file here, among the YAMLs of yolov5-ema or of {engine}") from None
+        if find_shipped(str(cfg)) is None:
+            raise ConfigError(f"{cfg}: no such file here, among the YAMLs of yolov5-ema or of {engine}") from None
+        content = {}
     if not is_cfg_of_ultralytics(content):
         raise ConfigError(f"{cfg} is a model YAML of YOLOv5; the weights are those of a model of ultralytics")
     return content
