@@ -313,6 +313,33 @@ _PLACES: dict[str, Callable[[bytes], dict[str, bytes]]] = {
     },
 }
 PLACES = tuple(_PLACES)
+
+
+def _of_ultralytics(cls: str, **state: bytes) -> bytes:
+    module, _, attribute = f"ultralytics.nn.{cls}".rpartition(".")
+    return filled(made(module, attribute), **{**_STATE, **state})
+
+
+_MODEL = _of_ultralytics("tasks.DetectionModel")
+_PLACES_OF_ULTRALYTICS: dict[str, Callable[[bytes], dict[str, bytes]]] = {
+    "beside a model of ultralytics": lambda payload: {"model": _MODEL, "extra": payload},
+    "train_args": lambda payload: {"model": _MODEL, "train_args": filled_dict(data=payload)},
+    "settings of a model": lambda payload: {
+        "model": NONE,
+        "ema": _of_ultralytics(
+            "tasks.DetectionModel",
+            args=filled(called(name("ultralytics.utils", "IterableSimpleNamespace")), data=payload),
+        ),
+    },
+    "a layer of ultralytics": lambda payload: {
+        "model": _of_ultralytics(
+            "tasks.DetectionModel",
+            _modules=filled_dict(model=_of_ultralytics("modules.conv.Conv", odd=b"](" + payload + b"e")),
+        )
+    },
+}
+PLACES_OF_ULTRALYTICS = tuple(_PLACES_OF_ULTRALYTICS)
+_PLACES |= _PLACES_OF_ULTRALYTICS
 CONTAINERS = ("archive", "legacy", "bare", "second pickle")
 
 

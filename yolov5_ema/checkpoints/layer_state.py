@@ -211,8 +211,13 @@ def _is_size_or_none(value: Any) -> bool:
 
 def is_scaling(state: Mapping[str, Any]) -> bool:
     """Whether the numbers of a layer that scales or normalizes an image are in a valid range."""
-    mean_and_std = [*(state.get("mean") or ()), *(state.get("std") or ())]
-    return _is_size_or_none(state.get("size")) and all(_is_number(part, -1e3, 1e3) for part in mean_and_std)
+    return _is_size_or_none(state.get("size")) and all(_are_colors(state.get(name, [])) for name in ("mean", "std"))
+
+
+def _are_colors(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.dim() == 1 and is_finite_of_shape(value, tuple(value.shape))
+    return isinstance(value, (list, tuple)) and all(_is_number(part, -1e3, 1e3) for part in value)
 
 
 _PADDINGS = ("same", "valid")

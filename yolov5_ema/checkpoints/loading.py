@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import IO, Any, BinaryIO, cast
@@ -44,8 +43,6 @@ from yolov5_ema.weights.checkpoint_files import (
     refuse_another_reading,
 )
 from yolov5_ema.weights.foreign_names import ONLY_IF_TRUSTED, advice_for, shown_names
-from yolov5_ema.weights.inert_pickle import Followed, class_name
-from yolov5_ema.weights.inert_tensors import args_of
 from yolov5_ema.weights.kinds import Kind, names_layers_of_an_old_file, other_kind
 from yolov5_ema.weights.mistaken import HEAD, refuse_mistaken
 from yolov5_ema.weights.names import taken_by_torch
@@ -221,7 +218,7 @@ def _allowed(path: pathlib.Path, opened: PickleFile, kind: Kind | None, rules: R
 
 def _check_calls(path: pathlib.Path, opened: PickleFile, rules: Rules) -> None:
     """Refuse harmful uses of allowed names; see `yolov5_ema.weights.vocabulary`."""
-    odd = odd_calls(_without_calls_of(rules.empty, one) for one in opened.pickles)
+    odd = odd_calls(opened.pickles, rules.empty)
     if odd:
         raise CheckpointError(_refusal(path, rules, "; ".join(odd[:5])))
     short = short_storages(opened.root, opened.sizes)
@@ -234,12 +231,6 @@ def _check_calls(path: pathlib.Path, opened: PickleFile, rules: Rules) -> None:
             f"{path} has the format of torch before 1.6 and holds layers; torch can load it only if all code in the "
             f"file may run. {ONLY_IF_TRUSTED}"
         )
-
-
-def _without_calls_of(classes: frozenset[str], pickle: Followed) -> Followed:
-    """The pickle without the calls that create an empty object of one of these classes, which is filled later."""
-    calls = [call for call in pickle.calls if not (class_name(call) in classes and not args_of(call))]
-    return replace(pickle, calls=calls)
 
 
 def _check_legacy_file(path: pathlib.Path, content: BinaryIO) -> None:

@@ -28,7 +28,7 @@ from yolov5_ema.checkpoints.ultralytics_state import faults
 from yolov5_ema.errors import CheckpointError
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics
-from yolov5_ema.weights.kinds import TASKS
+from yolov5_ema.weights.names import TASKS
 
 _TRAINING = ("train_args", *KEPT)
 _SECTIONS = ("backbone", "head")
@@ -66,7 +66,8 @@ def _transforms_as_json(transforms: Any) -> list[Any] | None:
 def _settings_of(step: Any) -> dict[str, Any]:
     kept = ("size", "mean", "std", "interpolation", "max_size", "antialias")
     found = {name: vars(step)[name] for name in kept if name in vars(step)}
-    return {name: as_json(getattr(value, "value", value)) for name, value in found.items()}
+    plain = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
+    return {name: as_json(getattr(value, "value", value)) for name, value in plain.items()}
 
 
 def _transforms_from(steps: Any, source: Path) -> Any:
@@ -85,10 +86,11 @@ def _step(name: Any) -> str:
 
 
 def _read(settings: dict[str, Any]) -> dict[str, Any]:
-    if "interpolation" not in settings:
-        return settings
-    mode = importlib.import_module(_INTERPOLATION).InterpolationMode(settings["interpolation"])
-    return {**settings, "interpolation": mode}
+    """The arguments of a step, of the types that ultralytics gives it."""
+    found = {name: torch.tensor(value) if name in ("mean", "std") else value for name, value in settings.items()}
+    if "interpolation" in found:
+        found["interpolation"] = importlib.import_module(_INTERPOLATION).InterpolationMode(found["interpolation"])
+    return found
 
 
 def built(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], source: Path, engine: Engine) -> Any:

@@ -14,7 +14,13 @@ from yolov5_ema.checkpoints.allowed import Rules, plain_names
 from yolov5_ema.settings import VARIABLES
 from yolov5_ema.weights.checkpoint_files import PickleFile
 from yolov5_ema.weights.kinds import Kind, of_script, of_yolov5
-from yolov5_ema.weights.names import OF_TORCHVISION, OF_ULTRALYTICS, ULTRALYTICS_DATA, ULTRALYTICS_LOSS
+from yolov5_ema.weights.names import (
+    OF_TORCHVISION,
+    OF_ULTRALYTICS,
+    ULTRALYTICS_DATA,
+    ULTRALYTICS_LOSS,
+    ULTRALYTICS_SETTINGS,
+)
 
 # names that releases of ultralytics have changed, and today's
 _RENAMED = {
@@ -75,5 +81,5 @@ RULES = Rules(
     allowed=allow_list,
     advice=_advice,
     other_kind=_other_kind,
-    empty=frozenset(name for name in (*_RENAMED, *_RENAMED.values()) if name.endswith(".IterableSimpleNamespace")),
+    empty=ULTRALYTICS_SETTINGS,
 )

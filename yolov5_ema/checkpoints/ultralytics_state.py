@@ -10,7 +10,7 @@ from torch import nn
 
 from yolov5_ema.checkpoints.layer_state import LARGEST, fault_of_layer, is_finite_of_shape, is_scaling
 from yolov5_ema.class_names import fault_of_names
-from yolov5_ema.weights.kinds import TASKS
+from yolov5_ema.weights.names import TASKS
 
 MOST_CLASSES = 100_000
 LARGEST_STRIDE = 1024

@@ -72,7 +72,7 @@ def start_ultralytics() -> Engine:
 
 
 def are_of_ultralytics(weights: Path) -> bool:
-    """Whether a weights file holds a model of ultralytics, or tensors of one that ``convert`` wrote. It is not unpickled.
+    """Whether a file holds a model of ultralytics, or tensors of one that ``convert`` wrote. It is not unpickled.
 
     A file that cannot be read is not; the command that loads it says why.
     """

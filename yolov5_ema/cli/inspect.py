@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from yolov5_ema.cli._engines import are_of_ultralytics
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Command, add_json, print_json, results_alone
 from yolov5_ema.errors import EngineNotFoundError, UserError
 from yolov5_ema.settings import read
 from yolov5_ema.upstream.locate import locate
+from yolov5_ema.upstream.ultralytics import located
 from yolov5_ema.weights.checkpoint_files import check_readable, is_safetensors
 from yolov5_ema.weights.inspection import Inspection, ModelReport, inspect_file
 
@@ -57,40 +59,60 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 class _Judge:
     """Decides which names a checkpoint may hold.
 
-    It uses the allow-list of the installed YOLOv5. Without a YOLOv5, it uses the names of modules.
+    It uses the allow-list of the installed YOLOv5, or of ultralytics for its files. If the program is not installed, it
+    uses the names of modules.
     """
 
     def __init__(self) -> None:
         self.by = ""
-        self._allowed: Callable[[str], bool] | None = None
+        self._judges: dict[bool, tuple[str, Callable[[str], bool] | None]] = {}
         self._blocks: list[str] = []
 
     def inspect(self, path: Path) -> Inspection:
         check_readable(path)
-        if not self.by and not is_safetensors(path):
-            self._learn()
-        return inspect_file(path, self._allowed, self._blocks)
+        if is_safetensors(path):
+            return inspect_file(path)
+        if not self._judges:
+            self._learn_blocks()
+        of_ultralytics = are_of_ultralytics(path)
+        if of_ultralytics not in self._judges:
+            self._judges[of_ultralytics] = _judge_of_ultralytics() if of_ultralytics else _judge_of_yolov5()
+        self.by, allowed = self._judges[of_ultralytics]
+        return inspect_file(path, allowed, self._blocks)
 
-    def _learn(self) -> None:
+    def _learn_blocks(self) -> None:
         if read("plugins"):
             load_plugins()
             from yolov5_ema.blocks import get_block, list_blocks
 
             classes = [get_block(name) for name in list_blocks()]
             self._blocks = [f"{cls.__module__}.{cls.__qualname__}" for cls in classes]
-        try:
-            engine = locate()
-        except EngineNotFoundError:
-            if read("yolov5"):
-                raise
-            self.by = "the names of modules only, because no YOLOv5 was found"
-            return
-        from yolov5_ema.checkpoints.loading import allow_list
-        from yolov5_ema.engine import shim
 
-        names = {name for _, name in allow_list(shim.install())}
-        self._allowed = names.__contains__
-        self.by = f"the allow-list for {engine}"
+
+def _judge_of_yolov5() -> tuple[str, Callable[[str], bool] | None]:
+    """What judges the names in other files than those of ultralytics, in words, and whether it allows a name."""
+    try:
+        engine = locate()
+    except EngineNotFoundError:
+        if read("yolov5"):
+            raise
+        return "the names of modules only, because no YOLOv5 was found", None
+    from yolov5_ema.checkpoints.loading import allow_list
+    from yolov5_ema.engine import shim
+
+    names = {name for _, name in allow_list(shim.install())}
+    return f"the allow-list for {engine}", names.__contains__
+
+
+def _judge_of_ultralytics() -> tuple[str, Callable[[str], bool] | None]:
+    """The same for files of ultralytics."""
+    try:
+        engine = located()
+    except EngineNotFoundError:
+        return "the names of modules only, because the package ultralytics is not installed", None
+    from yolov5_ema.checkpoints.ultralytics_rules import allow_list
+
+    return f"the allow-list for {engine}", lambda name: name in allow_list([name])
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -131,6 +153,7 @@ def _versions(found: Inspection) -> list[str]:
         "yolov5-ema": "written by yolov5-ema",
         "torch": "torch",
         "yolov5": "YOLOv5",
+        "ultralytics": "ultralytics",
         "source_name": "from",
         "source_sha256": "sha256",
     }
@@ -160,6 +183,10 @@ def _training(found: Inspection) -> list[str]:
 def _model(model: ModelReport) -> list[str]:
     layout = f" (names of a {model.layout})" if model.layout else ""
     lines = [f"{model.key or 'holds'}: {_shown(model.cls)}{layout}", f"  {_counts(model)}"]
+    size = (model.cfg or {}).get("scale")
+    about = [f"task {model.task}" if model.task else "", f"size {size}" if isinstance(size, str) and size else ""]
+    if any(about):
+        lines.append(f"  {_shown(', '.join(filter(None, about)))}")
     if model.names is not None or model.cfg:
         lines += _wrapped(f"  {_classes_line(model)}", [_shown(name, 60) for name in _list(model.names)])
     if model.strides:

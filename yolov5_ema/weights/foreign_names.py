@@ -109,8 +109,13 @@ _ADVICE = {
 }
 
 
-def meaning(name: str) -> str:
-    """What a name outside the allow-list means for the file that holds it."""
+def meaning(name: str, of_ultralytics: bool = False) -> str:
+    """What a name outside the allow-list means for the file that holds it.
+
+    Args:
+        name: the class or function.
+        of_ultralytics: whether the file holds a model of the package ultralytics.
+    """
     if name == COMPUTED:
         return f"{name}: it is unknown what it would import; no checkpoint needs that"
     if name == GETATTR:
@@ -121,6 +126,8 @@ def meaning(name: str) -> str:
         return f"{name}: not in the YOLOv5 in use; {whose} (pass its folder with --yolov5)"
     if _is_dangerous(name):
         return f"{name}: no checkpoint needs it; loading with --trust-checkpoint could run commands. Do not load it"
+    if name.startswith("ultralytics.") and of_ultralytics:
+        return f"{name}: not a layer or setting of the ultralytics in use; no checkpoint of that release needs it"
     if name.startswith("ultralytics."):
         return f"{name}: from the package ultralytics (YOLOv8 and later); it loads there, not in YOLOv5"
     return (

@@ -12,7 +12,7 @@ from typing import Any
 from yolov5_ema.weights.checkpoint_files import PickleFile
 from yolov5_ema.weights.inert_pickle import Items, Made, class_name, lookup, pairs_of, plain
 from yolov5_ema.weights.inert_tensors import TensorNote, tensor_of
-from yolov5_ema.weights.names import OF_YOLOV5
+from yolov5_ema.weights.names import OF_YOLOV5, TASKS
 
 OUR_BLOCKS = "yolov5_ema.blocks."
 _HOLDS_A_BLOCK = "yolov5_ema.blocks.inside.Attended"
@@ -48,6 +48,7 @@ class ModelReport:
     strides: list[float] | None = None
     anchors: list[list[float]] | None = None
     hyp: Any = None
+    task: str | None = None
 
     @property
     def is_state_dict(self) -> bool:
@@ -130,14 +131,31 @@ def describe_module(key: str, value: Any, opened: PickleFile, blocks: Sequence[s
     report.cfg = cfg if isinstance(cfg, dict) else None
     report.names = plain(_attribute(value, "names"))
     report.hyp = plain(_attribute(value, "hyp"))
+    report.task = _task(value)
     report.strides = _values(_attribute(value, "stride"), opened)
     report.anchors = _anchors(modules, opened, report.strides)
     return report
 
 
+def _task(value: Any) -> str | None:
+    """The task that a model of ultralytics is for, as it says itself, or by the class of its last row."""
+    said = _attribute(value, "task")
+    if not class_name(value).startswith("ultralytics.") or said in TASKS:
+        return said if isinstance(said, str) else None
+    last = class_name((pairs_of(_attribute(_child(value, "model"), "_modules")) or [(None, None)])[-1][1])
+    words = {"Classify": "classify", "Segment": "segment", "Pose": "pose", "OBB": "obb", "Decoder": "detect"}
+    return next((task for word, task in {**words, "Detect": "detect"}.items() if word in last), None)
+
+
+def _child(module: Any, name: str) -> Any:
+    return lookup(_attribute(module, "_modules"), name)
+
+
 def _count_class(report: ModelReport, name: str) -> None:
     if OF_YOLOV5.fullmatch(name):
         group = "YOLOv5"
+    elif name.startswith("ultralytics.nn."):
+        group = "ultralytics"
     elif name.startswith("torch.nn."):
         group = "torch"
     else:

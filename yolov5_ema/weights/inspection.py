@@ -22,12 +22,13 @@ from yolov5_ema.weights.foreign_names import meaning
 from yolov5_ema.weights.inert_modules import ModelReport, count_tensor, describe_module, is_module
 from yolov5_ema.weights.inert_pickle import Items, Made, Named, class_name, lookup, pairs_of, plain, walk
 from yolov5_ema.weights.inert_tensors import TensorNote, args_of, tensor_of
-from yolov5_ema.weights.kinds import STATE_DICT_KEYS
+from yolov5_ema.weights.kinds import STATE_DICT_KEYS, is_of_ultralytics
 from yolov5_ema.weights.names import (
     GETATTR,
     LAYER,
     OF_YOLOV5,
     SAFE_STEPS,
+    ULTRALYTICS_SETTINGS,
     known_by_module,
     taken_by_torch,
 )
@@ -66,8 +67,8 @@ def inspect_file(path: Path, allowed: Allowed | None = None, blocks: Sequence[st
 
     Args:
         path: a checkpoint of any kind, a state dict, a TorchScript archive, or a safetensors file.
-        allowed: says whether a checkpoint may hold the class or function with this dotted name. None:
-            `known_by_module`.
+        allowed: says whether a checkpoint may hold the class or function with this dotted name, for the program that
+            the file is for. None: `known_by_module`.
         blocks: dotted class names of attention blocks in addition to those of this package.
 
     Raises:
@@ -97,7 +98,7 @@ def inspect_file(path: Path, allowed: Allowed | None = None, blocks: Sequence[st
 
 def _judge_names(found: Inspection, opened: PickleFile, allowed: Allowed) -> None:
     found.globals = dict(sum((pickle.names for pickle in opened.pickles), Counter()))
-    of_script = opened.script
+    of_script, of_ultralytics = opened.script, is_of_ultralytics(opened)
     calls = [call for pickle in opened.pickles for call in pickle.calls]
 
     def fine(name: str) -> bool:
@@ -110,9 +111,9 @@ def _judge_names(found: Inspection, opened: PickleFile, allowed: Allowed) -> Non
         )
 
     found.outside = sorted(name for name in found.globals if not fine(name))
-    found.warnings += [meaning(name) for name in found.outside]
+    found.warnings += [meaning(name, of_ultralytics) for name in found.outside]
     if not of_script:
-        odd = odd_calls(opened.pickles)
+        odd = odd_calls(opened.pickles, ULTRALYTICS_SETTINGS if of_ultralytics else ())
         found.warnings += [reason for reason in odd if reason.split(":")[0] not in found.outside]
         odd = sorted({step for pickle in opened.pickles for step in pickle.steps} - SAFE_STEPS)
         if odd:
@@ -165,7 +166,13 @@ def _kind_of_checkpoint(found: Inspection) -> str:
     if OF_YOLOV5.fullmatch(cls):
         return "YOLOv5 checkpoint, " + ("with the training's state" if found.optimizer else "stripped for inference")
     if cls.startswith("ultralytics."):
-        return "checkpoint of the package ultralytics (YOLOv8 and later), not YOLOv5's"
+        task = f" for the task {found.models[0].task}" if found.models[0].task else ""
+        state = "with the training's state" if found.optimizer else "stripped for inference"
+        found.notes.append(
+            f"a model of ultralytics{task}: train, val, detect and export take it as model=FILE, convert and transfer as "
+            "they take a YOLOv5 checkpoint; YOLOv5's own scripts cannot run it"
+        )
+        return f"checkpoint of the package ultralytics (YOLOv8 and later), {state}"
     return "checkpoint of another project's model"
 
 
@@ -296,7 +303,8 @@ def _of_safetensors(path: Path) -> Inspection:
     found.notes.append("tensors and text only: the file holds no code")
     header = checkpoint_files.header_of(metadata, path)
     if header is not None:
-        found.kind = "safetensors of 'yolov5-ema convert'"
+        of_program = ", of a model of ultralytics" if header.get("engine") == "ultralytics" else ""
+        found.kind = f"safetensors of 'yolov5-ema convert'{of_program}"
         _take_header(found, report, header)
     found.metadata = {key: text for key, text in metadata.items() if key != checkpoint_files.HEADER}
     return found
@@ -307,6 +315,7 @@ def _take_header(found: Inspection, report: ModelReport, header: dict[str, Any])
     report.cls = f"state dict of a {header.get('class')}"
     report.cfg = cfg if isinstance(cfg, dict) else None
     report.names = names
+    report.task = task if isinstance(task := header.get("task"), str) else None
     if isinstance(names, list) and all(isinstance(name, list) and len(name) == 2 for name in names):
         report.names = [name[1] for name in names]
     for place, key in (

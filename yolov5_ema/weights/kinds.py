@@ -23,9 +23,6 @@ from yolov5_ema.weights.names import OF_YOLOV5
 STATE_DICT_KEYS = ("", "state_dict", "model", "model_state_dict", "ema", "ema_state_dict")
 """Where a file may hold a dict of tensors: at the top, or under one of the usual keys."""
 
-TASKS = ("detect", "segment", "semantic", "depth", "classify", "pose", "obb")
-"""The tasks that a model of the package ultralytics can be for."""
-
 _OF_SCRIPTS = re.compile(r"__torch__\..*|torch\.jit\._pickle\..*")
 _OF_ULTRALYTICS = re.compile(r"ultralytics\..*")
 _NOTHING = re.compile(r"(?!)")

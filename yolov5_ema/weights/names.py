@@ -11,6 +11,8 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+TASKS = ("detect", "segment", "semantic", "depth", "classify", "pose", "obb")
+"""The tasks that a model of the package ultralytics can be for."""
 OF_YOLOV5 = re.compile(r"(yolov5\.)?models\.(common|yolo|experimental)\.\w+")
 LAYER = re.compile(
     r"((yolov5\.)?models\.(common|yolo|experimental)|torch\.nn\.modules\.\w+)\.[A-Z]\w*"
@@ -26,6 +28,8 @@ ULTRALYTICS_DATA = re.compile(
     r"|torchvision\.transforms\.(transforms\.(Compose|Normalize|Resize|CenterCrop|ToTensor)|functional\.InterpolationMode)"
 )
 """Settings of a training, and how a classifier prepares an image."""
+ULTRALYTICS_SETTINGS = frozenset(f"ultralytics.{part}utils.IterableSimpleNamespace" for part in ("", "yolo."))
+"""What a checkpoint creates empty, by a call, and then fills."""
 # names in YOLOv5's and ultralytics' modules that are not layers
 _NOT_LAYERS = ("AutoShape", "DetectMultiBackend", "Path", "Thread", "Image", "SafeClass", "SafeUnpickler")
 

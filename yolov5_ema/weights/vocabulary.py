@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from yolov5_ema.weights.inert_pickle import (
@@ -48,18 +48,25 @@ _MOST_REPEATED = 2**26
 """Elements that tensors may have in addition to those of the storages: views of a storage, and grids of anchors."""
 
 
-def odd_calls(pickles: Iterable[Followed]) -> list[str]:
-    """Descriptions of what pickles do that no checkpoint needs, without repeats; empty if there is nothing."""
+def odd_calls(pickles: Iterable[Followed], empty: Container[str] = ()) -> list[str]:
+    """Descriptions of what pickles do that no checkpoint needs, without repeats; empty if there is nothing.
+
+    Args:
+        pickles: those of a file.
+        empty: names of classes that may be called without arguments, to be filled afterwards.
+    """
     found: dict[str, None] = {}
     for pickle in pickles:
-        for reason in (*_of_calls(pickle), *_of_instances(pickle), *_of_values(pickle)):
+        for reason in (*_of_calls(pickle, empty), *_of_instances(pickle), *_of_values(pickle)):
             found[reason] = None
     return list(found)
 
 
-def _of_calls(pickle: Followed) -> Iterator[str]:
+def _of_calls(pickle: Followed, empty: Container[str]) -> Iterator[str]:
     for call in pickle.calls:
         name = class_name(call)
+        if name in empty and not args_of(call) and isinstance(call.state, (Table, type(None))):
+            continue
         if not name:
             yield "a call of an object that the file itself creates"
         elif name not in _JUDGES and name not in _HARMLESS:
