@@ -11,11 +11,11 @@ import time
 import zipfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from hostile_yaml import SMALL, as_text
+from attacked import is_refused, lay_out
+from hostile_yaml import SMALL
 from malicious_pickles import CANARY, CONTAINERS, PAYLOADS, PLACES, as_object, write
 from torch import nn
 from under_watch import called, command, own_place
@@ -59,21 +59,6 @@ def good(engine, tmp_path_factory) -> Path:
     return file
 
 
-def lay_out(folder: Path) -> None:
-    (folder / "small.yaml").write_bytes(as_text(SMALL))
-    for split in ("train", "val"):
-        (folder / "images" / split).mkdir(parents=True)
-        cv2.imwrite(str(folder / "images" / split / "a.jpg"), np.full((32, 32, 3), 90, np.uint8))
-    data = {
-        "path": str(folder),
-        "train": "images/train",
-        "val": "images/val",
-        "nc": 3,
-        "names": ["a", "b", "c"],
-    }
-    (folder / "good.yaml").write_bytes(as_text(data))
-
-
 def run(name: str) -> int:
     from yolov5_ema.cli.main import main
 
@@ -81,13 +66,7 @@ def run(name: str) -> int:
 
 
 def refused_by(name: str, folder: Path, words: str) -> None:
-    """The command refuses it, or `inspect` warns; nothing runs, and nothing is left behind."""
-    before = set(folder.rglob("*"))
-    code, said = command(name, *COMMANDS[name], folder=folder)
-    assert code == 2 or (name == "inspect" and code == 1 and "warning: " in said), f"{name}: {code}\n{said}"
-    assert words in said.replace("\n", " "), f"{name} does not name {words!r}:\n{said}"
-    left = {str(path) for path in set(folder.rglob("*")) - before}
-    assert not left, f"{name} left behind: {left}"
+    is_refused(name, COMMANDS[name], folder, words)
 
 
 def check_payload(

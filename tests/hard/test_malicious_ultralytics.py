@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -10,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from double_archives import DOUBLES
+from attacked import is_refused, lay_out
+from double_archives import DOUBLES, whole_archives
 from malicious_pickles import CANARY, CONTAINERS, PAYLOADS, PLACES_OF_ULTRALYTICS, write
 from offline_ultralytics import offline
-from test_malicious_checkpoints import lay_out
-from test_one_reader import whole_archives
 from under_watch import called, command, own_place
 
 import yolov5_ema
@@ -52,23 +52,13 @@ def run(name: str) -> int:
     return main([name, *map(str, COMMANDS[name])])
 
 
-def refused_by(name: str, folder: Path, words: str) -> None:
-    """The command refuses it, or `inspect` warns; nothing runs, and nothing is left behind."""
-    before = set(folder.rglob("*"))
-    code, said = command(name, *COMMANDS[name], folder=folder)
-    assert code == 2 or (name == "inspect" and code == 1 and "warning: " in said), f"{name}: {code}\n{said}"
-    assert words in said.replace("\n", " "), f"{name} does not name {words!r}:\n{said}"
-    left = {str(path) for path in set(folder.rglob("*")) - before}
-    assert not left, f"{name} left behind: {left}"
-
-
 def check(ultralytics, payload: str, place: str, container: str, names: tuple[str, ...]) -> None:
     content, word = PAYLOADS[payload]
     with own_place() as folder:
         lay_out(folder)
         write(folder / "evil.pt", content, place, container)
         for name in names:
-            refused_by(name, folder, "evil.pt" if b"models." in content else word)
+            is_refused(name, COMMANDS[name], folder, "evil.pt" if b"models." in content else word)
         yolov5_ema.install("ultralytics")
         with pytest.raises(CheckpointError, match=r"evil\.pt"):
             ultralytics.YOLO("evil.pt")
@@ -96,10 +86,8 @@ def test_all_payloads_at_all_places(ultralytics, place, container):
 def ran_in(load: Callable[[], object]) -> bool:
     """Whether a file makes the canary when ultralytics reads it."""
     Path(CANARY).unlink(missing_ok=True)
-    try:
+    with contextlib.suppress(Exception, SystemExit):  # what is left after the attack is no model
         load()
-    except (Exception, SystemExit):  # what is left after the attack is no model
-        pass
     ran = Path(CANARY).exists()
     Path(CANARY).unlink(missing_ok=True)
     return ran

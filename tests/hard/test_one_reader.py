@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from double_archives import DOUBLES, archive
+from double_archives import DOUBLES, whole_archives
 from malicious_pickles import CANARY, SYSTEM
 from torch import nn
 from under_watch import command, own_place, peak_memory
@@ -25,16 +25,6 @@ from yolov5_ema.weights.inspection import inspect_file
 
 MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)[2:]
 LEGACY = b"".join(pickle.dumps(part, 2) for part in (1001, {"little_endian": True}, {"a": 1}, []))
-
-
-def whole_archives() -> tuple[bytes, bytes]:
-    """A harmless archive with a layer, and one that runs a command, with the same entries."""
-    out = io.BytesIO()
-    torch.save({"model": nn.Conv2d(1, 1, 1)}, out)
-    with zipfile.ZipFile(out) as source:
-        entries = {name.split("/", 1)[1]: source.read(name) for name in source.namelist()}
-    more = {f"a/{name}".replace("/", "__"): entries[name] for name in entries if name.startswith("data/")}
-    return archive(entries["data.pkl"], **more), archive(b"\x80\x02" + SYSTEM + b".", **more)
 
 
 def ran_in_plain_torch(file: Path) -> bool:

@@ -11,6 +11,10 @@ import struct
 import zipfile
 from collections.abc import Callable
 
+import torch
+from malicious_pickles import SYSTEM
+from torch import nn
+
 _END = struct.Struct("<4s4H2LH")
 
 
@@ -166,3 +170,13 @@ DOUBLES: dict[str, Callable[[bytes, bytes], bytes]] = {
         *(sizes_that_disagree,),
     )
 }
+
+
+def whole_archives() -> tuple[bytes, bytes]:
+    """A harmless archive with a layer, and one that runs a command, with the same entries."""
+    out = io.BytesIO()
+    torch.save({"model": nn.Conv2d(1, 1, 1)}, out)
+    with zipfile.ZipFile(out) as source:
+        entries = {name.split("/", 1)[1]: source.read(name) for name in source.namelist()}
+    more = {f"a/{name}".replace("/", "__"): entries[name] for name in entries if name.startswith("data/")}
+    return archive(entries["data.pkl"], **more), archive(b"\x80\x02" + SYSTEM + b".", **more)
