@@ -1,0 +1,125 @@
+"""Weights of ultralytics in models with other rows, written as checkpoints that it loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import run_cli
+from offline_ultralytics import environment, offline
+from small_ultralytics import HEADS, output_of, save, small_cfg, small_model
+
+import yolov5_ema
+from yolov5_ema.checkpoints.loading import load_checkpoint
+from yolov5_ema.checkpoints.transferring import transfer_checkpoint
+from yolov5_ema.errors import CheckpointError, ConfigError, UserError
+
+
+@pytest.fixture(scope="module")
+def ultralytics(tmp_path_factory):
+    with offline(tmp_path_factory.mktemp("config")) as package:
+        yield package
+
+
+@pytest.fixture
+def engine(ultralytics):
+    return yolov5_ema.install("ultralytics")
+
+
+def write(file: Path, cfg: dict) -> Path:
+    file.write_text(yaml.safe_dump(cfg))
+    return file
+
+
+def without_block(task: str) -> dict:
+    """`small_cfg` without the row of the block: the row after it reads the one before it."""
+    cfg = small_cfg(task, None)
+    del cfg["backbone"][4]
+    head = cfg["head"][0]
+    head[0] = [3, 4] if isinstance(head[0], list) else -1
+    return cfg
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_a_new_block_changes_nothing_at_first_and_twice_is_the_same_file(engine, tmp_path, task):
+    source = save(small_model(task, cfg=without_block(task)), tmp_path / "a.pt")
+    cfg = write(tmp_path / "b.yaml", small_cfg(task))
+    files = [tmp_path / "one.pt", tmp_path / "two.pt"]
+    for file in files:
+        found = transfer_checkpoint(source, cfg, file, engine=engine, identity=True)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert (found.fresh_blocks, found.unused) == ([4], []) and found.total - found.taken == 6
+    before, after = (load_checkpoint(file, "cpu", engine=engine)["model"] for file in (source, files[0]))
+    assert torch.equal(output_of(before), output_of(after))
+    assert (after.names, after.task) == (before.names, task)
+    assert next(after.parameters()).dtype is torch.float16 and not next(after.parameters()).requires_grad
+
+
+def test_ultralytics_takes_it(ultralytics, engine, tiny_set, own_folder):
+    source = save(small_model(cfg=without_block("detect")), own_folder / "a.pt")
+    transfer_checkpoint(source, write(own_folder / "b.yaml", small_cfg()), own_folder / "b.pt", engine=engine)
+    yolo = ultralytics.YOLO("b.pt")
+    assert type(yolo.model.model[4]) is yolov5_ema.EMA and yolo.names == {0: "disc", 1: "box", 2: "cross"}
+    options = {"data": str(tiny_set), "imgsz": 32, "workers": 0, "device": "cpu", "plots": False, "verbose": False}
+    metrics = yolo.val(project=str(own_folder), **options)
+    assert metrics.nt_per_class.tolist() == [4, 4, 4]
+    weight = yolo.model.model[3].cv1.conv.weight.detach().clone()
+    yolo = ultralytics.YOLO("b.pt")
+    yolo.train(epochs=1, batch=4, lr0=1e-9, warmup_epochs=0, optimizer="SGD", project=str(own_folder), **options)
+    assert type(yolo.model.model[4]) is yolov5_ema.EMA
+    trained = yolo.trainer.model.model[3].cv1.conv.weight
+    torch.testing.assert_close(trained, weight.float(), atol=1e-3, rtol=1e-3)  # the weights went into the training
+
+
+def test_classes_are_matched_by_name(engine, tmp_path):
+    source = small_model(cfg=without_block("detect"))
+    with torch.no_grad():
+        source.model[-1].cv3[0][-1].bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    save(source, tmp_path / "a.pt")
+    found = transfer_checkpoint(
+        tmp_path / "a.pt",
+        write(tmp_path / "b.yaml", small_cfg()),
+        tmp_path / "b.pt",
+        engine=engine,
+        names=["Cross", "x"],
+    )
+    model = load_checkpoint(tmp_path / "b.pt", "cpu", engine=engine)["model"]
+    assert model.names == {0: "Cross", 1: "x"} and model.nc == 2 and model.model[-1].cv3[0][-1].bias[0] == 3.0
+    assert "classes that the checkpoint does not have start fresh: x" in found.table()
+    assert sum(row.partly for row in found.rows) == 4  # the weights and biases of two levels
+
+
+def test_what_is_not_clear_or_not_possible_is_refused(engine, tmp_path):
+    source = save(small_model(cfg=without_block("detect")), tmp_path / "a.pt")
+    target = tmp_path / "b.pt"
+    other = write(tmp_path / "80.yaml", {**small_cfg(), "nc": 80})
+    with pytest.raises(UserError, match=r"80 classes, the checkpoint has 3.*--nc 80"):
+        transfer_checkpoint(source, other, target, engine=engine)
+    with pytest.raises(ConfigError, match=r"row 5 \(SPPF\) .*not known to read them linearly"):
+        cfg = small_cfg()
+        cfg["backbone"][5] = [-1, 1, "SPPF", [128, 5, 3, True]]  # as in YOLO26, with its input added
+        transfer_checkpoint(source, write(tmp_path / "c.yaml", cfg), target, engine=engine, identity=True)
+    with pytest.raises(ConfigError, match="no such file here"):
+        transfer_checkpoint(source, Path("nowhere.yaml"), target, engine=engine)
+    with pytest.raises(ConfigError, match="cannot be built"):
+        broken = small_cfg()
+        broken["backbone"][0] = [-1, 1, "Conv", ["x"]]
+        transfer_checkpoint(source, write(tmp_path / "d.yaml", broken), target, engine=engine)
+    torch.save({"model": small_model().fuse(verbose=False).state_dict()}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="does not hold a model"):
+        transfer_checkpoint(tmp_path / "state.pt", other, target, engine=engine, nc=80)
+    assert not target.exists()
+
+
+def test_a_mix_of_the_two_programs_is_refused_in_one_sentence(engine, trained, own_folder):
+    env = environment(own_folder)
+    save(small_model(), own_folder / "a.pt")
+    for weights, cfg, words in (
+        ("a.pt", "yolov5n-ema.yaml", "yolov5n-ema.yaml is a model YAML of YOLOv5"),
+        (trained, "yolo11n-ema.yaml", "yolo11n-ema.yaml is a model YAML of ultralytics"),
+    ):
+        done = run_cli("transfer", weights, "--cfg", cfg, "-o", "out.pt", cwd=own_folder, env=env)
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert not (own_folder / "out.pt").exists()
