@@ -19,9 +19,13 @@ from cases.light_imports import inspects
 from fresh_process import run_fresh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from offline_ultralytics import offline
+from small_ultralytics import save, small_model
 from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+import yolov5_ema
+from yolov5_ema.cli.main import main
 from yolov5_ema.errors import CheckpointError
 from yolov5_ema.weights import inert_pickle
 from yolov5_ema.weights.inspection import inspect_file, known_by_module
@@ -147,6 +151,39 @@ def test_state_dicts_scripts_and_safetensors(tmp_path):
     assert kinds["nested.pt"] == ("checkpoint with a state dict under 'state_dict'", 11)
     assert kinds["script.pt"] == ("TorchScript archive", 16)
     assert inspect_file(tmp_path / "s.safetensors").metadata == {"by": "me"}
+
+
+def test_a_checkpoint_of_ultralytics(tmp_path, own_folder):
+    """What belongs there gives no warning; what does not is named. Its kind and task say who takes it."""
+    with offline(tmp_path / "config"):
+        yolov5_ema.install("ultralytics")
+        model = small_model("segment")
+        file = save(model, tmp_path / "a.pt")
+        found = inspect_file(file)
+        assert found.kind == "checkpoint of the package ultralytics (YOLOv8 and later), stripped for inference"
+        assert (found.warnings, found.outside) == ([], []) and "for the task segment" in found.notes[-1]
+        report = found.models[0]
+        assert (report.cls, report.task) == ("ultralytics.nn.tasks.SegmentationModel", "segment")
+        assert report.parameters == sum(p.numel() for p in model.parameters())
+        assert report.names == {0: "disc", 1: "box", 2: "cross"} and report.strides == [4.0, 8.0]
+        assert report.cfg["scale"] == "n" and report.cfg["backbone"][4] == [-1, 1, "EMA", [4]]
+        assert [(block.row, block.options["groups"]) for block in report.blocks] == [(4, 4)]
+        assert report.classes["ultralytics"]["Segment"] == 1 and "others" not in report.classes
+        assert found.training["train_args"]["task"] == "segment"
+        assert found.versions["written_by_version"] == "8.4.190"
+
+        torch.save({"model": model, "extra": [Path("x").exists], "n": pickle.PickleBuffer}, tmp_path / "b.pt")
+        named = inspect_file(tmp_path / "b.pt")
+        assert {"_pickle.PickleBuffer", "pickle.PickleBuffer"} & set(named.outside) and named.warnings
+        done = main(["inspect", str(file)])
+        assert done == 0
+
+
+def test_functions_of_ultralytics_are_no_layers():
+    for name in ("nn.tasks.torch_safe_load", "nn.tasks.SafeUnpickler", "nn.tasks.Path", "utils.loss.F.x", "utils.YAML"):
+        assert not known_by_module(f"ultralytics.{name}")
+    for name in ("nn.tasks.DetectionModel", "nn.modules.head.v10Detect", "utils.loss.v8DetectionLoss"):
+        assert known_by_module(f"ultralytics.{name}")
 
 
 def test_shared_and_expanded_tensors_count_what_is_stored(tmp_path):

@@ -112,8 +112,8 @@ def key_of_state_dict(root: Any) -> str | None:
 def _of_ultralytics(cls: str) -> Kind:
     return Kind(
         f"a checkpoint of the package ultralytics (YOLOv8, YOLO11 and later), of class {shown_names([cls])}, which "
-        "YOLOv5 cannot run. Use it with that package (from ultralytics import YOLO); "
-        "yolov5_ema.install('ultralytics') makes the blocks known to it",
+        "YOLOv5 cannot run. Use it with 'yolov5-ema train', 'val', 'detect' or 'export' as model=FILE, or with that "
+        "package itself; yolov5_ema.install('ultralytics') makes the blocks known to it",
         _OF_ULTRALYTICS,
     )
 

@@ -48,7 +48,8 @@ class Layer:
     @property
     def is_head_of_ultralytics(self) -> bool:
         """Whether the row is the last one of a model of ultralytics, with one output for each class."""
-        return type(self.module).__module__ == "ultralytics.nn.modules.head" and hasattr(self.module, "nc")
+        is_a_head = hasattr(self.module, "nc") or hasattr(self.module, "linear")
+        return type(self.module).__module__ == "ultralytics.nn.modules.head" and is_a_head
 
     def __str__(self) -> str:
         return f"row {self.index} ({self.kind})"

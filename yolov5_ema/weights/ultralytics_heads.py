@@ -7,6 +7,7 @@ branch cv3 has one output for each class; RT-DETR, classifiers and others have l
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 
@@ -43,7 +44,7 @@ def transfer_head(
             found[name] = source.tensors[origin]
     missing = sorted(level for level, at in levels.items() if at is None)
     done.remarks += [f"level {level}: the checkpoint has no level of its stride" for level in missing]
-    old_nc, nc = int(source.module.nc), int(target.module.nc)
+    old_nc, nc = _classes(source.module), _classes(target.module)
     classes = class_map(names, target_names, old_nc, nc)
     of_classes = [name for name in found if _is_of_classes(name, found[name], target.tensors[name], old_nc, nc)]
     if any(at is not None for at in classes):
@@ -53,6 +54,10 @@ def transfer_head(
         done.remarks.append(remark_on_classes(classes, names, target_names, old_nc))
     rest = {name: value for name, value in target.tensors.items() if name not in of_classes}
     return done, {name: value for name, value in found.items() if name in rest}, rest
+
+
+def _classes(head: Any) -> int:
+    return int(head.nc if hasattr(head, "nc") else head.linear.out_features)
 
 
 def have_the_same_levels(source: Layer, target: Layer) -> bool:
