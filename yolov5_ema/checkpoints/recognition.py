@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from yolov5_ema.checkpoints.exported_models import metadata_of
+from yolov5_ema.checkpoints.exported_models import form_of, metadata_of
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
-from yolov5_ema.weights.checkpoint_files import open_pickles
-from yolov5_ema.weights.inert_modules import is_module
-from yolov5_ema.weights.inert_pickle import class_name, lookup
+from yolov5_ema.weights.checkpoint_files import header_in, is_safetensors, open_pickles
+from yolov5_ema.weights.inert_pickle import class_name
+from yolov5_ema.weights.kinds import is_of_ultralytics, models_in
 from yolov5_ema.weights.names import OF_YOLOV5
 
 YOLOV5 = "yolov5"
@@ -21,21 +21,22 @@ def engine_of_weights(path: Path) -> str | None:
     A file that cannot be read belongs to none; what is wrong with it is reported when it is loaded.
     """
     try:
-        if path.suffix == ".pt" and "torchscript" not in path.name:
-            return _of_checkpoint(path)
-        return _of_exported(path)
+        if form_of(path) is not None:
+            return _of_exported(path)
+        if is_safetensors(path):
+            return _of_converted(path)
+        opened = open_pickles(path)
     except (UserError, OSError):
         return None
-
-
-def _of_checkpoint(path: Path) -> str | None:
-    opened = open_pickles(path)
-    root = opened.root.value
-    models = [root] if is_module(root) else [lookup(root, key) for key in ("ema", "model")]
-    classes = [class_name(model) for model in models if is_module(model)]
-    if any(name.startswith(f"{ULTRALYTICS}.") for name in classes):
+    if is_of_ultralytics(opened):
         return ULTRALYTICS
-    return YOLOV5 if any(OF_YOLOV5.fullmatch(name) for name in classes) else None
+    return YOLOV5 if any(OF_YOLOV5.fullmatch(class_name(model)) for model in models_in(opened.root.value)) else None
+
+
+def _of_converted(path: Path) -> str | None:
+    """The engine in the header that ``convert`` writes; YOLOv5's files do not name it."""
+    header = header_in(path)
+    return None if header is None else str(header.get("engine", YOLOV5))
 
 
 def _of_exported(path: Path) -> str | None:

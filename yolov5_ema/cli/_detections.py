@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._engines import add_engine, val_options
+from yolov5_ema.cli._engines import add_engine, is_ultralytics, start_engine_of, val_options
 from yolov5_ema.cli._slicing import take_flags
-from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Flags
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.flags import Given, given_flags, refuse_shortened
 from yolov5_ema.upstream.locate import Engine
-from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
@@ -56,12 +54,10 @@ class Request:
         Raises:
             UserError: the data YAML cannot be used, or one of the command's own flags is abbreviated.
         """
-        from yolov5_ema.detecting.loading import engine_for
         from yolov5_ema.upstream.data_yaml import open_dataset
 
-        load_plugins()
-        engine = engine_for(self.weights, self.engine)
-        if engine.kind == ULTRALYTICS:
+        engine = start_engine_of(self.weights, self.engine)
+        if is_ultralytics(engine):
             self.options()
         else:
             refuse_shortened(self.given(engine), self.parser)
@@ -85,7 +81,7 @@ class Request:
 
     def is_single_class(self, engine: Engine) -> bool:
         """Whether all classes are merged into one."""
-        return "single_cls" in (self.options() if engine.kind == ULTRALYTICS else self.given(engine))
+        return "single_cls" in (self.options() if is_ultralytics(engine) else self.given(engine))
 
 
 def detect_split(
@@ -114,7 +110,7 @@ def detect_split(
     from yolov5_ema.upstream.data_yaml import opening_once
 
     _check_weights(request, engine, dataset)
-    if engine.kind == ULTRALYTICS:
+    if is_ultralytics(engine):
         from yolov5_ema.scripts.yolo_val import collected
 
         weights, options = Path(request.weights[0]), request.options()

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._yolov5 import load_plugins, start_yolov5
+from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Flags, own_parser
-from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.upstream.locate import Engine
@@ -49,13 +49,16 @@ def add_engine_of_script(flags: Flags) -> None:
     )
 
 
-def start_engine_of(weights: Path) -> Engine:
-    """The engine of a weights file with the blocks known to it: ultralytics if the file is for it, else YOLOv5.
+def start_engine_of(weights: Sequence[str | Path], said: str | None = None) -> Engine:
+    """The engine of weights files, with the blocks known to it and the plugins imported; see `engine_for`.
 
     Raises:
-        UserError: a plugin cannot be imported, the engine is not installed, or there is no such file.
+        UserError: a plugin cannot be imported, the engine is not installed, or the files belong to different ones.
     """
-    return start_ultralytics() if are_of_ultralytics(weights) else start_yolov5()
+    load_plugins()
+    from yolov5_ema.detecting.loading import engine_for
+
+    return engine_for(weights, said)
 
 
 def is_ultralytics(engine: Engine) -> bool:
@@ -69,22 +72,6 @@ def start_ultralytics() -> Engine:
     from yolov5_ema.engine import ultralytics_adapter
 
     return ultralytics_adapter.install()
-
-
-def are_of_ultralytics(weights: Path) -> bool:
-    """Whether a file holds a model of ultralytics, or tensors of one that ``convert`` wrote. It is not unpickled.
-
-    A file that cannot be read is not; the command that loads it says why.
-    """
-    from yolov5_ema.weights.checkpoint_files import header_in, is_safetensors, open_pickles
-    from yolov5_ema.weights.kinds import is_of_ultralytics
-
-    try:
-        if is_safetensors(weights):
-            return (header_in(weights) or {}).get("engine") == ULTRALYTICS
-        return is_of_ultralytics(open_pickles(weights))
-    except CheckpointError:
-        return False
 
 
 def is_for_ultralytics(args: argparse.Namespace, rest: Sequence[str]) -> bool:

@@ -48,7 +48,7 @@ def _there(args: argparse.Namespace) -> str:
 
     tensors = _with_suffix(args.output, ".safetensors") if args.output else args.file.with_suffix(".safetensors")
     cfg = tensors.with_suffix(".yaml")
-    facts = to_safetensors(args.file, tensors, cfg, engine=start_engine_of(args.file), force=args.force)
+    facts = to_safetensors(args.file, tensors, cfg, engine=start_engine_of([args.file]), force=args.force)
     return f"{tensors} and {cfg} written: {_described(facts)}; the model of the YAML gives bit-identical output"
 
 
@@ -62,7 +62,7 @@ def _back(args: argparse.Namespace) -> str:
         beside = args.file.with_name(f"{args.file.stem}-whole.pt")
     target = _with_suffix(args.output, ".pt") if args.output else beside
     cfg = load_yaml(args.cfg) if args.cfg else None
-    engine = start_ultralytics() if is_cfg_of_ultralytics(cfg) else start_engine_of(args.file)
+    engine = start_ultralytics() if is_cfg_of_ultralytics(cfg) else start_engine_of([args.file])
     facts = to_checkpoint(args.file, target, engine=engine, cfg=cfg, force=args.force)
     return f"{target} written: {_described(facts)}"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from yolov5_ema.cli._engines import are_of_ultralytics
+from yolov5_ema.cli._engines import ULTRALYTICS
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Command, add_json, print_json, results_alone
 from yolov5_ema.errors import EngineNotFoundError, UserError
@@ -69,12 +69,14 @@ class _Judge:
         self._blocks: list[str] = []
 
     def inspect(self, path: Path) -> Inspection:
+        from yolov5_ema.checkpoints.recognition import engine_of_weights
+
         check_readable(path)
         if is_safetensors(path):
             return inspect_file(path)
         if not self._judges:
             self._learn_blocks()
-        of_ultralytics = are_of_ultralytics(path)
+        of_ultralytics = engine_of_weights(path) == ULTRALYTICS
         if of_ultralytics not in self._judges:
             self._judges[of_ultralytics] = _judge_of_ultralytics() if of_ultralytics else _judge_of_yolov5()
         self.by, allowed = self._judges[of_ultralytics]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolov5_ema import __version__
 from yolov5_ema.class_names import class_numbers
+from yolov5_ema.cli._engines import ULTRALYTICS, YOLOV5, is_ultralytics, start_engine_of
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import (
     Command,
@@ -41,7 +42,6 @@ from yolov5_ema.detecting.sources import Source, find_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import refuse_present, replacement, sha256_of
 from yolov5_ema.upstream.locate import Engine
-from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 if TYPE_CHECKING:
     from yolov5_ema.detecting.protocol import Detector, Thresholds
@@ -251,8 +251,7 @@ def _predict(args: argparse.Namespace) -> int:
         ray_engine.check_installed(args.ray_address or os.environ.get(ray_engine.ADDRESS_ENV))
     import torch
 
-    load_plugins()
-    engine = _engine_for(args)
+    engine = start_engine_of([args.weights])
     if args.threads:
         torch.set_num_threads(args.threads)
     detector, thresholds = _detector(args, engine)
@@ -269,12 +268,6 @@ def _predict(args: argparse.Namespace) -> int:
         _join(args.output, parts, found, detector_names=settings["names"], form=args.output.suffix.lower())
         parts.remove()
     return _report(args, manifest, found)
-
-
-def _engine_for(args: argparse.Namespace) -> Engine:
-    from yolov5_ema.detecting.loading import engine_for
-
-    return engine_for([args.weights])
 
 
 def _model_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -312,7 +305,7 @@ def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thre
         **asdict(thresholds),
         "half": args.half,
         "names": detector.names,
-        engine.kind if engine.kind == ULTRALYTICS else "yolov5": engine.version,
+        ULTRALYTICS if is_ultralytics(engine) else YOLOV5: engine.version,
         "yolov5_ema": __version__,
     }
 

@@ -40,7 +40,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
     from yolov5_ema.checkpoints.transferring import transfer_checkpoint
 
-    engine = start_engine_of(args.weights)
+    engine = start_engine_of([args.weights])
     _resolve_names(args, engine)
     found = transfer_checkpoint(
         args.weights,

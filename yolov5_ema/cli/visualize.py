@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov5_ema.class_names import class_numbers
+from yolov5_ema.cli._engines import start_engine_of
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import (
     Command,
@@ -148,10 +149,10 @@ def _subjects(args: argparse.Namespace) -> list[Subject]:
 
 
 def _detectors(args: argparse.Namespace) -> list[Subject]:
-    from yolov5_ema.detecting.loading import device_of, engine_for
+    from yolov5_ema.detecting.loading import device_of
     from yolov5_ema.explain.detectors import Detector, Options
 
-    engine = engine_for(args.weights)
+    engine = start_engine_of(args.weights)
     device = device_of(engine, args.device)
     options = Options(args.imgsz, args.conf_thres, args.iou_thres, args.max_det, tuple(args.classes))
     return [Detector(engine, file, options, device) for file in args.weights]

@@ -56,7 +56,7 @@ def other_kind(opened: PickleFile, path: Path) -> Kind | None:
     root = opened.root.value
     if opened.script:
         return of_script(opened)
-    modules = _models_in(root)
+    modules = models_in(root)
     if is_of_ultralytics(opened):
         return _of_ultralytics(class_name(modules[0]))
     if is_module(root):
@@ -72,14 +72,15 @@ def other_kind(opened: PickleFile, path: Path) -> Kind | None:
     return None if key is None else state_dict(key, path)
 
 
-def _models_in(root: Any) -> list[Any]:
+def models_in(root: Any) -> list[Any]:
+    """The models at the top of a checkpoint: the average of the training's weights first, if there is one."""
     models = [root] if is_module(root) else [lookup(root, key) for key in ("ema", "model")]
     return [model for model in models if is_module(model)]
 
 
 def is_of_ultralytics(opened: PickleFile) -> bool:
     """Whether a file holds a model of the package ultralytics."""
-    return any(_OF_ULTRALYTICS.match(class_name(model)) for model in _models_in(opened.root.value))
+    return any(_OF_ULTRALYTICS.match(class_name(model)) for model in models_in(opened.root.value))
 
 
 def of_script(opened: PickleFile) -> Kind | None:
