@@ -107,7 +107,8 @@ def _serve() -> None:
     for library in LIBRARIES:
         with contextlib.suppress(ImportError):  # each release of YOLOv5 needs only some of them
             importlib.import_module(library)
-    inspect.getmodule(sys._getframe())  # looks up the files of all modules once, and not in each copy for torch.library
+    # of a file that is not there, so that all modules are looked up once here, and not in each copy for torch.library
+    inspect.getmodule(compile("", "no file", "exec"))
     gc.freeze()  # so that garbage collection in the copies skips what was loaded before
     gc.enable()
     _make_copies(sys.stdin, sys.stdout)

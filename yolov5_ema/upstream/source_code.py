@@ -100,10 +100,15 @@ class Code:
 
     def part(self, name: str) -> Code | None:
         """The function or class of this name that the module defines at its top level, or None."""
+        return self._parts.get(name)
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, Code]:
+        found: dict[str, Code] = {}
         for node in _statements(getattr(self.tree, "body", [])):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name == name:
-                return Code(node)
-        return None
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                found.setdefault(node.name, Code(node))
+        return found
 
     def defines(self, *names: str) -> bool:
         """Whether it defines functions or classes with all of these names."""
