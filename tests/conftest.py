@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock  # comes with torch
 from hypothesis import settings
 from offline_ultralytics import run_python
-from warm_python import THREADS, leave_figures_empty, run_warm
+from warm_python import GARBAGE_THRESHOLD, THREADS, leave_figures_empty, run_warm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Hypothesis tries the same cases on every machine, so that a failure is caused by a change and not by chance.
@@ -138,6 +138,7 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(GARBAGE_THRESHOLD)
         gc.enable()
 
 
