@@ -31,8 +31,8 @@ def test_every_command_takes_the_common_flags_and_nothing_shortened(name, capsys
     parser = ALL[name].parser()
     assert not parser.allow_abbrev
     assert {"--yolov5", "--plugin", "--conflicts", "--trust-checkpoint", "--quiet"} <= flags_of(parser)
-    assert ("--verbose" in flags_of(parser)) == (name not in {"val", "export", "evaluate", "submit", "run"})
-    if ALL[name].passes_to or name == "run":
+    assert ("--verbose" in flags_of(parser)) == (name not in {"val", "export", "evaluate", "submit", "run", "yolo"})
+    if ALL[name].passes_to or name in ("run", "yolo"):
         return
     with pytest.raises(SystemExit) as stopped:
         ALL[name].main(["--trust-check", "a", "b"])
