@@ -102,8 +102,10 @@ def test_a_payload_is_refused_by_every_command(engine, good, payload, place, con
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("place", PLACES)
 def test_all_payloads_at_all_places(engine, good, place, container):
+    # a second pickle is refused before anybody looks at what it holds
+    words = "twice" if container == "second pickle" else None
     for payload in PAYLOADS:
-        check_payload(payload, place, container, ("inspect", "convert", "transfer", "val"), good)
+        check_payload(payload, place, container, ("inspect", "convert", "transfer", "val"), good, words)
 
 
 def test_the_watch_sees_what_a_trusted_file_runs(engine, good):
