@@ -106,7 +106,7 @@ def test_what_does_not_fit_or_was_changed_is_refused(engine, tmp_path):
     for change, words in (
         ({"task": "fly"}, "does not have the form"),
         ({"end2end": 7}, "does not have the form"),
-        ({"cfg": {"nc": 3, "backbone": [], "head": []}}, "does not have the form|last row"),
+        ({"cfg": {"nc": 3, "backbone": [], "head": []}}, "does not have the form|end in a row"),
         ({"names": ["a"]}, "3 class names|class names"),
         ({"transforms": [["Lambda", {}]]}, "no step 'Lambda'"),
         ({"format": 9}, "later version"),

@@ -22,7 +22,7 @@ from yolov5_ema.checkpoints.described import (
     header_or_defaults,
     plain_cfg,
 )
-from yolov5_ema.checkpoints.ultralytics_models import KEPT, head_of
+from yolov5_ema.checkpoints.ultralytics_models import KEPT, task_of
 from yolov5_ema.checkpoints.ultralytics_models import built as built_from
 from yolov5_ema.checkpoints.ultralytics_state import faults
 from yolov5_ema.errors import CheckpointError
@@ -44,7 +44,7 @@ def facts(checkpoint: Any, model: Any, source: Path, engine: Engine) -> dict[str
     return {
         **common_facts(checkpoint, model, source, engine, _TRAINING),
         "engine": "ultralytics",
-        "task": str(getattr(model, "task", None) or head_of(model.yaml, source)[1]),
+        "task": str(getattr(model, "task", None) or task_of(type(model).__name__)),
         "end2end": vars(head).get("_end2end"),
         "args": as_json(dict(_args_of(model))),
         "transforms": _transforms_as_json(getattr(model, "transforms", None)),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.dry_run import check_builds, quiet
 from yolov5_ema.checkpoints.ultralytics_state import is_of_ultralytics
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.resources import find_shipped
@@ -25,16 +26,22 @@ from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics
 from yolov5_ema.weights.heads import Names
 from yolov5_ema.weights.transfer import Transfer, fill_model_of_ultralytics
 
-# the class of the model for each last row, and its task
-_OF_HEADS = {
-    **dict.fromkeys(("Detect", "v10Detect"), ("DetectionModel", "detect")),
-    **dict.fromkeys(("Segment", "Segment26"), ("SegmentationModel", "segment")),
-    **dict.fromkeys(("Pose", "Pose26"), ("PoseModel", "pose")),
-    **dict.fromkeys(("OBB", "OBB26"), ("OBBModel", "obb")),
-    "Classify": ("ClassificationModel", "classify"),
-    "RTDETRDecoder": ("RTDETRDetectionModel", "detect"),
-    "SemanticSegment": ("SemanticSegmentationModel", "semantic"),
+# the class of a model by the module of its last row
+_CLASSES = {
+    "RTDETRDecoder": "RTDETRDetectionModel",
+    "WorldDetect": "WorldModel",
+    "YOLOEDetect": "YOLOEModel",
+    r"YOLOESegment\d*": "YOLOESegModel",
+    "SemanticSegment": "SemanticSegmentationModel",
+    r"Segment\d*": "SegmentationModel",
+    r"Pose\d*": "PoseModel",
+    r"OBB\d*": "OBBModel",
+    "Classify": "ClassificationModel",
+    "Depth": "DepthModel",
 }
+_TASKS = {"SegmentationModel": "segment", "PoseModel": "pose", "OBBModel": "obb", "ClassificationModel": "classify"}
+# models whose classes are texts, or whose task no command of ours has
+_NOT_FROM_A_YAML = ("WorldModel", "YOLOEModel", "YOLOESegModel", "DepthModel", "SemanticSegmentationModel")
 # what a stripped checkpoint keeps, besides the model
 KEPT = ("date", "version", "git", "train_metrics", "train_results")
 _LICENSE = {"license": "AGPL-3.0 (https://ultralytics.com/license)", "docs": "https://docs.ultralytics.com"}
@@ -77,18 +84,29 @@ def content_of(cfg: str | Path, engine: Engine) -> dict[str, Any]:
     return content
 
 
-def head_of(content: Mapping[str, Any], where: object) -> tuple[str, str]:
-    """The class of the model that the last row of a YAML needs, and its task.
+def class_of(cfg: Mapping[str, Any], tasks: Any) -> Any:
+    """The class of ``ultralytics.nn.tasks`` that builds a model YAML, judged by its last row.
 
     Raises:
-        ConfigError: no model of ultralytics that is built from a YAML alone ends in such a row.
+        ConfigError: the installed release has no such class.
     """
-    rows = content.get("head")
-    last = rows[-1] if isinstance(rows, list) and rows else None
-    name = last[2] if isinstance(last, list) and len(last) == 4 else None
-    if name not in _OF_HEADS:
-        raise ConfigError(f"{where}: its last row is {str(name)[:60]!r}; such models cannot be built from a YAML alone")
-    return _OF_HEADS[name]
+    head = str(cfg["head"][-1][2])
+    name = next((cls for module, cls in _CLASSES.items() if re.fullmatch(module, head)), "DetectionModel")
+    found = getattr(tasks, name, None)
+    if found is None:
+        raise ConfigError(f"{cfg.get('yaml_file')}: the installed ultralytics has no {name} for {head}; upgrade it")
+    return found
+
+
+def task_of(model_class: str) -> str:
+    """The task of a model by the name of its class.
+
+    Raises:
+        ConfigError: its models are not built from a YAML alone.
+    """
+    if model_class in _NOT_FROM_A_YAML:
+        raise ConfigError(f"a {model_class} is not built from a YAML alone; it cannot be converted or filled")
+    return _TASKS.get(model_class, "detect")
 
 
 def built(content: Mapping[str, Any], nc: int | None, engine: Engine, where: object) -> Any:
@@ -103,13 +121,26 @@ def built(content: Mapping[str, Any], nc: int | None, engine: Engine, where: obj
     Raises:
         ConfigError: it cannot be built.
     """
-    cls, task = head_of(content, where)
+    tasks = engine.module("nn.tasks")
     channels = int(content.get("channels", content.get("ch", 3)))
+    cls = _class_of_rows(content, tasks, where)
     with _building(where), quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = getattr(engine.module("nn.tasks"), cls)(copy.deepcopy(dict(content)), ch=channels, nc=nc, verbose=False)
-    model.task = task
+        cfg = {**copy.deepcopy(dict(content)), **({} if nc is None else {"nc": nc})}
+        check_builds({**cfg, "ch": channels}, tasks, str(where), model_class=cls)
+        model = cls(cfg, ch=channels, verbose=False)
+    model.task = task_of(cls.__name__)
     return model
+
+
+def _class_of_rows(content: Mapping[str, Any], tasks: Any, where: object) -> Any:
+    rows = content.get("head")
+    last = rows[-1] if isinstance(rows, list) and rows else None
+    if not isinstance(last, list) or len(last) != 4:
+        raise ConfigError(f"{where}: its head does not end in a row")
+    cls = class_of(content, tasks)
+    task_of(cls.__name__)
+    return cls
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,11 @@ import torch
 
 from yolov5_ema.cfgs.dry_run import check_builds, quiet
 from yolov5_ema.cfgs.graph import Graph
+from yolov5_ema.checkpoints.ultralytics_models import class_of
 from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.engine import ultralytics_adapter
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics, size_in
-
-# the class of a model by the module of its last row
-_CLASSES = {
-    "RTDETRDecoder": "RTDETRDetectionModel",
-    "WorldDetect": "WorldModel",
-    "YOLOEDetect": "YOLOEModel",
-    r"YOLOESegment\d*": "YOLOESegModel",
-    "SemanticSegment": "SemanticSegmentationModel",
-    r"Segment\d*": "SegmentationModel",
-    r"Pose\d*": "PoseModel",
-    r"OBB\d*": "OBBModel",
-    "Classify": "ClassificationModel",
-    "Depth": "DepthModel",
-}
 
 
 def read_cfg(name: str, file: Path) -> dict[str, Any]:
@@ -70,17 +56,3 @@ def build(content: Mapping[str, Any], nc: int | None = None) -> torch.nn.Module:
     with quiet():
         model: torch.nn.Module = cls(cfg, ch=cfg.get("ch", 3), nc=nc, verbose=False)
     return model
-
-
-def class_of(cfg: Mapping[str, Any], tasks: Any) -> Any:
-    """The class of ``ultralytics.nn.tasks`` that builds a model YAML, judged by its last row.
-
-    Raises:
-        ConfigError: the installed release has no such class.
-    """
-    head = str(cfg["head"][-1][2])
-    name = next((cls for module, cls in _CLASSES.items() if re.fullmatch(module, head)), "DetectionModel")
-    found = getattr(tasks, name, None)
-    if found is None:
-        raise ConfigError(f"{cfg.get('yaml_file')}: the installed ultralytics has no {name} for {head}; upgrade it")
-    return found
