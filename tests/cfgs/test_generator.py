@@ -18,6 +18,7 @@ from yolov5_ema.blocks import list_blocks
 from yolov5_ema.cfgs.generator import (
     HEADS,
     SHIPPED,
+    SHIPPED_FOR_ULTRALYTICS,
     SIZES,
     Recipe,
     build_cfg,
@@ -311,6 +312,96 @@ def test_shipped_files_are_what_the_generator_writes():
         text = (models_dir() / name).read_bytes().decode("utf-8")
         assert text == recipe.text(), f"{name}: regenerate with `yolov5-ema cfg --shipped models --force`"
         assert yaml.safe_load(text) == recipe.graph().to_cfg()
+
+
+# --- models of ultralytics -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_ultralytics():
+    """The contents of all YAMLs of the installed ultralytics by their names."""
+    pytest.importorskip("ultralytics")
+    from yolov5_ema.upstream.ultralytics import located
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    files = (located().root / "cfg/models").rglob("*.yaml")
+    return {file.name: yaml.load(file.read_text(encoding="utf-8"), loader) for file in files}
+
+
+def test_shipped_files_for_ultralytics_are_what_the_generator_writes(of_ultralytics):
+    folder = models_dir() / "ultralytics"
+    assert {path.name for path in folder.glob("*.yaml")} == set(SHIPPED_FOR_ULTRALYTICS)
+    for name, recipe in SHIPPED_FOR_ULTRALYTICS.items():
+        text = (folder / name).read_bytes().decode("utf-8")
+        assert text == recipe.text(), f"{name}: regenerate with `yolov5-ema cfg --shipped models --force`"
+        assert yaml.safe_load(text) == recipe.graph().to_cfg()
+
+
+def test_every_base_of_ultralytics_keeps_its_keys_and_its_wiring(of_ultralytics):
+    assert len(of_ultralytics) > 40
+    for name, base in of_ultralytics.items():
+        plain = build_cfg(base=name, block="none")
+        assert {key: value for key, value in plain.items() if key != "scale"} == base
+    for name in sorted(of_ultralytics)[::5]:
+        base = of_ultralytics[name]
+        rows = range(len(rows_of(base)) - 1)
+        for behind in ([len(rows) // 2], list(rows)[::2]):
+            cfg = build_cfg(base=name, block="Probe", after=behind)
+            assert wiring(cfg, "Probe") == expected_wiring(base, behind)
+            assert {k: v for k, v in cfg.items() if k not in ("scale", "backbone", "head")} == {
+                k: v for k, v in base.items() if k not in ("backbone", "head")
+            }
+        text = format_cfg(base=name, block="Probe", after=list(rows), options={"groups": 16})
+        assert (
+            yaml.safe_load(text)["head"]
+            == build_cfg(base=name, block="Probe", after=list(rows), options={"groups": 16})["head"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scale"),
+    [
+        ({"base": "yolo26n.yaml"}, "n"),
+        ({"base": "yolo26x-p6.yaml", "block": "none"}, "x"),
+        ({"base": "yolo26.yaml", "size": "m"}, "m"),
+        ({"base": "yolo26.yaml"}, None),
+        ({"base": "yolov9c.yaml"}, None),
+        ({"base": "yolov10b.yaml"}, None),
+    ],
+)
+def test_the_letter_of_the_size_is_kept(of_ultralytics, recipe, scale):
+    assert build_cfg(**recipe).get("scale") == scale
+    text = format_cfg(**recipe)
+    assert "scale" not in yaml.safe_load(text)
+    assert (f" {scale} was asked for." in text.splitlines()[1]) is (scale is not None)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"base": "yolo26q.yaml"}, "yolo26q.yaml: there is no such size; the letter of the size is one of n, s, m"),
+        ({"base": "yolo26n.yaml", "size": "x"}, "yolo26n.yaml is of size n, and --size asks for x"),
+        ({"base": "yolov9c.yaml", "size": "n"}, "yolov9c.yaml has no sizes; leave --size out"),
+        ({"base": "yolov10n.yaml", "size": "m"}, "yolov10n.yaml has only the sizes n, not m"),
+        ({"base": {"scales": {"n": [1, 2]}, "backbone": [], "head": [], "nc": 1}}, "scales must give depth, width and"),
+        ({"base": {"scales": {"n": [1, 2, 3]}, "backbone": []}}, "the key 'nc' is missing"),
+    ],
+)
+def test_bases_of_ultralytics_that_cannot_be_used(of_ultralytics, recipe, message):
+    with pytest.raises(ConfigError, match=message):
+        build_cfg(**recipe)
+
+
+def test_a_block_must_fit_in_the_size_asked_for_or_in_one_of_all(of_ultralytics):
+    wide = {"block": "SA", "at": "neck"}
+    # 64 groups in 64 channels
+    with pytest.raises(ConfigError, match=r"SA does not fit after row 16 of yolo26n.yaml, at size n: .*fits is 32"):
+        Recipe(base="yolo26n.yaml", **wide).check_fit()
+    assert Recipe(base="yolo26x.yaml", **wide).check_fit() == []
+    assert Recipe(base="yolo26.yaml", **wide).check_fit() == ["n"]
+    with pytest.raises(ConfigError, match=r"EMA does not fit inside row 2 of yolo11n.yaml, at size n: .*16 channels"):
+        Recipe(base="yolo11n.yaml", inside="C3k2", after=[2]).check_fit()
+    assert Recipe(base="yolo11n.yaml", inside="C3k2", after=[2], options={"groups": 16}).check_fit() == []
 
 
 def test_text_says_command_row_numbers_and_levels():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from cases import PLUGINS
 
-from yolov5_ema.cfgs.generator import SHIPPED, build_cfg, format_cfg
+from yolov5_ema.cfgs.generator import SHIPPED, SHIPPED_FOR_ULTRALYTICS, build_cfg, format_cfg
 from yolov5_ema.cli import cfg as command
 from yolov5_ema.errors import ConfigError, UserError
 
@@ -36,6 +37,9 @@ def test_prints_to_standard_output(capsys):
         "--size s --block SA --after 4 23",
         "--base yolov5s-eca.yaml --block CA --after 4 --nc 3",
         "--base yolov5s-eca.yaml --size l --block CA --at neck",
+        "--size n --block EMA --inside C3 --at neck --option groups=8",
+        "--base yolo26s.yaml --head p2 --block EMA --at neck --nc 10",
+        "--base yolov8-seg.yaml --size m --block CA --inside C2f --after 4 6",
     ],
 )
 def test_first_line_of_a_file_writes_it_again(capsys, line):
@@ -140,7 +144,8 @@ def test_help_shows_examples_that_work(capsys, tmp_path, monkeypatch):
 def test_shipped_writes_all_and_touches_only_what_differs(capsys, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         command.COMMAND.main(["--shipped", str(tmp_path / "none")])
-    count = len(SHIPPED)
+    pytest.importorskip("ultralytics")
+    count = len(SHIPPED) + len(SHIPPED_FOR_ULTRALYTICS)
     assert f"{count} files written, 0 were up to date" in output_of(capsys, "--shipped", tmp_path)
     assert f"0 files written, {count} were up to date" in output_of(capsys, "--shipped", tmp_path)
     (tmp_path / "yolov5s-ema.yaml").write_text("mine", encoding="utf-8")
@@ -148,7 +153,52 @@ def test_shipped_writes_all_and_touches_only_what_differs(capsys, tmp_path):
         command.COMMAND.main(["--shipped", str(tmp_path)])
     assert (tmp_path / "yolov5s-ema.yaml").read_text(encoding="utf-8") == "mine"
     assert "1 files written" in output_of(capsys, "--shipped", tmp_path, "--force")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*SHIPPED, "ultralytics"])
+    assert {path.name for path in (tmp_path / "ultralytics").iterdir()} == set(SHIPPED_FOR_ULTRALYTICS)
+
+
+def test_shipped_without_ultralytics_says_what_is_left_out(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "at_hand", lambda: None)
+    assert command.COMMAND.main(["--shipped", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert f"{len(SHIPPED)} files written" in printed.out
+    assert "yolo26-p2-ema.yaml not written: the package ultralytics, which is not installed" in printed.err
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SHIPPED)
+
+
+@pytest.mark.parametrize(
+    ("flags", "output", "said", "warned"),
+    [
+        ("--base yolo26n.yaml", "yolo26n-ema.yaml", "model={}", ""),
+        ("--base yolo26.yaml --size x", "yolo26x-ema.yaml", "model={}", ""),
+        ("--base yolo26.yaml", "yolo26-ema.yaml", "It holds the sizes n, s, m, l, x; a letter in its name chooses", ""),
+        ("--base yolo26x.yaml", "yolo26-ema.yaml", "ultralytics finds it as yolo26x-ema.yaml", ""),
+        (
+            "--base yolo26x.yaml",
+            "mine.yaml",
+            "model={}",
+            "size x was asked for, .* would build n: name it like yolo26x",
+        ),
+        ("--base yolo26x.yaml", "yolo26s-a.yaml", "model={}", "size x was asked for, .* would build s"),
+        ("--base rtdetr-l.yaml", "mine.yaml", "model={}", ""),
+    ],
+)
+def test_what_becomes_of_the_letter_of_the_size(capsys, tmp_path, messages, flags, output, said, warned):
+    pytest.importorskip("ultralytics")
+    out = tmp_path / output
+    assert command.COMMAND.main([*flags.split(), "-o", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert said.format(out) in printed.out
+    assert re.search(warned, printed.err) if warned else not printed.err
+    assert yaml.safe_load(out.read_text(encoding="utf-8"))["backbone"]
+
+
+def test_a_size_in_which_the_block_does_not_fit_is_named(capsys, messages):
+    pytest.importorskip("ultralytics")
+    assert command.COMMAND.main(["--base", "yolo26.yaml", "--block", "SA", "--at", "neck"]) == 0
+    printed = capsys.readouterr()
+    assert "the block does not fit in size n" in printed.err
+    assert printed.out.splitlines()[0] == "# yolov5-ema cfg --base yolo26.yaml --block SA --at neck"
 
 
 def test_block_of_a_plugin(capsys, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def check_keys(cfg: Any, name: str, of_ultralytics: bool) -> None:
     required = _REQUIRED_BY_ULTRALYTICS if of_ultralytics else REQUIRED_KEYS
     if not isinstance(cfg, Mapping):
         raise ConfigError(f"{name}: holds {kind_of(cfg)} instead of the keys of a model YAML: {', '.join(required)}")
-    _check_present(cfg, name, required)
+    _check_present(cfg, name, required, of_ultralytics)
     if not is_int(cfg["nc"]) or cfg["nc"] < 1:
         raise ConfigError(f"{name}: nc is {shown(cfg['nc'])}; it must be a whole number of classes, 1 or more")
     for key in ("depth_multiple", "width_multiple"):
@@ -55,11 +55,11 @@ def check_keys(cfg: Any, name: str, of_ultralytics: bool) -> None:
             )
 
 
-def _check_present(cfg: Mapping[str, Any], name: str, required: Sequence[str]) -> None:
+def _check_present(cfg: Mapping[str, Any], name: str, required: Sequence[str], of_ultralytics: bool) -> None:
     for key in required:
         if key in cfg:
             continue
-        if "scales" in cfg and is_cfg_of_ultralytics(cfg):
+        if not of_ultralytics and "scales" in cfg and is_cfg_of_ultralytics(cfg):
             raise ConfigError(f"{name} is a model YAML for the package ultralytics, not for YOLOv5")
         near = nearest(key, [str(k) for k in cfg if k not in required])
         hint = f"; it has '{near[0]}', is that the one?" if near else ""
