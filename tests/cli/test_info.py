@@ -21,7 +21,8 @@ def info(tmp_path):
 def test_a_model_of_ultralytics_as_a_table_and_as_json(info):
     table = info("yolo26n-ema.yaml", "--nc", 3)
     assert table.returncode == 0, table.stderr
-    lines = table.stdout.splitlines()
+    # ultralytics says so when it makes a folder for its settings
+    lines = [line for line in table.stdout.splitlines() if "ettings" not in line]
     assert lines[0].split() == ["from", "n", "module", "channels", "stride", "parameters", "GFLOPs", "args"]
     assert lines[8].split() == ["7", "-1", "1", "EMA", "128", "16", "176", "0.007", "[]"]
     assert lines[-1].startswith("yolo26n-ema.yaml: 26 rows, 2,505,818 parameters, ")
