@@ -37,9 +37,10 @@ def likely_mistakes(graph: Graph) -> list[str]:
     >>> cfg["head"][-1][0] = [17, 20, 23]
     >>> for mistake in likely_mistakes(Graph.from_cfg(cfg)):
     ...     print(mistake)
-    row 25 (C3) is read by nothing
-    Detect reads row 20 (Concat): maps that no layer has joined yet
-    Detect reads row 23 (Conv), which only halves the size of the maps before it
+    row 26 (C3) is read by nothing
+    Detect reads row 17 (Concat): maps that no layer has joined yet
+    Detect reads row 20 (Conv), which only halves the size of the maps before it
+    Detect reads strides 8, 16, 16: each level needs its own stride, from fine to coarse
     """
     return [*_unread(graph), *_of_detect(graph)]
 
