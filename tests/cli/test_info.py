@@ -24,7 +24,9 @@ def test_a_model_of_ultralytics_as_a_table_and_as_json(info):
     # ultralytics says so when it makes a folder for its settings
     lines = [line for line in table.stdout.splitlines() if "ettings" not in line]
     assert lines[0].split() == ["from", "n", "module", "channels", "stride", "parameters", "GFLOPs", "args"]
-    assert lines[8].split() == ["7", "-1", "1", "EMA", "128", "16", "176", "0.007", "[]"]
+    # 32 groups of 4 channels on 40 x 40: a 3x3 and a 1x1 convolution, and two products
+    assert 32 * (2 * 16 * 9 * 1600 + 2 * 16 * 80 + 2 * 2 * 4 * 1600) == 15_646_720
+    assert lines[8].split() == ["7", "-1", "1", "EMA", "128", "16", "176", "0.016", "[]"]
     assert lines[-1].startswith("yolo26n-ema.yaml: 26 rows, 2,505,818 parameters, ")
     found = json.loads(info("yolo26n-ema.yaml", "--nc", 3, "--json").stdout)
     assert (found["parameters"], found["nc"], len(found["rows"])) == (2_505_818, 3, 26)
