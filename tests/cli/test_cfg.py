@@ -180,6 +180,7 @@ def test_shipped_without_ultralytics_says_what_is_left_out(capsys, tmp_path, mon
             "size x was asked for, .* would build n: name it like yolo26x",
         ),
         ("--base yolo26x.yaml", "yolo26s-a.yaml", "model={}", "size x was asked for, .* would build s"),
+        ("--base yolo26n.yaml", "mine.yaml", "Its name has no letter of a size, so ultralytics builds the first", ""),
         ("--base rtdetr-l.yaml", "mine.yaml", "model={}", ""),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_name_of_both_means_yolov5s_unless_asked(info):
         (("yolo99n.yaml",), "yolo99n.yaml: no such file here"),
         (("yolo99n.yaml", "--engine", "ultralytics"), "yolo99n.yaml: no such file here"),
         (("yolov5n-ema.yaml", "--engine", "ultralytics"), "yolov5n-ema.yaml is not a model YAML of ultralytics"),
-        (("mine.yaml", "--engine", "yolov5"), "mine.yaml is a model YAML for the package ultralytics, not for YOLOv5"),
+        (("mine.yaml", "--engine", "yolov5"), "mine.yaml is a model YAML of ultralytics, not of YOLOv5"),
         (("neither.yaml",), "the key 'nc' is missing"),
     ],
 )

@@ -60,7 +60,7 @@ def _check_present(cfg: Mapping[str, Any], name: str, required: Sequence[str], o
         if key in cfg:
             continue
         if not of_ultralytics and "scales" in cfg and is_cfg_of_ultralytics(cfg):
-            raise ConfigError(f"{name} is a model YAML for the package ultralytics, not for YOLOv5")
+            raise ConfigError(f"{name} is a model YAML of ultralytics, not of YOLOv5")
         near = nearest(key, [str(k) for k in cfg if k not in required])
         hint = f"; it has '{near[0]}', is that the one?" if near else ""
         raise ConfigError(f"{name}: the key '{key}' is missing{hint} (a data YAML is not a model YAML)")

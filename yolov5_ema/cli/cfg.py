@@ -146,17 +146,20 @@ def _say_next(output: Path, graph: Graph, letter: str) -> None:
     """Say how to train a YAML of ultralytics, which takes the size from the name by which it is called."""
     sizes = list(graph.settings.get("scales", {}))
     in_name = size_in(output.name)
+    built = in_name if in_name in sizes else next(iter(sizes), "")
     named = output.with_name(with_size(output.name, letter)) if letter and not in_name else output
     print(f"{output} written. Next: yolov5-ema train model={named} data=DATA.yaml")
     if named != output:
         print(f"Its own name has no letter of a size, but ultralytics finds it as {named.name}")
-    elif letter and letter != in_name and len(sizes) > 1:
+    elif letter and letter == built != in_name:
+        print(f"Its name has no letter of a size, so ultralytics builds the first in it, {built}")
+    elif letter and letter != built:
         _LOGGER.warning(
             "yolov5-ema: warning: %s: size %s was asked for, but ultralytics takes the size from a letter in the "
             "file's name, and would build %s: name it like yolo26%s-ema.yaml",
             output,
             letter,
-            in_name if in_name in sizes else sizes[0],
+            built,
             letter,
         )
     elif len(sizes) > 1 and not letter:
