@@ -169,8 +169,8 @@ def _kind_of_checkpoint(found: Inspection) -> str:
         task = f" for the task {found.models[0].task}" if found.models[0].task else ""
         state = "with the training's state" if found.optimizer else "stripped for inference"
         found.notes.append(
-            f"a model of ultralytics{task}: train, val, detect and export take it as model=FILE, convert and transfer "
-            "as they take a YOLOv5 checkpoint; YOLOv5's own scripts cannot run it"
+            f"a model of ultralytics{task}: train, val, detect and export take it as model=FILE; predict, evaluate, "
+            "visualize, convert and transfer as they take a YOLOv5 checkpoint"
         )
         return f"checkpoint of the package ultralytics (YOLOv8 and later), {state}"
     return "checkpoint of another project's model"
