@@ -6,6 +6,7 @@ may use only what real ones need: arrays, text and numbers.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pathlib
@@ -43,7 +44,7 @@ def load(file: Any, map_location: Any = None, **options: Any) -> Any:
     is_open = hasattr(file, "read")
     path = pathlib.Path(str(getattr(file, "name", "an open file") if is_open else file))
     if not is_open and not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     content = io.BytesIO(file.read()) if is_open else read_once(path)
     return read_checkpoint(path, content, map_location, engine=located())
 
