@@ -115,7 +115,7 @@ def test_the_last_part_of_a_sequence_gets_the_block():
 # --- YOLOv5 --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", ["backbone", "neck"])
+@pytest.mark.parametrize("at", ["backbone", pytest.param("neck", marks=pytest.mark.slow)])
 def test_yolov5_builds_trains_saves_and_starts_as_the_plain_model(yolov5, tmp_path, at):
     engine, model_class = yolov5
     torch.manual_seed(0)
@@ -175,11 +175,11 @@ def test_rows_that_cannot_be_built_are_named(yolov5, row, message):
 @pytest.mark.parametrize(
     ("base", "inside", "at"),
     [
-        ("yolov5n.yaml", "C3", "neck"),
+        pytest.param("yolov5n.yaml", "C3", "neck", marks=pytest.mark.slow),
         ("yolov8n.yaml", "C2f", "backbone"),
         ("yolo26n.yaml", "C3k2", "backbone"),
         # C3k instead of bottlenecks, in the sizes from m on
-        ("yolo11m.yaml", "C3k2", "neck"),
+        pytest.param("yolo11m.yaml", "C3k2", "neck", marks=pytest.mark.slow),
     ],
 )
 def test_ultralytics_builds_trains_saves_and_takes_plain_weights(tasks, tmp_path, base, inside, at):

@@ -33,7 +33,9 @@ def there_and_back(file: Path, engine) -> tuple[Any, Any]:
     return before, after
 
 
-@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize(
+    "task", [task if task in ("detect", "segment") else pytest.param(task, marks=pytest.mark.slow) for task in HEADS]
+)
 def test_every_task_keeps_tensors_output_and_settings(engine, tmp_path, task):
     before, after = there_and_back(save(small_model(task), tmp_path / "a.pt"), engine)
     old, new = before["model"], after["model"]
@@ -48,7 +50,7 @@ def test_every_task_keeps_tensors_output_and_settings(engine, tmp_path, task):
     assert type(new.model[4]) is yolov5_ema.EMA
 
 
-@pytest.mark.parametrize("end2end", [True, False])
+@pytest.mark.parametrize("end2end", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_choice_between_its_two_heads_is_kept(engine, tmp_path, end2end):
     model = small_model(end2end=True)
     model.end2end = end2end

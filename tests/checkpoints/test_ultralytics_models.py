@@ -42,7 +42,9 @@ def without_block(task: str) -> dict:
     return cfg
 
 
-@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize(
+    "task", [task if task == "detect" else pytest.param(task, marks=pytest.mark.slow) for task in HEADS]
+)
 def test_a_new_block_changes_nothing_at_first_and_twice_is_the_same_file(engine, tmp_path, task):
     source = save(small_model(task, cfg=without_block(task)), tmp_path / "a.pt")
     cfg = write(tmp_path / "b.yaml", small_cfg(task))
