@@ -75,6 +75,8 @@ def check(seeds: range, model: nn.Module) -> dict[int, int]:
     return codes
 
 
+# in the slow tier: a training in a copy of a process with the threads of other tests' libraries can hang
+@pytest.mark.slow
 def test_a_good_one_is_used_by_every_command(model):
     """The files below are refused because of what was changed."""
     content = {"epoch": -1, "model": model, "ema": None, "optimizer": None, "best_fitness": None, "updates": None}
@@ -83,6 +85,7 @@ def test_a_good_one_is_used_by_every_command(model):
         assert code == 0, f"{name}: {words}"
 
 
+@pytest.mark.slow
 def test_senseless_state(model):
     codes = check(range(3000, 3012), model)
     assert codes[2] >= 4, codes
