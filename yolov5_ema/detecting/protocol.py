@@ -51,6 +51,12 @@ class Thresholds:
 class TooThinError(ValueError):
     """An image is so narrow that a side becomes 0 pixels when it is scaled to the model's size."""
 
+    @classmethod
+    def of(cls, pixels: np.ndarray, imgsz: tuple[int, int]) -> TooThinError:
+        """The error for an image of shape (H, W, 3) and the size that it is scaled to fit."""
+        height, width = pixels.shape[:2]
+        return cls(f"is too narrow: {width} x {height} pixels leave nothing when scaled to {max(imgsz)}")
+
 
 @runtime_checkable
 class Detector(Protocol):

@@ -5,7 +5,7 @@ Each takes one image and returns the first output of the model.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol

@@ -94,7 +94,7 @@ class UltralyticsDetector:
                     **self._options,
                 )
             except cv2.error as error:  # a side of it would be 0 pixels
-                raise _too_thin(pixels, self.imgsz) from error
+                raise TooThinError.of(pixels, self.imgsz) from error
         return Detections.of_rows(result.boxes.data[:, :6].float().cpu().numpy())
 
 
@@ -127,14 +127,9 @@ class UltralyticsTorchDetector(UltralyticsDetector):
             # by position: the third parameter, whether images are stretched, was renamed
             boxed = letterbox(self.imgsz, not is_stretched, is_stretched, True, True, self.stride)(image=pixels)
         except cv2.error as error:
-            raise _too_thin(pixels, self.imgsz) from error
+            raise TooThinError.of(pixels, self.imgsz) from error
         (height, width), (tall, wide) = pixels.shape[:2], boxed.shape[:2]
         gain = (wide / width, tall / height) if is_stretched else (min(tall / height, wide / width),) * 2
         pad = ((wide - round(width * gain[0])) / 2, (tall - round(height * gain[1])) / 2)
         batch = torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1)[::-1])).to(self._device)
         return batch.float()[None] / 255, gain, pad
-
-
-def _too_thin(pixels: np.ndarray, imgsz: tuple[int, int]) -> TooThinError:
-    height, width = pixels.shape[:2]
-    return TooThinError(f"is too narrow: {width} x {height} pixels leave nothing when scaled to {max(imgsz)}")

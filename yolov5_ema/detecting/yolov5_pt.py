@@ -49,10 +49,7 @@ class Steps:
         try:
             boxed, gain, pad = self._letterbox(pixels, list(imgsz), stride=stride, auto=auto)
         except cv2.error as error:
-            height, width = pixels.shape[:2]
-            raise TooThinError(
-                f"is too narrow: {width} x {height} pixels leave nothing when scaled to {max(imgsz)}"
-            ) from error
+            raise TooThinError.of(pixels, imgsz) from error
         return np.ascontiguousarray(boxed.transpose(2, 0, 1)[::-1]), gain, pad
 
     def detections(
