@@ -13,7 +13,7 @@ from yolov5_ema.checkpoints.loading import is_trusted, load_checkpoint
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.detecting import loading, yolov5_pt
 from yolov5_ema.detecting.loading import load_detector
-from yolov5_ema.detecting.protocol import Detector, Thresholds, TooThinError, TorchDetector, with_module
+from yolov5_ema.detecting.protocol import Detector, LoadOptions, Thresholds, TooThinError, TorchDetector, with_module
 from yolov5_ema.errors import CheckpointError, UserError
 
 LOW = Thresholds(conf_thres=0.001, max_det=20)
@@ -21,7 +21,7 @@ LOW = Thresholds(conf_thres=0.001, max_det=20)
 
 @pytest.fixture(scope="module")
 def detector(engine, trained):
-    return load_detector(trained, engine=engine, imgsz=(65, 90))
+    return load_detector(trained, LoadOptions(imgsz=(65, 90)), engine=engine)
 
 
 def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ from offline_ultralytics import offline
 import yolov5_ema
 from yolov5_ema.checkpoints.recognition import engine_of_weights
 from yolov5_ema.detecting.loading import engine_for, load_detector
-from yolov5_ema.detecting.protocol import Thresholds, TooThinError
+from yolov5_ema.detecting.protocol import LoadOptions, Thresholds, TooThinError
 from yolov5_ema.errors import CheckpointError, UserError
 
 # nothing is suppressed: a difference in the last digit could decide which of two boxes stays
@@ -71,9 +71,9 @@ def assert_alike(found, expected, pixels=1e-3):
 def test_yolov5(exported, trained, engine, square, form):
     file = exported(form)
     assert engine_of_weights(file) == "yolov5"
-    detector = load_detector(file, engine=engine, imgsz=(640, 640))
+    detector = load_detector(file, LoadOptions(imgsz=(640, 640)), engine=engine)
     assert (detector.names, detector.stride, detector.task, detector.imgsz) == (NAMES, 32, "detect", (64, 64))
-    (expected,) = load_detector(trained, engine=engine, imgsz=(64, 64)).detect([square], LOW)
+    (expected,) = load_detector(trained, LoadOptions(imgsz=(64, 64)), engine=engine).detect([square], LOW)
     (found,) = detector.detect([square], LOW)
     # both are rounded to whole pixels
     assert_alike(found, expected, pixels=1)
@@ -94,9 +94,9 @@ def test_without_metadata_the_names_are_asked_for(trained, engine, square, tmp_p
     with pytest.raises(UserError, match=r"best\.onnx does not say the names of its classes: .* with --data"):
         load_detector(file, engine=engine)
     with pytest.raises(UserError, match=r"has 3 classes, but 4 names were given"):
-        load_detector(file, engine=engine, names=[*NAMES, "more"])
-    (found,) = load_detector(file, engine=engine, names=NAMES).detect([square], LOW)
-    (expected,) = load_detector(trained, engine=engine, imgsz=(64, 64)).detect([square], LOW)
+        load_detector(file, LoadOptions(names=[*NAMES, "more"]), engine=engine)
+    (found,) = load_detector(file, LoadOptions(names=NAMES), engine=engine).detect([square], LOW)
+    (expected,) = load_detector(trained, LoadOptions(imgsz=(64, 64)), engine=engine).detect([square], LOW)
     assert_alike(found, expected, pixels=1)
 
 
@@ -120,9 +120,9 @@ def test_ultralytics(adapter, ultralytics, small_yolo, square, tmp_path, form):
     file = tmp_path / FORMS[form]
     assert engine_of_weights(file) == "ultralytics" == engine_of_weights(small_yolo)
     assert engine_for([file, small_yolo]).kind == "ultralytics"
-    detector = load_detector(file, engine=adapter, imgsz=(64, 64))
+    detector = load_detector(file, LoadOptions(imgsz=(64, 64)), engine=adapter)
     assert (detector.names, detector.stride, detector.task, detector.imgsz) == (NAMES, 8, "detect", (64, 64))
-    (expected,) = load_detector(small_yolo, engine=adapter, imgsz=(64, 64)).detect([square], LOW)
+    (expected,) = load_detector(small_yolo, LoadOptions(imgsz=(64, 64)), engine=adapter).detect([square], LOW)
     (found,) = detector.detect([square], LOW)
     assert_alike(found, expected)
 
@@ -130,7 +130,7 @@ def test_ultralytics(adapter, ultralytics, small_yolo, square, tmp_path, form):
 def test_predict_is_that_of_ultralytics(adapter, ultralytics, small_yolo, tiny_set):
     image = tiny_set.parent / "images/test/test1.jpg"
     thresholds = Thresholds(conf_thres=0.02, iou_thres=0.6, max_det=20, classes=(0, 2))
-    detector = load_detector(small_yolo, engine=adapter, imgsz=(64, 96))
+    detector = load_detector(small_yolo, LoadOptions(imgsz=(64, 96)), engine=adapter)
     assert detector.imgsz == (64, 96)
     (found,) = detector.detect([cv2.imread(str(image))], thresholds)
     options = {"imgsz": [64, 96], "conf": 0.02, "iou": 0.6, "max_det": 20, "classes": [0, 2], "verbose": False}
@@ -154,6 +154,6 @@ def test_a_file_that_is_none_of_its_format(engine, tmp_path):
     needs("onnx")
     (tmp_path / "a.onnx").write_bytes(b"no model")
     with pytest.raises(CheckpointError, match=r"a\.onnx is not an ONNX file"):
-        load_detector(tmp_path / "a.onnx", engine=engine, names=NAMES)
+        load_detector(tmp_path / "a.onnx", LoadOptions(names=NAMES), engine=engine)
     with pytest.raises(UserError, match=r"b\.onnx: there is no such file"):
-        load_detector(tmp_path / "b.onnx", engine=engine, names=NAMES)
+        load_detector(tmp_path / "b.onnx", LoadOptions(names=NAMES), engine=engine)

@@ -13,7 +13,7 @@ from offline_ultralytics import offline
 
 import yolov5_ema
 from yolov5_ema.detecting.loading import load_detector
-from yolov5_ema.detecting.protocol import Thresholds
+from yolov5_ema.detecting.protocol import LoadOptions, Thresholds
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.detectors import Detector, Options
 from yolov5_ema.explain.layers import choose
@@ -55,7 +55,7 @@ def test_what_is_explained_is_what_predict_finds(engine, kind, tiny_set, request
     pixels = cv2.imread(str(tiny_set.parent / "images/val/val0.jpg"))
     options = Options(imgsz=64, conf_thres=0.02, iou_thres=0.45, max_det=30)
     look = Detector(engine, file, options).look(pixels)
-    detector = load_detector(file, engine=engine, imgsz=(64, 64))
+    detector = load_detector(file, LoadOptions(imgsz=(64, 64)), engine=engine)
     (found,) = detector.detect([pixels], Thresholds(conf_thres=0.02, iou_thres=0.45, max_det=30))
     assert 0 < len(found) == len(look.found) <= 30
     # the picture has 64 pixels, the image 96

@@ -44,7 +44,9 @@ from yolov5_ema.files import refuse_present, replacement, sha256_of
 from yolov5_ema.upstream.locate import Engine
 
 if TYPE_CHECKING:
-    from yolov5_ema.detecting.protocol import Detector, Thresholds
+    import torch
+
+    from yolov5_ema.detecting.protocol import Detector, LoadOptions, Thresholds
 
 _SHOWN = 10
 
@@ -270,13 +272,15 @@ def _predict(args: argparse.Namespace) -> int:
     return _report(args, manifest, found)
 
 
-def _model_options(args: argparse.Namespace) -> dict[str, Any]:
+def _load_options(args: argparse.Namespace, device: torch.device | str) -> LoadOptions:
+    from yolov5_ema.detecting.protocol import LoadOptions
+
     names = None
     if args.data:
         from yolov5_ema.upstream.data_yaml import open_dataset
 
         names = open_dataset(args.data).names
-    return {"imgsz": (args.imgsz[0], args.imgsz[-1]), "half": args.half, "names": names}
+    return LoadOptions(device, (args.imgsz[0], args.imgsz[-1]), args.half, names=names)
 
 
 def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thresholds]:
@@ -285,7 +289,7 @@ def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thres
     from yolov5_ema.detecting.protocol import Thresholds
 
     device = "cpu" if args.engine == "ray" else device_of(engine, args.device)
-    detector = load_detector(args.weights, engine=engine, device=device, **_model_options(args))
+    detector = load_detector(args.weights, _load_options(args, device), engine=engine)
     classes = class_numbers(args.classes or (), detector.names, args.weights)
     return detector, Thresholds(
         conf_thres=args.conf_thres,
@@ -351,7 +355,7 @@ def _by_ray(
     return ray_engine.predict_chunks(
         _chunks(source, parts),
         args.weights,
-        ray_engine.Work(engine, args.weights.name, _model_options(args), thresholds, load_plugins),
+        ray_engine.Work(engine, args.weights.name, _load_options(args, "cpu"), thresholds, load_plugins),
         ray_engine.Pool(
             workers=args.workers,
             threads=args.threads,

@@ -33,7 +33,7 @@ from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import names_ultralytics
 
 if TYPE_CHECKING:
-    from yolov5_ema.detecting.protocol import Thresholds
+    from yolov5_ema.detecting.protocol import LoadOptions, Thresholds
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -56,14 +56,14 @@ class Work:
     Attributes:
         engine: the YOLO of the caller; a worker must find the same release.
         weights_name: the file name of the checkpoint, for messages.
-        options: the options of `load_detector`.
+        options: how they load the detector; each chooses its own device.
         thresholds: which detections are kept.
         prepare: called in a worker before YOLOv5 is imported; imports the user's plugins.
     """
 
     engine: Engine
     weights_name: str
-    options: Mapping[str, Any]
+    options: LoadOptions
     thresholds: Thresholds
     prepare: Callable[[], None]
 
@@ -403,4 +403,4 @@ def _detector(content: Any, work: Work, threads: int, on_gpu: bool) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, work.weights_name)
         file.write_bytes(ray.get(content))
-        return load_detector(file, engine=engine, device="cuda:0" if on_gpu else "cpu", **work.options)
+        return load_detector(file, replace(work.options, device="cuda:0" if on_gpu else "cpu"), engine=engine)

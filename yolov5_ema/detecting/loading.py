@@ -11,7 +11,7 @@ import torch
 
 from yolov5_ema.checkpoints.loading import trusting
 from yolov5_ema.checkpoints.recognition import YOLOV5, engine_of_weights
-from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Detector, Format, with_module
+from yolov5_ema.detecting.protocol import DEFAULTS, DETECT, SEGMENT, Detector, Format, LoadOptions, with_module
 from yolov5_ema.detecting.ultralytics_model import UltralyticsDetector, UltralyticsTorchDetector
 from yolov5_ema.detecting.yolov5_exported import Yolov5Exported
 from yolov5_ema.detecting.yolov5_pt import Yolov5Detector
@@ -27,28 +27,20 @@ _FORMATS: tuple[Format, ...] = (UltralyticsDetector, UltralyticsTorchDetector, Y
 
 def load_detector(
     weights: str | os.PathLike[str],
+    options: LoadOptions = DEFAULTS,
     *,
     engine: Engine,
-    device: torch.device | str = "cpu",
     trust: bool | None = None,
-    imgsz: tuple[int, int] = (640, 640),
-    half: bool = False,
-    least_stride: int = 1,
     tasks: Sequence[str] = (DETECT,),
-    names: Sequence[str] | None = None,
 ) -> Detector:
     """Load a detector from a file of any supported format.
 
     Args:
         weights: the file.
+        options: see `LoadOptions`.
         engine: the YOLO that the file belongs to, see `engine_for`.
-        device: where the model runs.
         trust: unpickle anything that the file holds. None: as set by ``--trust-checkpoint``.
-        imgsz: the height and width in pixels that images are scaled to fit; rounded up to multiples of the stride.
-        half: compute in half precision; on a GPU only.
-        least_stride: the minimum of the stride.
         tasks: the accepted tasks, see `yolov5_ema.detecting.protocol`.
-        names: the names of the classes, for an exported model that does not say them.
 
     Raises:
         UserError: the file cannot be used, does not hold a detector, or holds one for another task; a `CheckpointError`
@@ -57,7 +49,7 @@ def load_detector(
     file = Path(weights)
     form = next((form for form in _FORMATS if form.reads(file, engine)), _FORMATS[-1])
     with trusting(trust):
-        detector = form(file, engine, device, imgsz, half, least_stride, names)
+        detector = form(file, engine, options)
     if detector.task not in tasks:
         raise UserError(f"{file} {_other_task(detector.task, engine)}")
     return detector
@@ -123,7 +115,7 @@ def load(weights: str | os.PathLike[str], device: Any = None, *, trust: bool | N
         >>> results.pandas().xyxy[0]                                   # doctest: +SKIP
     """
     engine = shim.install()
-    detector = load_detector(weights, engine=engine, device=_device(device), trust=trust, tasks=(DETECT, SEGMENT))
+    detector = load_detector(weights, LoadOptions(_device(device)), engine=engine, trust=trust, tasks=(DETECT, SEGMENT))
     model: Any = with_module(detector).module
     if hasattr(model, "autoshape"):  # up to v6.0 a method, which also copies the attributes
         return model.autoshape()

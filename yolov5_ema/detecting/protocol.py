@@ -48,6 +48,28 @@ class Thresholds:
     augment: bool = False
 
 
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a detector is loaded.
+
+    Attributes:
+        device: where the model runs.
+        imgsz: the height and width in pixels that images are scaled to fit; rounded up to multiples of the stride.
+        half: compute in half precision; on a GPU only.
+        least_stride: the minimum of the stride, in pixels.
+        names: the names of the classes, for an exported model that does not say them.
+    """
+
+    device: torch.device | str = "cpu"
+    imgsz: tuple[int, int] = (640, 640)
+    half: bool = False
+    least_stride: int = 1
+    names: Sequence[str] | None = None
+
+
+DEFAULTS = LoadOptions()
+
+
 class TooThinError(ValueError):
     """An image is so narrow that a side becomes 0 pixels when it is scaled to the model's size."""
 
@@ -120,17 +142,8 @@ class Format(Protocol):
     def reads(self, file: Path, engine: Engine) -> bool:
         """Whether the format supports a file that belongs to this YOLO."""
 
-    def __call__(
-        self,
-        file: Path,
-        engine: Engine,
-        device: torch.device | str,
-        imgsz: tuple[int, int],
-        half: bool,
-        least_stride: int,
-        names: Sequence[str] | None = None,
-    ) -> Detector:
-        """Load the detector in a file; arguments and errors as those of `load_detector`."""
+    def __call__(self, file: Path, engine: Engine, options: LoadOptions) -> Detector:
+        """Load the detector in a file; errors as those of `load_detector`."""
 
 
 def with_module(detector: Detector) -> TorchDetector:

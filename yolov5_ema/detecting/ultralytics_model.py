@@ -12,7 +12,7 @@ import torch
 
 from yolov5_ema.checkpoints.exported_models import form_of, metadata_of
 from yolov5_ema.data.detections import Detections
-from yolov5_ema.detecting.protocol import Pair, Thresholds, TooThinError
+from yolov5_ema.detecting.protocol import LoadOptions, Pair, Thresholds, TooThinError
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.texts import listed
@@ -25,40 +25,29 @@ class UltralyticsDetector:
 
     Each image goes through ultralytics' own predictor. Boxes are not rounded to whole pixels, as in ultralytics.
 
-    The arguments are those of `load_detector`.
-
     Raises:
         UserError: the file cannot be used, or is not a model with boxes.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        engine: Engine,
-        device: torch.device | str,
-        imgsz: tuple[int, int],
-        half: bool,
-        least_stride: int,
-        names: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, file: Path, engine: Engine, options: LoadOptions) -> None:
         self.file = file
         self._engine = engine
-        self._device = torch.device(device)
+        self._device = torch.device(options.device)
         if not file.exists():
             raise UserError(f"{file}: there is no such file")
         with errors_as_user_errors(engine):
             facts = self._loaded()
             self.task = str(self._yolo.task)
-            self.stride = max(int(facts["stride"]), least_stride)
+            self.stride = max(int(facts["stride"]), options.least_stride)
             self.names = [str(facts["names"][key]) for key in sorted(facts["names"])]
             check_imgsz = engine.module("utils.checks").check_imgsz
-            self.imgsz: tuple[int, int] = tuple(check_imgsz(list(imgsz), stride=self.stride, min_dim=2))
+            self.imgsz: tuple[int, int] = tuple(check_imgsz(list(options.imgsz), stride=self.stride, min_dim=2))
         self._options = {
             "imgsz": list(self.imgsz),
             "device": str(self._device),
             "verbose": False,
             "save": False,
-            **({"half": True} if half and self._device.type != "cpu" else {}),
+            **({"half": True} if options.half and self._device.type != "cpu" else {}),
         }
 
     @staticmethod

@@ -11,7 +11,7 @@ import torch
 
 from yolov5_ema.checkpoints.exported_models import form_of, metadata_of
 from yolov5_ema.data.detections import Detections
-from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Thresholds
+from yolov5_ema.detecting.protocol import DETECT, SEGMENT, LoadOptions, Thresholds
 from yolov5_ema.detecting.runtimes import loaded
 from yolov5_ema.detecting.yolov5_pt import Steps
 from yolov5_ema.errors import UserError
@@ -26,31 +26,20 @@ class Yolov5Exported:
 
     Images are letterboxed to the size that the model was exported for.
 
-    The arguments are those of `load_detector`.
-
     Raises:
         UserError: the file cannot be used, or does not say its classes.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        engine: Engine,
-        device: torch.device | str,
-        imgsz: tuple[int, int],
-        half: bool,
-        least_stride: int,
-        names: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, file: Path, engine: Engine, options: LoadOptions) -> None:
         if not file.exists():
             raise UserError(f"{file}: there is no such file")
         metadata = metadata_of(file)
         self.file = file
-        self.names = _names_in(metadata, names, file)
-        self.stride = max(int(metadata.get("stride", 32)), least_stride)
-        self._runtime = loaded(file, torch.device(device), metadata)
+        self.names = _names_in(metadata, options.names, file)
+        self.stride = max(int(metadata.get("stride", 32)), options.least_stride)
+        self._runtime = loaded(file, torch.device(options.device), metadata)
         self._steps = Steps(engine)
-        self.imgsz = self._size(imgsz)
+        self.imgsz = self._size(options.imgsz)
         columns = self._runtime.run(np.zeros((1, 3, *self.imgsz), np.float32)).shape[-1]
         self.task = DETECT if columns == _OF_A_BOX + len(self.names) else SEGMENT
         if columns < _OF_A_BOX + len(self.names):

@@ -13,7 +13,7 @@ import torch
 from yolov5_ema.checkpoints.loading import check_file
 from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.data.detections import Detections
-from yolov5_ema.detecting.protocol import DETECT, SEGMENT, Pair, Thresholds, TooThinError
+from yolov5_ema.detecting.protocol import DETECT, SEGMENT, LoadOptions, Pair, Thresholds, TooThinError
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
@@ -82,33 +82,22 @@ class Yolov5Detector:
     Each image goes through letterboxing, the model, non-maximum suppression and scaling back, all with the functions of
     the YOLOv5 release.
 
-    The arguments are those of `load_detector`.
-
     Raises:
         UserError: the checkpoint cannot be used, or is not a detector.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        engine: Engine,
-        device: torch.device | str,
-        imgsz: tuple[int, int],
-        half: bool,
-        least_stride: int,
-        names: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, file: Path, engine: Engine, options: LoadOptions) -> None:
         self.file = file
-        self._device = torch.device(device)
-        self._half = half and self._device.type != "cpu"
+        self._device = torch.device(options.device)
+        self._half = options.half and self._device.type != "cpu"
         with errors_as_user_errors(engine), as_yolov5_builds(file):
             model: Any = _loaded(engine, file)
             names = model.names
             self.names = [str(name) for name in (names.values() if isinstance(names, dict) else names)]
             self.task = SEGMENT if type(model.model[-1]).__name__ == "Segment" else DETECT
-            self.stride = max(_stride(model, engine), least_stride)
+            self.stride = max(_stride(model, engine), options.least_stride)
             general = engine.module("utils.general")
-            self.imgsz: tuple[int, int] = tuple(general.check_img_size(list(imgsz), s=self.stride))
+            self.imgsz: tuple[int, int] = tuple(general.check_img_size(list(options.imgsz), s=self.stride))
         self.module: torch.nn.Module = (model.half() if self._half else model.float()).to(self._device)
         self._steps = Steps(engine)
 

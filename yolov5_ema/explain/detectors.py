@@ -18,7 +18,7 @@ from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.class_names import class_numbers
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.detecting.loading import load_detector
-from yolov5_ema.detecting.protocol import DETECT, SEGMENT, with_module
+from yolov5_ema.detecting.protocol import DETECT, SEGMENT, LoadOptions, with_module
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.layers import Candidates, block_of, candidates
 from yolov5_ema.explain.looks import Area, Look
@@ -64,10 +64,8 @@ class Detector:
     is_detector = True
 
     def __init__(self, engine: Engine, file: Path, options: Options, device: torch.device | str = "cpu") -> None:
-        size = (options.imgsz, options.imgsz)
-        self._detector = with_module(
-            load_detector(file, engine=engine, device=device, imgsz=size, least_stride=32, tasks=(DETECT, SEGMENT))
-        )
+        how = LoadOptions(device, (options.imgsz, options.imgsz), least_stride=32)
+        self._detector = with_module(load_detector(file, how, engine=engine, tasks=(DETECT, SEGMENT)))
         self.file = file
         self.model = self._detector.module
         self.names = self._detector.names
