@@ -1,4 +1,4 @@
-"""Weights of ultralytics in models with other rows, written as checkpoints that it loads."""
+"""Models of ultralytics: read and built from their YAMLs; weights in models with other rows, as checkpoints."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from offline_ultralytics import environment, offline
 from small_ultralytics import HEADS, output_of, save, small_cfg, small_model
 
 import yolov5_ema
+from yolov5_ema.cfgs.generator import build_cfg, format_cfg
 from yolov5_ema.checkpoints.loading import load_checkpoint
 from yolov5_ema.checkpoints.transferring import transfer_checkpoint
+from yolov5_ema.checkpoints.ultralytics_models import build, built, class_of, read_cfg
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 
 
@@ -26,6 +28,77 @@ def ultralytics(tmp_path_factory):
 @pytest.fixture
 def engine(ultralytics):
     return yolov5_ema.install("ultralytics")
+
+
+CLASSES = {
+    "yolov3-tiny.yaml": "DetectionModel",
+    "yolov10n.yaml": "DetectionModel",
+    "yolov8n-seg.yaml": "SegmentationModel",
+    "yolo26n-seg.yaml": "SegmentationModel",
+    "yolo26n-pose.yaml": "PoseModel",
+    "yolo11n-obb.yaml": "OBBModel",
+    "yolo12n-cls.yaml": "ClassificationModel",
+    "rtdetr-l.yaml": "RTDETRDetectionModel",
+    "yolov8n-world.yaml": "WorldModel",
+    "yoloe-26n.yaml": "YOLOEModel",
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_last_row_says_which_class_builds_the_model(engine, name):
+    assert class_of(read_cfg(name, engine), engine.module("nn.tasks")).__name__ == CLASSES[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scales": {"n": [0.5, 0.25, 1024], "s": [0.5, 0.5, 1024]}}, None),
+        ({"nc": 0}, "my26.yaml: nc is 0"),
+        ({"scales": {}}, "my26.yaml: scales must give"),
+        ({"head": [[-1, 1, "Nothing", [64]], [[9, 11], 1, "Detect", ["nc"]]]}, "head row 11: unknown module 'Nothing'"),
+        ({"head": [[[9, 99], 1, "Detect", ["nc"]]]}, "'from' 99 is not above this row"),
+        ({"head": [[[4, 6], 1, "Concat", [1]], [[11], 1, "Detect", ["nc"]]]}, r"row 11: .*Concat.* cannot run"),
+        ({"scales": {"n": [0.5, 900.0, 1e9]}}, "the model is too large: it needs more than .* bytes of memory"),
+    ],
+)
+def test_yamls_that_cannot_be_built(engine, tmp_path, change, message):
+    content = {key: value for key, value in build_cfg(base="yolo26n.yaml", block="none").items() if key != "scale"}
+    file = tmp_path / "my26.yaml"
+    file.write_text(yaml.safe_dump({**content, **change}), encoding="utf-8")
+    if message is None:
+        model = build(read_cfg("my26.yaml", engine, file), None, engine, "my26.yaml")
+        assert sum(p.numel() for p in model.parameters()) == 2_572_280
+        return
+    with pytest.raises(ConfigError, match=message):
+        build(read_cfg("my26.yaml", engine, file), None, engine, "my26.yaml")
+
+
+def test_a_size_that_is_not_in_the_file_and_a_yaml_of_yolov5(engine, own_folder):
+    file = Path("yolo26.yaml")
+    content = build_cfg(base="yolo26.yaml", block="none")
+    content["scales"] = {"n": [0.5, 0.25, 1024], "s": [0.5, 0.5, 1024]}
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"yolo26x.yaml: there is no size x; yolo26.yaml has n, s"):
+        read_cfg("yolo26x.yaml", engine)
+    file.write_text(format_cfg(size="n"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"yolo26.yaml is a model YAML of YOLOv5, not of ultralytics"):
+        read_cfg("yolo26.yaml", engine)
+
+
+def test_a_model_has_the_same_weights_on_every_call_and_the_channels_of_its_yaml(engine):
+    content = {**small_cfg(), "scale": "n", "channels": 1, "ch": 3}
+    before = torch.random.get_rng_state()
+    one, two = (build(content, 2, engine, "small.yaml") for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values()))
+    assert one.model[0].conv.weight.shape == (16, 1, 3, 3) and one.model[-1].nc == 2
+
+
+def test_models_that_are_more_than_their_tensors_are_built_only_to_be_looked_at(engine):
+    content = read_cfg("yoloe-26n.yaml", engine)
+    assert type(build(content, None, engine, "yoloe-26n.yaml")).__name__ == "YOLOEModel"
+    with pytest.raises(ConfigError, match="a YOLOEModel is not built from a YAML alone"):
+        built(content, None, engine, "yoloe-26n.yaml")
 
 
 def write(file: Path, cfg: dict) -> Path:

@@ -51,7 +51,10 @@ def test_a_name_of_both_means_yolov5s_unless_asked(info):
         (("yolo26q.yaml",), "yolo26q.yaml: there is no such size; the letter of the size is one of n, s, m, l, x"),
         (("yolo99n.yaml",), "yolo99n.yaml: no such file here"),
         (("yolo99n.yaml", "--engine", "ultralytics"), "yolo99n.yaml: no such file here"),
-        (("yolov5n-ema.yaml", "--engine", "ultralytics"), "yolov5n-ema.yaml is not a model YAML of ultralytics"),
+        (
+            ("yolov5n-ema.yaml", "--engine", "ultralytics"),
+            "yolov5n-ema.yaml is a model YAML of YOLOv5, not of ultralytics",
+        ),
         (("mine.yaml", "--engine", "yolov5"), "mine.yaml is a model YAML of ultralytics, not of YOLOv5"),
         (("neither.yaml",), "the key 'nc' is missing"),
     ],

@@ -134,7 +134,7 @@ class _Ultralytics:
         self._engine = engine
 
     def content_of(self, cfg: Path) -> dict[str, Any]:
-        return ultralytics_models.content_of(cfg, self._engine)
+        return ultralytics_models.read_cfg(cfg, self._engine)
 
     def built(self, cfg: Path, content: Mapping[str, Any], nc: int) -> Any:
         return ultralytics_models.built(content, nc, self._engine, cfg)

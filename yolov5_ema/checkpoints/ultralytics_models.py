@@ -17,12 +17,14 @@ import torch
 from torch import nn
 
 from yolov5_ema.cfgs.dry_run import check_builds, quiet
+from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.checkpoints.ultralytics_state import is_of_ultralytics
+from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.resources import find_shipped
 from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
-from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics
+from yolov5_ema.upstream.ultralytics import find_cfg, is_cfg_of_ultralytics, size_in
 from yolov5_ema.weights.heads import Names
 from yolov5_ema.weights.transfer import Transfer, fill_model_of_ultralytics
 
@@ -66,31 +68,48 @@ def model_of(checkpoint: Any, source: Path) -> Any:
     return model
 
 
-def content_of(cfg: str | Path, engine: Engine) -> dict[str, Any]:
-    """The content of a model YAML, as ultralytics reads it: with ``scale``, the letter of the size in the name.
+def read_cfg(name: str | Path, engine: Engine, file: Path | None = None) -> dict[str, Any]:
+    """The content of a model YAML, with the size that its name asks for under ``scale``.
+
+    Args:
+        name: the name by which the YAML was called; the letter of the size may be missing in the file's own name.
+        engine: the ultralytics, whose own YAMLs are found by name.
+        file: the file; None: the one that the name means to ultralytics (`find_cfg`).
 
     Raises:
-        ConfigError: there is no such file, or it is a model YAML of YOLOv5.
+        ConfigError: there is no such file, it is not a model YAML of ultralytics, its rows are invalid, or it does not
+            have this size.
     """
-    tasks = engine.module("nn.tasks")
-    try:
-        content: dict[str, Any] = tasks.yaml_model_load(str(cfg))
-    except FileNotFoundError:
-        if find_shipped(str(cfg)) is None:
-            raise ConfigError(f"{cfg}: no such file here, among the YAMLs of yolov5-ema or of {engine}") from None
-        content = {}
+    name = str(name)
+    file = file or find_cfg(name, engine) or find_shipped(name)
+    if file is None:
+        raise ConfigError(f"{name}: no such file here, among the YAMLs of yolov5-ema or of {engine}")
+    content = load_yaml(file)
     if not is_cfg_of_ultralytics(content):
-        raise ConfigError(f"{cfg} is a model YAML of YOLOv5; the weights are those of a model of ultralytics")
-    return content
+        what = (
+            "a model YAML of YOLOv5, not of ultralytics" if "anchors" in content else "not a model YAML of ultralytics"
+        )
+        raise ConfigError(f"{name} is {what}")
+    Graph.from_cfg(content, name, of_ultralytics=True)
+    sizes = list(content.get("scales") or ())
+    letter = size_in(name)
+    if letter and len(sizes) > 1 and letter not in sizes:
+        raise ConfigError(f"{name}: there is no size {letter}; {file.name} has {', '.join(sizes)}")
+    scale = letter if letter in sizes else next(iter(sizes), "")
+    return {**content, "scale": scale, "yaml_file": name}
 
 
 def class_of(cfg: Mapping[str, Any], tasks: Any) -> Any:
     """The class of ``ultralytics.nn.tasks`` that builds a model YAML, judged by its last row.
 
     Raises:
-        ConfigError: the installed release has no such class.
+        ConfigError: the last row is invalid, or the installed release has no such class.
     """
-    head = str(cfg["head"][-1][2])
+    rows = cfg.get("head")
+    last = rows[-1] if isinstance(rows, list) and rows else None
+    if not isinstance(last, list) or len(last) != 4:
+        raise ConfigError(f"{cfg.get('yaml_file')}: its head does not end in a row")
+    head = str(last[2])
     name = next((cls for module, cls in _CLASSES.items() if re.fullmatch(module, head)), "DetectionModel")
     found = getattr(tasks, name, None)
     if found is None:
@@ -109,38 +128,40 @@ def task_of(model_class: str) -> str:
     return _TASKS.get(model_class, "detect")
 
 
-def built(content: Mapping[str, Any], nc: int | None, engine: Engine, where: object) -> Any:
-    """The model of a YAML.
+def build(content: Mapping[str, Any], nc: int | None, engine: Engine, where: object) -> Any:
+    """The model of a YAML, with the same random weights on every call.
+
+    Its rows are first checked and built without memory.
 
     Args:
-        content: of the YAML.
+        content: of the YAML, with the letter of the size under ``scale`` (see `read_cfg`).
         nc: number of classes; None: that of the YAML.
         engine: the ultralytics, with the adapter installed.
         where: the file, for messages.
 
     Raises:
-        ConfigError: it cannot be built.
+        ConfigError: a row cannot be used or built, the rows do not fit together, or the model is too large.
     """
     tasks = engine.module("nn.tasks")
     channels = int(content.get("channels", content.get("ch", 3)))
-    cls = _class_of_rows(content, tasks, where)
+    cls = class_of({**content, "yaml_file": where}, tasks)
     with _building(where), quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         cfg = {**copy.deepcopy(dict(content)), **({} if nc is None else {"nc": nc})}
         check_builds({**cfg, "ch": channels}, tasks, str(where), model_class=cls)
-        model = cls(cfg, ch=channels, verbose=False)
-    model.task = task_of(cls.__name__)
+        return cls(cfg, ch=channels, verbose=False)
+
+
+def built(content: Mapping[str, Any], nc: int | None, engine: Engine, where: object) -> Any:
+    """The model that `build` makes, with its task, if it can be filled from tensors alone.
+
+    Raises:
+        ConfigError: as `build` and `task_of`.
+    """
+    task = task_of(class_of({**content, "yaml_file": where}, engine.module("nn.tasks")).__name__)
+    model = build(content, nc, engine, where)
+    model.task = task
     return model
-
-
-def _class_of_rows(content: Mapping[str, Any], tasks: Any, where: object) -> Any:
-    rows = content.get("head")
-    last = rows[-1] if isinstance(rows, list) and rows else None
-    if not isinstance(last, list) or len(last) != 4:
-        raise ConfigError(f"{where}: its head does not end in a row")
-    cls = class_of(content, tasks)
-    task_of(cls.__name__)
-    return cls
 
 
 @contextmanager

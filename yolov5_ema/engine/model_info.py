@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from yolov5_ema.cfgs.dry_run import check_model, quiet
 from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.cfgs.oddities import likely_mistakes
-from yolov5_ema.engine import shim, ultralytics_models
+from yolov5_ema.checkpoints import ultralytics_models
+from yolov5_ema.engine import shim, ultralytics_adapter
 from yolov5_ema.kernels.dispatch import forced
 from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics
 
@@ -96,8 +97,9 @@ def ultralytics_info(name: str, file: Path, nc: int | None = None, imgsz: int = 
         ConfigError: the YAML cannot be used.
         EngineNotFoundError: ultralytics is not installed.
     """
-    content = ultralytics_models.read_cfg(name, file)
-    model = ultralytics_models.build(content, nc)
+    engine = ultralytics_adapter.install()
+    content = ultralytics_models.read_cfg(name, engine, file)
+    model = ultralytics_models.build(content, nc, engine, name)
     scales = content.get("scales")
     depth = scales[content["scale"]][0] if scales else content.get("depth_multiple", 1.0)
     return _described(model, content, name, imgsz, depth)
