@@ -8,9 +8,7 @@ import pytest
 from conftest import SMALL_YOLO, run_cli
 from offline_ultralytics import environment
 
-from yolov5_ema.cli._engines import val_options
 from yolov5_ema.cli.main import main
-from yolov5_ema.errors import UserError
 
 pytest.importorskip("ultralytics")
 
@@ -72,21 +70,3 @@ def test_mistakes(line, said, own_folder, capsys):
     assert main(list(line)) == 2
     assert said in capsys.readouterr().err
     assert not list(own_folder.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("flags", "options"),
-    [
-        ([], {}),
-        (["--img", "320", "--batch-size", "2"], {"imgsz": 320, "batch": 2}),
-        (["--conf-thres", "0.1", "--iou-thres=0.5"], {"conf": 0.1, "iou": 0.5}),
-        (["--half", "--single-cls", "--device", "cpu"], {"half": True, "single_cls": True, "device": "cpu"}),
-    ],
-)
-def test_flags_of_yolov5_are_its_options(flags, options):
-    assert val_options(flags) == options
-
-
-def test_unknown_flags_are_refused():
-    with pytest.raises(UserError, match="--dnn: with a model of ultralytics, val takes --imgsz, "):
-        val_options(["--dnn", "--img", "64"])

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._engines import add_engine, is_ultralytics, start_engine_of, val_options
+from yolov5_ema.cli._engines import add_engine, is_ultralytics, start_engine_of
 from yolov5_ema.cli._slicing import take_flags
 from yolov5_ema.cli.command import Flags
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
+from yolov5_ema.scripts.yolo_flags import options_of
 from yolov5_ema.upstream.flags import Given, given_flags, refuse_shortened
 from yolov5_ema.upstream.locate import Engine
 
@@ -77,7 +78,7 @@ class Request:
             raise UserError("--weights: ultralytics detects with one model at a time")
         if take_flags(self.flags)[0] is not None:
             raise UserError("--slice works only with checkpoints of YOLOv5")
-        return val_options(self.flags)
+        return options_of("val", self.flags)
 
     def is_single_class(self, engine: Engine) -> bool:
         """Whether all classes are merged into one."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yolov5_ema.cli._yolov5 import load_plugins
-from yolov5_ema.cli.command import Flags, own_parser
+from yolov5_ema.cli.command import Flags
 from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,17 +18,6 @@ YOLOV5, ULTRALYTICS = "yolov5", "ultralytics"
 ENGINES = (YOLOV5, ULTRALYTICS)
 
 _MODES = {"detect": "predict"}
-
-# flags of YOLOv5's val, and ultralytics' names of the same options
-_FLAGS: dict[tuple[str, ...], tuple[str, type]] = {
-    ("--imgsz", "--img", "--img-size"): ("imgsz", int),
-    ("--batch-size", "--batch"): ("batch", int),
-    ("--conf-thres", "--conf"): ("conf", float),
-    ("--iou-thres", "--iou"): ("iou", float),
-    ("--device",): ("device", str),
-    ("--workers",): ("workers", int),
-}
-_SWITCHES = {"--half": "half", "--augment": "augment", "--single-cls": "single_cls"}
 
 
 def add_engine(flags: Flags, help: str = "") -> None:
@@ -99,24 +88,3 @@ def run_mode(script: str, rest: Sequence[str], idle: dict[str, object]) -> int:
     from yolov5_ema.scripts.yolo import run_yolo
 
     return run_yolo([_MODES.get(script, script), *rest])
-
-
-def val_options(flags: Sequence[str]) -> dict[str, Any]:
-    """The options of ultralytics' ``val`` for flags of YOLOv5's ``val``.
-
-    Raises:
-        UserError: ultralytics has no such option.
-        SystemExit: raised by argparse for an invalid value.
-    """
-    found, rest = own_parser(_add_val_flags).parse_known_args(list(flags))
-    if rest:
-        known = ", ".join([*(names[0] for names in _FLAGS), *_SWITCHES])
-        raise UserError(f"{' '.join(rest)}: with a model of ultralytics, val takes {known}")
-    return {option: value for option, value in vars(found).items() if value is not None}
-
-
-def _add_val_flags(parser: argparse.ArgumentParser) -> None:
-    for names, (option, kind) in _FLAGS.items():
-        parser.add_argument(*names, dest=option, type=kind)
-    for name, option in _SWITCHES.items():
-        parser.add_argument(name, dest=option, action="store_true", default=None)
