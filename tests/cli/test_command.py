@@ -93,24 +93,6 @@ def test_tables_can_be_had_as_json(name):
     assert "--json" in flags_of(ALL[name].parser())
 
 
-def test_json_of_blocks(capsys):
-    assert main(["blocks", "E*", "--channels", "6", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["channels"] == 6
-    ecas = [block for block in found["blocks"] if block["name"] == "ECA"]
-    assert [block["name"] for block in found["blocks"]] == ["ECA", "EMA"]
-    assert ecas[0]["parameters"] > 0 and "kernel_size" in ecas[0]["options"] and "arXiv" in ecas[0]["paper"]
-
-
-def test_json_of_doctor(own_folder, capsys):
-    assert main(["doctor", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["yolov5"]["version"].startswith(("6", "7")) and "EMA" in found["blocks"]
-    assert found["versions"]["torch"] and set(found["implementations"]) >= {"cpu"}
-    on = [quirk["name"] for quirk in found["quirks"] if quirk["on"]]
-    assert "safe-checkpoints" in on + [guard["name"] for guard in found["guards"] if guard["on"]]
-
-
 def test_json_leaves_standard_output_to_itself(own_folder, monkeypatch, capsys):
     """What a plugin prints while it is imported does not go to standard output."""
     (own_folder / "talks.py").write_text("print('hello from a plugin')")

@@ -131,9 +131,6 @@ def test_a_clone_is_used_when_standing_in_it_or_when_named(clone, trained, tiny_
     for done, folder in ((inside, "a"), (named, "b")):
         assert done.returncode == 0, done.stderr[-3000:]
         assert len(list((tmp_path / folder / "exp").glob("*.jpg"))) == 4
-    doctor = run_cli("doctor", cwd=clone, env={"YOLOV5_EMA_IMPLEMENTATION": "exact"})
-    assert doctor.returncode == 0 and f"(clone, {clone})" in doctor.stdout, doctor.stderr
-    assert "YOLOV5_EMA_IMPLEMENTATION=exact\nEMA on cpu     exact: asked for" in doctor.stdout
 
 
 def test_a_block_of_the_users_own(tiny_set, tmp_path):

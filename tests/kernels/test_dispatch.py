@@ -124,7 +124,7 @@ def test_every_choice_is_documented():
 
 
 def test_doctor_refuses_a_wrong_name(monkeypatch, capsys):
-    """What it prints in other cases is tested in tests/journeys/test_main_job.py."""
+    """What it prints in other cases is tested in tests/cli/test_doctor.py."""
     monkeypatch.setenv(VARIABLES["implementation"], "fast")
     assert main(["doctor"]) == 2
     assert f"{VARIABLES['implementation']}=fast: no such implementation; choices: {LISTED}" in capsys.readouterr().err

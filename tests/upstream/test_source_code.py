@@ -127,23 +127,6 @@ def test_not_needed_is_said_only_where_that_was_established(tmp_path):
     assert not any(finding.is_settled for finding in findings(broken, QUIRKS) if finding.name == "numpy-names")
 
 
-def test_doctor_says_what_it_does_not_know(tmp_path, monkeypatch, capsys):
-    from yolov5_ema.cli import doctor
-    from yolov5_ema.engine import shim
-    from yolov5_ema.errors import UserError
-
-    clone = _clone(tmp_path / "clone", train=_TRAINS.format(save="write_checkpoint(ckpt)"))
-    monkeypatch.setenv("YOLOV5_EMA_YOLOV5", str(clone.root))
-    monkeypatch.setattr(shim, "install", lambda: (_ for _ in ()).throw(UserError("not imported here")))
-    with pytest.raises(UserError, match="not imported here"):
-        doctor._engine(print)
-    said = capsys.readouterr().out
-    assert "resume-after-kill         off, and not known whether it is needed" in said
-    assert "If it is needed: train --resume after a kill" in said
-    assert "runs-here                 off: not needed" in said
-    assert "not known      crops-stay, data-sets, " in said
-
-
 def test_names_that_numpy_is_asked_for_first_are_no_reason():
     (quirk,) = (quirk for quirk in QUIRKS if quirk.name == "numpy-names")
 

@@ -1,4 +1,4 @@
-"""``yolov5-ema doctor``: report what is installed, which YOLOv5 is used, and which quirks are on and why."""
+"""``yolov5-ema doctor``: report what is installed, which YOLOs can be used, and which quirks are on and why."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from yolov5_ema import __version__
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Command, add_json, print_json, results_alone
-from yolov5_ema.errors import UserError
+from yolov5_ema.errors import EngineNotFoundError, UserError
 from yolov5_ema.settings import VARIABLES, read
+from yolov5_ema.texts import first_line
 
 if TYPE_CHECKING:
     from yolov5_ema.engine.activation import Finding
     from yolov5_ema.engine.quirks import Quirk
+    from yolov5_ema.upstream.locate import Engine
 
 _PACKAGES = (
     "torch", "torchvision", "numpy", "opencv-python", "Pillow", "pandas", "matplotlib", "setuptools", "PyYAML",
@@ -38,10 +40,11 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     facts: Facts = {}
     with results_alone(args.json) as output:
         show: Show = _show_nothing if args.json else print
-        for section in (_versions, _torch, _implementations, _engine):
+        for section in (_versions, _torch, _implementations, _blocks, _yolov5, _ultralytics):
             facts.update(section(show))
     if args.json:
         print_json(facts, output)
+    _check_usable(facts["yolov5"]["problem"], facts["ultralytics"]["problem"])
     return 0
 
 
@@ -94,45 +97,112 @@ def _implementations(show: Show) -> Facts:
     return {"implementation_asked_for": asked, "implementations": listed}
 
 
-def _engine(show: Show) -> Facts:
+def _blocks(show: Show) -> Facts:
     from yolov5_ema.blocks import list_blocks
-    from yolov5_ema.engine import activation, shim
+
+    load_plugins()
+    show(f"blocks         {', '.join(list_blocks())}")
+    return {"blocks": list_blocks()}
+
+
+def _yolov5(show: Show) -> Facts:
+    from yolov5_ema.engine import activation
     from yolov5_ema.engine.guards import GUARDS
     from yolov5_ema.engine.quirks import QUIRKS
     from yolov5_ema.upstream.locate import clone_here, locate
 
-    load_plugins()
+    try:
+        engine = locate()
+    except EngineNotFoundError as error:
+        if read("yolov5"):
+            raise
+        show(f"\nYOLOv5         {error}")
+        return {"yolov5": _engine(None, str(error)), "quirks": [], "guards": []}
     here = clone_here()
-    engine = locate()
-    show(f"YOLOv5         {engine}")
+    show(f"\nYOLOv5         {engine}")
     if here is not None and here.root == Path.cwd().resolve() != engine.root:
         show(f"               {here}: train, val, detect and other commands that run YOLOv5 use this one,")
         show("               because it is the working directory; doctor runs its code only with --yolov5 PATH")
-    show(f"blocks         {', '.join(list_blocks())}\n\nquirks")
-    quirks = activation.findings(engine, QUIRKS)
+    show("quirks")
+    findings = activation.findings(engine, (*QUIRKS, *GUARDS))
+    quirks, guards = findings[: len(QUIRKS)], findings[len(QUIRKS) :]
     for quirk, found in zip(QUIRKS, quirks):
         _show_quirk(quirk, found, show)
-    guards = activation.findings(engine, GUARDS)
-    show(f"\nguards         {', '.join(guard.name for guard in guards if guard.places)}")
+    show(f"guards         {', '.join(guard.name for guard in guards if guard.places)}")
     unknown = [guard.name for guard in guards if not guard.is_settled]
     if unknown:
         show(
             f"not known      {', '.join(unknown)}: "
             "the code that they guard was not found in this YOLOv5, or was rewritten"
         )
-    try:
-        shim.install()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{engine} cannot be imported: {type(error).__name__}: {error}") from error
-    show(f"\n{engine} can be imported, and its parse_model knows the blocks.")
     return {
-        "yolov5": {"version": engine.version, "folder": str(engine.root)},
-        "blocks": list_blocks(),
+        "yolov5": _engine(engine, _show_use(engine, _build_with_yolov5, show)),
         "quirks": [_as_dict(finding) for finding in quirks],
         "guards": [_as_dict(finding) for finding in guards],
     }
+
+
+def _ultralytics(show: Show) -> Facts:
+    from yolov5_ema.engine import ultralytics_guards
+    from yolov5_ema.upstream.ultralytics import located
+
+    try:
+        engine = located()
+    except EngineNotFoundError as error:
+        show(f"\nultralytics    {error}")
+        return {"ultralytics": {**_engine(None, str(error)), "guards": []}}
+    show(f"\nultralytics    {engine}")
+    guards = list(ultralytics_guards.GUARDS)
+    show(f"guards         {', '.join(guards)}")
+    return {"ultralytics": {**_engine(engine, _show_use(engine, _build_with_ultralytics, show)), "guards": guards}}
+
+
+def _engine(engine: Engine | None, problem: str) -> Facts:
+    """What was found of YOLOv5 or ultralytics, and why it cannot be used; an empty text if it can."""
+    version, folder = (engine.version, str(engine.root)) if engine else (None, None)
+    return {"version": version, "folder": folder, "problem": problem}
+
+
+def _show_use(engine: Engine, build: Callable[[], object], show: Show) -> str:
+    """Show whether a model with EMA can be built. Returns why not, or an empty text."""
+    try:
+        build()
+    except UserError as error:
+        problem = str(error)
+    except Exception as error:
+        problem = f"{engine} cannot be imported: {type(error).__name__}: {first_line(error)}"
+    else:
+        show(f"{engine} can be imported, and its parse_model knows the blocks.")
+        return ""
+    show(f"not usable     {problem}")
+    return problem
+
+
+def _build_with_yolov5() -> None:
+    from yolov5_ema.cfgs.dry_run import check_model
+    from yolov5_ema.engine import shim
+    from yolov5_ema.resources import models_dir
+
+    with shim.installed(conflicts="ours") as engine:
+        check_model(models_dir() / "yolov5n-ema.yaml", engine)
+
+
+def _build_with_ultralytics() -> None:
+    from yolov5_ema.checkpoints.ultralytics_models import build, read_cfg
+    from yolov5_ema.engine import shim
+    from yolov5_ema.upstream.ultralytics import shipped_cfg
+
+    name = "yolov8-ema.yaml"
+    with shim.installed("ultralytics", conflicts="ours") as engine:
+        build(read_cfg(name, engine, shipped_cfg(name)), None, engine, name)
+
+
+def _check_usable(of_yolov5: str, of_ultralytics: str) -> None:
+    """Raise a UserError if neither YOLO can be used, or if a YOLOv5 was named and cannot be used."""
+    if of_yolov5 and read("yolov5"):
+        raise UserError(of_yolov5)
+    if of_yolov5 and of_ultralytics:
+        raise UserError(f"neither YOLOv5 nor ultralytics can be used here. {of_yolov5} {of_ultralytics}")
 
 
 def _show_quirk(quirk: Quirk, found: Finding, show: Show) -> None:
@@ -156,9 +226,10 @@ def _as_dict(found: Finding) -> Facts:
 
 COMMAND = Command(
     "doctor",
-    "print versions, the YOLOv5 in use, the implementations of blocks, and the quirks",
+    "print versions, the YOLOv5 and ultralytics in use, how blocks run, and the quirks",
     _run,
     add_json,
-    description="Report versions, the YOLOv5 that commands will use, and what this package fixes in it here.",
+    description="Report versions, the YOLOv5 and the ultralytics that commands will use, whether each of them knows "
+    "the blocks, and what this package fixes and guards in them. The exit code is 0 if at least one can be used.",
     only_looks=True,
 )

@@ -50,8 +50,7 @@ _FORMS = {
 }
 
 
-def apply(patches: Patches) -> None:
-    """Wrap those of the calls that the installed release of ultralytics has."""
+def _guard_checkpoints(patches: Patches) -> None:
     own = _module("utils.patches")
     patches.view(own, "torch", load=ultralytics_files.load)
     if hasattr(own, "_torch_load"):
@@ -60,13 +59,22 @@ def apply(patches: Patches) -> None:
     tasks = _module("nn.tasks")
     if hasattr(tasks, "_SafeLoad"):
         patches.set(tasks._SafeLoad, "loading", _restricted(tasks._SafeLoad))
+
+
+def _guard_label_caches(patches: Patches) -> None:
+    patches.view(_module("data.utils"), "np", load=ultralytics_files.load_array)
+
+
+def _guard_downloads(patches: Patches) -> None:
     data = _module("data.utils")
-    patches.view(data, "np", load=ultralytics_files.load_array)
     patches.set(data, "exec", _refuse_code)
     patches.view(data, "subprocess", run=_own_script_only)
     # up to 8.3.100
     patches.view(data, "os", system=lambda command: _own_script_only(shlex.split(command)).returncode)
     patches.wrap(data, "safe_download", _asked_for)
+
+
+def _guard_exported_models(patches: Patches) -> None:
     for name in _WITH_TORCHSCRIPT:
         module = _module_with(name, "torch")
         if module is not None:
@@ -76,6 +84,21 @@ def apply(patches: Patches) -> None:
         if module is not None:
             patches.view(module, "cv2", dnn=ModuleView(cv2.dnn, readNetFromONNX=_read_onnx))
     patches.wrap(_module("nn.autobackend").AutoBackend, "__init__", _checked)
+
+
+GUARDS: dict[str, Callable[[Patches], None]] = {
+    "checkpoints": _guard_checkpoints,
+    "label-caches": _guard_label_caches,
+    "downloads": _guard_downloads,
+    "exported-models": _guard_exported_models,
+}
+"""The guards by their names. Each wraps those of the calls that the installed release of ultralytics has."""
+
+
+def apply(patches: Patches) -> None:
+    """Switch all guards on."""
+    for guard in GUARDS.values():
+        guard(patches)
 
 
 _read_onnx = read_onnx_network(cv2.dnn.readNetFromONNX)

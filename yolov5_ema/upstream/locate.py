@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from yolov5_ema.errors import EngineNotFoundError
 from yolov5_ema.settings import VARIABLES, read
@@ -50,6 +50,9 @@ class Engine:
     kind: str
     version: str
 
+    # the files whose names its parser of model YAMLs can see
+    _NAMES_FOR_ROWS: ClassVar[tuple[str, ...]] = ("models/yolo.py", "models/common.py", "models/experimental.py")
+
     def module_name(self, relative: str) -> str:
         """The import name of a module whose name is given relative to the root: ``models.yolo``, ``train``."""
         return f"yolov5.{relative}" if self.kind == "package" else relative
@@ -85,6 +88,11 @@ class Engine:
     def sources(self) -> list[Path]:
         """Its source files, sorted by path."""
         return [file for file in sorted(self.root.rglob("*.py")) if self.owns(str(file))]
+
+    def names_for_rows(self) -> frozenset[str]:
+        """The names that its parser of model YAMLs can see, according to the source code; more than its modules."""
+        files = (self.root / name for name in self._NAMES_FOR_ROWS)
+        return frozenset().union(*(code_in(file).own_names for file in files if file.is_file()))
 
     @property
     def import_root(self) -> Path:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from yolov5_ema.errors import EngineNotFoundError
 from yolov5_ema.resources import models_dir
@@ -22,6 +22,8 @@ _NO_SIZE = re.compile(r"(?P<family>yolo(e-)?v?\d+)(?=[-.])")
 
 class Ultralytics(Engine):
     """The installed package `ultralytics`: ``root``, ``kind`` (``ultralytics``) and ``version``."""
+
+    _NAMES_FOR_ROWS: ClassVar[tuple[str, ...]] = ("nn/tasks.py",)
 
     def module_name(self, relative: str) -> str:
         """Import name of a module given relative to the root: ``nn.tasks``."""
