@@ -181,7 +181,8 @@ def test_shipped_without_ultralytics_says_what_is_left_out(capsys, tmp_path, mon
         ),
         ("--base yolo26x.yaml", "yolo26s-a.yaml", "model={}", "size x was asked for, .* would build s"),
         ("--base yolo26n.yaml", "mine.yaml", "Its name has no letter of a size, so ultralytics builds the first", ""),
-        ("--base rtdetr-l.yaml", "mine.yaml", "model={}", ""),
+        ("--base rtdetr-l.yaml", "rtdetr-mine.yaml", "model={}", ""),
+        ("--base rtdetr-l.yaml", "mine.yaml", "{} written", "only if its name contains rtdetr: .* rtdetr-mine.yaml"),
     ],
 )
 def test_what_becomes_of_the_letter_of_the_size(capsys, tmp_path, messages, flags, output, said, warned):

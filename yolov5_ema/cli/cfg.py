@@ -148,6 +148,15 @@ def _say_next(output: Path, graph: Graph, letter: str) -> None:
     in_name = size_in(output.name)
     built = in_name if in_name in sizes else next(iter(sizes), "")
     named = output.with_name(with_size(output.name, letter)) if letter and not in_name else output
+    if graph.rows[-1].module == "RTDETRDecoder" and "rtdetr" not in output.stem.lower():
+        print(f"{output} written")
+        _LOGGER.warning(
+            "yolov5-ema: warning: %s: ultralytics trains it as an RT-DETR only if its name contains rtdetr: name it "
+            "like rtdetr-%s",
+            output,
+            output.name,
+        )
+        return
     print(f"{output} written. Next: yolov5-ema train model={named} data=DATA.yaml")
     if named != output:
         print(f"Its own name has no letter of a size, but ultralytics finds it as {named.name}")
