@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import NAMES, randomise, run_cli
-from synthetic_runs import Page, write_classification, write_comparison, write_training
+from offline_ultralytics import offline
+from synthetic_runs import Page, write_classification, write_comparison, write_training, write_ultralytics
 
 from yolov5_ema.cli.main import main
 
@@ -116,7 +118,7 @@ def test_only_a_report_is_written_over(own_folder, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("nowhere",), "nowhere: no such folder"),
+        (("nowhere",), "nowhere: no such folder or file"),
         ((".",), r"\. is not a run: looked in it for opt\.yaml"),
         ((".", "--samples", "99"), "--samples must be 0 to 24, not 99"),
         ((".", "--imgsz", "1"), "--imgsz 1: must be the side of an image in pixels"),
@@ -140,6 +142,54 @@ def test_what_was_asked_for_and_cannot_be_is_refused(refused, own_folder):
     assert "best.pt" in refused("report", run)
     write_training(own_folder / "b"), write_training(own_folder / "c")
     assert "--baseline x is not one of the models" in refused("report", "b", "c", "--baseline", "x")
+
+
+@pytest.fixture(scope="module")
+def ultralytics(tmp_path_factory):
+    with offline(tmp_path_factory.mktemp("config")) as package:
+        yield package
+
+
+@pytest.fixture
+def run_of_ultralytics(small_yolo, own_folder) -> Path:
+    run = write_ultralytics(own_folder / "exp")
+    (run / "weights").mkdir()
+    shutil.copy(small_yolo, run / "weights/best.pt")
+    return run
+
+
+def test_a_run_of_ultralytics(ultralytics, run_of_ultralytics, small_yolo, tiny_set, own_folder):
+    """The figures are those of its own val; the cost is that of the model."""
+    run = run_of_ultralytics
+    assert main(["report", str(run), "--data", str(tiny_set), "--samples", "1", "--device", "cpu"]) == 0
+    kept = json.loads((run / "report-val.json").read_text())
+    options = {"imgsz": 64, "batch": 4, "device": "cpu", "workers": 0, "plots": False}
+    own = ultralytics.YOLO(small_yolo).val(data=str(tiny_set), project=str(own_folder / "own"), **options).box
+    expected = {"P": own.mp, "R": own.mr, "mAP50": own.map50, "mAP50-95": own.map}
+    assert kept["metrics"] == pytest.approx(expected, abs=1e-6) and kept["settings"]["rules"] == "8.4"
+    found = page_of(run / "report.html")
+    assert not found.unclosed and len(found.images) == 1
+    assert "By the rules of ultralytics' val (8.4), at 64 pixels" in found.words
+    model = ultralytics.YOLO(small_yolo)  # val has folded its BatchNorms
+    parameters = sum(tensor.numel() for tensor in model.model.parameters())
+    assert found.tables["What each model costs"][1][:3] == ["yolo11n-ema", "EMA", f"{parameters:,}"]
+    assert "exp: results.csv; epoch 2, marked, was the best" in found.tables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torchscript", "onnx", "openvino"])
+def test_an_exported_model(ultralytics, small_yolo, tiny_set, own_folder, form, capsys):
+    """It is run at its own size, and its page is written next to it."""
+    pytest.importorskip({"onnx": "onnxruntime"}.get(form, "torch" if form == "torchscript" else form))
+    shutil.copy(small_yolo, "best.pt")
+    file = Path(ultralytics.YOLO("best.pt").export(format=form, imgsz=64, device="cpu", verbose=False))
+    assert main(["report", str(file), "--data", str(tiny_set), "--imgsz", "128", "--device", "cpu"]) == 0
+    kept = json.loads(Path(f"{file.name}-report-val.json").read_text())
+    assert kept["settings"]["imgsz"] == 64
+    own = ultralytics.YOLO(file).val(data=str(tiny_set), device="cpu", plots=False, project=str(own_folder / "own"))
+    assert kept["metrics"]["mAP50"] == pytest.approx(own.box.map50, abs=1e-6) and own.box.map50 > 0
+    found = page_of(f"{file.name}-report.html")
+    assert f"{file.name} on val: 4 images, 12 objects" in found.tables and "best.pt" not in found.words
 
 
 @pytest.mark.slow

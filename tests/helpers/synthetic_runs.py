@@ -55,6 +55,19 @@ def write_training(
     return folder
 
 
+def write_ultralytics(folder: Path, *, figures: Sequence[float] = (0.1, 0.5, 0.4), **args: Any) -> Path:
+    """Write a training of ultralytics without best.pt; mAP50-95 is half of each mAP50 in ``figures``."""
+    folder.mkdir(parents=True)
+    content = {"task": "detect", "mode": "train", "model": "gone/yolo11n-ema.yaml", "data": "gone/set.yaml"}
+    content.update(epochs=len(figures), batch=4, imgsz=64, seed=0, cfg=None, lr0=0.01, save_dir="/gone")
+    content.update(args)
+    (folder / "args.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    lines = ["epoch,time,train/box_loss,metrics/mAP50(B),metrics/mAP50-95(B),val/box_loss,lr/pg0"]
+    lines += [f"{at},1.5,0.9,{value},{value / 2},0.8,0.01" for at, value in enumerate(figures, 1)]
+    (folder / "results.csv").write_text("\n".join([*lines, ""]))
+    return folder
+
+
 def write_classification(
     folder: Path, *, top1: float = 0.75, names: Sequence[str] = ("cat", "dog"), **args: Any
 ) -> Path:

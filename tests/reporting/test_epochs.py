@@ -35,6 +35,7 @@ def test_figures_are_kept_as_they_are_printed(read):
         ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
         ("val/bbox_mAP_50", "val/bbox_mAP"),  # v6.0 with --mmdet_tags
         ("metrics/mAP_0.5(B)", "metrics/mAP_0.5:0.95(B)"),  # segment/train.py
+        ("metrics/mAP50(B)", "metrics/mAP50-95(B)"),  # ultralytics
     ],
 )
 def test_columns_by_all_of_their_names(read, map50, map50_95):
@@ -43,14 +44,37 @@ def test_columns_by_all_of_their_names(read, map50, map50_95):
 
 
 def test_the_best_epoch_is_the_one_of_best_pt(read):
-    # fitness 0.1 * mAP50 + 0.9 * mAP50-95: 0.23, 0.31, 0.31
-    assert read(yolov5_csv([row(0, 0.5, 0.2), row(1, 0.4, 0.3), row(2, 0.4, 0.3)])).best == 1
+    # fitness 0.1 * mAP50 + 0.9 * mAP50-95: 0.23, 0.31, 0.31; YOLOv5 writes best.pt again if it is equal
+    assert read(yolov5_csv([row(0, 0.5, 0.2), row(1, 0.4, 0.3), row(2, 0.4, 0.3)])).best == 2
     nan = float("nan")
     assert read(yolov5_csv([row(0, nan, nan), row(1, 0.1, 0.1)])).best == 1
     assert read(yolov5_csv([row(0, nan, nan)])).best is None
     assert read(yolov5_csv([])).best is None
     classified = "epoch,train/loss,val/loss,val/top1,val/top5,lr\n1,2,2,0.3,0.9,1\n2,1,1,0.5,0.8,1\n3,1,1,0.4,1,1\n"
     assert read(classified).best == 1
+
+
+def of_ultralytics(rows: list[tuple[float, ...]], more: str = "") -> str:
+    head = f"epoch,time,metrics/mAP50(B),metrics/mAP50-95(B){more},train/box_loss,train/dfl_loss,val/box_loss"
+    return "\n".join([head, *(",".join(map(str, (*line, 0.3, 0.2, 0.1))) for line in rows), ""])
+
+
+def test_the_best_epoch_by_the_rules_of_ultralytics(read):
+    """8.4 chooses by mAP50-95 alone, to which that of masks or keypoints is added; the last of equal ones."""
+    assert read(of_ultralytics([(1, 9.5, 0.9, 0.30), (2, 9.5, 0.1, 0.31), (3, 9.5, 0.1, 0.31)])).best == 2
+    masks = of_ultralytics([(1, 9.5, 0.5, 0.30, 0.2), (2, 9.5, 0.5, 0.20, 0.4)], ",metrics/mAP50-95(M)")
+    assert read(masks).best == 1
+    nan = float("nan")
+    assert read(of_ultralytics([(1, 9.5, 0.9, nan), (2, 9.5, 0.1, 0.1)])).best == 1
+    classified = "epoch,time,train/loss,metrics/accuracy_top1,metrics/accuracy_top5,val/loss\n1,9,2,0.5,0.8,1\n"
+    classified = read(classified + "2,9,2,0.6,0.6,1\n3,9,2,0.4,0.7,1\n")
+    assert classified.best == 0 and classified.texts("top-1") == ["0.5", "0.6", "0.4"]
+
+
+def test_losses_without_a_short_name(read):
+    epochs = read(of_ultralytics([(1, 9.5, 0.9, 0.3), (2, 9.5, 0.9, 0.3)]).replace("0.2", "nan"))
+    assert epochs.other_losses == ["train/dfl_loss"] and epochs.texts("train/dfl_loss") == ["nan", "nan"]
+    assert epochs.texts("train box loss") == ["0.3", "0.3"] and epochs.diverged_at == 1
 
 
 def test_epochs_that_were_not_validated_have_no_figures(read):

@@ -19,6 +19,7 @@ from yolov5_ema.evaluation.sources import dataset_truths
 from yolov5_ema.files import write_whole
 from yolov5_ema.reporting import pictures
 from yolov5_ema.reporting.measuring import as_json, data_of, kept, kept_file, measure, settings_of
+from yolov5_ema.reporting.runs import DETECT, Run
 
 
 @pytest.fixture
@@ -59,16 +60,35 @@ def test_samples_are_evenly_spaced(evaluated):
     assert max(opened(pictures.uri_of(evaluated.samples[0].picture))[0].size) == 480
 
 
+def run_in(folder: Path, **options: object) -> Run:
+    return Run(folder.name, folder, DETECT, "m", options=options, weights=folder / "weights/best.pt")
+
+
 def test_kept_until_something_changes(evaluated, tmp_path):
-    write_whole(kept_file(tmp_path, "val"), as_json(evaluated))
-    assert kept(tmp_path, "val", evaluated.settings) == evaluated
-    assert kept(tmp_path, "val") == evaluated and kept(tmp_path, "test") is None
-    assert kept(tmp_path, "val", {**evaluated.settings, "imgsz": 128}) is None
+    run = run_in(tmp_path)
+    write_whole(kept_file(run, "val"), as_json(evaluated))
+    assert kept(run, "val", evaluated.settings) == evaluated
+    assert kept(run, "val") == evaluated and kept(run, "test") is None
+    assert kept(run, "val", {**evaluated.settings, "imgsz": 128}) is None
     os.utime(tmp_path / "weights/best.pt", (1, 1))
-    assert kept(tmp_path, "val") is None
-    kept_file(tmp_path, "val").write_text("{")
+    assert kept(run, "val") is None
+    kept_file(run, "val").write_text("{")
     with pytest.raises(UserError, match=r"report-val\.json is not JSON, or is cut off"):
-        kept(tmp_path, "val", evaluated.settings)
+        kept(run, "val", evaluated.settings)
+
+
+def test_kept_for_a_folder_of_openvino(tmp_path):
+    """Its size and time are those of the files in it; the evaluation is kept next to it."""
+    model = tmp_path / "best_openvino_model"
+    model.mkdir()
+    for name, content in (("best.xml", b"12"), ("best.bin", b"345")):
+        (model / name).write_bytes(content)
+    os.utime(model / "best.xml", ns=(7, 7)), os.utime(model / "best.bin", ns=(9, 9))
+    (tmp_path / "set.yaml").write_text("")
+    settings = settings_of(model, tmp_path / "set.yaml", split="val", imgsz=96, samples=3, release="8.4")
+    assert settings["weights"] == [5, 9]
+    run = Run("x", tmp_path, DETECT, "m", weights=model, is_alone=True)
+    assert kept_file(run, "val") == tmp_path / "best_openvino_model-report-val.json"
 
 
 def test_settings_follow_the_data(tiny_set, tmp_path):
@@ -86,11 +106,11 @@ def test_a_relative_data_set_is_looked_for_above_the_run(tmp_path, monkeypatch):
     folder = tmp_path / "runs/train/exp"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    assert data_of({"data": "my.yaml"}, folder) == tmp_path / "my.yaml"
+    assert data_of(run_in(folder, data="my.yaml")) == tmp_path / "my.yaml"
     with pytest.raises(UserError, match=r"the data set gone\.yaml does not exist; name it with --data"):
-        data_of({"data": "gone.yaml"}, folder)
-    with pytest.raises(UserError, match="names no data YAML"):
-        data_of({}, folder)
+        data_of(run_in(folder, data="gone.yaml"))
+    with pytest.raises(UserError, match="exp does not name the data YAML of its training; name one with --data"):
+        data_of(run_in(folder))
 
 
 # --- pictures -------------------------------------------------------------------------------

@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from synthetic_runs import row, write_classification, write_comparison, write_training, yolov5_csv
+import torch
+from synthetic_runs import (
+    row,
+    write_classification,
+    write_comparison,
+    write_training,
+    write_ultralytics,
+    yolov5_csv,
+)
 
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Comparison, Evaluated, Run, make_names_unique, read_source
@@ -68,6 +76,12 @@ def test_folders_of_evaluate_and_val(tmp_path):
     (evaluated / "evaluation.json").write_text(json.dumps(content))
     found = read_source(evaluated)
     assert isinstance(found, Evaluated) and found.protocols == content
+    # as the protocol visdrone has it, with lists and truth values
+    of_class = {"AP": 30.0, "AP50": 50.0, "AP_by_iou": [40.0, 20.0], "in_mean": True}
+    content = {"visdrone": {"AP": 30.0, "unit": "percent", "per_class": {"car": of_class}, "by_size": {"tiny": {}}}}
+    (evaluated / "evaluation.json").write_text(json.dumps(content))
+    figures = read_source(evaluated).protocols["visdrone"]
+    assert figures["AP"] == 30.0 and figures["per_class"]["car"]["AP50"] == 50.0
     val = tmp_path / "val"
     val.mkdir()
     (val / "PR_curve.png").write_bytes(b"")
@@ -84,7 +98,7 @@ def test_what_is_no_run_is_told_what_was_looked_for(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         read_source(tmp_path / "nowhere")
     (tmp_path / "file.txt").write_text("")
-    with pytest.raises(UserError, match="is neither the folder of a run"):
+    with pytest.raises(UserError, match="is neither the folder of a run nor a model"):
         read_source(tmp_path / "file.txt")
     begun = tmp_path / "begun"
     begun.mkdir()
@@ -125,10 +139,43 @@ def test_damaged_metrics_are_named(tmp_path, content):
         read_source(folder)
 
 
-def test_runs_of_other_packages_are_refused(tmp_path):
-    (tmp_path / "args.yaml").write_text("task: detect\nmodel: yolov8n.pt\n")
-    with pytest.raises(UserError, match="is not from 'yolov5-ema classify train'"):
+def test_a_training_of_ultralytics(tmp_path):
+    run = read_source(write_ultralytics(tmp_path / "exp", seed=7, hf_token="s3cret"))
+    assert (run.task, run.model, run.seed, run.hyp) == (DETECT, "yolo11n-ema", 7, {})
+    assert (run.epochs.numbers, run.epochs.best) == ([1, 2, 3], 1)
+    assert run.options["hf_token"] == "(not shown)" and run.options["lr0"] == 0.01
+    assert run.notes == ["There is no weights/best.pt: the training ended before it was saved, or the file was moved."]
+    for name in ("BoxPR_curve.png", "val_batch0_pred.jpg"):
+        (tmp_path / "exp" / name).write_bytes(b"")
+    assert [file.name for file in read_source(tmp_path / "exp").pictures] == ["BoxPR_curve.png", "val_batch0_pred.jpg"]
+    classified = read_source(write_ultralytics(tmp_path / "cls", task="classify", model="yolo11n-cls.pt"))
+    assert (classified.task, classified.model) == (CLASSIFY, "yolo11n-cls")
+
+
+def test_a_folder_of_its_val(tmp_path):
+    (tmp_path / "BoxPR_curve.png").write_bytes(b"")
+    assert isinstance(read_source(tmp_path), Evaluated)
+
+
+def test_an_args_yaml_of_another_program_is_refused(tmp_path):
+    (tmp_path / "args.yaml").write_text("task: detect\nlr: 0.1\n")
+    with pytest.raises(UserError, match="is neither from a training of ultralytics nor from 'yolov5-ema classify"):
         read_source(tmp_path)
+
+
+def test_weights_without_a_training(tmp_path):
+    """Weights in the folder of a run mean the run, all others are models alone."""
+    run = write_ultralytics(tmp_path / "exp")
+    (run / "weights").mkdir()
+    for place in (run / "weights", tmp_path / "weights"):
+        place.mkdir(exist_ok=True)
+        torch.save({"model": {"a": torch.zeros(2)}}, place / "last.pt")
+    assert read_source(run / "weights/last.pt").folder == run
+    with pytest.raises(UserError, match=r"last\.pt is not a model of YOLOv5 or ultralytics, but a .*state dict"):
+        read_source(tmp_path / "weights/last.pt")
+    with pytest.raises(UserError, match=r"a\.onnx cannot be read|a\.onnx is not an ONNX file"):
+        (tmp_path / "a.onnx").write_bytes(b"no model")
+        read_source(tmp_path / "a.onnx")
 
 
 def test_names_are_as_short_as_can_be(tmp_path):

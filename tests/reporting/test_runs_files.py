@@ -22,7 +22,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.reporting import measuring, page, pictures, reading, runs
 from yolov5_ema.reporting.measuring import as_json, folders_of, kept, settings_of
 from yolov5_ema.reporting.parts import Material
-from yolov5_ema.reporting.runs import read_source
+from yolov5_ema.reporting.runs import DETECT, Run, read_source
 
 SECRET = "canary-of-somebody-else"
 
@@ -129,8 +129,12 @@ def with_kept(folder, outside):
     return change
 
 
+def of_run(folder: Path) -> Run:
+    return Run("exp", folder, DETECT, "m", weights=folder / "weights/best.pt")
+
+
 def test_it_holds_its_pictures_themselves(with_kept):
-    found = kept(with_kept(), "val")
+    found = kept(of_run(with_kept()), "val")
     assert found is not None and found.samples[0].image == "photo.png"
     raw = base64.b64decode(found.samples[0].picture)
     assert Image.open(io.BytesIO(raw)).format == "JPEG"
@@ -141,7 +145,7 @@ def test_it_cannot_name_a_picture_of_the_machine(with_kept, outside):
     place = str(outside / "photo.png")
     sample = {"image": place, "truth": [[0, 1, 1, 5, 5]], "found": []}
     settings = {"version": 1}
-    assert kept(with_kept(samples=[sample], settings=settings), "val") is None
+    assert kept(of_run(with_kept(samples=[sample], settings=settings)), "val") is None
     for picture in (
         place,
         "file://" + place,
@@ -157,7 +161,7 @@ def test_it_cannot_name_a_picture_of_the_machine(with_kept, outside):
             UserError,
             match=r"report-val.json is not valid as evaluation .*samples\[0\], picture is not a picture",
         ):
-            kept(with_kept(samples=[sample]), "val")
+            kept(of_run(with_kept(samples=[sample])), "val")
 
 
 def png_text() -> str:
@@ -187,7 +191,7 @@ def png_text() -> str:
 )
 def test_one_that_a_page_cannot_be_made_of_is_named(with_kept, parts):
     with pytest.raises(UserError, match=r"report-val\.json"):
-        kept(with_kept(**parts), "val")
+        kept(of_run(with_kept(**parts)), "val")
 
 
 # --- comparisons, data sets, secrets --------------------------------------------------------

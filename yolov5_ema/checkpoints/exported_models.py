@@ -33,6 +33,8 @@ from yolov5_ema.weights.torchscript_files import CONFIG, check_torchscript, extr
 _MOST_TEXT = 4 * 2**20
 _MOST_BYTES = 16 * 2**30
 _LARGEST_STRIDE = 1024
+# in pixels
+_LARGEST_SIDE = 10_000
 _NO_VALUE = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
 # keys that ultralytics evaluates as Python literals
 _LITERALS = ("names", "imgsz", "kpt_shape", "kpt_names", "args", "end2end")
@@ -195,6 +197,18 @@ def _check_metadata(metadata: Mapping[Any, Any], path: Path) -> None:
         )
     if "stride" in metadata and "names" not in metadata:
         raise CheckpointError(f"{path}: its metadata has a stride and no names")
+    if "imgsz" in metadata and not _is_size(metadata["imgsz"]):
+        raise CheckpointError(
+            f"{path}: its metadata: imgsz must be one or two sides of 1 to {_LARGEST_SIDE:,} pixels, not "
+            f"{str(metadata['imgsz'])[:60]!r}"
+        )
+    if not isinstance(metadata.get("args", {}), Mapping):
+        raise CheckpointError(f"{path}: its metadata: args must be options by their names")
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, (list, tuple)) else [value]
+    return 1 <= len(sides) <= 2 and all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in sides)
 
 
 def _check_config(config: bytes, path: Path) -> None:
@@ -233,12 +247,10 @@ def _check_onnx(path: Path) -> None:
     found = read_onnx(_read(path), path)
     check_locations(found, path)
     for key, text in found.metadata:
-        if key in ("names", "stride"):
+        if key in (*_LITERALS, "stride"):
             alone = {"names": ["a"]} if key == "stride" else {}
             value = _literal(text, key, path)
             _check_metadata({**alone, key: value}, path)
-        elif key in _LITERALS:
-            _literal(text, key, path)
     keys = {key for key, _ in found.metadata}
     if "stride" in keys and "names" not in keys:
         raise CheckpointError(f"{path}: its metadata has a stride and no names")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._engines import add_engine, is_ultralytics, start_engine_of
+from yolov5_ema.cli._engines import ULTRALYTICS, YOLOV5, add_engine, is_ultralytics, start_engine_of
 from yolov5_ema.cli._slicing import take_flags
 from yolov5_ema.cli.command import Flags
 from yolov5_ema.data.detections import Detections
@@ -130,6 +130,20 @@ def detect_split(
     if not found.images:
         raise UserError(f"val of {engine} did not process any image")
     return found
+
+
+def rules_of(engine: Engine | None) -> dict[str, str]:
+    """The rules of the protocols that changed between releases: those of the YOLO in use, else the newest."""
+    from yolov5_ema.evaluation import ultralytics, yolov5
+
+    rules = {YOLOV5: yolov5.RELEASES[-1], ULTRALYTICS: ultralytics.RULES[-1]}
+    if engine is None:
+        return rules
+    if is_ultralytics(engine):
+        from yolov5_ema.scripts.yolo_val import rules_of as rules_of_ultralytics
+
+        return {**rules, ULTRALYTICS: rules_of_ultralytics(engine)}
+    return {**rules, YOLOV5: yolov5.rules_of(engine.release)}
 
 
 def judged_images(dataset: Dataset, split: str, rules: Rules, hint: str = "") -> LabelledImages:

@@ -55,6 +55,11 @@ def is_ultralytics(engine: Engine) -> bool:
     return engine.kind == ULTRALYTICS
 
 
+def name_of(engine: Engine) -> str:
+    """``yolov5`` or ``ultralytics``, which is also the name of the protocol of its ``val``."""
+    return ULTRALYTICS if is_ultralytics(engine) else YOLOV5
+
+
 def start_ultralytics() -> Engine:
     """The package ultralytics with the adapter installed, and the plugins imported."""
     load_plugins()

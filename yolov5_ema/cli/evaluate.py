@@ -14,7 +14,9 @@ from yolov5_ema.cli._detections import (
     compared_with,
     detect_split,
     judged_images,
+    rules_of,
 )
+from yolov5_ema.cli._engines import name_of
 from yolov5_ema.cli.command import (
     Command,
     add_json_or_file,
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.results import Result
     from yolov5_ema.evaluation.truths import TruthSet
-    from yolov5_ema.upstream.locate import Engine
 
     # the ground truth and the detections of each image by protocol, and the rules of protocols that changed
     _Compared = tuple[dict[str, TruthSet], dict[str, dict[str, Predictions]], dict[str, str]]
@@ -207,32 +208,18 @@ def _by_predictions(args: argparse.Namespace) -> _Compared:
         category_ids=args.category_ids,
     )
     chosen = {protocol: truths[protocol] for protocol in args.protocol}
-    return chosen, dict.fromkeys(args.protocol, found), _rules_of(engine)
+    return chosen, dict.fromkeys(args.protocol, found), rules_of(engine)
 
 
 def _by_weights(args: argparse.Namespace, rest: Sequence[str], folder: Path) -> _Compared:
     request = Request(args.weights, args.data, args.task, args.max_det, rest, args.engine, COMMAND.parser())
     engine, dataset = request.opened()
-    args.protocol = args.protocol or [YOLOV5 if engine.kind != ULTRALYTICS else ULTRALYTICS, "coco", "visdrone"]
+    args.protocol = args.protocol or [name_of(engine), "coco", "visdrone"]
     _check_truths(args, dataset)
     found = detect_split(request, engine, dataset, folder, keep_odd=args.keep_odd)
     judged = _judged(args, dataset, found.images)
     compared = compared_with(found, judged, dataset, args.task, args.protocol, request.is_single_class(engine))
-    return *compared, _rules_of(engine)
-
-
-def _rules_of(engine: Engine | None) -> dict[str, str]:
-    """The rules of the protocols that changed between releases: those of the YOLO in use, else the newest."""
-    from yolov5_ema.evaluation.yolov5 import RELEASES, rules_of
-
-    rules = {YOLOV5: RELEASES[-1], ULTRALYTICS: "8.4"}
-    if engine is None:
-        return rules
-    if engine.kind == ULTRALYTICS:
-        from yolov5_ema.scripts.yolo_val import rules_of as rules_of_ultralytics
-
-        return {**rules, ULTRALYTICS: rules_of_ultralytics(engine)}
-    return {**rules, YOLOV5: rules_of(engine.release)}
+    return *compared, rules_of(engine)
 
 
 def _check_truths(args: argparse.Namespace, dataset: Dataset) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._detections import Request, compared_with, detect_split, judged_images
+from yolov5_ema.cli._detections import Request, compared_with, detect_split, judged_images, rules_of
+from yolov5_ema.cli._engines import name_of, start_engine_of
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import (
     Command,
@@ -28,14 +29,16 @@ from yolov5_ema.texts import first_line
 if TYPE_CHECKING:
     from yolov5_ema.reporting.measuring import Measured
     from yolov5_ema.reporting.runs import Run, Source
+    from yolov5_ema.upstream.locate import Engine
 
 _EPILOG = """\
-RUN is the folder of a training (or its weights/best.pt), of 'yolov5-ema classify train', 'evaluate' or 'compare', or
-of YOLOv5's val. Trainings of one model with several seeds are grouped, and compared in pairs with the same seed.
+RUN is the folder of a training of YOLOv5 or ultralytics (or its weights/best.pt), of 'yolov5-ema classify train',
+'evaluate' or 'compare', or of val; or a model alone: a .pt, or one exported to ONNX, OpenVINO or TorchScript. Trainings
+of one model with several seeds are grouped, and compared in pairs with the same seed.
 
 Without flags, nothing is run: the page shows what is in the run's own files and what an earlier report kept. Tables by
-class, curves and sample detections need an evaluation of best.pt: --evaluate uses the data set that the run's opt.yaml
-names, --data the one that you name. Some of its images are included in the page. The result is kept in
+class, curves and sample detections need an evaluation of best.pt: --evaluate uses the data set that the run's options
+name, --data the one that you name. Some of its images are included in the page. The result is kept in
 RUN/report-val.json. For a comparison, only the first seed of each model is evaluated. More: docs/report.md
 
 examples:
@@ -80,8 +83,10 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    add_output(parser, "page to write (default: RUN/report.html; for several runs, report.html)")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or a model")
+    add_output(
+        parser, "page to write (default: RUN/report.html, next to a model MODEL-report.html; for several, report.html)"
+    )
     add_force(parser, "overwrite a file that is not a report")
     parser.add_argument("--title", default="", help="title of the page (default: the names of the runs)")
     parser.add_argument(
@@ -135,13 +140,19 @@ def _output(args: argparse.Namespace, sources: Sequence[Source]) -> Path:
     """The file to write. An existing report is replaced; any other file is refused, except with ``--force``."""
     from yolov5_ema.reporting.page import GENERATOR
 
-    output: Path = args.output or (sources[0].folder / "report.html" if len(sources) == 1 else Path("report.html"))
+    output: Path = args.output or (_page_of(sources[0]) if len(sources) == 1 else Path("report.html"))
     is_ours = False
     if output.is_file():
         with output.open("rb") as stream:
             is_ours = f'name="generator" content="{GENERATOR} '.encode() in stream.read(4096)
     refuse_present([output], force=args.force or is_ours)
     return output
+
+
+def _page_of(source: Source) -> Path:
+    from yolov5_ema.reporting.runs import Run
+
+    return source.beside("report.html") if isinstance(source, Run) else source.folder / "report.html"
 
 
 # --- evaluating -----------------------------------------------------------------------------
@@ -182,8 +193,6 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
     Raises:
         UserError: it cannot be evaluated, or nothing is kept and no evaluation was asked for.
     """
-    from yolov5_ema.engine import shim
-    from yolov5_ema.evaluation.yolov5 import rules_of
     from yolov5_ema.reporting import measuring
     from yolov5_ema.reporting.cost import image_size
     from yolov5_ema.upstream.data_yaml import open_dataset
@@ -192,18 +201,19 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
         raise UserError("there is no weights/best.pt")
     if not _is_asked(args):
         return _kept(run, split)
-    data = open_dataset(args.data).file if args.data else measuring.data_of(run.options, run.folder)
-    imgsz = args.imgsz or image_size(run.options)
-    release = rules_of(shim.install().release)
+    engine = start_engine_of([run.weights])
+    data = open_dataset(args.data, engine).file if args.data else measuring.data_of(run, engine)
+    imgsz = _size_of(run.weights, args.imgsz or image_size(run.options), engine)
+    release = rules_of(engine)[name_of(engine)]
     settings = measuring.settings_of(run.weights, data, split=split, imgsz=imgsz, samples=args.samples, release=release)
     # A kept evaluation that cannot be read is made again.
     with contextlib.suppress(UserError):
-        kept = None if args.evaluate else measuring.kept(run.folder, split, settings)
+        kept = None if args.evaluate else measuring.kept(run, split, settings)
         if kept is not None:
             return kept
     found = _evaluated(run, data, settings, args.device, is_typed=bool(args.data))
     try:
-        write_whole(measuring.kept_file(run.folder, split), measuring.as_json(found))
+        write_whole(measuring.kept_file(run, split), measuring.as_json(found))
     # For example in a folder of another user: write the page anyway.
     except UserError as error:
         print(f"the evaluation is not kept for the next report: {error}", file=sys.stderr)
@@ -213,15 +223,28 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
 def _kept(run: Run, split: str) -> Measured:
     from yolov5_ema.reporting import measuring
 
-    found = measuring.kept(run.folder, split)
+    found = measuring.kept(run, split)
     if found is not None:
         return found
     named = run.options.get("data")
-    data = f" ({named[:200]})" if isinstance(named, str) and named else ""
+    file = run.model_file
+    how = f"--data evaluates {file} on a data set"
+    if isinstance(named, str) and named:
+        how = f"--evaluate evaluates {file} on the data set of its training ({named[:200]}), --data on another"
     raise UserError(
-        f"no evaluation was asked for; --evaluate evaluates best.pt on the data set of its training{data}, "
-        "--data on another; the page then shows figures by class, curves and sample images"
+        f"no evaluation was asked for; {how}; the page then shows figures by class, curves and sample images"
     )
+
+
+def _size_of(weights: Path, imgsz: int, engine: Engine) -> int:
+    """The image size to evaluate with: an exported model may work with its own size only."""
+    from yolov5_ema.checkpoints.exported_models import form_of
+    from yolov5_ema.detecting.loading import load_detector
+    from yolov5_ema.detecting.protocol import LoadOptions
+
+    if form_of(weights) is None:
+        return imgsz
+    return max(load_detector(weights, LoadOptions(imgsz=(imgsz, imgsz)), engine=engine).imgsz)
 
 
 def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, is_typed: bool) -> Measured:
@@ -230,7 +253,7 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
     from yolov5_ema.evaluation.yolov5 import MAX_DET
     from yolov5_ema.reporting.measuring import folders_of, measure
 
-    batch_size = run.options.get("batch_size")
+    batch_size = run.options.get("batch_size", run.options.get("batch"))
     batch_size = min(batch_size, 32) if type(batch_size) is int and batch_size > 0 else 16
     flags = ["--imgsz", str(settings["imgsz"]), "--batch-size", str(batch_size)]
     flags += ["--device", device] if device else []
@@ -244,13 +267,14 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
         engine, dataset = request.opened()
         found = detect_split(request, engine, dataset, Path(folder))
     judged = judged_images(dataset, split, Rules(judged=found.images))
-    truths, predictions = compared_with(found, judged, dataset, split, ["yolov5"], is_single)
+    protocol = name_of(engine)
+    truths, predictions = compared_with(found, judged, dataset, split, [protocol], is_single)
     # If the data set was named by a file of the run, not by the user, show only images from its own folders.
     places = None if is_typed else folders_of(dataset, split)
     return measure(
         dataset,
-        truths["yolov5"],
-        predictions["yolov5"],
+        truths[protocol],
+        predictions[protocol],
         release=settings["rules"],
         settings=settings,
         pictures_from=places,
@@ -262,11 +286,14 @@ def _origin(device: str) -> dict[str, Any]:
     from yolov5_ema.comparing import machine
     from yolov5_ema.errors import EngineNotFoundError
     from yolov5_ema.upstream.locate import locate
+    from yolov5_ema.upstream.ultralytics import at_hand
 
     try:
         software = machine.software(locate())
     except EngineNotFoundError:
         software = {}
+    ultralytics = at_hand()
+    software |= {"ultralytics": ultralytics.version} if ultralytics is not None else {}
     return {"software": software, "machine": machine.machine(machine.torch_device(device))}
 
 

@@ -41,7 +41,8 @@ class UltralyticsDetector:
             self.stride = max(int(facts["stride"]), options.least_stride)
             self.names = [str(facts["names"][key]) for key in sorted(facts["names"])]
             check_imgsz = engine.module("utils.checks").check_imgsz
-            self.imgsz: tuple[int, int] = tuple(check_imgsz(list(options.imgsz), stride=self.stride, min_dim=2))
+            own = facts.get("imgsz", list(options.imgsz))
+            self.imgsz: tuple[int, int] = tuple(check_imgsz(own, stride=self.stride, min_dim=2))
         self._options = {
             "imgsz": list(self.imgsz),
             "device": str(self._device),
@@ -56,14 +57,19 @@ class UltralyticsDetector:
         return engine.kind == ULTRALYTICS and form_of(file) is not None
 
     def _loaded(self) -> Mapping[str, Any]:
-        """Load the model; returns its stride and the names of its classes by number."""
+        """Load the model; returns its stride, the names of its classes by number, and ``imgsz`` if it has only one."""
         metadata = metadata_of(self.file)
         missing = [key for key in ("names", "stride", "task") if key not in metadata]
         if missing:
             raise UserError(f"{self.file} does not say its {listed(missing)}: export the model again with ultralytics")
         self._yolo: Any = self._engine.module("models").YOLO(str(self.file), task=metadata["task"])
         names = metadata["names"]
-        return {**metadata, "names": names if isinstance(names, dict) else dict(enumerate(names))}
+        own_size = {} if metadata.get("args", {}).get("dynamic") else {"imgsz": metadata.get("imgsz")}
+        return {
+            "stride": metadata["stride"],
+            "names": names if isinstance(names, dict) else dict(enumerate(names)),
+            **{key: size for key, size in own_size.items() if size is not None},
+        }
 
     def detect(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
         """See `protocol.Detector`."""

@@ -16,6 +16,9 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.results import Curve
 from yolov5_ema.evaluation.yolov5 import MAX_DET, THRESHOLDS, Yolov5Protocol, envelope
 
+RULES = ("8.3", "8.4")
+"""Releases with different rules: "8.3" and earlier, and "8.4"."""
+
 
 class UltralyticsProtocol(Yolov5Protocol):
     """``P``, ``R``, ``mAP50`` and ``mAP50-95`` as ultralytics' ``val`` computes them, as fractions.
@@ -24,7 +27,7 @@ class UltralyticsProtocol(Yolov5Protocol):
 
     Args:
         names: the names of the classes.
-        rules: the rules to use: "8.3" (and earlier) or "8.4".
+        rules: the rules to use, one of `RULES`.
         max_det: the maximum number of detections of an image that count.
 
     Raises:
@@ -34,8 +37,8 @@ class UltralyticsProtocol(Yolov5Protocol):
     name = "ultralytics"
 
     def __init__(self, names: Sequence[str], rules: str = "8.4", max_det: int = MAX_DET) -> None:
-        if rules not in ("8.3", "8.4"):
-            raise UserError(f"rules must be 8.3 or 8.4, not {rules!r}")
+        if rules not in RULES:
+            raise UserError(f"rules must be {' or '.join(RULES)}, not {rules!r}")
         super().__init__(names, "6.2", max_det)
         self.rules = rules
 

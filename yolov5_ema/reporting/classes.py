@@ -29,17 +29,26 @@ MOST_PICTURES = 36
 _MOST_NAMED = 20
 """The most classes with their own line, row and column. With more classes, only the table by class is complete."""
 _MOST_CONFUSIONS = 20
+_WHOSE = {
+    "6.0": "YOLOv5's val (v6.0 and v6.1)",
+    "6.2": "YOLOv5's val (v6.2 and later)",
+    "8.3": "ultralytics' val (up to 8.3)",
+    "8.4": "ultralytics' val (8.4)",
+}
 
 
 def classes(material: Material) -> list[Part]:
     """Figures by class, and the reasons for what was not measured."""
     parts: list[Part] = []
-    measured = {run.name: material.measured[run.name] for run in material.runs if run.name in material.measured}
+    evaluated = [run for run in material.runs if run.name in material.measured]
+    measured = {run.name: material.measured[run.name] for run in evaluated}
     if len(measured) == 1:
-        name, found = next(iter(measured.items()))
-        parts.append(table_part(_class_table(found, name)))
+        run = evaluated[0]
+        title = run.name if run.is_alone else f"{run.name}, best.pt"
+        parts.append(table_part(_class_table(measured[run.name], title)))
     elif measured:
-        parts.append(table_part(_class_tables(measured)))
+        file = "the model" if any(run.is_alone for run in evaluated) else "best.pt"
+        parts.append(table_part(_class_tables(measured, file)))
     if measured:
         parts += _rules(list(measured.values()))
     if material.comparisons and measured:
@@ -57,18 +66,17 @@ def _rules(measured: Sequence[Measured]) -> list[Part]:
     def kinds(name: str) -> list[str]:
         return sorted({str(found.settings.get(name)) for found in measured})
 
-    releases = ["v6.0 and v6.1" if rules == "6.0" else "v6.2 and later" for rules in kinds("rules")]
     words = (
-        f"By the rules of YOLOv5's val ({', '.join(releases)}), at {', '.join(kinds('imgsz'))} pixels: AP50 at IoU "
-        "0.5, AP the mean over IoU 0.50 to 0.95, P and R at the confidence of the best mean F1. A class without "
-        "objects has no figures."
+        f"By the rules of {', '.join(map(_WHOSE.__getitem__, kinds('rules')))}, at {', '.join(kinds('imgsz'))} pixels: "
+        "AP50 at IoU 0.5, AP the mean over IoU 0.50 to 0.95, P and R at the confidence of the best mean F1. A class "
+        "without objects has no figures."
     )
     differing = [name for name in ("data", "split", "imgsz", "rules") if len(kinds(name)) > 1]
     warning = f"The evaluations of these runs differ ({', '.join(differing)}): their figures cannot be compared."
     return [paragraph(words, is_soft=True), *lines_part("warnings", [warning] if differing else [])]
 
 
-def _class_table(found: Measured, name: str) -> Table:
+def _class_table(found: Measured, title: str) -> Table:
     columns = ["class", "objects", "P", "R", "AP50", "AP"]
     rows = []
     for cls in found.names:
@@ -80,11 +88,11 @@ def _class_table(found: Measured, name: str) -> Table:
                 *(number(figures.get(key)) for key in columns[2:]),
             ]
         )
-    caption = f"{name}, best.pt on {found.split}: {found.images:,} images, {found.objects:,} objects"
+    caption = f"{title} on {found.split}: {found.images:,} images, {found.objects:,} objects"
     return Table(caption, columns, rows, is_sortable=True)
 
 
-def _class_tables(measured: Mapping[str, Measured]) -> Table:
+def _class_tables(measured: Mapping[str, Measured], file: str) -> Table:
     names = list(dict.fromkeys(name for found in measured.values() for name in found.names))
     columns = ["class", "objects"]
     for run in measured:
@@ -98,7 +106,7 @@ def _class_tables(measured: Mapping[str, Measured]) -> Table:
             row += [number(found.per_class.get(name, {}).get(key)) for key in ("AP50", "AP")]
         rows.append(row)
     splits = ", ".join(sorted({found.split for found in measured.values()}))
-    return Table(f"Average precision by class, best.pt of each run on {splits}", columns, rows, is_sortable=True)
+    return Table(f"Average precision by class, {file} of each run on {splits}", columns, rows, is_sortable=True)
 
 
 def _top1_table(runs: Sequence[Run]) -> Table:

@@ -15,6 +15,7 @@ from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.runs import CLASSIFY, Run
 from yolov5_ema.texts import first_line
+from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics
 
 _LARGEST_SIDE = 10_000
 """In pixels. A larger image size in a file is ignored."""
@@ -68,30 +69,33 @@ def costs_of(runs: Sequence[Run]) -> dict[str, Cost]:
     known: dict[str, Cost] = {}
     found = {}
     for run in runs:
-        key = repr([run.task, run.cfg, image_size(run.options), _classifier_key(run)])
+        cfg, size = run.cfg, image_size(run.options)
+        is_classifier = run.task == CLASSIFY and cfg is None and not run.is_alone
+        key = repr([run.task, cfg, size, _classifier_key(run), run.place if run.is_alone else None])
         if key not in known:
-            known[key] = _classifier_cost(run) if run.task == CLASSIFY else _detector_cost(run)
+            known[key] = _classifier_cost(run) if is_classifier else _cost(run, cfg)
         found[run.name] = known[key]
     return found
 
 
 def image_size(options: Mapping[str, Any]) -> int:
-    """The side of the images of a training in pixels; 640 if its options do not name one."""
+    """The side of the images of a training in pixels, the longer one of two; 640 if its options do not name one."""
     for name in ("imgsz", "img_size", "img"):
         value = options.get(name)
-        if type(value) is int and 0 < value <= _LARGEST_SIDE:
-            return value
+        sides = value if isinstance(value, list) and value else [value]
+        if all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in sides):
+            return int(max(sides))
     return 640
 
 
-# --- detectors ------------------------------------------------------------------------------
+# --- models of YOLOv5 and ultralytics -------------------------------------------------------
 
 
-def _detector_cost(run: Run) -> Cost:
-    cfg = run.cfg
+def _cost(run: Run, cfg: Mapping[str, Any] | None) -> Cost:
     known = run.inspection.models[0].parameters if run.inspection and run.inspection.models else None
     if cfg is None:
-        return Cost(known, reason="the model YAML is neither in best.pt nor where opt.yaml says")
+        where = "in the file" if run.is_alone else "in best.pt nor where the run's options say"
+        return Cost(known, reason=f"the model YAML is {'not' if run.is_alone else 'neither'} {where}")
     try:
         found = _counted(cfg, image_size(run.options))
     except UserError as error:
@@ -108,19 +112,23 @@ def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
     """The `engine.model_info` of a model dict.
 
     Raises:
-        UserError: no YOLOv5 was found, or the model cannot be built, for example because a plugin's block is missing.
+        UserError: its YOLO was not found, or the model cannot be built, perhaps because a plugin's block is missing.
     """
     from yolov5_ema.cfgs.rows import with_options_by_name
-    from yolov5_ema.engine.model_info import model_info
+    from yolov5_ema.engine.model_info import model_info, ultralytics_info
 
     cfg = copy.deepcopy(dict(cfg))
-    # When the run was trained, options without a name were given by position.
-    with_options_by_name(cfg)
+    of_ultralytics = is_cfg_of_ultralytics(cfg)
+    if not of_ultralytics:
+        # When the run was trained, options without a name were given by position.
+        with_options_by_name(cfg)
+    elif cfg.get("scale") in (cfg.get("scales") or ()):
+        cfg["scales"] = {cfg["scale"]: cfg["scales"][cfg["scale"]]}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.yaml"
         try:
             file.write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
-            return model_info(file, imgsz=imgsz)
+            return ultralytics_info(str(file), file, imgsz=imgsz) if of_ultralytics else model_info(file, imgsz=imgsz)
         except UserError as error:
             raise UserError(str(error).replace(str(file), "its model YAML")) from error
         # building a user's model can raise anything

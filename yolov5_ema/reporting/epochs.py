@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from yolov5_ema.reporting.reading import bytes_of
 _MOST_BYTES = 64 * 2**20
 _MOST_ROWS, _MOST_COLUMNS, _MOST_DIGITS = 100_000, 20_000, 9
 _LAST = "x/lr2"
-# YOLOv5's name of each column, and its short name here. v6.0 with --mmdet_tags, and segment/train.py, use other names.
+# The names of each column, and its short name here. v6.0 with --mmdet_tags, and segment/train.py, use other names than
+# YOLOv5's train.py; the last ones are those of ultralytics.
 NAMES = {
-    "mAP50": ("metrics/mAP_0.5", "val/bbox_mAP_50", "metrics/mAP_0.5(B)"),
-    "mAP50-95": ("metrics/mAP_0.5:0.95", "val/bbox_mAP", "metrics/mAP_0.5:0.95(B)"),
+    "mAP50": ("metrics/mAP_0.5", "val/bbox_mAP_50", "metrics/mAP_0.5(B)", "metrics/mAP50(B)"),
+    "mAP50-95": ("metrics/mAP_0.5:0.95", "val/bbox_mAP", "metrics/mAP_0.5:0.95(B)", "metrics/mAP50-95(B)"),
     "precision": ("metrics/precision", "val/precision", "metrics/precision(B)"),
     "recall": ("metrics/recall", "val/recall", "metrics/recall(B)"),
     "train box loss": ("train/box_loss", "train/loss_bbox"),
@@ -25,14 +27,17 @@ NAMES = {
     "val box loss": ("val/box_loss", "val/loss_bbox"),
     "val objectness loss": ("val/obj_loss", "val/loss_obj"),
     "val class loss": ("val/cls_loss", "val/loss_cls"),
-    "top-1": ("val/top1",),
-    "top-5": ("val/top5",),
+    "top-1": ("val/top1", "metrics/accuracy_top1"),
+    "top-5": ("val/top5", "metrics/accuracy_top5"),
     "train loss": ("train/loss",),
     "val loss": ("val/loss",),
 }
 _DETECTION = ("mAP50", "mAP50-95")
 _VAL_LOSSES = ("val box loss", "val objectness loss", "val class loss")
 _OF_VAL = (*_DETECTION, "precision", "recall", *_VAL_LOSSES)
+_LOSS = re.compile(r"(train|val)/\w+_loss")
+# the columns whose sum is the fitness in ultralytics: of boxes, and of masks or keypoints
+_FITNESS = re.compile(r"metrics/mAP50-95\([BMP]\)")
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,14 @@ class Epochs:
         return [int(row[0]) for row in self.rows]
 
     def column(self, name: str) -> int | None:
-        """The index of the column with this short name (see `NAMES`); None if the file has no such column."""
-        return next((self.columns.index(own) for own in NAMES[name] if own in self.columns), None)
+        """The index of the column with this short name (see `NAMES`) or its own; None if the file has none."""
+        return next((self.columns.index(own) for own in NAMES.get(name, (name,)) if own in self.columns), None)
+
+    @property
+    def other_losses(self) -> list[str]:
+        """The columns with losses that have no short name, such as those of masks."""
+        known = {own for names in NAMES.values() for own in names}
+        return [name for name in self.columns if _LOSS.fullmatch(name) and name not in known]
 
     def texts(self, name: str) -> list[str] | None:
         """A figure for all epochs, as printed in the file; None if there is no such column."""
@@ -83,24 +94,34 @@ class Epochs:
     def best(self) -> int | None:
         """Index of the row for which best.pt was saved; None if no row has figures.
 
-        YOLOv5 chooses the highest 0.1 mAP50 + 0.9 mAP50-95, the first of equal ones; classification the highest top-1.
+        YOLOv5 chooses the highest 0.1 mAP50 + 0.9 mAP50-95; ultralytics (8.4) the highest mAP50-95, to which that of
+        masks or keypoints is added, or the highest mean of top-1 and top-5. Both choose the last of equal ones.
+        ``yolov5-ema classify`` chooses the highest top-1, the first of equal ones.
         """
-        if not self.rows:
-            return None
-        fitness = self._fitness()
+        fitness = self._fitness() if self.rows else []
         finite = [at for at, value in enumerate(fitness) if math.isfinite(value)]
-        return max(finite, key=lambda at: fitness[at], default=None)
+        later = -1 if "val/top1" in self.columns else 1
+        return max(finite, key=lambda at: (fitness[at], later * at), default=None)
 
     def _fitness(self) -> list[float]:
+        of_ultralytics = [name for name in self.columns if _FITNESS.fullmatch(name)]
+        if of_ultralytics:
+            is_known = self.is_validated
+            columns = [self.values(name) or [] for name in of_ultralytics]
+            return [sum(row) if known else math.nan for *row, known in zip(*columns, is_known)]
         half, whole = (self.values(name) for name in _DETECTION)
         if half is not None and whole is not None:
             return [0.1 * a + 0.9 * b for a, b in zip(half, whole)]
-        return self.values("top-1") or []
+        top1 = self.values("top-1") or []
+        if "metrics/accuracy_top1" in self.columns:
+            return [(a + b) / 2 for a, b in zip(top1, self.values("top-5") or [])]
+        return top1
 
     @property
     def diverged_at(self) -> int | None:
         """The first epoch with a training loss that is not a number; None if there is none."""
-        losses = [values for name in NAMES if name.startswith("train") and (values := self.values(name)) is not None]
+        names = [name for name in (*NAMES, *self.other_losses) if name.startswith("train")]
+        losses = [values for name in names if (values := self.values(name)) is not None]
         for at, number in enumerate(self.numbers):
             if not all(math.isfinite(values[at]) for values in losses):
                 return number
@@ -108,7 +129,7 @@ class Epochs:
 
 
 def read_epochs(file: Path) -> Epochs:
-    """Read a ``results.csv`` of YOLOv5 or of ``yolov5-ema classify train``.
+    """Read a ``results.csv`` of YOLOv5, of ultralytics or of ``yolov5-ema classify train``.
 
     An incomplete last line, which a killed training can leave, is skipped.
 

@@ -19,14 +19,17 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.confusion import ConfusionMatrix
 from yolov5_ema.evaluation.records import NO_CLASS, Predictions
 from yolov5_ema.evaluation.truths import TruthSet
-from yolov5_ema.evaluation.yolov5 import Yolov5Protocol
+from yolov5_ema.evaluation.ultralytics import RULES, UltralyticsProtocol
+from yolov5_ema.evaluation.yolov5 import RELEASES, Yolov5Protocol
 from yolov5_ema.reporting import pictures
 from yolov5_ema.reporting.reading import bytes_of, file_of, json_of
+from yolov5_ema.reporting.runs import Run
 from yolov5_ema.reporting.shapes import by_name, checked, maybe, number, one_of, record, several, whole, words
 from yolov5_ema.upstream.data_yaml import find_data_of_run
+from yolov5_ema.upstream.locate import Engine
 
 CONFIDENCE = 0.25
-"""Detections with a lower confidence are not drawn, as in YOLOv5's ``detect``."""
+"""Detections with a lower confidence are not drawn, as in ``detect`` and ``predict``."""
 
 _VERSION = 2
 _RECALLS = np.linspace(0, 1, 101)
@@ -54,7 +57,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Measured:
-    """The evaluation of one best.pt by the rules of YOLOv5's ``val``.
+    """The evaluation of one model by the rules of the ``val`` of its YOLO.
 
     Attributes:
         names: names of the classes.
@@ -83,10 +86,9 @@ class Measured:
 
 def settings_of(weights: Path, data: Path, *, split: str, imgsz: int, samples: int, release: str) -> dict[str, Any]:
     """What an evaluation depends on. Data files are identified by content, weights by size and modification time."""
-    status = weights.stat()
     return {
         "version": _VERSION,
-        "weights": [status.st_size, status.st_mtime_ns],
+        "weights": _identity(weights),
         "data": [str(data.resolve()), hashlib.sha256(bytes_of(data, _MOST_DATA_YAML)).hexdigest()],
         "split": split,
         "imgsz": imgsz,
@@ -95,16 +97,23 @@ def settings_of(weights: Path, data: Path, *, split: str, imgsz: int, samples: i
     }
 
 
-def kept_file(folder: Path, split: str) -> Path:
+def _identity(weights: Path) -> list[int]:
+    """Size and modification time of a file, or of the graph and the weights in OpenVINO's folder."""
+    files = sorted(weights.glob("*.*")) if weights.is_dir() else [weights]
+    found = [file.stat() for file in files]
+    return [sum(one.st_size for one in found), max((one.st_mtime_ns for one in found), default=0)]
+
+
+def kept_file(run: Run, split: str) -> Path:
     """The file that keeps the evaluation of a run on a split."""
-    return folder / f"report-{split}.json"
+    return run.beside(f"report-{split}.json")
 
 
-def kept(folder: Path, split: str, settings: Mapping[str, Any] | None = None) -> Measured | None:
+def kept(run: Run, split: str, settings: Mapping[str, Any] | None = None) -> Measured | None:
     """An evaluation that an earlier report left in the run's folder.
 
     Args:
-        folder: the run's folder.
+        run: the run, which has weights.
         split: the split of the data set.
         settings: the settings that the evaluation must have been made with; None: any settings, as long as best.pt has
             not changed since.
@@ -115,7 +124,7 @@ def kept(folder: Path, split: str, settings: Mapping[str, Any] | None = None) ->
     Raises:
         UserError: the file is damaged, or is not such an evaluation. Says what is wrong in it.
     """
-    file = file_of(folder, kept_file(folder, split).name)
+    file = file_of(run.folder, kept_file(run, split).name)
     if file is None:
         return None
     content = json_of(file)
@@ -124,8 +133,8 @@ def kept(folder: Path, split: str, settings: Mapping[str, Any] | None = None) ->
         return None
     found = _checked(content, split, file)
     if settings is None:
-        status = (folder / "weights" / "best.pt").stat()
-        settings = {**found.settings, "version": _VERSION, "weights": [status.st_size, status.st_mtime_ns]}
+        assert run.weights is not None
+        settings = {**found.settings, "version": _VERSION, "weights": _identity(run.weights)}
     return found if found.settings == settings else None
 
 
@@ -156,7 +165,7 @@ _MEASURED = record(
         split=words,
         imgsz=whole(1),
         samples=whole(),
-        rules=one_of("6.0", "6.2"),
+        rules=one_of(*RELEASES, *RULES),
     ),
 )
 
@@ -195,7 +204,7 @@ def measure(
         dataset: the data set.
         truths: its labels for the split in ``settings``.
         predictions: the detections, by the keys of the images.
-        release: the YOLOv5 release whose rules are used; see `Yolov5Protocol`.
+        release: the release of YOLOv5 or ultralytics whose rules are used; see `Yolov5Protocol`, `UltralyticsProtocol`.
         settings: see `settings_of`; ``samples`` is the number of sample images.
         pictures_from: show only images in these folders, see `folders_of`; None: show images from anywhere.
         files: the image files, by their keys; None: those of the split.
@@ -203,7 +212,7 @@ def measure(
     Raises:
         UserError: the split has no objects.
     """
-    protocol = Yolov5Protocol(truths.names, release)
+    protocol = (UltralyticsProtocol if release in RULES else Yolov5Protocol)(truths.names, release)
     matrix = ConfusionMatrix(truths.names, CONFIDENCE)
     for name, truth in truths.truths.items():
         protocol.update(truth, predictions[name])
@@ -265,16 +274,20 @@ def _sample(dataset: Dataset, image: Path, truth: Any, found: Predictions) -> Sa
     return Sample(name, len(objects), len(rows), picture)
 
 
-def data_of(options: Mapping[str, Any], folder: Path) -> Path:
+def data_of(run: Run, engine: Engine | None = None) -> Path:
     """The data YAML that a training used.
+
+    Args:
+        run: the training.
+        engine: the YOLO among whose data YAMLs a bare name is looked for.
 
     Raises:
         UserError: the training's options name no data YAML, or it no longer exists.
     """
-    given = options.get("data")
+    given = run.options.get("data")
     if not isinstance(given, str) or not given:
-        raise UserError("opt.yaml names no data YAML; name one with --data")
-    found = find_data_of_run(given, folder)
+        raise UserError(f"{run.place} does not name the data YAML of its training; name one with --data")
+    found = find_data_of_run(given, run.folder, engine)
     if found is None:
         raise UserError(f"the data set {given[:300]} does not exist; name it with --data")
     return found

@@ -57,7 +57,9 @@ def _cards(run: Run, material: Material) -> list[Mapping[str, str]]:
     elif measured is not None:
         for name in ("mAP50", "mAP50-95", "P", "R"):
             label = {"P": "precision", "R": "recall"}.get(name, name)
-            card(label, f"{measured.metrics[name]:.4f}", f"best.pt, {measured.split}, {measured.images} images")
+            card(
+                label, f"{measured.metrics[name]:.4f}", f"{run.model_file}, {measured.split}, {measured.images} images"
+            )
     elif epochs is not None and epochs.best is not None:
         for name in ("mAP50", "mAP50-95", "precision", "recall", "top-1", "top-5"):
             texts = epochs.texts(name)
@@ -82,7 +84,8 @@ def _headlines(runs: Sequence[Run], material: Material) -> Table:
     measured = {run.name: material.measured[run.name] for run in runs if run.name in material.measured}
     columns = ["run", "model", "seed", "epochs", "best epoch", *names]
     on = ", ".join(dict.fromkeys(f"on {found.split}" for found in measured.values()))
-    columns += [f"{name}, best.pt {on}".strip() for name in names] if measured or task == CLASSIFY else []
+    file = "evaluated" if any(run.is_alone for run in runs) else "best.pt"
+    columns += [f"{name}, {file} {on}".strip() for name in names] if measured or task == CLASSIFY else []
     rows = []
     for run in runs:
         best = run.epochs.best if run.epochs is not None else None

@@ -1,4 +1,4 @@
-"""Pictures inside the page: sample images with boxes, and YOLOv5's own plots, as JPEGs of limited size."""
+"""Pictures inside the page: sample images with boxes, and the plots of trainings, as JPEGs of limited size."""
 
 from __future__ import annotations
 

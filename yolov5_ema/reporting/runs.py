@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yolov5_ema.checkpoints.exported_models import form_of, metadata_of
 from yolov5_ema.data.dataset import is_there
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.epochs import Epochs, read_epochs
-from yolov5_ema.reporting.reading import file_of, json_of, settings_of_yaml
+from yolov5_ema.reporting.reading import file_of, json_of, settings_of_yaml, without_secrets
 from yolov5_ema.reporting.shapes import (
     by_name,
     checked,
@@ -31,32 +32,36 @@ DETECT, CLASSIFY = "detect", "classify"
 
 _LONGEST_NAME = 200
 
-_DRAWN_BY_VAL = ("PR_curve.png", "confusion_matrix.png", "val_batch0_labels.jpg", "val_batch0_pred.jpg")
+_DRAWN_BY_VAL = (
+    *("PR_curve.png", "BoxPR_curve.png", "MaskPR_curve.png", "PosePR_curve.png", "confusion_matrix.png"),
+    *("val_batch0_labels.jpg", "val_batch0_pred.jpg"),
+)
 _DRAWN_BY_EVALUATE = ("PR_curves.png", "confusion_matrix.png")
 _LOOKED_FOR = (
-    "opt.yaml (a training of YOLOv5), args.yaml and results.csv (yolov5-ema classify train), evaluation.json "
-    "(yolov5-ema evaluate), comparison.json (yolov5-ema compare), or the pictures or predictions of YOLOv5's val"
+    "opt.yaml (a training of YOLOv5), args.yaml (a training of ultralytics, or of yolov5-ema classify), "
+    "evaluation.json (yolov5-ema evaluate), comparison.json (yolov5-ema compare), or the pictures or predictions of val"
 )
 
 
 @dataclass
 class Run:
-    """One training.
+    """One training, or a model alone.
 
     Attributes:
         name: its name on the page, unique there.
-        folder: folder of the run.
-        task: `DETECT` or `CLASSIFY`.
+        folder: folder of the run; for a model alone, the folder that it is in.
+        task: `DETECT` (boxes, also with masks or keypoints) or `CLASSIFY`.
         model: name of the model; runs of one model with several seeds are grouped by it.
         seed: seed of the training; None if it is not known.
         options: options of the training.
         hyp: hyperparameters; empty for classification, where the options hold them.
         epochs: its ``results.csv``; None if there is none.
-        weights: path of best.pt; None if there is none.
-        inspection: what best.pt holds, as far as this can be read without loading it.
+        weights: path of best.pt, or of a model alone; None if there is none.
+        inspection: what this file holds, as far as it can be read without loading it.
         metrics: the ``metrics.json`` of a classifier; else empty.
         pictures: pictures drawn by the training itself.
         notes: what a reader should know about the run.
+        is_alone: whether it is a model without the folder of its training.
     """
 
     name: str
@@ -72,13 +77,28 @@ class Run:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     pictures: Sequence[Path] = ()
     notes: list[str] = field(default_factory=list)
+    is_alone: bool = False
+
+    @property
+    def place(self) -> Path:
+        """What the user named: the folder, or the file of a model alone."""
+        return self.weights if self.is_alone and self.weights is not None else self.folder
+
+    @property
+    def model_file(self) -> str:
+        """The name of the file whose figures are shown."""
+        return self.place.name if self.is_alone else "best.pt"
+
+    def beside(self, name: str) -> Path:
+        """The path of a file that is written for the run: in its folder, or next to a model alone, with its name."""
+        return self.folder / (f"{self.model_file}-{name}" if self.is_alone else name)
 
     @property
     def cfg(self) -> Mapping[str, Any] | None:
         """The model YAML stored in best.pt, else the file that the training used, if it still exists."""
         if self.inspection is not None and self.inspection.models and self.inspection.models[0].cfg:
             return _as_cfg(self.inspection.models[0].cfg)
-        file = Path(str(self.options.get("cfg") or ""))
+        file = Path(str(self.options.get("cfg") or self.options.get("model") or ""))
         is_file = self.task == DETECT and is_there(file) and file.is_file()
         return _as_cfg(read_yaml(file)) if is_file else None
 
@@ -106,6 +126,10 @@ class Evaluated:
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pictures: Sequence[Path] = ()
 
+    @property
+    def place(self) -> Path:
+        return self.folder
+
 
 @dataclass
 class Comparison:
@@ -116,19 +140,26 @@ class Comparison:
     content: Mapping[str, Any]
     runs: list[Run] = field(default_factory=list)
 
+    @property
+    def place(self) -> Path:
+        return self.folder
+
 
 Source = Run | Evaluated | Comparison
 
 
 def read_source(place: Path) -> Source:
-    """Find out what a folder is, and read it.
+    """Find out what a folder or file is, and read it.
 
     Args:
-        place: a run's folder, or weights in it, or its ``evaluation.json`` or ``comparison.json``.
+        place: a run's folder, or its best.pt or last.pt, or its ``evaluation.json`` or ``comparison.json``; or a model
+            alone: a ``.pt`` elsewhere, or an exported model.
 
     Raises:
         UserError: no report can be made from it, or a file in it is damaged. Names the folder or file.
     """
+    if _is_model_alone(place):
+        return _model_alone(place)
     folder = _folder_of(place)
     for name, reader in _READERS.items():
         file = file_of(folder, name)
@@ -153,7 +184,7 @@ def make_names_unique(sources: Sequence[Source]) -> None:
 
 
 def _name(sources: Sequence[Source]) -> None:
-    folders = [source.folder.resolve() for source in sources]
+    folders = [source.place.resolve() for source in sources]
     for folder in folders:
         if folders.count(folder) > 1:
             raise UserError(f"{folder} was given twice")
@@ -169,12 +200,12 @@ def _folder_of(place: Path) -> Path:
     if place.is_dir():
         return place
     if not place.exists():
-        raise UserError(f"{place}: no such folder")
+        raise UserError(f"{place}: no such folder or file")
     if place.name in ("comparison.json", "evaluation.json", "results.csv", "opt.yaml", "args.yaml"):
         return place.parent
     if place.suffix in (".pt", ".ckpt") and place.parent.name == "weights":
         return place.parent.resolve().parent
-    raise UserError(f"{place} is neither the folder of a run nor the weights in one (RUN/weights/best.pt)")
+    raise UserError(f"{place} is neither the folder of a run nor a model (.pt, ONNX, OpenVINO, TorchScript)")
 
 
 def _hint(folder: Path) -> str:
@@ -191,6 +222,38 @@ def _pictures(folder: Path, names: Sequence[str]) -> list[Path]:
     return [file for file in found if file is not None]
 
 
+# --- models alone ---------------------------------------------------------------------------
+
+
+def _is_model_alone(place: Path) -> bool:
+    if not place.exists():
+        return False
+    if form_of(place) is not None:
+        return True
+    of_run = place.parent.name == "weights" and any((place.parent.parent / name).is_file() for name in _TRAININGS)
+    return place.suffix == ".pt" and not place.is_dir() and not of_run
+
+
+def _model_alone(file: Path) -> Run:
+    run = Run(file.name, file.parent, DETECT, file.name, weights=file, is_alone=True)
+    if form_of(file) is not None:
+        said = metadata_of(file)
+        run.options = without_secrets({key: value for key, value in said.items() if key != "names"})
+        run.task = _task_of(said)
+        return run
+    run.inspection = inspect_file(file)
+    if not run.inspection.models or run.inspection.models[0].is_state_dict:
+        raise UserError(f"{file} is not a model of YOLOv5 or ultralytics, but a {run.inspection.kind}")
+    options = run.inspection.training.get("train_args") or run.inspection.training.get("opt")
+    run.options = without_secrets(options) if isinstance(options, dict) else {}
+    run.task, run.seed = _task_of({"task": run.inspection.models[0].task}), _seed_of(run.options, file.parent)
+    return run
+
+
+def _task_of(said: Mapping[str, Any]) -> str:
+    return CLASSIFY if said.get("task") == "classify" else DETECT
+
+
 # --- trainings ------------------------------------------------------------------------------
 
 
@@ -199,7 +262,7 @@ def _training(folder: Path, file: Path) -> Run:
     hyp = file_of(folder, "hyp.yaml")
     # v6.2 and later also store the hyperparameters in opt.yaml.
     held = options.pop("hyp") if isinstance(options.get("hyp"), dict) else {}
-    run = Run(folder.name, folder, DETECT, _model_of(options), _seed_of(options, folder), options)
+    run = Run(folder.name, folder, _task_of(options), _model_of(options), _seed_of(options, folder), options)
     run.hyp = settings_of_yaml(hyp) if hyp is not None else held
     run.pictures = _pictures(folder, _DRAWN_BY_VAL)
     _read_progress(run, options.get("epochs"))
@@ -209,8 +272,11 @@ def _training(folder: Path, file: Path) -> Run:
 
 
 def _model_of(options: Mapping[str, Any]) -> str:
-    """The name of the model YAML, as in a comparison; if it was trained from weights without a YAML, their name."""
-    given = options.get("cfg") or options.get("weights") or ""
+    """The name of the model YAML, as in a comparison; if it was trained from weights without a YAML, their name.
+
+    ultralytics names either with ``model``; its ``cfg`` is a file of options.
+    """
+    given = options.get("model") or options.get("cfg") or options.get("weights") or ""
     return Path(str(given)[:_LONGEST_NAME]).stem or "model without a name"
 
 
@@ -223,12 +289,17 @@ def _seed_of(options: Mapping[str, Any], folder: Path) -> int | None:
     return int(named[1]) if named else None
 
 
-def _classification(folder: Path, file: Path) -> Run:
+def _by_args(folder: Path, file: Path) -> Run:
+    """A training with an args.yaml: of ultralytics, or of ``yolov5-ema classify``."""
     options = settings_of_yaml(file)
-    if not {"model", "block"} & options.keys() or str(options.get("model", "")).endswith((".pt", ".yaml")):
-        raise UserError(
-            f"{file} is not from 'yolov5-ema classify train'; runs of the package ultralytics are not supported"
-        )
+    if {"task", "mode", "model"} <= options.keys():
+        return _training(folder, file)
+    if not {"model", "block"} & options.keys():
+        raise UserError(f"{file} is neither from a training of ultralytics nor from 'yolov5-ema classify train'")
+    return _classification(folder, options)
+
+
+def _classification(folder: Path, options: Mapping[str, Any]) -> Run:
     run = Run(folder.name, folder, CLASSIFY, "", _seed_of(options, folder), options)
     metrics = file_of(folder, "metrics.json")
     if metrics is not None:
@@ -279,8 +350,8 @@ def _read_progress(run: Run, planned: Any) -> None:
         run.notes.append(f"results.csv has {done} of {planned} epochs: the training ended early, or is still running.")
     if not all(epochs.is_validated):
         run.notes.append(
-            f"{epochs.is_validated.count(False)} epochs were not validated (--noval): results.csv has zeros for them, "
-            "and the charts leave them out."
+            f"{epochs.is_validated.count(False)} epochs were not validated (--noval, val=False): results.csv has zeros "
+            "for them, and the charts leave them out."
         )
     if epochs.is_cut_off:
         run.notes.append("The last line of results.csv is cut off; it was left out.")
@@ -294,7 +365,12 @@ def _read_progress(run: Run, planned: Any) -> None:
 # --- outcomes -------------------------------------------------------------------------------
 
 
-_PROTOCOLS = by_name(record(unit=one_of("percent", "fraction"), per_class=by_name(by_name(scalar))), most=20)
+def _figure(value: Any, where: str) -> Any:
+    """A figure of a class; lists, such as that of the APs by IoU, are not shown."""
+    return None if _is_nested(value) else scalar(value, where)
+
+
+_PROTOCOLS = by_name(record(unit=one_of("percent", "fraction"), per_class=by_name(by_name(_figure))), most=20)
 
 
 def _evaluated(folder: Path, file: Path) -> Evaluated:
@@ -401,5 +477,6 @@ _READERS: Mapping[str, Callable[[Path, Path], Source]] = {
     "comparison.json": _comparison,
     "evaluation.json": _evaluated,
     "opt.yaml": _training,
-    "args.yaml": _classification,
+    "args.yaml": _by_args,
 }
+_TRAININGS = ("opt.yaml", "args.yaml")

@@ -34,12 +34,12 @@ def evaluations(material: Material) -> list[Part]:
             parts += [table_part(protocol_table(found))] if material.runs else []
             parts.append(table_part(_protocol_classes(found)))
         else:
-            words = "A folder of YOLOv5's val, which saves pictures but no figures; 'yolov5-ema evaluate' saves both."
+            words = "A folder of val, which saves pictures but no figures; 'yolov5-ema evaluate' saves both."
             parts.append(paragraph(words))
         parts += _drawn(found.pictures, found.name)
     for run in material.runs:
         if run.name in material.not_measured and run.pictures:
-            parts.append(heading(f"{run.name}: drawn by YOLOv5 at the end of its training"))
+            parts.append(heading(f"{run.name}: drawn at the end of its training"))
             parts += _drawn(run.pictures, run.name)
     return parts
 
@@ -111,9 +111,9 @@ def origin(material: Material) -> list[Part]:
         }
         tables.append(settings_table(f"What trained and measured {comparison.name}", without_secrets(held)))
     parts: list[Part] = [{"kind": "tables", "layout": "beside", "tables": tables}]
-    rows = [[text(run.name), text(_when(run), "text"), text(run.folder.resolve(), "text")] for run in material.runs]
+    rows = [[text(run.name), text(_when(run), "text"), text(run.place.resolve(), "text")] for run in material.runs]
     if rows:
-        parts.append(table_part(Table("The runs", ["run", "results.csv last written", "folder"], rows)))
+        parts.append(table_part(Table("The runs", ["run", "results.csv last written", "place"], rows)))
     return parts
 
 

@@ -47,7 +47,7 @@ def model_and_cost(material: Material) -> list[Part]:
     for model, members in _models(material).items():
         cost = material.costs.get(members[0].name, Cost())
         size = f"{cost.imgsz} x {cost.imgsz}" if cost.imgsz else NOTHING
-        if members[0].task == CLASSIFY:
+        if members[0].task == CLASSIFY and not cost.rows:
             block = members[0].metrics.get("block", members[0].options.get("block"))
             blocks = str(block) if block else "none"
         else:
@@ -115,7 +115,9 @@ def curves(material: Material) -> list[Part]:
             parts.append(heading(TASKS[task].capitalize()))
         if len(chosen) > 1:
             parts.append({"kind": "legend", "entries": [run_legend_item(run, *looks[run.name]) for run in chosen]})
-        for at, names in enumerate(_PLOTTED[task]):
+        others = list(dict.fromkeys(name for run in chosen if run.epochs for name in run.epochs.other_losses))
+        for at, known in enumerate(_PLOTTED[task]):
+            names = [*known, *others] if at else known
             charts = [
                 _curve_chart(name, chosen, looks, f"e{task[0]}{at}{n}", is_small=at == 0)
                 for n, name in enumerate(names)
@@ -130,7 +132,7 @@ def curves(material: Material) -> list[Part]:
             }
             for run in chosen
         ]
-    without = [run.name for run in material.runs if run not in runs]
+    without = [run.name for run in material.runs if run not in runs and not run.is_alone]
     if without:
         parts.append(paragraph(f"No epoch was finished: {', '.join(without)}.", is_soft=True))
     return parts
