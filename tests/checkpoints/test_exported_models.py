@@ -329,6 +329,10 @@ def write_onnx(file: Path, metadata: dict[str, str], location: str | None = None
         ({"stride": "__import__('os')", "names": "['a']"}, "'stride'"),
         ({"stride": "99999", "names": "['a']"}, "stride"),
         ({"stride": "32"}, "no names"),
+        ({"imgsz": "[0, 64]"}, r"imgsz must be one or two sides of 1 to 10,000 pixels, not '\[0, 64\]'"),
+        ({"imgsz": "'640'"}, "imgsz must be"),
+        ({"imgsz": "[64, 64, 64]"}, "imgsz must be"),
+        ({"args": "[1]"}, "args must be options"),
     ],
 )
 def test_metadata_of_onnx_are_literals_of_the_right_types(metadata, named, tmp_path):

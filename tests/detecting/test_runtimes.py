@@ -122,6 +122,8 @@ def test_ultralytics(adapter, ultralytics, small_yolo, square, tmp_path, form):
     assert engine_for([file, small_yolo]).kind == "ultralytics"
     detector = load_detector(file, LoadOptions(imgsz=(64, 64)), engine=adapter)
     assert (detector.names, detector.stride, detector.task, detector.imgsz) == (NAMES, 8, "detect", (64, 64))
+    # it has one size
+    assert load_detector(file, LoadOptions(imgsz=(640, 640)), engine=adapter).imgsz == (64, 64)
     (expected,) = load_detector(small_yolo, LoadOptions(imgsz=(64, 64)), engine=adapter).detect([square], LOW)
     (found,) = detector.detect([square], LOW)
     assert_alike(found, expected)
