@@ -76,9 +76,7 @@ class Request:
         """
         if len(self.weights) > 1:
             raise UserError("--weights: ultralytics detects with one model at a time")
-        if take_flags(self.flags)[0] is not None:
-            raise UserError("--slice works only with checkpoints of YOLOv5")
-        return options_of("val", self.flags)
+        return options_of("val", take_flags(self.flags)[1])
 
     def is_single_class(self, engine: Engine) -> bool:
         """Whether all classes are merged into one."""
@@ -111,19 +109,20 @@ def detect_split(
     from yolov5_ema.upstream.data_yaml import opening_once
 
     _check_weights(request, engine, dataset)
+    windows, flags = take_flags(request.flags)
+    slicing = contextlib.nullcontext() if windows is None else sliced_inference(engine, "val", *windows)
     if is_ultralytics(engine):
         from yolov5_ema.scripts.yolo_val import collected
 
         weights, options = Path(request.weights[0]), request.options()
-        return collected(engine, weights, dataset, request.task, options, request.max_det, folder)
-    windows, flags = take_flags(request.flags)
+        with slicing:
+            return collected(engine, weights, dataset, request.task, options, request.max_det, folder)
     line = ["--data", str(dataset.file), "--weights", *request.weights, "--task", request.task]
     place = ["--project", str(folder), "--name", "val"]
     with contextlib.ExitStack() as stack:
         stack.enter_context(opening_once(dataset))
         found = stack.enter_context(collected_detections(engine, request.max_det))
-        if windows is not None:
-            stack.enter_context(sliced_inference(engine, "val", *windows))
+        stack.enter_context(slicing)
         if keep_odd:
             stack.enter_context(odd_images_kept(engine, dataset))
         scripts.run_script(engine, "val", [*line, *place, *flags])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Flags
-from yolov5_ema.errors import UserError
 
 if TYPE_CHECKING:
     from yolov5_ema.upstream.locate import Engine
@@ -75,21 +75,17 @@ def is_for_ultralytics(args: argparse.Namespace, rest: Sequence[str]) -> bool:
     return any(word.startswith("model=") for word in rest)
 
 
-def run_mode(script: str, rest: Sequence[str], idle: dict[str, object]) -> int:
+def run_mode(script: str, rest: Sequence[str], windows: tuple[int, float] | None = None) -> int:
     """Run ``train``, ``val``, ``detect`` or ``export`` as a mode of ultralytics; returns the exit code.
 
     Args:
         script: the name of the command.
         rest: the arguments for ultralytics.
-        idle: flags of ours that only YOLOv5's script has, with the values given by the user.
-
-    Raises:
-        UserError: one of these flags was given.
+        windows: size and overlap of the windows to detect in as well; None for none.
     """
-    for flag, value in idle.items():
-        if value is not None:
-            raise UserError(f"{flag} works only with YOLOv5's {script}, not with ultralytics")
-    load_plugins()
+    engine = start_ultralytics()
+    from yolov5_ema.scripts.sliced import sliced_inference
     from yolov5_ema.scripts.yolo import run_yolo
 
-    return run_yolo([_MODES.get(script, script), *rest])
+    with contextlib.nullcontext() if windows is None else sliced_inference(engine, script, *windows):
+        return run_yolo([_MODES.get(script, script), *rest])

@@ -19,10 +19,9 @@ def script_command(script: str, summary: str, *, is_sliceable: bool = False) -> 
     """The command of one of YOLOv5's own scripts, with the shim installed; in windows with ``--slice``."""
 
     def run(args: argparse.Namespace, rest: list[str]) -> int:
-        if is_for_ultralytics(args, rest):
-            own = {"--slice": args.slice, "--overlap": args.overlap} if is_sliceable else {}
-            return run_mode(script, rest, own)
         settings = _settings(args) if is_sliceable else None
+        if is_for_ultralytics(args, rest):
+            return run_mode(script, rest, windows=settings)
         engine = start_yolov5()
         from yolov5_ema.scripts import running as scripts
 

@@ -60,7 +60,7 @@ ground truth:
 
 With --weights, all other flags go to YOLOv5's own val: --img, --batch-size, --conf-thres, --iou-thres, --device,
 --half, --augment, --single-cls …; --slice and --overlap work as in 'yolov5-ema val'. Models of ultralytics are run with
-its val, with these flags but --slice.
+its val, with these flags.
 
 examples:
   yolov5-ema evaluate --data visdrone.yaml --weights best.pt --img 1280

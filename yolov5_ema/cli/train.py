@@ -16,7 +16,9 @@ from yolov5_ema.upstream.flags import given_flags
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Run YOLOv5's ``train``. The setting ``seed`` also works for releases that have no ``--seed``."""
     if is_for_ultralytics(args, rest):
-        return run_mode("train", rest, {"--init": args.init})
+        if args.init is not None:
+            raise UserError("--init works only with YOLOv5's train, not with ultralytics")
+        return run_mode("train", rest)
     from yolov5_ema.engine.quirks import distributed
     from yolov5_ema.scripts import leash, seeding
     from yolov5_ema.scripts import running as scripts

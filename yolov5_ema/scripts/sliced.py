@@ -26,32 +26,31 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from yolov5_ema.data.image_files import problem_before_reading
 from yolov5_ema.data.slicing import Window, check_window, windows
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.window_views import (
+    BATCH,
     CUT,
+    MOST_VIEWS,
     SMALLER,
     WHOLE,
     Origin,
-    fits_a_window,
     from_letterbox,
-    is_inside,
     merge,
+    native_pixels,
     to_letterbox,
     to_native,
 )
+from yolov5_ema.scripts.yolo_sliced import sliced_yolo
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import ModuleView, Patches
+from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 SCRIPTS = ("detect", "val")
-MOST_VIEWS = 5  # of one object: in four windows at their common corner, and in the whole image
-_BATCH = 8  # windows in one call of the model
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 """From images (n, 3, H, W) from 0 to 1 to raw predictions (n, rows, 5 + classes), with boxes x, y, w, h in pixels."""
@@ -59,13 +58,14 @@ Predict = Callable[[torch.Tensor], torch.Tensor]
 
 @contextmanager
 def sliced_inference(engine: Engine, script: str, size: int = 640, overlap: float = 0.2) -> Iterator[None]:
-    """Let a script of YOLOv5 also predict on windows of its images, for the length of a ``with`` block.
+    """Within a ``with`` block, let a script of YOLOv5, or a mode of ultralytics, also predict on windows of its images.
 
     Results for images that are not larger than a window do not change.
 
     Args:
-        engine: the YOLOv5, with the shim installed.
-        script: ``detect`` or ``val``; call its ``run`` inside the block.
+        engine: the YOLOv5 with the shim installed, or ultralytics with the adapter installed.
+        script: ``detect`` or ``val``; call its ``run`` inside the block, or ``predict`` or ``val`` of a model of
+            ultralytics.
         size: width and height of a window in native pixels; each window is scaled to the script's image size.
         overlap: share of a window, from 0 to below 1, that the next one repeats.
 
@@ -80,6 +80,10 @@ def sliced_inference(engine: Engine, script: str, size: int = 640, overlap: floa
     check_window(size, overlap, "--slice")
     if script not in SCRIPTS:
         raise UserError(f"--slice: {script} of {engine} cannot be sliced; {' and '.join(SCRIPTS)} can")
+    if engine.kind == ULTRALYTICS:
+        with sliced_yolo(engine, size, overlap):
+            yield
+        return
     module = engine.module(script)
     with Patches() as patches:
         _Slicer(engine, size, overlap).attach(module, patches)
@@ -193,7 +197,7 @@ class _Slicer:
         self._imgsz, self._stride = loader.dataset.img_size, loader.dataset.stride
         paths, shapes = batch[2], batch[3]
         self._frames = [
-            Frame(shape, lambda path=path: _read(path), ratio_pad)  # type: ignore[misc]
+            Frame(shape, lambda path=path: native_pixels(path), ratio_pad)  # type: ignore[misc]
             for path, (shape, ratio_pad) in zip(paths, shapes)
         ]
 
@@ -291,23 +295,18 @@ class _Slicer:
         is_fixed: bool,
     ) -> tuple[torch.Tensor, Origin]:
         """The rows of one image and of its windows, in pixels of the letterboxed image."""
-        rows = [own[own[:, 4] > self._conf_thres].float()]
+        whole = own[own[:, 4] > self._conf_thres].float()
         gain_and_pad = frame.gain_and_pad(*images.shape[2:])
-        ranks = [SMALLER * fits_a_window(from_letterbox(rows[0], gain_and_pad), cut, frame.shape).long()]
-        if len(cut) > 1:
-            for window, native in self._windows_of(frame, cut, images, predict, is_fixed):
-                rows.append(to_letterbox(native, gain_and_pad))
-                ranks.append(CUT * (~is_inside(native, window, frame.shape)).long())
-        counts = torch.tensor([len(part) for part in rows], device=own.device)
-        source = torch.arange(len(rows), device=own.device).repeat_interleave(counts)
-        return torch.cat(rows), Origin(source, torch.cat(ranks))
+        natives = list(self._windows_of(frame, cut, images, predict, is_fixed)) if len(cut) > 1 else []
+        origin = Origin.of(from_letterbox(whole, gain_and_pad), natives, cut, frame.shape)
+        return torch.cat([whole, *(to_letterbox(native, gain_and_pad) for native in natives)]), origin
 
     def _windows_of(
         self, frame: Frame, cut: Sequence[Window], images: torch.Tensor, predict: Predict, is_fixed: bool
-    ) -> Iterator[tuple[Window, torch.Tensor]]:
-        """Each window and its rows, (rows, 5 + classes) with x1, y1, x2, y2 in native pixels."""
+    ) -> Iterator[torch.Tensor]:
+        """The rows of each window, (rows, 5 + classes) with x1, y1, x2, y2 in native pixels."""
         pixels = frame.pixels()
-        batch_size = len(images) if is_fixed else max(_BATCH, len(images))
+        batch_size = len(images) if is_fixed else max(BATCH, len(images))
         for start in range(0, len(cut), batch_size):
             some = cut[start : start + batch_size]
             boxed = [self._letterboxed(pixels, window, images, is_fixed) for window in some]
@@ -317,7 +316,7 @@ class _Slicer:
             batch = torch.from_numpy(stack).to(images.device).to(images.dtype) / 255
             for window, (_, ratio, pad), rows in zip(some, boxed, predict(batch)):
                 kept = rows[rows[:, 4] > self._conf_thres].float()
-                yield window, to_native(kept, window, ratio, pad)
+                yield to_native(kept, window, ratio, pad)
 
     def _letterboxed(
         self, pixels: np.ndarray, window: Window, images: torch.Tensor, is_fixed: bool
@@ -403,16 +402,6 @@ def _with_first(output: Any, rows: torch.Tensor) -> Any:
     if not isinstance(output, (list, tuple)):
         return rows
     return type(output)([_with_first(output[0], rows), *output[1:]])
-
-
-def _read(path: str) -> np.ndarray:
-    problem = problem_before_reading(path)
-    if problem:
-        raise UserError(f"{path} {problem}")
-    image = cv2.imread(str(path))
-    if image is None:
-        raise UserError(f"{path}: cannot be read as an image")
-    return image
 
 
 def _weights_name(options: dict[str, Any]) -> str:

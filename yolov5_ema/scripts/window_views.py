@@ -6,19 +6,24 @@ See `yolov5_ema.scripts.sliced`; docs/slicing.md has the figures.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from yolov5_ema.data.image_files import read_image
 from yolov5_ema.data.slicing import Window
+from yolov5_ema.errors import UserError
 
 # share of a window's side, at least 2 pixels: a box that ends this near to the border counts as cut
 CUT_MARGIN = 0.01
 CUT_MARGIN_PX = 2.0
 SAME_IOU = 0.45  # from this IoU on, two views show the same object
 SAME_INSIDE = 0.5  # if this share of a worse view lies in a better one, both show the same object
+MOST_VIEWS = 5  # of one object: in four windows at their common corner, and in the whole image
+BATCH = 8  # windows in one call of the model
 
 
 @dataclass
@@ -32,6 +37,23 @@ class Origin:
 
     source: torch.Tensor
     rank: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, whole: torch.Tensor, in_windows: Sequence[torch.Tensor], cut: Sequence[Window], shape: tuple[int, int]
+    ) -> Origin:
+        """The origin of the boxes of an image, followed by those of its windows.
+
+        Args:
+            whole: boxes of the whole image in native pixels, (n, 4 or more).
+            in_windows: boxes of each window, likewise; empty if the image is not cut.
+            cut: the windows.
+            shape: height and width of the image.
+        """
+        ranks = [SMALLER * fits_a_window(whole[:, :4], cut, shape).long()]
+        ranks += [CUT * (~is_inside(rows, window, shape)).long() for window, rows in zip(cut, in_windows)]
+        counts = torch.tensor([len(part) for part in ranks], device=whole.device)
+        return cls(torch.arange(len(ranks), device=whole.device).repeat_interleave(counts), torch.cat(ranks))
 
 
 WHOLE = 0
@@ -71,6 +93,23 @@ def merge(boxes: torch.Tensor, origin: Origin, *, agnostic: bool = False, limit:
     return kept[kept[:, 4].argsort(descending=True, stable=True)]
 
 
+def merged_views(
+    whole: torch.Tensor,
+    in_windows: Sequence[torch.Tensor],
+    cut: Sequence[Window],
+    shape: tuple[int, int],
+    *,
+    agnostic: bool,
+    max_det: int,
+) -> torch.Tensor:
+    """The detections in an image and in its windows, merged: at most ``max_det``, (k, 6), by decreasing confidence.
+
+    For the arguments see `Origin.of` and `merge`; each row is x1, y1, x2, y2, confidence, class.
+    """
+    origin = Origin.of(whole, in_windows, cut, shape)
+    return merge(torch.cat([whole, *in_windows]), origin, agnostic=agnostic, limit=MOST_VIEWS * max_det)[:max_det]
+
+
 def _greedy(rival: np.ndarray) -> np.ndarray:
     """Go through the items from the best on, each removing its worse rivals; return which remain, (n,)."""
     kept = np.ones(len(rival), dtype=bool)
@@ -89,6 +128,18 @@ def _same_object(boxes: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
     area = (x2 - x1) * (y2 - y1)
     overlaps = shared >= SAME_IOU * (area[:, None] + area - shared)
     return overlaps | ((shared >= SAME_INSIDE * area) & (rank != WHOLE))
+
+
+def native_pixels(path: str | os.PathLike[str]) -> np.ndarray:
+    """An image as it is, uint8 of shape (H, W, 3) in BGR.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    pixels, problem = read_image(path)
+    if pixels is None:
+        raise UserError(f"{os.fspath(path)} {problem}")
+    return pixels
 
 
 def to_native(rows: torch.Tensor, window: Window, ratio: float, pad: tuple[float, float]) -> torch.Tensor:

@@ -97,8 +97,9 @@ def _collecting(base: Any, found: Collected) -> Any:
                 image = Path(batch["im_file"][index])
                 if image in found.raw:
                     raise UserError(f"{image} is evaluated twice")
-                rows = _rows_of(pred)
-                rows[:, :4] = _in_image(rows[:, :4], batch, index, is_stretched=_is_stretched(self))
+                rows = rows_of(pred).detach().cpu().float().numpy().copy()
+                gain, pad = placement(batch, index, stretched=is_stretched(self))
+                rows[:, :4] = (rows[:, :4] - np.array(pad)) / np.array(gain)
                 height, width = batch["ori_shape"][index]
                 found.raw[image] = Detections.of_rows(rows)
                 found.detections[image] = Detections.of_rows(_clipped(rows, width, height))
@@ -107,26 +108,28 @@ def _collecting(base: Any, found: Collected) -> Any:
     return Validator
 
 
-def _rows_of(pred: Any) -> np.ndarray:
-    """The detections of one image, float32 of shape (N, 6). Early releases of 8.3 give a tensor, later ones a dict."""
+def rows_of(pred: Any) -> torch.Tensor:
+    """The detections of one image, (N, 6). Early releases of 8.3 give a tensor, later ones a dict."""
     if not isinstance(pred, dict):
-        return pred[:, :6].detach().cpu().float().numpy().copy()
-    parts = [pred["bboxes"][:, :4], pred["conf"][:, None], pred["cls"][:, None]]
-    return np.concatenate([part.detach().cpu().float().numpy() for part in parts], axis=1)
+        return pred[:, :6]
+    return torch.cat([pred["bboxes"][:, :4], pred["conf"][:, None], pred["cls"][:, None]], dim=1)
 
 
-def _is_stretched(validator: Any) -> bool:
+def is_stretched(validator: Any) -> bool:
     """Whether images are stretched to the model's size, not letterboxed."""
-    return "RTDETR" in type(validator).__mro__[1].__name__
+    return any("RTDETR" in base.__name__ for base in type(validator).__mro__)
 
 
-def _in_image(boxes: np.ndarray, batch: Any, index: int, *, is_stretched: bool) -> np.ndarray:
-    """Boxes in pixels of the model's input, as pixels of the image; (N, 4) both, not cut off at the border."""
-    if is_stretched:
+def placement(batch: Any, index: int, *, stretched: bool) -> tuple[list[float], list[float]]:
+    """Where an image lies in the model's input: the factors and the borders of x1, y1, x2, y2.
+
+    Pixels of the image times the factors, plus the borders, are pixels of the input.
+    """
+    if stretched:
         (height, width), (tall, wide) = batch["ori_shape"][index], batch["img"].shape[2:]
-        return boxes * np.tile([width / wide, height / tall], 2)
-    (gain_y, gain_x), pad = batch["ratio_pad"][index]
-    return (boxes - np.tile(pad, 2)) / np.tile([gain_x, gain_y], 2)
+        return [wide / width, tall / height] * 2, [0.0] * 4
+    (gain_y, gain_x), (left, top) = batch["ratio_pad"][index]
+    return [gain_x, gain_y] * 2, [left, top] * 2
 
 
 def _clipped(rows: np.ndarray, width: int, height: int) -> np.ndarray:
