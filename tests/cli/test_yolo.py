@@ -39,6 +39,13 @@ def test_a_model_from_its_yaml_to_onnx(tiny_set, tmp_path, home):
     run("detect", f"model={best}", f"source={image}", place, "name=found", "save_txt=True", "conf=0.0001", *FAST[:2])
     assert (tmp_path / "runs/found/labels/test0.txt").is_file() and (tmp_path / "runs/found/test0.jpg").is_file()
     run("export", f"model={best}", "format=torchscript", *FAST[:2])
+    own = ("--img", 64, "--device", "cpu", "--conf-thres", 0.0001, "--save-txt", "--project", "own", "--name", "found")
+    run("detect", "--weights", best, "--source", image, *own)
+    labels = [folder / "found/labels/test0.txt" for folder in (tmp_path / "runs", tmp_path / "own")]
+    assert labels[0].read_text() == labels[1].read_text()
+    windows = ("--save-conf", "--slice", 64, "--exist-ok")
+    run("detect", "--weights", best.with_suffix(".torchscript"), "--source", image, *own, *windows)
+    assert (tmp_path / "own/found/test0.jpg").is_file() and labels[1].read_text() != labels[0].read_text()
     assert best.with_suffix(".torchscript").is_file()
 
 

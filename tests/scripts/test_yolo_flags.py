@@ -8,7 +8,7 @@ import pytest
 from offline_ultralytics import offline
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.scripts.yolo_flags import options_of
+from yolov5_ema.scripts.yolo_flags import LINES, options_of, words_of
 from yolov5_ema.upstream.flags import given_flags
 
 
@@ -41,6 +41,37 @@ def test_other_flags_are_refused(script, flags, words):
         options_of(script, flags.split())
 
 
+@pytest.mark.parametrize(
+    ("script", "line", "words"),
+    [
+        ("detect", "--weights a.pt --source 0 --img 320", "model=a.pt source=0 imgsz=320"),
+        ("detect", "--weights a.pt --img 320 640 --classes 0 2", "model=a.pt imgsz=[320,640] classes=[0,2]"),
+        ("detect", "--weights a.pt --nosave --hide-conf", "model=a.pt save=False show_conf=False"),
+        ("val", "--data d.yaml --weights a.pt --task test --half", "model=a.pt data=d.yaml split=test half=True"),
+    ],
+)
+def test_lines_are_words(script, line, words):
+    assert sorted(words_of(script, line.split())) == sorted(words.split())
+
+
+def test_a_relative_project_is_one_of_the_working_folder(own_folder):
+    """ultralytics would make it in its folder of runs."""
+    assert words_of("detect", ["--weights", "a.pt", "--project", "here"])[1] == f"project={own_folder / 'here'}"
+
+
+@pytest.mark.parametrize(
+    ("script", "line", "words"),
+    [
+        ("detect", "--weights a.pt --update", "--update: with a model of ultralytics, detect takes --source, "),
+        ("detect", "--weights a.pt b.pt", "--weights: ultralytics detects with one model at a time"),
+        ("val", "--weights a.pt --task speed", "argument --task: invalid choice: 'speed'"),
+    ],
+)
+def test_lines_without_a_counterpart_are_refused(script, line, words):
+    with pytest.raises(UserError, match=words):
+        words_of(script, line.split())
+
+
 def test_every_flag_is_one_of_yolov5_and_every_option_one_of_ultralytics(engine, tmp_path):
     given = {
         "val": "--img 64 --batch-size 2 --device cpu --single-cls --conf-thres 0.1 --iou-thres 0.5 --half --augment",
@@ -54,3 +85,8 @@ def test_every_flag_is_one_of_yolov5_and_every_option_one_of_ultralytics(engine,
             found = options_of(script, flags)
             assert len(found) == len(given_flags(engine, script, flags)) == line.count("--")
             assert set(found) - {"half"} <= set(known)  # half is an older name of quantize=16
+        for script, table in LINES.items():
+            assert {how["dest"] for how in table.values()} - {"half"} <= set(known)
+            flags = {spelling for spellings in table for spelling in spellings}
+            # some releases have more or fewer
+            assert len(set(given_flags(engine, script, sorted(flags))).difference(("batch", "iou"))) >= 18

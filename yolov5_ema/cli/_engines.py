@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Flags
+from yolov5_ema.scripts.yolo_flags import LINES, weights_in, words_of
 
 if TYPE_CHECKING:
     from yolov5_ema.upstream.locate import Engine
@@ -34,7 +35,7 @@ def add_engine_of_script(flags: Flags) -> None:
     add_engine(
         flags,
         "run YOLOv5's script with its flags, or ultralytics with its arguments (model=yolo11n-ema.yaml data=coco8.yaml "
-        "…); default: ultralytics if there is a model=",
+        "…); default: ultralytics if there is a model=, or --weights of ultralytics (detect and val)",
     )
 
 
@@ -68,19 +69,42 @@ def start_ultralytics() -> Engine:
     return ultralytics_adapter.install()
 
 
-def is_for_ultralytics(args: argparse.Namespace, rest: Sequence[str]) -> bool:
-    """Whether a command line of ``train``, ``val``, ``detect`` or ``export`` is one for ultralytics."""
-    if args.engine is not None:
-        return bool(args.engine == ULTRALYTICS)
-    return any(word.startswith("model=") for word in rest)
+def words_for_ultralytics(script: str, args: argparse.Namespace, rest: Sequence[str]) -> list[str] | None:
+    """A command line of ``train``, ``val``, ``detect`` or ``export`` as arguments of ultralytics.
+
+    It is one for ultralytics if ``--engine`` says so, if there is a ``model=``, or if ``--weights`` of ``val`` or
+    ``detect`` names a file of ultralytics.
+
+    Args:
+        script: the name of the command.
+        args: the command's own flags, with ``--engine``.
+        rest: the other arguments; with ``--weights``, flags of YOLOv5.
+
+    Returns:
+        The arguments; None if the line is one for YOLOv5.
+
+    Raises:
+        UserError: ultralytics has no counterpart of a flag.
+    """
+    from yolov5_ema.checkpoints.recognition import engine_of_weights
+
+    weights = weights_in(rest) if script in LINES else []
+    said = args.engine
+    if said is None and any(word.startswith("model=") for word in rest):
+        said = ULTRALYTICS
+    if said is None and any(engine_of_weights(Path(file)) == ULTRALYTICS for file in weights):
+        said = ULTRALYTICS
+    if said != ULTRALYTICS:
+        return None
+    return words_of(script, rest) if weights else list(rest)
 
 
-def run_mode(script: str, rest: Sequence[str], windows: tuple[int, float] | None = None) -> int:
+def run_mode(script: str, words: Sequence[str], windows: tuple[int, float] | None = None) -> int:
     """Run ``train``, ``val``, ``detect`` or ``export`` as a mode of ultralytics; returns the exit code.
 
     Args:
         script: the name of the command.
-        rest: the arguments for ultralytics.
+        words: the arguments for ultralytics.
         windows: size and overlap of the windows to detect in as well; None for none.
     """
     engine = start_ultralytics()
@@ -88,4 +112,4 @@ def run_mode(script: str, rest: Sequence[str], windows: tuple[int, float] | None
     from yolov5_ema.scripts.yolo import run_yolo
 
     with contextlib.nullcontext() if windows is None else sliced_inference(engine, script, *windows):
-        return run_yolo([_MODES.get(script, script), *rest])
+        return run_yolo([_MODES.get(script, script), *words])

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from collections.abc import Sequence
 
-from yolov5_ema.cli._engines import add_engine_of_script, is_for_ultralytics, run_mode
+from yolov5_ema.cli._engines import add_engine_of_script, run_mode, words_for_ultralytics
 from yolov5_ema.cli._yolov5 import start_yolov5
 from yolov5_ema.cli.command import Command, Flags, own_parser
 from yolov5_ema.errors import UserError
@@ -20,8 +20,9 @@ def script_command(script: str, summary: str, *, is_sliceable: bool = False) -> 
 
     def run(args: argparse.Namespace, rest: list[str]) -> int:
         settings = _settings(args) if is_sliceable else None
-        if is_for_ultralytics(args, rest):
-            return run_mode(script, rest, windows=settings)
+        words = words_for_ultralytics(script, args, rest)
+        if words is not None:
+            return run_mode(script, words, settings)
         engine = start_yolov5()
         from yolov5_ema.scripts import running as scripts
 

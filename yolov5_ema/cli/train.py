@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from yolov5_ema.cli._engines import add_engine_of_script, is_for_ultralytics, run_mode
+from yolov5_ema.cli._engines import add_engine_of_script, run_mode, words_for_ultralytics
 from yolov5_ema.cli._yolov5 import start_yolov5
 from yolov5_ema.cli.command import Command
 from yolov5_ema.errors import UserError
@@ -15,10 +15,11 @@ from yolov5_ema.upstream.flags import given_flags
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Run YOLOv5's ``train``. The setting ``seed`` also works for releases that have no ``--seed``."""
-    if is_for_ultralytics(args, rest):
+    words = words_for_ultralytics("train", args, rest)
+    if words is not None:
         if args.init is not None:
             raise UserError("--init works only with YOLOv5's train, not with ultralytics")
-        return run_mode("train", rest)
+        return run_mode("train", words)
     from yolov5_ema.engine.quirks import distributed
     from yolov5_ema.scripts import leash, seeding
     from yolov5_ema.scripts import running as scripts
