@@ -91,7 +91,8 @@ def run_warm(
         env: the whole environment. Variables that the libraries read when they are imported have no effect, except
             OMP_NUM_THREADS.
         longest_s: the number of seconds after which SIGALRM ends the program.
-        are_drawn: False makes the pictures that matplotlib saves empty. They take half the time of a small training.
+        are_drawn: False makes the pictures that matplotlib saves empty, and leaves the model out of TensorBoard's file.
+            They take half the time of a small training.
         prepared: ``MODULE:FUNCTION`` and its arguments. The function is called once, and all programs that name the
             same function and arguments run in copies of that process. ``env`` is added to the environment there.
     """
@@ -209,11 +210,28 @@ def _settle(task: Mapping[str, Any]) -> None:
 
 
 def leave_figures_empty(put: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Make the pictures that matplotlib saves empty; ``put`` sets an attribute."""
+    """Make the pictures that matplotlib saves empty, and leave the model out of TensorBoard's file.
+
+    Args:
+        put: sets an attribute.
+    """
+    import seaborn
+    import torch
     from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
 
     put(Figure, "draw", lambda self, renderer: None)
     put(Figure, "tight_layout", lambda self, **options: None)
+    for name in ("pairplot", "histplot"):
+        put(seaborn, name, lambda *data, **options: None)
+    put(SummaryWriter, "add_graph", lambda self, model, inputs: None)
+    put(torch.jit, "trace", functools.partial(_traced_for_others, torch.jit.trace))
+
+
+def _traced_for_others(trace: Callable[..., Any], model: Any, *args: Any, **options: Any) -> Any:
+    """`torch.jit.trace`, unless YOLOv5 asks for the graph that it gives to TensorBoard: that takes seconds."""
+    caller = sys._getframe(1).f_globals["__name__"]
+    return model if caller.endswith("utils.loggers") else trace(model, *args, **options)
 
 
 def _code_of(run: Callable[[], object]) -> int:
