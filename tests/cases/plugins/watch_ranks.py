@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
+from warm_python import leave_figures_empty
 
 from yolov5_ema.engine import shim
 
@@ -17,9 +17,7 @@ models: list[Any] = []
 Average: Any = train.ModelEMA
 Loss: Any = train.ComputeLoss
 run = train.train
-# nobody looks at the plots, which take half the time
-Figure.draw = lambda self, renderer: None  # type: ignore[method-assign]
-Figure.tight_layout = lambda self, **options: None  # type: ignore[method-assign]
+leave_figures_empty()
 
 
 def state_of(model: Any) -> dict[str, torch.Tensor]:

@@ -1,9 +1,8 @@
-"""Training in several processes: real torchrun, gloo on the CPU, one node and two nodes."""
+"""Training in several processes: gloo on the CPU, one node and two nodes; the slow tests run the real torchrun."""
 
 from __future__ import annotations
 
 import csv
-import functools
 import os
 import shutil
 import socket
@@ -14,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cases import PLUGINS
+from cases import PLUGINS, ranks
 from conftest import REPOSITORY, laid_aside, run_cli, small_cfg, write_tiny_set
+from fresh_process import run_in_copy
 
 from yolov5_ema.checkpoints.loading import load_checkpoint
 from yolov5_ema.upstream.locate import engine_at
@@ -78,8 +78,9 @@ def two(flags, tmp_path_factory) -> Path:
     """The folder of a training of two ranks, with batches of 8 each and synchronised batch normalisation."""
     cwd = tmp_path_factory.mktemp("two")
     line = [*spied(cwd, flags), "--epochs", EPOCHS, "--sync-bn", "--save-period", 1]
-    code, output = finished(torchrun(*line, cwd=cwd, YOLOV5_EMA_CPU_DDP="1", YOLOV5_EMA_SEED="0"))
-    assert code == 0, output[-3000:]
+    env = {"YOLOV5_EMA_CPU_DDP": "1", "YOLOV5_EMA_SEED": "0"}
+    done = run_in_copy(ranks.command_in_two_ranks, *line, cwd=cwd, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
     return cwd
 
 
@@ -125,36 +126,9 @@ def test_ranks_end_with_the_same_weights_and_rank_0_saves_them(two, package_root
     assert any((steps[0][name] != steps[-1][name]).any() for name in running)
 
 
-def _batch_norms(rank: int, file: str) -> None:
-    """One rank: half of a batch through a synchronised norm, compared with the whole batch through torch's own norm."""
-    from yolov5_ema.engine.quirks import distributed as quirk
-
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    norms = [torch.nn.BatchNorm2d(3, eps=1e-3, momentum=0.03, dtype=torch.float64) for _ in range(2)]
-    quirk._SyncBatchNorm.convert_sync_batchnorm(norms[0])
-    forward = functools.partial(quirk._of_all_ranks, torch.nn.BatchNorm2d.forward)
-    whole = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    weights = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    part = slice(0, 2) if rank == 0 else slice(2, 5)  # ranks may have different numbers of values
-    own, whole = whole[part].clone().requires_grad_(), whole.requires_grad_()
-    ours, theirs = forward(norms[0], own), norms[1](whole)
-    torch.testing.assert_close(ours, theirs[part], rtol=1e-12, atol=1e-12)
-    (ours * weights[part]).sum().backward()
-    (theirs * weights).sum().backward()
-    torch.testing.assert_close(own.grad, whole.grad[part], rtol=1e-10, atol=1e-12)
-    for name in ("weight", "bias"):
-        total = getattr(norms[0], name).grad.clone()
-        torch.distributed.all_reduce(total)
-        torch.testing.assert_close(total, getattr(norms[1], name).grad, rtol=1e-10, atol=1e-12)
-    for name, value in norms[1].named_buffers():
-        torch.testing.assert_close(norms[0].get_buffer(name), value, rtol=1e-12, atol=1e-12)
-    norms[0].eval(), norms[1].eval()
-    torch.testing.assert_close(forward(norms[0], own), norms[1](own), rtol=1e-12, atol=1e-12)
-    torch.distributed.destroy_process_group()
-
-
 def test_a_norm_over_two_ranks_is_one_over_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(_batch_norms, (str(tmp_path / "store"),), nprocs=2)
+    done = run_in_copy(ranks.norms_of_half_batches, tmp_path / "store")
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_gpus_and_unasked(flags, tmp_path):
