@@ -594,15 +594,17 @@ def wandb_epochs(root: Path) -> None:
     logger.end_epoch(best_result=True)
 
 
-def worker_processes(folder: Path, data: Path, limit_s: float) -> None:
+def worker_processes(folder: Path, data: Path) -> None:
     from yolov5.utils import datasets
 
-    multiprocessing.set_start_method("spawn", force=True)
+    # the default from Python 3.14 on; the large libraries are imported once, for both workers
+    multiprocessing.set_start_method("forkserver", force=True)
+    multiprocessing.set_forkserver_preload(["torchvision", "cv2", "pandas", "seaborn", "matplotlib.pyplot"])
     own = shutil.copytree(data.parent, folder / "set")
     real_pool = datasets.Pool
 
     class Pool:
-        """Fail, instead of hanging, if a worker cannot unpickle and is replaced again and again."""
+        """Fail, instead of hanging, if the worker cannot unpickle and is replaced again and again."""
 
         def __init__(self, count: int) -> None:
             self.pool = real_pool(1)
@@ -614,7 +616,14 @@ def worker_processes(folder: Path, data: Path, limit_s: float) -> None:
             self.pool.terminate()
 
         def imap(self, call: Callable[..., object], items: Any) -> list[object]:
-            return [self.pool.apply_async(call, (item,)).get(limit_s) for item in items]
+            (first,) = self.pool._pool
+            results = []
+            for result in [self.pool.apply_async(call, (item,)) for item in items]:
+                while not result.ready():
+                    assert first in self.pool._pool, "the worker was replaced"
+                    result.wait(0.1)
+                results.append(result.get())
+            return results
 
     datasets.Pool = Pool
     dataset = datasets.LoadImagesAndLabels(str(own / "images/val"), 64, 2)
