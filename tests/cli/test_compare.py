@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,20 +20,25 @@ import cv2
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, run_cli, small_cfg
+from conftest import REPOSITORY, SMALL_YOLO, run_cli, small_cfg
+from offline_ultralytics import environment, offline
 
 import yolov5_ema
 from yolov5_ema.cfgs.generator import format_cfg
 from yolov5_ema.cli import compare
 from yolov5_ema.cli.main import main
+from yolov5_ema.comparing import by_ultralytics, by_yolov5, plan
 from yolov5_ema.comparing import picture as comparison_picture
 from yolov5_ema.comparing.runs import Runner
-from yolov5_ema.engine import model_info
 from yolov5_ema.resources import find_shipped
 from yolov5_ema.scripts import preflight
 
-CHECK_MODEL, MODEL_INFO, DRAW = preflight.check_model, model_info.model_info, comparison_picture.draw
-MAP50 = {"plain": (0.50, 0.52, 0.54), "yolov5n-ema": (0.51, 0.55, 0.55), "other": (0.40, 0.42, 0.45)}
+CHECK_MODEL, MODEL_INFO, DRAW = preflight.check_model, by_yolov5.model_info, comparison_picture.draw
+YOLO_INFO, CHECK_YOLO = by_ultralytics.ultralytics_info, by_ultralytics.UltralyticsTrainer.check
+MAP50 = {
+    **{"plain": (0.50, 0.52, 0.54), "yolov5n-ema": (0.51, 0.55, 0.55), "other": (0.40, 0.42, 0.45)},
+    **{"small": (0.60, 0.62, 0.65), "small26": (0.61, 0.64, 0.65)},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +67,17 @@ class Played:
             map50 = MAP50[run.cfg][run.seed % 3]
             output.write_text(json.dumps({"precision": 0.1, "recall": 0.2, "map50": map50, "map50_95": map50 / 2}))
             return 0
+        if arguments[0] == "evaluate":
+            write_evaluation(Path(arguments[arguments.index("--json") + 1]), MAP50[run.cfg][run.seed % 3])
+            return 0
         self.calls.append(arguments)
         how = self.fail.get((run.cfg, run.seed), "")
         run.log.write_bytes(b"epoch 1\r" + f"{how or 'Transferred 3/9 items from a.pt'}\n".encode())
         run.best.parent.mkdir(parents=True, exist_ok=True)
         loss = "nan" if how == "nan" else "0.5"
         rows = "".join(f"{epoch}, 0.1, {loss}, 0.3\n" for epoch in range(2))
-        (run.folder / "results.csv").write_text("epoch, box, obj, cls\n" + rows)
+        (run.folder / "results.csv").write_text("epoch, train/box_loss, train/obj_loss, train/cls_loss\n" + rows)
+        (run.folder / "hyp.yaml").write_text("lr0: 0.01\nmosaic: 1.0\nanchor_t: 4.0\n")
         torch.save({"epoch": 0 if how else -1}, run.last)
         run.best.touch()
         if how == "Ctrl-C":
@@ -78,12 +88,22 @@ class Played:
         """The model and seed of each call, and whether it was resumed."""
         found = []
         for call in self.calls:
-            if "--resume" in call:
+            words = dict(word.split("=", 1) for word in call if "=" in word)
+            if "model" in words:
+                folder = Path(words["model"]).parent.parent
+                begun = f"resume {folder.parent.name}/{folder.name}" if "resume" in words else ""
+                found.append(begun or f"{Path(words['project']).name}/{words['name']}")
+            elif "--resume" in call:
                 folder = Path(call[call.index("--resume") + 1]).parent.parent
                 found.append(f"resume {folder.parent.name}/{folder.name}")
             else:
                 found.append(f"{Path(call[call.index('--project') + 1]).name}/{call[call.index('--name') + 1]}")
         return found
+
+
+def write_evaluation(file: Path, map50: float) -> None:
+    own = {"P": 0.1, "R": 0.2, "mAP50": map50, "mAP50-95": map50 / 2, "per_class": {"disc": {"labels": 12}}}
+    file.write_text(json.dumps({"yolov5": own, "ultralytics": own, "coco": {"AP50": map50, "AP": map50 / 2}}))
 
 
 @pytest.fixture
@@ -92,7 +112,10 @@ def played(monkeypatch):
     trainings = Played()
     monkeypatch.setattr(Runner, "_call", lambda *args, **kwargs: trainings(*args, **kwargs))
     monkeypatch.setattr(preflight, "check_model", by_content(CHECK_MODEL))
-    monkeypatch.setattr(model_info, "model_info", by_content(MODEL_INFO))
+    monkeypatch.setattr(by_yolov5, "model_info", by_content(MODEL_INFO))
+    monkeypatch.setattr(by_ultralytics.UltralyticsTrainer, "check", checked_once)
+    info = by_content(info_of_yolo)
+    monkeypatch.setattr(by_ultralytics, "ultralytics_info", lambda name, cfg, *args: info(cfg, *args))
     monkeypatch.setattr(comparison_picture, "draw", lambda *_: None)
     return trainings
 
@@ -110,6 +133,15 @@ def by_content(function):
         return BUILT[key]
 
     return wrapper
+
+
+def info_of_yolo(cfg, *args):
+    return YOLO_INFO(cfg.name, cfg, *args)
+
+
+def checked_once(trainer, name, cfg):
+    key = (CHECK_YOLO, cfg.read_bytes())
+    BUILT[key] = BUILT[key] if key in BUILT else CHECK_YOLO(trainer, name, cfg)
 
 
 def command(tiny_set, *flags: object, cfgs: tuple[str, ...] = ("plain.yaml", "yolov5n-ema.yaml")) -> list[str]:
@@ -426,6 +458,120 @@ def test_progress_tells_what_is_left(capsys, monkeypatch):
     assert capsys.readouterr().out.endswith("[3/3] c: scoring\n")
 
 
+# --- with ultralytics -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ultralytics(tmp_path_factory):
+    with offline(tmp_path_factory.mktemp("config")) as package:
+        yield package
+
+
+@pytest.fixture
+def two_yolos(ultralytics, own_folder):
+    for name in ("small", "small26"):
+        Path(f"{name}.yaml").write_text(SMALL_YOLO)
+
+
+BOTH, OF_ULTRALYTICS = ("plain.yaml", "small.yaml"), ("small.yaml", "small26.yaml")
+
+
+def test_both_engines_in_one_table(tiny_set, played, two_yolos, capsys, monkeypatch):
+    monkeypatch.setattr(comparison_picture, "draw", DRAW)
+    flags = ("--seeds", 2, "--latency-rounds", 2, "--device", "cpu", "mosaic=0.5")
+    assert main(command(tiny_set, *flags, cfgs=BOTH)) == 0
+    assert played.trained() == ["plain/seed0", "small/seed0", "plain/seed1", "small/seed1"]
+    of_yolov5, of_ultralytics, *_, last = played.calls
+    assert "--epochs" in of_yolov5 and not any("mosaic" in word for word in of_yolov5)
+    assert {"epochs=2", "imgsz=64", "batch=4", "device=cpu", "mosaic=0.5", "seed=0"} <= set(of_ultralytics)
+    assert "seed=1" in last and f"data={Path('runs/compare/exp/data.yaml').resolve()}" in last
+    found = result()
+    assert {name: model["engine"] for name, model in found["models"].items()} == {
+        **{"plain": "YOLOv5", "small": "ultralytics"}
+    }
+    assert found["models"]["small"]["differences"]["map50"]["mean"] == pytest.approx(0.10)
+    assert set(found["software"]) > {"yolov5", "ultralytics"} and found["recipe"]["protocol"] == "coco"
+    assert found["recipe"]["ultralytics"]["options"]["mosaic"] == 0.5 and found["recipe"]["options"]["epochs"] == 2
+    out = capsys.readouterr().out
+    for words in (
+        "plain (YOLOv5, baseline)",
+        "small (ultralytics)",
+        "by COCO's protocol (mAP50-95 is its AP) on the same 12 objects",
+        "YOLOv5 trained plain from scratch; optimizer SGD, lr0 0.01, batch 4, mosaic 1.0; loss: boxes by CIoU",
+        "ultralytics trained small from scratch; optimizer auto (and its own lr0), lrf 0.01",
+        "mosaic 0.5",
+        "Not alike in the two engines",
+    ):
+        assert words in out, words
+    assert cv2.imread("runs/compare/exp/comparison.png").shape[1] == 1800
+
+
+def test_ultralytics_alone_is_scored_by_its_own_protocol(tiny_set, played, two_yolos, capsys):
+    assert main(command(tiny_set, "--seeds", 1, cfgs=OF_ULTRALYTICS)) == 0
+    assert result()["recipe"]["protocol"] == "ultralytics" and "yolov5" not in result()["software"]
+    out = capsys.readouterr().out
+    assert "by ultralytics' own val" in out and "Not alike" not in out and "(ultralytics)" not in out
+
+
+def test_of_yolov5_alone_the_recipe_has_the_form_that_it_always_had(tiny_set, played):
+    assert main(command(tiny_set, "--seeds", 1)) == 0
+    recipe = json.loads(Path("runs/compare/exp/recipe.json").read_text())
+    assert list(recipe) == ["options", "task", "data", "hyp", "weights", "cfgs", "software"]
+    assert set(recipe["software"]) == {"yolov5", "torch", "yolov5_ema"}
+    assert not Path("runs/compare/exp/data.yaml").exists() and "engine" not in result()["models"]["plain"]
+
+
+def test_an_interrupted_training_of_ultralytics_goes_on(tiny_set, played, two_yolos, capsys):
+    played.fail["small", 0] = "Ctrl-C"
+    assert main(command(tiny_set, "--seeds", 2, cfgs=BOTH)) == 130
+    played.fail.clear()
+    played.calls.clear()
+    assert main(command(tiny_set, "--seeds", 2, cfgs=(*BOTH, "small26.yaml"))) == 0
+    assert played.trained() == ["resume small/seed0", "small26/seed0", "plain/seed1", "small/seed1", "small26/seed1"]
+    assert "small, seed 0 was resumed at epoch 1" in capsys.readouterr().out
+
+
+def test_a_model_that_was_scored_on_other_objects_is_a_failure(tiny_set, played, two_yolos, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "_objects", lambda *_: 13)
+    assert main(command(tiny_set, "--seeds", 1, cfgs=BOTH)) == 1
+    assert "val evaluated images with 12 objects, but the test split has 13" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cfgs", "flags", "words"),
+    [
+        (BOTH, ["--hyp", "hyp.demo.yaml"], "--hyp hyp.demo.yaml: with a model of ultralytics, train takes --imgsz"),
+        (BOTH, ["epochs=3"], "epochs= would hold for ultralytics only: write --epochs"),
+        (("plain.yaml", "other.yaml", "lr0=0.1"), [], "lr0=0.1 is an argument of ultralytics, but none of the --cfgs"),
+        (OF_ULTRALYTICS, ["seed=3"], "compare takes no seed=: --seeds N"),
+        (("small.yaml", "yolo26n-seg.yaml"), [], "yolo26n-seg.yaml is a model for the task segment"),
+        (("small.yaml", "yolo26q.yaml"), [], "yolo26q.yaml: there is no such size"),
+    ],
+)
+def test_what_does_not_fit_the_engines_is_refused(refused, tiny_set, two_yolos, cfgs, flags, words):
+    assert words in refused(command(tiny_set, *flags, cfgs=cfgs))
+
+
+def test_other_engines_than_before_are_refused(refused, tiny_set, played, two_yolos):
+    assert main(command(tiny_set, "--seeds", 1)) == 0
+    message = refused(command(tiny_set, "--seeds", 1, cfgs=BOTH))
+    assert "the models of one engine or of both, and with it the scoring: yolov5 there, coco now" in message
+
+
+def test_a_changed_argument_of_ultralytics_is_named(refused, tiny_set, played, two_yolos):
+    assert main(command(tiny_set, "--seeds", 1, "lr0=0.02", cfgs=BOTH)) == 0
+    assert "ultralytics, lr0: 0.02 there, 0.01 now" in refused(command(tiny_set, "--seeds", 1, cfgs=BOTH))
+
+
+def test_images_that_only_one_engine_may_evaluate_are_refused(refused, tiny_set, two_yolos):
+    shutil.copytree(tiny_set.parent, "set", ignore=shutil.ignore_patterns("*.cache"))
+    file = Path("set/tiny.yaml")
+    file.write_text(file.read_text().replace(f"path: {tiny_set.parent}", f"path: {Path('set').resolve()}"))
+    label = next(Path("set/labels/test").iterdir())
+    label.write_text("0 0.5 0.5 1.5 0.2\n")
+    assert "1 images of the test split cannot be used" in refused(command(file, cfgs=BOTH))
+
+
 # --- for real -------------------------------------------------------------------------------
 
 REAL = ("--img", 64, "--batch", 4, "--noautoanchor", "--latency-rounds", 2, "--hyp", "hyp.demo.yaml")
@@ -492,3 +638,36 @@ def test_two_seeds_killed_and_resumed(tiny_set, own_folder):
     assert all(len(run["attempts"]) == 1 for key, run in runs.items() if key != ("small-ema", 0))
     epochs = {line.split(",")[0].strip() for line in (interrupted / "results.csv").read_text().splitlines()[1:]}
     assert epochs == {str(epoch) for epoch in range(6)}
+
+
+@pytest.mark.slow
+def test_both_engines_for_real_killed_and_resumed(tiny_set, own_folder):
+    """kill -9 in the training of ultralytics: it is resumed, and every best.pt is scored on the same objects."""
+    Path("small.yaml").write_text(small_cfg())
+    Path("small26.yaml").write_text(SMALL_YOLO)
+    usual = ("--img", 64, "--batch", 4, "--latency-rounds", 2, "--seeds", 1, "--epochs", 4, "--workers", 0)
+    argv = ["compare", "--data", tiny_set, "--cfgs", "small.yaml", "small26.yaml", *usual, "plots=False"]
+    own = {"PYTHONPATH": str(REPOSITORY), **environment(own_folder)}
+    command = [sys.executable, "-m", "yolov5_ema", *map(str, argv)]
+    process = subprocess.Popen(command, env={**os.environ, **own})
+    folder = own_folder / "runs/compare/exp/small26/seed0"
+    until_s = time.monotonic() + 400
+    while not (folder / "weights/last.pt").is_file():
+        assert time.monotonic() < until_s and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(5)
+    rows = len((folder / "results.csv").read_text().splitlines()) - 1
+    assert 1 <= rows < 4
+    done = run_cli(*argv, cwd=own_folder, env=own)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = result()
+    runs = {run["cfg"]: run for run in found["runs"]}
+    assert all(run["status"] == "finished" for run in runs.values())
+    assert [attempt["from_epoch"] > 0 for attempt in runs["small26"]["attempts"]] == [False, True]
+    assert len(runs["small"]["attempts"]) == 1
+    lines = (folder / "results.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == ["1", "2", "3", "4"]
+    assert all(0 < model["latency_ms"]["median"] < 60000 for model in found["models"].values())
+    assert (folder.parent.parent / "comparison.png").is_file()

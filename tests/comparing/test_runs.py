@@ -46,7 +46,7 @@ def engine():
 def plan(engine, tiny_set, tmp_path_factory):
     """Two models, two seeds, three epochs."""
     return prepare(
-        engine,
+        {"yolov5": engine},
         folder=tmp_path_factory.mktemp("compared") / "exp",
         data=str(tiny_set),
         cfgs=["yolov5n-ema.yaml", "yolov5s-ema.yaml"],
@@ -61,9 +61,11 @@ def plan(engine, tiny_set, tmp_path_factory):
 def test_plan(plan, tiny_set):
     assert list(plan.cfgs) == ["yolov5n-ema", "yolov5s-ema"] and plan.baseline == "yolov5n-ema"
     assert plan.seeds == (0, 1) and plan.task == "test" and plan.nc == 3
-    assert (plan.options.epochs, plan.options.imgsz, plan.options.batch_size) == (3, 64, 4)
-    assert plan.options.weights == "" and plan.flags[:2] == ("--weights", "")
-    assert plan.flags[-4:-2] == ("--data", str(tiny_set)) and plan.flags[-1].endswith("/hyp.demo.yaml")
+    assert (plan.common.epochs, plan.common.imgsz, plan.common.batch_size) == (3, 64, 4)
+    assert plan.protocol == "yolov5" and not plan.is_mixed
+    trainer = plan.trainers["yolov5n-ema"]
+    assert trainer.options.weights == "" and trainer.flags[:2] == ("--weights", "")
+    assert trainer.flags[-4:-2] == ("--data", str(tiny_set)) and trainer.flags[-1].endswith("/hyp.demo.yaml")
     assert [str(run) for run in comparison_runs.runs_of(plan)] == [
         "yolov5n-ema, seed 0",
         "yolov5s-ema, seed 0",
@@ -165,14 +167,14 @@ def test_test_split_without_labels_is_not_reported(tiny_set, tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    found = Run("model", 0, tmp_path / "model/seed0")
+    found = Run("yolov5n-ema", 0, tmp_path / "model/seed0")
     found.last.parent.mkdir(parents=True)
     return found
 
 
 @pytest.fixture
-def runner(plan, engine):
-    return Runner(plan, engine, None, lambda *_: None)
+def runner(plan):
+    return Runner(plan, None, lambda *_: None)
 
 
 def test_files_of_a_run(run, tmp_path):

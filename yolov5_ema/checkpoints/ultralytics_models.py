@@ -24,7 +24,7 @@ from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.resources import find_shipped
 from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
-from yolov5_ema.upstream.ultralytics import find_cfg, is_cfg_of_ultralytics, size_in
+from yolov5_ema.upstream.ultralytics import find_cfg, is_cfg_of_ultralytics
 from yolov5_ema.weights.heads import Names
 from yolov5_ema.weights.transfer import Transfer, fill_model_of_ultralytics
 
@@ -92,11 +92,10 @@ def read_cfg(name: str | Path, engine: Engine, file: Path | None = None) -> dict
         raise ConfigError(f"{name} is {what}")
     Graph.from_cfg(content, name, of_ultralytics=True)
     sizes = list(content.get("scales") or ())
-    letter = size_in(name)
-    if letter and len(sizes) > 1 and letter not in sizes:
+    letter = engine.module("nn.tasks").guess_model_scale(name)
+    if letter and sizes and letter not in sizes:
         raise ConfigError(f"{name}: there is no size {letter}; {file.name} has {', '.join(sizes)}")
-    scale = letter if letter in sizes else next(iter(sizes), "")
-    return {**content, "scale": scale, "yaml_file": name}
+    return {**content, "scale": letter or next(iter(sizes), ""), "yaml_file": name}
 
 
 def class_of(cfg: Mapping[str, Any], tasks: Any) -> Any:

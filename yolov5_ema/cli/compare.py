@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._yolov5 import start_yolov5
+from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Command
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
+from yolov5_ema.texts import listed
 from yolov5_ema.upstream.flags import given_flags, refuse_shortened
-from yolov5_ema.upstream.locate import Engine
 
 if TYPE_CHECKING:
     from yolov5_ema.comparing.plan import Plan
@@ -28,12 +28,17 @@ _EPILOG = """\
 All other flags go to YOLOv5's train, for every training: --epochs, --img, --batch-size, --hyp, --device, --cache,
 --workers, --noval … Trainings start from scratch unless --weights names a checkpoint.
 
+Models of ultralytics can be compared too, also with those of YOLOv5. Flags that its train has under another name are
+translated; its own arguments, such as lr0=0.02, are given as it writes them. If models of both are compared, a flag
+must be known to both, and every best.pt is scored by COCO's protocol.
+
 After an interruption, run the same command again to continue; you can add models and seeds to it. Results:
 PROJECT/NAME/comparison.json, .csv, .md and .png. Exit code 1 if a training failed. More: docs/compare.md
 
 examples:
   yolov5-ema compare --data my.yaml --cfgs yolov5s.yaml yolov5s-ema.yaml --epochs 100 --img 640 --name ema
   yolov5-ema compare --data my.yaml --cfgs a.yaml b.yaml c.yaml --baseline b --seeds 5 --epochs 50
+  yolov5-ema compare --data my.yaml --cfgs yolov5n-ema.yaml yolo26n-ema.yaml --epochs 100 --img 640 --name both
 """
 
 
@@ -43,16 +48,19 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     # On a busy machine, threads that spin while they wait are many times slower. torch reads this when imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-    from yolov5_ema.comparing.plan import prepare, save_recipe
+    from yolov5_ema.comparing.plan import YOLOV5, engines_of, prepare, save_recipe
     from yolov5_ema.comparing.runs import locked
 
-    engine = start_yolov5()
-    refuse_shortened(given_flags(engine, "train", flags), COMMAND.parser())
+    load_plugins()
+    cfgs, flags = _apart(args.cfgs, flags)
+    engines = engines_of(cfgs)
+    if YOLOV5 in engines:
+        refuse_shortened(given_flags(engines[YOLOV5], "train", flags), COMMAND.parser())
     plan = prepare(
-        engine,
+        engines,
         folder=args.project / args.name,
         data=args.data,
-        cfgs=args.cfgs,
+        cfgs=cfgs,
         baseline=args.baseline,
         seeds=args.seeds,
         flags=flags,
@@ -60,16 +68,28 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     )
     if args.no_train and not plan.folder.is_dir():
         raise UserError(f"--no-train: there is no comparison in {plan.folder}")
-    print(_announcement(plan, engine), flush=True)
+    print(_announcement(plan), flush=True)
     with locked(plan.folder) as lock:
         save_recipe(plan)
-        records = _carry_out(plan, engine, lock, train=not args.no_train)
-        return _conclude(plan, engine, records, args)
+        records = _carry_out(plan, lock, train=not args.no_train)
+        return _conclude(plan, records, args)
+
+
+def _apart(cfgs: Sequence[str], flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The model YAMLs, and the flags; an argument of ultralytics behind the YAMLs (``lr0=0.02``) is no YAML."""
+    files = [word for word in cfgs if "=" not in word or Path(word).exists()]
+    return files, [*flags, *(word for word in cfgs if word not in files)]
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="data YAML")
-    parser.add_argument("--cfgs", nargs="+", required=True, metavar="CFG", help="model YAMLs, or names of shipped ones")
+    parser.add_argument(
+        "--cfgs",
+        nargs="+",
+        required=True,
+        metavar="CFG",
+        help="model YAMLs of YOLOv5 or ultralytics, or names of shipped ones",
+    )
     parser.add_argument(
         "--baseline", metavar="CFG", help="model that the others are compared with (default: the first)"
     )
@@ -104,33 +124,40 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--name must be the name of a folder, not {args.name!r}; use --project for its parent")
 
 
-def _announcement(plan: Plan, engine: Engine) -> str:
-    options = plan.options
+def _announcement(plan: Plan) -> str:
+    engines = listed(list(map(str, plan.engines)))
     lines = [
-        f"{len(plan.cfgs)} models x {len(plan.seeds)} seeds, {options.epochs} epochs at {options.imgsz} pixels, "
-        f"with {engine}, in {plan.folder}",
-        f"baseline {plan.baseline}; figures from best.pt on the {plan.task} split",
+        f"{len(plan.cfgs)} models x {len(plan.seeds)} seeds, {plan.common.epochs} epochs at {plan.common.imgsz} "
+        f"pixels, with {engines}, in {plan.folder}",
+        f"baseline {plan.baseline}; figures from best.pt on the {plan.task} split{_by_protocol(plan)}",
     ]
     if len(plan.seeds) < 2:
         lines.append("One seed shows no spread: there will be no intervals and no verdicts (--seeds 3 or more).")
     return "\n".join(lines)
 
 
+def _by_protocol(plan: Plan) -> str:
+    """What follows in a line that says where the figures come from, unless they are YOLOv5's own."""
+    from yolov5_ema.comparing.plan import YOLOV5
+
+    return "" if plan.protocol == YOLOV5 else f", by the protocol {plan.protocol}"
+
+
 # --- the trainings --------------------------------------------------------------------------
 
 
-def _carry_out(plan: Plan, engine: Engine, lock: int | None, train: bool) -> dict[Run, Record]:
+def _carry_out(plan: Plan, lock: int | None, train: bool) -> dict[Run, Record]:
     from yolov5_ema.comparing import runs
 
     all_runs = runs.runs_of(plan)
     records = {run: runs.record_of(run) for run in all_runs}
     if not train:
         return records
-    progress = _Progress([run for run in all_runs if records[run].status != runs.FINISHED], plan.options.epochs)
+    progress = _Progress([run for run in all_runs if records[run].status != runs.FINISHED], plan.common.epochs)
     finished = len(all_runs) - progress.count
     if finished:
         print(f"{finished} of {len(all_runs)} runs are finished already", flush=True)
-    runner = runs.Runner(plan, engine, lock, progress.show)
+    runner = runs.Runner(plan, lock, progress.show)
     try:
         for run in all_runs:
             if records[run].status == runs.FINISHED:
@@ -213,14 +240,14 @@ class _Progress:
 # --- the outcome ----------------------------------------------------------------------------
 
 
-def _conclude(plan: Plan, engine: Engine, records: Mapping[Run, Record], args: argparse.Namespace) -> int:
+def _conclude(plan: Plan, records: Mapping[Run, Record], args: argparse.Namespace) -> int:
     from yolov5_ema.comparing import report as reports
     from yolov5_ema.comparing.picture import draw
     from yolov5_ema.comparing.plan import write_json
     from yolov5_ema.comparing.runs import FINISHED, provenance
 
     # Before the latency measurement, which itself adds to the load of the machine.
-    where = provenance(plan, engine)
+    where = provenance(plan)
     report = reports.build_report(_models(plan, records, args.latency_rounds), plan.baseline, plan.seeds)
     notes = [*reports.method_notes(report), *_notes(plan, records, report, where)]
     content = {
@@ -245,36 +272,39 @@ def _models(plan: Plan, records: Mapping[Run, Record], rounds: int) -> list[Any]
     from yolov5_ema.comparing.latency import measure_latency
     from yolov5_ema.comparing.report import METRICS, Model
     from yolov5_ema.comparing.runs import FINISHED
-    from yolov5_ema.engine.model_info import model_info
 
-    infos = {name: model_info(cfg, plan.nc, plan.options.imgsz) for name, cfg in plan.cfgs.items()}
+    cfgs, trainers = plan.cfgs, plan.trainers
+    infos = {name: trainers[name].info(name, cfg, plan.nc) for name, cfg in cfgs.items()}
     times: dict[str, list[float]] = {}
     if rounds:
-        device = machine.torch_device(str(plan.options.device))
+        device = machine.torch_device(plan.common.device)
         imgsz = max(info.imgsz for info in infos.values())
-        times = measure_latency(plan.cfgs, nc=plan.nc, imgsz=imgsz, device=device, rounds=rounds)
+        built = {name: trainers[name].model(name, cfg, plan.nc) for name, cfg in cfgs.items()}
+        times = measure_latency(built, imgsz=imgsz, device=device, rounds=rounds)
     models = []
     for name, info in infos.items():
         done = {r.seed: c.figures for r, c in records.items() if r.cfg == name and c.status == FINISHED}
         figures = {metric: {seed: found[metric] for seed, found in done.items() if found} for metric in METRICS}
-        models.append(Model(name, info.parameters, info.gflops, times.get(name, []), figures))
+        engine = trainers[name].name if plan.is_mixed else ""
+        models.append(Model(name, info.parameters, info.gflops, times.get(name, []), figures, engine))
     return models
 
 
 def _title(plan: Plan) -> str:
-    options = plan.options
-    images = plan.recipe["data"][plan.task]["images"]
+    common, data = plan.common, plan.recipe["data"]
     return (
-        f"{plan.data.stem}: {', '.join(plan.cfgs)}; {options.epochs} epochs at {options.imgsz} pixels, "
-        f"{len(plan.seeds)} seeds, figures on the {plan.task} split ({images} images)"
+        f"{Path(data['file']).stem}: {listed(plan.cfgs)}; {common.epochs} epochs at {common.imgsz} pixels, "
+        f"{len(plan.seeds)} seeds, figures on the {plan.task} split ({data[plan.task]['images']} images)"
+        f"{_by_protocol(plan)}"
     )
 
 
 def _notes(plan: Plan, records: Mapping[Run, Record], report: Report, where: Mapping[str, Any]) -> list[str]:
+    from yolov5_ema.comparing.notes import notes_on_engines
     from yolov5_ema.comparing.runs import FINISHED
 
-    notes = []
-    if getattr(plan.options, "noval", False):
+    notes = notes_on_engines(plan)
+    if plan.common.noval:
         notes.append("best.pt is from the last epoch (--noval): it was not chosen on val.")
     elif plan.task == "val":
         notes.append("best.pt was chosen on the split that is reported (val): all figures are optimistic.")
@@ -314,7 +344,8 @@ COMMAND = Command(
     "train models with one recipe and several seeds, and test whether they differ",
     _run,
     _add_flags,
-    usage="%(prog)s --data DATA --cfgs A.yaml B.yaml … [--seeds N] [flags of compare] [flags of YOLOv5's train]",
+    usage="%(prog)s --data DATA --cfgs A.yaml B.yaml … [--seeds N] [flags of compare] [flags of YOLOv5's train] "
+    "[key=value of ultralytics]",
     description="Train several models with the same recipe and seeds, score each best.pt, and report "
     "with confidence intervals whether they differ.",
     epilog=_EPILOG,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolov5_ema.cli._engines import ULTRALYTICS, YOLOV5, add_engine
+from yolov5_ema.cli._engines import add_engine
 from yolov5_ema.cli._yolov5 import load_plugins, start_yolov5
 from yolov5_ema.cli.command import (
     Command,
@@ -18,7 +17,6 @@ from yolov5_ema.cli.command import (
 )
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.texts import aligned, first_line
-from yolov5_ema.upstream.ultralytics import at_hand, find_cfg, is_cfg_of_ultralytics, located, sizes_beside
 
 if TYPE_CHECKING:
     from yolov5_ema.engine.model_info import ModelInfo
@@ -33,9 +31,10 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     from yolov5_ema.cfgs.oddities import log_warnings
     from yolov5_ema.engine.model_info import model_info, ultralytics_info
     from yolov5_ema.scripts import preflight
+    from yolov5_ema.upstream.model_yaml import cfg_of_ultralytics
 
     with results_alone(args.json) as output:
-        file = _of_ultralytics(args)
+        file = cfg_of_ultralytics(args.cfg, args.engine)
         try:
             if file is not None:
                 load_plugins()
@@ -55,28 +54,6 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         print(_table(found))
     log_warnings(found.warnings, args.cfg)
     return 0
-
-
-def _of_ultralytics(args: argparse.Namespace) -> Path | None:
-    """The YAML of ultralytics that was named; None if the name means one of YOLOv5.
-
-    A name that both have means YOLOv5's, unless ``--engine`` says otherwise.
-    """
-    from yolov5_ema.data.yaml_files import read_yaml
-    from yolov5_ema.upstream.data_yaml import engine_at_hand, find_yaml
-
-    if args.engine == YOLOV5:
-        return None
-    engine, of_yolov5 = at_hand(), find_yaml(args.cfg, engine_at_hand())
-    if args.engine is None and of_yolov5 is not None:
-        return of_yolov5 if is_cfg_of_ultralytics(read_yaml(of_yolov5)) else None
-    file = find_cfg(args.cfg, engine) or (of_yolov5 if args.engine else None)
-    letters = "" if file else sizes_beside(args.cfg, engine)
-    if letters:
-        raise ConfigError(f"{args.cfg}: there is no such size; the letter of the size is one of {', '.join(letters)}")
-    if file is None and args.engine == ULTRALYTICS:
-        raise ConfigError(f"{args.cfg}: no such file here, among the YAMLs of yolov5-ema or of {located()}")
-    return file
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from yolov5_ema import __version__
 from yolov5_ema.cli.command import AnyCommand, Command, Group, add_common_flags, own_parser
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import DISK_ERRORS
+from yolov5_ema.scripts import leash
 from yolov5_ema.settings import Settings
 from yolov5_ema.upstream.locate import is_yolov5_root
 
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: that of the command, or 2 for a user's mistake.
     """
+    leash.end_with_parent()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)

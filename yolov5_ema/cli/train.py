@@ -21,11 +21,10 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
             raise UserError("--init works only with YOLOv5's train, not with ultralytics")
         return run_mode("train", words)
     from yolov5_ema.engine.quirks import distributed
-    from yolov5_ema.scripts import leash, seeding
     from yolov5_ema.scripts import running as scripts
+    from yolov5_ema.scripts import seeding
 
     distributed.check_devices()
-    leash.end_with_parent()
     engine = start_yolov5()
     weights = given_flags(engine, "train", rest).get("weights")
     if args.init == "identity" and weights is not None and weights.value == "":

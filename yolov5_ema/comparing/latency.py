@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from yolov5_ema.cfgs.dry_run import quiet
-from yolov5_ema.engine import shim
 
 WARM_UP = 5
 
 
 def measure_latency(
-    cfgs: Mapping[str, Path], *, nc: int, imgsz: int, device: torch.device, rounds: int
+    models: Mapping[str, Any], *, imgsz: int, device: torch.device, rounds: int
 ) -> dict[str, list[float]]:
-    """Time the forward pass of models built from their cfgs, with BatchNorm folded as for inference.
+    """Time the forward pass of models, with BatchNorm folded as for inference.
 
-    The batch is 1, in float32, with random weights and input. Reading the image and NMS are not included. Each model
-    runs once in each round, and each round starts with the next model.
+    The batch is 1, in float32, with random input. Reading the image and NMS are not included. Each model runs once in
+    each round, and each round starts with the next model.
 
     Args:
-        cfgs: model YAMLs by name.
-        nc: number of classes.
+        models: the models by name; they are moved to the device and fused.
         imgsz: side of the input in pixels, a multiple of the models' strides.
         device: where to run.
         rounds: number of measured rounds, after `WARM_UP` unmeasured ones.
@@ -33,25 +30,19 @@ def measure_latency(
     Returns:
         Milliseconds by name, one value for each round.
     """
-    engine = shim.install()
-    yolo = engine.module("models.yolo")
     with quiet():
-        models = {name: _ready(yolo, cfg, nc, device) for name, cfg in cfgs.items()}
+        ready = {name: model.to(device).float().fuse().eval() for name, model in models.items()}
     x = torch.rand(1, 3, imgsz, imgsz, device=device)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    names = list(models)
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    names = list(ready)
     with torch.no_grad():
         for turn in range(-WARM_UP, rounds):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                elapsed_ms = _timed_ms(models[name], x)
+                elapsed_ms = _timed_ms(ready[name], x)
                 if turn >= 0:
                     times[name].append(elapsed_ms)
     return times
-
-
-def _ready(yolo: Any, cfg: Path, nc: int, device: torch.device) -> Any:
-    return yolo.Model(str(cfg), ch=3, nc=nc).to(device).float().fuse().eval()
 
 
 def _timed_ms(model: Any, x: torch.Tensor) -> float:

@@ -12,17 +12,24 @@ import torch
 
 import yolov5_ema
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 
-def software(engine: Engine) -> dict[str, str]:
-    """The versions of the software that a training uses."""
+def software(*engines: Engine) -> dict[str, str]:
+    """The versions of the software that the trainings of engines use."""
     return {
-        "yolov5": f"{engine.version} ({engine.kind})",
+        **dict(map(_version_of, engines)),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "yolov5_ema": yolov5_ema.__version__,
     }
+
+
+def _version_of(engine: Engine) -> tuple[str, str]:
+    if engine.kind == ULTRALYTICS:
+        return ULTRALYTICS, engine.version
+    return "yolov5", f"{engine.version} ({engine.kind})"
 
 
 def machine(device: torch.device) -> dict[str, Any]:

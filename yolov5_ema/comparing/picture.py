@@ -100,4 +100,5 @@ def _described(row: Row) -> str:
     cost = [f"{row.model.parameters / 1e6:.2f} M", f"{row.model.gflops:.2f} GFLOPs"]
     if row.latency is not None:
         cost.append(f"{row.latency.median:.1f} ms")
-    return f"{row.model.name}\n{', '.join(cost)}"
+    engine = f" ({row.model.engine})" if row.model.engine else ""
+    return f"{row.model.name}{engine}\n{', '.join(cost)}"

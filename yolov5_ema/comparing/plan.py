@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,32 +11,27 @@ from typing import Any
 
 from yolov5_ema import reading
 from yolov5_ema.comparing import machine
+from yolov5_ema.comparing.by_ultralytics import UltralyticsTrainer
+from yolov5_ema.comparing.by_yolov5 import Yolov5Trainer
+from yolov5_ema.comparing.trainer import Common, Trainer, sha256
 from yolov5_ema.data.dataset import Dataset, label_path
+from yolov5_ema.engine import shim
 from yolov5_ema.errors import ConfigError, UserError
-from yolov5_ema.files import sha256_of, write_whole
+from yolov5_ema.evaluation.judged import labelled_images
+from yolov5_ema.files import write_whole
 from yolov5_ema.resources import find_shipped
-from yolov5_ema.scripts import preflight
-from yolov5_ema.scripts.running import command_line
+from yolov5_ema.scripts.yolo import assignments
 from yolov5_ema.upstream.data_yaml import check_data, open_dataset
-from yolov5_ema.upstream.flags import given_flags
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.model_yaml import cfg_of_ultralytics
+from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
+YOLOV5, COCO = "yolov5", "coco"
 RECIPE_FILE = "recipe.json"
 TASKS = ("auto", "val", "test")
 
 # names of shipped YAMLs by the SHA-256 of earlier versions, which differ only in comments
 _EARLIER_TEXTS = Path(__file__).with_name("earlier_texts.json")
-
-_OWN_FLAGS = {
-    "--cfg": "the models are named with --cfgs",
-    "--seed": "--seeds N trains every model with seeds 0 to N - 1",
-    "--resume": "the same compare command continues where it was interrupted",
-    "--evolve": "all trainings share one recipe",
-    "--exist-ok": "the same compare command continues in the same folder",
-    "--local_rank": "compare itself starts each training",
-}
-# options that differ between the runs of a comparison or are recorded separately (data and hyp: by their content)
-_NOT_SHARED = {"cfg", "data", "hyp", "project", "name", "exist_ok", "resume", "evolve", "seed", "local_rank"}
 
 
 @dataclass(frozen=True)
@@ -46,31 +40,58 @@ class Plan:
 
     Attributes:
         folder: the folder of its runs and results.
-        data: the data YAML.
-        cfgs: model YAMLs by name; the name is the file's stem.
+        cfgs: model YAMLs by name; the name is the stem of the path or name that was given.
+        trainers: of the engine of each model, by the same names.
         baseline: name of the model that the others are compared with.
         seeds: 0, 1 …
-        flags: the flags of YOLOv5's ``train`` that every training gets.
-        options: the same flags as parsed by YOLOv5.
+        common: the options of all trainings.
+        protocol: by which best.pt is scored: ``yolov5`` or ``ultralytics``, that of the engine's own ``val``, or
+            ``coco`` if models of both are compared.
         task: the split that is reported, ``val`` or ``test``.
+        objects: number of labelled objects in this split, if models of both engines are scored on it.
         nc: number of classes.
         recipe: what must not change between two calls for one folder, as read from JSON.
     """
 
     folder: Path
-    data: Path
     cfgs: Mapping[str, Path]
+    trainers: Mapping[str, Trainer]
     baseline: str
     seeds: tuple[int, ...]
-    flags: tuple[str, ...]
-    options: argparse.Namespace
+    common: Common
+    protocol: str
     task: str
+    objects: int | None
     nc: int
     recipe: Mapping[str, Any]
 
+    @property
+    def engines(self) -> list[Engine]:
+        """The engines that take part."""
+        return list({trainer.engine.kind: trainer.engine for trainer in self.trainers.values()}.values())
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether models of both engines are compared."""
+        return len(self.engines) > 1
+
+
+def engines_of(cfgs: Sequence[str]) -> dict[str, Engine]:
+    """The engines that model YAMLs are for, with the blocks known to them: ``yolov5``, ``ultralytics`` or both.
+
+    Raises:
+        UserError: a YAML cannot be read, or an engine is not installed.
+    """
+    kinds = {ULTRALYTICS if cfg_of_ultralytics(cfg) is not None else YOLOV5 for cfg in cfgs}
+    return {
+        kind: shim.install(ULTRALYTICS if kind == ULTRALYTICS else None)
+        for kind in (YOLOV5, ULTRALYTICS)
+        if kind in kinds
+    }
+
 
 def prepare(
-    engine: Engine,
+    engines: Mapping[str, Engine],
     *,
     folder: Path,
     data: str,
@@ -83,13 +104,13 @@ def prepare(
     """Check all arguments of a comparison without writing anything.
 
     Args:
-        engine: the YOLOv5, with the shim installed.
+        engines: see `engines_of`.
         folder: folder of the comparison; it is made later, or an earlier call of the same comparison has made it.
         data: a data YAML, or the name of a shipped one.
         cfgs: model YAMLs, or names of shipped ones.
         baseline: name or path of one of the cfgs; None for the first.
         seeds: number of trainings of each model.
-        flags: flags of YOLOv5's ``train``; all trainings get them.
+        flags: flags of YOLOv5's ``train`` for all trainings, and arguments of ultralytics (``lr0=0.02``) for its own.
         task: ``val``, ``test`` or ``auto``, which is test if the data set has labelled test images, else val.
 
     Raises:
@@ -98,29 +119,36 @@ def prepare(
     """
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1 (3 or more for a useful interval), not {seeds}")
-    _refuse_own_flags(engine, flags)
-    options = _parsed(engine, ["--weights", "", *flags, "--data", data])
-    if options.epochs < 1:
-        raise UserError(f"--epochs must be at least 1, not {options.epochs}")
-    named = _named_cfgs(cfgs, engine)
-    options.project = str(folder)
-    for cfg in named.values():
-        preflight.check(argparse.Namespace(**{**vars(options), "cfg": str(cfg)}), "train", engine)
-    file = Path(options.data).resolve()
-    dataset = open_dataset(str(file), engine)
+    own = [flag for flag in flags if assignments([flag]) and not Path(flag).exists()]
+    if own and ULTRALYTICS not in engines:
+        raise UserError(f"{own[0]} is an argument of ultralytics, but none of the --cfgs is a model of it")
+    shared = [flag for flag in flags if flag not in own]
+    yolov5 = Yolov5Trainer(engines[YOLOV5], shared, data, folder) if YOLOV5 in engines else None
+    dataset = open_dataset(str(yolov5.data) if yolov5 else data, next(iter(engines.values())))
+    by_engine: dict[str, Trainer] = {} if yolov5 is None else {YOLOV5: yolov5}
+    if ULTRALYTICS in engines:
+        beside = yolov5.common if yolov5 else None
+        by_engine[ULTRALYTICS] = UltralyticsTrainer(engines[ULTRALYTICS], shared, own, dataset, folder, beside)
+    named, trainers = _named_cfgs(cfgs, by_engine)
+    for name, file in named.items():
+        trainers[name].check(name, file)
     chosen = _chosen_task(dataset, task)
-    check_data(dataset, ("train", "val", chosen), engine)
+    for engine in engines.values():
+        check_data(dataset, ("train", "val", chosen), engine)
+    common = next(iter(by_engine.values())).common
+    protocol = COCO if len(by_engine) > 1 else next(iter(by_engine))
     plan = Plan(
         folder=folder.resolve(),
-        data=file,
         cfgs=named,
+        trainers=trainers,
         baseline=_baseline(baseline, cfgs, named),
         seeds=tuple(range(seeds)),
-        flags=("--weights", "", *flags, *_absolute_paths(options)),
-        options=options,
+        common=common,
+        protocol=protocol,
         task=chosen,
-        nc=1 if getattr(options, "single_cls", False) else len(dataset.names),
-        recipe=_recipe(engine, options, dataset, named, chosen),
+        objects=_objects(dataset, chosen) if protocol == COCO else None,
+        nc=1 if common.single_cls else len(dataset.names),
+        recipe=_recipe(by_engine, protocol, dataset, named, chosen),
     )
     _check_folder(plan)
     return plan
@@ -148,54 +176,33 @@ def read_json(path: Path) -> Any:
 # --- what was given -------------------------------------------------------------------------
 
 
-def _refuse_own_flags(engine: Engine, flags: Sequence[str]) -> None:
-    """Refuse flags that compare sets itself, also if they are abbreviated or unknown to this YOLOv5."""
-    given = {flag.split("=", 1)[0] for flag in flags}
-    given.update(f"--{name}" for name in given_flags(engine, "train", flags))
-    for flag, why in _OWN_FLAGS.items():
-        if flag in given or flag.replace("-", "_").replace("__", "--", 1) in given:
-            raise UserError(f"compare takes no {flag}: {why}")
-
-
-def _parsed(engine: Engine, argv: list[str]) -> argparse.Namespace:
-    """Parse the flags with YOLOv5's own parser, so that a mistake is reported now and not by the first training."""
-    module: Any = engine.module("train")
-    with command_line("compare", argv):
-        options: argparse.Namespace = module.parse_opt()
-    preflight.resolve_names(options, engine)
-    return options
-
-
-def _named_cfgs(cfgs: Sequence[str], engine: Engine) -> dict[str, Path]:
+def _named_cfgs(cfgs: Sequence[str], by_engine: Mapping[str, Trainer]) -> tuple[dict[str, Path], dict[str, Trainer]]:
     if len(cfgs) < 2:
         raise UserError(f"--cfgs needs at least two models to compare, not {len(cfgs)}")
     named: dict[str, Path] = {}
+    trainers: dict[str, Trainer] = {}
     for given in cfgs:
-        found = argparse.Namespace(cfg=given)
-        try:
-            preflight.resolve_names(found, engine)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("--cfg ", "--cfgs ", 1)) from None
-        path = Path(found.cfg).resolve() if given else Path()
+        trainer = by_engine[ULTRALYTICS if cfg_of_ultralytics(given) is not None else YOLOV5]
+        name, path = trainer.found(given)
         if not path.is_file():
             raise ConfigError(f"--cfgs {given or repr(given)}: not a model YAML")
-        other = named.get(path.stem)
+        other = named.get(name)
         if other == path:
             raise UserError(f"--cfgs names {given} twice")
         if other is not None:
             raise UserError(
-                f"--cfgs: {other} and {path} are both called {path.stem}, and results are stored by that name; "
+                f"--cfgs: {other} and {path} are both called {name}, and results are stored by that name; "
                 "rename one of them"
             )
-        named[path.stem] = path
-    return named
+        named[name], trainers[name] = path, trainer
+    return named, trainers
 
 
 def _baseline(baseline: str | None, cfgs: Sequence[str], named: Mapping[str, Path]) -> str:
     if baseline is None:
         return next(iter(named))
     for given, (name, path) in zip(cfgs, named.items()):
-        if baseline in (given, name, path.name, str(path)):
+        if baseline in (given, name, f"{name}{path.suffix}", str(path)):
             return name
     raise UserError(f"--baseline {baseline} is none of the models: {', '.join(named)}")
 
@@ -213,50 +220,53 @@ def _chosen_task(dataset: Dataset, task: str) -> str:
     return "test" if any(_size(label_path(image)) for image in images) else "val"
 
 
-def _absolute_paths(options: argparse.Namespace) -> list[str]:
-    """Return the flags with absolute paths, because a training may be resumed from another working directory."""
-    found = ["--data", str(Path(options.data).resolve())]
-    for flag in ("hyp", "weights"):
-        value = getattr(options, flag, None)
-        if isinstance(value, str) and value and Path(value).is_file():
-            found += [f"--{flag}", str(Path(value).resolve())]
-    return found
+def _objects(dataset: Dataset, split: str) -> int:
+    """The number of objects in a split that both engines evaluate completely.
+
+    Raises:
+        UserError: they would leave out some of its images.
+    """
+    found = labelled_images(dataset, split)
+    if found.left_out:
+        image, reason = found.left_out[0]
+        raise UserError(
+            f"{len(found.left_out)} images of the {split} split cannot be used, so that models of two engines may be "
+            f"scored on different ones; the first, {image}: {reason}"
+        )
+    return sum(map(len, found.rows.values()))
 
 
 # --- the recipe -----------------------------------------------------------------------------
 
 
 def _recipe(
-    engine: Engine, options: argparse.Namespace, dataset: Dataset, cfgs: Mapping[str, Path], task: str
+    by_engine: Mapping[str, Trainer], protocol: str, dataset: Dataset, cfgs: Mapping[str, Path], task: str
 ) -> dict[str, Any]:
-    shared = {name: value for name, value in vars(options).items() if name not in _NOT_SHARED}
-    hyp = getattr(options, "hyp", None)
+    first, *others = by_engine.items()
+    engines = [trainer.engine for trainer in by_engine.values()]
+    recipe = first[1].recipe
     found = {
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in shared.items()},
+        "options": recipe["options"],
         "task": task,
         "data": {
             "file": str(dataset.file),
-            "sha256": _sha256(dataset.file),
+            "sha256": sha256(dataset.file),
             "root": str(dataset.root.resolve()),
             **{split: _fingerprint(dataset, split) for split in {"train": 0, "val": 0, task: 0}},
         },
-        "hyp": {"file": str(hyp), "sha256": _sha256(Path(hyp))} if hyp else None,
-        "weights": _weights(options),
-        "cfgs": {name: {"file": str(path), "sha256": _sha256(path)} for name, path in cfgs.items()},
+        "hyp": recipe["hyp"],
+        "weights": recipe["weights"],
+        "cfgs": {name: {"file": str(path), "sha256": sha256(path)} for name, path in cfgs.items()},
         "software": {
             name: version
-            for name, version in machine.software(engine).items()
-            if name in ("yolov5", "torch", "yolov5_ema")
+            for name, version in machine.software(*engines).items()
+            if name in (YOLOV5, ULTRALYTICS, "torch", "yolov5_ema")
         },
+        # comparisons of YOLOv5 alone keep the form that they had before there were others
+        **({} if protocol == YOLOV5 else {"protocol": protocol}),
+        **{name: trainer.recipe for name, trainer in others},
     }
     return json.loads(json.dumps(found))  # in the form in which it will be read from the file
-
-
-def _weights(options: argparse.Namespace) -> dict[str, str] | None:
-    weights = str(getattr(options, "weights", "") or "")
-    if not weights:
-        return None
-    return {"file": weights, "sha256": _sha256(Path(weights)) if Path(weights).is_file() else ""}
 
 
 def _fingerprint(dataset: Dataset, split: str) -> dict[str, Any]:
@@ -275,28 +285,21 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _sha256(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
 def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """List the differences between two recipes, one line for each; models that only one of them has are ignored.
 
     Files are compared by content, not by path. The data are compared by the names of images and the sizes of label
     files.
     """
-    lines = [
-        f"{name}: {before['options'].get(name)!r} there, {now['options'].get(name)!r} now"
-        for name in sorted({*before["options"], *now["options"]} - {"weights"})
-        if before["options"].get(name) != now["options"].get(name)
-    ]
+    protocols = [recipe.get("protocol", YOLOV5) for recipe in (before, now)]
+    if protocols[0] != protocols[1]:
+        return [
+            f"the models of one engine or of both, and with it the scoring: {protocols[0]} there, {protocols[1]} now"
+        ]
+    lines = _differences_of_engine(before, now)
+    lines += [f"ultralytics, {line}" for line in _differences_of_engine(*(r.get(ULTRALYTICS) for r in (before, now)))]
     if before["task"] != now["task"]:
         lines.append(f"task: {before['task']} there, {now['task']} now")
-    for what in ("hyp", "weights"):
-        lines += _file_difference(what, before[what], now[what])
     lines += _data_differences(before["data"], now["data"])
     for name in before["cfgs"].keys() & now["cfgs"].keys():
         lines += _file_difference(f"cfg {name}", before["cfgs"][name], now["cfgs"][name])
@@ -304,6 +307,20 @@ def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
         old, new = before["software"].get(name), now["software"].get(name)
         if old != new:
             lines.append(f"{name}: {old} there, {new} now")
+    return lines
+
+
+def _differences_of_engine(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
+    """The differences of the options, hyperparameters and weights of one engine."""
+    if before is None or now is None:
+        return []
+    lines = [
+        f"{name}: {before['options'].get(name)!r} there, {now['options'].get(name)!r} now"
+        for name in sorted({*before["options"], *now["options"]} - {"weights"})
+        if before["options"].get(name) != now["options"].get(name)
+    ]
+    for what in ("hyp", "weights"):
+        lines += _file_difference(what, before[what], now[what])
     return lines
 
 
@@ -321,7 +338,7 @@ def _is_earlier_text(old: str | None, new: str | None) -> bool:
     """Whether ``new`` is a YAML that ships with the package, and ``old`` the same YAML with earlier comments."""
     name = json.loads(_EARLIER_TEXTS.read_text()).get(old)
     shipped = find_shipped(name) if name else None
-    return shipped is not None and _sha256(shipped) == new
+    return shipped is not None and sha256(shipped) == new
 
 
 def _data_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -357,7 +374,10 @@ def _check_folder(plan: Plan) -> None:
 
 
 def save_recipe(plan: Plan) -> None:
-    """Write the recipe into the comparison's folder; models of earlier calls stay in it."""
+    """Write the recipe and the trainers' files into the comparison's folder; models of earlier calls stay in it."""
     before = read_json(plan.folder / RECIPE_FILE) or {}
     cfgs = {**before.get("cfgs", {}), **plan.recipe["cfgs"]}
     write_json(plan.folder / RECIPE_FILE, {**plan.recipe, "cfgs": cfgs})
+    for trainer in plan.trainers.values():
+        for file, text in trainer.texts.items():
+            write_whole(file, text)

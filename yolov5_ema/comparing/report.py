@@ -33,6 +33,7 @@ class Model:
         gflops: GFLOPs for one image at the comparison's size.
         latency_ms: milliseconds, one value for each round; empty if latency was not measured.
         figures: results from 0 to 1, by metric (see `METRICS`) and seed.
+        engine: the engine that trained it, if models of both are compared.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Model:
     gflops: float
     latency_ms: Sequence[float]
     figures: Mapping[str, Mapping[int, float]]
+    engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def difference_table(report: Report) -> list[list[str]]:
 
 
 def _name(row: Row) -> str:
-    return f"{row.model.name} (baseline)" if row.is_baseline else row.model.name
+    remarks = [*filter(None, [row.model.engine]), *(["baseline"] if row.is_baseline else [])]
+    return f"{row.model.name} ({', '.join(remarks)})" if remarks else row.model.name
 
 
 def _complete(row: Row) -> int:
@@ -240,6 +243,7 @@ def as_dict(report: Report) -> dict[str, Any]:
     models = {}
     for row in report.rows:
         models[row.model.name] = {
+            **({"engine": row.model.engine} if row.model.engine else {}),
             "parameters": row.model.parameters,
             "gflops": round(row.model.gflops, 4),
             "latency_ms": asdict(row.latency) if row.latency else None,

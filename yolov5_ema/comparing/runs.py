@@ -26,7 +26,6 @@ from yolov5_ema.comparing import machine, scoring
 from yolov5_ema.comparing.plan import Plan, read_json, write_json
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.settings import Settings
-from yolov5_ema.upstream.locate import Engine
 
 TRAINING, TRAINED, FINISHED, FAILED, DIVERGED = "training", "trained", "finished", "failed", "diverged"
 LOG_LINES = 15
@@ -125,12 +124,16 @@ def _is_record(content: Any) -> bool:
         and isinstance(record.reason, str)
         and isinstance(figures, dict)
         and set(figures) in (set(), set(scoring.FIGURES))
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in figures.values())
+        and all(map(_is_number, figures.values()))
         and isinstance(attempts, list)
         and all(isinstance(one, dict) and type(one.get("from_epoch")) is int for one in attempts)
         and isinstance(share, list)
         and [type(number) for number in share] == [int, int]
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 @contextmanager
@@ -157,8 +160,8 @@ def locked(folder: Path) -> Iterator[int | None]:
 class Runner:
     """Trains and scores the runs of a plan."""
 
-    def __init__(self, plan: Plan, engine: Engine, lock: int | None, watch: Watch, poll_s: float = 1.0) -> None:
-        self._plan, self._engine, self._lock, self._watch, self._poll_s = plan, engine, lock, watch, poll_s
+    def __init__(self, plan: Plan, lock: int | None, watch: Watch, poll_s: float = 1.0) -> None:
+        self._plan, self._lock, self._watch, self._poll_s = plan, lock, watch, poll_s
 
     def carry_out(self, run: Run) -> Record:
         """Finish a run from its current state; return its record, which holds the outcome."""
@@ -181,7 +184,7 @@ class Runner:
                 "choose another --name"
             )
         epoch = self._epoch_to_resume(run)
-        if epoch >= self._plan.options.epochs:
+        if epoch >= self._plan.common.epochs:
             self._note(run, record, TRAINED)
             return
         if epoch == 0:
@@ -190,7 +193,7 @@ class Runner:
         record.attempts.append({"from_epoch": epoch})
         self._note(run, record, TRAINING)
         started_s = time.monotonic()
-        code = self._call(run, ["train", "--resume", str(run.last)] if epoch else self._starting(run), watched=True)
+        code = self._call(run, self._training(run, is_begun=epoch > 0), watched=True)
         record.attempts[-1].update(seconds=round(time.monotonic() - started_s, 1), exit_code=code)
         record.transferred = record.transferred or _transferred(run.log)
         status, reason = _outcome(run, code)
@@ -201,29 +204,32 @@ class Runner:
         if not run.last.is_file():
             return 0
         try:
-            epoch = load_checkpoint(run.last, "cpu", engine=self._engine)["epoch"]
+            epoch = load_checkpoint(run.last, "cpu", engine=self._plan.trainers[run.cfg].engine)["epoch"]
         except (CheckpointError, KeyError, TypeError):  # the process ended while writing it
             return 0
-        # YOLOv5 sets -1 when it strips the optimizer at the end of a training
-        return epoch + 1 if epoch >= 0 else self._plan.options.epochs
+        # both engines set -1 when they strip the optimizer at the end of a training
+        return epoch + 1 if epoch >= 0 else self._plan.common.epochs
 
-    def _starting(self, run: Run) -> list[str]:
-        place = ["--project", str(run.folder.parent), "--name", run.folder.name, "--exist-ok"]
-        return ["train", *self._plan.flags, "--cfg", str(self._plan.cfgs[run.cfg]), *place]
+    def _training(self, run: Run, *, is_begun: bool) -> list[str]:
+        trainer = self._plan.trainers[run.cfg]
+        return (
+            trainer.resume(run.last)
+            if is_begun
+            else trainer.start(run.cfg, self._plan.cfgs[run.cfg], run.folder, run.seed)
+        )
 
     def _score(self, run: Run, record: Record) -> None:
-        options = self._plan.options
         output = run.folder / "figures.json"
-        flags = ["--weights", str(run.best), "--data", str(self._plan.data), "--task", self._plan.task]
-        flags += ["--imgsz", str(options.imgsz), "--batch-size", str(options.batch_size)]
-        flags += ["--device", str(options.device), "--output", str(output)]
-        flags += ["--single-cls"] if getattr(options, "single_cls", False) else []
-        code = self._call(run, ["run", str(scoring.__file__), *flags])
+        code = self._call(run, scoring.command(self._plan, run.cfg, run.best, output))
         if code:
             self._note(run, record, FAILED, f"evaluating {run.best} ended with exit code {code}")
             return
-        figures = read_json(output)
-        if not all(map(math.isfinite, figures.values())):
+        try:
+            figures = scoring.figures_in(read_json(output), self._plan)
+        except UserError as error:
+            self._note(run, record, FAILED, f"evaluating {run.best}: {error}")
+            return
+        if not all(map(_is_number, figures.values())):
             self._note(run, record, FAILED, f"evaluating {run.best} gave {figures}")
             return
         record.figures = figures
@@ -262,13 +268,14 @@ class Runner:
 
 def epochs_done(run: Run) -> int:
     """The number of epochs that a run has finished, from its ``results.csv``."""
-    return len({row[0] for row in _rows(run)})
+    return len({row[0] for row in _rows(run)[1:]})
 
 
 def _rows(run: Run) -> list[list[str]]:
+    """The rows of a run's ``results.csv``; the first holds the names of the columns."""
     try:
         text = reading.read_text(run.folder / "results.csv", errors="ignore")
-        return [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()[1:]) if row]
+        return [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
     except (OSError, csv.Error):
         return []
 
@@ -289,10 +296,12 @@ def _outcome(run: Run, code: int) -> tuple[str, str]:
 
 
 def _diverged_at(run: Run) -> int | None:
-    """The first epoch whose training losses (columns 1 to 3) are not finite."""
-    for row in _rows(run):
-        with contextlib.suppress(ValueError):
-            if not all(math.isfinite(float(cell)) for cell in row[1:4]):
+    """The first epoch of which a training loss is not finite."""
+    head, *rows = _rows(run) or [[]]
+    losses = [column for column, name in enumerate(head) if name.startswith("train/")]
+    for row in rows:
+        with contextlib.suppress(ValueError, IndexError):
+            if not all(math.isfinite(float(row[column])) for column in losses):
                 return int(row[0])
     return None
 
@@ -316,7 +325,7 @@ def log_tail(run: Run) -> str:
     return "\n".join([line for line in lines if line][-LOG_LINES:])
 
 
-def provenance(plan: Plan, engine: Engine) -> dict[str, Any]:
+def provenance(plan: Plan) -> dict[str, Any]:
     """The software versions and the machine, for the report."""
-    device = machine.torch_device(str(plan.options.device))
-    return {"software": machine.software(engine), "machine": machine.machine(device)}
+    device = machine.torch_device(plan.common.device)
+    return {"software": machine.software(*plan.engines), "machine": machine.machine(device)}

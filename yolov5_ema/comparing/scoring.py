@@ -1,6 +1,7 @@
-"""Evaluating a checkpoint with YOLOv5's own ``val``; the unrounded results are written to a JSON file.
+"""Scoring a checkpoint in a process of its own, so that no evaluation affects the next one.
 
-This is a script for ``yolov5-ema run``. It runs in a separate process, so that no evaluation affects the next one.
+If only models of YOLOv5 are compared, this file is a script for ``yolov5-ema run``, which runs its own ``val``. In all
+other comparisons, ``yolov5-ema evaluate`` computes the figures.
 """
 
 from __future__ import annotations
@@ -11,14 +12,55 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from yolov5_ema.comparing.plan import COCO, YOLOV5, Plan
 from yolov5_ema.engine import shim
+from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
-from yolov5_ema.scripts import leash
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 
 CONFIDENCE_THRESHOLD = 0.001
 IOU_THRESHOLD = 0.6
 FIGURES = ("precision", "recall", "map50", "map50_95")
+
+
+# of a comparison of both engines, whose own values of the second differ
+SAME_CONFIDENCE, SAME_IOU = 0.001, 0.7
+
+
+def command(plan: Plan, name: str, weights: Path, output: Path) -> list[str]:
+    """The arguments of ``yolov5-ema`` that score the best.pt of a model, and write the results to a JSON file."""
+    trainer, common = plan.trainers[name], plan.common
+    flags = ["--weights", str(weights), "--data", str(trainer.data), "--task", plan.task]
+    flags += ["--imgsz", str(common.imgsz)]
+    flags += ["--single-cls"] if common.single_cls else []
+    if plan.protocol == YOLOV5:
+        flags += ["--batch-size", str(common.batch_size), "--device", common.device, "--output", str(output)]
+        return ["run", __file__, *flags]
+    flags += ["--batch-size", str(trainer.common.batch_size)] if trainer.common.batch_size >= 1 else []
+    flags += ["--device", common.device] if common.device else []
+    flags += ["--json", str(output), "--no-plots"]
+    flags += ["--project", str(weights.parent.parent), "--name", "evaluate", "--exist-ok"]
+    if plan.protocol != COCO:
+        return ["evaluate", *flags, "--protocol", plan.protocol]
+    thresholds = ["--conf-thres", str(SAME_CONFIDENCE), "--iou-thres", str(SAME_IOU)]
+    return ["evaluate", *flags, *thresholds, "--protocol", YOLOV5, COCO]
+
+
+def figures_in(content: Any, plan: Plan) -> dict[str, float]:
+    """The figures in the JSON file of `command`, by the names in `FIGURES`.
+
+    Raises:
+        UserError: models of two engines are compared, and this one was not evaluated on all objects.
+    """
+    if plan.protocol == YOLOV5:
+        return dict(content)
+    if plan.protocol != COCO:
+        return dict(zip(FIGURES, (content[plan.protocol][name] for name in ("P", "R", "mAP50", "mAP50-95"))))
+    own, coco = content[YOLOV5], content[COCO]
+    objects = sum(figures["labels"] for figures in own["per_class"].values())
+    if objects != plan.objects:
+        raise UserError(f"val evaluated images with {objects} objects, but the {plan.task} split has {plan.objects}")
+    return dict(zip(FIGURES, (own["P"], own["R"], coco["AP50"], coco["AP"])))
 
 
 def score(
@@ -56,7 +98,6 @@ def score(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score one checkpoint."""
-    leash.end_with_parent()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)

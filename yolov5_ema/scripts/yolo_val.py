@@ -39,7 +39,7 @@ def collected(
         UserError: what ultralytics reports as a mistake, or a model for another task than detection.
     """
     found = Collected()
-    with errors_as_user_errors(engine), _resolved(dataset) as data:
+    with errors_as_user_errors(engine), _resolved_file(dataset) as data:
         yolo: Any = engine.module("models").YOLO(str(weights))
         if yolo.task != "detect":
             raise UserError(f"{weights} is a model for the task {yolo.task}: use 'yolov5-ema yolo {yolo.task} val'")
@@ -72,18 +72,22 @@ def rules_of(engine: Engine) -> str:
     return "8.4" if bool(found.all()) else "8.3"
 
 
-@contextmanager
-def _resolved(dataset: Dataset) -> Iterator[Path]:
-    """A copy of the data YAML with absolute paths, so that ultralytics reads the images that `Dataset` lists."""
+def resolved(dataset: Dataset) -> str:
+    """The data YAML with absolute paths, so that ultralytics reads the images that `Dataset` lists."""
     content = {key: value for key, value in dataset.content.items() if key not in ("download", "path", *SPLITS)}
     places = {split: [str(dataset.place(entry)) for entry in dataset.entries(split)] for split in SPLITS}
     named = {split: found for split, found in places.items() if found}
     first = next(iter(named.values()), [])
     content.update({split: named.get(split, first) for split in ("train", "val")}, **named)
     content.update(path=str(dataset.root.absolute()), names=dict(enumerate(dataset.names)), nc=len(dataset.names))
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+@contextmanager
+def _resolved_file(dataset: Dataset) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, dataset.file.name)
-        file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        file.write_text(resolved(dataset), encoding="utf-8")
         yield file
 
 

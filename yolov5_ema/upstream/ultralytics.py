@@ -96,7 +96,9 @@ def find_cfg(name: str, engine: Engine | None) -> Path | None:
     ``yolo26.yaml``.
     """
     given = Path(name)
-    own = (file for file in (given, given.with_name(without_size(given.name))) if given.name and file.is_file())
+    if not given.name:
+        return None
+    own = (file for file in (given, given.with_name(without_size(given.name))) if file.is_file())
     return next(own, None) or shipped_cfg(name) or (own_cfg(name, engine) if engine else None)
 
 

@@ -1,0 +1,51 @@
+"""How best.pt is scored: the command, and the figures in what it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from yolov5_ema.comparing import scoring
+from yolov5_ema.comparing.trainer import Common
+from yolov5_ema.errors import UserError
+
+BEST, OUTPUT = Path("c/a/seed0/weights/best.pt"), Path("c/a/seed0/figures.json")
+
+
+def plan_of(protocol: str, **options: object) -> SimpleNamespace:
+    common = Common(epochs=3, imgsz=64, batch_size=4, **options)
+    trainer = SimpleNamespace(common=common, data=Path("a.yaml"))
+    return SimpleNamespace(protocol=protocol, task="test", common=common, objects=12, trainers={"a": trainer})
+
+
+def test_yolov5_alone_is_scored_by_its_val_in_a_script():
+    line = scoring.command(plan_of("yolov5", single_cls=True), "a", BEST, OUTPUT)
+    assert line[:2] == ["run", scoring.__file__]
+    flags = "--weights c/a/seed0/weights/best.pt --data a.yaml --task test --imgsz 64 --single-cls --batch-size 4"
+    assert line[2:] == [*flags.split(), "--device", "", "--output", str(OUTPUT)]
+
+
+def test_ultralytics_alone_is_scored_by_its_own_protocol():
+    line = " ".join(scoring.command(plan_of("ultralytics", device="cpu"), "a", BEST, OUTPUT))
+    assert line.startswith("evaluate --weights c/a/seed0/weights/best.pt --data a.yaml --task test --imgsz 64 ")
+    assert "--device cpu --json c/a/seed0/figures.json" in line and line.endswith("--protocol ultralytics")
+    assert "--conf-thres" not in line
+
+
+def test_both_get_the_same_thresholds_and_cocos_protocol():
+    line = " ".join(scoring.command(plan_of("coco"), "a", BEST, OUTPUT))
+    assert line.endswith("--conf-thres 0.001 --iou-thres 0.7 --protocol yolov5 coco") and "--device" not in line
+
+
+def test_figures():
+    own = {"P": 0.1, "R": 0.2, "mAP50": 0.3, "mAP50-95": 0.4, "per_class": {"x": {"labels": 5}, "y": {"labels": 7}}}
+    written = {"yolov5": own, "ultralytics": own, "coco": {"AP50": 0.5, "AP": 0.6}}
+    first = {"precision": 0.1, "recall": 0.2}
+    assert scoring.figures_in(first, plan_of("yolov5")) == first
+    assert scoring.figures_in(written, plan_of("ultralytics")) == {**first, "map50": 0.3, "map50_95": 0.4}
+    assert scoring.figures_in(written, plan_of("coco")) == {**first, "map50": 0.5, "map50_95": 0.6}
+    del own["per_class"]["y"]
+    with pytest.raises(UserError, match="images with 5 objects, but the test split has 12"):
+        scoring.figures_in(written, plan_of("coco"))
