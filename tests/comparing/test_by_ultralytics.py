@@ -58,6 +58,9 @@ def test_a_training(trainer):
 def test_beside_yolov5_it_gets_yolov5s_values_also_those_by_default(trainer):
     found = trainer("--epochs 3", "batch=2", beside=YOLOV5)
     words = arguments(found.start("a", Path("a.yaml"), Path("/c/a/seed0"), 0))
+    assert "pretrained" not in words
+    own = trainer("--weights yolov5n.pt", "pretrained=yolo26n.pt", beside=YOLOV5)
+    assert own.recipe["weights"]["file"] == "yolo26n.pt"
     shared = ("epochs", "imgsz", "batch", "device", "workers")
     assert [words[name] for name in shared] == ["3", "64", "2", "cpu", "1"]
 
@@ -87,6 +90,7 @@ def test_the_recipe_holds_all_options_but_those_of_one_run(trainer):
         ("", "epochs=3", True, "epochs= would hold for ultralytics only: write --epochs"),
         ("", "epochs=0", False, "epochs.* must be (at least|>=) 1"),
         ("", "imgsz=[64,64]", False, r"imgsz must be one number for a training, not \[64, 64\]"),
+        ("--weights a.pt", "", True, "--weights a.pt holds for YOLOv5 only: name weights of ultralytics"),
         ("", "lr=0.1", False, "'lr' is not a valid YOLO argument"),
         ("", "lr0=fast", False, "'lr0=fast' is of invalid type str"),
         ("", "lr0=", False, "missing 'lr0' value"),

@@ -80,8 +80,11 @@ class UltralyticsTrainer:
         self._text = resolved(dataset)
         given = self._parsed(own)
         _refuse_own(given, beside is not None)
-        both = {} if beside is None else _as_options(beside)
-        options = {**both, **options_of("train", flags), **given}
+        translated = options_of("train", flags)
+        if beside is not None:
+            _refuse_shared_weights(translated.pop("pretrained", ""), given)
+            translated = {**_as_options(beside), **translated}
+        options = {**translated, **given}
         self._given = {name: value for name, value in options.items() if value != ""}
         self._check_pretrained()
         with errors_as_user_errors(engine):
@@ -185,6 +188,14 @@ def _refuse_own(given: Mapping[str, Any], is_mixed: bool) -> None:
             raise UserError(f"compare takes no {name}=: {_OWN[name]}")
         if is_mixed and name in _SHARED:
             raise UserError(f"{name}= would hold for ultralytics only: write {_SHARED[name]}, which holds for both")
+
+
+def _refuse_shared_weights(weights: str, given: Mapping[str, Any]) -> None:
+    if weights and "pretrained" not in given:
+        raise UserError(
+            f"--weights {weights} holds for YOLOv5 only: name weights of ultralytics with pretrained=FILE, or write "
+            "pretrained=False"
+        )
 
 
 def _as_options(common: Common) -> dict[str, Any]:
