@@ -16,7 +16,7 @@ from yolov5_ema.cli.command import Flags
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.yolo_flags import options_of
-from yolov5_ema.upstream.flags import Given, given_flags, refuse_shortened
+from yolov5_ema.upstream.flags import Given, given_flags, refuse_shortened, script_parser
 from yolov5_ema.upstream.locate import Engine
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def detect_split(
     Raises:
         UserError: as in ``yolov5-ema val`` and `load_detector`, or a detector has more classes than the data set.
     """
+    from yolov5_ema.checkpoints.exported_models import form_of
     from yolov5_ema.scripts import running as scripts
     from yolov5_ema.scripts.collecting import collected_detections
     from yolov5_ema.scripts.odd_labels import odd_images_kept
@@ -117,6 +118,8 @@ def detect_split(
         weights, options = Path(request.weights[0]), request.options()
         with slicing:
             return collected(engine, weights, dataset, request.task, options, request.max_det, folder)
+    if engine.release == (6, 0) and any(form_of(Path(file)) for file in request.weights):
+        return _by_detector(request, engine, dataset, keep_odd)
     line = ["--data", str(dataset.file), "--weights", *request.weights, "--task", request.task]
     place = ["--project", str(folder), "--name", "val"]
     with contextlib.ExitStack() as stack:
@@ -129,6 +132,27 @@ def detect_split(
     if not found.images:
         raise UserError(f"val of {engine} did not process any image")
     return found
+
+
+def _by_detector(request: Request, engine: Engine, dataset: Dataset, keep_odd: bool) -> Collected:
+    """The detections of an exported model with v6.0, whose ``val`` runs only checkpoints."""
+    from yolov5_ema.detecting.loading import device_of, load_detector
+    from yolov5_ema.detecting.protocol import LoadOptions, Thresholds
+    from yolov5_ema.detecting.splits import collected
+    from yolov5_ema.evaluation.judged import Rules, labelled_images
+
+    windows, flags = take_flags(request.flags)
+    if windows is not None or len(request.weights) > 1:
+        raise UserError(f"{request.weights[0]}: with YOLOv5 v6.0, an exported model works alone and without --slice")
+    parser = script_parser(engine, "val")
+    assert parser is not None
+    args = parser.parse_args(flags)
+    how = LoadOptions(device_of(engine, args.device), (args.imgsz, args.imgsz), args.half, names=dataset.names)
+    detector = load_detector(request.weights[0], how, engine=engine)
+    _check_classes(request, engine, dataset, request.weights[0], len(detector.names))
+    thresholds = Thresholds(args.conf_thres, args.iou_thres, request.max_det, augment=args.augment, as_val=True)
+    files = labelled_images(dataset, request.task, Rules(keep_odd)).files.values()
+    return collected(detector, files, thresholds, single_class=args.single_cls)
 
 
 def rules_of(engine: Engine | None) -> dict[str, str]:
@@ -207,9 +231,11 @@ def _check_weights(request: Request, engine: Engine, dataset: Dataset) -> None:
     for file in request.weights:
         if form_of(Path(file)) or not is_read(file, engine) or not Path(file).is_file():
             continue
-        known = len(load_detector(file, engine=engine).names)
-        if known > len(dataset.names) and not request.is_single_class(engine):
-            raise UserError(
-                f"{file} has {known} classes, but {dataset.file} has only {len(dataset.names)}: "
-                "they do not belong together"
-            )
+        _check_classes(request, engine, dataset, file, len(load_detector(file, engine=engine).names))
+
+
+def _check_classes(request: Request, engine: Engine, dataset: Dataset, file: str, known: int) -> None:
+    if known > len(dataset.names) and not request.is_single_class(engine):
+        raise UserError(
+            f"{file} has {known} classes, but {dataset.file} has only {len(dataset.names)}: they do not belong together"
+        )

@@ -27,6 +27,7 @@ from yolov5_ema.files import refuse_present, write_whole
 from yolov5_ema.texts import first_line
 
 if TYPE_CHECKING:
+    from yolov5_ema.data.dataset import Dataset
     from yolov5_ema.reporting.measuring import Measured
     from yolov5_ema.reporting.runs import Run, Source
     from yolov5_ema.upstream.locate import Engine
@@ -203,7 +204,7 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
         return _kept(run, split)
     engine = start_engine_of([run.weights])
     data = open_dataset(args.data, engine).file if args.data else measuring.data_of(run, engine)
-    imgsz = _size_of(run.weights, args.imgsz or image_size(run.options), engine)
+    imgsz = _size_of(run.weights, args.imgsz or image_size(run.options), open_dataset(str(data), engine), engine)
     release = rules_of(engine)[name_of(engine)]
     settings = measuring.settings_of(run.weights, data, split=split, imgsz=imgsz, samples=args.samples, release=release)
     # A kept evaluation that cannot be read is made again.
@@ -236,7 +237,7 @@ def _kept(run: Run, split: str) -> Measured:
     )
 
 
-def _size_of(weights: Path, imgsz: int, engine: Engine) -> int:
+def _size_of(weights: Path, imgsz: int, dataset: Dataset, engine: Engine) -> int:
     """The image size to evaluate with: an exported model may work with its own size only."""
     from yolov5_ema.checkpoints.exported_models import form_of
     from yolov5_ema.detecting.loading import load_detector
@@ -244,7 +245,7 @@ def _size_of(weights: Path, imgsz: int, engine: Engine) -> int:
 
     if form_of(weights) is None:
         return imgsz
-    return max(load_detector(weights, LoadOptions(imgsz=(imgsz, imgsz)), engine=engine).imgsz)
+    return max(load_detector(weights, LoadOptions(imgsz=(imgsz, imgsz), names=dataset.names), engine=engine).imgsz)
 
 
 def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, is_typed: bool) -> Measured:

@@ -38,6 +38,7 @@ class Thresholds:
         classes: the classes that are kept; None for all.
         agnostic_nms: let boxes of different classes suppress each other.
         augment: also use scaled and flipped versions of the image.
+        as_val: with YOLOv5, as its ``val`` does: a box can have several classes, and is not rounded to whole pixels.
     """
 
     conf_thres: float = 0.25
@@ -46,6 +47,7 @@ class Thresholds:
     classes: tuple[int, ...] | None = None
     agnostic_nms: bool = False
     augment: bool = False
+    as_val: bool = False
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Steps:
     def detections(
         self, output: torch.Tensor, boxed: Sequence[int], shape: Sequence[int], thresholds: Thresholds
     ) -> Detections:
-        """The detections of one image, in whole pixels of the image.
+        """The detections of one image, in pixels of the image; in whole pixels, except with ``as_val``.
 
         Args:
             output: the model's decoded output, (1, n, 5 + nc …).
@@ -69,10 +69,12 @@ class Steps:
             thresholds.iou_thres,
             list(thresholds.classes) if thresholds.classes else None,
             thresholds.agnostic_nms,
+            multi_label=thresholds.as_val,
             max_det=thresholds.max_det,
         )[0]
         if len(found):
-            found[:, :4] = self._scale_back(tuple(boxed), found[:, :4], tuple(shape)).round()
+            corners = self._scale_back(tuple(boxed), found[:, :4], tuple(shape))
+            found[:, :4] = corners if thresholds.as_val else corners.round()
         return Detections.of_rows(found.float().cpu().numpy())
 
 

@@ -88,7 +88,7 @@ def settings_of(weights: Path, data: Path, *, split: str, imgsz: int, samples: i
     """What an evaluation depends on. Data files are identified by content, weights by size and modification time."""
     return {
         "version": _VERSION,
-        "weights": _identity(weights),
+        "weights": identity_of(weights),
         "data": [str(data.resolve()), hashlib.sha256(bytes_of(data, _MOST_DATA_YAML)).hexdigest()],
         "split": split,
         "imgsz": imgsz,
@@ -97,7 +97,7 @@ def settings_of(weights: Path, data: Path, *, split: str, imgsz: int, samples: i
     }
 
 
-def _identity(weights: Path) -> list[int]:
+def identity_of(weights: Path) -> list[int]:
     """Size and modification time of a file, or of the graph and the weights in OpenVINO's folder."""
     files = sorted(weights.glob("*.*")) if weights.is_dir() else [weights]
     found = [file.stat() for file in files]
@@ -134,7 +134,7 @@ def kept(run: Run, split: str, settings: Mapping[str, Any] | None = None) -> Mea
     found = _checked(content, split, file)
     if settings is None:
         assert run.weights is not None
-        settings = {**found.settings, "version": _VERSION, "weights": _identity(run.weights)}
+        settings = {**found.settings, "version": _VERSION, "weights": identity_of(run.weights)}
     return found if found.settings == settings else None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from yolov5_ema.reporting.charts import Line, line_chart
 from yolov5_ema.reporting.comparing import grouped
 from yolov5_ema.reporting.cost import Cost
+from yolov5_ema.reporting.measuring import identity_of
 from yolov5_ema.reporting.parts import (
     TASKS,
     Material,
@@ -59,6 +60,7 @@ def model_and_cost(material: Material) -> list[Part]:
                 count(cost.parameters),
                 number(cost.gflops, "{:.2f}"),
                 text(size),
+                number(_megabytes(members[0]), "{:.1f}"),
             ]
         )
         if cost.reason:
@@ -66,9 +68,13 @@ def model_and_cost(material: Material) -> list[Part]:
         if cost.rows:
             words = f"{model}: the {len(cost.rows)} rows of its YAML" + (", blocks marked" if cost.blocks else "")
             parts.append({"kind": "details", "summary": words, "table": _row_table(model, cost)})
-    columns = ["model", "attention blocks", "parameters", "GFLOPs", "at pixels"]
+    columns = ["model", "attention blocks", "parameters", "GFLOPs", "at pixels", "file in MB"]
     note = "GFLOPs count convolutions and matrix products for one image, blocks included; a multiply-add counts as two."
     return [table_part(Table("What each model costs", columns, rows, True)), paragraph(note, True), *parts]
+
+
+def _megabytes(run: Run) -> float | None:
+    return identity_of(run.weights)[0] / 1e6 if run.weights is not None else None
 
 
 def _models(material: Material) -> dict[str, list[Run]]:

@@ -96,6 +96,7 @@ def parser_of(script: Any) -> argparse.ArgumentParser | None:
             script.parse_opt()
         except _Parser as caught:
             parser: argparse.ArgumentParser = caught.args[0]
+            parser.__class__ = argparse.ArgumentParser  # so that it can parse
             return parser
     return None
 
