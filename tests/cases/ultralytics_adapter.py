@@ -53,3 +53,18 @@ def predicts(weights: str, image: str) -> None:
     boxes = yolo.predict(image, imgsz=32, conf=0.0001, device="cpu", verbose=False)[0].boxes.data
     torch.save(boxes, "boxes.pt")
     assert not sys.modules["yolov5_ema"].is_installed("ultralytics")
+
+
+def tunes_with_ray(model: str, data: str) -> None:
+    """Run one trial of Ray Tune, and print the number of its errors and whether it was evaluated."""
+    import yolov5_ema
+
+    yolov5_ema.install("ultralytics")
+    from ray import tune
+    from ultralytics import YOLO
+
+    found: Any = YOLO(model).tune(
+        use_ray=True, iterations=1, search_alg="random", space={"lr0": tune.uniform(1e-4, 1e-2)}, data=data, epochs=1,
+        imgsz=64, batch=4, device="cpu", workers=0, plots=False, project=os.getcwd(),
+    )  # fmt: skip
+    print("errors", found.num_errors, "metrics/mAP50(B)" in found[0].metrics)

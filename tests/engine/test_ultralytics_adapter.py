@@ -22,12 +22,14 @@ import torch
 import yaml
 from cases import PLUGINS
 from cases import ultralytics_adapter as cases
-from conftest import REPOSITORY
+from conftest import REPOSITORY, SMALL_YOLO
+from fresh_process import run_fresh
 from offline_ultralytics import environment, offline, run_python
 from torch import nn
 
 import yolov5_ema
 from yolov5_ema.cfgs.ultralytics_rows import block_rows
+from yolov5_ema.engine import ultralytics_adapter
 from yolov5_ema.errors import CheckpointError, ConfigError, EngineNotFoundError, UserError
 from yolov5_ema.resources import models_dir
 
@@ -375,6 +377,27 @@ def test_its_command_line_in_a_new_process_knows_the_blocks(ultralytics, tasks, 
     done = run(" ".join(words), shell=True, **options) if as_text else run(words, **options)
     assert done.returncode == 2 and "bad.yaml, head row 2: EMA has no option 'group'" in done.stderr
     assert run([sys.executable, "-c", "print(5)"], **options).stdout == "5\n"
+
+
+def test_the_model_of_a_trial_of_ray_brings_the_adapter(ultralytics, tasks):
+    """What Ray gets is pickled for another process; here it is unpickled where the adapter is not installed."""
+    yolov5_ema.install("ultralytics")
+    yolo = SimpleNamespace(task="detect")
+    sent = []
+    ultralytics_adapter._in_every_trial(lambda model, **_: sent.append(pickle.dumps(model)), "error", yolo)
+    assert vars(yolo) == {"task": "detect"}
+    yolov5_ema.uninstall("ultralytics")
+    pickle.loads(sent[0])
+    assert yolov5_ema.is_installed("ultralytics")
+
+
+@pytest.mark.slow
+def test_ray_tune(tiny_set, own_folder):
+    pytest.importorskip("ray.tune")
+    (own_folder / "small.yaml").write_text(SMALL_YOLO)
+    env = environment(own_folder)
+    done = run_fresh(cases.tunes_with_ray, own_folder / "small.yaml", tiny_set, cwd=own_folder, env=env)
+    assert "errors 0 True" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -15,10 +15,6 @@ _TWO_HEADS = (
     "Of a model of ultralytics that is trained end to end (YOLOv10, YOLO26), parameters and GFLOPs count both heads; "
     "its latency is that of the one head that runs, including the choice of the best boxes."
 )
-_ORDER = (
-    "ultralytics draws the order of the images from a constant, so that it is the same for all seeds; a seed decides "
-    "the initial weights and the augmentation."
-)
 _NOT_ALIKE = (
     "Not alike in the two engines, besides the above: loss, which outputs learn an object, the average of weights over "
     "steps, how val scales images and chooses best.pt, and the order and augmentation of images with one seed. So a "
@@ -32,13 +28,13 @@ def notes_on_engines(plan: Plan) -> list[str]:
         return []
     recipes = [_recipe_of(trainer, names, plan) for trainer, names in _names_by_trainer(plan).items()]
     if plan.protocol == ULTRALYTICS:
-        return [_OWN_VAL, *recipes, _ORDER, _TWO_HEADS]
+        return [_OWN_VAL, *recipes, _TWO_HEADS]
     scored = (
         f"Figures: every best.pt by COCO's protocol (mAP50-95 is its AP) on the same {plan.objects} objects, detected "
         f"by its engine's own val with confidence {SAME_CONFIDENCE} and NMS at IoU {SAME_IOU}; models that are trained "
         "end to end have no NMS."
     )
-    return [scored, *recipes, _NOT_ALIKE, _ORDER, _TWO_HEADS]
+    return [scored, *recipes, _NOT_ALIKE, _TWO_HEADS]
 
 
 def _names_by_trainer(plan: Plan) -> dict[Trainer, list[str]]:

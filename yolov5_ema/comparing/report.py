@@ -230,7 +230,7 @@ def method_notes(report: Report) -> list[str]:
     if best is not None and best < LEARNED_MAP50:
         notes.append(
             f"No run reached an mAP50 of {LEARNED_MAP50}: models that have hardly learned anything cannot be compared. "
-            "Try more epochs, or another --hyp."
+            "Try more epochs, or other hyperparameters."
         )
     return notes
 

@@ -133,6 +133,7 @@ def _patched(conflicts: str) -> Patches:
         patches.wrap(tasks, "check_yaml", _with_shipped)
         patches.wrap(tasks.BaseModel, "load", _by_structure)
         patches.wrap(dist, "generate_ddp_file", _in_every_rank, conflicts)
+        patches.wrap(importlib.import_module(f"{NAME}.utils.tuner"), "run_ray_tune", _in_every_trial, conflicts)
         for name in _STARTS_PROCESSES:
             module = importlib.import_module(f"{NAME}.{name}")
             if hasattr(module, "subprocess"):
@@ -243,3 +244,27 @@ def _in_every_rank(generate_ddp_file: Callable[..., str], conflicts: str, *args:
     text = Path(file).read_text(encoding="utf-8").replace(*_OWN_STATE)
     Path(file).write_text(lines + text, encoding="utf-8")
     return file
+
+
+def _in_every_trial(run_ray_tune: Callable[..., Any], conflicts: str, model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around ``tune(use_ray=True)``: Ray pickles the model for the processes of its trials; it brings the adapter."""
+    model.__dict__[_OnArrival.__name__] = _OnArrival(conflicts)
+    try:
+        return run_ray_tune(model, *args, **kwargs)
+    finally:
+        del model.__dict__[_OnArrival.__name__]
+
+
+class _OnArrival:
+    """An object that installs the adapter where it is unpickled."""
+
+    def __init__(self, conflicts: str) -> None:
+        self._conflicts = conflicts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (self._conflicts,)
+
+
+def _arrived(conflicts: str) -> _OnArrival:
+    install(conflicts=conflicts)
+    return _OnArrival(conflicts)
