@@ -31,7 +31,7 @@ from yolov5_ema.comparing.runs import Record, Run, Runner, locked, log_tail
 from yolov5_ema.data.dataset import Dataset, load_dataset
 from yolov5_ema.errors import UserError
 from yolov5_ema.resources import find_shipped
-from yolov5_ema.scripts import seeding
+from yolov5_ema.scripts import leash, seeding
 from yolov5_ema.settings import VARIABLES, read
 from yolov5_ema.upstream.patching import Patches
 
@@ -302,6 +302,16 @@ def test_a_process_on_the_leash_ends_with_its_starter(tmp_path):
     child.stdin.close()
     assert child.wait(30) == 1 and time.monotonic() - started_s < 20
     assert child.stdout.read() == b""
+
+
+def test_the_processes_of_a_training_on_several_gpus_end_with_its_starter(tmp_path):
+    file = tmp_path / "rank.py"
+    file.write_text("import time\nprint('up', flush=True)\ntime.sleep(60)\n")
+    assert leash.in_every_rank(lambda: str(file)) == str(file) and not leash.is_on()
+    child = subprocess.Popen([sys.executable, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"up\n" and child.poll() is None
+    child.stdin.close()
+    assert child.wait(30) == 1
 
 
 # --- the seed -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.engine import ultralytics_adapter
 from yolov5_ema.errors import UserError
+from yolov5_ema.scripts import leash
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
@@ -37,6 +38,8 @@ def run_yolo(words: Sequence[str]) -> int:
     with Patches() as patches, errors_as_user_errors(engine):
         for name in ("cfg", "engine.model"):
             patches.set(engine.module(name), "ARGV", ["yolo", *words])
+        if leash.is_on():
+            patches.wrap(engine.module("utils.dist"), "generate_ddp_file", leash.in_every_rank)
         cfg.entrypoint()
     return 0
 
