@@ -19,8 +19,8 @@ from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.locate import Engine
 
-DETECT, SEGMENT = "detect", "segment"
-"""Tasks of detectors: boxes, and boxes with masks."""
+DETECT, SEGMENT, POSE = "detect", "segment", "pose"
+"""Tasks of detectors: boxes, and boxes with masks or keypoints."""
 
 
 Pair = tuple[float, float]
@@ -90,7 +90,7 @@ class Detector(Protocol):
         file: the file that it was loaded from.
         names: the names of the classes.
         stride: the sides of the model's input are multiples of it, in pixels.
-        task: `DETECT`, `SEGMENT`, or another task of ultralytics: ``pose``, ``obb`` …
+        task: `DETECT`, `SEGMENT`, `POSE`, or another task of ultralytics: ``obb`` …
         imgsz: the height and width in pixels that images are scaled to fit; multiples of ``stride``.
     """
 

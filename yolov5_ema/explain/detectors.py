@@ -18,7 +18,7 @@ from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.class_names import class_numbers
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.detecting.loading import load_detector
-from yolov5_ema.detecting.protocol import DETECT, SEGMENT, LoadOptions, with_module
+from yolov5_ema.detecting.protocol import DETECT, POSE, SEGMENT, LoadOptions, with_module
 from yolov5_ema.errors import UserError
 from yolov5_ema.explain.layers import Candidates, block_of, candidates
 from yolov5_ema.explain.looks import Area, Look
@@ -49,7 +49,7 @@ class Options:
 
 
 class Detector:
-    """A detector of boxes or masks whose layers can be inspected; a `looks.Subject`.
+    """A detector of boxes, masks or keypoints whose layers can be inspected; a `looks.Subject`.
 
     Args:
         engine: the YOLO that the file belongs to, see `detecting.loading.engine_for`.
@@ -65,7 +65,7 @@ class Detector:
 
     def __init__(self, engine: Engine, file: Path, options: Options, device: torch.device | str = "cpu") -> None:
         how = LoadOptions(device, (options.imgsz, options.imgsz), least_stride=32)
-        self._detector = with_module(load_detector(file, how, engine=engine, tasks=(DETECT, SEGMENT)))
+        self._detector = with_module(load_detector(file, how, engine=engine, tasks=(DETECT, SEGMENT, POSE)))
         self.file = file
         self.model = self._detector.module
         self.names = self._detector.names

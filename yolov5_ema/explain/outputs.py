@@ -30,32 +30,57 @@ def outputs_of_yolov5(model: Any, batch: torch.Tensor) -> Outputs:
 def outputs_of_ultralytics(model: Any, batch: torch.Tensor) -> Outputs:
     """The outputs of a detector of ultralytics in evaluation mode; it has no objectness, which is 1 here.
 
+    The candidates are the places of the feature maps; those of RT-DETR are its queries. Heads for masks or keypoints
+    give boxes too.
+
     Raises:
-        UserError: its head gives no box for each place of its feature maps, such as that of RT-DETR.
+        UserError: its head gives no boxes.
     """
     head = model.model[-1]
-    if not hasattr(head, "cv3"):
-        raise UserError(f"the head {type(head).__name__} has no score for each place of an image to explain")
-    with Patches() as patches:
-        if is_without_suppression(model):
-            # an end-to-end head returns only the best; all are needed, in the order of their places
-            patches.set(head, "postprocess", lambda found, *_, **__: found.permute(0, 2, 1))
-        decoded, raw = model(batch)
-    boxes, scores = decoded[:, :4].mT, decoded[:, 4 : 4 + head.nc].mT  # (N, n, 4), (N, n, nc)
-    if is_without_suppression(model):
-        corners = boxes
-        boxes = torch.cat([(corners[..., :2] + corners[..., 2:]) / 2, corners[..., 2:] - corners[..., :2]], dim=-1)
+    if _is_transformer(head):
+        boxes, logits = _of_transformer(model, batch)
+    elif hasattr(head, "cv3"):
+        boxes, logits = _of_places(model, batch)
+    else:
+        raise UserError(f"the head {type(head).__name__} gives no boxes whose scores could be explained")
     certain = torch.ones_like(boxes[..., :1])
-    logits = _logits(raw, head, is_without_suppression(model))
     return (
-        torch.cat([boxes, certain, scores], dim=-1),
+        torch.cat([boxes, certain, logits.sigmoid()], dim=-1),
         torch.cat([boxes, certain * _CERTAIN, logits], dim=-1),
     )
 
 
 def is_without_suppression(model: Any) -> bool:
     """Whether a detector of ultralytics is trained to give each object once, without non-maximum suppression."""
-    return bool(getattr(model.model[-1], "end2end", False))
+    head = model.model[-1]
+    return bool(getattr(head, "end2end", False)) or _is_transformer(head)
+
+
+def _is_transformer(head: Any) -> bool:
+    return type(head).__name__ == "RTDETRDecoder"
+
+
+def _of_transformer(model: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes (N, n, 4) as centre and size in pixels, and class scores before the sigmoid (N, n, nc)."""
+    boxes, logits, *_ = model(batch)[1]  # of each decoder layer; boxes as shares of the image
+    height, width = batch.shape[2:]
+    return boxes[-1] * torch.tensor([width, height, width, height], device=boxes.device), logits[-1]
+
+
+def _of_places(model: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_of_transformer`, for a head with convolutions."""
+    head = model.model[-1]
+    is_one_to_one = is_without_suppression(model)
+    with Patches() as patches:
+        if is_one_to_one:
+            # an end-to-end head returns only the best; all are needed, in the order of their places
+            patches.set(head, "postprocess", lambda found, *_, **__: found.permute(0, 2, 1))
+        decoded, raw = model(batch)[:2]
+    decoded = decoded[0] if isinstance(decoded, tuple) else decoded  # beside the masks
+    boxes = decoded[:, :4].mT  # (N, n, 4)
+    if is_one_to_one:
+        boxes = torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], dim=-1)
+    return boxes, _logits(raw, head, is_one_to_one)
 
 
 def _logits(raw: Any, head: Any, is_one_to_one: bool) -> torch.Tensor:

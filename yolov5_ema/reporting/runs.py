@@ -393,7 +393,7 @@ def _comparison(folder: Path, file: Path) -> Comparison:
     runs = []
     for entry in content["runs"]:
         place = _place_in(folder, entry["cfg"], f"seed{entry['seed']}")
-        options = file_of(place, "opt.yaml") if place is not None else None
+        options = next(filter(None, (file_of(place, name) for name in _TRAININGS)), None) if place else None
         if place is not None and options is not None:
             run = _training(place, options)
             run.model, run.seed = entry["cfg"], entry["seed"]
