@@ -31,6 +31,15 @@ def test_json(capsys):
     assert ecas[0]["parameters"] > 0 and "kernel_size" in ecas[0]["options"] and "arXiv" in ecas[0]["paper"]
 
 
+def test_table(capsys):
+    assert main(["blocks"]) == 0
+    table, _, names = capsys.readouterr().out.partition("\n\n")
+    counts = dict(line.split()[:2] for line in table.splitlines()[1:])
+    assert counts["EMA"] == "2,624" and counts["CA"] == "25,648" and counts["CBAM"] == "33,412"
+    assert counts["SA"] == "24" and counts["ECA"] == "5" and counts["NAM"] == "1,024"
+    assert "arXiv 2305.13563" in table and [line.split()[0] for line in names.splitlines()[1:]] == list(counts)
+
+
 def test_names_in_rows_are_those_of_the_engines_modules(engine, tmp_path, capsys):
     found = in_json(capsys, "EMA")
     assert found["engines"]["yolov5"] == engine.version

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copyreg
 import itertools
 import shutil
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from attacked import is_refused, lay_out
+from conftest import run_cli
 from hostile_yaml import SMALL
 from malicious_pickles import CANARY, CONTAINERS, PAYLOADS, PLACES, as_object, write
 from torch import nn
@@ -284,20 +283,9 @@ def test_as_a_process_of_its_own(engine, good, name):
     with own_place() as folder:
         lay_out(folder)
         write(folder / "evil.pt", PAYLOADS["posix.system"][0], "optimizer", "archive", good)
-        argv = [sys.executable, "-m", "yolov5_ema", name, *map(str, COMMANDS[name])]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env=environment())
+        done = run_cli(name, *COMMANDS[name], cwd=folder)
         assert done.returncode == 2 and "posix.system" in done.stderr and "Traceback" not in done.stderr
         assert not (folder / CANARY).exists() and not (folder / "runs").exists()
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    repository = str(Path(yolov5_ema.__file__).parent.parent)
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")])),
-    }
 
 
 def test_the_good_one_is_taken(engine, good):

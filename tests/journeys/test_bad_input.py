@@ -273,7 +273,9 @@ def test_an_ending_in_capitals(refused, tiny_set, trained, own_folder):
         assert "rename it to best.pt" in refused(command[0], "--weights", "best.PT", *command[1:])
 
 
-def test_labels_of_a_class_that_is_not_there(refused, tiny_set, own_folder):
+def test_labels_of_a_class_that_is_not_there_and_the_folders_of_others(refused, tiny_set, own_folder):
+    (own_folder / "runs/train/exp").mkdir(parents=True)
+    (own_folder / "runs/train/exp/opt.yaml").write_text("someone else's\n")
     shutil.copytree(tiny_set.parent, own_folder / "set", ignore=shutil.ignore_patterns("*.cache"))
     (own_folder / "set/labels/train/train0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     content = {**yaml.safe_load(tiny_set.read_text()), "path": str(own_folder / "set")}
@@ -281,17 +283,6 @@ def test_labels_of_a_class_that_is_not_there(refused, tiny_set, own_folder):
     (own_folder / "set/labels/train.cache").touch()  # YOLOv5 writes one there in any case
     message = refused(*train("data.yaml", "--cfg", "yolov5n-ema.yaml"))
     assert "Label class 7 exceeds nc=3" in message
-
-
-def test_a_refused_run_leaves_the_folders_of_others(refused, tiny_set, own_folder):
-    (own_folder / "runs/train/exp").mkdir(parents=True)
-    (own_folder / "runs/train/exp/opt.yaml").write_text("someone else's\n")
-    shutil.copytree(tiny_set.parent, own_folder / "set", ignore=shutil.ignore_patterns("*.cache"))
-    (own_folder / "set/labels/train/train0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
-    content = {**yaml.safe_load(tiny_set.read_text()), "path": str(own_folder / "set")}
-    open("data.yaml", "w").write(yaml.safe_dump(content))
-    (own_folder / "set/labels/train.cache").touch()
-    refused(*train("data.yaml", "--cfg", "yolov5n-ema.yaml"))
     assert (own_folder / "runs/train/exp/opt.yaml").read_text() == "someone else's\n"
 
 

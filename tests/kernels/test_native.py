@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases.native import runs_a_block
 from conftest import REPOSITORY, randomise
-from fresh_process import run_fresh
+from fresh_process import run_in_copy
 
 from yolov5_ema.blocks import EMA
 from yolov5_ema.kernels import dispatch, native, ownership
@@ -66,7 +66,7 @@ def test_a_broken_compiler(text, reason, monkeypatch, cache, tmp_path):
 def test_without_a_compiler_a_block_gives_the_same(tmp_path, monkeypatch):
     """A whole process: it prints nothing else, and computes the same values as this one."""
     monkeypatch.delenv("CXX", raising=False)
-    done = run_fresh(runs_a_block, env={"PATH": str(tmp_path), VARIABLES["cache"]: str(tmp_path)})
+    done = run_in_copy(runs_a_block, env={"PATH": str(tmp_path), VARIABLES["cache"]: str(tmp_path)})
     assert done.returncode == 0 and not done.stderr, done.stderr
     *values, name = done.stdout.split()
     assert name == "exact"
