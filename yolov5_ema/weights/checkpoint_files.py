@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -247,7 +248,7 @@ def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
     pickles = [entry for name, entry in entries.items() if name.lower().endswith(".pkl") and name != "data.pkl"]
     found = PickleFile(
         container="TorchScript archive" if script else "zip archive of torch >= 1.6",
-        root=follow(program),
+        root=_followed(program),
         others=[follow(archives.content_of(stream, entry)) for entry in pickles],
         script=script,
         recorded=_recorded(stream, entries),
@@ -257,6 +258,12 @@ def _of_archive(path: Path, stream: BinaryIO) -> PickleFile:
     )
     found.little_endian = found.recorded.get("byteorder") != "big"
     return found
+
+
+@functools.lru_cache(maxsize=1)
+def _followed(program: bytes) -> Followed:
+    """`follow`, once for a file that is checked and then loaded."""
+    return follow(program)
 
 
 def _in_one_folder(path: Path, listed: Sequence[Entry]) -> dict[str, Entry]:
