@@ -123,4 +123,9 @@ def export_differs_by(model: Any, batch: torch.Tensor) -> float:
     while isinstance(expected, (list, tuple)):
         expected = expected[0]
     assert exported.shape == expected.shape, (exported.shape, expected.shape)
-    return float(np.abs(exported - expected.numpy()).max())
+    difference = np.abs(exported - expected.numpy())
+    if exported.shape[1] != 300:
+        return float(difference.max())
+    # rows of detections, of which equally confident ones may change places
+    apart = np.abs(exported[0][:, None] - expected.numpy()[0][None]).max(axis=2)  # (300, 300)
+    return float(max(apart.min(axis=0).max(), apart.min(axis=1).max()))
