@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,9 @@ class Yolov5Trainer:
     def settings(self, folder: Path) -> Mapping[str, Any]:
         file, options = folder / "hyp.yaml", self.options
         optimizer = getattr(options, "optimizer", None) or ("Adam" if getattr(options, "adam", False) else "SGD")
-        found = {**(read_hyp(file) if file.is_file() else {}), "optimizer": optimizer, "batch": options.batch_size}
+        found: dict[str, Any] = {"optimizer": optimizer, "batch": options.batch_size}
+        with contextlib.suppress(ConfigError):  # it is missing or damaged
+            found.update(read_hyp(file))
         return {name: found[name] for name in SETTINGS if name in found}
 
     def found(self, given: str) -> tuple[str, Path]:
