@@ -42,7 +42,8 @@ class Case:
 
 BOTH = ("fused", "split")
 FLOAT32 = [
-    (Case(2, 4, 3, 4, 2), BOTH),
+    (Case(2, 4, 3, 4, 2), ("fused",)),
+    (Case(2, 2, 2, 3, 1), ("split",)),
     (Case(1, 5, 1, 9, 1), BOTH),
     (Case(1, 3, 9, 1, 1), ("fused",)),
     (Case(1, 2, 2, 3, 2), BOTH),  # one channel for each group
@@ -62,6 +63,7 @@ LARGE = [
     (Case(1, 1, 32, 32, 1, torch.float16, mean=100.0, weights=1e-2), ("split",)),
 ]
 SLOW = [
+    (Case(2, 4, 3, 4, 2), ("split",)),
     (Case(1, 3, 9, 1, 1), ("split",)),
     (Case(1, 2, 45, 50, 1), BOTH),  # several blocks of rows, the last of them short
     (Case(1, 2, 2, 1100, 1), BOTH),  # rows longer than a block

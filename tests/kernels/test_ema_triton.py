@@ -196,10 +196,10 @@ def _assemble(ptx: str, capability: int) -> str:
     return done.stderr
 
 
-def _check_compiled(monkeypatch, shape, groups, capability, dtype=torch.float32):
+def _check_compiled(monkeypatch, shape, groups, capability, dtype=torch.float32, *, only_forward=False):
     forward, backward = _launches(monkeypatch, shape, groups, dtype)
     assert len(forward) in (1, 3) and len(backward) == {1: 1, 3: 6}[len(forward)]
-    for index, launch in enumerate([*forward, *backward]):
+    for index, launch in enumerate(forward if only_forward else [*forward, *backward]):
         registers, spilled, shared = _compile(launch, capability)
         name, warps = launch[0].fn.__name__, launch[3]["num_warps"]
         print(f"{'x'.join(map(str, shape))} sm_{capability} {name} {warps} warps {registers} {spilled} {shared}")
@@ -226,9 +226,8 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-@pytest.mark.parametrize(("shape", "groups"), [SHAPES[0], pytest.param(*SHAPES[4], marks=pytest.mark.slow)], ids=str)
-def test_kernels_compile_for_hopper(shape, groups, monkeypatch, own_cache):
-    _check_compiled(monkeypatch, shape, groups, 90)
+def test_forward_compiles_for_hopper(monkeypatch, own_cache):
+    _check_compiled(monkeypatch, *SHAPES[0], 90, only_forward=True)
 
 
 @pytest.mark.slow
