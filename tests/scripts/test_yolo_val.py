@@ -65,5 +65,6 @@ def test_it_reads_the_images_that_the_data_set_lists(engine, small_yolo, tiny_se
     )
     dataset = load_dataset(Path("here.yaml"))
     options = {"imgsz": 64, "device": "cpu", "workers": 0}
-    found = collected(engine, small_yolo, dataset, "val", options, 300, own_folder)
+    found = collected(engine, small_yolo, dataset, "val", options, 300, Path("found"))
+    assert Path("found/val").is_dir()
     assert sorted(found.images) == sorted(dataset.images("val")) and len(found.images) == 8

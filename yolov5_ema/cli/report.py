@@ -173,8 +173,8 @@ def _measured(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[dict
             first = min((run.seed or 0 for run in source.runs), default=0)
             wanted += [(run, source.content["recipe"]["task"]) for run in source.runs if run.seed == first]
     for run, split in wanted:
-        if run.task != DETECT:
-            continue
+        if run.task != DETECT and run.inspection is None and not run.is_alone:
+            continue  # a classifier of this package, with figures of its own
         try:
             measured[run.name] = _one(args, run, split)
         except UserError as error:

@@ -78,7 +78,7 @@ def engine_for(weights: Sequence[str | os.PathLike[str]], said: str | None = Non
 
 def _other_task(task: str, engine: Engine) -> str:
     if engine.kind == ULTRALYTICS:
-        return f"is a model for the task {task}, not for detection: use 'yolov5-ema yolo {task} predict model=…'"
+        return f"is a model for the task {task}, not for detection: use 'yolov5-ema yolo {task} …' with model=FILE"
     return "is a segmentation model: use 'yolov5-ema run segment/predict.py' or segment/val.py"
 
 

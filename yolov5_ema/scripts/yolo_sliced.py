@@ -50,7 +50,8 @@ def _loaded(load: Callable[..., Any], slicing: _Slicing, model: Any, key: str) -
     if sliced is None:
         return base
     if model.task != "detect":
-        raise UserError(f"--slice: {model.ckpt_path or model.model_name} is a model for the task {model.task}")
+        file = model.ckpt_path or model.model_name
+        raise UserError(f"--slice: {file} is a model for the task {model.task}; only detectors are sliced")
     return sliced(base, slicing)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def collected(
             split=split,
             max_det=max_det,
             plots=False,
-            project=str(folder),
+            project=os.path.abspath(folder),  # ultralytics puts others into a folder of its own
             name="val",
             exist_ok=True,
             **options,
