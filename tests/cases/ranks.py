@@ -66,6 +66,7 @@ def _batch_norms(rank: int, file: Path) -> None:
     torch.testing.assert_close(ours, theirs[part], rtol=1e-12, atol=1e-12)
     (ours * weights[part]).sum().backward()
     (theirs * weights).sum().backward()
+    assert own.grad is not None and whole.grad is not None
     torch.testing.assert_close(own.grad, whole.grad[part], rtol=1e-10, atol=1e-12)
     for name in ("weight", "bias"):
         total = getattr(norms[0], name).grad.clone()
