@@ -50,6 +50,7 @@ def test_latency_ratio_is_of_rounds_not_of_medians(report):
     latency = report.rows[1].latency
     assert (latency.median, latency.ratio) == (9.0, pytest.approx(0.9))  # the median of 0.9, 0.9, 3.0, 0.5
     assert report.baseline.latency.ratio == 1
+    assert (latency.quartile1, latency.quartile3) == (8.75, 14.25)  # between the fastest and the slowest round
     assert report.rows[2].latency is None and reports.model_table(report)[3][-2] == "not measured"
 
 
@@ -57,7 +58,7 @@ def test_model_table(report):
     head, base, *_, missing = reports.model_table(report)
     assert head[:4] == ["model", "seeds", "mAP50 ± sd", "min to max"]
     assert base[:4] == ["base (baseline)", "3 of 3", "0.5100 ± 0.0100", "0.5000 to 0.5200"]
-    assert base[6:] == ["1,000", "4.50", "10.00 (10.00 to 14.50)", "1.00"]
+    assert base[6:] == ["1,000", "4.50", "10.00 (10.00 to 11.50)", "1.00"]
     assert missing[1:4] == ["0 of 3", "missing", "-"]
     assert {len(line) for line in reports.model_table(report)} == {10}
 

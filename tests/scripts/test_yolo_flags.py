@@ -47,6 +47,7 @@ def test_other_flags_are_refused(script, flags, words):
         ("detect", "--weights a.pt --source 0 --img 320", "model=a.pt source=0 imgsz=320"),
         ("detect", "--weights a.pt --img 320 640 --classes 0 2", "model=a.pt imgsz=[320,640] classes=[0,2]"),
         ("detect", "--weights a.pt --nosave --hide-conf", "model=a.pt save=False show_conf=False"),
+        ("detect", "--weights a.pt --device= --visualize", "model=a.pt visualize=True"),
         ("val", "--data d.yaml --weights a.pt --task test --half", "model=a.pt data=d.yaml split=test half=True"),
     ],
 )
@@ -57,6 +58,16 @@ def test_lines_are_words(script, line, words):
 def test_a_relative_project_is_one_of_the_working_folder(own_folder):
     """ultralytics would make it in its folder of runs."""
     assert words_of("detect", ["--weights", "a.pt", "--project", "here"])[1] == f"project={own_folder / 'here'}"
+
+
+def test_a_source_that_looks_like_a_number_is_a_folder_if_there_is_one(own_folder):
+    """ultralytics would read 202401."""
+    line = ["--weights", "a.pt", "--source", "2024_01"]
+    assert "source=2024_01" in words_of("detect", line)
+    (own_folder / "2024_01").mkdir()
+    (own_folder / "0").mkdir()
+    assert f"source={own_folder / '2024_01'}" in words_of("detect", line)
+    assert "source=0" in words_of("detect", [*line[:-1], "0"])  # the camera, as with YOLOv5
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def _row(model: Model, reference: Model, confidence: float, level: float) -> Row
 def _latency(model: Model, reference: Model) -> Latency | None:
     if len(model.latency_ms) < 2:
         return None
-    low, median, high = plain_statistics.quantiles(model.latency_ms, n=4)
+    low, median, high = plain_statistics.quantiles(model.latency_ms, n=4, method="inclusive")
     ratios = [mine / theirs for mine, theirs in zip(model.latency_ms, reference.latency_ms)]
     return Latency(median, low, high, plain_statistics.median(ratios))
 

@@ -24,6 +24,7 @@ _MISTAKES = (
     *(AssertionError, ConnectionError, FileNotFoundError, ModuleNotFoundError, NotImplementedError, PermissionError),
     *(RuntimeError, SyntaxError, TypeError, ValueError),
 )
+_LOADERS = "torch.utils.data."  # its loaders check the batch size and the number of workers
 _PICTURE = re.compile(r"[^\x00-\u25ff]\s*")
 _RAISES = re.compile(r"\s*(raise|assert)\b")
 
@@ -85,6 +86,8 @@ def _message_of_ultralytics(error: Exception, engine: Engine) -> str:
         return f"{error.filename}: there is no such file"
     if isinstance(error, _MISTAKES) and _is_raised_by(engine, error):
         return _plain(str(error)) or type(error).__name__
+    if isinstance(error, ValueError) and _raising_module(error).startswith(_LOADERS):
+        return str(error)
     return ""
 
 
@@ -94,6 +97,11 @@ def _is_raised_by(engine: Engine, error: Exception) -> bool:
     frame, line = frames[-1]
     file = frame.f_code.co_filename
     return engine.owns(str(Path(file))) and _RAISES.match(linecache.getline(file, line)) is not None
+
+
+def _raising_module(error: Exception) -> str:
+    frames = list(walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__"))
 
 
 def _plain(text: str) -> str:

@@ -12,6 +12,12 @@ from yolov5_ema.errors import UserError
 _Table = dict[tuple[str, ...], dict[str, Any]]
 """The spellings of each flag, and how argparse reads it; ``dest`` is ultralytics' name."""
 
+
+def _place(text: str) -> str:
+    """What ``--source`` names; a file or folder by its full path, because ultralytics reads ``2024_01`` as a number."""
+    return os.path.abspath(text) if os.path.exists(text) and not text.isnumeric() else text
+
+
 _SHARED: _Table = {
     ("--imgsz", "--img", "--img-size"): {"dest": "imgsz", "type": int},
     ("--batch-size", "--batch"): {"dest": "batch", "type": int},
@@ -64,12 +70,13 @@ LINES: dict[str, _Table] = {
         ("--save-json",): {"dest": "save_json", "action": "store_true"},
     },
     "detect": {
-        ("--source",): {"dest": "source"},
+        ("--source",): {"dest": "source", "type": _place},
         ("--imgsz", "--img", "--img-size"): {"dest": "imgsz", "type": int, "nargs": "+"},
         ("--device",): {"dest": "device"},
         **_DETECTING,
         **_OF_BOTH,
         ("--view-img",): {"dest": "show", "action": "store_true"},
+        ("--visualize",): {"dest": "visualize", "action": "store_true"},
         ("--save-crop",): {"dest": "save_crop", "action": "store_true"},
         ("--nosave",): {"dest": "save", "action": "store_false"},
         ("--classes",): {"dest": "classes", "type": int, "nargs": "+"},
@@ -104,6 +111,8 @@ def words_of(script: str, line: Sequence[str]) -> list[str]:
     options = _options(LINES[script], script, line)
     if len(options["model"]) > 1:
         raise UserError("--weights: ultralytics detects with one model at a time")
+    if options.get("device") == "":  # YOLOv5's default: the first GPU, or the CPU
+        del options["device"]
     return [f"{name}={_written(value)}" for name, value in options.items()]
 
 
