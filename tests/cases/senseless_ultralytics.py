@@ -38,7 +38,7 @@ def small() -> Any:
     from ultralytics.nn import tasks
 
     torch.manual_seed(0)
-    built = tasks.DetectionModel({**copy.deepcopy(_SMALL), "scale": "n"}, verbose=False).eval()
+    built: Any = tasks.DetectionModel({**copy.deepcopy(_SMALL), "scale": "n"}, verbose=False).eval()
     built.names, built.task, built.args = {0: "a", 1: "b", 2: "c"}, "detect", {"task": "detect", "imgsz": 64}
     return built
 
