@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from yolov5_ema.checkpoints import exported_models
-from yolov5_ema.checkpoints.exported_models import check_exported, load_torchscript
+from yolov5_ema.checkpoints.exported_models import check_exported, load_torchscript, metadata_of
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.weights.onnx_files import _parts
 from yolov5_ema.weights.torchscript_files import check_torchscript
@@ -296,6 +297,14 @@ def test_metadata_of_torchscript(honest, config, tmp_path):
         load_torchscript(file)
 
 
+def test_names_in_the_order_of_their_numbers(honest, tmp_path):
+    names = {str(number): f"name{number}" for number in range(12)}
+    file = tmp_path / "m.torchscript"
+    config = json.dumps({"stride": 32, "names": names})
+    torch.jit.save(torch.jit.load(io.BytesIO(honest)), str(file), _extra_files={"config.txt": config})
+    assert metadata_of(file)["names"] == [f"name{number}" for number in range(12)]
+
+
 # --- ONNX ----------------------------------------------------------------------------------------
 
 
@@ -325,6 +334,7 @@ def write_onnx(file: Path, metadata: dict[str, str], location: str | None = None
         ({"stride": "32", "names": "['../../a']"}, "lead out of the folder"),
         ({"stride": "32", "names": "[]"}, "names"),
         ({"stride": "32", "names": "{1: 'a'}"}, "class 0"),
+        ({"stride": "32", "names": "{0: 'a', 2: 'c'}"}, "class 1 has no name"),
         ({"stride": "32", "names": "(" * 5000}, "'names'"),
         ({"stride": "__import__('os')", "names": "['a']"}, "'stride'"),
         ({"stride": "99999", "names": "['a']"}, "stride"),

@@ -110,14 +110,21 @@ def metadata_of(path: Path) -> dict[str, Any]:
         path: an ONNX file, a TorchScript file, or OpenVINO's folder or ``.xml``.
 
     Returns:
-        The entries; empty if there are none, or for another format.
+        The entries; empty if there are none, or for another format. ``names`` is a list.
 
     Raises:
         CheckpointError: the entries are not those of a detector, or the file is not of its format.
         UserError: the file cannot be read.
     """
     reader = _READERS.get(form_of(path) or "")
-    return reader(path) if reader is not None else {}
+    found = reader(path) if reader is not None else {}
+    return {**found, "names": _listed(found["names"])} if "names" in found else found
+
+
+def _listed(names: Any) -> list[str]:
+    """Names that `_check_metadata` accepts, in the order of their classes; the keys of JSON are text: ``"10"``."""
+    ordered = [names[key] for key in sorted(names, key=int)] if isinstance(names, Mapping) else names
+    return [str(name) for name in ordered]
 
 
 def _metadata_of_onnx(path: Path) -> dict[str, Any]:
@@ -188,8 +195,9 @@ def _check_metadata(metadata: Mapping[Any, Any], path: Path) -> None:
     fault = fault or ("names is empty" if names in ([], {}, ()) else None)
     if fault:
         raise CheckpointError(f"{path}: its metadata: {fault}")
-    if isinstance(names, Mapping) and 0 not in names:
-        raise CheckpointError(f"{path}: its metadata: names: class 0 has no name")
+    unnamed = set(range(len(names))) - set(names) if isinstance(names, Mapping) else ()
+    if unnamed:
+        raise CheckpointError(f"{path}: its metadata: names: class {min(unnamed)} has no name")
     if "stride" in metadata and not _is_stride(stride):
         shown = str(stride)[:60]
         raise CheckpointError(

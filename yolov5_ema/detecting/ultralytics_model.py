@@ -63,11 +63,10 @@ class UltralyticsDetector:
         if missing:
             raise UserError(f"{self.file} does not say its {listed(missing)}: export the model again with ultralytics")
         self._yolo: Any = self._engine.module("models").YOLO(str(self.file), task=metadata["task"])
-        names = metadata["names"]
         own_size = {} if metadata.get("args", {}).get("dynamic") else {"imgsz": metadata.get("imgsz")}
         return {
             "stride": metadata["stride"],
-            "names": names if isinstance(names, dict) else dict(enumerate(names)),
+            "names": dict(enumerate(metadata["names"])),
             **{key: size for key, size in own_size.items() if size is not None},
         }
 

@@ -78,4 +78,4 @@ def _names_in(metadata: dict[str, Any], given: Sequence[str] | None, file: Path)
             f"{file} does not say the names of its classes: name its data YAML with --data, or export it with YOLOv5 "
             "v6.1 or later"
         )
-    return [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, dict) else list(map(str, names))
+    return list(names)
