@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -186,6 +187,14 @@ def test_names_are_as_short_as_can_be(tmp_path):
     assert [run.name for run in runs[1:]] == ["seed0", "seed1"]
     with pytest.raises(UserError, match="was given twice"):
         make_names_unique([runs[0], runs[0]])
+
+
+def test_a_comparison_of_models_of_ultralytics_brings_its_trainings(tmp_path):
+    folder = write_comparison(tmp_path / "first", {"plain": (0.5,), "ema": (0.6,)})
+    for name in ("plain", "ema"):
+        shutil.rmtree(folder / name / "seed0")
+        write_ultralytics(folder / name / "seed0")
+    assert [(run.model, run.epochs.best) for run in read_source(folder).runs] == [("plain", 1), ("ema", 1)]
 
 
 def test_a_comparison_brings_its_trainings(tmp_path):
