@@ -122,8 +122,9 @@ def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
     if not of_ultralytics:
         # When the run was trained, options without a name were given by position.
         with_options_by_name(cfg)
-    elif cfg.get("scale") in (cfg.get("scales") or ()):
-        cfg["scales"] = {cfg["scale"]: cfg["scales"][cfg["scale"]]}
+    scale, scales = cfg.get("scale"), cfg.get("scales")
+    if isinstance(scale, str) and isinstance(scales, dict) and scale in scales:
+        cfg = {**cfg, "scales": {scale: scales[scale]}}  # else the first size would be built
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.yaml"
         try:
