@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,13 +62,13 @@ def _batch_norms(rank: int, file: Path) -> None:
     whole = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weights = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     part = slice(0, 2) if rank == 0 else slice(2, 5)  # ranks may have different numbers of values
-    own, whole = whole[part].clone().requires_grad_(), whole.requires_grad_()
-    ours, theirs = forward(norms[0], own), norms[1](whole)
+    own: Any = whole[part].clone().requires_grad_()
+    everything: Any = whole.requires_grad_()
+    ours, theirs = forward(norms[0], own), norms[1](everything)
     torch.testing.assert_close(ours, theirs[part], rtol=1e-12, atol=1e-12)
     (ours * weights[part]).sum().backward()
     (theirs * weights).sum().backward()
-    assert own.grad is not None and whole.grad is not None
-    torch.testing.assert_close(own.grad, whole.grad[part], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(own.grad, everything.grad[part], rtol=1e-10, atol=1e-12)
     for name in ("weight", "bias"):
         total = getattr(norms[0], name).grad.clone()
         torch.distributed.all_reduce(total)

@@ -108,7 +108,7 @@ def _cost(run: Run, cfg: Mapping[str, Any] | None) -> Cost:
     return Cost(known or found.parameters, found.gflops, found.imgsz, rows)
 
 
-def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
+def _counted(found: Mapping[str, Any], imgsz: int) -> Any:
     """The `engine.model_info` of a model dict.
 
     Raises:
@@ -117,7 +117,7 @@ def _counted(cfg: Mapping[str, Any], imgsz: int) -> Any:
     from yolov5_ema.cfgs.rows import with_options_by_name
     from yolov5_ema.engine.model_info import model_info, ultralytics_info
 
-    cfg = copy.deepcopy(dict(cfg))
+    cfg: dict[str, Any] = copy.deepcopy(dict(found))
     of_ultralytics = is_cfg_of_ultralytics(cfg)
     if not of_ultralytics:
         # When the run was trained, options without a name were given by position.
