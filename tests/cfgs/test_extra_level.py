@@ -45,6 +45,7 @@ def test_the_head_reads_four_levels_of_other_families():
         ("yolov3-tiny.yaml", "Detect reads no neck at stride 8"),
         ("yolov6.yaml", "cannot be derived for yolov6.yaml"),
         ("yolo26-cls.yaml", "Classify reads no neck at stride 8"),
+        ("yoloe-11-seg.yaml", "yoloe-11-seg.yaml: YOLOESegment takes three levels only"),
         ("yolo26-sem.yaml", "cannot be derived for yolo26-sem.yaml"),
     ],
 )

@@ -168,7 +168,7 @@ def write_others(folder: Path, model: nn.Module) -> dict[str, str]:
         "state.pt": "is a state dict: tensors without a model. .*convert .*state.pt --cfg MODEL.yaml",
         "states.pt": "is a state dict under the key 'model': tensors without a model. .*--cfg MODEL.yaml",
         "bare.pt": r"is a bare model \(of class yolov5\.models\.yolo\.Model\).*--cfg MODEL.yaml",
-        "script.pt": "is a TorchScript archive, exported from a checkpoint",
+        "script.pt": "is a TorchScript archive, exported from a checkpoint. 'predict', 'evaluate'",
         "page.pt": "is not a PyTorch checkpoint but a web page",
         "lfs.pt": "is not a PyTorch checkpoint but a pointer of Git LFS; .*git lfs pull",
         "graph.pt": "is not a PyTorch checkpoint but an ONNX graph, exported",

@@ -17,6 +17,8 @@ _FINEST = 8.0
 _FEWEST_CHANNELS = 16
 # A2C2f needs 32 channels inside, also at a quarter of the width
 _LEAST = {"A2C2f": 256}
+# their forward asserts that there are three levels
+_WITH_THREE_LEVELS = "YOLOE"
 
 
 def add_stride_4(graph: Graph) -> None:
@@ -33,6 +35,8 @@ def add_stride_4(graph: Graph) -> None:
     finest = head.sources[0].row
     if not gives_predictions(head.module) or finest is None:
         raise _refusal(graph, "its last row gives no predictions")
+    if name_of(head.module).startswith(_WITH_THREE_LEVELS):
+        raise _refusal(graph, f"{name_of(head.module)} takes three levels only")
     if strides[finest] == _FINEST / 2:
         raise ConfigError(f"{graph.name} has a level at stride 4: leave --head p2 out")
     if finest.section != "head" or strides[finest] != _FINEST:

@@ -10,14 +10,14 @@ from yolov5_ema.errors import CheckpointError
 HEAD = 4096
 """How many bytes from the start of a file are enough to recognize it."""
 
-_ELSE = "; everything else needs the .pt that it was exported from"
+_ELSE = "everything else needs the .pt that it was exported from"
 ONNX = (
-    "an ONNX graph, exported from a checkpoint. 'detect', and from v6.1 on 'val', run it if its name ends in "
-    f".onnx{_ELSE}"
+    "an ONNX graph, exported from a checkpoint. 'predict', 'evaluate', 'submit', 'report', 'detect', and from v6.1 on "
+    f"'val', run it if its name ends in .onnx; {_ELSE}"
 )
 TORCHSCRIPT = (
-    "a TorchScript archive, exported from a checkpoint. From v6.1 on 'detect' and 'val' run it if its name ends in "
-    f".torchscript{_ELSE}"
+    "a TorchScript archive, exported from a checkpoint. 'predict', 'evaluate', 'submit', 'report', and from v6.1 on "
+    f"'detect' and 'val', run it if its name ends in .torchscript; {_ELSE}"
 )
 
 # The first bytes, what the file is, and the suffix that makes it valid for commands that take exported models.
