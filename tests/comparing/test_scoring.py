@@ -15,7 +15,7 @@ BEST, OUTPUT = Path("c/a/seed0/weights/best.pt"), Path("c/a/seed0/figures.json")
 
 
 def plan_of(protocol: str, **options: object) -> SimpleNamespace:
-    common = Common(epochs=3, imgsz=64, batch_size=4, **options)
+    common = Common(**{"epochs": 3, "imgsz": 64, "batch_size": 4, **options})
     trainer = SimpleNamespace(common=common, data=Path("a.yaml"))
     return SimpleNamespace(protocol=protocol, task="test", common=common, objects=12, trainers={"a": trainer})
 
@@ -25,6 +25,12 @@ def test_yolov5_alone_is_scored_by_its_val_in_a_script():
     assert line[:2] == ["run", scoring.__file__]
     flags = "--weights c/a/seed0/weights/best.pt --data a.yaml --task test --imgsz 64 --single-cls --batch-size 4"
     assert line[2:] == [*flags.split(), "--device", "", "--output", str(OUTPUT)]
+
+
+def test_val_chooses_no_batch_size():
+    """YOLOv5 from v6.1 on and ultralytics choose that of a training for -1."""
+    for protocol in ("yolov5", "ultralytics", "coco"):
+        assert "--batch-size" not in scoring.command(plan_of(protocol, batch_size=-1), "a", BEST, OUTPUT)
 
 
 def test_ultralytics_alone_is_scored_by_its_own_protocol():

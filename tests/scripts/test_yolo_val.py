@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from offline_ultralytics import offline
 import yolov5_ema
 from yolov5_ema.cli._detections import compared_with
 from yolov5_ema.data.dataset import load_dataset
+from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.judged import Rules, labelled_images
 from yolov5_ema.evaluation.ultralytics import UltralyticsProtocol
 from yolov5_ema.scripts.yolo_val import collected, rules_of
@@ -68,3 +70,10 @@ def test_it_reads_the_images_that_the_data_set_lists(engine, small_yolo, tiny_se
     found = collected(engine, small_yolo, dataset, "val", options, 300, Path("found"))
     assert Path("found/val").is_dir()
     assert sorted(found.images) == sorted(dataset.images("val")) and len(found.images) == 8
+
+
+def test_a_missing_split_is_refused_by_the_name_of_the_file(engine, small_yolo, tiny_set, own_folder):
+    dataset = load_dataset(tiny_set)
+    dataset = dataclasses.replace(dataset, content={**dataset.content, "test": None})
+    with pytest.raises(UserError, match=f"^{dataset.file}: the key 'test' is missing"):
+        collected(engine, small_yolo, dataset, "test", {}, 300, own_folder)

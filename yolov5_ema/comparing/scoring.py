@@ -33,10 +33,10 @@ def command(plan: Plan, name: str, weights: Path, output: Path) -> list[str]:
     flags = ["--weights", str(weights), "--data", str(trainer.data), "--task", plan.task]
     flags += ["--imgsz", str(common.imgsz)]
     flags += ["--single-cls"] if common.single_cls else []
-    if plan.protocol == YOLOV5:
-        flags += ["--batch-size", str(common.batch_size), "--device", common.device, "--output", str(output)]
-        return ["run", __file__, *flags]
+    # a training can choose it, but not val
     flags += ["--batch-size", str(trainer.common.batch_size)] if trainer.common.batch_size >= 1 else []
+    if plan.protocol == YOLOV5:
+        return ["run", __file__, *flags, "--device", common.device, "--output", str(output)]
     flags += ["--device", common.device] if common.device else []
     flags += ["--json", str(output), "--no-plots"]
     flags += ["--project", str(weights.parent.parent), "--name", "evaluate", "--exist-ok"]
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--task", required=True)
     parser.add_argument("--imgsz", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="")
     parser.add_argument("--single-cls", action="store_true")
     parser.add_argument("--output", type=Path, required=True)

@@ -81,9 +81,10 @@ def line_chart(
         panel.margins(x=0.02)
         if whole_x:
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            # a single point would have ticks between whole numbers
+            # a single point would have ticks between whole numbers, and without one nothing sets the limits
             if panel.dataLim.width < 1:
-                panel.set_xlim(panel.dataLim.x0 - 1, panel.dataLim.x0 + 1)
+                x = [value for line in lines for value in line.x] or [0]
+                panel.set_xlim(min(x) - 1, max(x) + 1)
         if unit_square:
             panel.set(xlim=(0, 1.005), ylim=(0, 1.01))
         stream = io.StringIO()

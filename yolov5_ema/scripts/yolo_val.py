@@ -37,9 +37,11 @@ def collected(
         folder: ``val`` writes into its subfolder ``val``.
 
     Raises:
-        UserError: what ultralytics reports as a mistake, or a model for another task than detection.
+        UserError: what ultralytics reports as a mistake, a model for another task than detection, or a split without
+            images.
     """
     found = Collected()
+    dataset.images(split)  # a missing split is refused here by the name of the file; ``val`` sees a copy
     with errors_as_user_errors(engine), _resolved_file(dataset) as data:
         yolo: Any = engine.module("models").YOLO(str(weights))
         if yolo.task != "detect":
