@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import laid_aside, run_cli
 from offline_ultralytics import offline
 
@@ -127,6 +129,18 @@ def test_ultralytics(adapter, ultralytics, small_yolo, square, tmp_path, form):
     (expected,) = load_detector(small_yolo, LoadOptions(imgsz=(64, 64)), engine=adapter).detect([square], LOW)
     (found,) = detector.detect([square], LOW)
     assert_alike(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("nms", [True, False])
+def test_a_model_with_thresholds_of_its_own_is_named(adapter, tmp_path, caplog, nms):
+    file = tmp_path / "best.torchscript"
+    config = json.dumps({"stride": 8, "task": "detect", "names": {"0": "disc"}, "args": {"nms": nms}})
+    model = torch.jit.trace(torch.nn.Conv2d(3, 1, 1), torch.zeros(1, 3, 8, 8))
+    torch.jit.save(model, str(file), _extra_files={"config.txt": config})
+    with caplog.at_level("WARNING", "yolov5_ema"):
+        engine_for([file])
+    assert ("best.torchscript was exported with nms=True" in caplog.text) is nms
 
 
 def test_predict_is_that_of_ultralytics(adapter, ultralytics, small_yolo, tiny_set):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from yolov5_ema.checkpoints.exported_models import form_of, metadata_of
 from yolov5_ema.checkpoints.loading import trusting
 from yolov5_ema.checkpoints.recognition import YOLOV5, engine_of_weights
 from yolov5_ema.detecting.protocol import DEFAULTS, DETECT, SEGMENT, Detector, Format, LoadOptions, with_module
@@ -20,6 +22,8 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
+
+_LOGGER = logging.getLogger(__name__)
 
 _FORMATS: tuple[Format, ...] = (UltralyticsDetector, UltralyticsTorchDetector, Yolov5Exported, Yolov5Detector)
 """The formats. The first whose ``reads`` accepts a file opens it, else the last, which says what is wrong with it."""
@@ -73,7 +77,20 @@ def engine_for(weights: Sequence[str | os.PathLike[str]], said: str | None = Non
     (found,) = known or {said or YOLOV5: ""}
     if said is not None and said != found:
         raise UserError(f"{known[found]} belongs to {found}, not to {said}: leave out --engine {said}")
+    for file in known.values():
+        _warn_of_own_thresholds(Path(file))
     return shim.install(ULTRALYTICS if found == ULTRALYTICS else None)
+
+
+def _warn_of_own_thresholds(file: Path) -> None:
+    """Say that a model leaves out boxes itself: ultralytics' exporter writes the suppression into it if asked to."""
+    if form_of(file) is not None and metadata_of(file).get("args", {}).get("nms"):
+        _LOGGER.warning(
+            "yolov5-ema: warning: %s was exported with nms=True: boxes that the thresholds of its export leave out (by "
+            "default, those below a confidence of 0.25) are not found, whatever --conf-thres and --iou-thres say, and "
+            "are missing in the figures of evaluate. Without nms=True, the thresholds are yours",
+            file,
+        )
 
 
 def _other_task(task: str, engine: Engine) -> str:
