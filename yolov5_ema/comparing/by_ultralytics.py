@@ -44,6 +44,7 @@ _OWN = {
     "time": "trainings last --epochs",
 }
 _SHARED = {"epochs": "--epochs", "imgsz": "--img", "single_cls": "--single-cls", "device": "--device", "val": "--noval"}
+_LEAST = (("--epochs", "epochs", 1), ("--img", "imgsz", 1), ("--workers", "workers", 0))
 # arguments that are not of a training, that differ between runs or are recorded separately
 _NOT_SHARED = {*_OWN, "pretrained"}
 
@@ -89,10 +90,11 @@ class UltralyticsTrainer:
         self._check_pretrained()
         with errors_as_user_errors(engine):
             self._args = dict(vars(engine.module("cfg").get_cfg(overrides=self._given)))
-        if self._args["epochs"] < 1:
-            raise UserError(f"--epochs must be at least 1, not {self._args['epochs']}")
         if not isinstance(self._args["imgsz"], int):
             raise UserError(f"imgsz must be one number for a training, not {self._args['imgsz']}")
+        for flag, name, least in _LEAST:
+            if self._args[name] < least:
+                raise UserError(f"{flag} must be at least {least}, not {self._args[name]}")
         device = self._args["device"]
         self.common = Common(
             epochs=self._args["epochs"],
@@ -111,7 +113,11 @@ class UltralyticsTrainer:
     def _check_pretrained(self) -> None:
         """Refuse weights of YOLOv5; make the path absolute."""
         weights = self._given.get("pretrained")
-        if not isinstance(weights, str) or not Path(weights).is_file():
+        if not isinstance(weights, str):
+            return
+        if not Path(weights).is_file():
+            if Path(weights).parent != Path() and "://" not in weights:  # a bare name may be downloaded
+                raise UserError(f"{weights}: there is no such file; name weights of ultralytics, or train from scratch")
             return
         if engine_of_weights(Path(weights)) == YOLOV5:
             raise UserError(
