@@ -88,7 +88,7 @@ def rewrite(last: Path, **options: Any) -> None:
 
 
 def typed(script: Script, *flags: str) -> argparse.Namespace:
-    return script.parser.__class__.__mro__[1].parse_known_args(script.parser, list(flags))[0]
+    return argparse.ArgumentParser.parse_known_args(script.parser, list(flags))[0]
 
 
 def options_of(last: Path, script: Script, *flags: str) -> dict[str, Any]:

@@ -306,7 +306,7 @@ def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thre
         "weights": args.weights.name,
         "weights_sha256": _sha256_of_model(args.weights),
         "imgsz": list(detector.imgsz),
-        **asdict(thresholds),
+        **{name: value for name, value in asdict(thresholds).items() if name != "as_val"},  # no option of predict
         "half": args.half,
         "names": detector.names,
         ULTRALYTICS if is_ultralytics(engine) else YOLOV5: engine.version,

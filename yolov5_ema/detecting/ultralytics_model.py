@@ -15,6 +15,7 @@ from yolov5_ema.data.detections import Detections
 from yolov5_ema.detecting.protocol import LoadOptions, Pair, Thresholds, TooThinError
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
+from yolov5_ema.scripts.precision import in_float32
 from yolov5_ema.texts import listed
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
@@ -75,7 +76,7 @@ class UltralyticsDetector:
         return [self._detected(pixels, thresholds) for pixels in images]
 
     def _detected(self, pixels: np.ndarray, thresholds: Thresholds) -> Detections:
-        with errors_as_user_errors(self._engine):
+        with errors_as_user_errors(self._engine), in_float32(self.file):
             try:
                 (result,) = self._yolo.predict(
                     pixels,

@@ -19,6 +19,7 @@ from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.collecting import Collected
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
+from yolov5_ema.scripts.precision import in_float32
 from yolov5_ema.upstream.locate import Engine
 
 
@@ -42,7 +43,7 @@ def collected(
     """
     found = Collected()
     dataset.images(split)  # a missing split is refused here by the name of the file; ``val`` sees a copy
-    with errors_as_user_errors(engine), _resolved_file(dataset) as data:
+    with errors_as_user_errors(engine), in_float32(weights), _resolved_file(dataset) as data:
         yolo: Any = engine.module("models").YOLO(str(weights))
         if yolo.task != "detect":
             raise UserError(f"{weights} is a model for the task {yolo.task}: use 'yolov5-ema yolo {yolo.task} val'")
