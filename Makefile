@@ -18,7 +18,7 @@ ENGINES := 4.0.14 5.0.5 6.0.7 6.1.9 6.2.3 7.0.14
 
 help:
 	@echo "make demo       install, then train, validate, detect and export a small detector with EMA"
-	@echo "make test       install what the tests need and run them (a quarter of an hour on 2 cores)"
+	@echo "make test       install what the tests need and run them (about ten minutes on 2 cores)"
 	@echo "make test-slow  run the long tests: every flag of YOLOv5's scripts, trainings"
 	@echo "make test-matrix  run the tests of engines and commands with each release of YOLOv5 installed, and all"
 	@echo "                tests with each Python on this machine (gigabytes each); MATRIX='-s ...' chooses some:"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from filelock import FileLock  # comes with torch
 from hypothesis import settings
-from offline_ultralytics import run_python
+from offline_ultralytics import offline, run_python
 from warm_python import GARBAGE_THRESHOLD, THREADS, leave_figures_empty, run_warm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -208,6 +208,13 @@ def engine() -> Iterator[Any]:
 
     with yolov5_ema.installed() as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def ultralytics(tmp_path_factory) -> Iterator[Any]:
+    """The package `ultralytics` in this process, offline and with settings of its own; see `offline`."""
+    with offline(tmp_path_factory.mktemp("config")) as package:
+        yield package
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import run_cli
-from offline_ultralytics import environment, offline
+from offline_ultralytics import environment
 from small_ultralytics import HEADS, output_of, save, small_cfg, small_model
 
 import yolov5_ema
@@ -17,12 +17,6 @@ from yolov5_ema.checkpoints.loading import load_checkpoint
 from yolov5_ema.checkpoints.transferring import transfer_checkpoint
 from yolov5_ema.checkpoints.ultralytics_models import build, built, class_of, read_cfg
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
-
-
-@pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    with offline(tmp_path_factory.mktemp("config")) as package:
-        yield package
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 from conftest import REPOSITORY, SMALL_YOLO, run_cli, small_cfg
-from offline_ultralytics import environment, offline
+from offline_ultralytics import environment
 
 import yolov5_ema
 from yolov5_ema.cfgs.generator import format_cfg
@@ -459,12 +459,6 @@ def test_progress_tells_what_is_left(capsys, monkeypatch):
 
 
 # --- with ultralytics -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    with offline(tmp_path_factory.mktemp("config")) as package:
-        yield package
 
 
 @pytest.fixture

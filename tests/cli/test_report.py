@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from conftest import NAMES, randomise, run_cli
-from offline_ultralytics import offline
 from synthetic_runs import Page, write_classification, write_comparison, write_training, write_ultralytics
 
 from yolov5_ema.cli.main import main
@@ -142,12 +141,6 @@ def test_what_was_asked_for_and_cannot_be_is_refused(refused, own_folder):
     assert "best.pt" in refused("report", run)
     write_training(own_folder / "b"), write_training(own_folder / "c")
     assert "--baseline x is not one of the models" in refused("report", "b", "c", "--baseline", "x")
-
-
-@pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    with offline(tmp_path_factory.mktemp("config")) as package:
-        yield package
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import laid_aside, run_cli
-from offline_ultralytics import offline
 
 import yolov5_ema
 from yolov5_ema.checkpoints.recognition import engine_of_weights
@@ -100,12 +99,6 @@ def test_without_metadata_the_names_are_asked_for(trained, engine, square, tmp_p
     (found,) = load_detector(file, LoadOptions(names=NAMES), engine=engine).detect([square], LOW)
     (expected,) = load_detector(trained, LoadOptions(imgsz=(64, 64)), engine=engine).detect([square], LOW)
     assert_alike(found, expected, pixels=1)
-
-
-@pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    with offline(tmp_path_factory.mktemp("config")) as package:
-        yield package
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from cases import PLUGINS
 from cases import ultralytics_adapter as cases
 from conftest import REPOSITORY, SMALL_YOLO
 from fresh_process import run_fresh
-from offline_ultralytics import environment, offline, run_python
+from offline_ultralytics import environment, run_python
 from torch import nn
 
 import yolov5_ema
@@ -39,12 +39,6 @@ SMALL = {
     "backbone": [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [256, 3, 2]]],
     "head": [[-1, 1, "EMA", []], [[2], 1, "Detect", ["nc"]]],
 }
-
-
-@pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    with offline(tmp_path_factory.mktemp("config")) as package:
-        yield package
 
 
 @pytest.fixture

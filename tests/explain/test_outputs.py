@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL_YOLO
-from offline_ultralytics import offline
 from small_ultralytics import save, small_model
 
 import yolov5_ema
@@ -21,12 +20,6 @@ from yolov5_ema.explain.detectors import Detector, Options
 from yolov5_ema.explain.layers import choose
 from yolov5_ema.explain.looks import maps_of
 from yolov5_ema.explain.outputs import outputs_of_ultralytics
-
-
-@pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    with offline(tmp_path_factory.mktemp("config")) as package:
-        yield package
 
 
 @pytest.fixture

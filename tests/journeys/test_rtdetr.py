@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from offline_ultralytics import offline
 from small_ultralytics import save, small_model
 
 import yolov5_ema
@@ -37,12 +36,6 @@ head:
 """
 CONF, IMGSZ = 0.01, 64
 HOW = {"imgsz": IMGSZ, "device": "cpu", "conf": CONF, "verbose": False}
-
-
-@pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    with offline(tmp_path_factory.mktemp("config")) as package:
-        yield package
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,9 @@ import importlib
 from pathlib import Path
 
 import pytest
-from offline_ultralytics import offline
 
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.yolo import assignments, run_yolo
-
-
-@pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    with offline(tmp_path_factory.mktemp("config")) as package:
-        yield package
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from offline_ultralytics import offline
 
 import yolov5_ema
 from yolov5_ema.cli._detections import Request, compared_with, detect_split
@@ -24,12 +23,6 @@ from yolov5_ema.scripts.yolo_val import collected, rules_of
 
 SIZE, OVERLAP, IMGSZ = 96, 0.25, 64
 CONF, IOU = 0.11, 0.5
-
-
-@pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    with offline(tmp_path_factory.mktemp("config")) as package:
-        yield package
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from offline_ultralytics import offline
 
 import yolov5_ema
 from yolov5_ema.cli._detections import compared_with
@@ -16,12 +15,6 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.judged import Rules, labelled_images
 from yolov5_ema.evaluation.ultralytics import UltralyticsProtocol
 from yolov5_ema.scripts.yolo_val import collected, rules_of
-
-
-@pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    with offline(tmp_path_factory.mktemp("config")) as package:
-        yield package
 
 
 @pytest.fixture
