@@ -661,7 +661,8 @@ def test_both_engines_for_real_killed_and_resumed(tiny_set, own_folder):
     assert all(run["status"] == "finished" for run in runs.values())
     assert [attempt["from_epoch"] > 0 for attempt in runs["small26"]["attempts"]] == [False, True]
     assert len(runs["small"]["attempts"]) == 1
-    lines = (folder / "results.csv").read_text().splitlines()[1:]
-    assert [line.split(",")[0] for line in lines] == ["1", "2", "3", "4"]
+    epochs = [line.split(",")[0] for line in (folder / "results.csv").read_text().splitlines()[1:]]
+    # ultralytics writes the row before last.pt: an epoch that is killed in between is trained, and written, again
+    assert list(dict.fromkeys(epochs)) == ["1", "2", "3", "4"] and len(epochs) <= 5
     assert all(0 < model["latency_ms"]["median"] < 60000 for model in found["models"].values())
     assert (folder.parent.parent / "comparison.png").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,3 +41,21 @@ def test_errors_that_are_no_mistakes_of_the_user_keep_their_traceback(ultralytic
         ultralytics.utils.ops.xyxy2xywh(None)
     with pytest.raises(ValueError, match="ours"), errors_as_user_errors(located()):
         raise ValueError("ours")
+
+
+class Coloured(tuple):
+    def __str__(self):
+        return "\033[31m\033[1mred\033[0m"
+
+
+def test_a_message_has_no_colours(ultralytics):
+    """Those of 8.3 had."""
+    with pytest.raises(UserError) as said, errors_as_user_errors(located()):
+        ultralytics.utils.ops.xyxy2xywh(SimpleNamespace(shape=Coloured([3])))
+    assert str(said.value) == "input shape last dimension expected 4 but input shape is red"
+
+
+def test_a_download_without_a_network_is_said():
+    requests = pytest.importorskip("requests")
+    with pytest.raises(UserError, match="a download has failed: no network"), errors_as_user_errors(located()):
+        raise requests.exceptions.ConnectionError("no network")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from yolov5_ema.scripts.precision import in_float32
 
 
 def test_openvino_is_compiled_for_float32():
-    openvino = pytest.importorskip("openvino")
-    x = openvino.opset13.parameter([1, 3], np.float32)
-    model, core = openvino.Model([openvino.opset13.relu(x)], [x]), openvino.Core()
+    opset = pytest.importorskip("openvino.opset13")
+    openvino = importlib.import_module("openvino")
+    x = opset.parameter([1, 3], np.float32)
+    model, core = openvino.Model([opset.relu(x)], [x]), openvino.Core()
     before = openvino.Core.compile_model
 
     def precision(config=None):

@@ -26,6 +26,7 @@ _MISTAKES = (
 )
 _LOADERS = "torch.utils.data."  # its loaders check the batch size and the number of workers
 _PICTURE = re.compile(r"[^\x00-\u25ff]\s*")
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _RAISES = re.compile(r"\s*(raise|assert)\b")
 
 
@@ -51,7 +52,7 @@ def _message_for(error: Exception, engine: Engine) -> str:
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         what = error.filename or "a file"
         return f"{what} cannot be written: {error.strerror}. Files that were saved before are complete."
-    if isinstance(error, urllib.error.URLError):
+    if isinstance(error, urllib.error.URLError) or type(error).__module__.startswith("requests."):
         return f"a download has failed: {error}. Fetch the file by other means and name its path"
     if type(error).__module__.startswith("onnxruntime") and "invalid dimensions for input" in str(error):
         return _other_size(str(error))
@@ -105,6 +106,6 @@ def _raising_module(error: Exception) -> str:
 
 
 def _plain(text: str) -> str:
-    """The message without the pages of help that ultralytics appends to some, and without its pictures."""
+    """The message without the pages of help that ultralytics appends to some, and without its pictures and colours."""
     said = re.split(r"\n\s*\n|\n\s+Arguments received", text, maxsplit=1)[0]
-    return _PICTURE.sub("", said).strip()
+    return _PICTURE.sub("", _COLOUR.sub("", said)).strip()
