@@ -11,18 +11,18 @@ from yolov5_ema.detecting.protocol import LoadOptions, Thresholds
 from yolov5_ema.detecting.splits import collected
 from yolov5_ema.errors import UserError
 
-AS_VAL = Thresholds(conf_thres=0.001, iou_thres=0.6, max_det=300, as_val=True)
+OF_VAL = Thresholds(conf_thres=0.001, iou_thres=0.6, max_det=300)
 
 
 @pytest.fixture(scope="module")
 def detector(engine, trained):
-    return load_detector(trained, LoadOptions(imgsz=(96, 96)), engine=engine)
+    return load_detector(trained, LoadOptions(imgsz=(96, 96), as_val=True), engine=engine)
 
 
 def test_what_is_collected_is_that_of_val(engine, detector, tiny_set):
     """The boxes before they are rounded, and every class of a box, as YOLOv5's own functions give them."""
     files = sorted((tiny_set.parent / "images/val").glob("*.jpg"))[:2]
-    found = collected(detector, files, AS_VAL, single_class=False)
+    found = collected(detector, files, OF_VAL, single_class=False)
     assert found.images == files == list(found.detections) and found.figures == ()
     suppress = engine.module("utils.general").non_max_suppression
     for file in files:
@@ -37,7 +37,7 @@ def test_what_is_collected_is_that_of_val(engine, detector, tiny_set):
 
 def test_one_class_and_unreadable_images(detector, tiny_set, tmp_path):
     file = tiny_set.parent / "images/val/val0.jpg"
-    assert set(collected(detector, [file], AS_VAL, single_class=True).of(file).class_id) == {0}
+    assert set(collected(detector, [file], OF_VAL, single_class=True).of(file).class_id) == {0}
     (tmp_path / "a.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"a\.jpg: "):
-        collected(detector, [tmp_path / "a.jpg"], AS_VAL, single_class=False)
+        collected(detector, [tmp_path / "a.jpg"], OF_VAL, single_class=False)

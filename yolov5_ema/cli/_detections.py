@@ -147,10 +147,11 @@ def _by_detector(request: Request, engine: Engine, dataset: Dataset, keep_odd: b
     parser = script_parser(engine, "val")
     assert parser is not None
     args = parser.parse_args(flags)
-    how = LoadOptions(device_of(engine, args.device), (args.imgsz, args.imgsz), args.half, names=dataset.names)
+    size, device = (args.imgsz, args.imgsz), device_of(engine, args.device)
+    how = LoadOptions(device, size, args.half, names=dataset.names, as_val=True)
     detector = load_detector(request.weights[0], how, engine=engine)
     _check_classes(request, engine, dataset, request.weights[0], len(detector.names))
-    thresholds = Thresholds(args.conf_thres, args.iou_thres, request.max_det, augment=args.augment, as_val=True)
+    thresholds = Thresholds(args.conf_thres, args.iou_thres, request.max_det, augment=args.augment)
     files = labelled_images(dataset, request.task, Rules(keep_odd)).files.values()
     return collected(detector, files, thresholds, single_class=args.single_cls)
 

@@ -125,7 +125,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _announcement(plan: Plan) -> str:
-    engines = listed(list(map(str, plan.engines)))
+    engines = listed(plan.engines)
     lines = [
         f"{len(plan.cfgs)} models x {len(plan.seeds)} seeds, {plan.common.epochs} epochs at {plan.common.imgsz} "
         f"pixels, with {engines}, in {plan.folder}",

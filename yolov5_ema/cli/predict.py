@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolov5_ema import __version__
 from yolov5_ema.class_names import class_numbers
-from yolov5_ema.cli._engines import ULTRALYTICS, YOLOV5, is_ultralytics, start_engine_of
+from yolov5_ema.cli._engines import name_of, start_engine_of
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import (
     Command,
@@ -306,10 +306,10 @@ def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thre
         "weights": args.weights.name,
         "weights_sha256": _sha256_of_model(args.weights),
         "imgsz": list(detector.imgsz),
-        **{name: value for name, value in asdict(thresholds).items() if name != "as_val"},  # no option of predict
+        **asdict(thresholds),
         "half": args.half,
         "names": detector.names,
-        ULTRALYTICS if is_ultralytics(engine) else YOLOV5: engine.version,
+        name_of(engine): engine.version,
         "yolov5_ema": __version__,
     }
 

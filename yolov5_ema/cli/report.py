@@ -203,8 +203,9 @@ def _one(args: argparse.Namespace, run: Run, split: str) -> Measured:
     if not _is_asked(args):
         return _kept(run, split)
     engine = start_engine_of([run.weights])
-    data = open_dataset(args.data, engine).file if args.data else measuring.data_of(run, engine)
-    imgsz = _size_of(run.weights, args.imgsz or image_size(run.options), open_dataset(str(data), engine), engine)
+    dataset = open_dataset(args.data or str(measuring.data_of(run, engine)), engine)
+    data = dataset.file
+    imgsz = _size_of(run.weights, args.imgsz or image_size(run.options), dataset, engine)
     release = rules_of(engine)[name_of(engine)]
     settings = measuring.settings_of(run.weights, data, split=split, imgsz=imgsz, samples=args.samples, release=release)
     # A kept evaluation that cannot be read is made again.

@@ -38,7 +38,6 @@ class Thresholds:
         classes: the classes that are kept; None for all.
         agnostic_nms: let boxes of different classes suppress each other.
         augment: also use scaled and flipped versions of the image.
-        as_val: with YOLOv5, as its ``val`` does: a box can have several classes, and is not rounded to whole pixels.
     """
 
     conf_thres: float = 0.25
@@ -47,7 +46,6 @@ class Thresholds:
     classes: tuple[int, ...] | None = None
     agnostic_nms: bool = False
     augment: bool = False
-    as_val: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,8 @@ class LoadOptions:
         half: compute in half precision; on a GPU only.
         least_stride: the minimum of the stride, in pixels.
         names: the names of the classes, for an exported model that does not say them.
+        as_val: with YOLOv5, detect as its ``val`` does: a box can have several classes, and is not rounded to whole
+            pixels.
     """
 
     device: torch.device | str = "cpu"
@@ -67,6 +67,7 @@ class LoadOptions:
     half: bool = False
     least_stride: int = 1
     names: Sequence[str] | None = None
+    as_val: bool = False
 
 
 DEFAULTS = LoadOptions()

@@ -38,7 +38,7 @@ class Yolov5Exported:
         self.names = _names_in(metadata, options.names, file)
         self.stride = max(int(metadata.get("stride", 32)), options.least_stride)
         self._runtime = loaded(file, torch.device(options.device), metadata)
-        self._steps = Steps(engine)
+        self._steps = Steps(engine, options.as_val)
         self.imgsz = self._size(options.imgsz)
         columns = self._runtime.run(np.zeros((1, 3, *self.imgsz), np.float32)).shape[-1]
         self.task = DETECT if columns == _OF_A_BOX + len(self.names) else SEGMENT

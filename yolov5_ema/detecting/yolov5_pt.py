@@ -21,9 +21,15 @@ from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 
 class Steps:
-    """What a release of YOLOv5 does around its model: letterboxing, non-maximum suppression and scaling back."""
+    """What a release of YOLOv5 does around its model: letterboxing, non-maximum suppression and scaling back.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: the YOLOv5.
+        as_val: see `protocol.LoadOptions`.
+    """
+
+    def __init__(self, engine: Engine, as_val: bool) -> None:
+        self._as_val = as_val
         general = engine.module("utils.general")
         self._suppress = general.non_max_suppression
         self._scale_back = getattr(general, "scale_boxes", None) or general.scale_coords  # renamed in v6.2
@@ -69,12 +75,12 @@ class Steps:
             thresholds.iou_thres,
             list(thresholds.classes) if thresholds.classes else None,
             thresholds.agnostic_nms,
-            multi_label=thresholds.as_val,
+            multi_label=self._as_val,
             max_det=thresholds.max_det,
         )[0]
         if len(found):
             corners = self._scale_back(tuple(boxed), found[:, :4], tuple(shape))
-            found[:, :4] = corners if thresholds.as_val else corners.round()
+            found[:, :4] = corners if self._as_val else corners.round()
         return Detections.of_rows(found.float().cpu().numpy())
 
 
@@ -101,7 +107,7 @@ class Yolov5Detector:
             general = engine.module("utils.general")
             self.imgsz: tuple[int, int] = tuple(general.check_img_size(list(options.imgsz), s=self.stride))
         self.module: torch.nn.Module = (model.half() if self._half else model.float()).to(self._device)
-        self._steps = Steps(engine)
+        self._steps = Steps(engine, options.as_val)
 
     @staticmethod
     def reads(file: Path, engine: Engine) -> bool:
