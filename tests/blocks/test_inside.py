@@ -8,7 +8,7 @@ import logging
 
 import pytest
 import torch
-from offline_ultralytics import offline
+from offline_ultralytics import needs_yolo26, offline
 from torch import nn
 
 import yolov5_ema
@@ -177,7 +177,7 @@ def test_rows_that_cannot_be_built_are_named(yolov5, row, message):
     [
         pytest.param("yolov5n.yaml", "C3", "neck", marks=pytest.mark.slow),
         ("yolov8n.yaml", "C2f", "backbone"),
-        ("yolo26n.yaml", "C3k2", "backbone"),
+        pytest.param("yolo26n.yaml", "C3k2", "backbone", marks=needs_yolo26),
         # C3k instead of bottlenecks, in the sizes from m on
         pytest.param("yolo11m.yaml", "C3k2", "neck", marks=pytest.mark.slow),
     ],
@@ -206,7 +206,9 @@ def test_ultralytics_builds_trains_saves_and_takes_plain_weights(tasks, tmp_path
     back = ultralytics_files.load(tmp_path / "a.pt")["model"]
     assert torch.equal(back.eval()(x)[0], model(x)[0]) and len(blocks_in(back)) == len(blocks_in(model))
     features = back.train()(x)
-    features = features.get("one2many", features)["feats"]
+    # releases up to 8.3 return the levels as a list
+    if isinstance(features, dict):
+        features = features.get("one2many", features)["feats"]
     assert all(step_changes(back, sum(level.square().mean() for level in features)))
 
 
@@ -220,7 +222,7 @@ def test_ultralytics_builds_trains_saves_and_takes_plain_weights(tasks, tmp_path
     ],
 )
 def test_rows_of_ultralytics_that_cannot_be_built_are_named(tasks, row, message):
-    cfg = build_cfg(base="yolo26n.yaml", block="none", nc=2)
+    cfg = build_cfg(base="yolo11n.yaml", block="none", nc=2)
     cfg["backbone"][6] = row
     with pytest.raises(ConfigError, match=message):
         tasks.DetectionModel(cfg, verbose=False)

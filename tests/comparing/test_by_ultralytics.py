@@ -118,5 +118,5 @@ def test_models_are_found_checked_counted_and_built(trainer):
     found.check(name, file)
     model = found.model(name, file, 3)
     assert found.info(name, file, 3).parameters == sum(p.numel() for p in model.parameters())
-    with pytest.raises(UserError, match=r"yolo26n-seg.yaml is a model for the task segment; compare trains detectors"):
-        found.check(*found.found("yolo26n-seg.yaml"))
+    with pytest.raises(UserError, match=r"yolo11n-seg.yaml is a model for the task segment; compare trains detectors"):
+        found.check(*found.found("yolo11n-seg.yaml"))

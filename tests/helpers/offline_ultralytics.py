@@ -13,6 +13,13 @@ from fresh_process import fresh_environment, name_of
 from warm_python import run_warm
 
 import yolov5_ema
+from yolov5_ema.upstream.ultralytics import at_hand, find_cfg
+
+_INSTALLED = at_hand()
+needs_yolo26 = pytest.mark.skipif(
+    _INSTALLED is None or find_cfg("yolo26n.yaml", _INSTALLED) is None,
+    reason="needs a release of ultralytics with YOLO26",
+)
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ def ultralytics(tmp_path_factory):
 
 def test_what_ultralytics_raises_on_purpose_is_a_mistake(ultralytics):
     with pytest.raises(UserError, match="input shape last dimension expected 4"), errors_as_user_errors(located()):
-        ultralytics.utils.ops.xyxy2xywh([[1.0]])
+        ultralytics.utils.ops.xyxy2xywh(torch.ones(1, 1))
     with pytest.raises(UserError, match=r"gone\.pt: there is no such file"), errors_as_user_errors(located()):
         open("gone.pt")
 

@@ -37,7 +37,7 @@ def test_own_files_are_recognised_by_their_form(own_folder):
 
 
 def test_what_is_missing_is_named(own_folder):
-    with pytest.raises(ConfigError, match=r"yolo26q.yaml: there is no such size; .* one of n, s, m, l, x"):
-        cfg_of_ultralytics("yolo26q.yaml")
+    with pytest.raises(ConfigError, match=r"yolo12q.yaml: there is no such size; .* one of n, s, m, l, x"):
+        cfg_of_ultralytics("yolo12q.yaml")
     with pytest.raises(ConfigError, match=r"nowhere.yaml: no such file here, among the YAMLs"):
         cfg_of_ultralytics("nowhere.yaml", "ultralytics")

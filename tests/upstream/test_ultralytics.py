@@ -74,10 +74,10 @@ def test_yamls_are_found_by_their_names(own_folder):
         == shipped_cfg("yolo11-ema.yaml")
         == models_dir() / "ultralytics/yolo11-ema.yaml"
     )
-    assert find_cfg("yolo26s.yaml", engine) == engine.root / "cfg/models/26/yolo26.yaml"
+    assert find_cfg("yolo12s.yaml", engine) == engine.root / "cfg/models/12/yolo12.yaml"
     assert find_cfg("yolov9c.yaml", engine) == engine.root / "cfg/models/v9/yolov9c.yaml"
-    assert find_cfg("nothing.yaml", engine) is None and find_cfg("26/yolo26.yaml", engine) is None
-    Path("yolo26.yaml").write_text("scales: {}\n")
-    assert find_cfg("yolo26n.yaml", engine) == Path("yolo26.yaml")
-    Path("yolo26n.yaml").write_text("scales: {}\n")
-    assert find_cfg("yolo26n.yaml", engine) == Path("yolo26n.yaml")
+    assert find_cfg("nothing.yaml", engine) is None and find_cfg("12/yolo12.yaml", engine) is None
+    Path("yolo12.yaml").write_text("scales: {}\n")
+    assert find_cfg("yolo12n.yaml", engine) == Path("yolo12.yaml")
+    Path("yolo12n.yaml").write_text("scales: {}\n")
+    assert find_cfg("yolo12n.yaml", engine) == Path("yolo12n.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,6 +74,8 @@ def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str, *, model_class
             the model is too large to train.
     """
     channels = content.get("ch", 3)
+    # on import, some releases of torchvision compute, which cannot be done without memory
+    importlib.import_module("torchvision.ops")
     with quiet(), torch.device("meta"), torch.no_grad(), _Ledger(cfg):
         try:
             first = [channels] if model_class is None else channels

@@ -72,6 +72,8 @@ def _guard_downloads(patches: Patches) -> None:
     # up to 8.3.100
     patches.view(data, "os", system=lambda command: _own_script_only(shlex.split(command)).returncode)
     patches.wrap(data, "safe_download", _asked_for)
+    # releases up to 8.3 end with the error of the network where a file does not exist
+    patches.wrap(_module("utils.downloads"), "get_github_assets", _none_offline)
 
 
 def _guard_exported_models(patches: Patches) -> None:
@@ -169,6 +171,15 @@ def _asked_for(download: Callable[..., Any], url: Any, *args: Any, **kwargs: Any
     if Path(str(url)).suffix.lower() in (".yaml", ".yml"):
         raise ConfigError(f"{url} is an archive as well as a YAML; it was not unpacked")
     return download(url, *args, **kwargs)
+
+
+def _none_offline(assets: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``get_github_assets``: the tag of a release and its files; none if GitHub cannot be reached."""
+    try:
+        return assets(*args, **kwargs)
+    # all errors of requests are of this kind
+    except OSError:
+        return "", []
 
 
 def _own_script_only(command: Any, *args: Any, **kwargs: Any) -> Any:
