@@ -13,7 +13,15 @@ from yolov5_ema.checkpoints.loading import is_trusted, load_checkpoint
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.detecting import loading, yolov5_pt
 from yolov5_ema.detecting.loading import load_detector
-from yolov5_ema.detecting.protocol import Detector, LoadOptions, Thresholds, TooThinError, TorchDetector, with_module
+from yolov5_ema.detecting.protocol import (
+    Detector,
+    LoadOptions,
+    Prepared,
+    Thresholds,
+    TooThinError,
+    TorchDetector,
+    with_module,
+)
 from yolov5_ema.errors import CheckpointError, UserError
 
 LOW = Thresholds(conf_thres=0.001, max_det=20)
@@ -49,6 +57,27 @@ def test_detections_are_of_each_image_by_itself_in_its_own_pixels(detector):
         assert (found.xyxy == found.xyxy.round()).all() and (np.diff(found.confidence) <= 0).all()
 
 
+def test_images_of_one_shape_go_through_the_model_together(detector):
+    images = [_noise(96, 96, seed) for seed in range(3)]
+    prepared = [detector.prepare(pixels) for pixels in images]
+    together = detector.finish(detector.infer(prepared, LOW), prepared, LOW)
+    for found, alone in zip(together, detector.detect(images, LOW), strict=True):
+        assert len(found) == len(alone) > 0
+        np.testing.assert_allclose(found.xyxy, alone.xyxy, atol=1)
+        np.testing.assert_allclose(found.confidence, alone.confidence, atol=1e-5)
+
+
+def test_another_runtime_can_take_the_place_of_the_model(detector, monkeypatch):
+    pixels = _noise(96, 96)
+    own = detector.forward
+    monkeypatch.setattr(detector, "forward", lambda batch: own(1 - batch))
+    (found,) = detector.detect([pixels], LOW)
+    monkeypatch.undo()
+    (expected,) = detector.detect([255 - pixels], LOW)
+    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1)
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
+
+
 def test_thresholds(detector):
     image = [_noise(96, 96)]
     (every,) = detector.detect(image, LOW)
@@ -67,8 +96,9 @@ def test_an_image_of_which_nothing_is_left(detector):
 
 
 def test_what_is_seen_is_the_image_within_borders(detector):
-    batch, gain, pad = detector.boxed(_noise(48, 96))
-    assert batch.shape == (1, 3, 64, 96) and gain == (1, 1) and pad == (0, 8)
+    prepared = detector.prepare(_noise(48, 96))
+    batch = detector.batch([prepared])
+    assert batch.shape == (1, 3, 64, 96) and prepared.gain == (1, 1) and prepared.pad == (0, 8)
     shown = (batch[0, :, 8:56] * 255).round().byte().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(shown[..., ::-1], _noise(48, 96))
 
@@ -117,10 +147,11 @@ def test_other_models_are_refused(engine, monkeypatch):
         load_detector("a.pt", engine=engine)
 
 
-class _Plain:
-    """A detector of another runtime."""
+class _Plain(Detector):
+    """A detector of another runtime that finds nothing."""
 
-    stride, names, task, imgsz = 32, ["cat"], "detect", (64, 64)
+    stride, names, task, imgsz, most_at_once = 32, ["cat"], "detect", (64, 64), None
+    forward = staticmethod(torch.zeros_like)
 
     def __init__(self, file, *_):
         self.file = file
@@ -129,7 +160,13 @@ class _Plain:
     def reads(file: Path, engine) -> bool:
         return file.suffix == ".plain"
 
-    def detect(self, images, thresholds):
+    def prepare(self, pixels):
+        return Prepared(pixels, pixels, (1, 1), (0, 0))
+
+    def infer(self, images, thresholds):
+        return None
+
+    def finish(self, output, images, thresholds):
         return [Detections() for _ in images]
 
 

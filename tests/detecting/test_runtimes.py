@@ -149,6 +149,26 @@ def test_predict_is_that_of_ultralytics(adapter, ultralytics, small_yolo, tiny_s
     np.testing.assert_array_equal(found.confidence, own[:, 4])
 
 
+def test_steps_of_ultralytics(adapter, small_yolo):
+    """Images of several sizes that have one letterbox, in one call of the model; and another model in its place."""
+    detector = load_detector(small_yolo, LoadOptions(imgsz=(64, 64)), engine=adapter)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (64, 96, 32)]
+    prepared = [detector.prepare(pixels) for pixels in images]
+    together = detector.finish(detector.infer(prepared, LOW), prepared, LOW)
+    for found, pixels in zip(together, images, strict=True):
+        (alone,) = detector.detect([pixels], LOW)
+        assert_alike(found, alone)
+        (of_noise,) = detector.detect([255 - pixels], LOW)
+        assert len(of_noise) != len(alone) or np.abs(of_noise.xyxy - alone.xyxy).max() > 1
+    own = detector.forward
+    detector.forward = lambda batch: own(1 - batch)
+    (found,) = detector.detect(images[:1], LOW)
+    detector.forward = own
+    (expected,) = detector.detect([255 - images[0]], LOW)
+    assert_alike(found, expected)
+
+
 def test_files_of_both_at_once_are_refused(trained, small_yolo):
     with pytest.raises(
         UserError, match=r"best\.pt belongs to YOLOv5 and .*small\.pt to ultralytics; use one at a time"

@@ -26,7 +26,7 @@ def test_what_is_collected_is_that_of_val(engine, detector, tiny_set):
     assert found.images == files == list(found.detections) and found.figures == ()
     suppress = engine.module("utils.general").non_max_suppression
     for file in files:
-        batch, *_ = detector.boxed(cv2.imread(str(file)))
+        batch = detector.batch([detector.prepare(cv2.imread(str(file)))])
         (rows,) = suppress(detector.module(batch)[0], 0.001, 0.6, multi_label=True, max_det=300)
         # the image fills the model's input, so a pixel of one is a pixel of the other
         np.testing.assert_allclose(found.of(file).xyxy, rows[:, :4].detach().numpy().clip(0, 96), atol=1e-3)

@@ -6,10 +6,10 @@ To add a format, add a file with a `Format` to this folder, and an entry to the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,26 @@ DETECT, SEGMENT, POSE = "detect", "segment", "pose"
 
 Pair = tuple[float, float]
 """A horizontal and a vertical value."""
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+"""A model: from a batch of images, float of shape (N, 3, H', W'), RGB, 0 to 1, to its first output, (N, n, …)."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image and how the model sees it.
+
+    Attributes:
+        pixels: the image, uint8 of shape (H, W, 3) in BGR.
+        boxed: the image scaled and padded, uint8 of shape (H', W', 3) in RGB.
+        gain: its width and height in ``boxed`` as shares of its own.
+        pad: the borders at its left and its top in ``boxed``, in pixels.
+    """
+
+    pixels: np.ndarray
+    boxed: np.ndarray
+    gain: Pair
+    pad: Pair
 
 
 @dataclass(frozen=True)
@@ -87,12 +107,17 @@ class TooThinError(ValueError):
 class Detector(Protocol):
     """A detector in memory.
 
+    It works in three steps: `prepare`, `infer` and `finish`. Different steps, and `prepare` for different images, can
+    run at the same time in different threads; `infer` runs in one thread at a time.
+
     Attributes:
         file: the file that it was loaded from.
         names: the names of the classes.
         stride: the sides of the model's input are multiples of it, in pixels.
         task: `DETECT`, `SEGMENT`, `POSE`, or another task of ultralytics: ``obb`` …
         imgsz: the height and width in pixels that images are scaled to fit; multiples of ``stride``.
+        forward: the model; another runtime of the same model can take its place.
+        most_at_once: the number of images that the model takes at once; None for any number.
     """
 
     file: Path
@@ -100,6 +125,29 @@ class Detector(Protocol):
     stride: int
     task: str
     imgsz: tuple[int, int]
+    forward: Forward
+    most_at_once: int | None
+
+    def prepare(self, pixels: np.ndarray) -> Prepared:
+        """An image, uint8 of shape (H, W, 3) in BGR, scaled and padded for the model.
+
+        Raises:
+            TooThinError: a side of it becomes 0 pixels in the model's size.
+        """
+
+    def infer(self, images: Sequence[Prepared], thresholds: Thresholds) -> Any:
+        """Run the model.
+
+        Args:
+            images: images that have one shape for the model; at most ``most_at_once``.
+            thresholds: which detections are kept.
+
+        Returns:
+            What `finish` needs of it.
+        """
+
+    def finish(self, output: Any, images: Sequence[Prepared], thresholds: Thresholds) -> list[Detections]:
+        """The detections of each image; ``output`` is what `infer` returned for the same images and thresholds."""
 
     def detect(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
         """Detect objects in images; the detections in one image do not depend on the others.
@@ -115,6 +163,8 @@ class Detector(Protocol):
         Raises:
             TooThinError: a side of an image becomes 0 pixels in the model's size.
         """
+        prepared = ([self.prepare(pixels)] for pixels in images)
+        return [found for one in prepared for found in self.finish(self.infer(one, thresholds), one, thresholds)]
 
 
 @runtime_checkable
@@ -127,16 +177,23 @@ class TorchDetector(Detector, Protocol):
 
     module: nn.Module
 
-    def boxed(self, pixels: np.ndarray) -> tuple[torch.Tensor, Pair, Pair]:
-        """An image, uint8 of shape (H, W, 3) in BGR, as the model sees it.
+    def batch(self, images: Sequence[Prepared]) -> torch.Tensor:
+        """Images of one shape for ``module``: float of shape (N, 3, H', W'), RGB, 0 to 1, on the model's device."""
 
-        Returns:
-            The batch, float of shape (1, 3, H', W'), RGB, 0 to 1, on the model's device; width and height of the image
-            in it as shares of its own; the borders at its left and its top in pixels.
 
-        Raises:
-            TooThinError: see `Detector.detect`.
-        """
+def as_batch(images: Sequence[Prepared], device: torch.device, *, half: bool = False) -> torch.Tensor:
+    """See `TorchDetector.batch`; float16 if ``half``."""
+    batch = torch.from_numpy(np.stack([image.boxed for image in images])).to(device)
+    batch = batch.permute(0, 3, 1, 2).contiguous()
+    return (batch.half() if half else batch.float()) / 255
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """The first tensor of what a model returns; most return more in lists and tuples."""
+    while isinstance(output, (list, tuple)):
+        output = output[0]
+    tensor: torch.Tensor = output
+    return tensor
 
 
 class Format(Protocol):

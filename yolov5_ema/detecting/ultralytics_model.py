@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,15 @@ import torch
 
 from yolov5_ema.checkpoints.exported_models import form_of, metadata_of
 from yolov5_ema.data.detections import Detections
-from yolov5_ema.detecting.protocol import LoadOptions, Pair, Thresholds, TooThinError
+from yolov5_ema.detecting.protocol import (
+    Detector,
+    LoadOptions,
+    Prepared,
+    Thresholds,
+    TooThinError,
+    as_batch,
+    first_tensor,
+)
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.scripts.precision import in_float32
@@ -21,7 +31,7 @@ from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 
-class UltralyticsDetector:
+class UltralyticsDetector(Detector):
     """A model of ultralytics in any format that it runs: ``.pt``, ONNX, OpenVINO, TorchScript; a `protocol.Detector`.
 
     Each image goes through ultralytics' own predictor. Boxes are not rounded to whole pixels, as in ultralytics.
@@ -34,10 +44,15 @@ class UltralyticsDetector:
         self.file = file
         self._engine = engine
         self._device = torch.device(options.device)
+        self._first_call = threading.Lock()
+        self._letterbox: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None
+        self._images: Sequence[Prepared] = ()
+        self.forward = self._own_forward
         if not file.exists():
             raise UserError(f"{file}: there is no such file")
         with errors_as_user_errors(engine):
             facts = self._loaded()
+            self.most_at_once = facts.get("most_at_once")
             self.task = str(self._yolo.task)
             self.stride = max(int(facts["stride"]), options.least_stride)
             self.names = [str(facts["names"][key]) for key in sorted(facts["names"])]
@@ -69,28 +84,69 @@ class UltralyticsDetector:
             "stride": metadata["stride"],
             "names": dict(enumerate(metadata["names"])),
             **{key: size for key, size in own_size.items() if size is not None},
+            "most_at_once": None if own_size == {} else 1,
         }
 
-    def detect(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
+    def prepare(self, pixels: np.ndarray) -> Prepared:
         """See `protocol.Detector`."""
-        return [self._detected(pixels, thresholds) for pixels in images]
+        with self._first_call:
+            letterbox = self._letterbox or self._started()
+        try:
+            (boxed,) = letterbox([pixels])
+        except cv2.error as error:  # a side of it would be 0 pixels
+            raise TooThinError.of(pixels, self.imgsz) from error
+        (height, width), (tall, wide) = pixels.shape[:2], boxed.shape[:2]
+        gain = (wide / width, tall / height)
+        if type(self._yolo).__name__ != "RTDETR":  # which stretches images
+            gain = (min(gain),) * 2
+        pad = ((wide - round(width * gain[0])) / 2, (tall - round(height * gain[1])) / 2)
+        return Prepared(pixels, np.ascontiguousarray(boxed[..., ::-1]), gain, pad)
 
-    def _detected(self, pixels: np.ndarray, thresholds: Thresholds) -> Detections:
+    def _started(self) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+        """Let ultralytics make its predictor, and put this detector's steps into it; returns its letterboxing."""
+        thin = np.zeros((self.imgsz[0], 1, 3), np.uint8)
         with errors_as_user_errors(self._engine), in_float32(self.file):
-            try:
-                (result,) = self._yolo.predict(
-                    pixels,
-                    conf=thresholds.conf_thres,
-                    iou=thresholds.iou_thres,
-                    max_det=thresholds.max_det,
-                    classes=list(thresholds.classes) if thresholds.classes else None,
-                    agnostic_nms=thresholds.agnostic_nms,
-                    augment=thresholds.augment,
-                    **self._options,
-                )
-            except cv2.error as error:  # a side of it would be 0 pixels
-                raise TooThinError.of(pixels, self.imgsz) from error
-        return Detections.of_rows(result.boxes.data[:, :6].float().cpu().numpy())
+            self._yolo.predict(thin, **self._options)
+        predictor = self._yolo.predictor
+        self._letterbox = predictor.pre_transform
+        predictor.preprocess = lambda _: self.batch(self._images)
+        predictor.inference = functools.partial(self._inferred, predictor.inference)
+        return self._letterbox
+
+    def batch(self, images: Sequence[Prepared]) -> torch.Tensor:
+        """See `protocol.TorchDetector`."""
+        return as_batch(images, self._device, half="half" in self._options)
+
+    def infer(self, images: Sequence[Prepared], thresholds: Thresholds) -> list[Any]:
+        """The results of ultralytics' own predictor; see `protocol.Detector`."""
+        self._images = images
+        with errors_as_user_errors(self._engine):
+            results: list[Any] = self._yolo.predict(
+                [image.pixels for image in images],
+                conf=thresholds.conf_thres,
+                iou=thresholds.iou_thres,
+                max_det=thresholds.max_det,
+                classes=list(thresholds.classes) if thresholds.classes else None,
+                agnostic_nms=thresholds.agnostic_nms,
+                augment=thresholds.augment,
+                **self._options,
+            )
+        return results
+
+    def _inferred(self, inference: Callable[..., Any], batch: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.forward == self._own_forward or self._yolo.predictor.args.augment:
+            return inference(batch, *args, **kwargs)
+        return self.forward(batch), None
+
+    def _own_forward(self, batch: torch.Tensor) -> torch.Tensor:
+        with self._first_call:
+            if self._letterbox is None:
+                self._started()
+        return first_tensor(self._yolo.predictor.model(batch))
+
+    def finish(self, output: list[Any], images: Sequence[Prepared], thresholds: Thresholds) -> list[Detections]:
+        """See `protocol.Detector`."""
+        return [Detections.of_rows(result.boxes.data[:, :6].float().cpu().numpy()) for result in output]
 
 
 class UltralyticsTorchDetector(UltralyticsDetector):
@@ -113,18 +169,3 @@ class UltralyticsTorchDetector(UltralyticsDetector):
         """The model, in evaluation mode."""
         model: torch.nn.Module = self._yolo.model.eval().to(self._device)
         return model
-
-    def boxed(self, pixels: np.ndarray) -> tuple[torch.Tensor, Pair, Pair]:
-        """See `protocol.TorchDetector`."""
-        is_stretched = type(self._yolo).__name__ == "RTDETR"
-        letterbox = self._engine.module("data.augment").LetterBox
-        try:
-            # by position: the third parameter, whether images are stretched, was renamed
-            boxed = letterbox(self.imgsz, not is_stretched, is_stretched, True, True, self.stride)(image=pixels)
-        except cv2.error as error:
-            raise TooThinError.of(pixels, self.imgsz) from error
-        (height, width), (tall, wide) = pixels.shape[:2], boxed.shape[:2]
-        gain = (wide / width, tall / height) if is_stretched else (min(tall / height, wide / width),) * 2
-        pad = ((wide - round(width * gain[0])) / 2, (tall - round(height * gain[1])) / 2)
-        batch = torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1)[::-1])).to(self._device)
-        return batch.float()[None] / 255, gain, pad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,9 @@ import numpy as np
 import torch
 
 from yolov5_ema.checkpoints.exported_models import form_of, metadata_of
-from yolov5_ema.data.detections import Detections
-from yolov5_ema.detecting.protocol import DETECT, SEGMENT, LoadOptions, Thresholds
+from yolov5_ema.detecting.protocol import DETECT, SEGMENT, LoadOptions
 from yolov5_ema.detecting.runtimes import loaded
-from yolov5_ema.detecting.yolov5_pt import Steps
+from yolov5_ema.detecting.yolov5_pt import Yolov5Steps
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
@@ -21,7 +21,7 @@ from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 _OF_A_BOX = 5
 
 
-class Yolov5Exported:
+class Yolov5Exported(Yolov5Steps):
     """A model that YOLOv5's ``export`` wrote; a `protocol.Detector`.
 
     Images are letterboxed to the size that the model was exported for.
@@ -31,6 +31,7 @@ class Yolov5Exported:
     """
 
     def __init__(self, file: Path, engine: Engine, options: LoadOptions) -> None:
+        super().__init__(engine, replace(options, device="cpu", half=False), auto=False)
         if not file.exists():
             raise UserError(f"{file}: there is no such file")
         metadata = metadata_of(file)
@@ -38,12 +39,13 @@ class Yolov5Exported:
         self.names = _names_in(metadata, options.names, file)
         self.stride = max(int(metadata.get("stride", 32)), options.least_stride)
         self._runtime = loaded(file, torch.device(options.device), metadata)
-        self._steps = Steps(engine, options.as_val)
+        self.most_at_once = self._runtime.shape[0]
         self.imgsz = self._size(options.imgsz)
         columns = self._runtime.run(np.zeros((1, 3, *self.imgsz), np.float32)).shape[-1]
         self.task = DETECT if columns == _OF_A_BOX + len(self.names) else SEGMENT
         if columns < _OF_A_BOX + len(self.names):
             raise UserError(f"{file} has {columns - _OF_A_BOX} classes, but {len(self.names)} names were given")
+        self.forward = self._run
 
     @staticmethod
     def reads(file: Path, engine: Engine) -> bool:
@@ -58,17 +60,9 @@ class Yolov5Exported:
         height, width = (own or wanted for own, wanted in zip(sides, asked))
         return height, width
 
-    def detect(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
-        """See `protocol.Detector`."""
-        if thresholds.augment:
-            raise UserError(f"--augment works only with a checkpoint, not with {self.file}")
-        return [self._detected(pixels, thresholds) for pixels in images]
-
-    def _detected(self, pixels: np.ndarray, thresholds: Thresholds) -> Detections:
-        boxed, _, _ = self._steps.boxed(pixels, self.imgsz, self.stride, auto=False)
-        output = self._runtime.run((boxed.astype(np.float32) / 255)[None])
-        output = output[..., : _OF_A_BOX + len(self.names)] if self.task == SEGMENT else output
-        return self._steps.detections(output, boxed.shape[1:], pixels.shape, thresholds)
+    def _run(self, batch: torch.Tensor) -> torch.Tensor:
+        output = self._runtime.run(batch.numpy())
+        return output[..., : _OF_A_BOX + len(self.names)] if self.task == SEGMENT else output
 
 
 def _names_in(metadata: dict[str, Any], given: Sequence[str] | None, file: Path) -> list[str]:

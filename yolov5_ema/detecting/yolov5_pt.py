@@ -13,62 +13,69 @@ import torch
 from yolov5_ema.checkpoints.loading import check_file
 from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.data.detections import Detections
-from yolov5_ema.detecting.protocol import DETECT, SEGMENT, LoadOptions, Pair, Thresholds, TooThinError
+from yolov5_ema.detecting.protocol import (
+    DETECT,
+    SEGMENT,
+    Detector,
+    LoadOptions,
+    Prepared,
+    Thresholds,
+    TooThinError,
+    as_batch,
+    first_tensor,
+)
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
 
-class Steps:
+class Yolov5Steps(Detector):
     """What a release of YOLOv5 does around its model: letterboxing, non-maximum suppression and scaling back.
 
     Args:
         engine: the YOLOv5.
-        as_val: see `protocol.LoadOptions`.
+        options: how the detector is loaded.
+        auto: whether images are padded as little as possible, not to ``imgsz``.
     """
 
-    def __init__(self, engine: Engine, as_val: bool) -> None:
-        self._as_val = as_val
+    def __init__(self, engine: Engine, options: LoadOptions, *, auto: bool) -> None:
+        self._as_val = options.as_val
+        self._auto = auto
+        self._device = torch.device(options.device)
+        self._half = options.half and self._device.type != "cpu"
         general = engine.module("utils.general")
         self._suppress = general.non_max_suppression
         self._scale_back = getattr(general, "scale_boxes", None) or general.scale_coords  # renamed in v6.2
         self._letterbox = engine.module("utils.augmentations").letterbox
 
-    def boxed(
-        self, pixels: np.ndarray, imgsz: tuple[int, int], stride: int, *, auto: bool
-    ) -> tuple[np.ndarray, Pair, Pair]:
-        """An image, uint8 of shape (H, W, 3) in BGR, scaled and padded.
-
-        Args:
-            pixels: the image.
-            imgsz: height and width that it is scaled to fit.
-            stride: the sides are padded to multiples of it, if ``auto``.
-            auto: pad as little as possible; otherwise to ``imgsz``.
-
-        Returns:
-            uint8 of shape (3, H', W') in RGB; see `protocol.TorchDetector.boxed` for the rest.
-
-        Raises:
-            TooThinError: a side of it would be 0 pixels.
-        """
+    def prepare(self, pixels: np.ndarray) -> Prepared:
+        """See `protocol.Detector`."""
         try:
-            boxed, gain, pad = self._letterbox(pixels, list(imgsz), stride=stride, auto=auto)
+            boxed, gain, pad = self._letterbox(pixels, list(self.imgsz), stride=self.stride, auto=self._auto)
         except cv2.error as error:
-            raise TooThinError.of(pixels, imgsz) from error
-        return np.ascontiguousarray(boxed.transpose(2, 0, 1)[::-1]), gain, pad
+            raise TooThinError.of(pixels, self.imgsz) from error
+        return Prepared(pixels, np.ascontiguousarray(boxed[..., ::-1]), gain, pad)
 
-    def detections(
-        self, output: torch.Tensor, boxed: Sequence[int], shape: Sequence[int], thresholds: Thresholds
-    ) -> Detections:
-        """The detections of one image, in pixels of the image; in whole pixels, except with ``as_val``.
+    def batch(self, images: Sequence[Prepared]) -> torch.Tensor:
+        """See `protocol.TorchDetector`."""
+        return as_batch(images, self._device, half=self._half)
 
-        Args:
-            output: the model's decoded output, (1, n, 5 + nc …).
-            boxed: height and width of the model's input.
-            shape: height and width of the image.
-            thresholds: which detections are kept.
-        """
+    @torch.no_grad()
+    def infer(self, images: Sequence[Prepared], thresholds: Thresholds) -> torch.Tensor:
+        """The model's decoded output, (N, n, 5 + nc …); see `protocol.Detector`."""
+        batch = self.batch(images)
+        return self._augmented(batch) if thresholds.augment else self.forward(batch)
+
+    def _augmented(self, batch: torch.Tensor) -> torch.Tensor:
+        raise UserError(f"--augment works only with a checkpoint, not with {self.file}")
+
+    @torch.no_grad()
+    def finish(self, output: torch.Tensor, images: Sequence[Prepared], thresholds: Thresholds) -> list[Detections]:
+        """The detections in whole pixels, except with ``as_val``; see `protocol.Detector`."""
+        return [self._found(own[None], image, thresholds) for own, image in zip(output, images)]
+
+    def _found(self, output: torch.Tensor, image: Prepared, thresholds: Thresholds) -> Detections:
         found: torch.Tensor = self._suppress(
             output,
             thresholds.conf_thres,
@@ -79,12 +86,12 @@ class Steps:
             max_det=thresholds.max_det,
         )[0]
         if len(found):
-            corners = self._scale_back(tuple(boxed), found[:, :4], tuple(shape))
+            corners = self._scale_back(image.boxed.shape[:2], found[:, :4], image.pixels.shape)
             found[:, :4] = corners if self._as_val else corners.round()
         return Detections.of_rows(found.float().cpu().numpy())
 
 
-class Yolov5Detector:
+class Yolov5Detector(Yolov5Steps):
     """A ``.pt`` checkpoint of YOLOv5; a `protocol.TorchDetector`.
 
     Each image goes through letterboxing, the model, non-maximum suppression and scaling back, all with the functions of
@@ -94,10 +101,11 @@ class Yolov5Detector:
         UserError: the checkpoint cannot be used, or is not a detector.
     """
 
+    most_at_once = None
+
     def __init__(self, file: Path, engine: Engine, options: LoadOptions) -> None:
+        super().__init__(engine, options, auto=True)
         self.file = file
-        self._device = torch.device(options.device)
-        self._half = options.half and self._device.type != "cpu"
         with errors_as_user_errors(engine), as_yolov5_builds(file):
             model: Any = _loaded(engine, file)
             names = model.names
@@ -107,31 +115,15 @@ class Yolov5Detector:
             general = engine.module("utils.general")
             self.imgsz: tuple[int, int] = tuple(general.check_img_size(list(options.imgsz), s=self.stride))
         self.module: torch.nn.Module = (model.half() if self._half else model.float()).to(self._device)
-        self._steps = Steps(engine, options.as_val)
+        self.forward = lambda batch: first_tensor(self.module(batch))
 
     @staticmethod
     def reads(file: Path, engine: Engine) -> bool:
         """Whether a file is a checkpoint by its name; only loading it shows what it really is."""
         return engine.kind != ULTRALYTICS and file.suffix == ".pt" and "torchscript" not in file.name
 
-    def boxed(self, pixels: np.ndarray) -> tuple[torch.Tensor, Pair, Pair]:
-        """See `protocol.TorchDetector`."""
-        boxed, gain, pad = self._steps.boxed(pixels, self.imgsz, self.stride, auto=True)
-        batch = torch.from_numpy(boxed).to(self._device)
-        return (batch.half() if self._half else batch.float())[None] / 255, gain, pad
-
-    def detect(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
-        """See `protocol.Detector`."""
-        return [self._detected(pixels, thresholds) for pixels in images]
-
-    @torch.no_grad()
-    def _detected(self, pixels: np.ndarray, thresholds: Thresholds) -> Detections:
-        """As ``detect``, step by step."""
-        batch, _, _ = self.boxed(pixels)
-        output = self.module(batch, augment=thresholds.augment)
-        while isinstance(output, (list, tuple)):
-            output = output[0]
-        return self._steps.detections(output, batch.shape[2:], pixels.shape, thresholds)
+    def _augmented(self, batch: torch.Tensor) -> torch.Tensor:
+        return first_tensor(self.module(batch, augment=True))
 
 
 def _loaded(engine: Engine, file: Path) -> torch.nn.Module:

@@ -81,7 +81,8 @@ class Detector:
     def look(self, pixels: np.ndarray) -> Look:
         """Prepare an image; raises `TooThinError`, or a UserError if the model's values are not finite."""
         height, width = pixels.shape[:2]
-        batch, gain, (pad_x, pad_y) = self._detector.boxed(pixels)
+        prepared = self._detector.prepare(pixels)
+        batch, gain, (pad_x, pad_y) = self._detector.batch([prepared]), prepared.gain, prepared.pad
         area = Area(round(pad_x - 0.1), round(pad_y - 0.1), round(width * gain[0]), round(height * gain[1]))
         with torch.no_grad():
             boxes = self._outputs(self.model, batch)[0][0, :, : 5 + len(self.names)].cpu()  # (n, 5 + nc)
