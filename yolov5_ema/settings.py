@@ -47,7 +47,7 @@ class Settings:
         trust: unpickle checkpoints without checking what they hold.
         implementation: the implementation of all blocks, see `yolov5_ema.kernels.dispatch`; None: the one that each
             block was built with.
-        cache: folder of compiled kernels; None: the user's cache folder.
+        cache: folder of compiled kernels and exported checkpoints; None: the user's cache folder.
         seed: random seed of a training; None: YOLOv5's own.
         init: how to initialize blocks that are missing from the pretrained weights; one of `INITS`.
         cpu_ddp: the processes of torchrun share the CPU.

@@ -92,10 +92,10 @@ def test_built_once_and_kept(cache, monkeypatch):
 
 
 @needs_compiler
-def test_the_name_follows_sources_flags_and_processor(monkeypatch):
+def test_the_name_follows_sources_flags_andprocessor(monkeypatch):
     compiler = native._compiler()
     names = {native._fingerprint(compiler, (), ()), native._fingerprint(compiler, ("-march=native",), ())}
-    monkeypatch.setattr(native, "_processor", lambda: b"another")
+    monkeypatch.setattr(native, "processor", lambda: b"another")
     names.add(native._fingerprint(compiler, (), ()))
     assert len(names) == 3
     assert native._fingerprint(compiler, (), ()) in names
@@ -105,14 +105,14 @@ def test_the_name_follows_sources_flags_and_processor(monkeypatch):
 def test_a_folder_that_others_can_write_to_is_not_trusted(cache):
     cache.mkdir()
     cache.chmod(0o777)
-    assert native._cache_folder() is None
+    assert native.cache_folder() is None
     cache.chmod(0o755)
-    assert native._cache_folder() == cache
+    assert native.cache_folder() == cache
 
 
 def test_a_folder_that_cannot_be_made(cache):
     cache.write_text("a file")
-    assert native._cache_folder() is None
+    assert native.cache_folder() is None
 
 
 # ---------------------------------------------------------------------- libraries that others can have put there
@@ -235,7 +235,7 @@ def test_devices_and_pipes_are_no_libraries(tmp_path):
 @needs_compiler
 @pytest.mark.slow
 def test_without_a_folder_it_is_built_for_the_process(cache, monkeypatch):
-    monkeypatch.setattr(native, "_cache_folder", lambda: None)
+    monkeypatch.setattr(native, "cache_folder", lambda: None)
     assert native._find_or_build().handle is not None
 
 

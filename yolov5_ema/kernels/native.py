@@ -22,8 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from yolov5_ema.kernels.ownership import is_private_file, is_private_folder
-from yolov5_ema.settings import read
+from yolov5_ema.kernels.ownership import cache_folder, is_private_file, is_private_folder
 
 _SOURCES = Path(__file__).parent / "cpp"
 _COMPILERS = ("c++", "g++", "clang++")
@@ -82,7 +81,7 @@ def _find_or_build() -> Library:
 def _load(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...]) -> tuple[Path, ctypes.CDLL]:
     """Load a library that no other user can have written: from the cache, or newly built in a temporary folder."""
     name = f"kernels-{_fingerprint(compiler, compile_flags, link_flags)}.so"
-    folder = _cache_folder()
+    folder = cache_folder()
     if folder is not None and not os.path.lexists(folder / name):
         _build(compiler, compile_flags, link_flags, folder / name)
     if folder is not None and is_private_file(folder / name):
@@ -102,26 +101,14 @@ def _compiler() -> str | None:
     return None
 
 
-def _cache_folder() -> Path | None:
-    """The cache folder; None if other users could write to it, or this user cannot."""
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(read("cache") or Path(base) / "yolov5-ema").absolute()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        # Path.home() raises RuntimeError for a user without a home folder
-        return None
-    return folder if is_private_folder(folder) and os.access(folder, os.W_OK) else None
-
-
 def _fingerprint(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_TIMEOUT_S).stdout
-    parts = [version, repr((_FLAGS, compile_flags, link_flags, platform.machine())).encode(), _processor()]
+    parts = [version, repr((_FLAGS, compile_flags, link_flags, platform.machine())).encode(), processor()]
     parts += [file.read_bytes() for file in sorted(_SOURCES.iterdir()) if file.suffix in (".cpp", ".h")]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
-def _processor() -> bytes:
+def processor() -> bytes:
     """The properties of the processor that -march=native depends on, as far as the system gives them."""
     info = Path("/proc/cpuinfo")
     if not info.is_file():

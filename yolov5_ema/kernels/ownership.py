@@ -1,4 +1,4 @@
-"""Checks that no other user can have written a file that is about to be run.
+"""The folder of what is kept for later processes, and checks that no other user can have written a file in it.
 
 A user who may write to a folder can put a file there. A user who may write to the parent folder can replace the folder
 itself, unless the sticky bit (as on /tmp) protects what others own. For a link, both its own place and its target are
@@ -11,7 +11,27 @@ import os
 import stat
 from pathlib import Path
 
+from yolov5_ema.settings import read
+
 _MOST_LINKS = 40
+
+
+def cache_folder() -> Path | None:
+    """The cache folder, made if missing.
+
+    Returns:
+        An absolute path; None if other users could write to it, this user cannot, or the system (Windows) does not say.
+    """
+    if not hasattr(os, "getuid"):
+        return None
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(read("cache") or Path(base) / "yolov5-ema").absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        # Path.home() raises RuntimeError for a user without a home folder
+        return None
+    return folder if is_private_folder(folder) and os.access(folder, os.W_OK) else None
 
 
 def is_private_file(file: Path) -> bool:
