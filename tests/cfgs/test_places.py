@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolov5_ema.cfgs.generator import build_cfg
+from yolov5_ema.cfgs.generator import Recipe, build_cfg
 from yolov5_ema.errors import ConfigError
 
 pytest.importorskip("ultralytics")
@@ -38,13 +38,33 @@ STAGES = {
 }
 
 
+# places and strides, in YOLOv5's own models without a base too
+OTHER_PLACES = [
+    ({"size": "n"}, "every-c3", "C3.2 C3.4 C3.6 C3.8 C3.13 C3.17 C3.20 C3.23"),
+    ({"size": "n"}, "sppf", "SPPF.9"),
+    ({"size": "n"}, "detect", "C3.17 C3.20 C3.23"),
+    ({"size": "n"}, 8, "C3.4 C3.17"),
+    ({"size": "n"}, (16, 8), "C3.4 C3.6 C3.13 C3.17 C3.20"),
+    ({"size": "n"}, ("neck", 8, 32), "C3.17 C3.23"),
+    ({"size": "n"}, ("backbone", 4), "C3.2"),
+    ({"size": "n"}, ("sppf", "backbone"), "C3.6 C3.8 SPPF.9"),
+    ({"size": "n", "head": "p2"}, ("detect", 4), "C3.21"),
+    ({"size": "n", "head": "p2"}, "sppf", "SPP.8"),
+    ({"base": "yolov6.yaml"}, "detect", "Conv.19 Conv.23 Conv.27"),
+    ({"base": "yolov9c.yaml"}, "sppf", "SPPELAN.9"),
+    ({"base": "yolo12.yaml"}, ("detect", 32), "C3k2.20"),
+    ({"base": "rtdetr-l.yaml", "block": "CA"}, "detect", "RepC3.21 RepC3.24 RepC3.27"),
+    ({"base": "yolo11-cls.yaml"}, "detect", "C2PSA.9"),
+]
+
+
 def followed(cfg):
     """The rows that a block follows, numbered without the blocks."""
     rows, found, plain = cfg["backbone"] + cfg["head"], [], 0
     for before, row in zip([[]] + rows, rows):
-        if row[2] == "EMA":
+        if row[2] in ("EMA", "CA"):
             found.append(f"{before[2]}.{plain - 1}")
-        plain += row[2] != "EMA"
+        plain += row[2] not in ("EMA", "CA")
     return found
 
 
@@ -53,9 +73,26 @@ def test_stages_of_every_family(name, at):
     assert followed(build_cfg(base=name, at=at)) == STAGES[name, at].split()
 
 
+@pytest.mark.parametrize(("recipe", "at", "rows"), OTHER_PLACES)
+def test_other_places_and_strides(recipe, at, rows):
+    assert followed(build_cfg(**recipe, at=at)) == rows.split()
+    words = Recipe(**recipe, at=at).command().split()
+    assert words[words.index("--at") + 1 :] == [str(word) for word in (at if isinstance(at, tuple) else [at])]
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
+        ({"at": 64}, "at every-c3, no stage has stride 64; they have 4, 8, 16, 32"),
+        ({"at": ["backbone", 8, 64]}, "at backbone 8 64, no stage has stride 64"),
+        ({"at": ["sppf", "neck", 8]}, "at sppf, no stage has stride 8; they have 32"),
+        ({"at": 0}, "place .* 0 is unknown; choose from backbone, neck, every-c3, sppf, detect, strides such as 8"),
+        ({"at": True}, "place .* True is unknown"),
+        ({"at": []}, "at is empty"),
+        ({"at": "every-c3", "after": [2]}, "at and after exclude each other"),
+        ({"at": 8, "block": "none"}, "block none has no place"),
+        ({"base": "rtdetr-l.yaml", "at": "sppf"}, "at sppf: it has no pyramid of poolings"),
+        ({"at": "sppf", "inside": "C3"}, "it has no pyramid of poolings .* that is C3"),
         ({"base": "yolo26-cls.yaml", "at": "neck"}, "finer than stride 32, and there are none; .*--after"),
         ({"base": "yolo11-cls-resnet18.yaml"}, "the last two C3 of the backbone, which has 1 of these or of similar"),
         ({"base": "yolo11-cls-resnet18.yaml", "at": "neck"}, r"row 0 \(TorchVision\) is unknown"),

@@ -18,8 +18,8 @@ from typing import Any
 from yolov5_ema.cfgs.block_channels import check_fit
 from yolov5_ema.cfgs.extra_level import add_stride_4
 from yolov5_ema.cfgs.graph import Graph, Row
-from yolov5_ema.cfgs.places import backbone_rows, neck_rows, rows_by_number
-from yolov5_ema.cfgs.values import is_plain_name
+from yolov5_ema.cfgs.places import PLACES, rows_at, rows_by_number
+from yolov5_ema.cfgs.values import is_number, is_plain_name
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import find_shipped
@@ -28,7 +28,6 @@ from yolov5_ema.upstream.ultralytics import at_hand, find_cfg, is_cfg_of_ultraly
 
 # depth_multiple, width_multiple of YOLOv5's five sizes.
 SIZES = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.0, 1.0), "x": (1.33, 1.25)}
-PLACES = ("backbone", "neck")
 # modules that a block can be put into
 HOSTS = ("C3", "C2f", "C3k2")
 NO_BLOCK = "none"
@@ -150,8 +149,11 @@ class Recipe:
         size: ``n``, ``s``, ``m``, ``l`` or ``x``. The default is ``s``, or that of the ``base`` if there is one. A
             YAML of ultralytics holds several sizes, and the letter in its file's name chooses.
         block: name of the attention block, or ``none`` for the plain model.
-        at: ``backbone``, after the last two stages of the backbone (the default), or ``neck``, after every stage of
-            the neck except those at the model's coarsest stride. Stages are C3, or what other models have instead.
+        at: ``backbone``, after the last two stages of the backbone (the default); ``neck``, after every stage of the
+            neck except those at the model's coarsest stride; ``every-c3``, after every stage; ``sppf``, after the
+            pyramid of poolings; ``detect``, before each input of the detection head. Stages are C3, or what other
+            models have instead. Also a stride in pixels, for all stages at this stride; or a list of several of these:
+            ``["neck", 8]`` is all stages of the neck at stride 8.
         head: ``p3`` (YOLOv5 v6.0's own), ``p2`` (a fourth level at stride 4 for tiny objects),
             ``p2-published`` (the same, with the Concats of the paper's VisDrone baseline) or ``p2-tph-published``
             (the same, with Detect and a Concat before the blocks, as in the paper's VisDrone models). ``p3`` by
@@ -170,7 +172,7 @@ class Recipe:
 
     size: str | None = None
     block: str = "EMA"
-    at: str | None = None
+    at: str | int | Sequence[str | int] | None = None
     head: str | None = None
     after: Sequence[int] | None = None
     base: str | os.PathLike[str] | Mapping[str, Any] | None = None
@@ -180,19 +182,29 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_choice("size", self.size, SIZES)
-        _check_choice("place (at)", self.at, PLACES)
+        for place in self.places():
+            if not is_number(place) or place < 1:
+                _check_choice("place (at)", place, (*PLACES, "strides such as 8"))
         _check_choice("head", self.head, HEADS)
         _check_choice("module (inside)", self.inside, HOSTS)
         if not is_plain_name(self.block):
             raise ConfigError(f"block {self.block!r} is not a name; write one such as EMA, or {NO_BLOCK}")
         if self.nc is not None and (type(self.nc) is not int or self.nc < 1):
             raise ConfigError(f"nc is {self.nc!r}; it must be a whole number of classes, 1 or more")
+        if self.at is not None and not self.places():
+            raise ConfigError("at is empty; give one or more places, such as --at backbone")
         if self.at is not None and self.after is not None:
             raise ConfigError("at and after exclude each other: both say where the block goes")
-        if self.block == NO_BLOCK and (self.at or self.after is not None or self.options or self.inside):
+        if self.block == NO_BLOCK and (self.at is not None or self.after is not None or self.options or self.inside):
             raise ConfigError("block none has no place and no options: leave out at, after, inside and options")
         for key, value in (self.options or {}).items():
             _check_option(key, value)
+
+    def places(self) -> tuple[Any, ...]:
+        """The names of places and the strides in ``at``."""
+        if self.at is None:
+            return ()
+        return (self.at,) if isinstance(self.at, (str, int, float)) else tuple(self.at)
 
     def graph(self) -> Graph:
         """The model with its blocks inserted.
@@ -273,7 +285,7 @@ class Recipe:
         if self.after is not None:
             words += ["--after", *map(str, self.after)]
         elif self.block != NO_BLOCK:
-            words += ["--at", self.at or PLACES[0]]
+            words += ["--at", *map(str, self.places() or PLACES[:1])]
         for key, value in (self.options or {}).items():
             words += ["--option", f"{key}={format_option(value)}"]
         if self.nc is not None:
@@ -306,7 +318,7 @@ class Recipe:
         if self.inside is not None:
             _check_host(graph, self.inside)
         if self.after is None:
-            return (neck_rows if self.at == "neck" else backbone_rows)(graph, self.inside)
+            return rows_at(graph, self.places() or PLACES[:1], self.inside)
         rows = rows_by_number(graph, self.after)
         for number, row in zip(self.after, rows):
             if self.inside not in (None, row.module):

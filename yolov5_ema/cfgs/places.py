@@ -8,15 +8,52 @@ the last of them that is larger than 1 x 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from yolov5_ema.cfgs.graph import Graph, Row
 from yolov5_ema.cfgs.strides import gives_predictions, name_of, stride_factor
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.texts import listed
 
 _CONVOLUTIONS = ("Conv", "Conv2", "ConvTranspose", "CrossConv", "DWConv", "GhostConv", "MixConv2d", "RepConv")
+PLACES = ("backbone", "neck", "every-c3", "sppf", "detect")
 # they pass features on or join them
 _NO_STAGES = ("CBFuse", "CBLinear", "Concat", "Contract", "Expand", "Focus", "ImagePoolingAttn", "Index")
+
+
+def rows_at(graph: Graph, places: Sequence[str | int], module: str | None = None) -> list[Row]:
+    """The rows at places of the model, in the model's order.
+
+    Args:
+        graph: the model.
+        places: names of `PLACES`, and strides. The rows at all these places are taken; with strides, only those at
+            these strides. With strides, ``backbone`` and ``neck`` mean all stages there, and strides alone mean all
+            stages of the model.
+        module: take only the rows that are this module.
+
+    Raises:
+        ConfigError: there are no rows at a place or a stride, or the stride of a row is unknown.
+    """
+    names = [place for place in places if isinstance(place, str)]
+    strides = [place for place in places if not isinstance(place, str)]
+    if not strides:
+        chosen = [row for name in names for row in _ROWS_OF[name](graph, module)]
+        return [row for row in graph.rows if row in chosen]
+    stride_of = dict(zip(graph.rows, graph.strides()))
+    found: list[Row] = []
+    for name in names or ["every-c3"]:
+        section = {"backbone": "backbone", "neck": "head"}.get(name)
+        rows = _stage_rows(graph, module, section) if section else _ROWS_OF[name](graph, module)
+        _check_known(graph, rows, f"at {name} with strides", stride_of)
+        kept = [row for row in rows if stride_of[row] in strides]
+        if not kept:
+            has = listed(sorted({f"{stride_of[row]:g}" for row in rows}, key=float))
+            raise ConfigError(f"{graph.name}: at {name}, no stage has stride {listed(strides)}; they have {has}")
+        found += kept
+    missing = [stride for stride in strides if stride not in {stride_of[row] for row in found}]
+    if missing:
+        raise ConfigError(f"{graph.name}: at {' '.join(map(str, places))}, no stage has stride {missing[0]}")
+    return [row for row in graph.rows if row in found]
 
 
 def backbone_rows(graph: Graph, module: str | None = None) -> list[Row]:
@@ -25,7 +62,7 @@ def backbone_rows(graph: Graph, module: str | None = None) -> list[Row]:
     Raises:
         ConfigError: it has fewer than two.
     """
-    found = [end for _, end in _stages(graph, "backbone") if module in (None, end.module)]
+    found = _stage_rows(graph, module, "backbone")
     if len(found) < 2:
         raise ConfigError(
             f"{graph.name}: at backbone puts the block after the last two {module or 'C3'} of the backbone, which has "
@@ -42,21 +79,46 @@ def neck_rows(graph: Graph, module: str | None = None) -> list[Row]:
     """
     strides = dict(zip(graph.rows, graph.strides()))
     read = {source.row for row in graph.rows for source in row.sources}
-    unknown = [row for row in graph.rows if strides[row] is None and row in read]
-    if unknown:
-        raise ConfigError(
-            f"{graph.name}: at neck leaves out the coarsest stride, and the stride after row "
-            f"{graph.rows.index(unknown[0])} ({name_of(unknown[0].module)}) is unknown; choose the rows with --after"
-        )
+    _check_known(graph, [row for row in graph.rows if row in read], "at neck leaves out the coarsest stride", strides)
     coarsest = max((stride for stride in strides.values() if stride is not None), default=0)
-    ends = [end for _, end in _stages(graph, "head") if module in (None, end.module)]
-    chosen = [row for row in ends if (strides[row] or coarsest) < coarsest]
+    chosen = [row for row in _stage_rows(graph, module, "head") if (strides[row] or coarsest) < coarsest]
     if not chosen:
         raise ConfigError(
             f"{graph.name}: at neck puts the block after the {module or 'stages (C3 and similar modules)'} of the head "
             f"section that are finer than stride {coarsest:g}, and there are none; choose the rows with --after"
         )
     return chosen
+
+
+def _every_stage(graph: Graph, module: str | None = None) -> list[Row]:
+    found = _stage_rows(graph, module)
+    return found or _none_at(graph, "every-c3", module or "C3 or similar stage")
+
+
+def _pooling_rows(graph: Graph, module: str | None = None) -> list[Row]:
+    found = [row for row in graph.rows if "SPP" in name_of(row.module) and module in (None, row.module)]
+    return found or _none_at(
+        graph, "sppf", "pyramid of poolings (SPPF, SPP …)" + (f" that is {module}" if module else "")
+    )
+
+
+def _rows_that_detect_reads(graph: Graph, module: str | None = None) -> list[Row]:
+    read = [source.row for row in graph.rows if gives_predictions(row.module) for source in row.sources]
+    found = [row for row in graph.rows if row in read and module in (None, row.module)]
+    return found or _none_at(graph, "detect", f"{module or 'row'} that the detection head reads")
+
+
+def _none_at(graph: Graph, place: str, what: str) -> list[Row]:
+    raise ConfigError(f"{graph.name}: at {place}: it has no {what}; choose the rows with --after")
+
+
+_ROWS_OF: dict[str, Callable[[Graph, str | None], list[Row]]] = {
+    "backbone": backbone_rows,
+    "neck": neck_rows,
+    "every-c3": _every_stage,
+    "sppf": _pooling_rows,
+    "detect": _rows_that_detect_reads,
+}
 
 
 def rows_by_number(graph: Graph, numbers: Sequence[int]) -> list[Row]:
@@ -88,6 +150,22 @@ def stage_at(graph: Graph, section: str, stride: float) -> Row | None:
     """The last stage of a section at a stride; None if there is none."""
     strides = dict(zip(graph.rows, graph.strides()))
     return next((end for _, end in reversed(_stages(graph, section)) if strides[end] == stride), None)
+
+
+def _stage_rows(graph: Graph, module: str | None, section: str | None = None) -> list[Row]:
+    """The row at the end of each stage; of those that are ``module``, and in this section, if these are given."""
+    sections = (section,) if section else ("backbone", "head")
+    ends = [end for name in sections for _, end in _stages(graph, name)]
+    return [end for end in ends if module in (None, end.module)]
+
+
+def _check_known(graph: Graph, rows: Sequence[Row], what: str, strides: Mapping[Row, float | None]) -> None:
+    unknown = [row for row in rows if strides[row] is None]
+    if unknown:
+        raise ConfigError(
+            f"{graph.name}: {what}, and the stride after row {graph.rows.index(unknown[0])} "
+            f"({name_of(unknown[0].module)}) is unknown; choose the rows with --after"
+        )
 
 
 def _stages(graph: Graph, section: str) -> list[tuple[Row, Row]]:

@@ -38,6 +38,10 @@ places:
                what other models have instead: C2f, C3k2, A2C2f, HGBlock …
   neck         after every such stage of the neck except those at the coarsest
                stride (32)
+  every-c3     after every such stage
+  sppf         after SPPF, SPP or a similar pyramid of poolings
+  detect       before each input of Detect: after the rows that it reads
+  8 16         after every stage at these strides; `neck 8` is those of the neck
 
 heads:
   p3           YOLOv5 v6.0's own: strides 8, 16, 32
@@ -66,6 +70,7 @@ examples:
   yolov5-ema cfg --size s --block EMA -o yolov5s-ema.yaml
   yolov5-ema cfg --size n --block CA --at neck --nc 3 -o yolov5n-ca-neck.yaml
   yolov5-ema cfg --size x --head p2 --block EMA --at neck --nc 10
+  yolov5-ema cfg --size s --head p2 --block EMA --at neck 4 8
   yolov5-ema cfg --block EMA --option groups=16 --after 4 6 9
   yolov5-ema cfg --base my.yaml --block CBAM --after 12 -o my-cbam.yaml
   yolov5-ema cfg --block EMA --inside C3 --at backbone -o yolov5s-c3-ema.yaml
@@ -91,7 +96,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a block listed by `yolov5-ema blocks`, or none (default: EMA)",
     )
-    block.add_argument("--at", choices=PLACES, help="where blocks go (default: backbone)")
+    block.add_argument(
+        "--at",
+        nargs="+",
+        type=lambda word: int(word) if word.isdecimal() else word,
+        metavar="PLACE",
+        help=f"where blocks go: {', '.join(PLACES)}, or strides such as 8 16 (default: backbone)",
+    )
     block.add_argument(
         "--after", type=int, nargs="+", metavar="ROW", help="instead of --at: put blocks after these rows"
     )
