@@ -12,7 +12,7 @@ import yolov5_ema
 from yolov5_ema.cli.blocks import COMMAND
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import UserError
-from yolov5_ema.settings import VARIABLES, Settings, chosen_conflicts, exporting, read, take
+from yolov5_ema.settings import VARIABLES, WAITING, Settings, chosen_conflicts, exporting, read, take, waiting_passively
 
 ALL = Settings(
     yolov5="/yolov5",
@@ -32,7 +32,7 @@ ALL = Settings(
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
     before = dict(os.environ)
-    for name in VARIABLES.values():
+    for name in (*VARIABLES.values(), *WAITING):
         monkeypatch.delenv(name, raising=False)
     yield
     os.environ.clear()
@@ -89,6 +89,21 @@ def test_a_value_that_is_none_is_refused_by_every_command(name, text, message, m
     with pytest.raises(UserError, match=message):
         Settings.from_environment()
     assert main(["blocks"]) == 2 and message in capsys.readouterr().err
+
+
+def test_threads_wait_passively_for_the_time_of_a_command(own_folder):
+    Path("mine.py").write_text("import os; open('said', 'w').write(os.environ['OMP_WAIT_POLICY'])")
+    assert main(["run", "mine.py"]) == 0
+    assert Path("said").read_text() == "PASSIVE" and "OMP_WAIT_POLICY" not in os.environ
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_how_a_user_lets_threads_wait_stays(name, monkeypatch):
+    monkeypatch.setenv(name, "ACTIVE")
+    before = dict(os.environ)
+    with waiting_passively():
+        assert dict(os.environ) == before
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("text, is_on", [("", False), ("0", False), ("1", True), ("yes", True)])

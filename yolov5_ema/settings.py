@@ -1,7 +1,7 @@
 """The settings of the whole program: one frozen object, from the environment and the command line.
 
 Child processes (ranks of torchrun, workers, trainings of ``compare``) read the settings from their environment. No
-other file reads or writes these variables.
+other file reads or writes these variables. How OpenMP's threads wait is passed on in the same way.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ VARIABLES = {
 """The environment variable of each field of `Settings`."""
 
 _OF_ONE_PROCESS = ("active", "leash")
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+"""Variables by which users say how OpenMP's threads wait: the standard's, GCC's and those of LLVM and Intel."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,23 @@ def exporting(**changes: Any) -> Iterator[None]:
         yield
     finally:
         _put(names, before)
+
+
+@contextmanager
+def waiting_passively() -> Iterator[None]:
+    """Context manager: threads of OpenMP sleep while they wait, here and in child processes, unless the user set it.
+
+    Threads that spin take the cores from the other programs of a busy machine, and from each other. The runtime reads
+    the variable when it is loaded, so this process must not have imported torch yet.
+    """
+    is_said = any(name in os.environ for name in WAITING)
+    if not is_said:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    try:
+        yield
+    finally:
+        if not is_said:
+            os.environ.pop("OMP_WAIT_POLICY", None)
 
 
 def take(name: str) -> Any:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import REPOSITORY
 
 import yolov5_ema
 from yolov5_ema.checkpoints.loading import is_trusted
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import CheckpointError
+from yolov5_ema.settings import WAITING
 
 SCRIPT = """
 import json, os, sys
@@ -73,6 +78,16 @@ def test_a_script_of_yolov5_takes_our_flags_anywhere(own_folder, clone, monkeypa
     monkeypatch.chdir(clone)
     assert main(["run", "val.py", *nowhere]) == 2
     assert "no such folder for --yolov5" in capsys.readouterr().err
+
+
+def test_openmp_of_torch_is_told_to_wait_passively(own_folder):
+    """The runtime prints the settings that it has read when torch loads it."""
+    Path("mine.py").write_text("import torch")
+    environment = {name: text for name, text in os.environ.items() if name not in WAITING}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_DISPLAY_ENV": "TRUE"}
+    command = [sys.executable, "-m", "yolov5_ema", "run", "mine.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert re.findall(r"OMP_WAIT_POLICY ?= ?'(\w+)'", done.stdout + done.stderr) == ["PASSIVE"]
 
 
 def test_run_without_a_script(own_folder, capsys):

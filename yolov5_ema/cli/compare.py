@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -45,9 +44,6 @@ examples:
 def _run(args: argparse.Namespace, flags: list[str]) -> int:
     """Train, score and compare. Returns 1 if a training failed or is missing."""
     _check(args)
-    # On a busy machine, threads that spin while they wait are many times slower. torch reads this when imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
     from yolov5_ema.comparing.plan import YOLOV5, engines_of, prepare, save_recipe
     from yolov5_ema.comparing.runs import locked
 

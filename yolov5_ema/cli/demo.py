@@ -130,9 +130,7 @@ def _step(command: str, flags: list[str]) -> str:
     """Run one of our commands, print it and its output while it runs, and return the output."""
     print(f"\n$ {_program()} {shlex.join([command, *flags])}", flush=True)
     line = [sys.executable, "-m", "yolov5_ema", command, *flags]
-    # On a busy machine, threads that spin while they wait make a training on CPU many times slower.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    environment.update(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     printed = b""
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
         assert process.stdout is not None

@@ -17,7 +17,7 @@ from yolov5_ema.cli.command import AnyCommand, Command, Group, add_common_flags,
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import DISK_ERRORS
 from yolov5_ema.scripts import leash
-from yolov5_ema.settings import Settings
+from yolov5_ema.settings import Settings, waiting_passively
 from yolov5_ema.upstream.locate import is_yolov5_root
 
 COMMANDS = (
@@ -112,7 +112,7 @@ def _dispatch(arguments: list[str]) -> int:
     common, argv = _common_flags_parsed(command, arguments[place + 1 :], common)
     if _passes_all(command) and argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--"):
         raise UserError(_unknown_flag(argv[0]))
-    with _settings(common).exported():
+    with _settings(common).exported(), waiting_passively():
         return command.main(argv, common)
 
 

@@ -76,8 +76,6 @@ class _Terminated(BaseException):
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Predict and write the file. Returns 1 if some images have a problem. Finished images are always kept."""
     _check(args)
-    # On a busy machine, threads that spin while they wait are many times slower. torch reads this when imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _sigterm_raises():
         try:
             return _predict(args)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import yolov5_ema
 from yolov5_ema.errors import UserError
-from yolov5_ema.settings import Settings
+from yolov5_ema.settings import WAITING, Settings
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import names_ultralytics
 
@@ -270,11 +270,11 @@ def _silence_ray() -> None:
 
 
 def worker_environment(engine: Engine) -> dict[str, str]:
-    """The environment variables of the workers: the settings of this process, and the path of the package."""
+    """The environment variables of the workers: the settings of this process, how threads wait, and our own path."""
     settings = replace(Settings.from_environment(), active=None)
     if engine.kind == "clone":
         settings = replace(settings, yolov5=str(engine.root))
-    found = settings.as_environment()
+    found = {**settings.as_environment(), **{name: os.environ[name] for name in WAITING if name in os.environ}}
     paths = []
     home = Path(yolov5_ema.__file__).resolve().parent.parent
     if home.name not in ("site-packages", "dist-packages"):

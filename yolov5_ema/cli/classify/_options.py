@@ -26,9 +26,7 @@ def add_workers(flags: Flags) -> None:
 
 
 def prepare(*needed: str) -> None:
-    """Set what torch reads when it is imported, and import the modules of ``--plugin`` and those that are needed."""
-    # On a busy machine, threads that spin while they wait are many times slower. torch reads this when imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Import the modules of ``--plugin`` and those that are needed."""
     load_plugins()
     from yolov5_ema.classification.extras import require
 

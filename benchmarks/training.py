@@ -1,0 +1,138 @@
+"""Measures one epoch of the demo's training on the CPU: how threads wait, alone and beside a busy process.
+
+The candidates take turns, first alone and then beside a process that computes without a pause. The seconds are those
+between the lines "Starting training" and "epochs completed" of YOLOv5, so the start of the program is not in them.
+
+    python benchmarks/training.py --rounds 3
+    python benchmarks/training.py --save
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import datetime
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from yolov5_ema.cli.demo import BATCH_SIZE, CFG, HYP, IMGSZ, TRAIN_IMAGES, VAL_IMAGES
+from yolov5_ema.comparing.machine import machine, software
+from yolov5_ema.data.demo import generate
+from yolov5_ema.upstream.locate import locate
+
+BEFORE = "threads spin as OpenMP does by itself"
+CANDIDATES = {
+    # any of these variables leaves the choice to the user; GCC's OpenMP ignores this one, for LLVM's it is the default
+    BEFORE: {"KMP_BLOCKTIME": "200"},
+    "threads spin 1000 times (GCC's OpenMP)": {"GOMP_SPINCOUNT": "1000"},
+    "threads sleep": {},
+}
+STATES = ("alone", "beside a busy process")
+HOME = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    args = parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        seconds = measured(args, Path(name))
+    about = described(args)
+    print(f"{about}\n")
+    rows = [
+        (state, candidate, statistics.median(taken), statistics.median(map(over, seconds[state][BEFORE], taken)))
+        for state in STATES
+        for candidate, taken in seconds[state].items()
+    ]
+    for state, candidate, epoch_s, ratio in rows:
+        print(f"{state:<24}{candidate:<42}{epoch_s:>8.1f} s{ratio:>8.2f} times as fast")
+    if args.save:
+        save(rows, about)
+
+
+def over(reference: float, candidate: float) -> float:
+    return reference / candidate
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--img", type=int, default=IMGSZ)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-training.csv")
+    return parser.parse_args()
+
+
+def measured(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[float]]]:
+    """The seconds of an epoch for each state of the machine and each candidate."""
+    data = generate(folder / "set", seed=0, train=TRAIN_IMAGES, val=VAL_IMAGES, test=1, imgsz=IMGSZ)
+    epoch_s(folder, data, args.img, {})  # writes the caches of labels
+    seconds = {state: {candidate: [] for candidate in CANDIDATES} for state in STATES}
+    for _ in range(args.rounds):
+        for state in STATES:
+            with busy_process() if state != "alone" else contextlib.nullcontext():
+                for candidate, variables in CANDIDATES.items():
+                    seconds[state][candidate].append(epoch_s(folder, data, args.img, variables))
+    return seconds
+
+
+@contextlib.contextmanager
+def busy_process() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def epoch_s(folder: Path, data: Path, imgsz: int, variables: dict[str, str]) -> float:
+    """Train for one epoch with the flags of the demo, and return the seconds of the epoch with its validation."""
+    model = ["--cfg", CFG, "--weights", "", "--hyp", HYP, "--img", str(imgsz), "--batch-size", str(BATCH_SIZE)]
+    haste = ["--epochs", "1", "--noautoanchor", "--cache", "--workers", "2", "--device", "cpu"]
+    command = [sys.executable, "-m", "yolov5_ema", "train", "--data", str(data), *model, *haste, "--exist-ok"]
+    environment = {**os.environ, "PYTHONPATH": str(HOME), "PYTHONUNBUFFERED": "1", **variables}
+    marks, lines = {}, []
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            for mark in ("Starting training for", "epochs completed in"):
+                if mark in line:
+                    marks[mark] = time.perf_counter()
+    if process.returncode or len(marks) < 2:
+        sys.exit(f"train failed: {''.join(lines[-30:])}")
+    began_s, ended_s = marks.values()
+    return ended_s - began_s
+
+
+def described(args: argparse.Namespace) -> str:
+    here = machine(torch.device("cpu"))
+    versions = ", ".join(f"{name} {version}" for name, version in software(locate()).items())
+    return (
+        f"{here['device']}, {here['cores']} cores, load {here['load']} at the end; {versions}\n"
+        f"{TRAIN_IMAGES} images for training and {VAL_IMAGES} for validation at {args.img} pixels, {CFG}, batch "
+        f"{BATCH_SIZE}; medians of {args.rounds} rounds, ratios within a round"
+    )
+
+
+def save(rows: list[tuple[str, str, float, float]], about: str) -> None:
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    with open(folder / f"{datetime.date.today()}-training.csv", "w", newline="") as stream:
+        stream.writelines(f"# {line}\n" for line in about.splitlines())
+        writer = csv.writer(stream)
+        writer.writerow(("machine", "candidate", "epoch_s", "times_as_fast"))
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
