@@ -47,7 +47,7 @@ def rows_at(graph: Graph, places: Sequence[str | int], module: str | None = None
         _check_known(graph, rows, f"at {name} with strides", stride_of)
         kept = [row for row in rows if stride_of[row] in strides]
         if not kept:
-            has = listed(sorted({f"{stride_of[row]:g}" for row in rows}, key=float))
+            has = listed(f"{stride:g}" for stride in sorted({stride_of[row] or 0 for row in rows}))
             raise ConfigError(f"{graph.name}: at {name}, no stage has stride {listed(strides)}; they have {has}")
         found += kept
     missing = [stride for stride in strides if stride not in {stride_of[row] for row in found}]
