@@ -36,6 +36,7 @@ OPTIONS = {
     "CBAM": [{}, {"kernel_size": 3}],
     "SA": [{"groups": 8}],
     "SE": [{}, {"bias": True}],
+    "Triplet": [{}, {"spatial": False}],
 }
 
 

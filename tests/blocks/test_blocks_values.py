@@ -8,10 +8,14 @@ import torch
 from public_layouts import CASE_IDS, CASES, PUBLIC, randomise
 from reference import LOOPS, nam, nam_shares
 
-from yolov5_ema.blocks import CBAM, EMA, NAM, create_block, list_blocks
+from yolov5_ema.blocks import CBAM, EMA, NAM, SRM, Triplet, create_block, list_blocks
 from yolov5_ema.blocks.common import nearest_divisors, saturate, stable_mean
 
 SPATIAL = [(1, 1, 7), (2, 5, 1), (1, 1, 1), (3, 4, 6)]  # N, H, W
+
+
+# layers whose BatchNorm has several values from a single pixel: strips of H + W = 2, maps with C rows or columns
+SEVERAL_VALUES = {"CA": ("bn1",), "Triplet": ("cw", "hc")}
 
 
 def as_numpy(state_dict):
@@ -139,15 +143,20 @@ def test_a_single_pixel_leaves_running_statistics_alone(name):
     before = {key: value.clone() for key, value in block.named_buffers()}
     out = block(noise(1, 128, 1, 1, dtype=torch.float32))
     assert out.isfinite().all()
-    if name != "CA":  # its strips have H + W = 2 values
-        for key, value in block.named_buffers():
-            assert torch.equal(value, before[key]), key
+    several = SEVERAL_VALUES.get(name, ())
+    for key, value in block.named_buffers():
+        assert torch.equal(value, before[key]) != (key.split(".")[0] in several), key
 
 
 @pytest.mark.parametrize(
     ("block", "bn", "momentum"),
-    [(CBAM(8, reduction=2), "spatial_gate.bn", 0.01), (NAM(8), "bn", 0.1)],
-    ids=["CBAM", "NAM"],
+    [
+        (CBAM(8, reduction=2), "spatial_gate.bn", 0.01),
+        (NAM(8), "bn", 0.1),
+        (SRM(8), "norm.bn", 0.1),
+        (Triplet(8), "hc.norm.bn", 0.01),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else None,
 )
 def test_running_statistics_move_with_the_published_momentum(block, bn, momentum):
     bn = block.get_submodule(bn)

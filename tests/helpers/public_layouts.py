@@ -78,6 +78,33 @@ class PublicSE(nn.Module):
         )
 
 
+class PublicSGE(nn.Module):
+    def __init__(self, channels, groups=64):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, groups, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, groups, 1, 1))
+
+
+class PublicSimAM(nn.Module):
+    def __init__(self, channels, e_lambda=1e-4):
+        super().__init__()
+
+
+class PublicTriplet(nn.Module):
+    def __init__(self, channels, kernel_size=7, spatial=True):
+        super().__init__()
+        for gate in ("cw", "hc", "hw") if spatial else ("cw", "hc"):
+            layers = {"conv": nn.Conv2d(2, 1, kernel_size, bias=False), "bn": nn.BatchNorm2d(1)}
+            self.add_module(gate, nn.ModuleDict({"conv": nn.ModuleDict(layers)}))
+
+
+class PublicSRM(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.cfc = nn.Parameter(torch.zeros(channels, 2))
+        self.bn = nn.BatchNorm2d(channels)
+
+
 PUBLIC = {
     "CA": PublicCA,
     "CBAM": PublicCBAM,
@@ -86,7 +113,13 @@ PUBLIC = {
     "NAM": PublicNAM,
     "SA": PublicSA,
     "SE": PublicSE,
+    "SGE": PublicSGE,
+    "SRM": PublicSRM,
+    "SimAM": PublicSimAM,
+    "Triplet": PublicTriplet,
 }
+# the smallest number of channels that each block accepts with its default options, where it is not 16 or less
+DEFAULT_CHANNELS = {"EMA": 32, "SA": 128, "SGE": 64}
 
 
 # block, channels, options: defaults and others, one channel per group, hidden sizes that don't divide evenly
@@ -114,5 +147,15 @@ CASES = [
     ("NAM", 10, {}),
     ("SE", 16, {}),
     ("SE", 9, {"reduction": 4, "bias": True}),
+    ("SGE", 64, {}),
+    ("SGE", 6, {"groups": 2}),
+    ("SGE", 3, {"groups": 3}),
+    ("SRM", 1, {}),
+    ("SRM", 7, {}),
+    ("SimAM", 5, {}),
+    ("SimAM", 3, {"e_lambda": 0.1}),
+    ("Triplet", 1, {}),
+    ("Triplet", 6, {}),
+    ("Triplet", 5, {"kernel_size": 3, "spatial": False}),
 ]
 CASE_IDS = [f"{name}-{channels}-{'-'.join(map(str, options.values()))}" for name, channels, options in CASES]

@@ -227,4 +227,92 @@ def se(x, p, training, reduction=16, bias=False):
     return out
 
 
-LOOPS = {"CA": ca, "CBAM": cbam, "ECA": eca, "EMA": ema, "NAM": nam, "SA": sa, "SE": se}
+def deviation(values):
+    """The unbiased standard deviation; 0 for a single value."""
+    values = list(values)
+    mu = mean(values)
+    return math.sqrt(math.fsum((v - mu) ** 2 for v in values) / max(len(values) - 1, 1))
+
+
+def gated(x, gate):
+    """``x`` (N, C, H, W) times ``gate(image, c, i, j)``."""
+    out = np.zeros_like(x)
+    for index in product(*map(range, x.shape)):
+        out[index] = x[index] * gate(*index)
+    return out
+
+
+def sge(x, p, training, groups=64):
+    n, channels, height, width = x.shape
+    k = channels // groups
+    scores = np.zeros((n, groups, height, width))
+    for image, g in product(range(n), range(groups)):
+        group = x[image, g * k : (g + 1) * k]
+        means = [mean(group[c].reshape(-1)) for c in range(k)]
+        likeness = [math.fsum(group[c, i, j] * means[c] for c in range(k)) for i in range(height) for j in range(width)]
+        middle, spread = mean(likeness), deviation(likeness) + 1e-5
+        weight, bias = p["weight"][0, g, 0, 0], p["bias"][0, g, 0, 0]
+        scores[image, g] = np.array([weight * (v - middle) / spread + bias for v in likeness]).reshape(height, width)
+    return gated(x, lambda image, c, i, j: sigmoid(scores[image, c // k, i, j]))
+
+
+def simam(x, p, training, e_lambda=1e-4):
+    n, channels, height, width = x.shape
+    out = np.zeros_like(x)
+    for image, c in product(range(n), range(channels)):
+        values = x[image, c].reshape(-1)
+        mu, variance = mean(values), deviation(values) ** 2
+        for i, j in product(range(height), range(width)):
+            energy = (x[image, c, i, j] - mu) ** 2 / (4 * (variance + e_lambda)) + 0.5
+            out[image, c, i, j] = x[image, c, i, j] * sigmoid(energy)
+    return out
+
+
+def triplet(x, p, training, kernel_size=7, spatial=True):
+    def gate(name, order):
+        """The scores of a gate over two dimensions, from the maximum and the mean over the first of ``order``."""
+        pooled, rows, columns = (x.shape[d] for d in order)
+        scores = np.zeros((x.shape[0], 1, rows, columns))
+        for image in range(x.shape[0]):
+            maps = np.zeros((2, rows, columns))
+            for a, b in product(range(rows), range(columns)):
+                places = (dict(zip(order, (k, a, b))) for k in range(pooled))
+                values = [x[image, at[1], at[2], at[3]] for at in places]
+                maps[0, a, b], maps[1, a, b] = max(values), mean(values)
+            scores[image] = convolve(maps, p[f"{name}.conv.conv.weight"], None)
+        return batch_norm(scores, p, f"{name}.conv.bn", training)
+
+    over_h, over_w = gate("cw", (2, 1, 3)), gate("hc", (3, 2, 1))
+    over_c = gate("hw", (1, 2, 3)) if spatial else None
+
+    def together(image, c, i, j):
+        found = [sigmoid(over_h[image, 0, c, j]), sigmoid(over_w[image, 0, i, c])]
+        return mean(found if over_c is None else [*found, sigmoid(over_c[image, 0, i, j])])
+
+    return gated(x, together)
+
+
+def srm(x, p, training):
+    n, channels = x.shape[:2]
+    scores = np.zeros((n, channels, 1, 1))
+    for image, c in product(range(n), range(channels)):
+        values = x[image, c].reshape(-1)
+        style = (mean(values), math.sqrt(deviation(values) ** 2 + 1e-5))
+        scores[image, c, 0, 0] = math.fsum(w * v for w, v in zip(p["cfc"][c], style))
+    scores = batch_norm(scores, p, "bn", training)
+    return gated(x, lambda image, c, i, j: sigmoid(scores[image, c, 0, 0]))
+
+
+LOOPS = {
+    "CA": ca,
+    "CBAM": cbam,
+    "ECA": eca,
+    "EMA": ema,
+    "NAM": nam,
+    "SA": sa,
+    "SE": se,
+    "SGE": sge,
+    "SRM": srm,
+    "SimAM": simam,
+    "Triplet": triplet,
+}

@@ -19,6 +19,10 @@ from yolov5_ema.blocks.registry import (
 )
 from yolov5_ema.blocks.sa import SA
 from yolov5_ema.blocks.se import SE
+from yolov5_ema.blocks.sge import SGE
+from yolov5_ema.blocks.simam import SimAM
+from yolov5_ema.blocks.srm import SRM
+from yolov5_ema.blocks.triplet import Triplet
 
 __all__ = [
     "CA",
@@ -28,7 +32,11 @@ __all__ = [
     "NAM",
     "SA",
     "SE",
+    "SGE",
+    "SRM",
     "BlockInfo",
+    "SimAM",
+    "Triplet",
     "block_info",
     "create_block",
     "get_block",

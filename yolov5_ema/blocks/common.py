@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from yolov5_ema.kernels.numerics import as_constant, is_symbolic, saturate, stable_mean, wide_dtype
 
 __all__ = [
     "AttentionBlock",
+    "BatchNorm",
     "as_constant",
     "check_bool",
+    "check_choice",
+    "check_number",
     "check_odd_kernel",
     "check_positive_int",
     "check_reduction",
+    "free_pixels",
     "is_single_value",
     "nearest_divisors",
     "saturate",
@@ -23,6 +29,8 @@ __all__ = [
     "wide_dtype",
     "zero_",
 ]
+
+_Choice = TypeVar("_Choice")
 
 
 def check_positive_int(block: str, option: str, value: Any) -> int:
@@ -66,6 +74,22 @@ def check_reduction(block: str, channels: int, value: Any) -> int:
     return reduction
 
 
+def check_number(block: str, option: str, value: Any, least: float, most: float) -> float:
+    """``value`` if it is a number from ``least`` to ``most``; otherwise raises a ``ValueError``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{block}: {option} must be a number, got {value!r} ({type(value).__name__})")
+    if not least <= value <= most:
+        raise ValueError(f"{block}: {option} must be from {least:g} to {most:g}, got {value}")
+    return float(value)
+
+
+def check_choice(block: str, option: str, value: _Choice, choices: Sequence[_Choice]) -> _Choice:
+    """``value`` if it is one of the choices; otherwise raises a ``ValueError`` that lists them."""
+    if isinstance(value, bool) or value not in choices:
+        raise ValueError(f"{block}: {option} must be one of {', '.join(map(str, choices))}; got {value!r}")
+    return value
+
+
 def is_single_value(x: torch.Tensor, channels: int) -> bool:
     """Whether a batch has exactly one value for each channel; False while `torch.fx` traces, which knows no shapes."""
     # not one condition with the next: TorchScript would compile what follows
@@ -73,6 +97,18 @@ def is_single_value(x: torch.Tensor, channels: int) -> bool:
         if is_symbolic(x):
             return False
     return x.numel() == channels
+
+
+def free_pixels(x: torch.Tensor) -> int:
+    """H * W - 1 of a feature map (N, C, H, W), but at least 1: what an unbiased variance divides by.
+
+    No ``max``: a traced graph, where sizes are tensors, would keep its result for the example's size.
+
+    >>> free_pixels(torch.rand(1, 2, 3, 4)), free_pixels(torch.rand(1, 2, 1, 1))
+    (11, 1)
+    """
+    pixels = x.shape[2] * x.shape[3]
+    return pixels - 1 + 1 // pixels
 
 
 def nearest_divisors(number: int, to: int) -> list[int]:
@@ -93,6 +129,33 @@ def zero_(*modules: nn.Module) -> None:
         for module in modules:
             for parameter in module.parameters():
                 parameter.zero_()
+
+
+class BatchNorm(nn.Module):
+    """``nn.BatchNorm2d`` that takes one value for each channel in training too, where the plain one raises.
+
+    There are no batch statistics then, so the running ones are used and left unchanged. float16 overflow saturates.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        momentum: float = 0.1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.bn = nn.BatchNorm2d(channels, momentum=momentum, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and is_single_value(x, self.channels):
+            bn = self.bn
+            y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        else:
+            y = self.bn(x)  # the shape of x
+        return saturate(y)
 
 
 class AttentionBlock(nn.Module):

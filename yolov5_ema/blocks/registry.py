@@ -57,6 +57,10 @@ _OTHER_NAMES = {
     "ECA": ("ecaattention", "ecalayer", "ecablock", "ecanet", "efficientchannelattention", "ecamodule"),
     "NAM": ("namattention", "namblock", "nammodule", "normattention"),
     "SE": ("selayer", "seattention", "seblock", "semodule", "senet", "squeezeexcite", "squeezeexcitation"),
+    "SGE": ("spatialgroupenhance", "sgeattention", "sgelayer", "sgeblock", "spatialgroupwiseenhance"),
+    "SRM": ("srmlayer", "srmattention", "srmblock", "stylerecalibration"),
+    "SimAM": ("simammodule", "simamattention", "simamblock", "simam"),
+    "Triplet": ("tripletattention", "tripletatt", "tripletblock", "tam"),
 }
 
 
