@@ -11,13 +11,13 @@ import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.kernels import native
+from yolov5_ema.kernels import native, proof
 from yolov5_ema.settings import VARIABLES, read
 
 CHOICES = {
@@ -27,7 +27,6 @@ CHOICES = {
     "cpp": "one C++ kernel, compiled on first use (CPU)",
     "triton": "fused Triton kernels (CUDA)",
 }
-_KERNEL_OF_DEVICE = {"cpu": "cpp", "cuda": "triton"}
 _KERNEL_DTYPES = {
     "cpp": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
     "triton": (torch.float32, torch.float16, torch.bfloat16),
@@ -85,7 +84,7 @@ def asked_for(implementation: str) -> str:
 def choose(
     block: str,
     implementation: str,
-    device: str,
+    device: torch.device | str,
     dtype: torch.dtype,
     offered: Sequence[str] = ("reference", "exact", "cpp", "triton"),
 ) -> Choice:
@@ -94,12 +93,13 @@ def choose(
     Args:
         block: name of the block, for messages.
         implementation: the implementation that the block was built with.
-        device: type of the input's device: cpu, cuda, meta …
+        device: the input's device; a type alone (cpu, cuda, meta …) means the current device of that type.
         dtype: dtype of the input.
         offered: the implementations that the block has; at least "reference" and "exact".
 
     Raises:
-        UserError: a kernel was asked for on the device that it is made for, but cannot run there.
+        UserError: a kernel was asked for on the device that it is made for, but cannot run there, or gives wrong
+            values.
     """
     asked = asked_for(implementation)
     if asked in ("reference", "exact"):
@@ -107,12 +107,14 @@ def choose(
     moment = needs_plain_operations()
     if moment:
         return Choice("exact", moment)
-    kernel = _KERNEL_OF_DEVICE.get(device)
+    device = torch.device(device)
+    kernel = proof.KERNEL_OF_DEVICE.get(device.type)
     if kernel not in offered or kernel is None:
-        return Choice("exact", f"no kernel for {device}")
-    obstacle = _obstacle(kernel, dtype)
+        return Choice("exact", f"no kernel for {device.type}")
+    proof.require(block, asked == kernel)
+    obstacle = _obstacle(kernel, dtype) or _fault(block, device, dtype, torch.is_grad_enabled())
     if not obstacle:
-        return Choice(kernel, "asked for" if asked == kernel else f"the fastest on {device}")
+        return Choice(kernel, "asked for" if asked == kernel else f"the fastest on {device.type}")
     if asked == kernel:
         raise UserError(f"{block}: implementation {kernel!r} cannot run: {obstacle}. Choices: {', '.join(CHOICES)}")
     return Choice("exact", obstacle)
@@ -153,9 +155,19 @@ def _missing(kernel: str) -> str:
     return _look_for(kernel)
 
 
-# This makes torch.compile call the function once instead of tracing it. `torch.compiler.assume_constant_result` does
+def _fault(block: str, device: torch.device, dtype: torch.dtype, with_backward: bool) -> str:
+    """Why a block's kernels cannot be trusted, see `yolov5_ema.kernels.proof`; an empty string if they can."""
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    found = proof.fault(block, proof.FORWARD, device, dtype)
+    return found or (proof.fault(block, proof.BACKWARD, device, dtype) if with_backward else "")
+
+
+# This makes torch.compile call the functions once instead of tracing them. `torch.compiler.assume_constant_result` does
 # the same, but imports torch._dynamo, which takes half as long as importing torch itself.
-_missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_function: Any
+for _function in (_missing, _fault, proof.require):
+    _function._dynamo_marked_constant = True
 
 
 @functools.cache
@@ -163,6 +175,8 @@ def _look_for(kernel: str) -> str:
     if kernel == "cpp":
         found = native.library()
         return "" if found.handle is not None else found.reason
+    if not torch.cuda.is_available():
+        return "no GPU that torch can use"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     major, minor = torch.cuda.get_device_capability()

@@ -17,6 +17,10 @@ NAMES = {torch.float32: "float32", torch.float64: "float64"}
 CPU = torch.device("cpu")
 
 
+class ArgumentsError(RuntimeError):
+    """The arguments do not fit a kernel: a mistake of the caller, with which plain operations would fail as well."""
+
+
 Array = tuple[torch.Tensor, Sequence[int]]
 """An input of a kernel: a tensor, and the shape that the kernel expects."""
 
@@ -29,7 +33,7 @@ def has_memory(kind: type) -> bool:
 
 
 def check_memory(tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-    """Raise a ``RuntimeError`` unless ``tensor`` is a contiguous array of this shape, dtype and device, with memory.
+    """Raise an `ArgumentsError` unless ``tensor`` is a contiguous array of this shape, dtype and device, with memory.
 
     The dtype must be real: the conjugate bit of complex tensors is not checked.
     """
@@ -44,7 +48,7 @@ def check_memory(tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype,
         and is_inside_its_storage(tensor)
     ):
         return
-    raise RuntimeError(
+    raise ArgumentsError(
         f"a kernel expected a contiguous array of shape {list(shape)} in {dtype} on {device}, got {_described(tensor)}"
     )
 
@@ -78,7 +82,7 @@ def as_contiguous(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> tor
     """The tensor, contiguous and in a dtype. A tensor that is both already is returned unchanged and unchecked.
 
     Raises:
-        RuntimeError: a copy would read memory outside the tensor's storage.
+        ArgumentsError: a copy would read memory outside the tensor's storage.
     """
     is_right = tensor.dtype is dtype or dtype is None
     if is_right and tensor.is_contiguous() and not (tensor._is_zerotensor() or tensor.is_neg()):
@@ -91,9 +95,9 @@ def as_contiguous(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> tor
 
 
 def check_source(tensor: torch.Tensor) -> None:
-    """Raise a ``RuntimeError`` if torch would read memory outside the tensor's storage when it copies the tensor."""
+    """Raise an `ArgumentsError` if torch would read memory outside the tensor's storage when it copies the tensor."""
     if not (has_memory(type(tensor)) and is_inside_its_storage(tensor)):
-        raise RuntimeError(f"a kernel got {_described(tensor)}, which has no memory, or not enough")
+        raise ArgumentsError(f"a kernel got {_described(tensor)}, which has no memory, or not enough")
 
 
 def _described(tensor: torch.Tensor) -> str:
@@ -122,17 +126,17 @@ def call(
         numbers: the kernel's further arguments, before the number of threads.
 
     Raises:
-        RuntimeError: an array does not have the dtype, shape or memory that the kernel expects.
+        ArgumentsError: an array does not have the dtype, shape or memory that the kernel expects.
         MemoryError: there is not enough memory for the kernel's intermediate results.
     """
     if dtype not in NAMES or min(sizes) < 1:
-        raise RuntimeError(f"no kernel {name} for {dtype} and sizes {list(sizes)}")
+        raise ArgumentsError(f"no kernel {name} for {dtype} and sizes {list(sizes)}")
     for tensor, shape in arrays:
         check_memory(tensor, shape, dtype, CPU)
     for output in made:
         # under some modes of torch a new tensor has no memory
         if output is not None and not (output.is_cpu and has_memory(type(output))):
-            raise RuntimeError(f"a kernel got {_described(output)} to write to")
+            raise ArgumentsError(f"a kernel got {_described(output)} to write to")
     library = native.library().handle
     # checked by the dispatch
     assert library is not None

@@ -49,7 +49,7 @@ def cbam(
     if is_symbolic(x):
         return spatial_gate(channel_gate(x))
     offered = ("reference", "exact", "cpp") if _suits_kernels(x) else ("reference", "exact")
-    name = choose("CBAM", implementation, x.device.type, x.dtype, offered).name
+    name = choose("CBAM", implementation, x.device, x.dtype, offered).name
     if name == "reference" or _must_call_modules(x, channel_gate, spatial_gate):
         return spatial_gate(channel_gate(x))
     if torch.is_grad_enabled() and _requires_grad(x, channel_gate, spatial_gate):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from yolov5_ema.kernels.memory import NAMES, Array, as_contiguous, call
+from yolov5_ema.kernels.memory import NAMES, ArgumentsError, Array, as_contiguous, call
 
 __all__ = ["NAMES"]
 
@@ -80,7 +80,7 @@ def input_backward(
     n, c, h, w = sizes_of(x)
     channels, pair, pixels = (n, c), (n, 2, h, w), (n, 1, h, w)
     if d_pooled.shape != (2, n, c):
-        raise RuntimeError(f"CBAM: expected gradients of shape {[2, n, c]}, got {list(d_pooled.shape)}")
+        raise ArgumentsError(f"CBAM: expected gradients of shape {[2, n, c]}, got {list(d_pooled.shape)}")
     dx = new_input(x)
     tensors = (gate_c, gate_s, maps, map_ties, peak, ties, grad, *d_pooled, d_maps)
     shapes = (channels, pixels, pair, pixels, channels, channels, x.shape, channels, channels, pair)
@@ -157,17 +157,17 @@ def new_convolution_gradients(
 
 
 def sizes_of(x: torch.Tensor) -> torch.Size:
-    """The shape (N, C, H, W) of a feature map. Raises a ``RuntimeError`` if a tensor does not have four dimensions."""
+    """The shape (N, C, H, W) of a feature map. Raises an `ArgumentsError` if a tensor does not have four dimensions."""
     if x.dim() != 4:
-        raise RuntimeError(f"CBAM: expected a feature map (N, C, H, W), got a tensor of shape {list(x.shape)}")
+        raise ArgumentsError(f"CBAM: expected a feature map (N, C, H, W), got a tensor of shape {list(x.shape)}")
     return x.shape
 
 
 def window_of(weight: torch.Tensor) -> int:
-    """Kernel size k of the spatial convolution's weight. Raises a ``RuntimeError`` if it is even."""
+    """Kernel size k of the spatial convolution's weight. Raises an `ArgumentsError` if it is even."""
     k = weight.shape[-1] if weight.dim() == 4 else 0
     if k % 2 == 0:
-        raise RuntimeError(f"CBAM: expected a weight (1, 2, k, k) with k odd, got shape {list(weight.shape)}")
+        raise ArgumentsError(f"CBAM: expected a weight (1, 2, k, k) with k odd, got shape {list(weight.shape)}")
     return k
 
 

@@ -46,7 +46,7 @@ def ema(
         plain = ema_reference if asked_for(implementation) == "reference" else ema_exact
         return plain(x, arguments)
     check_unless_traced(x, arguments)
-    name = choose("EMA", implementation, x.device.type, x.dtype).name
+    name = choose("EMA", implementation, x.device, x.dtype).name
     if name == "reference":
         return ema_reference(x, arguments)
     if name == "exact" and needs_plain_operations():

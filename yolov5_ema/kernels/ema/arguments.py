@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yolov5_ema.kernels.memory import ArgumentsError
 from yolov5_ema.kernels.numerics import is_symbolic
 
 _NARROW = (torch.float16, torch.bfloat16)
@@ -53,12 +54,12 @@ def check_arguments(x: Tensor, arguments: EMAArguments) -> int:
     """The number of channels k of a group.
 
     Raises:
-        RuntimeError: shapes or devices do not fit together (torch's own layers raise the same class).
+        ArgumentsError: shapes or devices do not fit together (as torch's own layers, it raises a ``RuntimeError``).
     """
     parameters, groups = arguments.parameters(), arguments.groups
     k = parameters[0].shape[0] if parameters[0].dim() else 0
     if groups < 1 or k < 1 or x.dim() != 4 or x.shape[1] != groups * k or x.shape[2] < 1 or x.shape[3] < 1:
-        raise RuntimeError(
+        raise ArgumentsError(
             f"EMA: expected a feature map (N, {k} * {groups} groups, H, W), got a tensor of shape {list(x.shape)}"
         )
     w1, b1, gamma, beta, w3, b3 = parameters
@@ -66,7 +67,7 @@ def check_arguments(x: Tensor, arguments: EMAArguments) -> int:
     fits = w1.shape == (k, k, 1, 1) and w3.shape == (k, k, 3, 3)
     fits = fits and b1.shape == row and gamma.shape == row and beta.shape == row and b3.shape == row
     if not fits or not all(parameter.device == device for parameter in parameters):
-        raise RuntimeError(_fault(x, parameters, k))
+        raise ArgumentsError(_fault(x, parameters, k))
     return k
 
 
@@ -83,12 +84,12 @@ def check_backward(grad: Tensor, x: Tensor, stats: Tensor, arguments: EMAArgumen
     """`check_arguments` for the backward pass, which also checks the gradient and the statistics."""
     k, groups = check_arguments(x, arguments), arguments.groups
     if grad.shape != x.shape or stats.shape != (x.shape[0] * groups, 3, k):
-        raise RuntimeError(
+        raise ArgumentsError(
             f"EMA: gradient of shape {list(grad.shape)} and statistics of shape {list(stats.shape)} do not fit an "
             f"input of shape {list(x.shape)} in {groups} groups"
         )
     if grad.device != x.device or stats.device != x.device:
-        raise RuntimeError(f"EMA: gradient and statistics are not on the input's device, {x.device}")
+        raise ArgumentsError(f"EMA: gradient and statistics are not on the input's device, {x.device}")
     return k
 
 
@@ -99,7 +100,7 @@ def is_in_reach_of_32_bits(k: int, h: int, w: int) -> bool:
 
 
 def check_dtypes(x: Tensor, arguments: EMAArguments) -> None:
-    """Raise a ``RuntimeError`` where a convolution of torch would: for integers, and for parameters of another dtype.
+    """Raise an `ArgumentsError` where a convolution of torch fails: for integers, or parameters of another dtype.
 
     A half-precision input may have float32 parameters; the computation is in float32 anyway. Under autocast, half
     precision and float32 mix freely.
@@ -107,9 +108,9 @@ def check_dtypes(x: Tensor, arguments: EMAArguments) -> None:
     dtype = x.dtype
     for parameter in arguments.parameters():
         if parameter.dtype is not dtype and not _may_mix(x, parameter.dtype):
-            raise RuntimeError(f"EMA: input type ({dtype}) and parameter type ({parameter.dtype}) should be the same")
+            raise ArgumentsError(f"EMA: input type ({dtype}) and parameter type ({parameter.dtype}) should be the same")
     if not dtype.is_floating_point:
-        raise RuntimeError(f"EMA: expected a floating-point input, got {dtype}")
+        raise ArgumentsError(f"EMA: expected a floating-point input, got {dtype}")
 
 
 def _may_mix(x: Tensor, dtype: torch.dtype) -> bool:

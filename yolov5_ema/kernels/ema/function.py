@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +16,7 @@ from yolov5_ema.kernels.ema import cpp, exact
 from yolov5_ema.kernels.ema.arguments import EMAArguments, check_arguments, check_backward
 from yolov5_ema.kernels.ema.exact import ema_exact
 from yolov5_ema.kernels.memory import is_intercepted
+from yolov5_ema.kernels.proof import BACKWARD, FORWARD, Draw, Proved
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor gamma, Tensor beta, Tensor w3, Tensor b3, int groups, float eps"
 _FORWARD, _BACKWARD = "yolov5_ema::ema_forward", "yolov5_ema::ema_backward"
@@ -26,28 +28,50 @@ torch.library.define(
 )
 
 
-@torch.library.impl(_FORWARD, "CPU")
-def _forward_cpu(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return cpp.forward(x, EMAArguments(*rest))
+def _kernels_for(x: torch.Tensor) -> Any:
+    """The module whose ``forward`` and ``backward`` are the kernels for the tensor's device."""
+    if x.is_cuda:
+        from yolov5_ema.kernels.ema import triton
+
+        return triton
+    return cpp
 
 
-@torch.library.impl(_BACKWARD, "CPU")
-def _backward_cpu(grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-    return cpp.backward(grad, x, stats, EMAArguments(*rest))
+def _case(draw: Draw, shape: Sequence[int]) -> tuple[torch.Tensor, EMAArguments]:
+    n, c, _, _ = shape
+    groups = n if c % n == 0 else 1
+    k = c // groups
+    w1, b1, gamma, beta, w3, b3 = (draw(*size) / k for size in ((k, k, 1, 1), (k,), (k,), (k,), (k, k, 3, 3), (k,)))
+    return draw(*shape), EMAArguments(w1, b1, gamma, beta, w3, b3, groups, 1e-5)
 
 
-@torch.library.impl(_FORWARD, "CUDA")
-def _forward_cuda(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    from yolov5_ema.kernels.ema import triton
-
-    return triton.forward(x, EMAArguments(*rest))
+def _backward_case(draw: Draw, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, EMAArguments]:
+    x, arguments = _case(draw, shape)
+    return draw(*shape), x, exact.forward(x, arguments)[1], arguments
 
 
-@torch.library.impl(_BACKWARD, "CUDA")
-def _backward_cuda(grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-    from yolov5_ema.kernels.ema import triton
+_DTYPES = {
+    "cpp": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
+    "triton": (torch.float32, torch.float16, torch.bfloat16),
+}
+forward = Proved("EMA", FORWARD, lambda x, *rest: _kernels_for(x).forward(x, *rest), exact.forward, _case, _DTYPES)
+backward = Proved(
+    "EMA", BACKWARD, lambda g, *rest: _kernels_for(g).backward(g, *rest), exact.backward, _backward_case, _DTYPES
+)
 
-    return triton.backward(grad, x, stats, EMAArguments(*rest))
+
+def _forward_operator(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return forward(x, EMAArguments(*rest))
+
+
+def _backward_operator(
+    grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, ...]:
+    return backward(grad, x, stats, EMAArguments(*rest))
+
+
+torch.library.impl(_FORWARD, ("cpu", "cuda"), _forward_operator)
+torch.library.impl(_BACKWARD, ("cpu", "cuda"), _backward_operator)
 
 
 @torch.library.register_fake(_FORWARD)
@@ -69,7 +93,7 @@ def _run_forward(x: torch.Tensor, arguments: EMAArguments, kernel: bool) -> tupl
         return exact.forward(x, arguments)
     if is_intercepted() or not x.is_cpu:
         return torch.ops.yolov5_ema.ema_forward(x, *arguments)
-    return cpp.forward(x, arguments)
+    return forward(x, arguments)
 
 
 def _run_backward(
@@ -79,7 +103,7 @@ def _run_backward(
         return exact.backward(grad, x, stats, arguments)
     if is_intercepted() or not x.is_cpu:
         return torch.ops.yolov5_ema.ema_backward(grad, x, stats, *arguments)
-    return cpp.backward(grad, x, stats, arguments)
+    return backward(grad, x, stats, arguments)
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:

@@ -27,7 +27,7 @@ from yolov5_ema.kernels.ema.triton_kernels import (
     split_statistics,
     split_sums,
 )
-from yolov5_ema.kernels.memory import as_contiguous, check_memory
+from yolov5_ema.kernels.memory import ArgumentsError, as_contiguous, check_memory
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # up to this many values, one program processes the whole group: 128 KiB of float32, half of a first-level cache
@@ -129,14 +129,14 @@ def _on(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _check(x: Tensor, k: int, *others: Tensor) -> None:
-    """Raise a ``RuntimeError`` unless all tensors have memory that the kernels may read."""
+    """Raise an `ArgumentsError` unless all tensors have memory that the kernels may read."""
     if x.dtype not in _DTYPES or x.device.type == "meta":
-        raise RuntimeError(f"EMA: no Triton kernel for {x.dtype} on {x.device}")
+        raise ArgumentsError(f"EMA: no Triton kernel for {x.dtype} on {x.device}")
     if not is_in_reach_of_32_bits(k, x.shape[2], x.shape[3]):
-        raise RuntimeError(f"EMA: groups of {k} x {x.shape[2]} x {x.shape[3]} are too large for the Triton kernels")
+        raise ArgumentsError(f"EMA: groups of {k} x {x.shape[2]} x {x.shape[3]} are too large for the Triton kernels")
     for tensor in (x, *others):
         if tensor.dtype not in _DTYPES:
-            raise RuntimeError(f"EMA: no Triton kernel for a parameter in {tensor.dtype}")
+            raise ArgumentsError(f"EMA: no Triton kernel for a parameter in {tensor.dtype}")
         check_memory(tensor, tensor.shape, tensor.dtype, x.device)
 
 
