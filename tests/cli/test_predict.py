@@ -123,6 +123,7 @@ def test_metadata_says_how_it_was_made(predict, folder, trained):
     assert settings["weights_sha256"] == hashlib.sha256(trained.read_bytes()).hexdigest()
     assert (settings["iou_thres"], settings["conf_thres"], settings["max_det"]) == (0.3, 1e-6, 5)
     assert settings["names"] == ["disc", "box", "cross"] and settings["yolov5_ema"] == yolov5_ema.__version__
+    assert settings["runtime"] == "torch"
     assert {number for row in rows_of("predictions.parquet") for number in row["class_id"]} <= {0, 2}
 
 
@@ -250,6 +251,37 @@ def test_an_interrupted_run_goes_on(predict, folder, monkeypatch):
     assert len(rows_of("out.parquet")) == 1
 
 
+def test_an_interrupted_run_keeps_its_runtime(predict, folder, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    flags = ("--source", folder, "--chunk", 1, "-o", "out.parquet")
+    predict("--source", folder, "-o", "torch.parquet")
+    cache = Path("cache").absolute()
+    cache.mkdir(mode=0o700)
+    monkeypatch.setenv("YOLOV5_EMA_CACHE", str(cache))
+    with monkeypatch.context() as patched:
+        _stop_after(patched, 1, KeyboardInterrupt())
+        predict(*flags, "--runtime", "onnx")
+    code, said = predict(*flags, "--resume", "--runtime", "torch")
+    assert code == 2 and "runtime was onnx, now torch" in said
+    assert predict(*flags, "--resume")[0] == 0
+    settings = pytest.importorskip("pyarrow.parquet").read_schema("out.parquet").metadata[b"yolov5_ema"]
+    assert json.loads(settings)["runtime"] == "onnx"
+    for row, torchs in zip(rows_of("out.parquet"), rows_of("torch.parquet")):
+        np.testing.assert_allclose(row["confidence"], torchs["confidence"], atol=1e-4)
+    # a run of before there was a choice is one with torch
+    with monkeypatch.context() as patched:
+        _stop_after(patched, 1, KeyboardInterrupt())
+        predict(*flags, "--force")
+    manifest = Path(".out.parquet.parts/manifest.json")
+    content = json.loads(manifest.read_text())
+    del content["settings"]["runtime"]
+    manifest.write_text(json.dumps(content))
+    code, said = predict(*flags, "--resume", "--runtime", "onnx")
+    assert code == 2 and "runtime was torch, now onnx" in said
+    assert predict(*flags, "--resume")[0] == 0
+    assert Path("out.parquet").read_bytes() == Path("torch.parquet").read_bytes()
+
+
 def test_a_full_disk_keeps_what_was_there(predict, folder, monkeypatch):
     Path("out.json").write_text("precious")
     replace = os.replace
@@ -300,6 +332,11 @@ MISTAKES = {
     "size": (["--source", "IMAGE", "--img", "0"], "one or two numbers"),
     "workers": (["--source", "IMAGE", "--workers", "2"], "needs --engine ray"),
     "device": (["--source", "IMAGE", "--engine", "ray", "--device", "1"], "Ray assigns the GPUs"),
+    "runtime": (["--source", "IMAGE", "--runtime", "tensorrt", "-o", "out.json"], "TensorRT needs a GPU of NVIDIA"),
+    "runtime with augment": (
+        ["--source", "IMAGE", "--runtime", "onnx", "--augment", "-o", "out.json"],
+        "--runtime onnx does not work with --augment: give --runtime torch",
+    ),
     "no weights": (["--source", "IMAGE", "--weights", "no.pt", "-o", "out.json"], "weights not found"),
     "no checkpoint": (
         ["--source", "IMAGE", "--weights", "IMAGE", "-o", "out.json"],

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from yolov5_ema.cli._messages import messages_shown
+from yolov5_ema.detecting.runtime_names import AUTO, FEWEST_IMAGES, RUNTIMES, TORCH, WORTH_EXPORTING
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import CONFLICTS
 from yolov5_ema.texts import did_you_mean, nearest
@@ -337,6 +338,19 @@ def add_device(
 ) -> None:
     """Add ``--device``."""
     flags.add_argument("--device", default=default, help=help)
+
+
+def add_runtime(flags: Flags, default: str | None) -> None:
+    """Add ``--runtime``; without a default, torch runs a checkpoint."""
+    flags.add_argument(
+        "--runtime",
+        default=default,
+        choices=(AUTO, *RUNTIMES),
+        help="what runs a checkpoint's model. onnx, openvino, tensorrt: an export of it to ONNX, made once and kept in "
+        "the user's cache folder; it is compared with torch. auto: the fastest that is installed and agrees with "
+        f"torch, measured once; below {WORTH_EXPORTING} images ({FEWEST_IMAGES} if the export is there already) it is "
+        f"torch (default: {default or TORCH})",
+    )
 
 
 def add_thresholds(flags: Flags) -> None:

@@ -24,6 +24,7 @@ from yolov5_ema.cli.command import (
     add_force,
     add_image_size,
     add_output,
+    add_runtime,
     add_thresholds,
     check_at_least_one,
     check_shares,
@@ -36,8 +37,10 @@ from yolov5_ema.detecting.parts import (
     default_chunk,
     is_unfinished,
     opened,
+    runtime_of_parts,
     sha256_of_paths,
 )
+from yolov5_ema.detecting.runtime_names import AUTO, RUNTIMES, TORCH
 from yolov5_ema.detecting.sources import Source, find_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import refuse_present, replacement, sha256_of
@@ -141,6 +144,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--augment", action="store_true", help="also detect in scaled and flipped copies of the image")
     how.add_argument("--half", action="store_true", help="half precision (only on GPUs, as in detect)")
+    add_runtime(how, AUTO)
     add_device(how, "cpu, or the number of a GPU (default: GPU 0 if there is one; with ray: all GPUs)")
     many = parser.add_argument_group("many processes")
     many.add_argument(
@@ -255,7 +259,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     detector, thresholds = _detector(args, engine)
-    settings = _settings(args, engine, detector, thresholds)
+    settings = {**_settings(args, engine, detector, thresholds), "runtime": _runtime(args, engine, detector, source)}
     manifest = _manifest(args, source, settings)
     with opened(args.output, manifest, resume=args.resume, force=args.force) as parts:
         if args.engine == "ray":
@@ -297,6 +301,22 @@ def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thres
         agnostic_nms=args.agnostic_nms,
         augment=args.augment,
     )
+
+
+def _runtime(args: argparse.Namespace, engine: Engine, detector: Detector, source: Source) -> str:
+    """Let the chosen runtime run the detector, and return its name."""
+    from yolov5_ema.checkpoints.exported_models import form_of
+    from yolov5_ema.data.image_files import read_image
+    from yolov5_ema.detecting.choosing import set_runtime
+
+    begun = runtime_of_parts(args.output) if args.resume else None
+    asked = begun if begun in RUNTIMES and args.runtime == AUTO else args.runtime
+    by_torch = "--engine ray" if args.engine == "ray" else "--augment" if args.augment else ""
+    if by_torch and asked not in (AUTO, TORCH, form_of(args.weights)):
+        raise UserError(f"--runtime {asked} does not work with {by_torch}: give --runtime torch")
+    readable = (pixels for pixels, _ in map(read_image, source.files()) if pixels is not None)
+    count = 0 if by_torch else len(source.images)
+    return set_runtime(detector, engine, asked, count, lambda: next(readable, None))
 
 
 def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thresholds: Thresholds) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from yolov5_ema.detecting.runtime_names import TORCH
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import locked, refuse_link, write_whole, writing_in
 from yolov5_ema.reading import parse_json, read_bytes, read_json
@@ -178,6 +179,21 @@ def opened(out: Path, manifest: Manifest, *, resume: bool, force: bool) -> Itera
             raise
 
 
+def runtime_of_parts(out: Path) -> str | None:
+    """The runtime that existing parts were made with; None if there are no parts, or they cannot be read."""
+    try:
+        return _runtime_of(read_json(folder_of(out) / "manifest.json")["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _runtime_of(settings: Mapping[str, Any]) -> str:
+    """The runtime in settings; parts of before it was stored are by torch, or by what an exported model needs."""
+    from yolov5_ema.checkpoints.exported_models import form_of
+
+    return str(settings["runtime"]) if "runtime" in settings else form_of(Path(settings["weights"])) or TORCH
+
+
 def chunk_of_parts(out: Path) -> int | None:
     """The number of images in each existing part; None if there are no parts, or they cannot be read."""
     try:
@@ -204,7 +220,11 @@ def _check_same(parts: Parts, out: Path) -> None:
     file = parts.folder / "manifest.json"
     try:
         before = read_json(file)
-        old = {**before["settings"], **{name: before[name] for name in ("images", "images_sha256", "chunk")}}
+        old = {
+            **before["settings"],
+            "runtime": _runtime_of(before["settings"]),
+            **{name: before[name] for name in ("images", "images_sha256", "chunk")},
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged; --force starts from the beginning") from error
     now = json.loads(parts.manifest.as_text())

@@ -1,12 +1,14 @@
 """The libraries that run exported models: onnxruntime, OpenVINO, and torch for TorchScript.
 
-Each takes one image and returns the first output of the model.
+Each takes a batch of images and returns the first output of the model.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +19,11 @@ from yolov5_ema.checkpoints.exported_models import check_exported, form_of, load
 from yolov5_ema.errors import UserError
 from yolov5_ema.texts import first_line
 
-_PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""The package that runs each format; that of TorchScript is torch."""
+
+_FREQUENT = 100
+_MOST_SHAPES = 8
 
 
 class Runtime(Protocol):
@@ -33,23 +39,43 @@ class Runtime(Protocol):
         """The model's first output, float32 on the CPU, for a batch of float32 with values from 0 to 1."""
 
 
-def loaded(file: Path, device: torch.device, metadata: Mapping[str, Any]) -> Runtime:
+@dataclass(frozen=True)
+class How:
+    """How an exported model is run.
+
+    Attributes:
+        device: where it runs; OpenVINO runs on the CPU.
+        streams: how many images of a batch run at the same time on a CPU, each with its share of torch's threads. A
+            batch takes less time so than with all threads in one image, and an image gives the same result in any
+            batch.
+        precision: the type that OpenVINO computes in, where the processor can: ``f32``, ``bf16`` …
+        providers: what onnxruntime runs on if it can, before CUDA.
+    """
+
+    device: torch.device
+    streams: int = 1
+    precision: str = "f32"
+    providers: tuple[str, ...] = ()
+
+
+def loaded(file: Path, how: How, metadata: Mapping[str, Any], form: str | None = None) -> Runtime:
     """Load an exported model; its content is checked before.
 
     Args:
         file: an ONNX file, a TorchScript file, or OpenVINO's folder or ``.xml``.
-        device: where the model runs; OpenVINO runs on the CPU.
+        how: how it is run.
         metadata: what the file says of itself.
+        form: ``openvino`` lets OpenVINO run an ONNX file; None: what the file is made for.
 
     Raises:
         UserError: the library is not installed, or cannot load the file.
         CheckpointError: the file holds what no exported detector needs.
     """
-    form = form_of(file) or ""
-    if form in _PACKAGES and importlib.util.find_spec(_PACKAGES[form]) is None:
-        raise UserError(f"{file} needs the package {_PACKAGES[form]}: pip install {_PACKAGES[form]}")
+    form = form or form_of(file) or ""
+    if form in PACKAGES and not is_installed(PACKAGES[form]):
+        raise UserError(f"{file} needs the package {PACKAGES[form]}: pip install {PACKAGES[form]}")
     try:
-        return _RUNTIMES[form](file, device, metadata)
+        return _RUNTIMES[form](file, how, metadata)
     except UserError:
         raise
     except Exception as error:
@@ -57,46 +83,99 @@ def loaded(file: Path, device: torch.device, metadata: Mapping[str, Any]) -> Run
         raise UserError(f"{file} cannot be loaded: {first_line(error)}") from error
 
 
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
 class _Onnx:
-    def __init__(self, file: Path, device: torch.device, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, how: How, metadata: Mapping[str, Any]) -> None:
         import onnxruntime
 
         check_exported(file, "onnx")
-        wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+        is_cuda = how.device.type == "cuda"
+        wanted = [*how.providers, "CUDAExecutionProvider"] if is_cuda else []
         there = onnxruntime.get_available_providers()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = max(1, torch.get_num_threads() // how.streams)
+        # threads that spin while they wait take the processor from those that decode and suppress
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(
-            str(file), providers=[*(name for name in wanted if name in there), "CPUExecutionProvider"]
+            str(file), options, providers=[*(name for name in wanted if name in there), "CPUExecutionProvider"]
         )
+        self._pool = ThreadPoolExecutor(how.streams) if how.streams > 1 and not is_cuda else None
         self._input = self._session.get_inputs()[0]
         self.shape = tuple(side if isinstance(side, int) else None for side in self._input.shape)
 
     def run(self, batch: np.ndarray) -> torch.Tensor:
+        if self._pool is None:
+            return torch.from_numpy(self._output(batch))
+        return torch.from_numpy(np.concatenate(list(self._pool.map(self._output, np.split(batch, len(batch))))))
+
+    def _output(self, batch: np.ndarray) -> np.ndarray:
         half = self._input.type == "tensor(float16)"
         output = self._session.run(None, {self._input.name: batch.astype(np.float16) if half else batch})[0]
-        return torch.from_numpy(np.asarray(output, dtype=np.float32))
+        return np.asarray(output, dtype=np.float32)
 
 
 class _OpenVino:
-    def __init__(self, file: Path, device: torch.device, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, how: How, metadata: Mapping[str, Any]) -> None:
         import openvino
 
-        check_exported(file, "xml")
-        graph = file if file.suffix == ".xml" else next(iter(sorted(file.glob("*.xml"))), None)
+        form = "onnx" if file.suffix.lower() == ".onnx" else "xml"
+        check_exported(file, form)
+        graph = file if file.is_file() else next(iter(sorted(file.glob("*.xml"))), None)
         if graph is None:
             raise UserError(f"{file} holds no .xml of OpenVINO")
-        # exact numbers, as those of the other formats; OpenVINO would compute in bfloat16 on some CPUs
-        self._compiled = openvino.Core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        shape = self._compiled.input(0).get_partial_shape()
+        self._core = openvino.Core()
+        self._model = self._core.read_model(str(graph))
+        self._options = {
+            # exact numbers, as those of the other formats; OpenVINO would compute in bfloat16 on some CPUs
+            "INFERENCE_PRECISION_HINT": how.precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": how.streams,
+        }
+        self._streams = how.streams
+        self._seen: dict[tuple[int, ...], int] = {}
+        self._compiled: dict[tuple[int, ...] | None, Any] = {}
+        shape = self._model.input(0).get_partial_shape()
         self.shape = tuple(None if side.is_dynamic else int(side.get_length()) for side in shape)
 
     def run(self, batch: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.array(self._compiled(batch)[0], dtype=np.float32))
+        outputs: list[Any] = [None] * len(batch)
+        requests = self._requests((1, *batch.shape[1:]), len(batch))
+        requests.set_callback(
+            lambda request, place: outputs.__setitem__(place, np.array(request.get_output_tensor(0).data, np.float32))
+        )
+        for place, image in enumerate(np.split(batch, len(batch))):
+            requests.start_async({0: image}, place)
+        requests.wait_all()
+        return torch.from_numpy(np.concatenate(outputs))
+
+    def _requests(self, shape: tuple[int, ...], images: int) -> Any:
+        """The model for images of a shape.
+
+        One that is compiled for a single shape is a fifth faster than one that takes all, but to compile it takes as
+        long as hundreds of images gain: so the first shape and any that is frequent get their own.
+        """
+        self._seen[shape] = self._seen.get(shape, 0) + images
+        is_own = None in self.shape and (len(self._seen) == 1 or self._seen[shape] > _FREQUENT)
+        key = shape if shape in self._compiled or (is_own and len(self._compiled) < _MOST_SHAPES) else None
+        if key not in self._compiled:
+            import openvino
+
+            model = self._model.clone()
+            if key is not None:
+                model.reshape(list(key))
+            compiled = self._core.compile_model(model, "CPU", self._options)
+            self._compiled[key] = openvino.AsyncInferQueue(compiled, self._streams)
+        return self._compiled[key]
 
 
 class _TorchScript:
-    def __init__(self, file: Path, device: torch.device, metadata: Mapping[str, Any]) -> None:
-        self._device = device
-        self._model = load_torchscript(file, map_location=device).eval()
+    def __init__(self, file: Path, how: How, metadata: Mapping[str, Any]) -> None:
+        self._device = how.device
+        self._model = load_torchscript(file, map_location=how.device).eval()
         shape: Any = metadata.get("shape")
         is_said = isinstance(shape, list) and len(shape) == 4
         self.shape = tuple(int(side) for side in shape) if is_said else (None,) * 4

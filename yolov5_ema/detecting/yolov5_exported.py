@@ -12,7 +12,7 @@ import torch
 
 from yolov5_ema.checkpoints.exported_models import form_of, metadata_of
 from yolov5_ema.detecting.protocol import DETECT, SEGMENT, LoadOptions
-from yolov5_ema.detecting.runtimes import loaded
+from yolov5_ema.detecting.runtimes import How, loaded
 from yolov5_ema.detecting.yolov5_pt import Yolov5Steps
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.locate import Engine
@@ -38,7 +38,7 @@ class Yolov5Exported(Yolov5Steps):
         self.file = file
         self.names = _names_in(metadata, options.names, file)
         self.stride = max(int(metadata.get("stride", 32)), options.least_stride)
-        self._runtime = loaded(file, torch.device(options.device), metadata)
+        self._runtime = loaded(file, How(torch.device(options.device)), metadata)
         self.most_at_once = self._runtime.shape[0]
         self.imgsz = self._size(options.imgsz)
         columns = self._runtime.run(np.zeros((1, 3, *self.imgsz), np.float32)).shape[-1]
