@@ -134,11 +134,25 @@ def test_help_shows_examples_that_work(capsys, tmp_path, monkeypatch):
     text = capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    (tmp_path / "my.yaml").write_text(format_cfg(block="none"), encoding="utf-8")
+    for name in ("my.yaml", "tutorial.yaml"):
+        (tmp_path / name).write_text(format_cfg(block="none"), encoding="utf-8")
     examples = [line.split()[2:] for line in text.splitlines() if line.startswith("  yolov5-ema cfg ")]
     assert len(examples) >= 5
     for argv in examples:
         assert command.COMMAND.main(argv) == 0
+
+
+def test_a_translated_file_is_written_and_each_change_is_printed(capsys, tmp_path):
+    theirs, ours = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
+    theirs.write_text(format_cfg(size="n", block="CA").replace("CA, []", "CoordAtt, [512, 32]", 1))
+    said = output_of(capsys, "--translate", theirs, "-o", ours).splitlines()
+    assert said[0] == f"{theirs}: row 7: CoordAtt is called CA here" and said[-1].startswith(f"{ours} written. Next:")
+    assert yaml.safe_load(ours.read_text())["backbone"][7] == [-1, 1, "CA", [{"reduction": 32}]]
+    assert "[-1, 1, CA, [{reduction: 32}]],  # 7-P4/16, attention on row 6 (C3)" in output_of(
+        capsys, "--translate", theirs
+    )
+    with pytest.raises(ConfigError, match="keeps the file's model"):
+        command.COMMAND.main(["--translate", str(theirs), "--size", "n"])
 
 
 def test_shipped_writes_all_and_touches_only_what_differs(capsys, tmp_path):

@@ -125,6 +125,15 @@ def readings(options: Sequence[inspect.Parameter], values: Sequence[Any], channe
     return []
 
 
+def readings_in_foreign_rows(
+    options: Sequence[inspect.Parameter], values: Sequence[Any], channels: Collection[int]
+) -> list[Reading]:
+    """As `readings`, for a row of other code: a first value that can be the number of channels is nothing else."""
+    found = readings(options, values, channels)
+    as_channels = [reading for reading in found if _CHANNELS in reading.meaning]
+    return as_channels if values and values[0] in channels else found
+
+
 def _leading_channels(
     options: Sequence[inspect.Parameter], values: Sequence[Any], channels: Collection[int], fits: bool
 ) -> int:

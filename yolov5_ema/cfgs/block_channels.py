@@ -15,7 +15,9 @@ _PASSES_ON = ("AIFI", "nn.BatchNorm2d", "nn.Identity", "nn.MaxPool2d", "nn.Upsam
 _EXPANSION = {"C3": 3, "C2f": 3, "C3k2": 2}
 
 
-class _Size(NamedTuple):
+class Size(NamedTuple):
+    """A size of a model: its letter, width multiple, and largest number of channels before the width multiple."""
+
     letter: str
     width: float
     most_channels: float
@@ -42,27 +44,28 @@ def check_fit(graph: Graph, block: str, options: Mapping[str, Any], letter: str 
 
     if not block_of(block):
         return []
-    sizes = [size for size in _sizes(graph) if letter in ("", size.letter)]
+    sizes = [size for size in sizes_of(graph) if letter in ("", size.letter)]
     misfits = {size.letter: _misfit(graph, block_of(block), options, size) for size in sizes}
     if all(misfits.values()):
         raise ConfigError(misfits[sizes[0].letter])
     return [size for size, misfit in misfits.items() if misfit]
 
 
-def _sizes(graph: Graph) -> list[_Size]:
+def sizes_of(graph: Graph) -> list[Size]:
+    """The sizes in a model YAML; one without a letter for YOLOv5's."""
     scales = graph.settings.get("scales") if graph.of_ultralytics else None
     if scales:
-        return [_Size(letter, width, most) for letter, (_, width, most) in scales.items()]
-    return [_Size("", graph.settings.get("width_multiple", 1.0), math.inf)]
+        return [Size(letter, width, most) for letter, (_, width, most) in scales.items()]
+    return [Size("", graph.settings.get("width_multiple", 1.0), math.inf)]
 
 
-def _misfit(graph: Graph, name: str, options: Mapping[str, Any], size: _Size) -> str:
+def _misfit(graph: Graph, name: str, options: Mapping[str, Any], size: Size) -> str:
     """Why the block cannot be built in a size; an empty string if it can."""
     import torch
 
     from yolov5_ema.blocks.registry import create_block
 
-    channels = _channels(graph, size)
+    channels = channels_of(graph, size)
     places = {row: row_channels for row in graph.rows if (row_channels := _of_block(row, channels)) is not None}
     for row in sorted(places, key=lambda row: places[row]):
         try:
@@ -89,7 +92,7 @@ def _of_block(row: Row, channels: Mapping[Row | None, int | None]) -> int | None
     return int(outgoing * (expansion[0] if expansion else 0.5))
 
 
-def _channels(graph: Graph, size: _Size) -> dict[Row | None, int | None]:
+def channels_of(graph: Graph, size: Size) -> dict[Row | None, int | None]:
     """Output channels of each row after the engine has scaled them; None if they do not follow from the YAML alone."""
     found: dict[Row | None, int | None] = {None: graph.settings.get("ch", 3)}
     for row in graph.rows:
@@ -98,7 +101,7 @@ def _channels(graph: Graph, size: _Size) -> dict[Row | None, int | None]:
     return found
 
 
-def _outgoing(row: Row, incoming: list[int | None], size: _Size) -> int | None:
+def _outgoing(row: Row, incoming: list[int | None], size: Size) -> int | None:
     name, args = name_of(row.module), row.args
     if name == "Concat":
         return None if None in incoming else sum(filter(None, incoming))

@@ -19,6 +19,7 @@ from yolov5_ema.cfgs.generator import (
     SHIPPED_FOR_ULTRALYTICS,
     SIZES,
     Recipe,
+    load_base,
     parse_option,
 )
 from yolov5_ema.cfgs.graph import Graph
@@ -75,6 +76,7 @@ examples:
   yolov5-ema cfg --base my.yaml --block CBAM --after 12 -o my-cbam.yaml
   yolov5-ema cfg --block EMA --inside C3 --at backbone -o yolov5s-c3-ema.yaml
   yolov5-ema cfg --base yolo26n.yaml --head p2 --at neck -o yolo26n-p2-neck.yaml
+  yolov5-ema cfg --translate tutorial.yaml -o ours.yaml
   yolov5-ema cfg --shipped models --force
 """
 
@@ -117,6 +119,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("the output")
     add_output(out, "file to write (default: standard output)")
     out.add_argument("--shipped", metavar="DIR", help="write all the package's own YAMLs into DIR")
+    out.add_argument(
+        "--translate",
+        metavar="FILE",
+        help="rewrite a model YAML of other code: names of blocks, their arguments, row numbers that were not adjusted",
+    )
     add_force(out)
 
 
@@ -124,6 +131,8 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Write one model YAML, or all shipped ones with ``--shipped``."""
     if args.shipped is not None:
         return _write_shipped(args)
+    if args.translate is not None:
+        return _translate(args)
     options = dict(parse_option(text) for text in args.option)
     recipe = Recipe(
         size=args.size,
@@ -146,10 +155,14 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         sys.stdout.write(text)
         return 0
     write_text(args.output, text, args.force)
+    return _written(args.output, graph, recipe.letter(graph))
+
+
+def _written(output: Path, graph: Graph, letter: str = "") -> int:
     if graph.of_ultralytics:
-        _say_next(args.output, graph, recipe.letter(graph))
-        return 0
-    print(f"{args.output} written. Next: yolov5-ema train --cfg {args.output} --data DATA.yaml --weights ''")
+        _say_next(output, graph, letter)
+    else:
+        print(f"{output} written. Next: yolov5-ema train --cfg {output} --data DATA.yaml --weights ''")
     return 0
 
 
@@ -231,8 +244,7 @@ def write_text(path: Path, text: str, force: bool = False) -> None:
 
 def _write_shipped(args: argparse.Namespace) -> int:
     """Write all shipped files, except those that are up to date."""
-    others = (args.size, args.head, args.base, args.nc, args.at, args.after, args.inside, args.output)
-    if any(value is not None for value in others) or args.option or args.block != DEFAULT_BLOCK:
+    if args.output is not None or args.translate is not None or _asks_for_a_model(args):
         raise ConfigError("--shipped DIR writes a fixed set of files; of the other flags, it takes only --force")
     folder = Path(args.shipped)
     if not folder.is_dir():
@@ -250,6 +262,34 @@ def _write_shipped(args: argparse.Namespace) -> int:
         write_text(path, texts[path], args.force)
     print(f"{folder}: {len(stale)} files written, {len(texts) - len(stale)} were up to date")
     return 0
+
+
+def _asks_for_a_model(args: argparse.Namespace) -> bool:
+    """Whether flags say which model to write."""
+    flags = (args.size, args.head, args.base, args.nc, args.at, args.after, args.inside)
+    return any(value is not None for value in flags) or bool(args.option) or args.block != DEFAULT_BLOCK
+
+
+def _translate(args: argparse.Namespace) -> int:
+    """Write a model YAML of other code with the blocks of this package, and print each change."""
+    # Imported here because it needs the blocks, and so torch.
+    from yolov5_ema.cfgs.translation import translated
+    from yolov5_ema.cli._yolov5 import load_plugins
+
+    if _asks_for_a_model(args):
+        raise ConfigError("--translate FILE keeps the file's model; of the other flags, it takes only -o and --force")
+    load_plugins()
+    found = translated(load_base(args.translate), args.translate)
+    to_file = args.output is not None
+    for change in found.changes or ["nothing is changed"]:
+        print(f"{args.translate}: {change}", file=sys.stdout if to_file else sys.stderr)
+    log_warnings(likely_mistakes(found.graph), args.translate)
+    text = found.graph.to_text([f"yolov5-ema cfg --translate {args.translate}"])
+    if not to_file:
+        sys.stdout.write(text)
+        return 0
+    write_text(args.output, text, args.force)
+    return _written(args.output, found.graph)
 
 
 def _for_ultralytics() -> dict[str, Recipe]:
