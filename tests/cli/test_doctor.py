@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from offline_ultralytics import offline
 
 import yolov5_ema
 from yolov5_ema.cli.main import main
+from yolov5_ema.kernels import native, self_test
+from yolov5_ema.kernels.ema import cpp
 
 pytest.importorskip("ultralytics")
 
@@ -35,6 +38,31 @@ def test_json_of_both_engines(package_root, capsys):
     on = [one["name"] for one in (*found["quirks"], *found["guards"]) if one["on"]]
     assert "safe-checkpoints" in on and "evaluating" in on
     assert yolov5_ema.is_installed() == before and not yolov5_ema.is_installed("ultralytics")
+
+
+def test_check_compares_every_kernel(monkeypatch, capsys):
+    for name in ("yolov5", "ultralytics"):
+        monkeypatch.setattr(f"yolov5_ema.cli.doctor._{name}", lambda show, name=name: {name: {"problem": ""}})
+    monkeypatch.setattr(self_test, "SHAPES", self_test.SHAPES[:2])
+    monkeypatch.setattr(self_test, "_places", lambda: [("cpp", torch.device("cpu"))])
+    if native.library().handle is None:
+        pytest.skip(native.library().reason)
+    assert main(["doctor", "--check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (start,) = (place for place, line in enumerate(lines) if line.startswith("kernels, compared"))
+    assert lines[start + 1].split() == [
+        *("block", "kernel", "pass", "device", "dtype", "layout", "result", "error", "allowed"),
+    ]
+    row = next(line for line in lines if "EMA    cpp     backward  cpu     bfloat16  sliced         right" in line)
+    assert 0 < float(row.split()[-2]) < float(row.split()[-1]) == pytest.approx(2**-5, abs=1e-3)
+    monkeypatch.setattr(cpp, "backward", lambda *arguments: (_ for _ in ()).throw(RuntimeError("an illegal launch")))
+    assert main(["doctor", "--check", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)["kernels"]
+    assert len(rows) == len(lines) - start - 2
+    wrong = [row for row in rows if row["is_fault"]]
+    assert len(wrong) == 4 * 3 and all(row["block"] == "EMA" and row["kind"] == "backward" for row in wrong)
+    assert wrong[0]["result"] == "fails" and wrong[0]["error"] is None
+    assert wrong[0]["reason"] == "at (2, 8, 5, 7): RuntimeError: an illegal launch"
 
 
 def test_without_yolov5(monkeypatch, capsys):

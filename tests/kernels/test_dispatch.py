@@ -21,7 +21,7 @@ LISTED = "auto, reference, exact, cpp, triton"
 def kernels_are_there(monkeypatch):
     """As if this machine had a compiler and a GPU; nothing is run."""
     monkeypatch.delenv(VARIABLES["implementation"], raising=False)
-    monkeypatch.setattr(dispatch, "_missing", lambda kernel: "")
+    monkeypatch.setattr(dispatch, "missing", lambda kernel: "")
     monkeypatch.setattr(dispatch, "_fault", lambda *arguments: "")
 
 
@@ -57,7 +57,7 @@ def test_a_kernel_for_another_device_is_a_wish():
 def test_a_kernel_that_cannot_run(monkeypatch):
     with pytest.raises(UserError, match=f"EMA: implementation 'triton' cannot run: .*float64. Choices: {LISTED}"):
         choose("EMA", "triton", "cuda", torch.float64)
-    monkeypatch.setattr(dispatch, "_missing", lambda kernel: "no C++ compiler found")
+    monkeypatch.setattr(dispatch, "missing", lambda kernel: "no C++ compiler found")
     with pytest.raises(UserError, match=r"'cpp' cannot run: no C\+\+ compiler found"):
         choose("EMA", "cpp", "cpu", torch.float32)
     assert choose("EMA", "auto", "cpu", torch.float32) == Choice("exact", "no C++ compiler found")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolov5_ema import __version__
 from yolov5_ema.cli._yolov5 import load_plugins
-from yolov5_ema.cli.command import Command, add_json, print_json, results_alone
+from yolov5_ema.cli.command import Command, Flags, add_json, print_json, results_alone
 from yolov5_ema.errors import EngineNotFoundError, UserError
 from yolov5_ema.settings import VARIABLES, read
 from yolov5_ema.texts import first_line
@@ -35,17 +35,28 @@ Facts = dict[str, Any]
 Show = Callable[[str], object]
 
 
+def _add_flags(flags: Flags) -> None:
+    flags.add_argument(
+        "--check",
+        action="store_true",
+        help="also compare every kernel with plain torch operations, in all dtypes, memory layouts and odd shapes, "
+        "and print a table; exit code 1 if one is wrong (a GPU compiles its kernels first, which takes minutes)",
+    )
+    add_json(flags)
+
+
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Print the report, line by line: those before an error are printed too."""
     facts: Facts = {}
     with results_alone(args.json) as output:
         show: Show = _show_nothing if args.json else print
-        for section in (_versions, _torch, _implementations, _blocks, _yolov5, _ultralytics):
+        check = (_check_kernels,) if args.check else ()
+        for section in (_versions, _torch, _implementations, _blocks, _yolov5, _ultralytics, *check):
             facts.update(section(show))
     if args.json:
         print_json(facts, output)
     _check_usable(facts["yolov5"]["problem"], facts["ultralytics"]["problem"])
-    return 0
+    return int(any(row["is_fault"] for row in facts.get("kernels", ())))
 
 
 def _show_nothing(text: str) -> None:
@@ -197,6 +208,22 @@ def _build_with_ultralytics() -> None:
         build(read_cfg(name, engine, shipped_cfg(name)), None, engine, name)
 
 
+def _check_kernels(show: Show) -> Facts:
+    """Compare all kernels with plain operations. Rows are shown as they come: on a GPU they take minutes."""
+    from yolov5_ema.kernels import self_test
+
+    columns = "{:<7}{:<8}{:<10}{:<8}{:<10}{:<15}{:<9}{:<9}{:<9}{}"
+    show("\nkernels, compared with plain torch operations; errors are relative to the largest value of a result")
+    heads = ("block", "kernel", "pass", "device", "dtype", "layout", "result", "error", "allowed", "")
+    show(columns.format(*heads).rstrip())
+    rows = []
+    for row in self_test.check():
+        errors = ("" if error is None else f"{error:.1e}" for error in (row.error, row.allowed))
+        show(columns.format(*row[:6], row.result, *errors, row.reason).rstrip())
+        rows.append({**row._asdict(), "is_fault": row.is_fault})
+    return {"kernels": rows}
+
+
 def _check_usable(of_yolov5: str, of_ultralytics: str) -> None:
     """Raise a UserError if neither YOLO can be used, or if a YOLOv5 was named and cannot be used."""
     if of_yolov5 and read("yolov5"):
@@ -228,7 +255,7 @@ COMMAND = Command(
     "doctor",
     "print versions, the YOLOv5 and ultralytics in use, how blocks run, and the quirks",
     _run,
-    add_json,
+    _add_flags,
     description="Report versions, the YOLOv5 and the ultralytics that commands will use, whether each of them knows "
     "the blocks, and what this package fixes and guards in them. The exit code is 0 if at least one can be used.",
     only_looks=True,

@@ -148,10 +148,11 @@ def _obstacle(kernel: str, dtype: torch.dtype) -> str:
     """Why a kernel cannot run on its own device; an empty string if it can."""
     if dtype not in _KERNEL_DTYPES[kernel]:
         return f"{kernel} has no kernel for {dtype}"
-    return _missing(kernel)
+    return missing(kernel)
 
 
-def _missing(kernel: str) -> str:
+def missing(kernel: str) -> str:
+    """Why kernels of this kind (cpp or triton) cannot run on this machine; an empty string if they can."""
     return _look_for(kernel)
 
 
@@ -166,7 +167,7 @@ def _fault(block: str, device: torch.device, dtype: torch.dtype, with_backward: 
 # This makes torch.compile call the functions once instead of tracing them. `torch.compiler.assume_constant_result` does
 # the same, but imports torch._dynamo, which takes half as long as importing torch itself.
 _function: Any
-for _function in (_missing, _fault, proof.require):
+for _function in (missing, _fault, proof.require):
     _function._dynamo_marked_constant = True
 
 
