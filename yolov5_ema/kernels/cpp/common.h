@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -19,6 +20,173 @@ inline int thread_number() {
     return 0;
 #endif
 }
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi" // no value in registers is passed between libraries
+#endif
+
+// N values of type T that are processed at once. Compilers make several narrower operations of it, where the processor
+// does not have registers as wide.
+#if defined(__GNUC__)
+template <typename T, int N> struct LanesOf {
+    typedef T type __attribute__((vector_size(N * sizeof(T))));
+    typedef T unaligned __attribute__((vector_size(N * sizeof(T)), aligned(sizeof(T))));
+};
+#else
+template <typename T, int N> struct Pack {
+    T v[N];
+    Pack &operator+=(const Pack &y) { return *this = *this + y; }
+    Pack &operator*=(const Pack &y) { return *this = *this * y; }
+#define YOLOV5_EMA_LANES(OP)                                                                                          \
+    friend Pack operator OP(const Pack &x, const Pack &y) {                                                           \
+        Pack z;                                                                                                       \
+        for (int j = 0; j < N; j++)                                                                                   \
+            z.v[j] = x.v[j] OP y.v[j];                                                                                \
+        return z;                                                                                                     \
+    }                                                                                                                 \
+    friend Pack operator OP(T x, const Pack &y) { return all(x) OP y; }                                               \
+    friend Pack operator OP(const Pack &x, T y) { return x OP all(y); }
+    YOLOV5_EMA_LANES(+)
+    YOLOV5_EMA_LANES(-)
+    YOLOV5_EMA_LANES(*)
+#undef YOLOV5_EMA_LANES
+    static Pack all(T x) {
+        Pack z;
+        for (int j = 0; j < N; j++)
+            z.v[j] = x;
+        return z;
+    }
+};
+template <typename T, int N> struct LanesOf {
+    typedef Pack<T, N> type;
+    typedef Pack<T, N> unaligned;
+};
+#endif
+template <typename T, int N> using Lanes = typename LanesOf<T, N>::type;
+
+#ifdef __AVX512F__
+constexpr int kRegister = 64; // bytes
+#else
+constexpr int kRegister = 32;
+#endif
+template <typename T> constexpr int kWide = kRegister / static_cast<int>(sizeof(T));
+
+// Rows of maps in scratch memory are padded to a multiple of this, so that loops over them have no remainder.
+constexpr int64_t kStep = 8;
+
+inline int64_t padded_to_step(int64_t count) { return (count + kStep - 1) / kStep * kStep; }
+
+template <int N> struct Width {
+    static constexpr int value = N;
+};
+
+template <typename T, int N> inline Lanes<T, N> load(const T *from) {
+    return *reinterpret_cast<const typename LanesOf<T, N>::unaligned *>(from);
+}
+
+template <int N, typename T> inline void store(T *to, const Lanes<T, N> &values) {
+    *reinterpret_cast<typename LanesOf<T, N>::unaligned *>(to) = values;
+}
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define YOLOV5_EMA_SHUFFLES
+#endif
+#endif
+
+// `halved` adds the upper half of N values to the lower half; `doubled` appends N zeros.
+#ifdef YOLOV5_EMA_SHUFFLES
+template <typename V, int... J> inline auto shuffled_halves(const V &values, std::integer_sequence<int, J...>) {
+    return __builtin_shufflevector(values, values, J...) +
+           __builtin_shufflevector(values, values, (J + static_cast<int>(sizeof...(J)))...);
+}
+
+template <int N, typename T> inline Lanes<T, N / 2> halved(const Lanes<T, N> &values) {
+    return shuffled_halves(values, std::make_integer_sequence<int, N / 2>());
+}
+
+template <typename V, int... J> inline auto with_zeros(const V &values, std::integer_sequence<int, J...>) {
+    return __builtin_shufflevector(values, V{}, J...);
+}
+
+template <int N, typename T> inline Lanes<T, 2 * N> doubled(const Lanes<T, N> &values) {
+    return with_zeros(values, std::make_integer_sequence<int, 2 * N>());
+}
+#else
+template <int N, typename T> inline Lanes<T, N / 2> halved(const Lanes<T, N> &values) {
+    T parts[N];
+    store<N>(parts, values);
+    return load<T, N / 2>(parts) + load<T, N / 2>(parts + N / 2);
+}
+
+template <int N, typename T> inline Lanes<T, 2 * N> doubled(const Lanes<T, N> &values) {
+    T parts[2 * N] = {0};
+    store<N>(parts, values);
+    return load<T, 2 * N>(parts);
+}
+#endif
+
+template <int N, typename T> inline T total(const Lanes<T, N> &values) {
+    if constexpr (N == 1) {
+        T only;
+        store<1>(&only, values);
+        return only;
+    } else {
+        return total<N / 2, T>(halved<N, T>(values));
+    }
+}
+
+// The sum of a padded row, from blocks of the two widths that `over_padded_row` uses.
+template <typename T> struct RowSum {
+    Lanes<T, kWide<T>> values;
+
+    RowSum() : values{} {}
+
+    template <int N> void add(const Lanes<T, N> &more, Width<N>) {
+        if constexpr (N == kWide<T>)
+            values += more;
+        else
+            values += doubled<N, T>(more);
+    }
+    T total() const { return yolov5_ema::total<kWide<T>, T>(values); }
+};
+
+// Call f(Width<N>, first) for blocks of N values that cover a row of any length. The last two blocks may overlap.
+template <int N, typename F> inline void over_row(int64_t count, const F &f) {
+    if constexpr (N > 1) {
+        if (count < N)
+            return over_row<N / 2>(count, f);
+        int64_t first = 0;
+        for (; first + N <= count; first += N)
+            f(Width<N>(), first);
+        if (first < count)
+            f(Width<N>(), count - N);
+    } else {
+        for (int64_t first = 0; first < count; first++)
+            f(Width<1>(), first);
+    }
+}
+
+// The same for a row whose length is a multiple of kStep; blocks do not overlap.
+template <typename T, typename F> inline void over_padded_row(int64_t count, const F &f) {
+    constexpr int N = kWide<T>;
+    int64_t first = 0;
+    for (; first + N <= count; first += N)
+        f(Width<N>(), first);
+    if constexpr (N > kStep)
+        if (first < count)
+            f(Width<kStep>(), first);
+}
+
+// Ask for memory that is needed soon, which may lie behind the end of an array. The processor predicts runs of accesses
+// itself, but not where the next row or run begins.
+#if defined(__GNUC__)
+template <typename T> inline void fetch_line(const T *from) { __builtin_prefetch(from); }
+template <typename T> inline void fetch_line_to_write(T *to) { __builtin_prefetch(to, 1); }
+#else
+template <typename T> inline void fetch_line(const T *) {}
+template <typename T> inline void fetch_line_to_write(T *) {}
+#endif
 
 // Hands out pieces of one allocation; each piece starts on a new cache line. With a null base it only counts the bytes.
 class Arena {
