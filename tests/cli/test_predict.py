@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def hidden(place: Path = Path()) -> list[str]:
 
 
 def test_rows_are_what_detect_finds(predict, folder, trained, own_folder):
-    code, said = predict("--source", folder)
+    code, said = predict("--source", folder, "--batch", 1)
     assert code == 0 and "predictions.parquet: 4 images, 20 detections" in said, said
     rows = rows_of("predictions.parquet")
     names = ["a.jpg", "deep/er/7.JPG", "deep/high.bmp", "wide.png"]
@@ -106,7 +107,7 @@ def _check_against_detect(rows: list[dict], folder: Path, weights: Path, cwd: Pa
 def test_other_releases_give_what_their_detect_finds(version, augment, folder, trained, tmp_path):
     common = ("--yolov5", laid_aside(version), *augment)
     flags = ("--weights", trained, "--source", folder, *FLAGS, *common)
-    done = run_cli("predict", *flags, cwd=tmp_path)
+    done = run_cli("predict", *flags, "--batch", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = rows_of(tmp_path / "predictions.parquet")
     assert sum(len(row["xyxy"]) for row in rows) == 20
@@ -220,10 +221,12 @@ def _stop_after(monkeypatch, parts: int, error: BaseException) -> None:
 
 def test_an_interrupted_run_goes_on(predict, folder, monkeypatch):
     flags = ("--source", folder, "--chunk", 1, "-o", "out.parquet")
-    predict("--source", folder, "-o", "whole.parquet")
+    predict("--source", folder, "-o", "whole.parquet", "--batch", 1)
+    alive = set(threading.enumerate())
     with monkeypatch.context() as patched:
         _stop_after(patched, 2, KeyboardInterrupt())
-        code, said = predict(*flags)
+        code, said = predict(*flags, "--batch", 1)
+    assert set(threading.enumerate()) == alive
     assert code == 130 and "with --resume to continue" in said and not Path("out.parquet").exists()
     left = sorted(path.name for path in Path(".out.parquet.parts").iterdir())
     assert left == ["000000.jsonl", "000001.jsonl", "lock", "manifest.json"]
@@ -232,6 +235,7 @@ def test_an_interrupted_run_goes_on(predict, folder, monkeypatch):
         flags: "--resume continues it, --force",
         (*flags, "--resume", "--conf-thres", 0.5): "conf_thres was 1e-06, now 0.5",
         (*flags[:2], "--chunk", 3, *flags[4:], "--resume"): "chunk was 1, now 3",
+        (*flags, "--resume", "--batch", 2): "batch was 1, now 2",
         ("--source", folder / "deep", *flags[2:], "--resume"): "images was 4, now 2",
     }.items():
         code, said = predict(*argv)
@@ -241,7 +245,7 @@ def test_an_interrupted_run_goes_on(predict, folder, monkeypatch):
     Path(".out.parquet.parts/000001.jsonl").write_text("")  # as a power failure may leave it
     with monkeypatch.context() as patched:
         _stop_after(patched, 3, AssertionError("more than what lacked was done"))
-        code, said = predict("--source", folder, "-o", "out.parquet", "--resume")  # with the old --chunk
+        code, said = predict("--source", folder, "-o", "out.parquet", "--resume")  # with the old --chunk and --batch
     assert code == 0 and "1 of 4 images are done already" in said, said
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes() and not hidden()
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from yolov5_ema.detecting import outputs
 from yolov5_ema.detecting.parts import (
     Manifest,
     Parts,
-    chunk_of_parts,
+    begun_with,
     default_chunk,
     is_unfinished,
     opened,
@@ -145,6 +146,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--augment", action="store_true", help="also detect in scaled and flipped copies of the image")
     how.add_argument("--half", action="store_true", help="half precision (only on GPUs, as in detect)")
     add_runtime(how, AUTO)
+    how.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="images of one shape that go through the model together. 1: each alone, with the very bits of detect; "
+        "otherwise detections can differ by float noise (default: 16 on a GPU; on CPUs 1 in each of several threads)",
+    )
     add_device(how, "cpu, or the number of a GPU (default: GPU 0 if there is one; with ray: all GPUs)")
     many = parser.add_argument_group("many processes")
     many.add_argument(
@@ -188,7 +196,7 @@ def _check(args: argparse.Namespace) -> None:
     if len(args.imgsz) > 2 or min(args.imgsz) < 1:
         raise UserError(f"--imgsz takes one or two numbers of pixels, not {' '.join(map(str, args.imgsz))}")
     check_shares(args, "conf_thres", "iou_thres")
-    check_at_least_one(args, "max_det", "workers", "threads", "chunk")
+    check_at_least_one(args, "max_det", "batch", "workers", "threads", "chunk")
     if args.gpus_per_worker is not None and not 0 <= args.gpus_per_worker < 1024:
         raise UserError(f"--gpus-per-worker must be a number of GPUs, not {args.gpus_per_worker}")
     if args.engine == "ray":
@@ -259,6 +267,8 @@ def _predict(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     detector, thresholds = _detector(args, engine)
+    if args.resume and args.batch is None:
+        args.batch = begun_with(args.output, "batch")
     settings = {**_settings(args, engine, detector, thresholds), "runtime": _runtime(args, engine, detector, source)}
     manifest = _manifest(args, source, settings)
     with opened(args.output, manifest, resume=args.resume, force=args.force) as parts:
@@ -267,7 +277,7 @@ def _predict(args: argparse.Namespace) -> int:
             del detector
             _carry_out(parts, _by_ray(args, source, engine, thresholds, parts))
         else:
-            _carry_out(parts, _by_this_process(detector, thresholds, source, parts))
+            _carry_out(parts, _by_this_process(detector, thresholds, args.batch, source, parts))
         found = _Found()
         _join(args.output, parts, found, detector_names=settings["names"], form=args.output.suffix.lower())
         parts.remove()
@@ -326,6 +336,7 @@ def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thre
         "imgsz": list(detector.imgsz),
         **asdict(thresholds),
         "half": args.half,
+        "batch": args.batch,
         "names": detector.names,
         name_of(engine): engine.version,
         "yolov5_ema": __version__,
@@ -341,7 +352,7 @@ def _sha256_of_model(weights: Path) -> str:
 
 
 def _manifest(args: argparse.Namespace, source: Source, settings: Mapping[str, Any]) -> Manifest:
-    begun = chunk_of_parts(args.output) if args.resume else None
+    begun = begun_with(args.output, "chunk") if args.resume else None
     count = len(source.images)
     return Manifest(
         settings=settings,
@@ -354,11 +365,17 @@ def _manifest(args: argparse.Namespace, source: Source, settings: Mapping[str, A
 Results = Iterator["tuple[int, list[dict[str, Any]]]"]
 
 
-def _by_this_process(detector: Detector, thresholds: Thresholds, source: Source, parts: Parts) -> Results:
-    from yolov5_ema.detecting.rows import row_of
+def _by_this_process(
+    detector: Detector, thresholds: Thresholds, batch: int | None, source: Source, parts: Parts
+) -> Results:
+    from yolov5_ema.detecting.pipeline import Pipeline
+    from yolov5_ema.detecting.rows import rows_of
 
-    for chunk, images in _chunks(source, parts):
-        yield chunk, [row_of(detector, thresholds, *image) for image in images]
+    chunks = list(_chunks(source, parts))
+    images = [image for _, some in chunks for image in some]
+    with closing(rows_of(Pipeline(detector, batch), thresholds, images)) as rows:
+        for chunk, some in chunks:
+            yield chunk, list(islice(rows, len(some)))
 
 
 def _by_ray(
@@ -373,7 +390,7 @@ def _by_ray(
     return ray_engine.predict_chunks(
         _chunks(source, parts),
         args.weights,
-        ray_engine.Work(engine, args.weights.name, _load_options(args, "cpu"), thresholds, load_plugins),
+        ray_engine.Work(engine, args.weights.name, _load_options(args, "cpu"), thresholds, args.batch, load_plugins),
         ray_engine.Pool(
             workers=args.workers,
             threads=args.threads,

@@ -58,6 +58,7 @@ class Work:
         weights_name: the file name of the checkpoint, for messages.
         options: how they load the detector; each chooses its own device.
         thresholds: which detections are kept.
+        batch: see `pipeline.Pipeline`.
         prepare: called in a worker before YOLOv5 is imported; imports the user's plugins.
     """
 
@@ -65,6 +66,7 @@ class Work:
     weights_name: str
     options: LoadOptions
     thresholds: Thresholds
+    batch: int | None
     prepare: Callable[[], None]
 
 
@@ -350,15 +352,15 @@ class _Worker:
         self._ledger = ledger
         self._thresholds = work.thresholds
         self._refusal: str | None = None
+        from yolov5_ema.detecting.pipeline import Pipeline
+
         try:
-            self._detector = _detector(content, work, threads, on_gpu)
+            self._pipeline = Pipeline(_detector(content, work, threads, on_gpu), work.batch)
         except UserError as error:  # reported with the first chunk: Ray would restart a worker that fails here
             self._refusal = str(error)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         import ray
-
-        from yolov5_ema.detecting.rows import row_of
 
         chunk = int(row["chunk"])
         images: list[Image] = json.loads(row["images"])
@@ -368,13 +370,20 @@ class _Worker:
             refusal = _killed_too_often(images, suspect)
         if refusal:
             return {"chunk": chunk, "results": "", "refusal": refusal}
-        results = []
-        for index, image, file in images:
-            if attempt == _ATTEMPTS:
-                ray.get(self._ledger.reach.remote(chunk, image))
-            results.append(row_of(self._detector, self._thresholds, index, image, file))
+        if attempt < _ATTEMPTS:
+            results = self._rows(images)
+        else:
+            results = []
+            for place in images:
+                ray.get(self._ledger.reach.remote(chunk, place[1]))
+                results += self._rows([place])
         ray.get(self._ledger.end.remote(chunk))
         return {"chunk": chunk, "results": json.dumps(results), "refusal": ""}
+
+    def _rows(self, images: Sequence[Image]) -> list[dict[str, Any]]:
+        from yolov5_ema.detecting.rows import rows_of
+
+        return list(rows_of(self._pipeline, self._thresholds, images))
 
 
 def _killed_too_often(images: Sequence[Image], suspect: str | None) -> str:

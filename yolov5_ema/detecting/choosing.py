@@ -72,7 +72,7 @@ def set_runtime(detector: Detector, engine: Engine, asked: str, images: int, sam
     if obstacle:
         raise UserError(f"--runtime {asked}: {obstacle}")
     runtime = _runtime(exported(detector, key_of(detector, engine)), asked, first.device)
-    detector.forward = _Checked(runtime, detector.forward, asked, is_strict=True)
+    _replace_model(detector, _Checked(runtime, detector.forward, asked, is_strict=True))
     return asked
 
 
@@ -105,6 +105,13 @@ def _runtime(file: Path, name: str, device: torch.device) -> Runtime:
     streams = torch.get_num_threads() if device.type == "cpu" else 1
     form = OPENVINO if name == OPENVINO else ONNX
     return loaded(file, How(device, streams, providers=providers), {}, form)
+
+
+def _replace_model(detector: Detector, forward: Forward) -> None:
+    detector.forward = forward
+    if detector.device.type == "cpu":
+        # each thread has an image; the second ones are there when it has finished the first
+        detector.usual_batch = 2 * torch.get_num_threads()
 
 
 class _Checked:
@@ -181,7 +188,7 @@ def _automatic(detector: TorchDetector, engine: Engine, first: torch.nn.Paramete
         seconds = _known(verdict, others) or _measured(verdict, others, opened, own, batch)
         name = min((name for name, taken in seconds.items() if taken is not None), key=lambda name: seconds[name] or 0)
         if name != TORCH:
-            detector.forward = _Checked(opened(name), own, name, is_strict=False)
+            _replace_model(detector, _Checked(opened(name), own, name, is_strict=False))
     except UserError as error:
         _LOGGER.warning("yolov5-ema: warning: torch runs the model: %s", error)
         return TORCH

@@ -194,13 +194,14 @@ def _runtime_of(settings: Mapping[str, Any]) -> str:
     return str(settings["runtime"]) if "runtime" in settings else form_of(Path(settings["weights"])) or TORCH
 
 
-def chunk_of_parts(out: Path) -> int | None:
-    """The number of images in each existing part; None if there are no parts, or they cannot be read."""
+def begun_with(out: Path, name: str) -> int | None:
+    """A number with which the existing parts were begun: ``chunk``, or one of the settings; None if it is not known."""
     try:
-        chunk = read_json(folder_of(out) / "manifest.json")["chunk"]
+        manifest = read_json(folder_of(out) / "manifest.json")
+        value = {**manifest["settings"], **manifest}.get(name)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return chunk if type(chunk) is int and 0 < chunk < 2**31 else None
+    return value if type(value) is int and 0 < value < 2**31 else None
 
 
 def _begin(parts: Parts, made: bool) -> None:

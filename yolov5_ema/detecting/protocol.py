@@ -6,6 +6,7 @@ To add a format, add a file with a `Format` to this folder, and an entry to the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +36,13 @@ class Prepared:
     """An image and how the model sees it.
 
     Attributes:
-        pixels: the image, uint8 of shape (H, W, 3) in BGR.
+        shape: height and width of the image in pixels.
         boxed: the image scaled and padded, uint8 of shape (H', W', 3) in RGB.
         gain: its width and height in ``boxed`` as shares of its own.
         pad: the borders at its left and its top in ``boxed``, in pixels.
     """
 
-    pixels: np.ndarray
+    shape: tuple[int, int]
     boxed: np.ndarray
     gain: Pair
     pad: Pair
@@ -92,6 +93,8 @@ class LoadOptions:
 
 DEFAULTS = LoadOptions()
 
+_ON_GPU = 16  # images that go through a model together
+
 
 class TooThinError(ValueError):
     """An image is so narrow that a side becomes 0 pixels when it is scaled to the model's size."""
@@ -116,8 +119,10 @@ class Detector(Protocol):
         stride: the sides of the model's input are multiples of it, in pixels.
         task: `DETECT`, `SEGMENT`, `POSE`, or another task of ultralytics: ``obb`` …
         imgsz: the height and width in pixels that images are scaled to fit; multiples of ``stride``.
+        device: where the model takes its images.
         forward: the model; another runtime of the same model can take its place.
         most_at_once: the number of images that the model takes at once; None for any number.
+        usual_batch: the number of images that the model takes in the least time for each.
     """
 
     file: Path
@@ -125,8 +130,10 @@ class Detector(Protocol):
     stride: int
     task: str
     imgsz: tuple[int, int]
+    device: torch.device
     forward: Forward
     most_at_once: int | None
+    usual_batch: int = 1
 
     def prepare(self, pixels: np.ndarray) -> Prepared:
         """An image, uint8 of shape (H, W, 3) in BGR, scaled and padded for the model.
@@ -166,6 +173,17 @@ class Detector(Protocol):
         prepared = ([self.prepare(pixels)] for pixels in images)
         return [found for one in prepared for found in self.finish(self.infer(one, thresholds), one, thresholds)]
 
+    def copies(self, count: int) -> Sequence[Detector]:
+        """Detectors with these weights, each for another thread; their results equal this one's within float noise.
+
+        Args:
+            count: the number of CPU threads that there are for them together, and the most copies that are useful.
+
+        Returns:
+            Only the detector itself, if it is fastest with all threads.
+        """
+        return [self]
+
 
 @runtime_checkable
 class TorchDetector(Detector, Protocol):
@@ -181,11 +199,40 @@ class TorchDetector(Detector, Protocol):
         """Images of one shape for ``module``: float of shape (N, 3, H', W'), RGB, 0 to 1, on the model's device."""
 
 
-def as_batch(images: Sequence[Prepared], device: torch.device, *, half: bool = False) -> torch.Tensor:
+def as_batch(
+    images: Sequence[Prepared],
+    device: torch.device,
+    *,
+    half: bool = False,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> torch.Tensor:
     """See `TorchDetector.batch`; float16 if ``half``."""
     batch = torch.from_numpy(np.stack([image.boxed for image in images])).to(device)
-    batch = batch.permute(0, 3, 1, 2).contiguous()
+    batch = batch.permute(0, 3, 1, 2).contiguous(memory_format=layout)
     return (batch.half() if half else batch.float()) / 255
+
+
+def with_shared_weights(module: nn.Module, count: int, layout: torch.memory_format) -> list[nn.Module]:
+    """Copies of a model that share their weights with each other, for inference in different threads at once.
+
+    Models keep what they compute for the size of an image, so a thread needs a model of its own.
+
+    Args:
+        module: the model; it is not changed.
+        count: the number of copies.
+        layout: the memory format of the weights that have four dimensions.
+    """
+    shared: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        own = tensor.detach()
+        own = own.contiguous(memory_format=layout) if own.dim() == 4 else own
+        shared[id(tensor)] = nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
+    return [copy.deepcopy(module, dict(shared)) for _ in range(count)]
+
+
+def usual_batch_of(device: torch.device) -> int:
+    """`Detector.usual_batch` of a model that torch runs."""
+    return _ON_GPU if device.type == "cuda" else 1
 
 
 def first_tensor(output: Any) -> torch.Tensor:

@@ -1,43 +1,45 @@
-"""The result of one image file as a row of the output, for one process or many."""
+"""The results of image files as rows of the output, for one process or many."""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 from yolov5_ema.data.detections import Detections
-from yolov5_ema.data.image_files import read_image
-from yolov5_ema.detecting.protocol import Detector, Thresholds, TooThinError
+from yolov5_ema.detecting.pipeline import Found, Pipeline
+from yolov5_ema.detecting.protocol import Thresholds
 
 
-def row_of(detector: Detector, thresholds: Thresholds, index: int, image: str, file: str) -> dict[str, Any]:
-    """Detect objects in one image; a problem with the file is recorded in the row and not raised.
+def rows_of(
+    pipeline: Pipeline, thresholds: Thresholds, images: Sequence[tuple[int, str, str]]
+) -> Generator[dict[str, Any], None, None]:
+    """Detect objects in images; a problem with a file is recorded in its row and not raised.
 
     Args:
-        detector: the detector.
+        pipeline: the detector.
         thresholds: which detections are kept.
-        index: the image's index in the list of images.
-        image: its path as the user gave it.
-        file: its absolute path.
+        images: for each, its index in the list of images, its path as the user gave it, and its absolute path.
 
-    Returns:
+    Yields:
         ``index`` and ``image``; ``height`` and ``width`` in pixels, None if it could not be read; ``xyxy``,
         ``confidence`` and ``class_id`` as in `Detections`, as lists; ``error``: what is wrong with it, or None.
     """
-    pixels, problem = read_image(file)
-    found, size = Detections(), (None, None)
-    if pixels is not None:
-        size = pixels.shape[:2]
-        try:
-            (found,) = detector.detect([pixels], thresholds)
-        except TooThinError as error:
-            problem = str(error)
+    with closing(pipeline.found_in([file for _, _, file in images], thresholds)) as results:
+        for (index, image, _), found in zip(images, results):
+            yield _row(index, image, found)
+
+
+def _row(index: int, image: str, found: Found) -> dict[str, Any]:
+    height, width = found.size or (None, None)
+    detections = found.detections or Detections()
     return {
         "index": index,
         "image": image,
-        "height": size[0],
-        "width": size[1],
-        "xyxy": found.xyxy.tolist(),
-        "confidence": found.confidence.tolist(),
-        "class_id": found.class_id.tolist(),
-        "error": problem,
+        "height": height,
+        "width": width,
+        "xyxy": detections.xyxy.tolist(),
+        "confidence": detections.confidence.tolist(),
+        "class_id": detections.class_id.tolist(),
+        "error": found.problem,
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from yolov5_ema.data.image_files import read_image
-from yolov5_ema.detecting.protocol import Detector, Thresholds, TooThinError
+from yolov5_ema.detecting.pipeline import Pipeline
+from yolov5_ema.detecting.protocol import Detector, Thresholds
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.collecting import Collected
 
@@ -27,16 +28,14 @@ def collected(detector: Detector, files: Iterable[Path], thresholds: Thresholds,
         UserError: an image cannot be read, or is too narrow for the model.
     """
     found = Collected()
-    for file in files:
-        pixels, problem = read_image(file)
-        if pixels is None:
-            raise UserError(f"{file}: {problem}")
-        try:
-            (detections,) = detector.detect([pixels], thresholds)
-        except TooThinError as error:
-            raise UserError(f"{file} {error}") from error
-        if single_class:
-            detections = replace(detections, class_id=np.zeros_like(detections.class_id))
-        found.images.append(file)
-        found.detections[file] = detections
+    files = list(files)
+    with closing(Pipeline(detector, batch=1).found_in(files, thresholds)) as results:
+        for file, result in zip(files, results):
+            detections = result.detections
+            if detections is None:
+                raise UserError(f"{file}: {result.problem}")
+            if single_class:
+                detections = replace(detections, class_id=np.zeros_like(detections.class_id))
+            found.images.append(file)
+            found.detections[file] = detections
     return found

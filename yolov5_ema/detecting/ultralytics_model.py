@@ -22,6 +22,7 @@ from yolov5_ema.detecting.protocol import (
     TooThinError,
     as_batch,
     first_tensor,
+    usual_batch_of,
 )
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
@@ -43,7 +44,8 @@ class UltralyticsDetector(Detector):
     def __init__(self, file: Path, engine: Engine, options: LoadOptions) -> None:
         self.file = file
         self._engine = engine
-        self._device = torch.device(options.device)
+        self.device = torch.device(options.device)
+        self.usual_batch = usual_batch_of(self.device)
         self._first_call = threading.Lock()
         self._letterbox: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None
         self._images: Sequence[Prepared] = ()
@@ -61,10 +63,10 @@ class UltralyticsDetector(Detector):
             self.imgsz: tuple[int, int] = tuple(check_imgsz(own, stride=self.stride, min_dim=2))
         self._options = {
             "imgsz": list(self.imgsz),
-            "device": str(self._device),
+            "device": str(self.device),
             "verbose": False,
             "save": False,
-            **({"half": True} if options.half and self._device.type != "cpu" else {}),
+            **({"half": True} if options.half and self.device.type != "cpu" else {}),
         }
 
     @staticmethod
@@ -100,7 +102,7 @@ class UltralyticsDetector(Detector):
         if type(self._yolo).__name__ != "RTDETR":  # which stretches images
             gain = (min(gain),) * 2
         pad = ((wide - round(width * gain[0])) / 2, (tall - round(height * gain[1])) / 2)
-        return Prepared(pixels, np.ascontiguousarray(boxed[..., ::-1]), gain, pad)
+        return Prepared((height, width), np.ascontiguousarray(boxed[..., ::-1]), gain, pad)
 
     def _started(self) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
         """Let ultralytics make its predictor, and put this detector's steps into it; returns its letterboxing."""
@@ -115,14 +117,15 @@ class UltralyticsDetector(Detector):
 
     def batch(self, images: Sequence[Prepared]) -> torch.Tensor:
         """See `protocol.TorchDetector`."""
-        return as_batch(images, self._device, half="half" in self._options)
+        return as_batch(images, self.device, half="half" in self._options)
 
     def infer(self, images: Sequence[Prepared], thresholds: Thresholds) -> list[Any]:
         """The results of ultralytics' own predictor; see `protocol.Detector`."""
         self._images = images
+        shapes = [np.broadcast_to(np.uint8(0), (*image.shape, 3)) for image in images]  # pixels are not used again
         with errors_as_user_errors(self._engine):
             results: list[Any] = self._yolo.predict(
-                [image.pixels for image in images],
+                shapes,
                 conf=thresholds.conf_thres,
                 iou=thresholds.iou_thres,
                 max_det=thresholds.max_det,
@@ -167,5 +170,5 @@ class UltralyticsTorchDetector(UltralyticsDetector):
     @property
     def module(self) -> torch.nn.Module:
         """The model, in evaluation mode."""
-        model: torch.nn.Module = self._yolo.model.eval().to(self._device)
+        model: torch.nn.Module = self._yolo.model.eval().to(self.device)
         return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from yolov5_ema.detecting.protocol import (
     TooThinError,
     as_batch,
     first_tensor,
+    usual_batch_of,
+    with_shared_weights,
 )
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
@@ -42,8 +45,10 @@ class Yolov5Steps(Detector):
     def __init__(self, engine: Engine, options: LoadOptions, *, auto: bool) -> None:
         self._as_val = options.as_val
         self._auto = auto
-        self._device = torch.device(options.device)
-        self._half = options.half and self._device.type != "cpu"
+        self.device = torch.device(options.device)
+        self.usual_batch = usual_batch_of(self.device)
+        self._half = options.half and self.device.type != "cpu"
+        self._layout = torch.contiguous_format
         general = engine.module("utils.general")
         self._suppress = general.non_max_suppression
         self._scale_back = getattr(general, "scale_boxes", None) or general.scale_coords  # renamed in v6.2
@@ -55,11 +60,12 @@ class Yolov5Steps(Detector):
             boxed, gain, pad = self._letterbox(pixels, list(self.imgsz), stride=self.stride, auto=self._auto)
         except cv2.error as error:
             raise TooThinError.of(pixels, self.imgsz) from error
-        return Prepared(pixels, np.ascontiguousarray(boxed[..., ::-1]), gain, pad)
+        height, width = pixels.shape[:2]
+        return Prepared((height, width), np.ascontiguousarray(boxed[..., ::-1]), gain, pad)
 
     def batch(self, images: Sequence[Prepared]) -> torch.Tensor:
         """See `protocol.TorchDetector`."""
-        return as_batch(images, self._device, half=self._half)
+        return as_batch(images, self.device, half=self._half, layout=self._layout)
 
     @torch.no_grad()
     def infer(self, images: Sequence[Prepared], thresholds: Thresholds) -> torch.Tensor:
@@ -86,7 +92,7 @@ class Yolov5Steps(Detector):
             max_det=thresholds.max_det,
         )[0]
         if len(found):
-            corners = self._scale_back(image.boxed.shape[:2], found[:, :4], image.pixels.shape)
+            corners = self._scale_back(image.boxed.shape[:2], found[:, :4], image.shape)
             found[:, :4] = corners if self._as_val else corners.round()
         return Detections.of_rows(found.float().cpu().numpy())
 
@@ -114,13 +120,27 @@ class Yolov5Detector(Yolov5Steps):
             self.stride = max(_stride(model, engine), options.least_stride)
             general = engine.module("utils.general")
             self.imgsz: tuple[int, int] = tuple(general.check_img_size(list(options.imgsz), s=self.stride))
-        self.module: torch.nn.Module = (model.half() if self._half else model.float()).to(self._device)
-        self.forward = lambda batch: first_tensor(self.module(batch))
+        self.module: torch.nn.Module = (model.half() if self._half else model.float()).to(self.device)
+        self.forward = self._forward
 
     @staticmethod
     def reads(file: Path, engine: Engine) -> bool:
         """Whether a file is a checkpoint by its name; only loading it shows what it really is."""
         return engine.kind != ULTRALYTICS and file.suffix == ".pt" and "torchscript" not in file.name
+
+    def copies(self, count: int) -> Sequence[Detector]:
+        """On CPUs, ``count`` models with one thread each, in the layout in which convolutions are fastest."""
+        if self.device.type != "cpu" or self.forward != self._forward:
+            return [self]
+        return [self._copy(module) for module in with_shared_weights(self.module, count, torch.channels_last)]
+
+    def _copy(self, module: torch.nn.Module) -> Yolov5Detector:
+        other = copy.copy(self)
+        other.module, other._layout, other.forward = module, torch.channels_last, other._forward
+        return other
+
+    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return first_tensor(self.module(batch))
 
     def _augmented(self, batch: torch.Tensor) -> torch.Tensor:
         return first_tensor(self.module(batch, augment=True))

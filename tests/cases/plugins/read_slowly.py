@@ -7,10 +7,10 @@ import signal
 import time
 from typing import Any
 
-from yolov5_ema.detecting import rows as detecting
+from yolov5_ema.detecting import pipeline as detecting
 
-rows: Any = detecting
-read = rows.read_image
+pipeline: Any = detecting
+read = pipeline.read_image
 
 
 def slowly(file: str) -> Any:
@@ -20,4 +20,4 @@ def slowly(file: str) -> Any:
     return read(file)
 
 
-rows.read_image = slowly
+pipeline.read_image = slowly
