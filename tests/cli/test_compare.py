@@ -192,6 +192,13 @@ def refused(capsys, own_folder, played):
         (["--weights", "nowhere.pt"], ["weights not found: nowhere.pt"]),
         (["--project", "plain.yaml"], ["cannot write", "plain.yaml"]),
         (["--no-train"], ["--no-train", "no comparison in"]),
+        (["--plan"], ["--plan", "no comparison in"]),
+        (["--effect", "0.1"], ["--effect needs --plan"]),
+        (["--plan", "--effect", "0"], ["--effect must be", "not 0"]),
+        (["--hours", "1"], ["--hours needs --until-width"]),
+        (["--until-width", "0.1", "--hours", "0"], ["--hours must be above 0"]),
+        (["--until-width", "1.5"], ["--until-width must be between 0 and 1, not 1.5"]),
+        (["--until-width", "0.1", "--plan"], ["leave one out"]),
     ],
 )
 def test_bad_flags(refused, tiny_set, flags, words):
@@ -392,6 +399,55 @@ def test_models_and_seeds_are_added(tiny_set, played):
     ]
     recipe = json.loads(Path("runs/compare/exp/recipe.json").read_text())
     assert set(recipe["cfgs"]) == {"plain", "yolov5n-ema", "other"}
+
+
+def test_a_plan_says_how_many_seeds_are_needed(tiny_set, played, capsys):
+    assert main(command(tiny_set)) == 0
+    for file in Path("runs/compare/exp").glob("*/seed*.json"):
+        record = json.loads(file.read_text())
+        record["attempts"][0]["seconds"] = 1800.0
+        file.write_text(json.dumps(record))
+    capsys.readouterr()
+    played.calls.clear()
+    assert main(command(tiny_set, "--plan", "--effect", "0.02", "0.01")) == 0
+    out = capsys.readouterr().out
+    rows = [line.split("  ") for line in out.splitlines() if line.startswith("yolov5n-ema")]
+    # differences 0.01, 0.03, 0.01 of mAP50: sd 0.01 * 2 / sqrt(3), so 0.02 is 1.73 of them
+    assert [[cell.strip() for cell in row if cell] for row in rows] == [
+        ["yolov5n-ema", "mAP50", "3", "0.0115 (0.0060 to 0.0726)", "5", "13"],
+        ["yolov5n-ema", "mAP50-95", "3", "0.0058 (0.0030 to 0.0363)", "3", "5"],
+    ]
+    assert "0.02 in every row: 5 seeds, 2 more, about 2:00:00" in out and "13 seeds, 10 more, about 10:00:00" in out
+    assert played.calls == []
+    Path("runs/compare/exp/plain/seed0.json").unlink()
+    Path("runs/compare/exp/plain/seed1.json").unlink()
+    assert main(command(tiny_set, "--plan")) == 2
+    assert "--plan needs two finished seeds of yolov5n-ema and of plain" in capsys.readouterr().err
+
+
+def test_seeds_are_added_until_the_interval_is_narrow(tiny_set, played, capsys):
+    wide = ("--until-width", "0.02")
+    assert main(command(tiny_set, *wide, "--hours", "1e-9")) == 0
+    out = capsys.readouterr().out
+    # sd 0.01 / sqrt(3) over the first three, t(0.975, 2) = 4.302653: (2 * 4.302653 * 0.0057735 / 0.02)^2 = 6.17
+    assert "0.02 wide needs 7 seeds, by the spread over the first 3; the 4 that are left" in out
+    assert "--hours is over after 3 of 7 seeds" in out and result()["seeds"] == [0, 1, 2]
+    assert result()["design"] == {"pilot": 3, "width": 0.02} and "Stein 1945" in out
+
+    assert main(command(tiny_set, *wide)) == 0
+    assert len(played.calls) == 14 and result()["seeds"] == list(range(7))
+    difference = result()["models"]["yolov5n-ema"]["differences"]["map50_95"]
+    # 0.005, 0.015, 0.005, 0.005, 0.015, 0.005, 0.005
+    assert difference["mean"] == pytest.approx(0.055 / 7) and difference["n"] == 7
+    half = 4.302653 * 0.01 / math.sqrt(3) / math.sqrt(7)
+    assert difference["high"] - difference["mean"] == pytest.approx(half, rel=1e-6) and 2 * half < 0.02
+
+    # the design and its seeds stay, whatever is asked for later
+    for flags in (wide, (), ("--no-train",)):
+        assert main(command(tiny_set, *flags)) == 0
+        assert result()["models"]["yolov5n-ema"]["differences"]["map50_95"] == difference
+    assert main(command(tiny_set, "--until-width", "0.01")) == 2
+    assert "begun with --until-width 0.02" in capsys.readouterr().err
 
 
 def test_interrupted_and_resumed(tiny_set, played, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Command
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
-from yolov5_ema.texts import listed
+from yolov5_ema.texts import aligned, listed
 from yolov5_ema.upstream.flags import given_flags, refuse_shortened
 
 if TYPE_CHECKING:
+    from yolov5_ema.comparing.design import Design
     from yolov5_ema.comparing.plan import Plan
     from yolov5_ema.comparing.report import Report
     from yolov5_ema.comparing.runs import Record, Run
@@ -31,6 +33,10 @@ Models of ultralytics can be compared too, also with those of YOLOv5. Flags that
 translated; its own arguments, such as lr0=0.02, are given as it writes them. If models of both are compared, a flag
 must be known to both, and every best.pt is scored by COCO's protocol.
 
+How many seeds? --plan says how many a difference of a given size needs, from the runs that are finished, and how long
+they take. --until-width W trains the first --seeds (5 or more is wise), and then as many as their spread asks for, so
+that the interval of each difference in mAP50-95 is at most W wide.
+
 After an interruption, run the same command again to continue; you can add models and seeds to it. Results:
 PROJECT/NAME/comparison.json, .csv, .md and .png. Exit code 1 if a training failed. More: docs/compare.md
 
@@ -38,12 +44,15 @@ examples:
   yolov5-ema compare --data my.yaml --cfgs yolov5s.yaml yolov5s-ema.yaml --epochs 100 --img 640 --name ema
   yolov5-ema compare --data my.yaml --cfgs a.yaml b.yaml c.yaml --baseline b --seeds 5 --epochs 50
   yolov5-ema compare --data my.yaml --cfgs yolov5n-ema.yaml yolo26n-ema.yaml --epochs 100 --img 640 --name both
+  yolov5-ema compare --data my.yaml --cfgs yolov5s.yaml yolov5s-ema.yaml --epochs 100 --img 640 --name ema --plan
+  yolov5-ema compare --data my.yaml --cfgs a.yaml b.yaml --seeds 5 --until-width 0.01 --hours 12 --epochs 50
 """
 
 
 def _run(args: argparse.Namespace, flags: list[str]) -> int:
     """Train, score and compare. Returns 1 if a training failed or is missing."""
     _check(args)
+    from yolov5_ema.comparing.needs import EFFECTS, needs, seeds_begun, with_seeds
     from yolov5_ema.comparing.plan import YOLOV5, engines_of, prepare, save_recipe
     from yolov5_ema.comparing.runs import locked
 
@@ -62,13 +71,24 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         flags=flags,
         task=args.task,
     )
-    if args.no_train and not plan.folder.is_dir():
-        raise UserError(f"--no-train: there is no comparison in {plan.folder}")
+    if (args.no_train or args.plan) and not plan.folder.is_dir():
+        raise UserError(f"{'--plan' if args.plan else '--no-train'}: there is no comparison in {plan.folder}")
+    if args.plan:
+        table, lines = needs(plan, args.effect or EFFECTS)
+        print("\n".join([aligned(table), "", *lines]))
+        return 0
     print(_announcement(plan), flush=True)
+    started_s = time.monotonic()
     with locked(plan.folder) as lock:
         save_recipe(plan)
+        design = _design(plan, args.until_width)
+        if design:
+            plan = with_seeds(plan, seeds_begun(plan, design.pilot))
         records = _carry_out(plan, lock, train=not args.no_train)
-        return _conclude(plan, records, args)
+        if design and not args.no_train:
+            deadline_s = started_s + 3600 * args.hours if args.hours else math.inf
+            plan, records = _until_narrow(plan, design, records, lock, deadline_s)
+        return _conclude(plan, records, args, design)
 
 
 def _apart(cfgs: Sequence[str], flags: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -111,6 +131,31 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="rounds of measuring latency; 0: none (default: 30)",
     )
     parser.add_argument("--no-train", action="store_true", help="only report the trainings that are finished")
+    number = parser.add_argument_group("the number of seeds")
+    number.add_argument(
+        "--plan",
+        action="store_true",
+        help="train nothing; say how many seeds a difference needs to be shown, and how long they take",
+    )
+    number.add_argument(
+        "--effect",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="with --plan: differences from 0 to 1 (default: 0.005 0.01 0.02)",
+    )
+    number.add_argument(
+        "--until-width",
+        type=float,
+        metavar="W",
+        help="add seeds until the interval of each difference in mAP50-95 is at most W wide, such as 0.01",
+    )
+    number.add_argument(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="with --until-width: after the first --seeds, begin no seed that would end later than H hours from now",
+    )
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -118,6 +163,19 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--latency-rounds must be 0 or at least 2, not {args.latency_rounds}")
     if Path(args.name).name != args.name or args.name in ("", ".."):
         raise UserError(f"--name must be the name of a folder, not {args.name!r}; use --project for its parent")
+
+    for flag, value, needed in (("effect", args.effect, args.plan), ("hours", args.hours, args.until_width)):
+        if value is not None and not needed:
+            raise UserError(f"--{flag} needs {'--plan' if flag == 'effect' else '--until-width'}")
+    for effect in args.effect or ():
+        if not 0 < effect < 1:
+            raise UserError(f"--effect must be a difference between 0 and 1, not {effect:g}")
+    if args.until_width is not None and not 0 < args.until_width < 1:
+        raise UserError(f"--until-width must be between 0 and 1, not {args.until_width:g}")
+    if args.hours is not None and not args.hours > 0:
+        raise UserError(f"--hours must be above 0, not {args.hours:g}")
+    if args.plan and args.until_width is not None:
+        raise UserError("--plan trains nothing, and --until-width trains; leave one out")
 
 
 def _announcement(plan: Plan) -> str:
@@ -137,6 +195,43 @@ def _by_protocol(plan: Plan) -> str:
     from yolov5_ema.comparing.plan import YOLOV5
 
     return "" if plan.protocol == YOLOV5 else f", by the protocol {plan.protocol}"
+
+
+# --- the number of seeds --------------------------------------------------------------------
+
+
+def _design(plan: Plan, width: float | None) -> Design | None:
+    from yolov5_ema.comparing import design
+    from yolov5_ema.comparing.needs import seeds_begun
+
+    if width is None:
+        return design.kept(plan.folder)
+    return design.begun(plan.folder, width, seeds_begun(plan, 0))
+
+
+def _until_narrow(
+    plan: Plan, design: Design, records: dict[Run, Record], lock: int | None, deadline_s: float
+) -> tuple[Plan, dict[Run, Record]]:
+    """Add seeds until the design has as many as it needs, or the time is over."""
+    from yolov5_ema.comparing.design import METRIC
+    from yolov5_ema.comparing.needs import duration, figures_of, seconds_per_seed, with_seeds
+
+    first = {run: record for run, record in records.items() if run.seed < design.pilot}
+    needed = design.seeds(figures_of(plan, first, METRIC), plan.baseline)
+    seed_s = seconds_per_seed(records)
+    done = len(plan.seeds)
+    print(
+        f"An interval of mAP50-95 that is {design.width:g} wide needs {needed} seeds, by the spread over the first "
+        f"{design.pilot}; the {max(needed - done, 0)} that are left take about {duration(seed_s * (needed - done))}",
+        flush=True,
+    )
+    for seeds in range(done + 1, needed + 1):
+        if time.monotonic() + seed_s > deadline_s:
+            print(f"--hours is over after {seeds - 1} of {needed} seeds: the intervals are wider", flush=True)
+            break
+        plan = with_seeds(plan, seeds)
+        records = _carry_out(plan, lock, train=True)
+    return plan, records
 
 
 # --- the trainings --------------------------------------------------------------------------
@@ -236,7 +331,7 @@ class _Progress:
 # --- the outcome ----------------------------------------------------------------------------
 
 
-def _conclude(plan: Plan, records: Mapping[Run, Record], args: argparse.Namespace) -> int:
+def _conclude(plan: Plan, records: Mapping[Run, Record], args: argparse.Namespace, design: Design | None) -> int:
     from yolov5_ema.comparing import report as reports
     from yolov5_ema.comparing.picture import draw
     from yolov5_ema.comparing.plan import write_json
@@ -244,7 +339,7 @@ def _conclude(plan: Plan, records: Mapping[Run, Record], args: argparse.Namespac
 
     # Before the latency measurement, which itself adds to the load of the machine.
     where = provenance(plan)
-    report = reports.build_report(_models(plan, records, args.latency_rounds), plan.baseline, plan.seeds)
+    report = reports.build_report(_models(plan, records, args.latency_rounds), plan.baseline, plan.seeds, design=design)
     notes = [*reports.method_notes(report), *_notes(plan, records, report, where)]
     content = {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

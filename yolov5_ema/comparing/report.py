@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from yolov5_ema.comparing.design import Design
 from yolov5_ema.comparing.statistics import (
     Difference,
     Summary,
@@ -75,6 +76,7 @@ class Report:
         confidence: confidence that all intervals of a metric hold together.
         comparisons: number of models that are compared with the baseline.
         level: confidence of the interval of each difference, Bonferroni-corrected.
+        design: how the number of seeds was chosen, if it was not in advance.
     """
 
     rows: tuple[Row, ...]
@@ -82,6 +84,7 @@ class Report:
     confidence: float
     comparisons: int
     level: float
+    design: Design | None = None
 
     @property
     def baseline(self) -> Row:
@@ -92,7 +95,13 @@ class Report:
         return self.rows[1:]
 
 
-def build_report(models: Sequence[Model], baseline: str, seeds: Sequence[int], confidence: float = 0.95) -> Report:
+def build_report(
+    models: Sequence[Model],
+    baseline: str,
+    seeds: Sequence[int],
+    confidence: float = 0.95,
+    design: Design | None = None,
+) -> Report:
     """Compute the summaries, and the paired differences to the baseline.
 
     With several candidates, each interval is widened so that all intervals of one metric hold together with
@@ -101,11 +110,12 @@ def build_report(models: Sequence[Model], baseline: str, seeds: Sequence[int], c
     reference = next(model for model in models if model.name == baseline)
     others = [model for model in models if model is not reference]
     level = bonferroni_confidence(confidence, max(len(others), 1))
-    rows = [_row(model, reference, confidence, level) for model in (reference, *others)]
-    return Report(tuple(rows), tuple(seeds), confidence, len(others), level)
+    pilot = design.pilot if design else None
+    rows = [_row(model, reference, confidence, level, pilot) for model in (reference, *others)]
+    return Report(tuple(rows), tuple(seeds), confidence, len(others), level, design)
 
 
-def _row(model: Model, reference: Model, confidence: float, level: float) -> Row:
+def _row(model: Model, reference: Model, confidence: float, level: float, pilot: int | None) -> Row:
     is_baseline = model is reference
     summaries: dict[str, Summary | None] = {}
     differences: dict[str, Difference | None] = {}
@@ -113,7 +123,7 @@ def _row(model: Model, reference: Model, confidence: float, level: float) -> Row
         figures = model.figures.get(metric, {})
         summaries[metric] = summarize(figures.values(), confidence) if figures else None
         if not is_baseline:
-            differences[metric] = paired_difference(figures, reference.figures.get(metric, {}), level)
+            differences[metric] = paired_difference(figures, reference.figures.get(metric, {}), level, pilot)
     return Row(model, is_baseline, _latency(model, reference), summaries, differences)
 
 
@@ -216,6 +226,13 @@ def method_notes(report: Report) -> list[str]:
             f"Differences are paired by seed; intervals are t intervals over seeds{correction}. The verdict is "
             "'better' or 'worse' if the interval excludes 0."
         )
+        if report.design:
+            notes.append(
+                f"The number of seeds was chosen after the first {report.design.pilot}, for intervals of mAP50-95 that "
+                f"are at most {report.design.width:g} wide. Only the spread of those seeds decided it, and it alone "
+                "sets the width of all intervals (two stages, Stein 1945), so they hold as if it had been chosen in "
+                "advance."
+            )
         notes.append(
             "They say what other seeds would give with this data and recipe, not what other images would; "
             "mAP50 and mAP50-95 are judged separately."
@@ -256,6 +273,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "confidence": report.confidence,
         "comparisons": report.comparisons,
         "level": report.level,
+        **({"design": asdict(report.design)} if report.design else {}),
         "models": models,
     }
 

@@ -97,7 +97,7 @@ def summarize(values: Iterable[float], confidence: float = 0.95) -> Summary:
 
 
 def paired_difference(
-    candidate: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
+    candidate: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95, pilot: int | None = None
 ) -> Difference | None:
     """Compute candidate minus baseline over the seeds that both have; None if there is no such seed.
 
@@ -105,6 +105,8 @@ def paired_difference(
         candidate: results by seed.
         baseline: results by seed.
         confidence: confidence of the interval.
+        pilot: if the number of seeds was chosen by `power.seeds_for_width` after the seeds below this number: the
+            width of the interval and the p value then follow from the spread of those seeds alone.
 
     Raises:
         ValueError: a value is not finite, or the confidence is outside (0, 1).
@@ -122,7 +124,8 @@ def paired_difference(
     if np.ptp(differences) <= 4 * np.spacing(np.abs(before).max()):  # equal except for rounding
         differences = np.full(len(seeds), differences.mean())
     mean = float(differences.mean())
-    sd, low, high = _spread(differences, confidence)
+    first = differences if pilot is None else differences[: sum(seed < pilot for seed in seeds)]
+    sd, low, high = _spread(differences, confidence, first)
     return Difference(
         n=len(seeds),
         mean=mean,
@@ -130,7 +133,7 @@ def paired_difference(
         low=low,
         high=high,
         confidence=confidence,
-        p=_p_value(mean, sd, len(seeds)) if sd else None,
+        p=_p_value(mean, float(first.std(ddof=1)), len(seeds), len(first)) if sd and low is not None else None,
     )
 
 
@@ -155,15 +158,20 @@ def _checked(values: Iterable[float]) -> np.ndarray:
     return figures
 
 
-def _p_value(mean: float, sd: float, n: int) -> float:
-    """The p value of the two-sided paired t test."""
+def _p_value(mean: float, sd: float, n: int, pilot: int) -> float | None:
+    """The p value of the two-sided paired t test, with ``sd`` from ``pilot`` pairs; None if they do not vary."""
     from scipy import stats
 
-    return float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))
+    return float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), pilot - 1)) if sd else None
 
 
-def _spread(figures: np.ndarray, confidence: float) -> tuple[float, float, float] | tuple[None, None, None]:
-    """The standard deviation and the ends of the t interval of the mean; None for one value."""
+def _spread(
+    figures: np.ndarray, confidence: float, first: np.ndarray | None = None
+) -> tuple[float | None, float | None, float | None]:
+    """The standard deviation, and the ends of the t interval of the mean, whose width follows from ``first``.
+
+    None for one value.
+    """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
     n = len(figures)
@@ -172,5 +180,8 @@ def _spread(figures: np.ndarray, confidence: float) -> tuple[float, float, float
     from scipy import stats
 
     sd, mean = float(figures.std(ddof=1)), float(figures.mean())
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * sd / math.sqrt(n))
+    first = figures if first is None else first
+    if len(first) < 2:
+        return sd, None, None
+    half = float(stats.t.ppf((1 + confidence) / 2, len(first) - 1) * first.std(ddof=1) / math.sqrt(n))
     return sd, mean - half, mean + half
