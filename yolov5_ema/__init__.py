@@ -4,7 +4,7 @@ Example:
     >>> import yolov5_ema
     >>> block = yolov5_ema.create_block("EMA", 256, groups=16)
     >>> yolov5_ema.list_blocks("E*")
-    ['ECA', 'EMA']
+    ['ECA', 'ELA', 'EMA']
 """
 
 from __future__ import annotations

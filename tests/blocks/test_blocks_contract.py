@@ -10,6 +10,7 @@ import math
 import pickle
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,11 +22,21 @@ from yolov5_ema.blocks import block_info, create_block, get_block, list_blocks
 CHANNELS = 128  # the smallest number of channels that every block accepts with its default options
 SPATIAL = [(1, 1, 7), (2, 5, 1), (1, 1, 1), (3, 4, 6)]  # N, H, W
 
+# Biases before a softmax over the pixels, which it does not depend on: their gradient is 0 but for rounding.
+INERT = {("A2", "convB.bias"), ("GC", "conv_mask.bias"), ("NonLocal", "phi.bias")}
 # Parameters whose gradient is by design not the derivative of the output.
 DETACHED = {("NAM", "bn.weight")}
 
 # blocks that have nothing to train
 NO_PARAMETERS = {"SimAM"}
+# blocks that add to their input or mix channels, or whose factors are not between 0 and 1
+NOT_GATES = {"A2", "BAM", "CPCA", "GC", "LSKA", "NonLocal", "ParNet"}
+
+
+def assert_same(found, expected):
+    """Equal but for rounding, measured by the largest value: random weights make those of some blocks large."""
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=3e-5 * max(1.0, expected.abs().max().item()))
+
 
 every_block = pytest.mark.parametrize("name", list_blocks())
 both_modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
@@ -58,7 +69,7 @@ def test_is_a_gate(name):
     """Each output value is an input value, possibly shuffled, times something between 0 and 1."""
     x = noise(2, CHANNELS, 4, 5)
     out = random_block(name)(x)
-    assert out.abs().max() <= x.abs().max()
+    assert name in NOT_GATES or out.abs().max() <= x.abs().max()
     assert not torch.allclose(out, x)
 
 
@@ -66,7 +77,7 @@ def test_is_a_gate(name):
 def test_images_of_a_batch_do_not_mix_in_eval(name):
     block = random_block(name)
     x = noise(3, CHANNELS, 4, 5)
-    torch.testing.assert_close(block(x), torch.cat([block(image) for image in x.split(1)]))
+    assert_same(block(x), torch.cat([block(image) for image in x.split(1)]))
 
 
 @every_block
@@ -80,7 +91,7 @@ def test_every_parameter_gets_a_gradient(name):
     for key, parameter in parameters.items():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
-        assert parameter.grad.abs().max() > 1e-9, key
+        assert (parameter.grad.abs().max() > 1e-9) or (name, key) in INERT, key
 
 
 @every_block
@@ -95,7 +106,9 @@ def test_gradients_are_finite_at_any_size(name, spatial, training):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
 
 
-@every_block
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "CPCA" else ()) for n in list_blocks()]
+)
 @both_modes
 def test_gradcheck(name, training):
     block = random_block(name, training, dtype=torch.float64)
@@ -119,8 +132,8 @@ def test_half_precision_is_finite_on_large_inputs(name, dtype, scale, training):
     flat = torch.full((1, CHANNELS, 8, 8), scale)
     signs = noise(2, CHANNELS, 8, 8).sign() * scale
     inputs = [flat, signs]
-    if scale > 1e4:  # the sum of 160 x 160 of these overflows in float16
-        inputs.append(noise(1, CHANNELS, 160, 160).abs().clamp(max=1) * scale)
+    if scale > 1e4:  # the sum of 40 x 40 of these overflows in float16
+        inputs.append(noise(1, CHANNELS, 40, 40).abs().clamp(max=1) * scale)
     for x in inputs:
         out = block(x.to(dtype))
         assert out.dtype == dtype
@@ -185,7 +198,7 @@ def test_channels_last_gives_the_same(name):
     block = random_block(name)
     x = noise(2, CHANNELS, 6, 5)
     out = block.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(out, random_block(name)(x))
+    assert_same(out, random_block(name)(x))
 
 
 @every_block
@@ -336,6 +349,7 @@ def test_doctests(module):
 
 # -- how many parameters --
 
+C = 512
 AT_512 = [
     ("CA", {}, 25_648),
     ("CA", {"reduction": 16}, 50_272),
@@ -353,6 +367,21 @@ AT_512 = [
     ("SimAM", {}, 0),
     ("Triplet", {}, 3 * (2 * 7**2 + 2)),
     ("Triplet", {"spatial": False}, 2 * (2 * 7**2 + 2)),
+    ("PolarizedSA", {}, 3 * C * C // 2 + C + C // 2 * 64 + 3 * 64 + 64 * C + C),
+    ("PolarizedSA", {"mode": "parallel"}, 2 * C * C + C),
+    ("GC", {}, C + 1 + 2 * C * 32 + 3 * 32 + C),
+    ("GC", {"fusion": "mul"}, C + 1 + 2 * C * 32 + 3 * 32 + C),
+    ("BAM", {}, 3 * C * 32 + C + 18 * 32**2 + 13 * 32 + 1),
+    ("GAM", {}, 2 * C * 128 + 128 + C + 2 * 49 * C * 128 + 3 * 128 + 3 * C),
+    ("ParNet", {}, 11 * C * C + 6 * C),
+    ("ELA", {}, 7 * C + 2 * C),
+    ("ELA", {"width": 8}, 8 * 7 * C + 2 * C),
+    ("MLCA", {}, 2 * 5),
+    ("LSKA", {}, C * C + C + 2 * C * (3 + 3 + 2)),
+    ("LSKA", {"kernel_size": 53}, C * C + C + 2 * C * (5 + 17 + 2)),
+    ("CPCA", {}, C * C + C + 2 * C * 128 + 128 + C + 110 * C),
+    ("A2", {}, 4 * C * 128 + 3 * 128 + C),
+    ("NonLocal", {}, 4 * C * 256 + 3 * 256 + 3 * C),
 ]
 
 
@@ -363,6 +392,16 @@ def count(block):
 @pytest.mark.parametrize(("name", "options", "expected"), AT_512)
 def test_parameters_at_512_channels(name, options, expected):
     assert count(create_block(name, 512, **options)) == expected
+
+
+@every_block
+def test_the_docs_give_the_count(name):
+    expected = count(create_block(name, 512))
+    rows = (Path(__file__).parents[2] / "docs/blocks.md").read_text().splitlines()
+    row = next(row for row in rows if row.startswith(f"| `{name}` "))
+    said = row.split("|")[3].split()[-1]
+    assert said == (f"{expected:,}" if expected else "none")
+    assert f"{expected:,}" in get_block(name).__doc__ or name in ("EMA", "ECA", *NO_PARAMETERS)
 
 
 def test_every_block_has_a_parameter_count():
@@ -423,7 +462,7 @@ def test_opencv_runs_its_onnx(name, tmp_path):
     engine = getattr(cv2.dnn, "ENGINE_CLASSIC", None)  # what only 4.x has
     network = cv2.dnn.readNetFromONNX(file) if engine is None else cv2.dnn.readNetFromONNX(file, engine)
     network.setInput(x.numpy())
-    torch.testing.assert_close(torch.from_numpy(network.forward()), block(x).detach(), rtol=1e-4, atol=1e-5)
+    assert_same(torch.from_numpy(network.forward()), block(x).detach())
 
 
 @pytest.mark.slow
@@ -450,4 +489,4 @@ def test_onnx_and_openvino_at_sizes_that_were_not_traced(name, exporter, tmp_pat
         x = noise(n, CHANNELS, height, width)
         expected = block(x).detach()
         for found in (session.run(None, {session.get_inputs()[0].name: x.numpy()})[0], compiled([x.numpy()])[0]):
-            torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=2e-5)
+            assert_same(torch.from_numpy(found), expected)

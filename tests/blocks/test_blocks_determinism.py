@@ -37,6 +37,8 @@ OPTIONS = {
     "SA": [{"groups": 8}],
     "SE": [{}, {"bias": True}],
     "Triplet": [{}, {"spatial": False}],
+    "PolarizedSA": [{}, {"mode": "parallel"}],
+    "NonLocal": [{}, {"subsample": False}],
 }
 
 

@@ -20,7 +20,30 @@ from yolov5_ema.blocks import (
     unregister_block,
 )
 
-ALL = ["CA", "CBAM", "ECA", "EMA", "NAM", "SA", "SE", "SGE", "SRM", "SimAM", "Triplet"]
+ALL = [
+    "A2",
+    "BAM",
+    "CA",
+    "CBAM",
+    "CPCA",
+    "ECA",
+    "ELA",
+    "EMA",
+    "GAM",
+    "GC",
+    "LSKA",
+    "MLCA",
+    "NAM",
+    "NonLocal",
+    "ParNet",
+    "PolarizedSA",
+    "SA",
+    "SE",
+    "SGE",
+    "SRM",
+    "SimAM",
+    "Triplet",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +75,9 @@ def test_the_families_are_listed_sorted():
     [
         ("", ALL),
         ("*", ALL),
-        ("C*", ["CA", "CBAM"]),
-        ("E[!M]?", ["ECA"]),
-        ("*AM", ["CBAM", "NAM", "SimAM"]),
+        ("C*", ["CA", "CBAM", "CPCA"]),
+        ("E[!M]?", ["ECA", "ELA"]),
+        ("*AM", ["BAM", "CBAM", "GAM", "NAM", "SimAM"]),
         ("ema", []),
         ("EMA", ["EMA"]),
     ],

@@ -303,12 +303,313 @@ def srm(x, p, training):
     return gated(x, lambda image, c, i, j: sigmoid(scores[image, c, 0, 0]))
 
 
+def relu(values):
+    return [max(v, 0.0) for v in values]
+
+
+def layer_norm(values, weight, bias):
+    mu = mean(values)
+    root = math.sqrt(mean((v - mu) ** 2 for v in values) + GROUP_NORM_EPS)
+    return [w * (v - mu) / root + b for v, w, b in zip(values, np.ravel(weight), np.ravel(bias))]
+
+
+def pointwise(image, p, name):
+    """A 1x1 convolution (or linear layer) of (C, H, W)."""
+    _, height, width = image.shape
+    weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
+    out = np.zeros((len(weight), height, width))
+    for i, j in product(range(height), range(width)):
+        out[:, i, j] = linear(weight, bias, image[:, i, j])
+    return out
+
+
+def convolved(x, p, name):
+    return np.stack([convolve(image, p[f"{name}.weight"], p.get(f"{name}.bias")) for image in x])
+
+
+def pixels(image):
+    """The vectors of all pixels of (C, H, W), row by row."""
+    _, height, width = image.shape
+    return [image[:, i, j] for i, j in product(range(height), range(width))]
+
+
+def dot(a, b):
+    return math.fsum(v * w for v, w in zip(a, b))
+
+
+def weighted(shares, vectors):
+    """The sum of vectors with one share each."""
+    return [math.fsum(s * v[c] for s, v in zip(shares, vectors)) for c in range(len(vectors[0]))]
+
+
+def as_map(values, like):
+    """Values or vectors of all pixels, row by row, as (height, width) or (C, height, width)."""
+    found = np.array(values)
+    return found.T.reshape(*found.shape[1:], *like.shape[1:])
+
+
+def polarized_channel(image, p, mode):
+    shares = softmax([v[0] for v in pixels(pointwise(image, p, "conv_q_right"))])
+    context = weighted(shares, pixels(pointwise(image, p, "conv_v_right")))
+    if mode == "parallel":
+        scores = linear(p["conv_up.weight"], None, context)
+    else:
+        hidden = linear(p["conv_up.0.weight"], p["conv_up.0.bias"], context)
+        hidden = relu(layer_norm(hidden, p["conv_up.1.weight"], p["conv_up.1.bias"]))
+        scores = linear(p["conv_up.3.weight"], p["conv_up.3.bias"], hidden)
+    return [sigmoid(v) for v in scores]
+
+
+def polarized_spatial(image, p, mode):
+    query = [mean(channel.reshape(-1)) for channel in pointwise(image, p, "conv_q_left")]
+    values = pointwise(image, p, "conv_v_left")
+    if mode == "parallel":
+        scores = softmax([dot(query, v) for v in pixels(values)])
+    else:
+        shares = [softmax(channel.reshape(-1)) for channel in values]
+        scores = [dot(query, v) for v in zip(*shares)]
+    return as_map([sigmoid(v) for v in scores], image)
+
+
+def polarized(x, p, training, mode="sequential"):
+    out = np.zeros_like(x)
+    for image, c, i, j in product(*map(range, x.shape)):
+        if (c, i, j) == (0, 0, 0):
+            channel = polarized_channel(x[image], p, mode)
+            first = x[image] * np.array(channel)[:, None, None]
+            spatial = polarized_spatial(x[image] if mode == "parallel" else first, p, mode)
+        both = channel[c] + spatial[i, j] if mode == "parallel" else channel[c] * spatial[i, j]
+        out[image, c, i, j] = x[image, c, i, j] * both
+    return out
+
+
+def gc(x, p, training, reduction=16, fusion="add"):
+    name = f"channel_{fusion}_conv"
+    out = np.zeros_like(x)
+    for index, image in enumerate(x):
+        shares = softmax([v[0] for v in pixels(pointwise(image, p, "conv_mask"))])
+        context = weighted(shares, pixels(image))
+        hidden = linear(p[f"{name}.0.weight"], p[f"{name}.0.bias"], context)
+        hidden = relu(layer_norm(hidden, p[f"{name}.1.weight"], p[f"{name}.1.bias"]))
+        terms = linear(p[f"{name}.3.weight"], p[f"{name}.3.bias"], hidden)
+        for c, i, j in product(*map(range, image.shape)):
+            value = image[c, i, j]
+            out[index, c, i, j] = value + terms[c] if fusion == "add" else value * sigmoid(terms[c])
+    return out
+
+
+def bam(x, p, training, reduction=16, dilation=4, combine="sum"):
+    at, there = "channel_att.gate_c.gate_c", "spatial_att.gate_s.gate_s"
+    hidden = np.array(
+        [linear(p[f"{at}_fc_0.weight"], p[f"{at}_fc_0.bias"], [mean(c.reshape(-1)) for c in image]) for image in x]
+    )
+    hidden = batch_norm(hidden[:, :, None, None], p, f"{at}_bn_1", training)
+    channel = [linear(p[f"{at}_fc_final.weight"], p[f"{at}_fc_final.bias"], relu(np.ravel(v))) for v in hidden]
+
+    y = np.stack([pointwise(image, p, f"{there}_conv_reduce0") for image in x])
+    y = np.maximum(batch_norm(y, p, f"{there}_bn_reduce0", training), 0)
+    for step in range(2):
+        kernel = p[f"{there}_conv_di_{step}.weight"]
+        spread = np.zeros((*kernel.shape[:2], 2 * dilation + 1, 2 * dilation + 1))  # zeros between the nine weights
+        for u, v in product(range(3), range(3)):
+            spread[:, :, u * dilation, v * dilation] = kernel[:, :, u, v]
+        y = np.stack([convolve(image, spread, p[f"{there}_conv_di_{step}.bias"]) for image in y])
+        y = np.maximum(batch_norm(y, p, f"{there}_bn_di_{step}", training), 0)
+    spatial = [pointwise(image, p, f"{there}_conv_final")[0] for image in y]
+
+    def gate(image, c, i, j):
+        a, b = channel[image][c], spatial[image][i, j]
+        return 1 + sigmoid(a + b if combine == "sum" else a * b)
+
+    return gated(x, gate)
+
+
+def gam(x, p, training, reduction=4, kernel_size=7):
+    def mlp(vector):
+        hidden = relu(linear(p["channel_attention.0.weight"], p["channel_attention.0.bias"], vector))
+        return linear(p["channel_attention.2.weight"], p["channel_attention.2.bias"], hidden)
+
+    channel = [as_map([mlp(v) for v in pixels(image)], image) for image in x]
+    refined = gated(x, lambda image, c, i, j: sigmoid(channel[image][c, i, j]))
+    y = np.maximum(batch_norm(convolved(refined, p, "spatial_attention.0"), p, "spatial_attention.1", training), 0)
+    y = batch_norm(convolved(y, p, "spatial_attention.3"), p, "spatial_attention.4", training)
+    return gated(refined, lambda image, c, i, j: sigmoid(y[image, c, i, j]))
+
+
+def parnet(x, p, training):
+    normed = batch_norm(x, p, "rbr_identity", training)
+    scores = [linear(p["se.cvsig.conv.weight"], None, [mean(c.reshape(-1)) for c in image]) for image in normed]
+    skip = gated(normed, lambda image, c, i, j: sigmoid(scores[image][c]))
+    dense = batch_norm(convolved(x, p, "rbr_dense.conv"), p, "rbr_dense.bn", training)
+    point = batch_norm(convolved(x, p, "rbr_1x1.conv"), p, "rbr_1x1.bn", training)
+    total = dense + point + skip
+    return gated(total, lambda *index: sigmoid(total[index]))
+
+
+def ela(x, p, training, kernel_size=7, norm_groups=16, width=1):
+    kernel = p["conv.weight"]
+
+    def gates(strip):
+        """(C, length) -> (C, length)"""
+        channels, length = strip.shape
+        scores = np.zeros_like(strip)
+        for c, i, k, u in product(range(channels), range(length), range(width), range(kernel_size)):
+            place = i + u - kernel_size // 2
+            if 0 <= place < length:
+                scores[c, i] += kernel[c, k, u] * strip[c // width * width + k, place]
+        size = channels // norm_groups
+        for g in range(norm_groups):
+            group = slice(g * size, (g + 1) * size)
+            flat = normalise(scores[group].reshape(-1), 1.0, 0.0, GROUP_NORM_EPS)
+            scores[group] = np.array(flat).reshape(size, length)
+        for c, i in product(range(channels), range(length)):
+            scores[c, i] = sigmoid(p["gn.weight"][c] * scores[c, i] + p["gn.bias"][c])
+        return scores
+
+    channels, height, across = x.shape[1:]
+    along_h, along_w = [], []
+    for image in x:
+        rows = [[mean(image[c, i]) for i in range(height)] for c in range(channels)]
+        columns = [[mean(image[c, :, j]) for j in range(across)] for c in range(channels)]
+        along_h.append(gates(np.array(rows)))
+        along_w.append(gates(np.array(columns)))
+    return gated(x, lambda image, c, i, j: along_h[image][c, i] * along_w[image][c, j])
+
+
+def adaptive_pool(image, rows, columns):
+    """(H, W) -> (rows, columns): means of patches from floor(i H / rows) to ceil((i + 1) H / rows)."""
+    height, width = image.shape
+    out = np.zeros((rows, columns))
+    for i, j in product(range(rows), range(columns)):
+        down = range(i * height // rows, -(-(i + 1) * height // rows))
+        along = range(j * width // columns, -(-(j + 1) * width // columns))
+        out[i, j] = mean(image[u, v] for u in down for v in along)
+    return out
+
+
+def mlca(x, p, training, kernel_size=None, local_size=5, local_weight=0.5):
+    channels, height, width = x.shape[1:]
+
+    def along(values, kernel):
+        """The values after a 1-D convolution and a sigmoid."""
+        found = []
+        for place in range(len(values)):
+            near = ((place + u - len(kernel) // 2, weight) for u, weight in enumerate(kernel))
+            found.append(sigmoid(math.fsum(w * values[at] for at, w in near if 0 <= at < len(values))))
+        return found
+
+    out = np.zeros_like(x)
+    for index, image in enumerate(x):
+        patches = np.stack([adaptive_pool(channel, local_size, local_size) for channel in image])
+        local = along([v for vector in pixels(patches) for v in vector], p["conv_local.weight"][0, 0])
+        whole = along([mean(patch.reshape(-1)) for patch in patches], p["conv.weight"][0, 0])
+        for c in range(channels):
+            mixed = [
+                (1 - local_weight) * whole[c] + local_weight * local[patch * channels + c]
+                for patch in range(local_size**2)
+            ]
+            gate = adaptive_pool(np.array(mixed).reshape(local_size, local_size), height, width)
+            out[index, c] = image[c] * gate
+    return out
+
+
+def depthwise(x, p, name, dilation=1):
+    """A depthwise convolution with zero padding that keeps the size; its kernel may be a strip."""
+    kernel, bias = p[f"{name}.weight"], p[f"{name}.bias"]
+    rows, columns = kernel.shape[2:]
+    _, _, height, width = x.shape
+    out = np.zeros_like(x)
+    for image, c, i, j in product(*map(range, x.shape)):
+        total = bias[c]
+        for u, v in product(range(rows), range(columns)):
+            row, column = i + (u - rows // 2) * dilation, j + (v - columns // 2) * dilation
+            if 0 <= row < height and 0 <= column < width:
+                total += kernel[c, 0, u, v] * x[image, c, row, column]
+        out[image, c, i, j] = total
+    return out
+
+
+def lska(x, p, training, kernel_size=7):
+    dilation = 2 if kernel_size < 23 else 3
+    y = depthwise(depthwise(x, p, "conv0h"), p, "conv0v")
+    y = depthwise(depthwise(y, p, "conv_spatial_h", dilation), p, "conv_spatial_v", dilation)
+    factors = np.stack([pointwise(image, p, "conv1") for image in y])
+    return gated(x, lambda *index: factors[index])
+
+
+def cpca(x, p, training, reduction=4):
+    def mixed(y):
+        return np.stack([pointwise(image, p, "conv") for image in y])
+
+    def mlp(vector):
+        hidden = relu(linear(p["ca.fc1.weight"], p["ca.fc1.bias"], vector))
+        return [sigmoid(v) for v in linear(p["ca.fc2.weight"], p["ca.fc2.bias"], hidden)]
+
+    y = mixed(x)
+    y = gated(y, lambda *index: (1 + math.erf(y[index] / math.sqrt(2))) / 2)  # GELU
+    means = [mlp([mean(c.reshape(-1)) for c in image]) for image in y]
+    peaks = [mlp([max(c.reshape(-1)) for c in image]) for image in y]
+    y = gated(y, lambda image, c, i, j: means[image][c] + peaks[image][c])
+    near = depthwise(y, p, "dconv5_5")
+    total = near.copy()
+    for length in (7, 11, 21):
+        total += depthwise(depthwise(near, p, f"dconv1_{length}"), p, f"dconv{length}_1")
+    scores = mixed(total)
+    return mixed(gated(y, lambda *index: scores[index]))
+
+
+def a2(x, p, training, reduction=4, residual=True):
+    out = np.zeros_like(x)
+    for index, image in enumerate(x):
+        features = pixels(pointwise(image, p, "convA"))
+        maps = [softmax(channel.reshape(-1)) for channel in pointwise(image, p, "convB")]
+        gathered = [weighted(shares, features) for shares in maps]
+        mixtures = [weighted(softmax(v), gathered) for v in pixels(pointwise(image, p, "convV"))]
+        added = pointwise(as_map(mixtures, image), p, "conv_reconstruct")
+        out[index] = image + added if residual else added
+    return out
+
+
+def non_local(x, p, training, reduction=2, subsample=True):
+    inner = ".0" if subsample else ""
+
+    def fewer(image):
+        if not subsample:
+            return image
+        channels, height, width = image.shape
+        out = np.zeros((channels, max(height // 2, 1), max(width // 2, 1)))
+        for c, i, j in product(*map(range, out.shape)):
+            window = image[c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+            out[c, i, j] = max(window.reshape(-1))
+        return out
+
+    added = np.zeros_like(x)
+    for index, image in enumerate(x):
+        theta = pixels(pointwise(image, p, "theta"))
+        phi = pixels(fewer(pointwise(image, p, f"phi{inner}")))
+        g = pixels(fewer(pointwise(image, p, f"g{inner}")))
+        found = [weighted(softmax([dot(one, other) for other in phi]), g) for one in theta]
+        added[index] = pointwise(as_map(found, image), p, "W.0")
+    return x + batch_norm(added, p, "W.1", training)
+
+
 LOOPS = {
+    "A2": a2,
+    "BAM": bam,
     "CA": ca,
     "CBAM": cbam,
+    "CPCA": cpca,
     "ECA": eca,
+    "ELA": ela,
     "EMA": ema,
+    "GAM": gam,
+    "GC": gc,
+    "LSKA": lska,
+    "MLCA": mlca,
     "NAM": nam,
+    "NonLocal": non_local,
+    "ParNet": parnet,
+    "PolarizedSA": polarized,
     "SA": sa,
     "SE": se,
     "SGE": sge,

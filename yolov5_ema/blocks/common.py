@@ -14,6 +14,7 @@ from yolov5_ema.kernels.numerics import as_constant, is_symbolic, saturate, stab
 __all__ = [
     "AttentionBlock",
     "BatchNorm",
+    "Bottleneck",
     "as_constant",
     "check_bool",
     "check_choice",
@@ -63,13 +64,16 @@ def check_odd_kernel(block: str, value: Any) -> int:
     return size
 
 
-def check_reduction(block: str, channels: int, value: Any) -> int:
-    """``value`` if ``channels // value`` leaves at least one hidden channel; otherwise raises a ``ValueError``."""
+def check_reduction(block: str, channels: int, value: Any, least: int = 1) -> int:
+    """``value`` if ``channels // value`` is at least ``least``; otherwise raises a ``ValueError``."""
     reduction = check_positive_int(block, "reduction", value)
-    if reduction > channels:
+    if channels < least:
+        raise ValueError(f"{block}: needs at least {least} channels, got {channels}")
+    if channels // reduction < least:
+        left = "no hidden channel" if reduction > channels else f"fewer than {least} hidden channels"
         raise ValueError(
-            f"{block}: reduction {reduction} leaves no hidden channel of {channels} channels; "
-            f"use a reduction of at most {channels}"
+            f"{block}: reduction {reduction} leaves {left} of {channels} channels; "
+            f"use a reduction of at most {channels // least}"
         )
     return reduction
 
@@ -156,6 +160,34 @@ class BatchNorm(nn.Module):
         else:
             y = self.bn(x)  # the shape of x
         return saturate(y)
+
+
+class Bottleneck(nn.Sequential):
+    """Two 1x1 convolutions of a pooled map (N, C, 1, 1), with LayerNorm and ReLU between them; the names are 0, 1, 3.
+
+    float16 overflow saturates.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        outputs: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            nn.Conv2d(channels, hidden, 1, device=device, dtype=dtype),
+            nn.LayerNorm([hidden, 1, 1], device=device, dtype=dtype),
+            nn.ReLU(),
+            nn.Conv2d(hidden, outputs, 1, device=device, dtype=dtype),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self:
+            x = saturate(layer(x))
+        return x  # (N, outputs, 1, 1)
 
 
 class AttentionBlock(nn.Module):

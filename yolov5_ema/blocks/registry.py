@@ -138,7 +138,7 @@ def list_blocks(pattern: str = "") -> list[str]:
     """Sorted names of the registered blocks that match a shell-style ``pattern`` (all of them by default).
 
     >>> list_blocks("E*")
-    ['ECA', 'EMA']
+    ['ECA', 'ELA', 'EMA']
     """
     return sorted(name for name in _REGISTRY if not pattern or fnmatchcase(name, pattern))
 

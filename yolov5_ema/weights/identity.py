@@ -5,6 +5,7 @@ get other values than those they were trained on. A gate near 1 would be a satur
 the block starts in the middle: its last parameters are zero, and its gate is the constant 1/2 (1/4 for a product of two
 gates), where the slope of a sigmoid is greatest. The weights of the convolutions that read its output are multiplied by
 2 (4). These are powers of two, so at step 0 the detector computes, bit for bit, what it computed without the block.
+(BAM's gate is 3/2, so there it is so but for rounding.) Blocks that add to their input start with nothing to add.
 Forward, state dict and YAML do not change.
 
 SA also shuffles channels, so the input channels of the convolutions after it are reordered to match.
@@ -117,7 +118,10 @@ def _zero(block: nn.Module, layer: Layer) -> None:
             f"--init identity: {layer} is a {type(block).__name__}, which has no method zero_gate_() to make its "
             "gate a constant; leave --init out, or add the method to the block (CONTRIBUTING.md)"
         )
-    zero_gate_()
+    try:
+        zero_gate_()
+    except ValueError as error:
+        raise ConfigError(f"--init identity: {layer}: {error}; leave --init out") from error
 
 
 def _measured(module: nn.Module, channels: int, layer: Layer) -> _Change:
