@@ -1,4 +1,4 @@
-"""The block on a GPU in a training. Skipped without a GPU."""
+"""The block on a GPU in a training, and its kernels' proof there. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import copy
 
 import pytest
 import torch
+from cases.native import runs_a_block_on_a_gpu
 from conftest import randomise
+from fresh_process import run_fresh
 
 from yolov5_ema.blocks import EMA
-from yolov5_ema.kernels import dispatch
+from yolov5_ema.kernels import dispatch, proof
+from yolov5_ema.settings import VARIABLES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -99,3 +102,96 @@ def test_a_detector_moves_from_one_device_to_the_other():
     x = torch.randn(2, 64, 9, 7)
     on_cpu = block(x)
     torch.testing.assert_close(copy.deepcopy(block).cuda()(x.cuda()).cpu(), on_cpu, atol=4e-6, rtol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------- kernels prove themselves
+
+
+@pytest.fixture
+def unproved(monkeypatch, tmp_path):
+    """As in a process that has not used a kernel, on a machine where none was used."""
+    monkeypatch.delenv(VARIABLES["implementation"], raising=False)
+    monkeypatch.setenv(VARIABLES["cache"], str(tmp_path / "cache"))
+    for name in ("_faults", "_warned", "_required"):
+        monkeypatch.setattr(proof, name, type(getattr(proof, name))())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_kernels_are_right(dtype, unproved):
+    assert dispatch.choose("EMA", "auto", "cuda", dtype).name == "triton"
+    assert list(proof._faults.values()) == ["", ""]
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+@pytest.mark.parametrize("fault", ["wrong", "raises at once", "raises later"])
+def test_a_fault_is_replaced_by_plain_operations(kind, fault, unproved, monkeypatch):
+    from yolov5_ema.kernels.ema import triton
+
+    right, block = getattr(triton, kind), randomise(EMA(64)).cuda()
+    x = torch.randn(2, 64, 9, 7, device="cuda", requires_grad=True)
+    with dispatch.forced("exact"):
+        expected = gradients(block, x)
+
+    def wrong(*arguments):
+        if fault != "wrong":
+            raise RuntimeError("an illegal launch")
+        first, *others = right(*arguments)
+        return first * 1.01, *others
+
+    if fault == "raises later":
+        gradients(block, x)
+    monkeypatch.setattr(triton, kind, wrong)
+    for one, other in zip(gradients(block, x), expected):
+        torch.testing.assert_close(one, other, atol=4e-6, rtol=1e-4)
+    assert dispatch.choose("EMA", "auto", "cuda", torch.float32).name == "exact"
+
+
+@pytest.mark.parametrize("is_proved", [True, False])
+def test_a_cuda_graph(is_proved, unproved):
+    block = randomise(EMA(64)).cuda()
+    x = torch.randn(2, 64, 9, 7, device="cuda")
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        with torch.cuda.stream(stream), dispatch.forced("auto" if is_proved else "exact"):
+            for _ in range(3):
+                block(x)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            chosen = dispatch.choose("EMA", "auto", x.device, x.dtype).name
+            out = block(x)
+        assert chosen == ("triton" if is_proved else "exact")
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        with dispatch.forced("exact"):
+            torch.testing.assert_close(out, block(x), atol=4e-6, rtol=1e-4)
+
+
+def test_torch_compile_with_cuda_graphs_as_the_first_use(unproved):
+    torch.compiler.reset()
+    block = randomise(EMA(64)).cuda()
+    x = torch.randn(2, 64, 9, 7, device="cuda", requires_grad=True)
+    with dispatch.forced("exact"):
+        expected = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
+    compiled = torch.compile(block, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        found = torch.autograd.grad(compiled(x).square().sum(), [x, *block.parameters()])
+        for one, other in zip(found, expected):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert list(proof._faults.values()) == ["", ""]
+
+
+def test_without_a_c_compiler(tmp_path, monkeypatch):
+    """Triton compiles its launcher with one, as the first thing that it does."""
+    monkeypatch.delenv("CC", raising=False)
+    env = {"PATH": str(tmp_path), "TRITON_CACHE_DIR": str(tmp_path / "triton"), VARIABLES["cache"]: str(tmp_path)}
+    done = run_fresh(runs_a_block_on_a_gpu, env=env)
+    assert done.returncode == 0, done.stderr
+    *values, name = done.stdout.split()
+    assert name == "exact" and done.stderr.count("EMA: the triton kernel is not used in this process") == 1
+    block = randomise(EMA(64, groups=8))
+    x = torch.ones(2, 64, 9, 7, requires_grad=True)
+    out = block(x)
+    out.sum().backward()
+    expected = [out.double().abs().sum().item(), x.grad.double().abs().sum().item()]
+    assert [float(value) for value in values] == pytest.approx(expected, rel=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import stat
@@ -45,6 +46,7 @@ def no_compiler(monkeypatch, tmp_path):
 def test_no_compiler(no_compiler, cache):
     found = native._find_or_build()
     assert found.handle is None and found.reason.startswith("no C++ compiler found (c++, g++, clang++, or CXX)")
+    assert not found.has_failed, "a machine without a compiler is nothing to warn of"
 
 
 @pytest.mark.parametrize(
@@ -56,10 +58,18 @@ def test_no_compiler(no_compiler, cache):
     ],
     ids=["fails", "writes nothing", "writes no library"],
 )
-def test_a_broken_compiler(text, reason, monkeypatch, cache, tmp_path):
+def test_a_broken_compiler(text, reason, monkeypatch, cache, tmp_path, caplog):
+    """A block goes on with plain operations, and one warning says why."""
     monkeypatch.setenv("CXX", compiler_script(tmp_path, text))
     found = native._find_or_build()
     assert found.handle is None and reason in found.reason
+    monkeypatch.setattr(native, "library", lambda: found)
+    monkeypatch.setattr(dispatch, "_look_for", functools.cache(dispatch._look_for.__wrapped__))
+    for _ in range(2):
+        assert EMA(8, groups=2)(torch.ones(1, 8, 3, 3)).shape == (1, 8, 3, 3)
+    (record,) = caplog.records
+    start = "the C++ kernels are not used in this process, plain torch operations are: "
+    assert record.levelname == "WARNING" and record.getMessage() == start + found.reason
     assert not [file for file in cache.iterdir() if file.name.startswith(".")], "drafts are gone"
 
 

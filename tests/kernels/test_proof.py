@@ -359,6 +359,15 @@ def test_torch_compile_as_the_first_use(first, monkeypatch, warnings):
     assert len(warnings()) == 1
 
 
+def test_nothing_is_compared_while_a_cuda_graph_is_captured(monkeypatch):
+    """The tests on a GPU capture a graph."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    compared = examined(monkeypatch)
+    reason = proof.fault("EMA", "forward", torch.device("cuda", 0), torch.float32)
+    assert "before a CUDA graph was captured" in reason and not compared and not proof._faults
+    assert chosen("EMA") == "cpp" and compared, "on the CPU there is no capture"
+
+
 def test_threads_wait_for_one_comparison(monkeypatch):
     compared = examined(monkeypatch)
     threads = [threading.Thread(target=results, args=("EMA",)) for _ in range(4)]
@@ -380,7 +389,9 @@ def test_a_process_that_is_forked_during_a_comparison():
 
 def test_two_ranks_go_on_with_a_fault_in_one(tmp_path):
     """Both end with the same weights, and these are the weights without a fault."""
-    done = run_in_copy(trains_with_a_fault_in_one_rank, tmp_path, env={"OMP_NUM_THREADS": "1"})
+    compiled = Path(native.library().handle._name).parent
+    env = {"OMP_NUM_THREADS": "1", VARIABLES["cache"]: str(compiled)}
+    done = run_in_copy(trains_with_a_fault_in_one_rank, tmp_path, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["cpp", "exact"]
     assert done.stderr.count("EMA: the cpp kernel is not used in this process") == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from torch.autograd import forward_ad
 from yolov5_ema.errors import UserError
 from yolov5_ema.kernels import native, proof
 from yolov5_ema.settings import VARIABLES, read
+
+_log = logging.getLogger("yolov5_ema")
 
 CHOICES = {
     "auto": "the fastest that can run",
@@ -175,6 +178,8 @@ for _function in (missing, _fault, proof.require):
 def _look_for(kernel: str) -> str:
     if kernel == "cpp":
         found = native.library()
+        if found.has_failed:
+            _log.warning("the C++ kernels are not used in this process, plain torch operations are: %s", found.reason)
         return "" if found.handle is not None else found.reason
     if not torch.cuda.is_available():
         return "no GPU that torch can use"

@@ -42,10 +42,14 @@ _VARIANTS = (
 
 
 class Library(NamedTuple):
-    """The loaded library and where it came from, or None and why there is none."""
+    """The loaded library and where it came from, or None and why there is none.
+
+    ``has_failed`` says whether there is none although there is a compiler.
+    """
 
     handle: ctypes.CDLL | None
     reason: str
+    has_failed: bool = False
 
 
 @functools.cache
@@ -54,7 +58,7 @@ def library() -> Library:
     try:
         return _find_or_build()
     except (OSError, subprocess.SubprocessError) as error:
-        return Library(None, f"no C++ kernels: {error}")
+        return Library(None, f"no C++ kernels: {error}", has_failed=True)
 
 
 def _find_or_build() -> Library:
@@ -75,7 +79,7 @@ def _find_or_build() -> Library:
             reason = f"{compiler} fails: it wrote no library"
         except OSError as error:
             reason = f"the compiled library does not load: {error}"
-    return Library(None, reason)
+    return Library(None, reason, has_failed=True)
 
 
 def _load(compiler: str, compile_flags: tuple[str, ...], link_flags: tuple[str, ...]) -> tuple[Path, ctypes.CDLL]:

@@ -159,10 +159,11 @@ def fault(block: str, kind: str, device: torch.device, dtype: torch.dtype) -> st
     found = _faults.get((block, kind, device, dtype))
     if found is not None:
         return found
-    if (block, kind) not in KERNELS:
+    # kernels refuse other dtypes themselves
+    if not any(dtype in _dtypes(kernel, device) for kernel in KERNELS.get((block, kind), ())):
         return ""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return "it has not been checked, and cannot be while a CUDA graph is captured"
+        return "it was not compared with plain operations before a CUDA graph was captured; run the block once before"
     key = (block, kind, device, dtype)
     with _lock:
         if key not in _faults:
@@ -290,13 +291,17 @@ def _on(device: torch.device) -> str:
     return f" on {device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f" on {device}"
 
 
+def _dtypes(kernel: Proved, device: torch.device) -> Sequence[torch.dtype]:
+    return kernel.dtypes.get(KERNEL_OF_DEVICE.get(device.type, ""), ())
+
+
 def _switch_off(block: str, device: torch.device, reason: str) -> None:
     """Stop using a block's kernels on a device, for all dtypes and kinds."""
     with _lock:
         _warn(block, device, reason)
         for kernels in KERNELS.values():
             for kernel in kernels:
-                for dtype in kernel.dtypes[KERNEL_OF_DEVICE[device.type]] if kernel.block == block else ():
+                for dtype in _dtypes(kernel, device) if kernel.block == block else ():
                     _faults[block, kernel.kind, device, dtype] = reason
 
 

@@ -13,7 +13,7 @@ from yolov5_ema.kernels.proof import KERNELS, Difference, Proved, difference, el
 from yolov5_ema.texts import first_line
 
 # (N, C, H, W); the last two are too large for kernels that process a whole group of channels at once
-SHAPES = (
+SHAPES: tuple[tuple[int, ...], ...] = (
     (2, 8, 5, 7),
     (33, 2, 3, 4),
     (1, 6, 1, 9),
