@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from yolov5_ema.cli._engines import ULTRALYTICS, YOLOV5, add_engine, is_ultralytics, start_engine_of
 from yolov5_ema.cli._slicing import take_flags
-from yolov5_ema.cli.command import Flags
+from yolov5_ema.cli.command import Flags, add_runtime
 from yolov5_ema.data.detections import Detections
+from yolov5_ema.detecting.runtime_names import AUTO, TORCH
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.yolo_flags import options_of
 from yolov5_ema.upstream.flags import Given, given_flags, refuse_shortened, script_parser
 from yolov5_ema.upstream.locate import Engine
 
 if TYPE_CHECKING:
+    import torch
+
     from yolov5_ema.data.dataset import Dataset
+    from yolov5_ema.detecting.protocol import Detector, Forward
     from yolov5_ema.evaluation.judged import LabelledImages, Rules
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.evaluation.truths import TruthSet
@@ -38,6 +42,7 @@ class Request:
         max_det: the most detections per image.
         flags: flags for ``val``, and ``--slice`` and ``--overlap``.
         engine: ``yolov5`` or ``ultralytics``, if the user chose one.
+        runtime: what runs the model, see `choosing.set_runtime`.
         parser: the parser of the command that the user typed.
     """
 
@@ -47,6 +52,7 @@ class Request:
     max_det: int
     flags: Sequence[str] = ()
     engine: str | None = None
+    runtime: str | None = None
     parser: argparse.ArgumentParser = field(default_factory=argparse.ArgumentParser)
 
     def opened(self) -> tuple[Engine, Dataset]:
@@ -78,6 +84,15 @@ class Request:
             raise UserError("--weights: ultralytics detects with one model at a time")
         return options_of("val", take_flags(self.flags)[1])
 
+    def device(self, engine: Engine) -> torch.device:
+        """The device that ``val`` uses."""
+        from yolov5_ema.detecting.loading import device_of
+
+        if is_ultralytics(engine):
+            return device_of(engine, str(self.options().get("device", "")))
+        given = self.given(engine).get("device")
+        return device_of(engine, (given and given.value) or "")
+
     def is_single_class(self, engine: Engine) -> bool:
         """Whether all classes are merged into one."""
         return "single_cls" in (self.options() if is_ultralytics(engine) else self.given(engine))
@@ -106,10 +121,11 @@ def detect_split(
     from yolov5_ema.scripts import running as scripts
     from yolov5_ema.scripts.collecting import collected_detections
     from yolov5_ema.scripts.odd_labels import odd_images_kept
+    from yolov5_ema.scripts.other_runtime import model_in_val
     from yolov5_ema.scripts.sliced import sliced_inference
     from yolov5_ema.upstream.data_yaml import opening_once
 
-    _check_weights(request, engine, dataset)
+    forward = _checked_model(request, engine, dataset)
     windows, flags = take_flags(request.flags)
     slicing = contextlib.nullcontext() if windows is None else sliced_inference(engine, "val", *windows)
     if is_ultralytics(engine):
@@ -117,7 +133,7 @@ def detect_split(
 
         weights, options = Path(request.weights[0]), request.options()
         with slicing:
-            return collected(engine, weights, dataset, request.task, options, request.max_det, folder)
+            return collected(engine, weights, dataset, request.task, options, request.max_det, folder, forward)
     if engine.release == (6, 0) and any(form_of(Path(file)) for file in request.weights):
         return _by_detector(request, engine, dataset, keep_odd)
     line = ["--data", str(dataset.file), "--weights", *request.weights, "--task", request.task]
@@ -125,6 +141,7 @@ def detect_split(
     with contextlib.ExitStack() as stack:
         stack.enter_context(opening_once(dataset))
         found = stack.enter_context(collected_detections(engine, request.max_det))
+        stack.enter_context(model_in_val(engine, forward))
         stack.enter_context(slicing)
         if keep_odd:
             stack.enter_context(odd_images_kept(engine, dataset))
@@ -205,6 +222,7 @@ def add_source(flags: Flags) -> None:
     """Add ``--weights`` and ``--predictions``, of which one is needed, and ``--engine``."""
     flags.add_argument("--weights", nargs="+", metavar="FILE", help="detector(s) to run with the val of their YOLO")
     add_engine(flags)
+    add_runtime(flags, None)
     flags.add_argument(
         "--predictions",
         type=Path,
@@ -221,18 +239,48 @@ def check_source(args: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own flags need --weights)")
 
 
-def _check_weights(request: Request, engine: Engine, dataset: Dataset) -> None:
-    """Refuse weights that ``val`` cannot use.
+def _checked_model(request: Request, engine: Engine, dataset: Dataset) -> Forward | None:
+    """Refuse weights that ``val`` cannot use; the model to put into ``val``, if not torch's own runs.
 
     Weights that ``val`` downloads, and formats that only ``val`` can run, are left to ``val``.
     """
     from yolov5_ema.checkpoints.exported_models import form_of
     from yolov5_ema.detecting.loading import is_read, load_detector
+    from yolov5_ema.detecting.protocol import LoadOptions
 
+    asked = None if request.runtime == TORCH else request.runtime
+    hindrance = _why_torch(request, engine)
+    if asked not in (None, AUTO) and hindrance:
+        raise UserError(f"--runtime {asked} does not work with {hindrance}")
+    forward = None
     for file in request.weights:
-        if form_of(Path(file)) or not is_read(file, engine) or not Path(file).is_file():
+        form = form_of(Path(file))
+        if asked not in (None, AUTO, form) and form is not None:
+            raise UserError(f"--runtime {asked}: {file} is exported already, for {form}; leave --runtime out")
+        if form or not is_read(file, engine) or not Path(file).is_file():
             continue
-        _check_classes(request, engine, dataset, file, len(load_detector(file, engine=engine).names))
+        detector = load_detector(file, LoadOptions(request.device(engine)), engine=engine)
+        _check_classes(request, engine, dataset, file, len(detector.names))
+        if asked is not None and not hindrance:
+            forward = _other_forward(detector, engine, asked, dataset.images(request.task))
+    return forward
+
+
+def _why_torch(request: Request, engine: Engine) -> str:
+    """What only torch can do of a request; an empty text if there is nothing."""
+    given = request.options() if is_ultralytics(engine) else request.given(engine)
+    several = "several --weights" if len(request.weights) > 1 else ""
+    return several or next((f"--{flag}" for flag in ("augment", "half") if flag in given), "")
+
+
+def _other_forward(detector: Detector, engine: Engine, asked: str, images: Sequence[Path]) -> Forward | None:
+    """The detector's model in the runtime that was asked for; None if that is torch."""
+    from yolov5_ema.data.image_files import read_image
+    from yolov5_ema.detecting.choosing import set_runtime
+
+    readable = (pixels for pixels, _ in map(read_image, images) if pixels is not None)
+    is_torch = set_runtime(detector, engine, asked, len(images), lambda: next(readable, None)) == TORCH
+    return None if is_torch else detector.forward
 
 
 def _check_classes(request: Request, engine: Engine, dataset: Dataset, file: str, known: int) -> None:

@@ -212,7 +212,9 @@ def _by_predictions(args: argparse.Namespace) -> _Compared:
 
 
 def _by_weights(args: argparse.Namespace, rest: Sequence[str], folder: Path) -> _Compared:
-    request = Request(args.weights, args.data, args.task, args.max_det, rest, args.engine, COMMAND.parser())
+    request = Request(
+        args.weights, args.data, args.task, args.max_det, rest, args.engine, args.runtime, COMMAND.parser()
+    )
     engine, dataset = request.opened()
     args.protocol = args.protocol or [name_of(engine), "coco", "visdrone"]
     _check_truths(args, dataset)

@@ -74,7 +74,9 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
     from yolov5_ema.evaluation.records import Predictions
     from yolov5_ema.scripts.odd_labels import has_odd_images
 
-    request = Request(args.weights, args.data, args.task, args.max_det, rest, args.engine, COMMAND.parser())
+    request = Request(
+        args.weights, args.data, args.task, args.max_det, rest, args.engine, args.runtime, COMMAND.parser()
+    )
     engine, dataset = request.opened()
     if request.is_single_class(engine):
         raise UserError("--single-cls: leave it out; the benchmark needs VisDrone's classes")

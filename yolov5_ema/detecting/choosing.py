@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ Sample = Callable[[], np.ndarray | None]
 
 
 @torch.no_grad()
-def set_runtime(detector: Detector, engine: Engine, asked: str, images: int, sample: Sample) -> str:
+def set_runtime(detector: Detector, engine: Engine, asked: str | None, images: int, sample: Sample) -> str:
     """Let a runtime run a detector.
 
     ``auto`` is the fastest one that is installed and agrees with torch. It is torch for few images, because the others
@@ -50,7 +51,7 @@ def set_runtime(detector: Detector, engine: Engine, asked: str, images: int, sam
     Args:
         detector: the detector; an exported model keeps its runtime.
         engine: the YOLO that it belongs to.
-        asked: one of `runtime_names.RUNTIMES`, or ``auto``.
+        asked: one of `runtime_names.RUNTIMES`, or ``auto``; None: torch for a checkpoint.
         images: the number of images that it will detect in.
         sample: reads one of them.
 
@@ -62,7 +63,7 @@ def set_runtime(detector: Detector, engine: Engine, asked: str, images: int, sam
     """
     if not isinstance(detector, TorchDetector):
         return _own_runtime(detector.file, asked)
-    if asked == TORCH:
+    if asked is None or asked == TORCH:
         return TORCH
     module: Any = detector.module
     first = next(module.parameters())
@@ -73,12 +74,13 @@ def set_runtime(detector: Detector, engine: Engine, asked: str, images: int, sam
         raise UserError(f"--runtime {asked}: {obstacle}")
     runtime = _runtime(exported(detector, key_of(detector, engine)), asked, first.device)
     _replace_model(detector, _Checked(runtime, detector.forward, asked, is_strict=True))
+    _LOGGER.info("yolov5-ema: %s runs the model", asked)
     return asked
 
 
-def _own_runtime(file: Path, asked: str) -> str:
+def _own_runtime(file: Path, asked: str | None) -> str:
     own = form_of(file) or "torchscript"
-    if asked not in (AUTO, own):
+    if asked not in (None, AUTO, own):
         raise UserError(f"--runtime {asked}: {file} is exported already, for {own}; leave --runtime out")
     return own
 
@@ -109,8 +111,8 @@ def _runtime(file: Path, name: str, device: torch.device) -> Runtime:
 
 def _replace_model(detector: Detector, forward: Forward) -> None:
     detector.forward = forward
-    if detector.device.type == "cpu":
-        # each thread has an image; the second ones are there when it has finished the first
+    if detector.device.type == "cpu" and len(detector.copies(2)) == 1:
+        # one batch at a time: each thread has an image, and another when it has finished the first
         detector.usual_batch = 2 * torch.get_num_threads()
 
 
@@ -126,12 +128,17 @@ class _Checked:
         self._name = name
         self._is_strict = is_strict
         self._agrees: dict[tuple[int, ...], bool] = {}
+        # torch's model belongs to one thread at a time
+        self._lock = threading.Lock()
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         shape = tuple(batch.shape[2:])
-        if shape not in self._agrees:
-            self._agrees[shape] = self._compared(batch)
-        return _run(self._runtime, batch) if self._agrees[shape] else self._torch_forward(batch)
+        with self._lock:
+            if shape not in self._agrees:
+                self._agrees[shape] = self._compared(batch)
+            if not self._agrees[shape]:
+                return self._torch_forward(batch)
+        return _run(self._runtime, batch)
 
     def _compared(self, batch: torch.Tensor) -> bool:
         # on a CPU each image runs by itself

@@ -6,10 +6,13 @@ Each takes a batch of images and returns the first output of the model.
 from __future__ import annotations
 
 import importlib.util
+import threading
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +30,7 @@ _MOST_SHAPES = 8
 
 
 class Runtime(Protocol):
-    """A loaded exported model.
+    """A loaded exported model; several threads may call it at once.
 
     Attributes:
         shape: the shape of its input, (N, 3, H, W); None for a dimension that it leaves open.
@@ -88,6 +91,10 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def _pool_of(how: How) -> ThreadPoolExecutor | None:
+    return ThreadPoolExecutor(how.streams) if how.streams > 1 else None
+
+
 class _Onnx:
     def __init__(self, file: Path, how: How, metadata: Mapping[str, Any]) -> None:
         import onnxruntime
@@ -103,12 +110,12 @@ class _Onnx:
         self._session = onnxruntime.InferenceSession(
             str(file), options, providers=[*(name for name in wanted if name in there), "CPUExecutionProvider"]
         )
-        self._pool = ThreadPoolExecutor(how.streams) if how.streams > 1 and not is_cuda else None
+        self._pool = None if is_cuda else _pool_of(how)
         self._input = self._session.get_inputs()[0]
         self.shape = tuple(side if isinstance(side, int) else None for side in self._input.shape)
 
     def run(self, batch: np.ndarray) -> torch.Tensor:
-        if self._pool is None:
+        if self._pool is None or len(batch) == 1:
             return torch.from_numpy(self._output(batch))
         return torch.from_numpy(np.concatenate(list(self._pool.map(self._output, np.split(batch, len(batch))))))
 
@@ -135,41 +142,48 @@ class _OpenVino:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": how.streams,
         }
-        self._streams = how.streams
-        self._seen: dict[tuple[int, ...], int] = {}
+        self._pool = _pool_of(how)
+        self._lock = threading.Lock()
+        self._seen: Counter[tuple[int, ...]] = Counter()
         self._compiled: dict[tuple[int, ...] | None, Any] = {}
+        self._idle: dict[tuple[int, ...] | None, SimpleQueue[Any]] = {}
         shape = self._model.input(0).get_partial_shape()
         self.shape = tuple(None if side.is_dynamic else int(side.get_length()) for side in shape)
 
     def run(self, batch: np.ndarray) -> torch.Tensor:
-        outputs: list[Any] = [None] * len(batch)
-        requests = self._requests((1, *batch.shape[1:]), len(batch))
-        requests.set_callback(
-            lambda request, place: outputs.__setitem__(place, np.array(request.get_output_tensor(0).data, np.float32))
-        )
-        for place, image in enumerate(np.split(batch, len(batch))):
-            requests.start_async({0: image}, place)
-        requests.wait_all()
-        return torch.from_numpy(np.concatenate(outputs))
+        images = np.split(batch, len(batch))
+        outputs = map(self._output, images) if self._pool is None else self._pool.map(self._output, images)
+        return torch.from_numpy(np.concatenate(list(outputs)))
 
-    def _requests(self, shape: tuple[int, ...], images: int) -> Any:
-        """The model for images of a shape.
+    def _output(self, image: np.ndarray) -> np.ndarray:
+        with self._lock:
+            key = self._key_of(image.shape)
+            if key not in self._compiled:
+                self._compile(key)
+        idle = self._idle[key]
+        try:
+            request = idle.get_nowait()
+        except Empty:
+            request = self._compiled[key].create_infer_request()
+        output = np.array(request.infer({0: image})[0], dtype=np.float32)
+        idle.put(request)
+        return output
 
-        One that is compiled for a single shape is a fifth faster than one that takes all, but to compile it takes as
-        long as hundreds of images gain: so the first shape and any that is frequent get their own.
+    def _key_of(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Which of the compiled models takes an image of a shape; None is the one that takes all.
+
+        One that is compiled for a single shape is a fifth faster, but to compile it takes as long as hundreds of images
+        gain. So the first shape and any that is frequent get their own.
         """
-        self._seen[shape] = self._seen.get(shape, 0) + images
+        self._seen[shape] += 1
         is_own = None in self.shape and (len(self._seen) == 1 or self._seen[shape] > _FREQUENT)
-        key = shape if shape in self._compiled or (is_own and len(self._compiled) < _MOST_SHAPES) else None
-        if key not in self._compiled:
-            import openvino
+        return shape if shape in self._compiled or (is_own and len(self._compiled) < _MOST_SHAPES) else None
 
-            model = self._model.clone()
-            if key is not None:
-                model.reshape(list(key))
-            compiled = self._core.compile_model(model, "CPU", self._options)
-            self._compiled[key] = openvino.AsyncInferQueue(compiled, self._streams)
-        return self._compiled[key]
+    def _compile(self, key: tuple[int, ...] | None) -> None:
+        model = self._model.clone()
+        if key is not None:
+            model.reshape(list(key))
+        self._compiled[key], self._idle[key] = self._core.compile_model(model, "CPU", self._options), SimpleQueue()
 
 
 class _TorchScript:

@@ -130,8 +130,11 @@ class Yolov5Detector(Yolov5Steps):
 
     def copies(self, count: int) -> Sequence[Detector]:
         """On CPUs, ``count`` models with one thread each, in the layout in which convolutions are fastest."""
-        if self.device.type != "cpu" or self.forward != self._forward:
+        if self.device.type != "cpu":
             return [self]
+        if self.forward != self._forward:
+            # another runtime, which takes calls from several threads
+            return [self] * count
         return [self._copy(module) for module in with_shared_weights(self.module, count, torch.channels_last)]
 
     def _copy(self, module: torch.nn.Module) -> Yolov5Detector:

@@ -19,12 +19,20 @@ from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.collecting import Collected
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
+from yolov5_ema.scripts.other_runtime import Forward, replace_forward
 from yolov5_ema.scripts.precision import in_float32
 from yolov5_ema.upstream.locate import Engine
 
 
 def collected(
-    engine: Engine, weights: Path, dataset: Dataset, split: str, options: dict[str, Any], max_det: int, folder: Path
+    engine: Engine,
+    weights: Path,
+    dataset: Dataset,
+    split: str,
+    options: dict[str, Any],
+    max_det: int,
+    folder: Path,
+    forward: Forward | None = None,
 ) -> Collected:
     """Run ultralytics' ``val`` on a split and return what it detects.
 
@@ -36,6 +44,7 @@ def collected(
         options: options of ``val``.
         max_det: the most detections for one image.
         folder: ``val`` writes into its subfolder ``val``.
+        forward: computes what the model returns; None: the model itself does.
 
     Raises:
         UserError: what ultralytics reports as a mistake, a model for another task than detection, or a split without
@@ -48,7 +57,7 @@ def collected(
         if yolo.task != "detect":
             raise UserError(f"{weights} is a model for the task {yolo.task}: use 'yolov5-ema yolo {yolo.task} val'")
         metrics = yolo.val(
-            validator=_collecting(yolo._smart_load("validator"), found),
+            validator=_collecting(yolo._smart_load("validator"), found, forward),
             data=str(data),
             split=split,
             max_det=max_det,
@@ -95,10 +104,14 @@ def _resolved_file(dataset: Dataset) -> Iterator[Path]:
         yield file
 
 
-def _collecting(base: Any, found: Collected) -> Any:
+def _collecting(base: Any, found: Collected, forward: Forward | None) -> Any:
     """The validator of a task that also keeps the detections of each image."""
 
     class Validator(base):
+        def init_metrics(self, model: Any) -> None:
+            replace_forward(model, forward)
+            super().init_metrics(model)
+
         def update_metrics(self, preds: Any, batch: Any) -> None:
             found.images = [Path(file) for file in self.dataloader.dataset.im_files]
             for index, pred in enumerate(preds):
