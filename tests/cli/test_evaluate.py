@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import run_cli, small_cfg, write_tiny_set
+from conftest import laid_aside, run_cli, small_cfg, write_tiny_set
 from PIL import Image
 
 import yolov5_ema
@@ -175,6 +175,34 @@ def test_yolov5_protocol_gives_the_figures_of_val(by_weights, of_val):
     assert of_val[0]["mAP50"] > 0.01
     ours = json.loads((by_weights / "evaluation.json").read_text())["yolov5"]
     assert {name: ours[name] for name in of_val[0]} == pytest.approx(of_val[0], abs=1e-6)
+
+
+RELEASES = ["6.0.7", *(pytest.param(version, marks=pytest.mark.slow) for version in ("6.1.9", "6.2.3", "7.0.14"))]
+
+
+@pytest.mark.parametrize("version", RELEASES)
+def test_another_runtime_gives_the_same_figures(version, learned, by_weights, tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "cache").mkdir(mode=0o700)
+    flags = ("--data", learned[0], "--weights", learned[1], "--img", 96, "--batch", 4, "--conf-thres", CONFIDENCE)
+    flags = (*flags, "--noplots", *(("--yolov5", laid_aside(version)) if version != "6.0.7" else ()))
+    # plain operations, so that no kernels are compiled into the new cache folder
+    environment = {"YOLOV5_EMA_CACHE": str(tmp_path / "cache"), "YOLOV5_EMA_IMPLEMENTATION": "exact"}
+    done = run_cli("evaluate", *flags, "--runtime", "onnx", "--name", "onnx", cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "yolov5-ema: onnx runs the model" in done.stdout
+    expected = by_weights
+    if version != "6.0.7":
+        assert run_cli("evaluate", *flags, "--name", "torch", cwd=tmp_path).returncode == 0
+        expected = tmp_path / "runs/evaluate/torch"
+    expected = json.loads((expected / "evaluation.json").read_text())
+    found = json.loads((tmp_path / "runs/evaluate/onnx/evaluation.json").read_text())
+    assert expected["coco"]["AP"] > 0.01 and found.keys() == expected.keys()
+    for protocol, unit in {"yolov5": 1, "coco": 1, "visdrone": 100}.items():
+        aps = [name for name in expected[protocol] if "AP" in name]
+        assert {name: found[protocol][name] for name in aps} == pytest.approx(
+            {name: expected[protocol][name] for name in aps}, abs=1e-4 * unit
+        )
 
 
 @pytest.mark.parametrize("place", ["best_predictions.json", "labels", "."])
@@ -391,6 +419,7 @@ def test_submit_wants_the_benchmarks_classes(tiny_set, capsys):
         (["--predictions", "detections", "--annotations", "no"], "--annotations no: no such folder"),
         (["--predictions", "detections", "--annotations", "annotations"], "pass --image-sizes"),
         (["--weights", "a.pt", "--annotations", "annotations"], "--weights needs --data"),
+        (["--predictions", "detections", "--data", "d.yaml", "--runtime", "onnx"], "--runtime onnx needs --weights"),
         (["--predictions", "detections", "--data", "d.yaml", "--imgs", "9"], "unknown flags: --imgs 9"),
         (
             ["--predictions", "detections", "--data", "d.yaml", "--max-det", "0"],

@@ -50,6 +50,10 @@ def chosen(detector, engine, asked="auto", count=MANY):
     return choosing.set_runtime(detector, engine, asked, count, lambda: np.full((96, 96, 3), 99, np.uint8))
 
 
+def verdicts(detector, engine) -> list[Path]:
+    return [*exporting.beside("", "").parent.glob(f"{exporting.key_of(detector, engine)}-*.json")]
+
+
 def exports(cache) -> list[Path]:
     return sorted(cache.glob("*.onnx"))
 
@@ -123,7 +127,7 @@ def test_auto_is_torch_for_few_images(detector, engine, cache, tmp_path, monkeyp
 def test_auto_takes_the_fastest_and_remembers_it(detector, engine, cache, caplog):
     caplog.set_level("INFO", "yolov5_ema")
     name = chosen(detector, engine)
-    (verdict,) = cache.glob("*.json")
+    (verdict,) = verdicts(detector, engine)
     seconds = json.loads(verdict.read_text())
     assert set(seconds) >= {"torch", "onnx"} and name == min(seconds, key=seconds.get)
     assert f"{name} runs the model (for an image: torch " in caplog.text
@@ -158,7 +162,7 @@ def test_a_runtime_that_gives_something_else(detector, engine, cache, images, mo
         detector.detect(images, LOW)
     # the sample of auto is square, so it is found out later, and torch runs that shape
     detector.forward = own
-    for file in cache.glob("*.json"):
+    for file in verdicts(detector, engine):
         file.unlink()
     monkeypatch.setattr(choosing, "_seconds", lambda forward, _: 1.0 if forward is own else 0.5)
     assert chosen(detector, engine) != "torch"
@@ -168,12 +172,12 @@ def test_a_runtime_that_gives_something_else(detector, engine, cache, images, mo
     assert caplog.text.count("torch runs images of 64 x 32 pixels") == 1
     # or with the sample
     detector.forward = own
-    for file in cache.glob("*.json"):
+    for file in verdicts(detector, engine):
         file.unlink()
     monkeypatch.setattr(choosing, "loaded", lambda *_: _Wrong(own, 64))
     assert chosen(detector, engine) == "torch" and detector.forward is own
     assert "onnx gives something else than torch: values differ by up to 1" in caplog.text
-    for file in cache.glob("*.json"):
+    for file in verdicts(detector, engine):
         file.unlink()
 
 

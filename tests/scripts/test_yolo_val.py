@@ -11,9 +11,13 @@ import pytest
 import yolov5_ema
 from yolov5_ema.cli._detections import compared_with
 from yolov5_ema.data.dataset import load_dataset
+from yolov5_ema.detecting.choosing import set_runtime
+from yolov5_ema.detecting.loading import load_detector
+from yolov5_ema.detecting.protocol import LoadOptions
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.judged import Rules, labelled_images
 from yolov5_ema.evaluation.ultralytics import UltralyticsProtocol
+from yolov5_ema.kernels import native
 from yolov5_ema.scripts.yolo_val import collected, rules_of
 
 
@@ -50,6 +54,28 @@ def test_the_protocol_gives_the_figures_of_its_own_val(engine, ultralytics, smal
         corners = np.concatenate([whole.boxes[:, :2], whole.boxes[:, :2] + whole.boxes[:, 2:]], axis=1).clip(0, size)
         np.testing.assert_allclose(cut.boxes[:, :2] + cut.boxes[:, 2:], corners[:, 2:], atol=1e-4)
     assert min(boxes.boxes[:, :2].min() for boxes in predictions["ultralytics"].values()) < 0
+
+
+def test_a_model_that_another_runtime_runs(engine, small_yolo, tiny_set, own_folder, monkeypatch):
+    """An export of ultralytics' model, which takes all shapes, gives the figures of the model itself."""
+    pytest.importorskip("onnxruntime")
+    (own_folder / "cache").mkdir(mode=0o700)
+    native.library()  # the kernels of the usual folder
+    monkeypatch.setenv("YOLOV5_EMA_CACHE", str(own_folder / "cache"))
+    detector = load_detector(small_yolo, LoadOptions(imgsz=(64, 64)), engine=engine)
+    assert set_runtime(detector, engine, "onnx", 4, lambda: None) == "onnx"
+    calls = []
+
+    def counted(images):
+        calls.append(tuple(images.shape))
+        return detector.forward(images)
+
+    dataset = load_dataset(tiny_set)
+    options = {"imgsz": 64, "device": "cpu", "batch": 3, "workers": 0}
+    found = collected(engine, small_yolo, dataset, "val", options, 500, own_folder, counted)
+    expected = collected(engine, small_yolo, dataset, "val", options, 500, own_folder)
+    assert len(calls) == 2 and sum(shape[0] for shape in calls) == 4
+    assert found.figures == pytest.approx(expected.figures, abs=1e-4) and found.figures[2] > 0
 
 
 def test_it_reads_the_images_that_the_data_set_lists(engine, small_yolo, tiny_set, own_folder):

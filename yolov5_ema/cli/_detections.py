@@ -235,6 +235,8 @@ def check_source(args: argparse.Namespace, rest: Sequence[str]) -> None:
     """Raise a UserError unless one of the flags of `add_source` was given; flags for val need ``--weights``."""
     if bool(args.weights) == bool(args.predictions):
         raise UserError("give either --weights, to run a detector, or --predictions, to read saved detections")
+    if args.runtime and not args.weights:
+        raise UserError(f"--runtime {args.runtime} needs --weights")
     if rest and not args.weights:
         raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own flags need --weights)")
 

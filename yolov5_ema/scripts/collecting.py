@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from yolov5_ema.data.detections import Detections
+from yolov5_ema.data.workers import all_cores
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
@@ -72,7 +76,7 @@ def collected_detections(engine: Engine, max_det: int) -> Iterator[Collected]:
 
 
 def image_by_image(suppress: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """Wrap YOLOv5's non-maximum suppression so that it is called for one image at a time.
+    """Wrap YOLOv5's non-maximum suppression so that it is called for one image at a time, on CPUs in several threads.
 
     For a batch, YOLOv5 skips the images that come after its time limit (10 s in v6.0, less later) and prints only a
     warning. On a slow machine, objects that were found would then count as missed.
@@ -82,11 +86,16 @@ def image_by_image(suppress: Callable[..., list[Any]]) -> Callable[..., list[Any
     def wrapper(prediction: Any, *args: Any, labels: Any = (), **kwargs: Any) -> list[Any]:
         # (n, rows, 5 + classes)
         rows = prediction[0] if isinstance(prediction, (list, tuple)) else prediction
-        found = []
-        for index in range(len(rows)):
+        is_inference, has_gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+        def alone(index: int) -> Any:
             own = [labels[index]] if len(labels) else ()
-            found += suppress(rows[index : index + 1], *args, labels=own, **kwargs)
-        return found
+            # each thread has modes of its own
+            with torch.inference_mode(is_inference), torch.set_grad_enabled(has_gradients):
+                return suppress(rows[index : index + 1], *args, labels=own, **kwargs)[0]
+
+        with ThreadPoolExecutor(all_cores() if rows.device.type == "cpu" else 1) as pool:
+            return list(pool.map(alone, range(len(rows))))
 
     return wrapper
 
