@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from yolov5_ema.cli.main import main
+from yolov5_ema.errors import EngineNotFoundError
 
 SHELL = """
 source {script}
@@ -72,17 +73,19 @@ def test_bash_completes_commands_flags_and_values(bash):
 
 
 def test_without_a_yolov5_its_flags_are_left_out(own_folder, monkeypatch, capfd):
-    from yolov5_ema.engine import shim
-    from yolov5_ema.errors import EngineNotFoundError
-
     def none(*_):
         raise EngineNotFoundError("no YOLOv5 found")
 
-    monkeypatch.setattr(shim, "install", none)
+    monkeypatch.setattr("yolov5_ema.cli.completion.locate", none)
     assert main(["completion", "bash"]) == 0
     out, err = capfd.readouterr()
     assert "the flags of YOLOv5's own scripts are left out: no YOLOv5 found" in err
     assert "--epochs" in out and "--noautoanchor" not in out and "--init" in out
+
+
+def test_a_script_whose_text_does_not_give_its_flags_is_imported(own_folder, monkeypatch, capfd):
+    monkeypatch.setattr("yolov5_ema.cli.completion.parser_in_text", lambda *_: None)
+    assert "--noautoanchor" in printed("bash", capfd)
 
 
 @pytest.mark.parametrize("shell, check", [("zsh", "-n"), ("fish", "--no-execute")])

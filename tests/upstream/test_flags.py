@@ -3,12 +3,75 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 
 import pytest
+from cases.light_imports import runs
+from conftest import laid_aside
+from fresh_process import run_fresh
 
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import UserError
-from yolov5_ema.upstream.flags import given_flags, refuse_shortened
+from yolov5_ema.scripts.running import run_script
+from yolov5_ema.upstream.flags import given_flags, parser_in_text, parser_of, refuse_shortened
+from yolov5_ema.upstream.locate import Engine, engine_at
+
+SCRIPTS = ("train", "val", "detect", "export")
+
+
+def flags_of(parser):
+    """What the parser says of each flag. Defaults are compared without the folder, which quirks change."""
+    said = ("option_strings", "dest", "nargs", "const", "type", "choices", "help")
+    return [
+        ([getattr(action, name) for name in said], getattr(action.default, "name", action.default))
+        for action in parser._actions
+    ]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_text_of_a_script_gives_its_flags_and_its_help(engine, script, capsys):
+    found = parser_in_text(engine, script)
+    assert found is not None and flags_of(found) == flags_of(parser_of(engine.module(script)))
+    with pytest.raises(SystemExit) as ended:
+        main([script, "--help"])
+    assert ended.value.code == 0
+    help_without_import = capsys.readouterr().out
+    command = importlib.import_module(f"yolov5_ema.cli.{script}").COMMAND
+    with pytest.raises(SystemExit):
+        run_script(engine, script, ["--help"], more_help=command.help_of_own_flags())
+    assert capsys.readouterr().out == help_without_import
+
+
+def test_help_and_completion_import_no_yolov5():
+    lines = [*(f"{script} --help" for script in SCRIPTS), "run val.py -h", "completion bash"]
+    done = run_fresh(runs, *lines)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "['numpy']", done.stderr
+
+
+@pytest.mark.parametrize("release", ["6.0.7", "6.1.9", "6.2.3", "7.0.14"])
+def test_the_text_is_enough_in_every_release(release):
+    engine = engine_at(laid_aside(release))
+    segments = [f"segment.{name}" for name in ("train", "val", "predict") if engine.has_script("segment.train")]
+    for script in (*SCRIPTS, *segments):
+        parser = parser_in_text(engine, script, prog="x")
+        assert parser is not None and parser.prog == "x" and "--img-size" in parser._option_string_actions
+
+
+@pytest.mark.parametrize(
+    ("text", "is_enough"),
+    [
+        ("import argparse as a\ndef parse_opt(): a.ArgumentParser().parse_args()", False),
+        ("import argparse, os\nX = os.sep\ndef parse_opt(): P", False),
+        ("from helpers import X\nimport argparse\ndef parse_opt(): argparse.ArgumentParser(X).parse_args()", False),
+        ("import argparse\nraise SystemExit\ndef parse_opt(): argparse.ArgumentParser('p').parse_args()", True),
+        ("import argparse as argparse\nif argparse: X = '1'\n"
+         "def parse_opt(): p = argparse.ArgumentParser(X); o = p.parse_args(); helper(o)", True),
+        ("def main(): pass", False),
+    ],
+)  # fmt: skip
+def test_of_a_fork_only_what_the_parser_needs_is_run(text, is_enough, tmp_path):
+    (tmp_path / "train.py").write_text(text)
+    assert (parser_in_text(Engine(tmp_path, "clone", "6.0"), "train") is not None) == is_enough
 
 
 @pytest.mark.parametrize(

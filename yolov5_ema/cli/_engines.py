@@ -86,14 +86,14 @@ def words_for_ultralytics(script: str, args: argparse.Namespace, rest: Sequence[
     Raises:
         UserError: ultralytics has no counterpart of a flag.
     """
-    from yolov5_ema.checkpoints.recognition import engine_of_weights
-
     weights = weights_in(rest) if script in LINES else []
     said = args.engine
     if said is None and any(word.startswith("model=") for word in rest):
         said = ULTRALYTICS
-    if said is None and any(engine_of_weights(Path(file)) == ULTRALYTICS for file in weights):
-        said = ULTRALYTICS
+    if said is None and weights:
+        from yolov5_ema.checkpoints.recognition import engine_of_weights
+
+        said = ULTRALYTICS if any(engine_of_weights(Path(file)) == ULTRALYTICS for file in weights) else None
     if said != ULTRALYTICS:
         return None
     return words_of(script, rest) if weights else list(rest)

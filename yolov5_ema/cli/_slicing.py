@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Sequence
 
 from yolov5_ema.cli._engines import add_engine_of_script, run_mode, words_for_ultralytics
-from yolov5_ema.cli._yolov5 import start_yolov5
+from yolov5_ema.cli._yolov5 import show_help, start_yolov5
 from yolov5_ema.cli.command import Command, Flags, own_parser
 from yolov5_ema.errors import UserError
 
@@ -23,6 +23,7 @@ def script_command(script: str, summary: str, *, is_sliceable: bool = False) -> 
         words = words_for_ultralytics(script, args, rest)
         if words is not None:
             return run_mode(script, words, settings)
+        show_help(script, rest, command)
         engine = start_yolov5()
         from yolov5_ema.scripts import running as scripts
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from yolov5_ema.cli.command import PROGRAM, Command
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import read
-
-if TYPE_CHECKING:
-    from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.flags import help_options, parser_in_text
+from yolov5_ema.upstream.locate import Engine, locate
 
 
 def load_plugins() -> None:
@@ -27,6 +27,27 @@ def load_plugins() -> None:
             importlib.import_module(name[:-3].replace("/", ".") if name.endswith(".py") else name)
         except Exception as error:
             raise UserError(f"--plugin {name}: cannot import it: {type(error).__name__}: {error}") from error
+
+
+def show_help(script: str, argv: Sequence[str], command: Command, engine: Engine | None = None) -> None:
+    """If ``--help`` is among the arguments of a YOLOv5 script, print it without importing YOLOv5, and exit.
+
+    Args:
+        script: the script, such as ``train`` or ``segment.train``.
+        argv: its arguments.
+        command: the command that runs it.
+        engine: the YOLOv5; None for the one in use.
+
+    Raises:
+        SystemExit: from argparse, after the help or for a mistake before ``--help``.
+    """
+    if not {"-h", "--help"}.intersection(argv):
+        return
+    engine = engine or locate()
+    options = help_options(engine, script, command.help_of_own_flags())
+    parser = parser_in_text(engine, script, prog=f"{PROGRAM} {script}", **options)
+    if parser is not None:
+        parser.parse_known_args(list(argv))
 
 
 def start_yolov5() -> Engine:

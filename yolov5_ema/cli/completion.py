@@ -10,6 +10,8 @@ from typing import Any
 from yolov5_ema import __version__
 from yolov5_ema.cli.command import PROGRAM, Command, Group, add_common_flags, own_parser, results_alone
 from yolov5_ema.errors import EngineNotFoundError, UserError
+from yolov5_ema.upstream.flags import parser_in_text, script_parser
+from yolov5_ema.upstream.locate import Engine, locate
 
 _LOGGER = logging.getLogger(__name__)
 _SHELLS = ("bash", "zsh", "fish")
@@ -52,16 +54,21 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _scripts_of_yolov5() -> _ScriptParsers:
-    """A function that returns the parser of a YOLOv5 script; it returns None if no YOLOv5 can be imported."""
-    from yolov5_ema.engine import shim
-    from yolov5_ema.upstream.flags import script_parser
-
+    """A function that returns the parser of a YOLOv5 script; it returns None if there is no YOLOv5."""
     try:
-        engine = shim.install()
+        engine = locate()
     except EngineNotFoundError as error:
         _LOGGER.warning("the flags of YOLOv5's own scripts are left out: %s", error)
         return lambda name: None
-    return lambda name: script_parser(engine, name)
+    return lambda name: parser_in_text(engine, name) or _imported_parser(engine, name)
+
+
+def _imported_parser(engine: Engine, script: str) -> argparse.ArgumentParser | None:
+    """The parser of a script whose text alone does not give it."""
+    from yolov5_ema.engine import shim
+
+    with shim.installed(str(engine.root)):
+        return script_parser(engine, script)
 
 
 def _add_commands(parser: argparse.ArgumentParser, group: Group, scripts: _ScriptParsers) -> None:

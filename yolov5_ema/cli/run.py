@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from yolov5_ema.cli._yolov5 import start_yolov5
+from yolov5_ema.cli._yolov5 import show_help, start_yolov5
 from yolov5_ema.cli.command import Command
+from yolov5_ema.upstream.locate import locate
 
 _EPILOG = """\
 All arguments after your own script go to the script unchanged, except a -- right after it. Put flags of yolov5-ema
@@ -20,10 +21,15 @@ examples:
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Run a Python file as ``python FILE …`` would, with the shim installed."""
+    arguments = rest[1:] if rest[:1] == ["--"] else rest
+    if {"-h", "--help"}.intersection(arguments):
+        found = locate()
+        name = found.script_named(args.script)
+        if name is not None:
+            show_help(name, arguments, COMMAND, found)
     engine = start_yolov5()
     from yolov5_ema.scripts import running as scripts
 
-    arguments = rest[1:] if rest[:1] == ["--"] else rest
     return scripts.run_file(engine, args.script, arguments, more_help=COMMAND.help_of_own_flags())
 
 

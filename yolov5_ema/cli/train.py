@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from yolov5_ema.cli._engines import add_engine_of_script, run_mode, words_for_ultralytics
-from yolov5_ema.cli._yolov5 import start_yolov5
+from yolov5_ema.cli._yolov5 import show_help, start_yolov5
 from yolov5_ema.cli.command import Command
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import INITS, Settings
@@ -20,6 +20,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         if args.init is not None:
             raise UserError("--init works only with YOLOv5's train, not with ultralytics")
         return run_mode("train", words)
+    show_help("train", rest, COMMAND)
     from yolov5_ema.engine.quirks import distributed
     from yolov5_ema.scripts import running as scripts
     from yolov5_ema.scripts import seeding

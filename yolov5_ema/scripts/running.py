@@ -20,10 +20,9 @@ from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.scripts.run_folder import WatchedRunFolder
 from yolov5_ema.scripts.skipping import SourceFiles, any_name_printed
 from yolov5_ema.upstream.data_yaml import opening_once
+from yolov5_ema.upstream.flags import help_options
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import ModuleView, Patches
-
-_BARE_NAMES = "cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cfg yolov5s-ema.yaml\n"
 
 
 def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str = "") -> int:
@@ -94,14 +93,12 @@ def run_file(engine: Engine, script: str, argv: Sequence[str], *, more_help: str
 
     A script of the YOLOv5 in use (``run segment/train.py``) is run by `run_script`.
     """
+    name = engine.script_named(script)
+    if name is not None:
+        return run_script(engine, name, argv, more_help=more_help)
     path = Path(script)
-    if not path.is_file() and (engine.root / script).is_file():
-        path = engine.root / script
     if not path.is_file():
         raise UserError(f"no such script: {script}")
-    if engine.owns(str(path.resolve())):
-        relative = path.resolve().relative_to(engine.root).with_suffix("")
-        return run_script(engine, ".".join(relative.parts), argv, more_help=more_help)
     sys.path.insert(0, str(path.resolve().parent))
     with command_line(script, argv):
         sys.argv[0] = script
@@ -126,10 +123,7 @@ def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: st
 
     class Parser(argparse.ArgumentParser):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.setdefault("epilog", f"{more_help}\n{_BARE_NAMES}")
-            kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-            kwargs.setdefault("description", f"YOLOv5's own {name}, with the attention blocks known ({engine})")
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, **{**help_options(engine, name, more_help), **kwargs})
 
         def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
             opt, rest = super().parse_known_args(args, namespace)

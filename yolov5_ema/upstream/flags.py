@@ -7,12 +7,18 @@ YOLOv5 does must understand them in the same way.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import ast
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import ModuleView, Patches
+from yolov5_ema.upstream.source_code import Code, code_in
+
+_BARE_NAMES = "cfg and data YAMLs that ship with yolov5-ema are found by their bare names: --cfg yolov5s-ema.yaml\n"
 
 
 class Given(NamedTuple):
@@ -84,21 +90,85 @@ def parser_of(script: Any) -> argparse.ArgumentParser | None:
         script: the script's module, imported with the shim installed.
     """
 
-    class Caught(argparse.ArgumentParser):
-        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-            raise _Parser(self)
-
     if not hasattr(script, "parse_opt"):
         return None
     with Patches() as patches:
-        patches.set(script, "argparse", ModuleView(argparse, ArgumentParser=Caught))
-        try:
-            script.parse_opt()
-        except _Parser as caught:
-            parser: argparse.ArgumentParser = caught.args[0]
-            parser.__class__ = argparse.ArgumentParser  # so that it can parse
-            return parser
+        patches.set(script, "argparse", ModuleView(argparse, ArgumentParser=_Caught))
+        return _caught_in(script.parse_opt)
+
+
+class _Caught(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        raise _Parser(self)
+
+
+def _caught_in(parse_opt: Callable[[], object]) -> argparse.ArgumentParser | None:
+    try:
+        parse_opt()
+    except _Parser as caught:
+        parser: argparse.ArgumentParser = caught.args[0]
+        parser.__class__ = argparse.ArgumentParser  # so that it can parse
+        return parser
     return None
+
+
+def parser_in_text(engine: Engine, script: str, **options: Any) -> argparse.ArgumentParser | None:
+    """The parser of one of an engine's scripts, without importing the script or torch; needs no shim.
+
+    Only ``parse_opt`` is run, with the imports from the standard library and the variables that it needs. Default
+    values are those of the text; quirks may change them.
+
+    Args:
+        engine: the YOLOv5.
+        script: the script, such as ``train`` or ``segment.train``.
+        options: keyword arguments of the parser that the script does not set itself.
+
+    Returns:
+        The parser; None if the script has none, or needs more to make it.
+    """
+    file = engine.script_file(script)
+    code = code_in(file)
+    function = code.part("parse_opt")
+    if function is None or "argparse.ArgumentParser" not in function.names:
+        return None
+    scope: dict[str, Any] = {"__file__": str(file), "__name__": script}
+    try:
+        exec(compile(_needed(code, function), str(file), "exec"), scope)
+        parser_class = functools.partial(_Caught, **options)
+        scope["argparse"] = ModuleView(argparse, ArgumentParser=parser_class)
+        return _caught_in(scope["parse_opt"])
+    except Exception:  # whatever is missing, the script itself has it
+        return None
+
+
+def _needed(code: Code, function: Code) -> ast.Module:
+    """A function, and the simple statements before it that define what it uses."""
+    assert isinstance(code.tree, ast.Module) and isinstance(function.tree, ast.stmt)
+    kept, names = [function.tree], set(function.names)
+    for statement in reversed(code.tree.body):
+        if _is_simple(statement) and names & Code(ast.Module([statement], [])).own_names:
+            kept.append(statement)
+            names |= Code(statement).names
+    return ast.Module(kept[::-1], [])
+
+
+def _is_simple(statement: ast.stmt) -> bool:
+    """Whether it sets variables or imports modules of the standard library."""
+    if isinstance(statement, ast.If):
+        return all(map(_is_simple, [*statement.body, *statement.orelse]))
+    imported = Code(statement).imported if isinstance(statement, (ast.Import, ast.ImportFrom)) else None
+    if imported is None:
+        return isinstance(statement, (ast.Assign, ast.AnnAssign))
+    return all(one.module.split(".")[0] in sys.stdlib_module_names for one in imported)
+
+
+def help_options(engine: Engine, script: str, more_help: str) -> dict[str, Any]:
+    """Keyword arguments that make a script's parser list our flags, ``more_help``, in its help."""
+    return {
+        "epilog": f"{more_help}\n{_BARE_NAMES}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "description": f"YOLOv5's own {script}, with the attention blocks known ({engine})",
+    }
 
 
 def script_parser(engine: Engine, script: str) -> argparse.ArgumentParser | None:
@@ -108,6 +178,6 @@ def script_parser(engine: Engine, script: str) -> argparse.ArgumentParser | None
 
 def _flags_of(engine: Engine, script: str) -> dict[str, str]:
     """All flags of a script, each with the name under which the script stores its value."""
-    parser = script_parser(engine, script)
+    parser = parser_in_text(engine, script) or script_parser(engine, script)
     actions = parser._actions if parser else []
     return {flag: action.dest for action in actions for flag in action.option_strings}

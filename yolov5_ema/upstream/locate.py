@@ -101,13 +101,23 @@ class Engine:
 
     def has_script(self, relative: str) -> bool:
         """Whether there is a script such as ``train`` or ``segment.train``."""
-        return self._script(relative).is_file()
+        return self.script_file(relative).is_file()
+
+    def script_named(self, script: str) -> str | None:
+        """The dotted name of one of its scripts that is named by its path, such as ``segment/train.py``, or None."""
+        path = Path(script)
+        if not path.is_file() and (self.root / script).is_file():
+            path = self.root / script
+        if not path.is_file() or not self.owns(str(path.resolve())):
+            return None
+        return ".".join(path.resolve().relative_to(self.root).with_suffix("").parts)
 
     def has_flags(self, relative: str) -> bool:
         """Whether the text of a script shows that it takes flags; other scripts do their work when imported."""
-        return code_in(self._script(relative)).defines("parse_opt", "main")
+        return code_in(self.script_file(relative)).defines("parse_opt", "main")
 
-    def _script(self, relative: str) -> Path:
+    def script_file(self, relative: str) -> Path:
+        """The file of a script such as ``train`` or ``segment.train``, whether or not it is there."""
         return (self.root / Path(*relative.split("."))).with_suffix(".py")
 
     def __str__(self) -> str:
