@@ -111,6 +111,47 @@ def test_unknown_name(lookup, wrong, suggestion):
     assert suggestion in message if suggestion else "Did you mean" not in message
 
 
+# names that collections, tutorials and forks give to the blocks
+ELSEWHERE = {
+    "A2": ["DoubleAttention", "DoubleAttentionLayer"],
+    "BAM": ["BAMBlock"],
+    "CA": ["CoordAtt", "CoordAttention", "CoordAttn", "CA_Block"],
+    "CBAM": ["CBAMBlock", "CBAM_Module", "CBAMLayer"],
+    "ECA": ["ECAAttention", "eca_layer", "ECA_Layer", "EcaModule"],
+    "ELA": ["EfficientLocalizationAttention", "EfficientLocalAttn", "ELA_B"],
+    "EMA": ["EMAttention", "EMA_attention", "EMA_Attention", "EMA_Module"],
+    "GAM": ["GAM_Attention", "GAMAttention"],
+    "GC": ["GlobalContext", "GlobalContextBlock", "ContextBlock", "GCModule"],
+    "LSKA": ["LSKA_Attention"],
+    "MLCA": ["MixedLocalChannelAttention"],
+    "NAM": ["NAMAttention", "NAM_Attention"],
+    "NonLocal": ["NONLocalBlock2D", "_NonLocalBlockND", "NonLocalBlock"],
+    "ParNet": ["ParNetAttention", "ParNet_Attention"],
+    "PolarizedSA": ["PSA", "PSA_p", "PSA_s", "PolarizedSelfAttention", "SequentialPolarizedSelfAttention"],
+    "SA": ["ShuffleAttention", "sa_layer"],
+    "SE": ["SEAttention", "SELayer", "SEBlock", "SE_Block", "SqueezeExcite", "SEModule"],
+    "SGE": ["SpatialGroupEnhance"],
+    "SRM": ["SRMLayer"],
+    "SimAM": ["simam_module", "SimAM_Module"],
+    "Triplet": ["TripletAttention", "Triplet_Attention"],
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_name_of_other_projects_leads_to_the_block_but_is_not_taken_for_it(name):
+    for other in ELSEWHERE[name]:
+        with pytest.raises(
+            ValueError, match=rf"no block is named '{other}'\. Here it is called {name}\. Registered: A2, "
+        ):
+            create_block(other, 64)
+
+
+def test_names_of_other_projects_are_of_one_block_and_no_name_of_ours():
+    names = [other for others in registry._OTHER_NAMES.values() for other in others]
+    assert len(names) == len(set(names)) and not set(names) & {name.lower() for name in ALL}
+    assert all(name == name.lower().replace("_", "") for name in names) and set(registry._OTHER_NAMES) <= set(ALL)
+
+
 def test_unknown_option_names_the_options():
     with pytest.raises(ValueError, match=r"EMA has no option 'group'; it has: groups=32, cross_spatial=True"):
         create_block("EMA", 64, group=8)

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import yolov5_ema
+from yolov5_ema.blocks import list_blocks
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import models_dir
 
@@ -80,8 +81,13 @@ def test_the_users_dict_is_not_changed(yolo):
     assert model.yaml["head"][0] == [-1, 1, "EMA", []]  # a checkpoint keeps what the YAML said
 
 
+EVERY_DAY = ("BAM", "CA", "CBAM", "ECA", "EMA", "NAM", "PolarizedSA", "SA", "SE")
+
+
 @pytest.mark.parametrize("size", ["n", "s"])
-@pytest.mark.parametrize("block", ["EMA", "CA", "CBAM", "SA", "ECA", "NAM", "SE"])
+@pytest.mark.parametrize(
+    "block", [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in list_blocks()]
+)
 def test_every_block_runs_in_a_whole_model(yolo, size, block):
     from yolov5_ema.cfgs.generator import build_cfg
 
@@ -96,9 +102,11 @@ REFUSED = [
     (with_row([-1, 1, "EMMA", []]), ["row 2", "'EMMA'", "did you mean EMA?"]),
     (with_row([-1, 1, "Cov", [64, 3]]), ["row 2", "did you mean Conv?"]),
     (with_row([-1, 1, "MyBlock", []]), ["row 2", "--plugin"]),
-    (with_row([-1, 1, "CoordAtt", []]), ["row 2", "did you mean CA? Attention blocks"]),
-    (with_row([-1, 1, "EMAttention", []]), ["row 2", "did you mean EMA? Attention blocks"]),
-    (with_row([-1, 1, "eca_layer", []]), ["row 2", "did you mean ECA?"]),
+    (with_row([-1, 1, "CoordAtt", []]), ["row 2", "here it is called CA. Attention blocks"]),
+    (with_row([-1, 1, "EMAttention", []]), ["row 2", "here it is called EMA. Attention blocks"]),
+    (with_row([-1, 1, "eca_layer", []]), ["row 2", "unknown module 'eca_layer'; here it is called ECA."]),
+    (with_row([-1, 1, "PSA", []]), ["row 2", "unknown module 'PSA'; here it is called PolarizedSA."]),
+    (with_row([-1, 1, "yolov5_ema.SELayer", []]), ["row 2", "no block 'SELayer'; here it is called SE."]),
     (with_row([-1, 1, "Qwxyz", []]), ["row 2", "unknown module 'Qwxyz'. Attention blocks"]),
     (with_row([-1, 1, "EMA", [0]]), ["row 2", "EMA", "groups", "0"]),
     (with_row([-1, 1, "EMA", [-4]]), ["row 2", "groups", "-4"]),

@@ -169,7 +169,12 @@ def test_repeats_follow_the_depth(build):
     assert [type(module) for module in block] == [yolov5_ema.CA, yolov5_ema.CA]
 
 
-@pytest.mark.parametrize("name", ["EMA", "CA", "CBAM", "SA", "ECA", "NAM", "SE"])
+EVERY_DAY = ("BAM", "CA", "CBAM", "ECA", "EMA", "NAM", "PolarizedSA", "SA", "SE")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in EVERY_DAY else pytest.mark.slow) for n in yolov5_ema.list_blocks()]
+)
 def test_every_block_runs_is_copied_pickled_and_fused(build, name):
     options = [{"groups": 8}] if name in ("EMA", "SA") else []
     model = build(with_row([-1, 1, name, options])).eval()
@@ -215,6 +220,9 @@ REFUSED = [
     (with_row([-1, 1, "EMA", [-4]]), ["head row 2", "groups", "-4"]),
     (with_row([-1, 1, "EMA", [{"group": 8}]]), ["head row 2", "'group'", "groups=32"]),
     (with_row([-1, 1, "ECA", [3, 4, 5]]), ["head row 2", "ECA", "kernel_size"]),
+    (with_row([-1, 1, "PSA", []]), ["head row 2: PSA is a module of ultralytics", "called PolarizedSA here"]),
+    (with_row([-1, 1, "PSA", [{"mode": "parallel"}]]), ["a number of channels", "called PolarizedSA"]),
+    (with_row([-1, 1, "CoordAtt", []]), ["head row 2", "'CoordAtt'; here it is called CA."]),
     (with_row([[-1, 0], 1, "EMA", []]), ["head row 2", "Concat"]),
     (with_row([5, 1, "EMA", []]), ["row 2", "'from' 5 is not above this row"]),
     (with_row([-1, 0, "EMA", []]), ["row 2", "how often"]),

@@ -9,7 +9,7 @@ Deviations:
 - maps that are not square work (the reference pools with a square window, and fails);
 - one image in training mode works, see BAM;
 - the reference cannot be built as it is: its constructor reads a name that is not defined. Another public version
-  shrinks the map by its dilated convolutions and fails in forward;
+  shrinks the map by its dilated convolutions and fails in forward at most sizes;
 - the parameters have other names (the reference's are mapped when a state dict is loaded);
 - means are summed in float32 for half-precision inputs, and float16 overflow saturates.
 """

@@ -1,15 +1,16 @@
 """ELA: efficient local attention.
 
 Paper: "ELA: Efficient Local Attention for Deep Convolutional Neural Networks", Xu and Wan, 2024, arXiv 2403.01123.
-Reference implementation: the paper's listing, which is in many repositories; the authors published no repository. One
-copy: https://github.com/zhxqaq/yolov8pose-ela (with 32 convolution groups)
+Reference implementation: the paper's listing, as in https://github.com/AIFengheshu/Plug-play-modules; the authors
+published no repository
 
 Deviations:
 - channels that the groups do not divide are an error that names the groups which do;
 - statistics are summed in float32 for half-precision inputs, and float16 overflow saturates.
 
 As in the listing, the strips along H and along W share one convolution and one GroupNorm. timm's layer of this name has
-two of each and a SiLU before the sigmoid.
+two of each and a SiLU before the sigmoid. Another public copy lays the strip along W on H, and so works for square maps
+only.
 """
 
 from __future__ import annotations

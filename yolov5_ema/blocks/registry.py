@@ -50,17 +50,45 @@ _REGISTRY: dict[str, BlockInfo] = {}
 
 # names of the blocks in other projects, in lower case and without underscores
 _OTHER_NAMES = {
-    "EMA": ("emaattention", "emattention", "efficientmultiscaleattention", "emamodule", "emalayer"),
-    "CA": ("coordatt", "coordattention", "coordinateattention", "cablock", "coordatten"),
-    "CBAM": ("cbamblock", "cbammodule", "cbamattention"),
-    "SA": ("shuffleattention", "salayer", "shuffleatt", "sanet"),
-    "ECA": ("ecaattention", "ecalayer", "ecablock", "ecanet", "efficientchannelattention", "ecamodule"),
-    "NAM": ("namattention", "namblock", "nammodule", "normattention"),
-    "SE": ("selayer", "seattention", "seblock", "semodule", "senet", "squeezeexcite", "squeezeexcitation"),
-    "SGE": ("spatialgroupenhance", "sgeattention", "sgelayer", "sgeblock", "spatialgroupwiseenhance"),
-    "SRM": ("srmlayer", "srmattention", "srmblock", "stylerecalibration"),
-    "SimAM": ("simammodule", "simamattention", "simamblock", "simam"),
-    "Triplet": ("tripletattention", "tripletatt", "tripletblock", "tam"),
+    "A2": ("doubleattention", "doubleattentionlayer", "doubleattentionblock", "a2attention", "a2block", "a2net"),
+    "BAM": ("bamblock", "bammodule", "bamattention", "bottleneckattention", "bottleneckattentionmodule"),
+    "CA": ("coordatt", "coordattention", "coordinateattention", "cablock", "calayer", "coordatten", "coordattn"),
+    "CBAM": ("cbamblock", "cbammodule", "cbamlayer", "cbamattention", "convolutionalblockattentionmodule"),
+    "CPCA": ("cpcablock", "cpcaattention", "channelpriorconvolutionalattention"),
+    "ECA": ("ecaattention", "ecalayer", "ecablock", "ecanet", "ecaneck", "efficientchannelattention", "ecamodule"),
+    "ELA": (
+        *("efficientlocalizationattention", "efficientlocalattention", "efficientlocalattn"),
+        *("elaattention", "elablock", "elalayer", "elabase", "elab", "elat", "elas", "elal"),
+    ),
+    "EMA": (
+        *("emaattention", "emattention", "efficientmultiscaleattention", "emamodule", "emalayer", "emablock", "emaatt"),
+    ),
+    "GAM": ("gamattention", "gamblock", "gammodule", "gamatt", "globalattention", "globalattentionmechanism"),
+    "GC": (
+        *("globalcontext", "globalcontextblock", "globalcontextattention", "contextblock", "contextblock2d"),
+        *("gcblock", "gcmodule", "gclayer", "gcattention", "gcnet"),
+    ),
+    "LSKA": ("lskablock", "lskaattention", "lskattention", "largeseparablekernelattention"),
+    "MLCA": ("mlcablock", "mlcaattention", "mixedlocalchannelattention"),
+    "NAM": ("namattention", "namatt", "namblock", "nammodule", "normattention"),
+    "NonLocal": (
+        *("nonlocalblock", "nonlocalblock2d", "nonlocalblocknd", "nonlocal2d", "nonlocalattention", "nonlocalattn"),
+        *("nonlocalmodule", "nlblock", "nlblocknd"),
+    ),
+    "ParNet": ("parnetattention", "parnetblock", "parnetatt"),
+    "PolarizedSA": (
+        *("psa", "psap", "psas", "psaattention", "polarizedselfattention", "polarizedattention"),
+        *("parallelpolarizedselfattention", "sequentialpolarizedselfattention"),
+    ),
+    "SA": ("shuffleattention", "salayer", "sablock", "shuffleatt", "shuffleattn", "sanet"),
+    "SE": (
+        *("selayer", "seattention", "seattn", "seblock", "semodule", "senet", "squeezeexcite", "squeezeexcitation"),
+        *("squeezeandexcitation", "squeezeandexcite"),
+    ),
+    "SGE": ("spatialgroupenhance", "spatialgroupwiseenhance", "sgeattention", "sgelayer", "sgeblock", "sgemodule"),
+    "SRM": ("srmlayer", "srmblock", "srmattention", "srmmodule", "stylerecalibration"),
+    "SimAM": ("simammodule", "simamattention", "simamblock", "simamlayer"),
+    "Triplet": ("tripletattention", "tripletatt", "tripletattn", "tripletblock", "tripletlayer", "tam"),
 }
 
 
@@ -162,8 +190,9 @@ def block_info(name: str) -> BlockInfo:
     if name in _REGISTRY:
         return _REGISTRY[name]
     called = block_called(str(name))
-    near = [called] if called else nearest(name, _REGISTRY, most=3, likeness=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    near = nearest(name, _REGISTRY, most=3, likeness=0.5)
+    guess = f" Did you mean {' or '.join(near)}?" if near else ""
+    hint = f" Here it is called {called}." if called else guess
     raise ValueError(f"no block is named {name!r}.{hint} Registered: {', '.join(list_blocks())}")
 
 

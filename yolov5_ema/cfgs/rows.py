@@ -253,7 +253,7 @@ def _our_block(name: str, place: str) -> type:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     called = registry.block_called(name)
-    hint = did_you_mean([called] if called else nearest(name, known, likeness=0.5))
+    hint = f"; here it is called {called}." if called else did_you_mean(nearest(name, known, likeness=0.5))
     blocks = ", ".join(registry.list_blocks())
     return f"{hint} Attention blocks: {blocks}; a block of your own needs --plugin its_module (in Python: import it)"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from yolov5_ema.blocks.registry import block_of
+from yolov5_ema.blocks.registry import block_called, block_of
 from yolov5_ema.cfgs.graph import Graph, Row
 from yolov5_ema.cfgs.keys import SECTIONS
 from yolov5_ema.cfgs.rows import (
@@ -25,6 +25,8 @@ from yolov5_ema.cfgs.rows import (
     plain_host,
     resolve_module,
 )
+from yolov5_ema.cfgs.values import is_int
+from yolov5_ema.errors import ConfigError
 
 # modules whose first argument is not their number of output channels
 _OTHER_FIRST_ARGUMENT = ("AIFI", "CBFuse", "HGBlock", "HGStem", "ResNetLayer")
@@ -63,11 +65,27 @@ def block_rows(cfg: Mapping[str, Any], tasks: ModuleType, *, where: str, conflic
         if block_of(module):
             found.append(BlockRow(index, module, block_options(module, row, place, incoming[0]), place))
             nominal[row] = incoming[0]
-        elif module.__name__ in _OTHER_FIRST_ARGUMENT:
+            continue
+        _refuse_options_of_ours(row, place)
+        if module.__name__ in _OTHER_FIRST_ARGUMENT:
             nominal[row] = None
         else:
             nominal[row] = nominal_output(module, row, incoming)
     return found
+
+
+def _refuse_options_of_ours(row: Row, place: str) -> None:
+    """Raise a `ConfigError` for a row such as ``[-1, 1, PSA, []]``, which reads like a row of a block.
+
+    ultralytics has a PSA of its own, whose first argument is a number of channels. Other projects give this name to a
+    block that has another name here.
+    """
+    called = block_called(row.module)
+    if called and not any(is_int(argument) for argument in row.args[:1]):
+        raise ConfigError(
+            f"{place}: {row.module} is a module of ultralytics, which needs a number of channels as its first "
+            f"argument. The block of yolov5-ema that other projects call {row.module} is called {called} here"
+        )
 
 
 def _names(tasks: ModuleType) -> ModuleType:
