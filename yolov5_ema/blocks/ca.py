@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, saturate, stable_mean, zero_
+from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, saturate, zero_
 from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
+from yolov5_ema.kernels.means import gated_by_sides, means_of_sides, scale_sides
 
 _LEAST_HIDDEN = 8
 
@@ -70,14 +71,18 @@ class CA(AttentionBlock):
         self.conv_w = nn.Conv2d(hidden, self.channels, kernel_size=1, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = x.shape[2]
-        mean_w = stable_mean(x, [3])  # (N, C, H, 1)
-        mean_h = stable_mean(x, [2]).transpose(2, 3)  # (N, C, W, 1)
-        y = saturate(self.conv1(torch.cat([mean_w, mean_h], dim=2).to(x.dtype)))  # (N, hidden, H+W, 1)
+        if torch.jit.is_scripting():
+            gate_h, gate_w = self.gates(means_of_sides(x), x.shape[2])
+            return scale_sides(x, gate_h, gate_w)  # (N, C, H, W)
+        return gated_by_sides("CA", x, self.gates)  # (N, C, H, W)
+
+    def gates(self, means: torch.Tensor, h: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gates of rows (N, C, H) and of columns (N, C, W) from the means of both, (N, C, H+W)."""
+        y = saturate(self.conv1(means.unsqueeze(3)))  # (N, hidden, H+W, 1)
         y = F.hardswish(saturate(self.bn1(y)))  # (N, hidden, H+W, 1)
-        gate_h = self.conv_h(y[:, :, :h]).sigmoid().to(x.dtype)  # (N, C, H, 1)
-        gate_w = self.conv_w(y[:, :, h:].transpose(2, 3)).sigmoid().to(x.dtype)  # (N, C, 1, W)
-        return x * gate_w * gate_h  # (N, C, H, W)
+        gate_h = self.conv_h(y[:, :, :h]).sigmoid().to(means.dtype)  # (N, C, H, 1)
+        gate_w = self.conv_w(y[:, :, h:].transpose(2, 3)).sigmoid().to(means.dtype)  # (N, C, 1, W)
+        return gate_h.squeeze(3), gate_w.squeeze(2)
 
     def zero_gate_(self) -> None:
         """Set the last parameters to zero, so that training starts with a gate of 1/2 * 1/2 everywhere."""

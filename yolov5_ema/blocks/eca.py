@@ -16,9 +16,10 @@ import math
 import torch
 from torch import nn
 
-from yolov5_ema.blocks.common import AttentionBlock, check_odd_kernel, check_positive_int, stable_mean, zero_
+from yolov5_ema.blocks.common import AttentionBlock, check_odd_kernel, check_positive_int, zero_
 from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
+from yolov5_ema.kernels.means import gated_by_channels, mean_of_channels, scale_channels
 
 
 def eca_kernel_size(channels: int) -> int:
@@ -78,9 +79,13 @@ class ECA(AttentionBlock):
         self.conv = nn.Conv1d(1, 1, self.kernel_size, padding=padding, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = stable_mean(x, [2, 3]).flatten(1).unsqueeze(1)  # (N, 1, C)
-        gate = self.conv(mean.to(x.dtype)).sigmoid().to(x.dtype)  # (N, 1, C)
-        return x * gate.squeeze(1)[:, :, None, None]  # (N, C, H, W)
+        if torch.jit.is_scripting():
+            return scale_channels(x, self.gate(mean_of_channels(x)))  # (N, C, H, W)
+        return gated_by_channels("ECA", x, self.gate)  # (N, C, H, W)
+
+    def gate(self, mean: torch.Tensor) -> torch.Tensor:
+        """The gate of each channel from the means of the channels, (N, C) both."""
+        return self.conv(mean.unsqueeze(1)).sigmoid().squeeze(1).to(mean.dtype)  # (N, C)
 
     def zero_gate_(self) -> None:
         """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""

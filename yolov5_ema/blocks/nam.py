@@ -31,6 +31,7 @@ from yolov5_ema.blocks.common import (
 )
 from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
+from yolov5_ema.kernels.norms import nam, takes_nam
 
 
 def _shares(weight: torch.Tensor) -> torch.Tensor:
@@ -88,6 +89,9 @@ class NAM(AttentionBlock):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bn = self.bn
+        if not torch.jit.is_scripting():  # noqa: SIM102 - alone, or TorchScript compiles what follows
+            if takes_nam(x, bn):
+                return nam(x, bn, _shares(bn.weight))  # (N, C, H, W)
         # a single value per channel has no batch statistics: use the running ones
         if self.training and is_single_value(x, self.channels):
             y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)

@@ -22,6 +22,8 @@ from torch import nn
 from yolov5_ema.blocks.common import AttentionBlock, check_positive_int, stable_mean, wide_dtype, zero_
 from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
+from yolov5_ema.kernels.layers import is_untouched
+from yolov5_ema.kernels.norms import sa, takes_sa
 
 
 class _Affine(nn.Module):
@@ -106,6 +108,12 @@ class SA(AttentionBlock):
         self.gn = nn.GroupNorm(k, k, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102 - alone, or TorchScript compiles what follows
+            if self._takes_kernel(x):
+                slope, offset, gn = self.spatial.weight.flatten(), self.spatial.bias.flatten(), self.gn
+                u = torch.cat([self.channel.weight.flatten(), slope * gn.weight])  # (2k,)
+                v = torch.cat([self.channel.bias.flatten(), slope * gn.bias + offset])  # (2k,)
+                return sa(x, u, v, self.groups, gn.eps)  # (N, C, H, W)
         n, c, h, w = x.shape
         k = self.half_channels
         groups = x.reshape(n * self.groups, 2 * k, h, w)  # (NG, 2k, H, W)
@@ -121,6 +129,13 @@ class SA(AttentionBlock):
         out = torch.cat([x_c * gate_c.to(x.dtype), x_s * gate_s.to(x.dtype)], dim=1)  # (NG, 2k, H, W)
         out = out.reshape(n, 2, c // 2, h, w)  # channels as two rows of C/2 ...
         return out.transpose(1, 2).reshape(n, c, h, w)  # ... read by columns: (N, C, H, W)
+
+    @torch.jit.unused
+    def _takes_kernel(self, x: torch.Tensor) -> bool:
+        if not (is_untouched(self.channel, _Affine) and is_untouched(self.spatial, _Affine)):
+            return False
+        parameters = [*self.channel.parameters(), *self.spatial.parameters(), self.gn.weight, self.gn.bias]
+        return takes_sa(x, parameters, self.channels)
 
     def zero_gate_(self) -> None:
         """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""

@@ -23,11 +23,11 @@ from yolov5_ema.blocks.common import (
     check_positive_int,
     check_reduction,
     saturate,
-    stable_mean,
     zero_,
 )
 from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
+from yolov5_ema.kernels.means import gated_by_channels, mean_of_channels, scale_channels
 
 
 @register_block(paper="Hu et al., CVPR 2018, arXiv 1709.01507")
@@ -81,10 +81,14 @@ class SE(AttentionBlock):
         self.fc2 = nn.Linear(hidden, self.channels, bias=with_bias, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = stable_mean(x, [2, 3]).flatten(1).to(x.dtype)  # (N, C)
+        if torch.jit.is_scripting():
+            return scale_channels(x, self.gate(mean_of_channels(x)))  # (N, C, H, W)
+        return gated_by_channels("SE", x, self.gate)  # (N, C, H, W)
+
+    def gate(self, mean: torch.Tensor) -> torch.Tensor:
+        """The gate of each channel from the means of the channels, (N, C) both."""
         hidden = saturate(self.fc1(mean)).relu()  # (N, hidden)
-        gate = self.fc2(hidden).sigmoid().to(x.dtype)  # (N, C)
-        return x * gate[:, :, None, None]  # (N, C, H, W)
+        return self.fc2(hidden).sigmoid().to(mean.dtype)  # (N, C)
 
     def zero_gate_(self) -> None:
         """Set the last parameters to zero, so that training starts with a gate of 1/2 everywhere."""

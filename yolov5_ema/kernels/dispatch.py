@@ -19,6 +19,8 @@ from torch.autograd import forward_ad
 
 from yolov5_ema.errors import UserError
 from yolov5_ema.kernels import native, proof
+from yolov5_ema.kernels.memory import NAMES, has_memory, is_intercepted
+from yolov5_ema.kernels.numerics import is_symbolic
 from yolov5_ema.settings import VARIABLES, read
 
 _log = logging.getLogger("yolov5_ema")
@@ -121,6 +123,27 @@ def choose(
     if asked == kernel:
         raise UserError(f"{block}: implementation {kernel!r} cannot run: {obstacle}. Choices: {', '.join(CHOICES)}")
     return Choice("exact", obstacle)
+
+
+def is_captured(x: torch.Tensor) -> bool:
+    """Whether torch records or transforms operations, so that a block must consist of torch's own."""
+    return torch.compiler.is_compiling() or is_symbolic(x) or bool(needs_plain_operations()) or is_intercepted()
+
+
+def takes_kernel(block: str, x: torch.Tensor) -> bool:
+    """Whether a block without a choice of its own runs its C++ kernels, which need (N, C, H, W) in float32 or float64.
+
+    For channels_last the answer is no, because plain operations keep that memory format.
+
+    Raises:
+        UserError: as `choose`.
+    """
+    if is_captured(x):
+        return False
+    is_channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    suits = x.dtype in NAMES and x.dim() == 4 and x.numel() > 0 and not is_channels_last and has_memory(type(x))
+    offered = ("reference", "exact", "cpp") if suits else ("reference", "exact")
+    return choose(block, "auto", x.device, x.dtype, offered).name == "cpp"
 
 
 def survey(block: str) -> dict[str, Choice]:

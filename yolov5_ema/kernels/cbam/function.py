@@ -17,7 +17,7 @@ import torch
 
 from yolov5_ema.kernels.cbam import exact
 from yolov5_ema.kernels.cbam.operators import passes
-from yolov5_ema.kernels.dispatch import needs_plain_operations
+from yolov5_ema.kernels.function import kernels_may_run
 
 
 class Step:
@@ -55,7 +55,7 @@ class Pool(torch.autograd.Function):
         x, pooled, *ties = ctx.saved_tensors
         step, peak = ctx.step, pooled[1]
         d_x, d_pooled = grads[0], _or_zeros(grads[1], pooled)
-        if not (step.kernel and _kernels_may_run(*grads)):
+        if not (step.kernel and kernels_may_run(*grads)):
             return exact.pool_backward(d_x, d_pooled, x, peak), None
         forward = (step.gate_c, step.gate_s, step.maps, step.map_ties, peak, *ties)
         grad, d_maps = _or_zeros(grads[2], x), _or_zeros(grads[3], step.maps)
@@ -87,7 +87,7 @@ class Maps(torch.autograd.Function):
         x, gate_c, maps = ctx.saved_tensors
         step = ctx.step
         d_y, d_maps = grads[0], _or_zeros(grads[1], maps)
-        if not (step.kernel and _kernels_may_run(*grads)):
+        if not (step.kernel and kernels_may_run(*grads)):
             return (*exact.maps_backward(d_y, d_maps, x, gate_c, maps), None, None)
         d_gate_c = passes().maps_backward(d_maps, x, step.gate_c, maps, step.map_ties)
         return None, d_gate_c, d_maps, None
@@ -111,7 +111,7 @@ class Apply(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate_c, gate_s = ctx.saved_tensors
         step = ctx.step
-        if not (step.kernel and _kernels_may_run(grad)):
+        if not (step.kernel and kernels_may_run(grad)):
             d_y, d_gate_s = exact.apply_backward(grad, x, gate_c, gate_s)
             return d_y, None, None, d_gate_s, None, None
         grad = grad.contiguous()
@@ -130,15 +130,8 @@ class Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
         maps, weight = ctx.saved_tensors
-        run: Any = passes().convolve_backward if _kernels_may_run(grad) else exact.convolve_backward
+        run: Any = passes().convolve_backward if kernels_may_run(grad) else exact.convolve_backward
         return run(grad, maps, weight)
-
-
-def _kernels_may_run(*grads: torch.Tensor | None) -> bool:
-    """Whether a backward pass may use kernels: it is not differentiated again, traced, compiled or batched."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or needs_plain_operations():
-        return False
-    return not any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
 
 
 def _or_zeros(grad: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:

@@ -25,8 +25,6 @@ template <typename T> using Array = std::unique_ptr<T[]>;
 
 constexpr int64_t kTile = 8192;     // pixels
 constexpr int64_t kLanes = 32;      // partial sums and maxima of a run
-constexpr int64_t kRun = 4096;      // values summed in T; the sums of such runs are added in double
-constexpr int64_t kSmall = 1 << 14; // below this number of values, a second thread costs more than it saves
 
 struct Shape {
     int64_t n, c, pixels;

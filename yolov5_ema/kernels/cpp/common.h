@@ -136,7 +136,7 @@ template <int N, typename T> inline T total(const Lanes<T, N> &values) {
     }
 }
 
-// The sum of a padded row, from blocks of the two widths that `over_padded_row` uses.
+// The sum of a row, from blocks that are at most as wide as a register.
 template <typename T> struct RowSum {
     Lanes<T, kWide<T>> values;
 
@@ -146,7 +146,7 @@ template <typename T> struct RowSum {
         if constexpr (N == kWide<T>)
             values += more;
         else
-            values += doubled<N, T>(more);
+            add(doubled<N, T>(more), Width<2 * N>());
     }
     T total() const { return yolov5_ema::total<kWide<T>, T>(values); }
 };
@@ -167,6 +167,15 @@ template <int N, typename F> inline void over_row(int64_t count, const F &f) {
     }
 }
 
+// The same with blocks that become narrower at the end and do not overlap.
+template <int N, typename F> inline void over_parts(int64_t count, const F &f, int64_t first = 0) {
+    for (; first + N <= count; first += N)
+        f(Width<N>(), first);
+    if constexpr (N > 1)
+        if (first < count)
+            over_parts<N / 2>(count, f, first);
+}
+
 // The same for a row whose length is a multiple of kStep; blocks do not overlap.
 template <typename T, typename F> inline void over_padded_row(int64_t count, const F &f) {
     constexpr int N = kWide<T>;
@@ -176,6 +185,32 @@ template <typename T, typename F> inline void over_padded_row(int64_t count, con
     if constexpr (N > kStep)
         if (first < count)
             f(Width<kStep>(), first);
+}
+
+constexpr int64_t kRun = 4096;      // values summed in T; the sums of such runs are added in double
+constexpr int64_t kSmall = 1 << 14; // below this number of values, a second thread costs more than it saves
+
+inline int threads_for(int64_t values, int threads) { return values < kSmall ? 1 : threads; }
+
+// The sum of f(Width<N>, first) over blocks of N of `count` values. Four sums at once, because the processor can begin
+// an addition before the one before it has ended.
+template <typename T, typename F> double sum_over(int64_t count, const F &f) {
+    constexpr int N = kWide<T>;
+    double total = 0;
+    for (int64_t first = 0; first < count; first += kRun) {
+        const int64_t end = first + kRun < count ? first + kRun : count;
+        RowSum<T> sums[4];
+        int64_t p = first;
+        for (; p + 4 * N <= end; p += 4 * N)
+            for (int j = 0; j < 4; j++)
+                sums[j].values += f(Width<N>(), p + j * N);
+        over_parts<N>(end - p, [&](auto n, int64_t more) { sums[0].add(f(n, p + more), n); });
+        sums[0].values += sums[1].values;
+        sums[2].values += sums[3].values;
+        sums[0].values += sums[2].values;
+        total += sums[0].total();
+    }
+    return total;
 }
 
 // Ask for memory that is needed soon, which may lie behind the end of an array. The processor predicts runs of accesses
