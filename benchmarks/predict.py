@@ -1,84 +1,127 @@
-"""Measures images per second of YOLOv5's own detect and of ``yolov5-ema predict``, in one process and with Ray.
+"""Measures images per second of ``yolov5-ema predict``, in several runtimes and with Ray, against YOLOv5's own detect.
 
 Whole commands, as a user types them, run in turns: on few images, which mostly measures the start, and on all images.
 Images per second are the difference of the numbers of images divided by the difference of the medians of seconds. What
-is left is the time to start.
+is left is the time to start. The processor time is that of the command and of its processes: another process at work
+changes it less than the seconds. Exports are made before, in a cache folder of their own.
 
-    python benchmarks/predict.py --weights best.pt --source images/ --rounds 3
-    python benchmarks/predict.py --weights best.pt --save
+    python benchmarks/predict.py --source ../shared/data/bccd ../shared/data/aerial_cars --save
+    python benchmarks/predict.py --weights best.pt --source images/ --rounds 3 --busy
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import datetime
+import itertools
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from training import HOME, busy_process
 
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.comparing.machine import machine, software
 from yolov5_ema.data.dataset import IMAGE_SUFFIXES
+from yolov5_ema.engine import shim
 from yolov5_ema.upstream.locate import locate
 
-FEW = 4
-PREDICT = ("predict", "--force", "--chunk", "4", "-o", "out.json")
+FEW = 40
+REFERENCE = "detect --nosave"
+PREDICT = ("predict", "--force", "-o", "out.json")
 CANDIDATES = {
-    "detect --nosave": ("detect", "--nosave"),
-    "predict": PREDICT,
-    "predict --threads 1": (*PREDICT, "--threads", "1"),
+    REFERENCE: ("detect", "--nosave"),
+    "predict --runtime auto": (*PREDICT, "--runtime", "auto"),
+    "predict --runtime onnx": (*PREDICT, "--runtime", "onnx"),
+    "predict --runtime openvino": (*PREDICT, "--runtime", "openvino"),
+    "predict --runtime torch": (*PREDICT, "--runtime", "torch"),
+    "predict --runtime torch --batch 1": (*PREDICT, "--runtime", "torch", "--batch", "1"),
+}
+WITH_RAY = {
     "predict --engine ray --workers 1": (*PREDICT, "--engine", "ray", "--workers", "1"),
     "predict --engine ray --workers 2": (*PREDICT, "--engine", "ray", "--workers", "2"),
 }
 
 
+class Taken(NamedTuple):
+    """What a command took: seconds on the clock, and of the processors."""
+
+    clock_s: float
+    cpu_s: float
+
+
+Row = dict[str, float]
+Times = Mapping[str, Mapping[int, Sequence[Taken]]]
+"""For each candidate and each number of images, what each round took."""
+
+
 def main() -> None:
     args = parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        images = given(args.source, args.images) if args.source else drawn(folder / "drawn", args.images)
-        sources = {len(some): linked(folder / f"of-{len(some)}", some) for some in (images[:FEW], images)}
-        seconds = timed(args, folder, sources)
-    rows = {candidate: figures(taken) for candidate, taken in seconds.items()}
-    about = described(args, len(images))
-    print(f"{about}\n")
-    for candidate, row in rows.items():
-        print(
-            f"{candidate:<34}{row['images_per_s']:>8.2f} images/s{row['start_s']:>8.1f} s to start"
-            f"{row['whole_s']:>8.1f} s in all ({row['least_s']:.1f} to {row['most_s']:.1f})"
-        )
-    if args.save:
-        save(rows, about)
+    candidates = {**CANDIDATES, **(WITH_RAY if args.ray else {})}
+    rows: dict[tuple[str, str, str], Row] = {}
+    with tempfile.TemporaryDirectory() as name, busy_process() if args.busy else contextlib.nullcontext():
+        weights = args.weights or [untrained(Path(name), size) for size in "ns"]
+        for file, source in itertools.product(weights, args.source or [None]):
+            folder = Path(name, f"{len(rows)}")
+            folder.mkdir()
+            images = given(source, args.images) if source else drawn(folder / "drawn", args.images)
+            sources = {len(some): linked(folder / f"of-{len(some)}", some) for some in (images[:FEW], images)}
+            flags = {
+                count: ("--weights", str(file.resolve()), "--img", str(args.img), "--source", str(place))
+                for count, place in sources.items()
+            }
+            found = rows_of(timed(candidates, flags, args.rounds, folder))
+            rows.update({(file.name, source.name if source else "drawn", way): row for way, row in found.items()})
+    report(rows, described(args), args.save and "predict")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--source", type=Path, help="folder with images (default: images are drawn)")
-    parser.add_argument("--images", type=int, default=200, help="maximum number of images")
+    parser.add_argument("--weights", type=Path, nargs="+", help="(default: yolov5n-ema and yolov5s-ema, untrained)")
+    parser.add_argument("--source", type=Path, nargs="+", help="folders with images (default: images are drawn)")
+    parser.add_argument("--ray", action="store_true", help="also with Ray")
+    add_flags(parser)
+    return parser.parse_args()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=500, help="number of images; fewer are repeated")
     parser.add_argument("--img", type=int, default=640)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-predict.csv")
-    args = parser.parse_args()
-    if args.images <= FEW:
-        parser.error(f"--images must be more than {FEW}")
-    return args
+    parser.add_argument("--busy", action="store_true", help="beside a process that computes without a pause")
+    parser.add_argument("--save", action="store_true", help="write a CSV into benchmarks/results/")
 
 
-def given(source: Path, most: int) -> list[Path]:
+def untrained(folder: Path, size: str) -> Path:
+    """A checkpoint with random weights, which finds nothing: what is measured is the model."""
+    file = folder / f"yolov5{size}-ema.pt"
+    torch.manual_seed(0)
+    with quiet():
+        model = shim.install().module("models.yolo").Model(build_cfg(size=size, block="EMA", nc=3))
+    model.nc, model.names = 3, ["a", "b", "c"]
+    torch.save({"epoch": -1, "model": model.half(), "ema": None, "updates": None, "optimizer": None}, file)
+    shim.uninstall()
+    return file
+
+
+def given(source: Path, count: int) -> list[Path]:
     found = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if len(found) <= FEW:
-        sys.exit(f"{source}: fewer than {FEW + 1} images")
-    return found[:most]
+    if not found:
+        sys.exit(f"{source}: no images")
+    return list(itertools.islice(itertools.cycle(found), count))
 
 
 def drawn(folder: Path, count: int) -> list[Path]:
@@ -101,56 +144,92 @@ def linked(folder: Path, images: Iterable[Path]) -> Path:
     return folder
 
 
-def timed(args: argparse.Namespace, folder: Path, sources: dict[int, Path]) -> dict[str, dict[int, list[float]]]:
-    """The seconds of each candidate for each number of images, measured in turns."""
-    seconds = {candidate: {count: [] for count in sources} for candidate in CANDIDATES}
-    flags = ("--weights", str(args.weights.resolve()), "--img", str(args.img))
-    home = str(Path(__file__).resolve().parent.parent)
-    # threads that spin while they wait would measure what else the machine does
-    environment = {**os.environ, "PYTHONPATH": home, "OMP_WAIT_POLICY": "PASSIVE"}
-    for _ in range(args.rounds):
-        for candidate, argv in CANDIDATES.items():
-            for count, source in sources.items():
-                command = [sys.executable, "-m", "yolov5_ema", *argv, *flags, "--source", str(source)]
-                started_s = time.perf_counter()
-                done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-                seconds[candidate][count].append(time.perf_counter() - started_s)
+def timed(
+    candidates: Mapping[str, Sequence[str]], flags: Mapping[int, Sequence[str]], rounds: int, folder: Path
+) -> dict[str, dict[int, list[Taken]]]:
+    """What each candidate takes for each number of images, in turns; before, each is run once on all of them.
+
+    Args:
+        candidates: the command of each, and its own flags.
+        flags: the flags of all of them, by the number of images.
+        rounds: the number of rounds.
+        folder: where they run.
+    """
+    taken: dict[str, dict[int, list[Taken]]] = {name: {count: [] for count in flags} for name in candidates}
+    cache = folder.parent / "cache"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(HOME), "YOLOV5_EMA_CACHE": str(cache)}
+    for turn in range(-1, rounds):
+        for name, command in candidates.items():
+            for count in flags if turn >= 0 else [max(flags)]:
+                words = [sys.executable, "-m", "yolov5_ema", *command, *flags[count]]
+                before_s, began_s = cpu_s(), time.perf_counter()
+                done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
                 if done.returncode:
-                    sys.exit(f"{candidate}: {done.stderr[-2000:]}")
-    return seconds
+                    sys.exit(f"{name}: {done.stderr[-2000:]}")
+                if turn >= 0:
+                    taken[name][count].append(Taken(time.perf_counter() - began_s, cpu_s() - before_s))
+    return taken
 
 
-def figures(seconds: dict[int, list[float]]) -> dict[str, float]:
-    few, many = sorted(seconds)
-    start_s, whole_s = statistics.median(seconds[few]), statistics.median(seconds[many])
+def cpu_s() -> float:
+    """The processor time of all commands that have ended, and of their processes."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def rows_of(times: Times) -> dict[str, Row]:
+    """The figures of each candidate, and how many times as fast as the first one it is."""
+    rows = {name: figures(taken) for name, taken in times.items()}
+    first = next(iter(rows.values()))
+    return {name: {**row, "times_as_fast": row["images_per_s"] / first["images_per_s"]} for name, row in rows.items()}
+
+
+def figures(taken: Mapping[int, Sequence[Taken]]) -> Row:
+    few, many = sorted(taken)
+    start_s, whole_s = (statistics.median(one.clock_s for one in taken[count]) for count in (few, many))
+    start_cpu_s, whole_cpu_s = (statistics.median(one.cpu_s for one in taken[count]) for count in (few, many))
     rate = (many - few) / (whole_s - start_s)
     return {
         "images_per_s": rate,
+        "cpu_ms_per_image": 1e3 * (whole_cpu_s - start_cpu_s) / (many - few),
         "start_s": start_s - few / rate,
         "whole_s": whole_s,
-        "least_s": min(seconds[many]),
-        "most_s": max(seconds[many]),
+        "least_s": min(one.clock_s for one in taken[many]),
+        "most_s": max(one.clock_s for one in taken[many]),
     }
 
 
-def described(args: argparse.Namespace, count: int) -> str:
+def described(args: argparse.Namespace) -> str:
     here = machine(torch.device("cpu"))
     versions = ", ".join(f"{name} {version}" for name, version in software(locate()).items())
+    busy = "beside a busy process; " if args.busy else ""
     return (
-        f"{here['device']}, {here['cores']} cores, load {here['load']} at the end; {versions}\n"
-        f"{count} images at {args.img} pixels, medians of {args.rounds} rounds (least to most in brackets)"
+        f"{here['device']}, {here['cores']} cores, load {here['load']} at the end; {busy}{versions}\n"
+        f"{args.images} images at {args.img} pixels, medians of {args.rounds} rounds (least to most in brackets)"
     )
 
 
-def save(rows: dict[str, dict[str, float]], about: str) -> None:
+def report(rows: Mapping[tuple[str, str, str], Row], about: str, saved_as: str) -> None:
+    """Print the figures of each weights file, source and candidate; also write a CSV unless ``saved_as`` is empty."""
+    print(f"{about}\n")
+    for (weights, source, name), row in rows.items():
+        print(
+            f"{weights:<16}{source:<14}{name:<36}{row['images_per_s']:>7.2f} images/s"
+            f" ({row['times_as_fast']:.2f} times){row['cpu_ms_per_image']:>8.1f} ms of processors"
+            f"{row['start_s']:>6.1f} s to start{row['whole_s']:>7.1f} s in all"
+            f" ({row['least_s']:.1f} to {row['most_s']:.1f})"
+        )
+    if not saved_as:
+        return
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
-    file = folder / f"{datetime.date.today()}-predict.csv"
+    file = folder / f"{datetime.date.today()}-{saved_as}.csv"
     with open(file, "w", newline="") as stream:
         stream.writelines(f"# {line}\n" for line in about.splitlines())
         writer = csv.writer(stream)
-        writer.writerow(["candidate", *next(iter(rows.values()))])
-        writer.writerows([name, *(f"{value:.4g}" for value in row.values())] for name, row in rows.items())
+        writer.writerow(["weights", "source", "candidate", *next(iter(rows.values()))])
+        writer.writerows([*names, *(f"{value:.4g}" for value in row.values())] for names, row in rows.items())
     print(f"{file} written")
 
 
