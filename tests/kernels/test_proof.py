@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -338,6 +340,8 @@ def test_random_numbers_and_modes_are_left_alone():
 
 @pytest.mark.parametrize("first", ["auto", "inference"])
 def test_torch_compile_as_the_first_use(first, monkeypatch, warnings):
+    if not hasattr(torch.compiler, "is_exporting"):
+        pytest.skip("this torch does not tell compiling from exporting, so plain operations are compiled")
     torch.compiler.reset()
     block, x = randomise(EMA(16, groups=4)), torch.randn(2, 16, 9, 7, requires_grad=True)
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
@@ -405,6 +409,23 @@ def test_every_block_that_has_kernels_proves_them():
     with_choice = {name for name in list_blocks() if hasattr(create_block(name, 128), "implementation")}
     assert with_choice <= with_kernels
     assert set(proof.KERNELS) == {(name, kind) for name in with_kernels for kind in proof.KINDS}
+
+
+def test_every_function_of_the_library_is_proved(monkeypatch):
+    """So no kernel is called that was not compared before."""
+    right = native.library()
+    called = set()
+
+    class Spy:
+        def __getattr__(self, name):
+            called.add(name.removesuffix("_float32"))
+            return getattr(right.handle, name)
+
+    monkeypatch.setattr(native, "library", lambda: native.Library(Spy(), right.reason))
+    for kernel in itertools.chain(*proof.KERNELS.values()):
+        assert proof.difference(kernel, CPU, torch.float32, (2, 8, 5, 7)).is_right
+    exported = re.findall(rb"(?<=\0)\w+(?=_float32\0)", Path(right.handle._name).read_bytes())
+    assert called == {name.decode() for name in exported} and len(called) >= 10
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,7 @@ def choose(
     kernel = proof.KERNEL_OF_DEVICE.get(device.type)
     if kernel not in offered or kernel is None:
         return Choice("exact", f"no kernel for {device.type}")
-    proof.require(block, asked == kernel)
-    obstacle = _obstacle(kernel, dtype) or _fault(block, device, dtype, torch.is_grad_enabled())
+    obstacle = _obstacle(kernel, dtype) or _fault(block, device, dtype, torch.is_grad_enabled(), asked == kernel)
     if not obstacle:
         return Choice(kernel, "asked for" if asked == kernel else f"the fastest on {device.type}")
     if asked == kernel:
@@ -182,8 +181,9 @@ def missing(kernel: str) -> str:
     return _look_for(kernel)
 
 
-def _fault(block: str, device: torch.device, dtype: torch.dtype, with_backward: bool) -> str:
+def _fault(block: str, device: torch.device, dtype: torch.dtype, with_backward: bool, is_required: bool) -> str:
     """Why a block's kernels cannot be trusted, see `yolov5_ema.kernels.proof`; an empty string if they can."""
+    proof.require(block, is_required)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     found = proof.fault(block, proof.FORWARD, device, dtype)
@@ -193,7 +193,7 @@ def _fault(block: str, device: torch.device, dtype: torch.dtype, with_backward: 
 # This makes torch.compile call the functions once instead of tracing them. `torch.compiler.assume_constant_result` does
 # the same, but imports torch._dynamo, which takes half as long as importing torch itself.
 _function: Any
-for _function in (missing, _fault, proof.require):
+for _function in (missing, _fault):
     _function._dynamo_marked_constant = True
 
 

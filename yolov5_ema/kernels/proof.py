@@ -105,7 +105,11 @@ class Proved:
         device = arguments[0].device
         reason = f"its {self.kind} pass fails{_on(device)}: {type(error).__name__}: {first_line(error)}"
         if _required.get(self.block):
-            raise UserError(f"{self.block}: {reason}. implementation=auto uses plain operations instead") from error
+            name = KERNEL_OF_DEVICE[device.type]
+            raise UserError(
+                f"{self.block}: implementation {name!r} was asked for, but {reason}. With 'auto', plain torch "
+                "operations are used instead"
+            ) from error
         try:
             result = self._plainly(arguments)
         except Exception:
