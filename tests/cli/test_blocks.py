@@ -24,7 +24,7 @@ def in_json(capsys, *argv):
 
 
 def test_json(capsys):
-    found = in_json(capsys, "E*", "--channels", "6")
+    found = in_json(capsys, "E[CM]A", "--channels", "6")
     assert found["channels"] == 6
     ecas = [block for block in found["blocks"] if block["name"] == "ECA"]
     assert [block["name"] for block in found["blocks"]] == ["ECA", "EMA"]

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolov5_ema.cli._engines import ULTRALYTICS, YOLOV5
 from yolov5_ema.cli._yolov5 import load_plugins
-from yolov5_ema.cli.command import Command, add_json, print_json, results_alone
+from yolov5_ema.cli.command import (
+    Command,
+    add_device,
+    add_image_size,
+    add_json,
+    check_image_size,
+    print_json,
+    results_alone,
+)
+from yolov5_ema.errors import UserError
 from yolov5_ema.texts import aligned
 
 if TYPE_CHECKING:
+    from yolov5_ema.comparing.block_costs import BlockCost
     from yolov5_ema.upstream.locate import Engine
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     """Print one row for each block, and the names that rows of each engine can have."""
+    if args.at is not None:
+        return _print_costs(args)
+    for flag in ("imgsz", "device", "rounds", "picture"):
+        if getattr(args, flag) is not None:
+            raise UserError(f"--{flag} needs --at CFG, the model that blocks are measured in")
     from yolov5_ema.blocks import block_info, list_blocks
     from yolov5_ema.upstream.data_yaml import engine_at_hand
     from yolov5_ema.upstream.ultralytics import at_hand
@@ -41,6 +59,66 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     if infos:
         print(f"\n{_table_of_names([one.name for one in infos], engines, rows_in)}")
     return 0
+
+
+def _print_costs(args: argparse.Namespace) -> int:
+    """Print what each block costs behind the last two stages of a model's backbone, as measured here."""
+    imgsz = 640 if args.imgsz is None else args.imgsz
+    rounds = 20 if args.rounds is None else args.rounds
+    check_image_size(imgsz, least=32)
+    if rounds < 2:
+        raise UserError(f"--rounds must be at least 2, not {rounds}")
+    if args.picture is not None and not args.picture.parent.is_dir():
+        raise UserError(f"--picture {args.picture}: there is no folder {args.picture.parent}")
+
+    from yolov5_ema.blocks import list_blocks
+    from yolov5_ema.cli._yolov5 import start_yolov5
+    from yolov5_ema.comparing import machine
+    from yolov5_ema.comparing.block_costs import block_costs
+    from yolov5_ema.scripts import preflight
+    from yolov5_ema.upstream.model_yaml import cfg_of_ultralytics
+
+    with results_alone(args.json) as output:
+        load_plugins()
+        of_ultralytics = cfg_of_ultralytics(args.at) is not None
+        where = argparse.Namespace(cfg=args.at)
+        if not of_ultralytics:
+            preflight.resolve_names(where, start_yolov5())
+        device = machine.torch_device(args.device or "")
+        imgsz = -(-imgsz // 32) * 32
+        blocks = list_blocks(args.pattern)
+        costs = block_costs(where.cfg, blocks, of_ultralytics=of_ultralytics, imgsz=imgsz, device=device, rounds=rounds)
+        here = machine.machine(device)
+    title = (
+        f"{Path(args.at).stem} at {imgsz} pixels, blocks behind the last two stages of the backbone; {here['device']}, "
+        f"{here['threads']} threads, {rounds} rounds, load {here['load']}"
+    )
+    if args.picture is not None:
+        from yolov5_ema.comparing.block_picture import draw
+
+        draw(costs, args.picture, title)
+    if args.json:
+        print_json(
+            {"model": args.at, "imgsz": imgsz, "machine": here, "blocks": [asdict(cost) for cost in costs]}, output
+        )
+        return 0
+    print(f"{title}\n\n{aligned(_cost_table(costs), left=(0, 8))}")
+    return 0
+
+
+def _cost_table(costs: Sequence[BlockCost]) -> list[list[str]]:
+    heads = ["block", "parameters", "GFLOPs", "alone ms", "detector ms", "quartiles", "ratio", "kept MiB", "paper"]
+    table = [heads]
+    for cost in costs:
+        if cost.detector_ms is None or cost.detector_quartiles_ms is None:
+            table.append([cost.block, *["-"] * 7, f"not possible: {cost.reason}"])
+            continue
+        low, high = cost.detector_quartiles_ms
+        alone = "-" if cost.alone_ms is None else f"{cost.alone_ms:.2f}"
+        kept = "-" if cost.kept_mib is None else f"{cost.kept_mib:.2f}"
+        table.append([cost.block, f"{cost.parameters:,}", f"{cost.gflops:.3f}", alone, f"{cost.detector_ms:.1f}"])
+        table[-1] += [f"{low:.1f} to {high:.1f}", f"{cost.ratio:.3f}", kept, cost.paper]
+    return table
 
 
 def _names_in_rows(engine: Engine | None, blocks: list[str]) -> dict[str, list[str]]:
@@ -86,6 +164,16 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="", help="shell-style pattern, such as 'E*'")
     parser.add_argument("--channels", type=int, default=512, help="channels to count parameters for (default: 512)")
     add_json(parser)
+    cost = parser.add_argument_group("what blocks cost in a model")
+    cost.add_argument(
+        "--at",
+        metavar="CFG",
+        help="a model YAML, such as yolov5s.yaml or yolo11n.yaml: measure each block in it, on this machine",
+    )
+    add_image_size(cost, "image side in pixels (default: 640)", default=None)
+    add_device(cost, default=None)
+    cost.add_argument("--rounds", type=int, metavar="N", help="how often each model runs, in turns (default: 20)")
+    cost.add_argument("--picture", type=Path, metavar="FILE", help="also draw the cost against the parameters, as PNG")
 
 
 COMMAND = Command(

@@ -334,7 +334,7 @@ def add_device(
     flags: Flags,
     help: str = "cpu, or the number of a GPU (default: a GPU if there is one)",
     *,
-    default: str = "",
+    default: str | None = "",
 ) -> None:
     """Add ``--device``."""
     flags.add_argument("--device", default=default, help=help)

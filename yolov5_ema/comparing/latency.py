@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,23 +34,37 @@ def measure_latency(
     with quiet():
         ready = {name: model.to(device).float().fuse().eval() for name, model in models.items()}
     x = torch.rand(1, 3, imgsz, imgsz, device=device)
-    times: dict[str, list[float]] = {name: [] for name in ready}
-    names = list(ready)
+    return in_turns({name: partial(model, x) for name, model in ready.items()}, device, rounds)
+
+
+def in_turns(calls: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Time calls without gradients: each once in each round, and each round starts with the next call.
+
+    Args:
+        calls: what to call, by name.
+        device: the device that they use.
+        rounds: number of measured rounds, after `WARM_UP` unmeasured ones.
+
+    Returns:
+        Milliseconds by name, one value for each round.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     with torch.no_grad():
         for turn in range(-WARM_UP, rounds):
-            first = turn % len(names)
+            first = turn % max(len(names), 1)
             for name in names[first:] + names[:first]:
-                elapsed_ms = _timed_ms(ready[name], x)
+                elapsed_ms = _timed_ms(calls[name], device)
                 if turn >= 0:
                     times[name].append(elapsed_ms)
     return times
 
 
-def _timed_ms(model: Any, x: torch.Tensor) -> float:
-    _synchronize(x.device)
+def _timed_ms(call: Callable[[], Any], device: torch.device) -> float:
+    _synchronize(device)
     started_s = time.perf_counter()
-    model(x)
-    _synchronize(x.device)
+    call()
+    _synchronize(device)
     return (time.perf_counter() - started_s) * 1e3
 
 
