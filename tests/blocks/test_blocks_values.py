@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from public_layouts import CASE_IDS, CASES, PUBLIC, randomise
 from reference import LOOPS, nam, nam_shares
 
-from yolov5_ema.blocks import CBAM, EMA, NAM, SRM, Triplet, create_block, list_blocks
+from yolov5_ema.blocks import CBAM, EMA, MLCA, NAM, SRM, PolarizedSA, SimAM, Triplet, create_block, list_blocks
 from yolov5_ema.blocks.common import nearest_divisors, saturate, stable_mean
 
 SPATIAL = [(1, 1, 7), (2, 5, 1), (1, 1, 1), (3, 4, 6)]  # N, H, W
@@ -167,6 +169,35 @@ def test_running_statistics_move_with_the_published_momentum(block, bn, momentum
     torch.testing.assert_close(bn.running_mean, momentum * values.mean(1))
     torch.testing.assert_close(bn.running_var, 1 - momentum + momentum * values.var(1))
     assert bn.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("size", [(5, 5), (7, 3), (1, 1), (4, 2), (33, 21)], ids=str)
+def test_mlca_is_adaptive_pooling_and_back(size):
+    block = MLCA(3, local_weight=1, dtype=torch.float64)
+    torch.nn.init.constant_(block.conv_local.weight, 0)
+    block.conv_local.weight.data[0, 0, 0] = 1  # a kernel of one: the gates are those of the patches themselves
+    x = noise(2, 3, *size)
+    gates = torch.nn.functional.adaptive_avg_pool2d(x, 5).sigmoid()
+    expected = x * torch.nn.functional.adaptive_avg_pool2d(gates, size)
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_the_parallel_spatial_gate_of_polarized_sa_is_a_half_on_large_maps():
+    """The scores of all pixels add up to 1, and a sigmoid rises by at most a quarter of its score."""
+    block = randomise(PolarizedSA(16, mode="parallel", dtype=torch.float64))
+    gate = block._spatial_gate(noise(2, 16, 40, 40))
+    assert (gate >= 0.5).all() and ((gate - 0.5).sum([1, 2, 3]) <= 0.25).all()
+
+
+def test_simam_lets_at_least_sigmoid_of_a_half_through():
+    x = noise(2, 4, 6, 5)
+    assert (SimAM(4)(x) / x).min() >= 1 / (1 + math.exp(-0.5))
+
+
+@pytest.mark.parametrize("name", ["GC", "NonLocal"])
+def test_a_new_block_that_starts_at_zero_changes_nothing(name):
+    x = noise(2, 32, 4, 5, dtype=torch.float32)
+    assert torch.equal(create_block(name, 32).eval()(x), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

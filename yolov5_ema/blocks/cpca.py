@@ -26,13 +26,14 @@ from yolov5_ema.blocks.common import (
     check_reduction,
     saturate,
     stable_mean,
+    wide_dtype,
 )
 from yolov5_ema.blocks.positions import named_numbers
 from yolov5_ema.blocks.registry import register_block
 
 
 class _Channel(nn.Module):
-    """One gate for each channel, from its mean and its maximum through one shared MLP."""
+    """One gate for each channel, from its mean and its maximum through one shared MLP, in float32 or wider."""
 
     def __init__(
         self, channels: int, hidden: int, device: torch.device | str | None, dtype: torch.dtype | None
@@ -46,7 +47,7 @@ class _Channel(nn.Module):
         return mean + self._of(x.amax([2, 3], keepdim=True))  # (N, C, 1, 1)
 
     def _of(self, pooled: torch.Tensor) -> torch.Tensor:
-        return self.fc2(saturate(self.fc1(pooled)).relu()).sigmoid().to(pooled.dtype)  # (N, C, 1, 1)
+        return saturate(self.fc2(saturate(self.fc1(pooled)).relu())).to(wide_dtype(pooled)).sigmoid()  # (N, C, 1, 1)
 
 
 def _strips(
@@ -114,7 +115,8 @@ class CPCA(AttentionBlock):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.gelu(saturate(self.conv(x)))  # (N, C, H, W)
-        y = saturate(y * self.ca(y))  # (N, C, H, W)
+        # a wide product, so that its gradient cannot overflow and meet a slope of 0
+        y = saturate((y.to(wide_dtype(y)) * self.ca(y)).to(y.dtype))  # (N, C, H, W)
         near = saturate(self.dconv5_5(y))  # (N, C, H, W)
         strips7 = saturate(self.dconv7_1(saturate(self.dconv1_7(near))))  # (N, C, H, W)
         strips11 = saturate(self.dconv11_1(saturate(self.dconv1_11(near))))  # (N, C, H, W)

@@ -67,7 +67,9 @@ class LSKA(AttentionBlock):
     ) -> None:
         super().__init__()
         c = self.channels = check_positive_int("LSKA", "channels", channels)
-        self.kernel_size = check_choice("LSKA", "kernel_size", kernel_size, tuple(_DECOMPOSED))
+        self.kernel_size = check_choice(
+            "LSKA", "kernel_size", check_positive_int("LSKA", "kernel_size", kernel_size), tuple(_DECOMPOSED)
+        )
         first, second, dilation = _DECOMPOSED[self.kernel_size]
         near, far = first // 2, second // 2 * dilation
         self.conv0h = nn.Conv2d(c, c, (1, first), padding=(0, near), groups=c, device=device, dtype=dtype)
