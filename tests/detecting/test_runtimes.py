@@ -16,6 +16,7 @@ from conftest import laid_aside, run_cli
 import yolov5_ema
 from yolov5_ema.checkpoints.recognition import engine_of_weights
 from yolov5_ema.detecting.loading import engine_for, load_detector
+from yolov5_ema.detecting.pipeline import Pipeline
 from yolov5_ema.detecting.protocol import LoadOptions, Thresholds, TooThinError
 from yolov5_ema.errors import CheckpointError, UserError
 
@@ -167,6 +168,22 @@ def test_steps_of_ultralytics(adapter, small_yolo):
     detector.forward = own
     (expected,) = detector.detect([255 - images[0]], LOW)
     assert_alike(found, expected)
+
+
+def test_copies_of_ultralytics_give_the_same_in_threads(adapter, small_yolo, tiny_set):
+    detector = load_detector(small_yolo, LoadOptions(imgsz=(64, 96)), engine=adapter)
+    files = sorted((tiny_set.parent / "images").rglob("*.jpg"))[:6]
+    expected = detector.detect([cv2.imread(str(file)) for file in files], LOW)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found = list(Pipeline(detector).found_in(files, LOW))
+    torch.set_num_threads(before)
+    for one, other in zip(found, expected, strict=True):
+        assert_alike(one.detections, other)
+    one, other = detector.copies(2)
+    assert one.forward != other.forward != detector.forward
+    mine, theirs = (next(each._yolo.predictor.model.model.parameters()) for each in (one, other))
+    assert mine.data_ptr() == theirs.data_ptr()
 
 
 def test_files_of_both_at_once_are_refused(trained, small_yolo):

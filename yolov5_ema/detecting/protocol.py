@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import nn
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.locate import Engine
+
+T = TypeVar("T")
 
 DETECT, SEGMENT, POSE = "detect", "segment", "pose"
 """Tasks of detectors: boxes, and boxes with masks or keypoints."""
@@ -212,12 +214,13 @@ def as_batch(
     return (batch.half() if half else batch.float()) / 255
 
 
-def with_shared_weights(module: nn.Module, count: int, layout: torch.memory_format) -> list[nn.Module]:
+def with_shared_weights(holder: T, module: nn.Module, count: int, layout: torch.memory_format) -> list[T]:
     """Copies of a model that share their weights with each other, for inference in different threads at once.
 
     Models keep what they compute for the size of an image, so a thread needs a model of its own.
 
     Args:
+        holder: what is copied: the model, or an object that holds it.
         module: the model; it is not changed.
         count: the number of copies.
         layout: the memory format of the weights that have four dimensions.
@@ -227,7 +230,7 @@ def with_shared_weights(module: nn.Module, count: int, layout: torch.memory_form
         own = tensor.detach()
         own = own.contiguous(memory_format=layout) if own.dim() == 4 else own
         shared[id(tensor)] = nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
-    return [copy.deepcopy(module, dict(shared)) for _ in range(count)]
+    return [copy.deepcopy(holder, dict(shared)) for _ in range(count)]
 
 
 def usual_batch_of(device: torch.device) -> int:

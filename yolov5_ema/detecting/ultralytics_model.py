@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from yolov5_ema.detecting.protocol import (
     as_batch,
     first_tensor,
     usual_batch_of,
+    with_shared_weights,
 )
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
@@ -49,6 +51,7 @@ class UltralyticsDetector(Detector):
         self._first_call = threading.Lock()
         self._letterbox: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None
         self._images: Sequence[Prepared] = ()
+        self._layout = torch.contiguous_format
         self.forward = self._own_forward
         if not file.exists():
             raise UserError(f"{file}: there is no such file")
@@ -109,15 +112,18 @@ class UltralyticsDetector(Detector):
         thin = np.zeros((self.imgsz[0], 1, 3), np.uint8)
         with errors_as_user_errors(self._engine), in_float32(self.file):
             self._yolo.predict(thin, **self._options)
-        predictor = self._yolo.predictor
+        return self._take(self._yolo.predictor)
+
+    def _take(self, predictor: Any) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
         self._letterbox = predictor.pre_transform
         predictor.preprocess = lambda _: self.batch(self._images)
-        predictor.inference = functools.partial(self._inferred, predictor.inference)
-        return self._letterbox
+        own_inference = type(predictor).inference.__get__(predictor)
+        predictor.inference = functools.partial(self._inferred, own_inference)
+        return predictor.pre_transform  # type: ignore[no-any-return]
 
     def batch(self, images: Sequence[Prepared]) -> torch.Tensor:
         """See `protocol.TorchDetector`."""
-        return as_batch(images, self.device, half="half" in self._options)
+        return as_batch(images, self.device, half="half" in self._options, layout=self._layout)
 
     def infer(self, images: Sequence[Prepared], thresholds: Thresholds) -> list[Any]:
         """The results of ultralytics' own predictor; see `protocol.Detector`."""
@@ -166,6 +172,25 @@ class UltralyticsTorchDetector(UltralyticsDetector):
         if not hasattr(model, "stride") or not isinstance(getattr(model, "names", None), dict):
             raise UserError(f"{self.file} does not hold a model of ultralytics")
         return {"stride": model.stride.max(), "names": model.names}
+
+    def copies(self, count: int) -> Sequence[Detector]:
+        """On CPUs, ``count`` models with one thread each, in the layout in which convolutions are fastest."""
+        if self.device.type != "cpu" or self.forward != self._own_forward:
+            return [self]
+        with self._first_call:
+            if self._letterbox is None:
+                self._started()
+        backend = self._yolo.predictor.model
+        return [self._copy(model) for model in with_shared_weights(backend, backend.model, count, torch.channels_last)]
+
+    def _copy(self, model: Any) -> UltralyticsTorchDetector:
+        other = copy.copy(self)
+        other._yolo, other._layout = copy.copy(self._yolo), torch.channels_last
+        other._yolo.predictor = copy.copy(self._yolo.predictor)
+        other._yolo.predictor.model, other._yolo.predictor._lock = model, threading.Lock()
+        other._take(other._yolo.predictor)
+        other.forward = other._own_forward
+        return other
 
     @property
     def module(self) -> torch.nn.Module:

@@ -135,7 +135,8 @@ class Yolov5Detector(Yolov5Steps):
         if self.forward != self._forward:
             # another runtime, which takes calls from several threads
             return [self] * count
-        return [self._copy(module) for module in with_shared_weights(self.module, count, torch.channels_last)]
+        modules = with_shared_weights(self.module, self.module, count, torch.channels_last)
+        return [self._copy(module) for module in modules]
 
     def _copy(self, module: torch.nn.Module) -> Yolov5Detector:
         other = copy.copy(self)
