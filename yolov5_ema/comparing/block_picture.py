@@ -28,7 +28,7 @@ def draw(costs: Sequence[BlockCost], path: Path, title: str) -> None:
     axes = figure.subplots()
     axes.axhline(0, color="black", linewidth=0.8)
     for cost in blocks:
-        point = (cost.parameters, 100 * ((cost.ratio or 1.0) - 1))
+        point = (cost.parameters or 0, 100 * ((cost.ratio or 1.0) - 1))
         axes.plot(*point, "o", color="#0072B2", markersize=6)
         axes.annotate(cost.block, point, xytext=(5, 4), textcoords="offset points", fontsize=9)
     # blocks without parameters are on the left edge

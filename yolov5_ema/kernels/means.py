@@ -78,7 +78,7 @@ def _call(name: str, maps: Sequence[torch.Tensor], gates: Sequence[torch.Tensor]
     n, c, h, w = shape = maps[0].shape
     by_sides = name.startswith("sides")
     shapes = ((n, c, h), (n, c, w), (n, c, h + w)) if by_sides else ((n, c), (n, c))
-    arrays = [(as_contiguous(tensor), shape) for tensor in maps]
+    arrays: list[tuple[torch.Tensor, Sequence[int]]] = [(as_contiguous(tensor), shape) for tensor in maps]
     arrays += [(as_contiguous(gate), size) for gate, size in zip(gates, shapes)]
     call(f"means_{name}", maps[0].dtype, arrays, made, _sizes(maps[0], by_sides))
 

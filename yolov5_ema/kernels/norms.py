@@ -95,7 +95,7 @@ def _everywhere(values: torch.Tensor) -> torch.Tensor:
 
 
 def _stats(x: torch.Tensor, dim: Sequence[int]) -> torch.Tensor:
-    return torch.stack([x.mean(dim), x.var(dim, correction=0)])
+    return torch.stack([x.mean(list(dim)), x.var(list(dim), correction=0)])
 
 
 def _normalised(x: torch.Tensor, stats: torch.Tensor, eps: float) -> torch.Tensor:
