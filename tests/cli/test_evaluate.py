@@ -205,6 +205,25 @@ def test_another_runtime_gives_the_same_figures(version, learned, by_weights, tm
         )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("--runtime", "openvino", "--half"), ("--runtime", "onnx", "--int8")])
+def test_lower_precision_says_what_it_costs(flags, learned, by_weights, tmp_path):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(flags[1], flags[1]))
+    common = ("--data", learned[0], "--weights", learned[1], "--img", 96, "--batch", 4, "--conf-thres", CONFIDENCE)
+    done = run_cli("evaluate", *common, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = {
+        file.parent: json.loads((file / "evaluation.json").read_text())
+        for file in (tmp_path / "runs/evaluate/exp", by_weights)
+    }
+    low, exact = figures.values()
+    (row,) = re.findall(r"minus float32.*\nAP50:95 +(\S+) +(\S+) +(\S+)", done.stdout)
+    expected = [100 * (low["yolov5"]["mAP50-95"] - exact["yolov5"]["mAP50-95"])]
+    expected += [100 * (low["coco"]["AP"] - exact["coco"]["AP"]), low["visdrone"]["AP"] - exact["visdrone"]["AP"]]
+    assert [float(cell) for cell in row] == pytest.approx(expected, abs=0.02)
+    assert sorted(path.name for path in (tmp_path / "runs/evaluate").iterdir()) == ["exp"]
+
+
 @pytest.mark.parametrize("place", ["best_predictions.json", "labels", "."])
 def test_predictions_that_val_saved_give_its_figures(place, of_val, learned):
     figures, folder = of_val

@@ -20,6 +20,8 @@ from yolov5_ema.kernels import native
 # nothing is suppressed: a difference in the last digit could decide which of two boxes stays
 LOW = Thresholds(conf_thres=0.001, iou_thres=1.0, max_det=1000)
 MANY = 1000
+# the first is too narrow to be scaled
+SAMPLES = [np.zeros((2, 2000, 3), np.uint8), np.full((96, 96, 3), 99, np.uint8)]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def images(tiny_set):
 
 
 def chosen(detector, engine, asked="auto", count=MANY):
-    return choosing.set_runtime(detector, engine, asked, count, lambda: np.full((96, 96, 3), 99, np.uint8))
+    return choosing.set_runtime(detector, engine, asked, count, SAMPLES)
 
 
 def verdicts(detector, engine) -> list[Path]:
@@ -179,6 +181,35 @@ def test_a_runtime_that_gives_something_else(detector, engine, cache, images, mo
     assert "onnx gives something else than torch: values differ by up to 1" in caplog.text
     for file in verdicts(detector, engine):
         file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("openvino", "half"), ("onnx", "int8"), pytest.param("openvino", "int8", marks=pytest.mark.slow)],
+)
+def test_lower_precision(detector, engine, images, name, precision):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(name, name))
+    if precision == "int8":
+        pytest.importorskip("onnx")
+    own = detector.forward
+    batch = detector.batch([detector.prepare(images[0]), detector.prepare(images[2])])
+    assert choosing.set_runtime(detector, engine, name, MANY, [*SAMPLES, *images], precision) == name
+    with torch.no_grad():
+        expected, found = own(batch), detector.forward(batch)
+    assert found.shape == expected.shape and not torch.equal(found, expected)
+    close = torch.isclose(found, expected, rtol=0.05, atol=0.02)
+    assert close.float().mean() > 0.95
+
+
+def test_lower_precision_is_for_some_runtimes(detector, engine):
+    for name, precision, words in (
+        ("onnx", "half", "--half on a CPU needs --runtime openvino"),
+        ("auto", "int8", "--int8 on a CPU needs --runtime onnx or openvino"),
+        ("torch", "int8", "--int8 on a CPU needs --runtime onnx or openvino"),
+        ("onnx", "int8", "--int8: no image can be read to measure the ranges of the values"),
+    ):
+        with pytest.raises(UserError, match=words):
+            choosing.set_runtime(detector, engine, name, MANY, SAMPLES[:1], precision)
 
 
 def test_what_cannot_run_is_refused(detector, engine, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -51,6 +52,17 @@ def test_side_by_side_is_in_percent():
     ]
     with_means = rows_of(report.side_by_side([VISDRONE], mean_over_classes=True))
     assert with_means[1] == ["AP50:95", "21.00", "20.00"]
+
+
+def test_differences_are_in_percentage_points():
+    less = Result("yolov5", "fraction", {"mAP50": 0.41, "mAP50-95": 0.1988}, {})
+    other = dataclasses.replace(VISDRONE, metrics={"AP": 20.0, "AP50": 41.0})
+    table = report.difference_table([less, VISDRONE], [YOLOV5, other])
+    assert rows_of(table) == [
+        ["minus", "float32", "yolov5", "visdrone"],
+        ["AP50:95", "-0.12", "+1.00"],
+        ["AP50", "+1.00", "+0.00"],
+    ]
 
 
 def test_tables_of_classes_and_sizes():

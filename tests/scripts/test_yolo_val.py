@@ -63,7 +63,7 @@ def test_a_model_that_another_runtime_runs(engine, small_yolo, tiny_set, own_fol
     native.library()  # the kernels of the usual folder
     monkeypatch.setenv("YOLOV5_EMA_CACHE", str(own_folder / "cache"))
     detector = load_detector(small_yolo, LoadOptions(imgsz=(64, 64)), engine=engine)
-    assert set_runtime(detector, engine, "onnx", 4, lambda: None) == "onnx"
+    assert set_runtime(detector, engine, "onnx", 4, []) == "onnx"
     calls = []
 
     def counted(images):

@@ -14,7 +14,7 @@ from yolov5_ema.cli._engines import ULTRALYTICS, YOLOV5, add_engine, is_ultralyt
 from yolov5_ema.cli._slicing import take_flags
 from yolov5_ema.cli.command import Flags, add_runtime
 from yolov5_ema.data.detections import Detections
-from yolov5_ema.detecting.runtime_names import AUTO, TORCH
+from yolov5_ema.detecting.runtime_names import AUTO, FLOAT32, HALF, INT8, OPENVINO, TORCH
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.yolo_flags import options_of
 from yolov5_ema.upstream.flags import Given, given_flags, refuse_shortened, script_parser
@@ -43,6 +43,7 @@ class Request:
         flags: flags for ``val``, and ``--slice`` and ``--overlap``.
         engine: ``yolov5`` or ``ultralytics``, if the user chose one.
         runtime: what runs the model, see `choosing.set_runtime`.
+        int8: quantize the model.
         parser: the parser of the command that the user typed.
     """
 
@@ -53,6 +54,7 @@ class Request:
     flags: Sequence[str] = ()
     engine: str | None = None
     runtime: str | None = None
+    int8: bool = False
     parser: argparse.ArgumentParser = field(default_factory=argparse.ArgumentParser)
 
     def opened(self) -> tuple[Engine, Dataset]:
@@ -92,6 +94,17 @@ class Request:
             return device_of(engine, str(self.options().get("device", "")))
         given = self.given(engine).get("device")
         return device_of(engine, (given and given.value) or "")
+
+    def half_flag(self, engine: Engine) -> str:
+        """The flag for half precision, if it was given."""
+        if is_ultralytics(engine):
+            return "--half" if "half" in self.options() else ""
+        given = self.given(engine).get("half")
+        return given.typed if given else ""
+
+    def precision(self, engine: Engine) -> str:
+        """The precision of another runtime than torch, see `runtime_names`."""
+        return INT8 if self.int8 else HALF if self.runtime == OPENVINO and self.half_flag(engine) else FLOAT32
 
     def is_single_class(self, engine: Engine) -> bool:
         """Whether all classes are merged into one."""
@@ -235,8 +248,8 @@ def check_source(args: argparse.Namespace, rest: Sequence[str]) -> None:
     """Raise a UserError unless one of the flags of `add_source` was given; flags for val need ``--weights``."""
     if bool(args.weights) == bool(args.predictions):
         raise UserError("give either --weights, to run a detector, or --predictions, to read saved detections")
-    if args.runtime and not args.weights:
-        raise UserError(f"--runtime {args.runtime} needs --weights")
+    if (args.runtime or args.int8) and not args.weights:
+        raise UserError(f"{f'--runtime {args.runtime}' if args.runtime else '--int8'} needs --weights")
     if rest and not args.weights:
         raise UserError(f"unknown flags: {' '.join(rest)} (YOLOv5's own flags need --weights)")
 
@@ -251,6 +264,8 @@ def _checked_model(request: Request, engine: Engine, dataset: Dataset) -> Forwar
     from yolov5_ema.detecting.protocol import LoadOptions
 
     asked = None if request.runtime == TORCH else request.runtime
+    if request.int8 and asked is None:
+        raise UserError("--int8 needs --runtime onnx or openvino")
     hindrance = _why_torch(request, engine)
     if asked not in (None, AUTO) and hindrance:
         raise UserError(f"--runtime {asked} does not work with {hindrance}")
@@ -264,25 +279,26 @@ def _checked_model(request: Request, engine: Engine, dataset: Dataset) -> Forwar
         detector = load_detector(file, LoadOptions(request.device(engine)), engine=engine)
         _check_classes(request, engine, dataset, file, len(detector.names))
         if asked is not None and not hindrance:
-            forward = _other_forward(detector, engine, asked, dataset.images(request.task))
+            forward = _other_forward(detector, engine, request, dataset.images(request.task))
     return forward
 
 
 def _why_torch(request: Request, engine: Engine) -> str:
     """What only torch can do of a request; an empty text if there is nothing."""
     given = request.options() if is_ultralytics(engine) else request.given(engine)
+    only = ("augment",) if request.precision(engine) == HALF else ("augment", "half")
     several = "several --weights" if len(request.weights) > 1 else ""
-    return several or next((f"--{flag}" for flag in ("augment", "half") if flag in given), "")
+    return several or next((f"--{flag}" for flag in only if flag in given), "")
 
 
-def _other_forward(detector: Detector, engine: Engine, asked: str, images: Sequence[Path]) -> Forward | None:
+def _other_forward(detector: Detector, engine: Engine, request: Request, images: Sequence[Path]) -> Forward | None:
     """The detector's model in the runtime that was asked for; None if that is torch."""
     from yolov5_ema.data.image_files import read_image
     from yolov5_ema.detecting.choosing import set_runtime
 
     readable = (pixels for pixels, _ in map(read_image, images) if pixels is not None)
-    is_torch = set_runtime(detector, engine, asked, len(images), lambda: next(readable, None)) == TORCH
-    return None if is_torch else detector.forward
+    name = set_runtime(detector, engine, request.runtime, len(images), readable, request.precision(engine))
+    return None if name == TORCH else detector.forward
 
 
 def _check_classes(request: Request, engine: Engine, dataset: Dataset, file: str, known: int) -> None:

@@ -351,6 +351,12 @@ def add_runtime(flags: Flags, default: str | None) -> None:
         f"torch, measured once; below {WORTH_EXPORTING} images ({FEWEST_IMAGES} if the export is there already) it is "
         f"torch (default: {default or TORCH})",
     )
+    flags.add_argument(
+        "--int8",
+        action="store_true",
+        help="quantize the convolutions to eight bits, with ranges measured on the first images; needs --runtime onnx "
+        "or openvino on a CPU. evaluate says what it costs in AP",
+    )
 
 
 def add_thresholds(flags: Flags) -> None:

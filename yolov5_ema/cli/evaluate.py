@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -27,6 +28,7 @@ from yolov5_ema.cli.command import (
     results_alone,
 )
 from yolov5_ema.data.image_names import named_once
+from yolov5_ema.detecting.runtime_names import FLOAT32
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
 from yolov5_ema.runs import run_folder
@@ -172,6 +174,9 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None
     results, matrix = _computed(args, truths, predictions, rules)
     figures = report.as_json(results)
     print(figures if is_bare_json(args) else _tables(args, truths, predictions, results), file=output)
+    exact = _in_float32(args, rest) if args.weights else None
+    if exact is not None:
+        print(report.difference_table(results, exact))
     for name, text, wanted in (
         ("evaluation.json", figures, Path(args.json) if args.json else None),
         ("evaluation.csv", report.as_csv(results), args.csv),
@@ -211,10 +216,27 @@ def _by_predictions(args: argparse.Namespace) -> _Compared:
     return chosen, dict.fromkeys(args.protocol, found), rules_of(engine)
 
 
-def _by_weights(args: argparse.Namespace, rest: Sequence[str], folder: Path) -> _Compared:
-    request = Request(
-        args.weights, args.data, args.task, args.max_det, rest, args.engine, args.runtime, COMMAND.parser()
+def _request(args: argparse.Namespace, rest: Sequence[str]) -> Request:
+    return Request(
+        args.weights, args.data, args.task, args.max_det, rest, args.engine, args.runtime, args.int8, COMMAND.parser()
     )
+
+
+def _in_float32(args: argparse.Namespace, rest: Sequence[str]) -> list[Result] | None:
+    """The results of the same evaluation in float32, if another runtime than torch ran it in a lower precision."""
+    request = _request(args, rest)
+    engine, _ = request.opened()
+    if request.precision(engine) == FLOAT32:
+        return None
+    half = request.half_flag(engine)
+    plain = argparse.Namespace(**{**vars(args), "int8": False})
+    with tempfile.TemporaryDirectory() as folder:
+        compared = _by_weights(plain, [flag for flag in rest if flag != half], Path(folder))
+    return _computed(plain, *compared)[0]
+
+
+def _by_weights(args: argparse.Namespace, rest: Sequence[str], folder: Path) -> _Compared:
+    request = _request(args, rest)
     engine, dataset = request.opened()
     args.protocol = args.protocol or [name_of(engine), "coco", "visdrone"]
     _check_truths(args, dataset)

@@ -41,7 +41,7 @@ from yolov5_ema.detecting.parts import (
     runtime_of_parts,
     sha256_of_paths,
 )
-from yolov5_ema.detecting.runtime_names import AUTO, RUNTIMES, TORCH
+from yolov5_ema.detecting.runtime_names import AUTO, FLOAT32, HALF, INT8, OPENVINO, RUNTIMES, TORCH
 from yolov5_ema.detecting.sources import Source, find_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import refuse_present, replacement, sha256_of
@@ -144,7 +144,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--agnostic-nms", action="store_true", help="in NMS, boxes of different classes suppress each other"
     )
     how.add_argument("--augment", action="store_true", help="also detect in scaled and flipped copies of the image")
-    how.add_argument("--half", action="store_true", help="half precision (only on GPUs, as in detect)")
+    how.add_argument(
+        "--half", action="store_true", help="half precision (on GPUs, as in detect, and with --runtime openvino)"
+    )
     add_runtime(how, AUTO)
     how.add_argument(
         "--batch",
@@ -326,7 +328,8 @@ def _runtime(args: argparse.Namespace, engine: Engine, detector: Detector, sourc
         raise UserError(f"--runtime {asked} does not work with {by_torch}: give --runtime torch")
     readable = (pixels for pixels, _ in map(read_image, source.files()) if pixels is not None)
     count = 0 if by_torch else len(source.images)
-    return set_runtime(detector, engine, asked, count, lambda: next(readable, None))
+    half = args.half and asked == OPENVINO
+    return set_runtime(detector, engine, asked, count, readable, INT8 if args.int8 else HALF if half else FLOAT32)
 
 
 def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thresholds: Thresholds) -> dict[str, Any]:
@@ -336,6 +339,7 @@ def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thre
         "imgsz": list(detector.imgsz),
         **asdict(thresholds),
         "half": args.half,
+        **({"int8": True} if args.int8 else {}),
         "batch": args.batch,
         "names": detector.names,
         name_of(engine): engine.version,

@@ -75,7 +75,7 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
     from yolov5_ema.scripts.odd_labels import has_odd_images
 
     request = Request(
-        args.weights, args.data, args.task, args.max_det, rest, args.engine, args.runtime, COMMAND.parser()
+        args.weights, args.data, args.task, args.max_det, rest, args.engine, args.runtime, args.int8, COMMAND.parser()
     )
     engine, dataset = request.opened()
     if request.is_single_class(engine):

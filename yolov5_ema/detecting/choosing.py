@@ -6,14 +6,17 @@ machine, and kept beside the export.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
+import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,21 @@ import torch
 
 from yolov5_ema.checkpoints.exported_models import form_of
 from yolov5_ema.detecting.exporting import beside, exported, find_exported, key_of, read_beside, write_beside
-from yolov5_ema.detecting.protocol import Detector, Forward, TorchDetector
-from yolov5_ema.detecting.runtime_names import AUTO, FEWEST_IMAGES, ONNX, OPENVINO, TENSORRT, TORCH, WORTH_EXPORTING
-from yolov5_ema.detecting.runtimes import PACKAGES, How, Runtime, is_installed, loaded
+from yolov5_ema.detecting.protocol import Detector, Forward, TooThinError, TorchDetector
+from yolov5_ema.detecting.quantizing import MOST_IMAGES, quantize
+from yolov5_ema.detecting.runtime_names import (
+    AUTO,
+    FEWEST_IMAGES,
+    FLOAT32,
+    HALF,
+    INT8,
+    ONNX,
+    OPENVINO,
+    TENSORRT,
+    TORCH,
+    WORTH_EXPORTING,
+)
+from yolov5_ema.detecting.runtimes import PACKAGES, How, Runtime, half_of_openvino, is_installed, loaded
 from yolov5_ema.errors import UserError
 from yolov5_ema.kernels.native import processor
 from yolov5_ema.reading import parse_json
@@ -36,13 +51,18 @@ _LOGGER = logging.getLogger(__name__)
 # of confidences; and of a box as a share of its size and place: less than a tenth of a pixel
 _TOLERANCE = 1e-4
 _ROUNDS = 3
-
-Sample = Callable[[], np.ndarray | None]
-"""Reads one of the images, uint8 of shape (H, W, 3) in BGR; None if none can be read."""
+_OF_PRECISION = {HALF: (OPENVINO,), INT8: (ONNX, OPENVINO)}
 
 
 @torch.no_grad()
-def set_runtime(detector: Detector, engine: Engine, asked: str | None, images: int, sample: Sample) -> str:
+def set_runtime(
+    detector: Detector,
+    engine: Engine,
+    asked: str | None,
+    images: int,
+    samples: Iterable[np.ndarray],
+    precision: str = FLOAT32,
+) -> str:
     """Let a runtime run a detector.
 
     ``auto`` is the fastest one that is installed and agrees with torch. It is torch for few images, because the others
@@ -53,7 +73,9 @@ def set_runtime(detector: Detector, engine: Engine, asked: str | None, images: i
         engine: the YOLO that it belongs to.
         asked: one of `runtime_names.RUNTIMES`, or ``auto``; None: torch for a checkpoint.
         images: the number of images that it will detect in.
-        sample: reads one of them.
+        samples: some of them, uint8 of shape (H, W, 3) in BGR; read only as far as they are needed.
+        precision: of the runtime that was asked for, see `runtime_names`. What one of less than float32 gives is not
+            compared.
 
     Returns:
         The name of the runtime as above, or ``torchscript``.
@@ -63,19 +85,47 @@ def set_runtime(detector: Detector, engine: Engine, asked: str | None, images: i
     """
     if not isinstance(detector, TorchDetector):
         return _own_runtime(detector.file, asked)
+    if precision != FLOAT32 and asked not in _OF_PRECISION[precision]:
+        raise UserError(f"--{precision} on a CPU needs --runtime {' or '.join(_OF_PRECISION[precision])}")
     if asked is None or asked == TORCH:
         return TORCH
     module: Any = detector.module
     first = next(module.parameters())
     if asked == AUTO:
-        return _automatic(detector, engine, first, images, sample)
+        return _automatic(detector, engine, first, images, samples)
     obstacle = _obstacle(asked, first.device)
+    if first.dtype != torch.float32 or (precision != FLOAT32 and first.device.type != "cpu"):
+        obstacle = "on a GPU, a lower precision is only possible with --runtime torch --half"
     if obstacle:
         raise UserError(f"--runtime {asked}: {obstacle}")
-    runtime = _runtime(exported(detector, key_of(detector, engine)), asked, first.device)
-    _replace_model(detector, _Checked(runtime, detector.forward, asked, is_strict=True))
-    _LOGGER.info("yolov5-ema: %s runs the model", asked)
+    file = exported(detector, key_of(detector, engine))
+    if precision == FLOAT32:
+        runtime = _runtime(file, asked, first.device)
+        _replace_model(detector, _Checked(runtime, detector.forward, asked, is_strict=True))
+        _LOGGER.info("yolov5-ema: %s runs the model", asked)
+    else:
+        runtime = _of_low_precision(file, asked, precision, _prepared(detector, samples))
+        _replace_model(detector, functools.partial(_run, runtime))
+        _LOGGER.info("yolov5-ema: %s runs the model in %s", asked, precision)
     return asked
+
+
+def _prepared(detector: TorchDetector, samples: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
+    """Each image as a batch for the model; images that are too narrow for it are left out."""
+    for pixels in samples:
+        with contextlib.suppress(TooThinError):
+            yield detector.batch([detector.prepare(pixels)])
+
+
+def _of_low_precision(file: Path, name: str, precision: str, batches: Iterator[torch.Tensor]) -> Runtime:
+    how = How(torch.device("cpu"), torch.get_num_threads(), half_of_openvino() if precision == HALF else "f32")
+    if precision == HALF:
+        return loaded(file, how, {}, name)
+    quantized = quantize(file, (batch.numpy() for batch in islice(batches, MOST_IMAGES)))
+    try:
+        return loaded(quantized, how, {}, name)
+    finally:
+        shutil.rmtree(quantized.parent, ignore_errors=True)
 
 
 def _own_runtime(file: Path, asked: str | None) -> str:
@@ -176,17 +226,19 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> str:
 # --- the fastest -----------------------------------------------------------------------------
 
 
-def _automatic(detector: TorchDetector, engine: Engine, first: torch.nn.Parameter, images: int, sample: Sample) -> str:
+def _automatic(
+    detector: TorchDetector, engine: Engine, first: torch.nn.Parameter, images: int, samples: Iterable[np.ndarray]
+) -> str:
     others = [name for name in (OPENVINO, ONNX) if not _obstacle(name, first.device)]
     if not others or images < FEWEST_IMAGES or first.dtype != torch.float32:
         return TORCH
     key = key_of(detector, engine)
     if images < WORTH_EXPORTING and find_exported(key) is None:
         return TORCH
-    pixels = sample()
-    if pixels is None:
+    image = next(_prepared(detector, samples), None)
+    if image is None:
         return TORCH
-    batch = detector.batch([detector.prepare(pixels)] * torch.get_num_threads())
+    batch = image.repeat(torch.get_num_threads(), 1, 1, 1)
     own = detector.forward
     try:
         file = exported(detector, key)

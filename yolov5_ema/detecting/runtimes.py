@@ -91,6 +91,21 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def half_of_openvino() -> str:
+    """The half precision that OpenVINO takes by itself on this processor: ``bf16`` or ``f16``.
+
+    Raises:
+        UserError: the processor has none.
+    """
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    found = [name for ability, name in (("BF16", "bf16"), ("FP16", "f16")) if ability in able]
+    if not found:
+        raise UserError("--half: this processor computes in no half precision; leave --half out")
+    return found[0]
+
+
 def _pool_of(how: How) -> ThreadPoolExecutor | None:
     return ThreadPoolExecutor(how.streams) if how.streams > 1 else None
 

@@ -46,6 +46,19 @@ def side_by_side(results: Sequence[Result], mean_over_classes: bool = False) -> 
     return aligned(rows)
 
 
+def difference_table(results: Sequence[Result], exact: Sequence[Result]) -> str:
+    """How the AP of each protocol differs from that in float32, in percentage points."""
+    rows = [["minus float32", *(result.protocol for result in results)]]
+    for label in ("AP50:95", "AP50"):
+        cells = []
+        for result, reference in zip(results, exact):
+            name = _SIDE_BY_SIDE[label][result.protocol]
+            unit = 100 if result.unit == "fraction" else 1
+            cells.append(f"{unit * (result.metrics[name] - reference.metrics[name]):+.2f}")
+        rows.append([label, *cells])
+    return aligned(rows) + "\n"
+
+
 def class_table(results: Sequence[Result]) -> str:
     """AP over IoU 0.50 to 0.95 and AP50 of each class under each protocol, in percent."""
     names = list(dict.fromkeys(name for result in results for name in result.per_class))
