@@ -2,10 +2,13 @@
 
 Every candidate runs once in each round, and each round starts with the next candidate. Times are medians with
 quartiles. Ratios are medians over the rounds. They compare with the reference (the paper's form, eager) or with the
-detector without EMA in the same round.
+detector without EMA in the same round. Blocks are also compared with a copy of X, the limit set by the memory's speed,
+whose time includes the allocation of its result as that of a block does. With `--threads 1` processor time is measured
+instead of time, so that other processes disturb less.
 
     python benchmarks/kernels.py                # blocks and detectors, without torch.compile
     python benchmarks/kernels.py --compile --save
+    python benchmarks/kernels.py --parts blocks --blocks EMA CBAM CA SA SE ECA NAM --threads 1 --save
     python benchmarks/kernels.py --device cuda --compile --save
 """
 
@@ -40,6 +43,8 @@ SHAPES = (
     (1, 320, 160, 160),
     (8, 256, 56, 56),
 )
+BLOCKS = ("EMA", "CBAM", "CA", "SA", "SE", "ECA", "NAM")
+COPY = "copy of X"
 # name, recipe, place of EMA, and the side of the image in pixels on a CPU
 DETECTORS = (
     ("yolov5s-ema", {"size": "s"}, "backbone", 640),
@@ -51,6 +56,8 @@ Row = dict[str, Any]
 def main() -> None:
     args = parse_args()
     torch.manual_seed(0)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     print(f"{machine(args.device)}\n")
     rows = []
     if "blocks" in args.parts:
@@ -62,14 +69,16 @@ def main() -> None:
             rows += detector_rows(*detector, args)
     if args.save:
         part = "" if len(args.parts) > 1 else f"-{args.parts[0]}"
-        save(rows, args.device, f"kernels{part}-{args.device.replace(':', '')}")
+        threads = f"-{args.threads}-threads" if args.threads else ""
+        save(rows, args.device, f"kernels{part}-{args.device.replace(':', '')}{threads}")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", nargs="+", choices=("blocks", "detectors"), default=["blocks", "detectors"])
-    parser.add_argument("--blocks", nargs="+", choices=("EMA", "CBAM"), default=["EMA"])
+    parser.add_argument("--blocks", nargs="+", choices=BLOCKS, default=["EMA"])
+    parser.add_argument("--threads", type=int, help="threads of torch and of the kernels; 1 measures processor time")
     parser.add_argument("--rounds", type=int, default=9, help="rounds for each block and detector")
     parser.add_argument("--compile", action="store_true", help="also the two plain forms with torch.compile")
     parser.add_argument("--imgsz", type=int, help="image size of the detectors in pixels (default: what a CPU can do)")
@@ -82,11 +91,15 @@ def parse_args() -> argparse.Namespace:
 
 
 def block_rows(title: str, shape: tuple[int, ...], args: argparse.Namespace) -> list[Row]:
-    """Every implementation at one shape. The copy of X is the limit set by the memory's speed."""
-    block = create_block(title, shape[1], device=args.device)
+    """Every implementation at one shape that the block can have."""
+    try:
+        block = create_block(title, shape[1], device=args.device)
+    except ValueError as error:
+        print(f"{title} {'x'.join(map(str, shape))}: {error}")
+        return []
     x = torch.randn(shape, device=args.device, requires_grad=True)
     grad = torch.randn(shape, device=args.device)
-    kernel = dispatch.choose(title, "auto", x.device.type, x.dtype).name
+    kernel = dispatch.choose(title, "auto", x.device, x.dtype).name
     names = list(dict.fromkeys(["reference", "exact", kernel]))
     candidates: dict[str, Callable[..., Any]] = {name: by(name, block) for name in names}
     if args.compile:
@@ -95,12 +108,11 @@ def block_rows(title: str, shape: tuple[int, ...], args: argparse.Namespace) -> 
     kept = {name: saved_bytes(candidates[name], x) / (x.numel() * x.element_size()) for name in names}
 
     what = f"{title} {'x'.join(map(str, shape))}"
-    candidates["copy of X"] = torch.clone
     rows = []
     for phase, step in (("inference", inference), ("training", training)):
-        if phase == "training":
-            del candidates["copy of X"]
+        block.train(phase == "training")
         steps = {name: (lambda f=f, step=step: step(f, x, grad)) for name, f in candidates.items()}
+        steps[COPY] = lambda: inference(torch.clone, x, grad)
         rows += measured(steps, what, phase, "reference", args.rounds, args.device)
     for name, times in kept.items():
         rows.append({"what": what, "phase": "kept for backward", "candidate": name, "ratio": times})
@@ -228,15 +240,17 @@ def measured(
     """Measure the steps in turns. Ratios are ``base`` over the candidate for blocks; the inverse for detectors."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
+    # with one thread on a CPU, what other processes do costs no processor time
+    clock = time.process_time if torch.get_num_threads() == 1 and device == "cpu" else time.perf_counter
     for turn in range(-2, rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             synchronize(device)
-            started_s = time.perf_counter()
+            started_s = clock()
             steps[name]()
             synchronize(device)
             if turn >= 0:
-                times[name].append((time.perf_counter() - started_s) * 1e3)
+                times[name].append((clock() - started_s) * 1e3)
     rows = []
     for name, values in times.items():
         low, median, high = statistics.quantiles(values, n=4)
@@ -244,10 +258,14 @@ def measured(
         ratio = 1 / ratio if base == "reference" else ratio
         row: Row = {"what": what, "phase": phase, "candidate": name, "median_ms": median}
         rows.append({**row, "quartile1_ms": low, "quartile3_ms": high, "ratio": ratio})
+        copies = ""
+        if COPY in times:
+            rows[-1]["copies"] = statistics.median(mine / other for mine, other in zip(values, times[COPY]))
+            copies = f", {rows[-1]['copies']:.2f} copies of X"
         sense = "times as fast" if base == "reference" else "times as long"
         print(
             f"{what:<24}{phase:<10}{name:<21}{median:>10.2f} ms  ({low:.2f} - {high:.2f})"
-            f"{ratio:>9.3f} {sense} as {base}",
+            f"{ratio:>9.3f} {sense} as {base}{copies}",
             flush=True,
         )
     return rows
@@ -267,7 +285,7 @@ def machine(device: str) -> str:
 def save(rows: list[Row], device: str, name: str) -> None:
     folder = Path(__file__).parent / "results"
     file = folder / f"{datetime.date.today()}-{name}.csv"
-    fields = ("what", "phase", "candidate", "median_ms", "quartile1_ms", "quartile3_ms", "ratio", "bytes")
+    fields = ("what", "phase", "candidate", "median_ms", "quartile1_ms", "quartile3_ms", "ratio", "copies", "bytes")
     with file.open("w", newline="") as stream:
         stream.write(f"# {machine(device)}\n")
         writer = csv.DictWriter(stream, fields)
@@ -285,7 +303,7 @@ def plot(rows: list[Row], file: Path, title: str) -> None:
     from matplotlib import pyplot
 
     blocks = [row for row in rows if row["what"].startswith("EMA ") and row["phase"] in ("inference", "training")]
-    blocks = [row for row in blocks if row["candidate"] != "copy of X"]
+    blocks = [row for row in blocks if row["candidate"] != COPY]
     if not blocks:
         return
     shapes = list(dict.fromkeys(row["what"] for row in blocks))

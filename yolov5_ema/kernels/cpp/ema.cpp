@@ -57,7 +57,8 @@ struct Shape {
     double pixels() const { return static_cast<double>(h) * static_cast<double>(w); }
 };
 
-constexpr int64_t kRows = 2; // rows of a map that are computed at once
+constexpr int64_t kAhead = 512; // how many values before it is written a place in the output is fetched
+constexpr int64_t kRows = 2;    // rows of a map that are computed at once
 
 // Everything that forward needs for one group.
 template <typename T> struct Group {
@@ -72,13 +73,14 @@ template <typename T> struct Group {
     T *shift;   // V: an estimate of the mean of y, then zeros
     T *map;     // (block, V): sigmoid of the map
     T *parts;   // (3, block, V + 2 steps): the map's sums over the taps of the left, the middle and the right column
+    const T *next; // where the input of the next group is fetched from while this group is processed
 
     Group(Arena &arena, const Shape &s)
         : x(arena.take<T>(s.k * s.padded())), sides(arena.take<T>(s.k * s.sides())),
           gates(arena.take<T>(s.k * s.sides())), factors(arena.take<T>(s.k * s.sides())),
           means(arena.take<T>(s.k * 9)), mu(arena.take<T>(s.k)), rstd(arena.take<T>(s.k)), q(arena.take<T>(s.k)),
           shift(arena.take<T>(s.width())), map(arena.take<T>(s.block() * s.width())),
-          parts(arena.take<T>(3 * s.block() * (s.width() + 2 * kStep))) {}
+          parts(arena.take<T>(3 * s.block() * (s.width() + 2 * kStep))), next(nullptr) {}
 
     const T *row(const Shape &s, int64_t i, int64_t h) const { return x + i * s.padded() + s.first() + h * s.width(); }
     const T *a(const Shape &s, int64_t i) const { return gates + i * s.sides(); }
@@ -244,16 +246,27 @@ template <typename T> void shifted_means(Group<T> &g, const Shape &s) {
     }
 }
 
+// The means of R channels of the 3x3 convolution.
+template <int R, typename T>
+void means_of_3x3(T *out, const T *w3, const T *b3, const T *means, int64_t count) {
+    RowSum<T> sums[R];
+    over_parts<kWide<T>>(count, [&](auto n, int64_t j) {
+        constexpr int N = n.value;
+        const Lanes<T, N> values = load<T, N>(means + j);
+        for (int r = 0; r < R; r++)
+            sums[r].add(values * load<T, N>(w3 + r * count + j), n);
+    });
+    for (int r = 0; r < R; r++)
+        out[r] = b3[r] + sums[r].total();
+}
+
 // q = softmax of the means of the 3x3 convolution, which are linear in the shifted means.
 template <typename T> void weights_of_1x1(Group<T> &g, const Parameters<T> &par, int64_t k) {
-    for (int64_t o = 0; o < k; o++) {
-        const T *w3 = par.w3 + o * 9 * k;
-        T sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < 9 * k; j++)
-            sum += w3[j] * g.means[j];
-        g.q[o] = par.b3[o] + sum;
-    }
+    int64_t o = 0;
+    for (; o + 4 <= k; o += 4)
+        means_of_3x3<4>(g.q + o, par.w3 + o * 9 * k, par.b3 + o, g.means, 9 * k);
+    for (; o < k; o++)
+        means_of_3x3<1>(g.q + o, par.w3 + o * 9 * k, par.b3 + o, g.means, 9 * k);
     softmax(g.q, k);
 }
 
@@ -279,6 +292,26 @@ template <typename T> double estimate_of_mean(const Group<T> &g, const Shape &s,
            (h * w);
 }
 
+// The sums of y minus `shift` and of its square over R rows.
+template <int R, typename T>
+inline void add_distances(RowSum<T> &part, RowSum<T> &square, const T *x, const T *a, const T *c, const T *shift,
+                          int64_t width) {
+    RowSum<T> parts[R], squares[R];
+    over_padded_row<T>(width, [&](auto n, int64_t w) {
+        constexpr int N = n.value;
+        const Lanes<T, N> gates = load<T, N>(c + w), guesses = load<T, N>(shift + w);
+        for (int r = 0; r < R; r++) {
+            const Lanes<T, N> away = load<T, N>(x + r * width + w) * gates * a[r] - guesses;
+            parts[r].add(away, n);
+            squares[r].add(away * away, n);
+        }
+    });
+    for (int r = 0; r < R; r++) {
+        part.values += parts[r].values;
+        square.values += squares[r].values;
+    }
+}
+
 // Mean and inverse standard deviation of y. What is squared is the distance from an estimate of the mean: from zero,
 // all digits would be lost if the mean is large.
 template <typename T> void statistics(Group<T> &g, const Shape &s, T eps) {
@@ -292,16 +325,12 @@ template <typename T> void statistics(Group<T> &g, const Shape &s, T eps) {
         double sum = 0, squares = 0;
         for (int64_t first = 0; first < s.h; first += rows) {
             RowSum<T> part, square;
-            for (int64_t h = first; h < first + rows && h < s.h; h++) {
-                const T *x = g.row(s, i, h);
-                const T gate = a[h];
-                over_padded_row<T>(width, [&](auto n, int64_t w) {
-                    constexpr int N = n.value;
-                    const Lanes<T, N> away = load<T, N>(x + w) * load<T, N>(c + w) * gate - load<T, N>(shift + w);
-                    part.add(away, n);
-                    square.add(away * away, n);
-                });
-            }
+            const int64_t end = first + rows < s.h ? first + rows : s.h;
+            int64_t h = first;
+            for (; h + kRows <= end; h += kRows)
+                add_distances<kRows>(part, square, g.row(s, i, h), a + h, c, shift, width);
+            for (; h < end; h++)
+                add_distances<1>(part, square, g.row(s, i, h), a + h, c, shift, width);
             sum += part.total();
             squares += square.total();
         }
@@ -337,14 +366,15 @@ template <int N, int R, typename T>
 void sum_taps(Group<T> &g, const Shared<T> &shared, const Shape &s, int64_t row, int64_t to, int64_t column) {
     Lanes<T, N> left[R] = {}, middle[R] = {}, right[R] = {};
     const T *x = g.row(s, 0, row - 1) + column, *c = g.c(s, 0) + column, *factors = g.factors + row;
-    const T *t = shared.kernel;
+    const T *t = shared.kernel, *next = g.next;
     const int64_t width = s.width(), step = s.padded(), sides = s.sides();
     for (int64_t i = 0; i < s.k; i++, x += step, c += sides, factors += sides, t += 9) {
         Lanes<T, N> rows[R + 2];
         for (int r = 0; r < R + 2; r++)
             rows[r] = load<T, N>(x + r * width);
         const Lanes<T, N> gates = load<T, N>(c);
-        for (int r = 0; r < R; r++) {
+        for (int r = 0; r < R; r++, next += N) {
+            fetch_line(next);
             left[r] += t[0] * rows[r];
             middle[r] += t[1] * rows[r];
             right[r] += t[2] * rows[r];
@@ -356,6 +386,7 @@ void sum_taps(Group<T> &g, const Shared<T> &shared, const Shape &s, int64_t row,
             right[r] += t[8] * rows[r + 2];
         }
     }
+    g.next = next;
     for (int r = 0; r < R; r++) {
         store<N>(g.part(s, 0, to + r) + column, left[r]);
         store<N>(g.part(s, 1, to + r) + column, middle[r]);
@@ -407,6 +438,7 @@ void forward_group(Group<T> &g, const T *x, T *out, T *stats, const Parameters<T
                 const T *from = g.row(s, i, first + r), *gate = g.map + r * s.width();
                 T *to = out + (i * s.h + first + r) * s.w;
                 over_row<kWide<T>>(s.w, [=](auto n, int64_t w) {
+                    fetch_line_to_write(to + w + kAhead);
                     store<n.value>(to + w, load<T, n.value>(from + w) * load<T, n.value>(gate + w));
                 });
             }
@@ -432,8 +464,8 @@ template <typename T> struct Reverse {
 
     Reverse(Arena &arena, const Shape &s)
         : gate(arena.take<T>(s.h * s.width())), d(arena.take<T>(s.padded())), taps(arena.take<T>(s.k * 9)),
-          inner(arena.take<T>(s.k)), logits_q(arena.take<T>(s.k)), edges(arena.take<T>(s.k * 9)), sides(arena.take<T>(s.k * s.sides())),
-          arguments(arena.take<T>(s.k * s.sides())), rest(arena.take<T>(s.sides())),
+          inner(arena.take<T>(s.k)), logits_q(arena.take<T>(s.k)), edges(arena.take<T>(s.k * 9)),
+          sides(arena.take<T>(s.k * s.sides())), arguments(arena.take<T>(s.k * s.sides())), rest(arena.take<T>(s.sides())),
           ends(arena.take<T>(3 * s.width())), sum_d(0) {}
 };
 
@@ -829,8 +861,10 @@ int forward(const T *x, const Parameters<T> &par, T *out, T *stats, int64_t grou
         Arena arena(memory.of_thread(thread_number()));
         Group<T> g(arena, s);
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < groups; n++)
+        for (int64_t n = 0; n < groups; n++) {
+            g.next = x + (n + 1) * pixels;
             forward_group(g, x + n * pixels, out + n * pixels, stats + n * 3 * s.k, par, shared, s);
+        }
     }
     return 0;
 }
@@ -856,9 +890,11 @@ int backward(const T *grad, const T *x, const T *stats, const Parameters<T> &par
         Group<T> g(arena, s);
         Reverse<T> r(arena, s);
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < groups; n++)
+        for (int64_t n = 0; n < groups; n++) {
+            g.next = x + (n + 1) * pixels;
             backward_group(r, g, grad + n * pixels, x + n * pixels, stats + n * 3 * s.k, out + n * pixels, par, shared,
                            s, own);
+        }
     }
     double *all = reinterpret_cast<double *>(memory.of_thread(0));
     for (int n = 1; n < threads; n++) { // always in this order, so that the sums are identical in every run

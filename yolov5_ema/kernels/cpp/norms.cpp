@@ -1,5 +1,5 @@
-// Blocks whose gates follow from a channel's own normalised values, on CPUs: NAM (Liu et al., arXiv 2111.12419) with the
-// statistics of a channel over all images, SA (Zhang and Yang, ICASSP 2021, arXiv 2102.00240) with those of each image.
+// Blocks whose gates follow from a channel's own normalised values, on CPUs: NAM (Liu et al., arXiv 2111.12419) with
+// the statistics of a channel over all images, SA (Zhang and Yang, arXiv 2102.00240) with those of each image.
 //
 //     z = (x - mean) / sqrt(variance + eps),   out = x * sigmoid(u * z + v)
 //
@@ -216,8 +216,8 @@ void sa_backward(const T *grad, const T *x, const T *stats, const T *u, const T 
 } // namespace
 } // namespace yolov5_ema
 
-// The functions that Python calls, for each dtype. All arrays are contiguous. The gradients of u and v of SA are (N, C),
-// to be summed over the images. Each function returns 0.
+// The functions that Python calls, for each dtype. All arrays are contiguous. The gradients of u and v of SA are
+// (N, C), to be summed over the images. Each function returns 0.
 #define YOLOV5_EMA_NORMS(T, NAME)                                                                                     \
     extern "C" int norms_nam_##NAME(const T *x, const T *u, const T *v, T *out, T *stats, int64_t n, int64_t c,       \
                                     int64_t pixels, double eps, int threads) {                                        \
