@@ -106,6 +106,9 @@ def test_every_path_of_the_triton_kernels_is_checked():
         case = proof.KERNELS["EMA", "forward"][0].case(lambda *sizes: torch.zeros(sizes), (n, c, h, w))
         sizes.append((c // case[1].groups, h, w))
         assert exact.forward(*case)[0].shape == (n, c, h, w)
-    assert [kernels._is_fused(*size) for size in sizes] == [True] * 6 + [False] * 2
+    fused = [kernels._is_fused(*size) for size in sizes]
+    assert fused == [True] * (len(sizes) - 2) + [False] * 2
+    assert {kernels._plan(*size, True).num_warps for size in sizes[:-2]} == {8, 16}
+    assert any(w > 1024 for _, _, w in sizes), "rows that are wider than usual"
     assert any(h % 2 and w % 2 for _, h, w in sizes[-2:])
     assert [kernels._is_fused(c // n, h, w) for n, c, h, w in proof._FIRST_SHAPES] == [True, False]

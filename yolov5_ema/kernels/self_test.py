@@ -12,14 +12,16 @@ from yolov5_ema.kernels.dispatch import missing
 from yolov5_ema.kernels.proof import KERNELS, Difference, Proved, difference, elsewhere
 from yolov5_ema.texts import first_line
 
-# (N, C, H, W); the last two are too large for kernels that process a whole group of channels at once
+# (N, C, H, W): small, thin and wide maps; the last two are too large for kernels that process a whole group of channels
+# at once
 SHAPES: tuple[tuple[int, ...], ...] = (
     (2, 8, 5, 7),
     (33, 2, 3, 4),
     (1, 6, 1, 9),
     (3, 9, 8, 1),
     (2, 64, 20, 20),
-    (1, 10, 37, 41),
+    (1, 20, 37, 41),
+    (1, 4, 3, 1030),
     (1, 8, 72, 80),
     (1, 20, 67, 53),
 )
