@@ -340,9 +340,9 @@ class _Kept(NamedTuple):
 
     def read(self) -> dict[str, str]:
         """What is known; a file that is damaged, of other kernels, or that others can have written, says nothing."""
-        if not is_private_file(self.file) or self.file.stat().st_size > _LONGEST_FILE:
-            return {}
         try:
+            if not is_private_file(self.file) or self.file.stat().st_size > _LONGEST_FILE:
+                return {}
             found = json.loads(self.file.read_bytes())
             if found["key"] != self.key:
                 return {}

@@ -84,7 +84,7 @@ def check() -> Iterator[Row]:
             for dtype in kernels[0].dtypes.get(kernel, ()):
                 for layout in LAYOUTS:
                     name = str(dtype).removeprefix("torch.")
-                    found = _checked(kernel, kernels, device, dtype, layout)
+                    found = elsewhere(_checked, kernel, kernels, device, dtype, layout)
                     yield Row(block, kernel, kind, str(device), name, layout, *found)
 
 
@@ -105,7 +105,7 @@ def _checked(
     for one in kernels:
         for shape in SHAPES:
             try:
-                found = elsewhere(difference, one, device, dtype, shape, LAYOUTS[layout])
+                found = difference(one, device, dtype, shape, LAYOUTS[layout])
             except Exception as error:
                 return None, None, "fails", f"at {shape}: {type(error).__name__}: {first_line(error)}"
             # NaN is larger than any number
