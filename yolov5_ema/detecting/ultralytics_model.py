@@ -115,11 +115,12 @@ class UltralyticsDetector(Detector):
         return self._take(self._yolo.predictor)
 
     def _take(self, predictor: Any) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
-        self._letterbox = predictor.pre_transform
+        letterbox: Callable[[list[np.ndarray]], list[np.ndarray]] = predictor.pre_transform
+        self._letterbox = letterbox
         predictor.preprocess = lambda _: self.batch(self._images)
         own_inference = type(predictor).inference.__get__(predictor)
         predictor.inference = functools.partial(self._inferred, own_inference)
-        return predictor.pre_transform  # type: ignore[no-any-return]
+        return letterbox
 
     def batch(self, images: Sequence[Prepared]) -> torch.Tensor:
         """See `protocol.TorchDetector`."""
