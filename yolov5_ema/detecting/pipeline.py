@@ -57,9 +57,15 @@ class Pipeline:
         self._detector = detector
         wanted = batch or detector.usual_batch
         self._batch = min(wanted, detector.most_at_once or wanted)
-        self._copies = [detector]
-        if batch != 1:
-            self._copies = list(detector.copies(min(torch.get_num_threads(), _MOST_COPIES)))
+        threads = torch.get_num_threads()
+        detector.ready()
+        if batch == 1:
+            self._copies: Sequence[Detector] = [detector]
+            self._threads = torch.get_num_threads()  # some YOLOs choose it themselves when they load a model
+        else:
+            torch.set_num_threads(threads)
+            self._copies = detector.copies(min(threads, _MOST_COPIES))
+            self._threads = max(1, threads // len(self._copies))
 
     def found_in(self, files: Iterable[str | Path], thresholds: Thresholds) -> Generator[Found, None, None]:
         """Detect objects in image files.
@@ -73,11 +79,11 @@ class Pipeline:
         Yields:
             The result of each file, in order. A file that cannot be used has a problem, and raises nothing.
         """
-        threads, copies = torch.get_num_threads(), len(self._copies)
+        threads = torch.get_num_threads()
         readers = min(_MOST_READERS, -(-all_cores() // 2))
         try:
             # while a copy of the model works on images, a second thread can finish those before
-            with _pool(readers, 1) as reading, _pool(max(2, copies), max(1, threads // copies)) as running:
+            with _pool(readers) as reading, _pool(max(2, len(self._copies)), self._threads) as running:
                 reads = (reading.submit(self._read, file) for file in files)
                 slots = (read.result() for read in _begun(reads, readers + self._batch))
                 yield from _Groups(running, self._copies, thresholds, self._batch).results(slots)
@@ -187,9 +193,10 @@ def _begun(reads: Iterator[Future[_Slot]], ahead: int) -> Iterator[Future[_Slot]
 
 
 @contextmanager
-def _pool(count: int, threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in each of which torch uses ``threads`` threads; when the block ends, they end after what they do."""
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,))
+def _pool(count: int, threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Threads, in each of which torch uses ``threads`` threads; when the block ends, they end after what they do."""
+    initializer = torch.set_num_threads if threads else None
+    pool = ThreadPoolExecutor(count, initializer=initializer, initargs=(threads,) if threads else ())
     try:
         yield pool
     finally:

@@ -137,6 +137,9 @@ class Detector(Protocol):
     most_at_once: int | None
     usual_batch: int = 1
 
+    def ready(self) -> None:
+        """Load what would otherwise be loaded with the first image."""
+
     def prepare(self, pixels: np.ndarray) -> Prepared:
         """An image, uint8 of shape (H, W, 3) in BGR, scaled and padded for the model.
 

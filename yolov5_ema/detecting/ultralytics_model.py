@@ -49,7 +49,7 @@ class UltralyticsDetector(Detector):
         self.device = torch.device(options.device)
         self.usual_batch = usual_batch_of(self.device)
         self._first_call = threading.Lock()
-        self._letterbox: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None
+        self._is_ready = False
         self._images: Sequence[Prepared] = ()
         self._layout = torch.contiguous_format
         self.forward = self._own_forward
@@ -92,12 +92,17 @@ class UltralyticsDetector(Detector):
             "most_at_once": None if own_size == {} else 1,
         }
 
-    def prepare(self, pixels: np.ndarray) -> Prepared:
+    def ready(self) -> None:
         """See `protocol.Detector`."""
         with self._first_call:
-            letterbox = self._letterbox or self._started()
+            if not self._is_ready:
+                self._start()
+
+    def prepare(self, pixels: np.ndarray) -> Prepared:
+        """See `protocol.Detector`."""
+        self.ready()
         try:
-            (boxed,) = letterbox([pixels])
+            (boxed,) = self._yolo.predictor.pre_transform([pixels])
         except cv2.error as error:  # a side of it would be 0 pixels
             raise TooThinError.of(pixels, self.imgsz) from error
         (height, width), (tall, wide) = pixels.shape[:2], boxed.shape[:2]
@@ -107,20 +112,18 @@ class UltralyticsDetector(Detector):
         pad = ((wide - round(width * gain[0])) / 2, (tall - round(height * gain[1])) / 2)
         return Prepared((height, width), np.ascontiguousarray(boxed[..., ::-1]), gain, pad)
 
-    def _started(self) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
-        """Let ultralytics make its predictor, and put this detector's steps into it; returns its letterboxing."""
+    def _start(self) -> None:
+        """Let ultralytics make its predictor, and put this detector's steps into it."""
         thin = np.zeros((self.imgsz[0], 1, 3), np.uint8)
         with errors_as_user_errors(self._engine), in_float32(self.file):
             self._yolo.predict(thin, **self._options)
-        return self._take(self._yolo.predictor)
+        self._take(self._yolo.predictor)
+        self._is_ready = True
 
-    def _take(self, predictor: Any) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
-        letterbox: Callable[[list[np.ndarray]], list[np.ndarray]] = predictor.pre_transform
-        self._letterbox = letterbox
+    def _take(self, predictor: Any) -> None:
         predictor.preprocess = lambda _: self.batch(self._images)
         own_inference = type(predictor).inference.__get__(predictor)
         predictor.inference = functools.partial(self._inferred, own_inference)
-        return letterbox
 
     def batch(self, images: Sequence[Prepared]) -> torch.Tensor:
         """See `protocol.TorchDetector`."""
@@ -149,9 +152,7 @@ class UltralyticsDetector(Detector):
         return self.forward(batch), None
 
     def _own_forward(self, batch: torch.Tensor) -> torch.Tensor:
-        with self._first_call:
-            if self._letterbox is None:
-                self._started()
+        self.ready()
         return first_tensor(self._yolo.predictor.model(batch))
 
     def finish(self, output: list[Any], images: Sequence[Prepared], thresholds: Thresholds) -> list[Detections]:
@@ -178,9 +179,7 @@ class UltralyticsTorchDetector(UltralyticsDetector):
         """On CPUs, ``count`` models with one thread each, in the layout in which convolutions are fastest."""
         if self.device.type != "cpu" or self.forward != self._own_forward:
             return [self]
-        with self._first_call:
-            if self._letterbox is None:
-                self._started()
+        self.ready()
         backend = self._yolo.predictor.model
         return [self._copy(model) for model in with_shared_weights(backend, backend.model, count, torch.channels_last)]
 
