@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import sys
@@ -13,9 +14,12 @@ import pytest
 import torch
 from cases import plain_yolov5
 from fresh_process import run_in_copy
+from public_layouts import CASE_IDS, CASES
 
 import yolov5_ema
+from yolov5_ema.blocks import create_block
 from yolov5_ema.checkpoints import loading as checkpoints
+from yolov5_ema.checkpoints.allowed import plain_names
 from yolov5_ema.errors import CheckpointError
 from yolov5_ema.settings import VARIABLES
 
@@ -238,3 +242,18 @@ def test_a_classifier_is_no_detector(engine, tmp_path):
     torch.save({"format": "yolov5-ema classifier", "model": "resnet50", "state_dict": {}}, file)
     with pytest.raises(CheckpointError, match=r"weights file of the classifier 'resnet50'.*classify predict"):
         checkpoints.load_checkpoint(file, engine=engine)
+
+
+@pytest.mark.parametrize(("name", "channels", "options"), CASES, ids=CASE_IDS)
+def test_all_that_a_block_is_made_of_may_stand_in_a_checkpoint(name, channels, options):
+    named = set()
+
+    class Recording(pickle.Unpickler):
+        def find_class(self, module, attribute):
+            named.add(f"{module}.{attribute}")
+            return super().find_class(module, attribute)
+
+    block = create_block(name, channels, **options)
+    assert repr(Recording(io.BytesIO(pickle.dumps(block))).load()) == repr(block)
+    classes = {one for one in named if not one.startswith(("torch._", "torch.storage", "collections.", "_codecs."))}
+    assert classes and classes <= set(plain_names())

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from yolov5_ema.blocks import registry
+from yolov5_ema.blocks import common, registry
 from yolov5_ema.blocks.inside import Attended
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.weights.checkpoint_files import PickleFile
@@ -114,8 +114,9 @@ def _torch_layers() -> Iterator[type]:
 
 
 def _block_classes() -> Iterator[type]:
-    """The registered blocks, the module classes in the same files, of which they are made, and `Attended`."""
+    """The registered blocks, the module classes of which they are made, and `Attended`."""
     yield Attended
+    yield from (cls for _, cls in _module_classes(common))
     for name in registry.list_blocks():
         block = registry.get_block(name)
         home = sys.modules.get(block.__module__)
