@@ -8,7 +8,7 @@ instead of time, so that other processes disturb less.
 
     python benchmarks/kernels.py                # blocks and detectors, without torch.compile
     python benchmarks/kernels.py --compile --save
-    python benchmarks/kernels.py --parts blocks --blocks EMA CBAM CA SA SE ECA NAM --threads 1 --save
+    python benchmarks/kernels.py --parts blocks --blocks EMA CBAM CA SA SE ECA NAM --threads 1 --copy-only --save
     python benchmarks/kernels.py --device cuda --compile --save
 """
 
@@ -79,6 +79,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=("blocks", "detectors"), default=["blocks", "detectors"])
     parser.add_argument("--blocks", nargs="+", choices=BLOCKS, default=["EMA"])
     parser.add_argument("--threads", type=int, help="threads of torch and of the kernels; 1 measures processor time")
+    parser.add_argument("--copy-only", action="store_true", help="the blocks' kernels and a copy of X, nothing else")
     parser.add_argument("--rounds", type=int, default=9, help="rounds for each block and detector")
     parser.add_argument("--compile", action="store_true", help="also the two plain forms with torch.compile")
     parser.add_argument("--imgsz", type=int, help="image size of the detectors in pixels (default: what a CPU can do)")
@@ -100,7 +101,7 @@ def block_rows(title: str, shape: tuple[int, ...], args: argparse.Namespace) -> 
     x = torch.randn(shape, device=args.device, requires_grad=True)
     grad = torch.randn(shape, device=args.device)
     kernel = dispatch.choose(title, "auto", x.device, x.dtype).name
-    names = list(dict.fromkeys(["reference", "exact", kernel]))
+    names = [kernel] if args.copy_only else list(dict.fromkeys(["reference", "exact", kernel]))
     candidates: dict[str, Callable[..., Any]] = {name: by(name, block) for name in names}
     if args.compile:
         for name in ("reference", "exact"):
@@ -113,7 +114,7 @@ def block_rows(title: str, shape: tuple[int, ...], args: argparse.Namespace) -> 
         block.train(phase == "training")
         steps = {name: (lambda f=f, step=step: step(f, x, grad)) for name, f in candidates.items()}
         steps[COPY] = lambda: inference(torch.clone, x, grad)
-        rows += measured(steps, what, phase, "reference", args.rounds, args.device)
+        rows += measured(steps, what, phase, COPY if args.copy_only else "reference", args.rounds, args.device)
     for name, times in kept.items():
         rows.append({"what": what, "phase": "kept for backward", "candidate": name, "ratio": times})
         print(f"{what:<24}{'kept for backward':<18}{name:<21}{times:>28.3f} x the input")
@@ -304,7 +305,7 @@ def plot(rows: list[Row], file: Path, title: str) -> None:
 
     blocks = [row for row in rows if row["what"].startswith("EMA ") and row["phase"] in ("inference", "training")]
     blocks = [row for row in blocks if row["candidate"] != COPY]
-    if not blocks:
+    if not any(row["candidate"] == "reference" for row in blocks):
         return
     shapes = list(dict.fromkeys(row["what"] for row in blocks))
     names = [name for name in dict.fromkeys(row["candidate"] for row in blocks) if name != "reference"]

@@ -170,12 +170,24 @@ def test_which_one_runs(name, asked, dtype, kernel, monkeypatch):
         monkeypatch.setattr(module, "call", lambda *args, call=call: calls.append(args) or call(*args))
     if asked:
         monkeypatch.setenv(VARIABLES["implementation"], asked)
-    block = made(name, 8, dtype=dtype)
-    block(torch.rand(2, 8, 3, 3, dtype=dtype))
+    block, x = made(name, 8, dtype=dtype), torch.rand(2, 8, 64, 64, dtype=dtype)
+    block(x)
     assert bool(calls) == kernel
     calls.clear()
-    torch.jit.trace(block.eval(), torch.rand(2, 8, 3, 3, dtype=dtype), check_trace=False)
+    block(x[:, :, :3, :3])
+    assert bool(calls) == (asked == "cpp"), "a small map is not worth a call"
+    calls.clear()
+    torch.jit.trace(block.eval(), x, check_trace=False)
     assert not calls, "a trace holds plain operations"
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("SE", False), ("ECA", False), ("CA", True)])
+def test_inference_of_a_mean_and_a_product_is_torchs(name, kernel, monkeypatch):
+    calls, call = [], means.call
+    monkeypatch.setattr(means, "call", lambda *args: calls.append(args) or call(*args))
+    with torch.no_grad():
+        made(name, 8, training=False, dtype=torch.float32)(torch.rand(2, 8, 64, 64))
+    assert bool(calls) == kernel
 
 
 @each_block

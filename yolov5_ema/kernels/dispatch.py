@@ -36,6 +36,8 @@ _KERNEL_DTYPES = {
     "cpp": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
     "triton": (torch.float32, torch.float16, torch.bfloat16),
 }
+# values of a map from which on kernels of blocks without a choice gain time, measured in benchmarks/kernels.py
+_LEAST = 1 << 16
 
 
 class Choice(NamedTuple):
@@ -132,12 +134,13 @@ def is_captured(x: torch.Tensor) -> bool:
 def takes_kernel(block: str, x: torch.Tensor) -> bool:
     """Whether a block without a choice of its own runs its C++ kernels, which need (N, C, H, W) in float32 or float64.
 
-    For channels_last the answer is no, because plain operations keep that memory format.
+    For channels_last the answer is no, because plain operations keep that memory format. Unless the kernels are asked
+    for, it is also no for small maps, where a call costs more than the passes over the map.
 
     Raises:
         UserError: as `choose`.
     """
-    if is_captured(x):
+    if is_captured(x) or (x.numel() < _LEAST and asked_for("auto") == "auto"):
         return False
     is_channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     suits = x.dtype in NAMES and x.dim() == 4 and x.numel() > 0 and not is_channels_last and has_memory(type(x))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from yolov5_ema.kernels.dispatch import takes_kernel
+from yolov5_ema.kernels.dispatch import asked_for, takes_kernel
 from yolov5_ema.kernels.function import kernels_may_run
 from yolov5_ema.kernels.memory import as_contiguous, call
 from yolov5_ema.kernels.numerics import stable_mean
@@ -239,7 +239,9 @@ def gated_by_sides(block: str, x: torch.Tensor, gates: Callable[[torch.Tensor, i
 def _gated(block: str, x: torch.Tensor, gates_of: Callable[[torch.Tensor], Tensors]) -> torch.Tensor:
     by_sides = block == "CA"
     plain_means, plain_apply = (means_of_sides, scale_sides) if by_sides else (mean_of_channels, scale_channels)
-    if not takes_kernel(block, x):
+    # without gradients, a mean and a product of torch are as fast as the kernels
+    is_plain = not by_sides and not torch.is_grad_enabled() and asked_for("auto") == "auto"
+    if is_plain or not takes_kernel(block, x):
         return plain_apply(x, *gates_of(plain_means(x)))
     passes, x = _PASSES[block], x.contiguous()
     with_grad = torch.is_grad_enabled()
