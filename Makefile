@@ -14,7 +14,7 @@ SETUP := $(ENGINE)$(TORCH:%=-torch-%)
 # Releases of YOLOv5 that the tests use in addition to the installed one; v4 and v5 only write checkpoints.
 ENGINES := 4.0.14 5.0.5 6.0.7 6.1.9 6.2.3 7.0.14
 
-.PHONY: help demo test engines test-slow test-matrix lint docs bench models clean
+.PHONY: help demo test engines test-slow test-matrix lint docs bench wheel models clean
 
 help:
 	@echo "make demo       install, then train, validate, detect and export a small detector with EMA"
@@ -27,6 +27,7 @@ help:
 	@echo "make lint       run ruff and mypy"
 	@echo "make docs       build the documentation in site/; a broken link or reference is an error"
 	@echo "make bench      measure what the blocks cost on this CPU, and how fast the protocols are"
+	@echo "make wheel      write dist/*.whl with the C++ kernels compiled for this platform"
 	@echo "make models     write models/*.yaml with the generator"
 
 # An empty file for each set of extras, newer than pyproject.toml, shows that they are installed.
@@ -75,6 +76,9 @@ bench: $(VENV)/.demo-$(SETUP)
 	$(BIN)/python benchmarks/block_cost.py
 	$(BIN)/python benchmarks/kernels.py --rounds 5
 	$(BIN)/python benchmarks/evaluation.py --rounds 3
+
+wheel: | $(BIN)/python
+	YOLOV5_EMA_COMPILE=1 $(PIP) wheel --no-deps --wheel-dir dist .
 
 models: $(VENV)/.demo-$(SETUP)
 	$(BIN)/python -m yolov5_ema cfg --shipped models --force

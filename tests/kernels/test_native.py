@@ -95,7 +95,7 @@ def test_built_once_and_kept(cache, monkeypatch):
     assert native._find_or_build().handle is not None
     (file,) = cache.iterdir()
     written = file.stat().st_mtime_ns
-    monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(native, "build", lambda *_: pytest.fail("built again"))
     assert str(file) in native._find_or_build().reason
     assert file.stat().st_mtime_ns == written
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
@@ -184,7 +184,7 @@ def planted(tmp_path, cache, monkeypatch):
     subprocess.run([compiler, *flags, str(source), "-o", str(file)], check=True)
     file.chmod(0o700)
     real = Path(native.library().reason.split(", by ")[0])
-    monkeypatch.setattr(native, "_build", lambda *arguments: shutil.copy(real, arguments[-1]))  # a few seconds less
+    monkeypatch.setattr(native, "build", lambda *arguments: shutil.copy(real, arguments[-1]))  # a few seconds less
     return file, canary
 
 

@@ -585,30 +585,30 @@ int convolve_backward(const T *maps, const T *grad, const T *weights, T *d_maps,
 // maps are (N, 2, P), the maximum first. ties are the numbers of equal maxima; in forward they may be null. Each
 // function returns 0, or 1 if memory runs out.
 #define YOLOV5_EMA_CBAM(T, NAME)                                                                                      \
-    extern "C" int cbam_pool_##NAME(const T *x, T *mean, T *top, T *ties, int64_t n, int64_t c, int64_t pixels,      \
+    EMA_EXPORT int cbam_pool_##NAME(const T *x, T *mean, T *top, T *ties, int64_t n, int64_t c, int64_t pixels,      \
                                     int threads) {                                                                   \
         yolov5_ema::pool(x, mean, top, ties, {n, c, pixels, threads});                                               \
         return 0;                                                                                                    \
     }                                                                                                                \
-    extern "C" int cbam_maps_##NAME(const T *x, const T *a, T *maps, T *ties, int64_t n, int64_t c, int64_t pixels,  \
+    EMA_EXPORT int cbam_maps_##NAME(const T *x, const T *a, T *maps, T *ties, int64_t n, int64_t c, int64_t pixels,  \
                                     int threads) {                                                                   \
         yolov5_ema::maps(x, a, maps, ties, {n, c, pixels, threads});                                                 \
         return 0;                                                                                                    \
     }                                                                                                                \
-    extern "C" int cbam_apply_##NAME(const T *x, const T *a, const T *gate, T *out, int64_t n, int64_t c,            \
+    EMA_EXPORT int cbam_apply_##NAME(const T *x, const T *a, const T *gate, T *out, int64_t n, int64_t c,            \
                                      int64_t pixels, int threads) {                                                  \
         yolov5_ema::apply(x, a, gate, out, {n, c, pixels, threads});                                                 \
         return 0;                                                                                                    \
     }                                                                                                                \
-    extern "C" int cbam_apply_backward_##NAME(const T *x, const T *grad, const T *a, const T *gate, T *d_a,          \
+    EMA_EXPORT int cbam_apply_backward_##NAME(const T *x, const T *grad, const T *a, const T *gate, T *d_a,          \
                                               T *d_gate, int64_t n, int64_t c, int64_t pixels, int threads) {        \
         return yolov5_ema::apply_backward(x, grad, a, gate, d_a, d_gate, {n, c, pixels, threads});                   \
     }                                                                                                                \
-    extern "C" int cbam_maps_backward_##NAME(const T *x, const T *d_maps, const T *a, const T *maps, const T *ties,  \
+    EMA_EXPORT int cbam_maps_backward_##NAME(const T *x, const T *d_maps, const T *a, const T *maps, const T *ties,  \
                                              T *d_a, int64_t n, int64_t c, int64_t pixels, int threads) {            \
         return yolov5_ema::maps_backward(x, d_maps, a, maps, ties, d_a, {n, c, pixels, threads});                    \
     }                                                                                                                \
-    extern "C" int cbam_input_backward_##NAME(                                                                       \
+    EMA_EXPORT int cbam_input_backward_##NAME(                                                                       \
         const T *x, const T *a, const T *gate, const T *maps, const T *map_ties, const T *top, const T *ties,        \
         const T *grad, const T *d_mean, const T *d_top, const T *d_maps, T *out, int64_t n, int64_t c,               \
         int64_t pixels, int threads) {                                                                               \
@@ -618,11 +618,11 @@ int convolve_backward(const T *maps, const T *grad, const T *weights, T *d_maps,
     }
 
 #define YOLOV5_EMA_CBAM_CONVOLUTION(T, NAME)                                                                         \
-    extern "C" int cbam_convolve_##NAME(const T *maps, const T *weights, T *out, int64_t n, int64_t h, int64_t w,    \
+    EMA_EXPORT int cbam_convolve_##NAME(const T *maps, const T *weights, T *out, int64_t n, int64_t h, int64_t w,    \
                                         int64_t k, int threads) {                                                    \
         return yolov5_ema::convolve(maps, weights, out, {n, h, w, k, threads});                                      \
     }                                                                                                                \
-    extern "C" int cbam_convolve_backward_##NAME(const T *maps, const T *grad, const T *weights, T *d_maps,          \
+    EMA_EXPORT int cbam_convolve_backward_##NAME(const T *maps, const T *grad, const T *weights, T *d_maps,          \
                                                  T *d_weights, int64_t n, int64_t h, int64_t w, int64_t k,           \
                                                  int threads) {                                                      \
         return yolov5_ema::convolve_backward(maps, grad, weights, d_maps, d_weights, {n, h, w, k, threads});         \

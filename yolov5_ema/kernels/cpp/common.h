@@ -11,6 +11,13 @@
 #include <omp.h>
 #endif
 
+// A function that Python calls.
+#ifdef _WIN32
+#define EMA_EXPORT extern "C" __declspec(dllexport)
+#else
+#define EMA_EXPORT extern "C"
+#endif
+
 namespace yolov5_ema {
 
 inline int thread_number() {
@@ -66,8 +73,10 @@ template <typename T, int N> using Lanes = typename LanesOf<T, N>::type;
 
 #ifdef __AVX512F__
 constexpr int kRegister = 64; // bytes
-#else
+#elif defined(__AVX__)
 constexpr int kRegister = 32;
+#else
+constexpr int kRegister = 16; // GCC computes wider values through memory, which takes four times as long
 #endif
 template <typename T> constexpr int kWide = kRegister / static_cast<int>(sizeof(T));
 

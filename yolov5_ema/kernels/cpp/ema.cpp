@@ -920,12 +920,12 @@ int backward(const T *grad, const T *x, const T *stats, const Parameters<T> &par
         return {p,                 p + k * k,         p + k * k + k, p + k * k + 2 * k,                               \
                 p + k * k + 3 * k, p + 10 * k * k + 3 * k, static_cast<T>(eps)};                                      \
     }                                                                                                                 \
-    extern "C" int ema_forward_##NAME(const T *x, const T *parameters, T *out, T *stats, int64_t groups, int64_t k,   \
+    EMA_EXPORT int ema_forward_##NAME(const T *x, const T *parameters, T *out, T *stats, int64_t groups, int64_t k,   \
                                       int64_t h, int64_t w, double eps, int threads) {                                \
         return yolov5_ema::forward<T>(x, NAME##_parameters(parameters, k, eps), out, stats, groups, {k, h, w},        \
                                       threads);                                                                       \
     }                                                                                                                 \
-    extern "C" int ema_backward_##NAME(const T *grad, const T *x, const T *stats, const T *parameters, T *out,        \
+    EMA_EXPORT int ema_backward_##NAME(const T *grad, const T *x, const T *stats, const T *parameters, T *out,        \
                                        double *grads, int64_t groups, int64_t k, int64_t h, int64_t w, double eps,    \
                                        int threads) {                                                                 \
         return yolov5_ema::backward<T>(grad, x, stats, NAME##_parameters(parameters, k, eps), out, grads, groups,     \

@@ -132,41 +132,41 @@ void sides_backward(const T *grad, const T *x, const T *gate_h, const T *gate_w,
 
 // The functions that Python calls, for each dtype. All arrays are contiguous. Each function returns 0.
 #define YOLOV5_EMA_MEANS(T, NAME)                                                                                     \
-    extern "C" int means_mean_##NAME(const T *x, T *out, int64_t channels, int64_t pixels, int threads) {             \
+    EMA_EXPORT int means_mean_##NAME(const T *x, T *out, int64_t channels, int64_t pixels, int threads) {             \
         yolov5_ema::mean(x, out, channels, pixels, threads);                                                          \
         return 0;                                                                                                     \
     }                                                                                                                 \
-    extern "C" int means_scale_##NAME(const T *x, const T *gate, T *out, int64_t channels, int64_t pixels,            \
+    EMA_EXPORT int means_scale_##NAME(const T *x, const T *gate, T *out, int64_t channels, int64_t pixels,            \
                                       int threads) {                                                                  \
         yolov5_ema::scale<T>(x, gate, nullptr, T(1), out, channels, pixels, threads);                                 \
         return 0;                                                                                                     \
     }                                                                                                                 \
-    extern "C" int means_scale_backward_##NAME(const T *grad, const T *x, T *d_gate, int64_t channels,                \
+    EMA_EXPORT int means_scale_backward_##NAME(const T *grad, const T *x, T *d_gate, int64_t channels,                \
                                                int64_t pixels, int threads) {                                         \
         yolov5_ema::gate_backward(grad, x, d_gate, channels, pixels, threads);                                        \
         return 0;                                                                                                     \
     }                                                                                                                 \
-    extern "C" int means_input_backward_##NAME(const T *grad, const T *gate, const T *d_mean, T *out,                 \
+    EMA_EXPORT int means_input_backward_##NAME(const T *grad, const T *gate, const T *d_mean, T *out,                 \
                                                int64_t channels, int64_t pixels, int threads) {                       \
         yolov5_ema::scale(grad, gate, d_mean, static_cast<T>(pixels), out, channels, pixels, threads);                \
         return 0;                                                                                                     \
     }                                                                                                                 \
-    extern "C" int means_sides_##NAME(const T *x, T *out, int64_t channels, int64_t h, int64_t w, int threads) {      \
+    EMA_EXPORT int means_sides_##NAME(const T *x, T *out, int64_t channels, int64_t h, int64_t w, int threads) {      \
         yolov5_ema::means_of_sides(x, out, channels, h, w, threads);                                                  \
         return 0;                                                                                                     \
     }                                                                                                                 \
-    extern "C" int means_sides_scale_##NAME(const T *x, const T *gate_h, const T *gate_w, T *out, int64_t channels,   \
+    EMA_EXPORT int means_sides_scale_##NAME(const T *x, const T *gate_h, const T *gate_w, T *out, int64_t channels,   \
                                             int64_t h, int64_t w, int threads) {                                      \
         yolov5_ema::scale_sides<T>(x, gate_h, gate_w, nullptr, out, channels, h, w, threads);                         \
         return 0;                                                                                                     \
     }                                                                                                                 \
-    extern "C" int means_sides_scale_backward_##NAME(const T *grad, const T *x, const T *gate_h, const T *gate_w,     \
+    EMA_EXPORT int means_sides_scale_backward_##NAME(const T *grad, const T *x, const T *gate_h, const T *gate_w,     \
                                                      T *d_gate_h, T *d_gate_w, int64_t channels, int64_t h,           \
                                                      int64_t w, int threads) {                                        \
         yolov5_ema::sides_backward(grad, x, gate_h, gate_w, d_gate_h, d_gate_w, channels, h, w, threads);             \
         return 0;                                                                                                     \
     }                                                                                                                 \
-    extern "C" int means_sides_input_backward_##NAME(const T *grad, const T *gate_h, const T *gate_w,                 \
+    EMA_EXPORT int means_sides_input_backward_##NAME(const T *grad, const T *gate_h, const T *gate_w,                 \
                                                      const T *d_means, T *out, int64_t channels, int64_t h,           \
                                                      int64_t w, int threads) {                                        \
         yolov5_ema::scale_sides(grad, gate_h, gate_w, d_means, out, channels, h, w, threads);                         \

@@ -219,28 +219,28 @@ void sa_backward(const T *grad, const T *x, const T *stats, const T *u, const T 
 // The functions that Python calls, for each dtype. All arrays are contiguous. The gradients of u and v of SA are
 // (N, C), to be summed over the images. Each function returns 0.
 #define YOLOV5_EMA_NORMS(T, NAME)                                                                                     \
-    extern "C" int norms_nam_##NAME(const T *x, const T *u, const T *v, T *out, T *stats, int64_t n, int64_t c,       \
+    EMA_EXPORT int norms_nam_##NAME(const T *x, const T *u, const T *v, T *out, T *stats, int64_t n, int64_t c,       \
                                     int64_t pixels, double eps, int threads) {                                        \
         yolov5_ema::nam(x, u, v, stats, out, {n, c, pixels}, eps, false, threads);                                    \
         return 0;                                                                                                     \
     }                                                                                                                 \
-    extern "C" int norms_nam_frozen_##NAME(const T *x, const T *u, const T *v, T *stats, T *out, int64_t n,           \
+    EMA_EXPORT int norms_nam_frozen_##NAME(const T *x, const T *u, const T *v, T *stats, T *out, int64_t n,           \
                                            int64_t c, int64_t pixels, double eps, int threads) {                      \
         yolov5_ema::nam(x, u, v, stats, out, {n, c, pixels}, eps, true, threads);                                     \
         return 0;                                                                                                     \
     }                                                                                                                 \
-    extern "C" int norms_nam_backward_##NAME(const T *grad, const T *x, const T *stats, const T *u, const T *v,       \
+    EMA_EXPORT int norms_nam_backward_##NAME(const T *grad, const T *x, const T *stats, const T *u, const T *v,       \
                                              T *dx, T *du, T *dv, int64_t n, int64_t c, int64_t pixels, double eps,   \
                                              double frozen, int threads) {                                            \
         yolov5_ema::nam_backward(grad, x, stats, u, v, dx, du, dv, {n, c, pixels}, eps, frozen != 0, threads);        \
         return 0;                                                                                                     \
     }                                                                                                                 \
-    extern "C" int norms_sa_##NAME(const T *x, const T *u, const T *v, T *out, T *stats, int64_t n, int64_t c,        \
+    EMA_EXPORT int norms_sa_##NAME(const T *x, const T *u, const T *v, T *out, T *stats, int64_t n, int64_t c,        \
                                    int64_t k, int64_t pixels, double eps, int threads) {                              \
         yolov5_ema::sa(x, u, v, out, stats, {n, c, k, pixels}, eps, threads);                                         \
         return 0;                                                                                                     \
     }                                                                                                                 \
-    extern "C" int norms_sa_backward_##NAME(const T *grad, const T *x, const T *stats, const T *u, const T *v,        \
+    EMA_EXPORT int norms_sa_backward_##NAME(const T *grad, const T *x, const T *stats, const T *u, const T *v,        \
                                             T *dx, T *du, T *dv, int64_t n, int64_t c, int64_t k, int64_t pixels,     \
                                             double eps, int threads) {                                                \
         yolov5_ema::sa_backward(grad, x, stats, u, v, dx, du, dv, {n, c, k, pixels}, eps, threads);                   \
