@@ -352,8 +352,9 @@ class _Worker:
         self._ledger = ledger
         self._thresholds = work.thresholds
         self._refusal: str | None = None
-        from yolov5_ema.detecting.pipeline import Pipeline
+        from yolov5_ema.detecting.pipeline import Pipeline, keep_freed_memory
 
+        keep_freed_memory()
         try:
             self._pipeline = Pipeline(_detector(content, work, threads, on_gpu), work.batch)
         except UserError as error:  # reported with the first chunk: Ray would restart a worker that fails here
