@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from offline_ultralytics import by_release
 
 from yolov5_ema.cfgs.generator import Recipe, build_cfg
 from yolov5_ema.errors import ConfigError
@@ -68,7 +69,7 @@ def followed(cfg):
     return found
 
 
-@pytest.mark.parametrize(("name", "at"), STAGES)
+@pytest.mark.parametrize(("name", "at"), by_release(STAGES))
 def test_stages_of_every_family(name, at):
     assert followed(build_cfg(base=name, at=at)) == STAGES[name, at].split()
 
@@ -93,14 +94,14 @@ def test_other_places_and_strides(recipe, at, rows):
         ({"at": 8, "block": "none"}, "block none has no place"),
         ({"base": "rtdetr-l.yaml", "at": "sppf"}, "at sppf: it has no pyramid of poolings"),
         ({"at": "sppf", "inside": "C3"}, "it has no pyramid of poolings .* that is C3"),
-        ({"base": "yolo26-cls.yaml", "at": "neck"}, "finer than stride 32, and there are none; .*--after"),
+        ({"base": "yolo11-cls.yaml", "at": "neck"}, "finer than stride 32, and there are none; .*--after"),
         ({"base": "yolo11-cls-resnet18.yaml"}, "the last two C3 of the backbone, which has 1 of these or of similar"),
         ({"base": "yolo11-cls-resnet18.yaml", "at": "neck"}, r"row 0 \(TorchVision\) is unknown"),
         ({"base": "yolo12.yaml", "inside": "C2f"}, "yolo12.yaml has no C2f; it has C3k2"),
         ({"base": "rtdetr-l.yaml", "inside": "C3"}, "has no C3, and no C3 or C2f or C3k2 at all"),
         ({"base": "yolo12.yaml", "inside": "C3k2", "at": "neck"}, "after the C3k2 of the head .* there are none"),
         ({"base": "yolo12.yaml", "inside": "C3k2", "after": [2, 6]}, "row 6 of yolo12.yaml is A2C2f, not C3k2"),
-        ({"base": "yolo26n.yaml", "after": [23]}, "row 23 of yolo26n.yaml is Detect, which gives predictions"),
+        ({"base": "yolo11n.yaml", "after": [23]}, "row 23 of yolo11n.yaml is Detect, which gives predictions"),
         ({"base": "rtdetr-l.yaml", "after": [28]}, "row 28 of rtdetr-l.yaml is RTDETRDecoder, which gives predictions"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import run_cli
-from offline_ultralytics import environment
+from offline_ultralytics import by_release, environment, needs_yolo26
 from small_ultralytics import HEADS, output_of, save, small_cfg, small_model
 
 import yolov5_ema
@@ -38,7 +38,7 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", by_release(CLASSES))
 def test_the_last_row_says_which_class_builds_the_model(engine, name):
     assert class_of(read_cfg(name, engine), engine.module("nn.tasks")).__name__ == CLASSES[name]
 
@@ -47,8 +47,8 @@ def test_the_last_row_says_which_class_builds_the_model(engine, name):
     ("change", "message"),
     [
         ({"scales": {"n": [0.5, 0.25, 1024], "s": [0.5, 0.5, 1024]}}, None),
-        ({"nc": 0}, "my26.yaml: nc is 0"),
-        ({"scales": {}}, "my26.yaml: scales must give"),
+        ({"nc": 0}, "my11.yaml: nc is 0"),
+        ({"scales": {}}, "my11.yaml: scales must give"),
         ({"head": [[-1, 1, "Nothing", [64]], [[9, 11], 1, "Detect", ["nc"]]]}, "head row 11: unknown module 'Nothing'"),
         ({"head": [[[9, 99], 1, "Detect", ["nc"]]]}, "'from' 99 is not above this row"),
         ({"head": [[[4, 6], 1, "Concat", [1]], [[11], 1, "Detect", ["nc"]]]}, r"row 11: .*Concat.* cannot run"),
@@ -56,27 +56,27 @@ def test_the_last_row_says_which_class_builds_the_model(engine, name):
     ],
 )
 def test_yamls_that_cannot_be_built(engine, tmp_path, change, message):
-    content = {key: value for key, value in build_cfg(base="yolo26n.yaml", block="none").items() if key != "scale"}
-    file = tmp_path / "my26.yaml"
+    content = {key: value for key, value in build_cfg(base="yolo11n.yaml", block="none").items() if key != "scale"}
+    file = tmp_path / "my11.yaml"
     file.write_text(yaml.safe_dump({**content, **change}), encoding="utf-8")
     if message is None:
-        model = build(read_cfg("my26.yaml", engine, file), None, engine, "my26.yaml")
-        assert sum(p.numel() for p in model.parameters()) == 2_572_280
+        model = build(read_cfg("my11.yaml", engine, file), None, engine, "my11.yaml")
+        assert sum(p.numel() for p in model.parameters()) == 2_624_080
         return
     with pytest.raises(ConfigError, match=message):
-        build(read_cfg("my26.yaml", engine, file), None, engine, "my26.yaml")
+        build(read_cfg("my11.yaml", engine, file), None, engine, "my11.yaml")
 
 
 def test_a_size_that_is_not_in_the_file_and_a_yaml_of_yolov5(engine, own_folder):
-    file = Path("yolo26.yaml")
-    content = build_cfg(base="yolo26.yaml", block="none")
+    file = Path("yolo11.yaml")
+    content = build_cfg(base="yolo11.yaml", block="none")
     content["scales"] = {"n": [0.5, 0.25, 1024], "s": [0.5, 0.5, 1024]}
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"yolo26x.yaml: there is no size x; yolo26.yaml has n, s"):
-        read_cfg("yolo26x.yaml", engine)
+    with pytest.raises(ConfigError, match=r"yolo11x.yaml: there is no size x; yolo11.yaml has n, s"):
+        read_cfg("yolo11x.yaml", engine)
     file.write_text(format_cfg(size="n"), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"yolo26.yaml is a model YAML of YOLOv5, not of ultralytics"):
-        read_cfg("yolo26.yaml", engine)
+    with pytest.raises(ConfigError, match=r"yolo11.yaml is a model YAML of YOLOv5, not of ultralytics"):
+        read_cfg("yolo11.yaml", engine)
 
 
 def test_a_model_has_the_same_weights_on_every_call_and_the_channels_of_its_yaml(engine):
@@ -89,10 +89,10 @@ def test_a_model_has_the_same_weights_on_every_call_and_the_channels_of_its_yaml
 
 
 def test_models_that_are_more_than_their_tensors_are_built_only_to_be_looked_at(engine):
-    content = read_cfg("yoloe-26n.yaml", engine)
-    assert type(build(content, None, engine, "yoloe-26n.yaml")).__name__ == "YOLOEModel"
+    content = read_cfg("yoloe-11n.yaml", engine)
+    assert type(build(content, None, engine, "yoloe-11n.yaml")).__name__ == "YOLOEModel"
     with pytest.raises(ConfigError, match="a YOLOEModel is not built from a YAML alone"):
-        built(content, None, engine, "yoloe-26n.yaml")
+        built(content, None, engine, "yoloe-11n.yaml")
 
 
 def write(file: Path, cfg: dict) -> Path:
@@ -132,9 +132,9 @@ def test_ultralytics_takes_it(ultralytics, engine, tiny_set, own_folder):
     yolo = ultralytics.YOLO("b.pt")
     assert type(yolo.model.model[4]) is yolov5_ema.EMA and yolo.names == {0: "disc", 1: "box", 2: "cross"}
     options = {"data": str(tiny_set), "imgsz": 32, "workers": 0, "device": "cpu", "plots": False, "verbose": False}
+    weight = yolo.model.model[3].cv1.conv.weight.detach().clone()
     metrics = yolo.val(project=str(own_folder), **options)
     assert metrics.nt_per_class.tolist() == [4, 4, 4]
-    weight = yolo.model.model[3].cv1.conv.weight.detach().clone()
     yolo = ultralytics.YOLO("b.pt")
     yolo.train(epochs=1, batch=4, lr0=1e-9, warmup_epochs=0, optimizer="SGD", project=str(own_folder), **options)
     assert type(yolo.model.model[4]) is yolov5_ema.EMA
@@ -166,10 +166,6 @@ def test_what_is_not_clear_or_not_possible_is_refused(engine, tmp_path):
     other = write(tmp_path / "80.yaml", {**small_cfg(), "nc": 80})
     with pytest.raises(UserError, match=r"80 classes, the checkpoint has 3.*--nc 80"):
         transfer_checkpoint(source, other, target, engine=engine)
-    with pytest.raises(ConfigError, match=r"row 5 \(SPPF\) .*not known to read them linearly"):
-        cfg = small_cfg()
-        cfg["backbone"][5] = [-1, 1, "SPPF", [128, 5, 3, True]]  # as in YOLO26, with its input added
-        transfer_checkpoint(source, write(tmp_path / "c.yaml", cfg), target, engine=engine, identity=True)
     with pytest.raises(ConfigError, match="no such file here"):
         transfer_checkpoint(source, Path("nowhere.yaml"), target, engine=engine)
     with pytest.raises(ConfigError, match="cannot be built"):
@@ -180,6 +176,16 @@ def test_what_is_not_clear_or_not_possible_is_refused(engine, tmp_path):
     with pytest.raises(CheckpointError, match="does not hold a model"):
         transfer_checkpoint(tmp_path / "state.pt", other, target, engine=engine, nc=80)
     assert not target.exists()
+
+
+@needs_yolo26
+def test_no_identity_before_a_pyramid_of_poolings_that_adds_its_input(engine, tmp_path):
+    source = save(small_model(cfg=without_block("detect")), tmp_path / "a.pt")
+    cfg = small_cfg()
+    cfg["backbone"][5] = [-1, 1, "SPPF", [128, 5, 3, True]]  # as in YOLO26
+    with pytest.raises(ConfigError, match=r"row 5 \(SPPF\) .*not known to read them linearly"):
+        transfer_checkpoint(source, write(tmp_path / "c.yaml", cfg), tmp_path / "b.pt", engine=engine, identity=True)
+    assert not (tmp_path / "b.pt").exists()
 
 
 def test_a_mix_of_the_two_programs_is_refused_in_one_sentence(engine, trained, own_folder):

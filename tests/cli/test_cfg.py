@@ -11,6 +11,7 @@ import sys
 import pytest
 import yaml
 from cases import PLUGINS
+from offline_ultralytics import needs_yolo26
 
 from yolov5_ema.cfgs.generator import SHIPPED, SHIPPED_FOR_ULTRALYTICS, build_cfg, format_cfg
 from yolov5_ema.cli import cfg as command
@@ -38,7 +39,7 @@ def test_prints_to_standard_output(capsys):
         "--base yolov5s-eca.yaml --block CA --after 4 --nc 3",
         "--base yolov5s-eca.yaml --size l --block CA --at neck",
         "--size n --block EMA --inside C3 --at neck --option groups=8",
-        "--base yolo26s.yaml --head p2 --block EMA --at neck --nc 10",
+        "--base yolo11s.yaml --head p2 --block EMA --at neck --nc 10",
         "--base yolov8-seg.yaml --size m --block CA --inside C2f --after 4 6",
     ],
 )
@@ -127,6 +128,7 @@ def test_unknown_choices_end_with_code_2(capsys):
     assert "invalid choice: 'q'" in capsys.readouterr().err
 
 
+@needs_yolo26
 def test_help_shows_examples_that_work(capsys, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
         command.COMMAND.main(["--help"])
@@ -155,10 +157,10 @@ def test_a_translated_file_is_written_and_each_change_is_printed(capsys, tmp_pat
         command.COMMAND.main(["--translate", str(theirs), "--size", "n"])
 
 
+@needs_yolo26
 def test_shipped_writes_all_and_touches_only_what_differs(capsys, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         command.COMMAND.main(["--shipped", str(tmp_path / "none")])
-    pytest.importorskip("ultralytics")
     count = len(SHIPPED) + len(SHIPPED_FOR_ULTRALYTICS)
     assert f"{count} files written, 0 were up to date" in output_of(capsys, "--shipped", tmp_path)
     assert f"0 files written, {count} were up to date" in output_of(capsys, "--shipped", tmp_path)
@@ -183,18 +185,18 @@ def test_shipped_without_ultralytics_says_what_is_left_out(capsys, tmp_path, mon
 @pytest.mark.parametrize(
     ("flags", "output", "said", "warned"),
     [
-        ("--base yolo26n.yaml", "yolo26n-ema.yaml", "model={}", ""),
-        ("--base yolo26.yaml --size x", "yolo26x-ema.yaml", "model={}", ""),
-        ("--base yolo26.yaml", "yolo26-ema.yaml", "It holds the sizes n, s, m, l, x; a letter in its name chooses", ""),
-        ("--base yolo26x.yaml", "yolo26-ema.yaml", "ultralytics finds it as yolo26x-ema.yaml", ""),
+        ("--base yolo11n.yaml", "yolo11n-ema.yaml", "model={}", ""),
+        ("--base yolo11.yaml --size x", "yolo11x-ema.yaml", "model={}", ""),
+        ("--base yolo11.yaml", "yolo11-ema.yaml", "It holds the sizes n, s, m, l, x; a letter in its name chooses", ""),
+        ("--base yolo11x.yaml", "yolo11-ema.yaml", "ultralytics finds it as yolo11x-ema.yaml", ""),
         (
-            "--base yolo26x.yaml",
+            "--base yolo11x.yaml",
             "mine.yaml",
             "model={}",
             "size x was asked for, .* would build n: name it like yolo26x",
         ),
-        ("--base yolo26x.yaml", "yolo26s-a.yaml", "model={}", "size x was asked for, .* would build s"),
-        ("--base yolo26n.yaml", "mine.yaml", "Its name has no letter of a size, so ultralytics builds the first", ""),
+        ("--base yolo11x.yaml", "yolo11s-a.yaml", "model={}", "size x was asked for, .* would build s"),
+        ("--base yolo11n.yaml", "mine.yaml", "Its name has no letter of a size, so ultralytics builds the first", ""),
         ("--base rtdetr-l.yaml", "rtdetr-mine.yaml", "model={}", ""),
         ("--base rtdetr-l.yaml", "mine.yaml", "{} written", "only if its name contains rtdetr: .* rtdetr-mine.yaml"),
     ],
@@ -211,10 +213,10 @@ def test_what_becomes_of_the_letter_of_the_size(capsys, tmp_path, messages, flag
 
 def test_a_size_in_which_the_block_does_not_fit_is_named(capsys, messages):
     pytest.importorskip("ultralytics")
-    assert command.COMMAND.main(["--base", "yolo26.yaml", "--block", "SA", "--at", "neck"]) == 0
+    assert command.COMMAND.main(["--base", "yolo11.yaml", "--block", "SA", "--at", "neck"]) == 0
     printed = capsys.readouterr()
     assert "the block does not fit in size n" in printed.err
-    assert printed.out.splitlines()[0] == "# yolov5-ema cfg --base yolo26.yaml --block SA --at neck"
+    assert printed.out.splitlines()[0] == "# yolov5-ema cfg --base yolo11.yaml --block SA --at neck"
 
 
 def test_block_of_a_plugin(capsys, tmp_path, monkeypatch):

@@ -594,8 +594,8 @@ def test_a_model_that_was_scored_on_other_objects_is_a_failure(tiny_set, played,
         (BOTH, ["epochs=3"], "epochs= would hold for ultralytics only: write --epochs"),
         (("plain.yaml", "other.yaml", "lr0=0.1"), [], "lr0=0.1 is an argument of ultralytics, but none of the --cfgs"),
         (OF_ULTRALYTICS, ["seed=3"], "compare takes no seed=: --seeds N"),
-        (("small.yaml", "yolo26n-seg.yaml"), [], "yolo26n-seg.yaml is a model for the task segment"),
-        (("small.yaml", "yolo26q.yaml"), [], "yolo26q.yaml: there is no such size"),
+        (("small.yaml", "yolo11n-seg.yaml"), [], "yolo11n-seg.yaml is a model for the task segment"),
+        (("small.yaml", "yolo11q.yaml"), [], "yolo11q.yaml: there is no such size"),
     ],
 )
 def test_what_does_not_fit_the_engines_is_refused(refused, tiny_set, two_yolos, cfgs, flags, words):

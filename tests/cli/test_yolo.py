@@ -71,7 +71,7 @@ def test_the_processes_of_several_data_sets_know_the_blocks(tiny_set, tmp_path, 
         (("val", "model=a.pt", "--overlap", "0.2"), "--overlap 0.2 needs --slice"),
         (("val", "--engine", "yolov5", "model=a.pt"), "did you mean --model a.pt?"),
         (("train", "--cfg", "yolo11n-ema.yaml"), "yolo11n-ema.yaml is a model YAML of ultralytics, not of YOLOv5."),
-        (("train", "--cfg", "yolo26s.yaml"), "To train it: yolov5-ema train model=yolo26s.yaml data=…"),
+        (("train", "--cfg", "yolo12s.yaml"), "To train it: yolov5-ema train model=yolo12s.yaml data=…"),
     ],
 )
 def test_mistakes(line, said, own_folder, capsys):

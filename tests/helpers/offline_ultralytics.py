@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from fresh_process import fresh_environment, name_of
@@ -20,6 +21,16 @@ needs_yolo26 = pytest.mark.skipif(
     _INSTALLED is None or find_cfg("yolo26n.yaml", _INSTALLED) is None,
     reason="needs a release of ultralytics with YOLO26",
 )
+
+
+def by_release(cases: Iterable[Any]) -> list[Any]:
+    """Parameters of a test, a value or a tuple each: those that name a model of YOLO26 are marked ``needs_yolo26``."""
+    marked = []
+    for case in cases:
+        values = case if isinstance(case, tuple) else (case,)
+        newest = any("26" in value for value in values if isinstance(value, str) and value.startswith("yolo"))
+        marked.append(pytest.param(*values, marks=needs_yolo26 if newest else ()))
+    return marked
 
 
 def environment(folder: Path) -> dict[str, str]:
