@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -211,8 +212,7 @@ def _begun(reads: Iterator[Future[_Slot]], ahead: int) -> Iterator[Future[_Slot]
 @contextmanager
 def _pool(count: int, threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
     """Threads, in each of which torch uses ``threads`` threads; when the block ends, they end after what they do."""
-    initializer = torch.set_num_threads if threads else None
-    pool = ThreadPoolExecutor(count, initializer=initializer, initargs=(threads,) if threads else ())
+    pool = ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, threads) if threads else None)
     try:
         yield pool
     finally:
