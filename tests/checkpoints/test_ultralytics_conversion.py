@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from offline_ultralytics import offline
+from offline_ultralytics import needs_yolo26, offline
 from small_ultralytics import HEADS, output_of, save, small_cfg, small_model
 
 import yolov5_ema
@@ -50,6 +50,7 @@ def test_every_task_keeps_tensors_output_and_settings(engine, tmp_path, task):
     assert type(new.model[4]) is yolov5_ema.EMA
 
 
+@needs_yolo26
 @pytest.mark.parametrize("end2end", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_choice_between_its_two_heads_is_kept(engine, tmp_path, end2end):
     model = small_model(end2end=True)
@@ -58,8 +59,9 @@ def test_the_choice_between_its_two_heads_is_kept(engine, tmp_path, end2end):
     assert after["model"].end2end is end2end and after["model"].model[-1].one2one_cv3 is not None
 
 
+@needs_yolo26
 def test_a_class_branch_as_wide_as_that_of_the_pretrained_model(engine, tmp_path):
-    """ultralytics keeps the width for 80 classes when it trains on fewer."""
+    """From 8.4 on, ultralytics keeps the width for 80 classes when it trains on fewer."""
     wide, model = small_model(nc=80), small_model()
     assert wide.model[-1].cv3[0][-1].in_channels == 80 != model.model[-1].cv3[0][-1].in_channels
     model.load(wide, verbose=False)

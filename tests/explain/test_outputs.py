@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL_YOLO
+from offline_ultralytics import needs_yolo26
 from small_ultralytics import save, small_model
 
 import yolov5_ema
@@ -78,9 +79,9 @@ def transformer(engine, ultralytics, own_folder) -> Path:
 def test_the_boxes_of_a_transformer_are_those_of_predict(engine, transformer, tiny_set):
     """predict lists a box once for each of its classes; explained is the best one."""
     pixels = cv2.imread(str(tiny_set.parent / "images/val/val0.jpg"))[:48]
-    look = Detector(engine, transformer, Options(imgsz=64, conf_thres=0.3)).look(pixels)
+    look = Detector(engine, transformer, Options(imgsz=64, conf_thres=0.05)).look(pixels)
     detector = load_detector(transformer, LoadOptions(imgsz=(64, 64)), engine=engine)
-    (every,) = detector.detect([pixels], Thresholds(conf_thres=0.3))
+    (every,) = detector.detect([pixels], Thresholds(conf_thres=0.05))
     _, first = np.unique(every.xyxy, axis=0, return_index=True)
     best = sorted(first)
     assert 5 < len(look.found) == len(best) and look.picture.shape == (64, 64, 3)
@@ -91,7 +92,9 @@ def test_the_boxes_of_a_transformer_are_those_of_predict(engine, transformer, ti
     assert float(look.score(look.batch)[0].detach()) == pytest.approx(float(look.found.confidence.sum()), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["small_yolo", "end_to_end", "with_masks", "with_keypoints"])
+@pytest.mark.parametrize(
+    "kind", ["small_yolo", pytest.param("end_to_end", marks=needs_yolo26), "with_masks", "with_keypoints"]
+)
 def test_what_is_explained_is_what_predict_finds(engine, kind, tiny_set, request):
     file = request.getfixturevalue(kind)
     pixels = cv2.imread(str(tiny_set.parent / "images/val/val0.jpg"))

@@ -22,6 +22,11 @@ needs_yolo26 = pytest.mark.skipif(
     reason="needs a release of ultralytics with YOLO26",
 )
 
+# YOLO26 came with it
+needs_8_4 = pytest.mark.skipif(
+    _INSTALLED is None or _INSTALLED.version.startswith("8.3"), reason="needs ultralytics 8.4 or newer"
+)
+
 
 def by_release(cases: Iterable[Any]) -> list[Any]:
     """Parameters of a test, a value or a tuple each: those that name a model of YOLO26 are marked ``needs_yolo26``."""

@@ -39,6 +39,8 @@ def small_model(task: str = "detect", seed: int = 0, cfg: dict[str, Any] | None 
         if tensor.is_floating_point():
             tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.05)
     model.names = dict(enumerate(("disc", "box", "cross")))
+    if task == "pose":
+        model.kpt_shape = list(content["kpt_shape"])
     model.args = {"task": task, "imgsz": 64, "data": "x.yaml"}
     return model.eval()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL_YOLO
-from offline_ultralytics import offline
+from offline_ultralytics import needs_8_4, offline
 from small_ultralytics import save, small_model
 
 import yolov5_ema
@@ -54,6 +54,7 @@ def test_commands_for_detectors_name_the_task(refused, models, tiny_set, image, 
         assert "--slice" in line or f"use 'yolov5-ema yolo {task} …' with model=FILE" in message
 
 
+@needs_8_4
 @pytest.mark.parametrize("task", TASKS)
 def test_the_engine_says_what_is_missing_for_the_task(refused, models, tiny_set, task):
     """`val` runs a model for any task, but not on a data set for detection."""

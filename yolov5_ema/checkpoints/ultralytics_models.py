@@ -18,6 +18,7 @@ from torch import nn
 
 from yolov5_ema.cfgs.dry_run import check_builds, quiet
 from yolov5_ema.cfgs.graph import Graph
+from yolov5_ema.checkpoints.exported_models import metadata_of
 from yolov5_ema.checkpoints.ultralytics_state import is_of_ultralytics
 from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
@@ -206,3 +207,17 @@ def stripped(model: Any, training: Mapping[str, Any] | None = None, engine: Engi
         **{key: training[key] for key in KEPT if training.get(key) is not None},
         **_LICENSE,
     }
+
+
+def opened(file: Path, engine: Engine) -> Any:
+    """A checkpoint or an exported model as ultralytics' own ``YOLO`` or ``RTDETR``.
+
+    Raises:
+        CheckpointError: its metadata are not those of a detector, or the file is not of its format.
+        UserError: the file cannot be read.
+    """
+    metadata, models = metadata_of(file), engine.module("models")
+    # up to 8.3, metadata do not name the head, and ultralytics' own command goes by the file's name
+    if metadata and "RTDETR" in str(metadata.get("head", file.stem.upper())):
+        return models.RTDETR(str(file))
+    return models.YOLO(str(file), task=metadata.get("task"))

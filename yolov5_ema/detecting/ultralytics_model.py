@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from yolov5_ema.checkpoints.exported_models import form_of, metadata_of
+from yolov5_ema.checkpoints.ultralytics_models import opened
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.detecting.protocol import (
     Detector,
@@ -83,7 +84,7 @@ class UltralyticsDetector(Detector):
         missing = [key for key in ("names", "stride", "task") if key not in metadata]
         if missing:
             raise UserError(f"{self.file} does not say its {listed(missing)}: export the model again with ultralytics")
-        self._yolo: Any = self._engine.module("models").YOLO(str(self.file), task=metadata["task"])
+        self._yolo: Any = opened(self.file, self._engine)
         own_size = {} if metadata.get("args", {}).get("dynamic") else {"imgsz": metadata.get("imgsz")}
         return {
             "stride": metadata["stride"],
@@ -157,7 +158,14 @@ class UltralyticsDetector(Detector):
 
     def finish(self, output: list[Any], images: Sequence[Prepared], thresholds: Thresholds) -> list[Detections]:
         """See `protocol.Detector`."""
-        return [Detections.of_rows(result.boxes.data[:, :6].float().cpu().numpy()) for result in output]
+        found = [Detections.of_rows(result.boxes.data[:, :6].float().cpu().numpy()) for result in output]
+        most = max((int(one.class_id.max()) for one in found if len(one)), default=0)
+        if most >= len(self.names):
+            raise UserError(
+                f"{self.file} finds class {most}, and has names for {len(self.names)} classes. If it is an RT-DETR "
+                "that ultralytics 8.3 or older has exported, put rtdetr into the file's name: only this says so"
+            )
+        return found
 
 
 class UltralyticsTorchDetector(UltralyticsDetector):
@@ -169,7 +177,7 @@ class UltralyticsTorchDetector(UltralyticsDetector):
         return engine.kind == ULTRALYTICS and form_of(file) is None
 
     def _loaded(self) -> Mapping[str, Any]:
-        self._yolo = self._engine.module("models").YOLO(str(self.file))
+        self._yolo = opened(self.file, self._engine)
         model = self._yolo.model
         if not hasattr(model, "stride") or not isinstance(getattr(model, "names", None), dict):
             raise UserError(f"{self.file} does not hold a model of ultralytics")

@@ -30,8 +30,8 @@ def outputs_of_yolov5(model: Any, batch: torch.Tensor) -> Outputs:
 def outputs_of_ultralytics(model: Any, batch: torch.Tensor) -> Outputs:
     """The outputs of a detector of ultralytics in evaluation mode; it has no objectness, which is 1 here.
 
-    The candidates are the places of the feature maps; those of RT-DETR are its queries. Heads for masks or keypoints
-    give boxes too.
+    The candidates are the places of the feature maps, whose boxes have no gradient; those of RT-DETR are its queries.
+    Heads for masks or keypoints give boxes too.
 
     Raises:
         UserError: its head gives no boxes.
@@ -77,7 +77,7 @@ def _of_places(model: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
             patches.set(head, "postprocess", lambda found, *_, **__: found.permute(0, 2, 1))
         decoded, raw = model(batch)[:2]
     decoded = decoded[0] if isinstance(decoded, tuple) else decoded  # beside the masks
-    boxes = decoded[:, :4].mT  # (N, n, 4)
+    boxes = decoded[:, :4].detach().mT  # (N, n, 4); with 8.3, the steps that decode keypoints have no gradient
     if is_one_to_one:
         boxes = torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], dim=-1)
     return boxes, _logits(raw, head, is_one_to_one)
@@ -85,6 +85,8 @@ def _of_places(model: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 def _logits(raw: Any, head: Any, is_one_to_one: bool) -> torch.Tensor:
     """The class scores before the sigmoid, (N, n, nc); releases differ in what they return beside the boxes."""
+    if isinstance(raw, tuple):
+        raw = raw[0]  # beside what masks or keypoints need
     if isinstance(raw, dict) and "one2one" in raw:
         raw = raw["one2one" if is_one_to_one else "one2many"]
     if isinstance(raw, dict):

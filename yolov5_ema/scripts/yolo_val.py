@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import yaml
 
+from yolov5_ema.checkpoints.ultralytics_models import opened
 from yolov5_ema.data.dataset import SPLITS, Dataset
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
@@ -53,7 +54,7 @@ def collected(
     found = Collected()
     dataset.images(split)  # a missing split is refused here by the name of the file; ``val`` sees a copy
     with errors_as_user_errors(engine), in_float32(weights), _resolved_file(dataset) as data:
-        yolo: Any = engine.module("models").YOLO(str(weights))
+        yolo: Any = opened(weights, engine)
         if yolo.task != "detect":
             raise UserError(f"{weights} is a model for the task {yolo.task}: use 'yolov5-ema yolo {yolo.task} val'")
         metrics = yolo.val(
