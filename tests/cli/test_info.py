@@ -19,7 +19,7 @@ def info(tmp_path):
 
 
 def test_a_model_of_ultralytics_as_a_table_and_as_json(info):
-    table = info("yolo26n-ema.yaml", "--nc", 3)
+    table = info("yolo11n-ema.yaml", "--nc", 3)
     assert table.returncode == 0, table.stderr
     # ultralytics says so when it makes a folder for its settings
     lines = [line for line in table.stdout.splitlines() if "ettings" not in line]
@@ -27,9 +27,9 @@ def test_a_model_of_ultralytics_as_a_table_and_as_json(info):
     # 32 groups of 4 channels on 40 x 40: a 3x3 and a 1x1 convolution, and two products
     assert 32 * (2 * 16 * 9 * 1600 + 2 * 16 * 80 + 2 * 2 * 4 * 1600) == 15_646_720
     assert lines[8].split() == ["7", "-1", "1", "EMA", "128", "16", "176", "0.016", "[]"]
-    assert lines[-1].startswith("yolo26n-ema.yaml: 26 rows, 2,505,818 parameters, ")
-    found = json.loads(info("yolo26n-ema.yaml", "--nc", 3, "--json").stdout)
-    assert (found["parameters"], found["nc"], len(found["rows"])) == (2_505_818, 3, 26)
+    assert lines[-1].startswith("yolo11n-ema.yaml: 26 rows, 2,591,273 parameters, ")
+    found = json.loads(info("yolo11n-ema.yaml", "--nc", 3, "--json").stdout)
+    assert (found["parameters"], found["nc"], len(found["rows"])) == (2_591_273, 3, 26)
     assert found["rows"][7]["module"] == "EMA"
 
 
@@ -48,7 +48,7 @@ def test_a_name_of_both_means_yolov5s_unless_asked(info):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("yolo26q.yaml",), "yolo26q.yaml: there is no such size; the letter of the size is one of n, s, m, l, x"),
+        (("yolo11q.yaml",), "yolo11q.yaml: there is no such size; the letter of the size is one of n, s, m, l, x"),
         (("yolo99n.yaml",), "yolo99n.yaml: no such file here"),
         (("yolo99n.yaml", "--engine", "ultralytics"), "yolo99n.yaml: no such file here"),
         (

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from cases import ultralytics_matrix as cases
-from offline_ultralytics import run_python
+from offline_ultralytics import needs_yolo26, run_python
 
 from yolov5_ema.blocks import list_blocks
 
@@ -18,7 +18,14 @@ IN_EVERY_FAMILY = ("CA", "CBAM", "ECA", "EMA", "NAM", "SA", "SE")
 IN_ONE_FAMILY = "yolo11n.yaml"  # all other blocks
 EVERY_DAY = [("yolo26n.yaml", "EMA")]
 MATRIX = [
-    pytest.param(base, block, marks=() if (base, block) in EVERY_DAY else pytest.mark.slow)
+    pytest.param(
+        base,
+        block,
+        marks=[
+            *(() if (base, block) in EVERY_DAY else [pytest.mark.slow]),
+            *([needs_yolo26] if "yolo26" in base else ()),
+        ],
+    )
     for base in FAMILIES
     for block in list_blocks()
     if block in IN_EVERY_FAMILY or base == IN_ONE_FAMILY
