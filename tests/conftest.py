@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Hypothesis tries the same cases on every machine, so that a failure is caused by a change and not by chance.
 settings.register_profile("same cases", derandomize=True)
 settings.load_profile("same cases")
+# a shell starts jobs in the background with SIGINT ignored, and the processes that tests interrupt would inherit this
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NAMES = ("disc", "box", "cross")
 
