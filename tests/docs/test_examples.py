@@ -159,9 +159,16 @@ def _python(words: list[str]) -> list[str]:
     script = REPOSITORY / words[0]
     if not script.is_file():
         return [f"there is no {words[0]}"]
-    nodes = ast.walk(ast.parse(script.read_text(encoding="utf-8")))
-    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    texts = _texts_in(script)
     return _unknown_flags({text for text in texts if text.startswith("-")} | {"--help"}, words[1:])
+
+
+def _texts_in(script: Path) -> set[str]:
+    """The strings in a script, and in the scripts beside it that it imports from."""
+    nodes = [*ast.walk(ast.parse(script.read_text(encoding="utf-8")))]
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    beside = {script.with_name(f"{node.module}.py") for node in nodes if isinstance(node, ast.ImportFrom)}
+    return texts.union(*(_texts_in(file) for file in beside if file.is_file()))
 
 
 def _torchrun(words: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ from yolov5_ema.cli.command import (
     results_alone,
 )
 from yolov5_ema.data.image_names import named_once
-from yolov5_ema.detecting.runtime_names import FLOAT32
+from yolov5_ema.detecting.runtime_names import FLOAT32, OPENVINO
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
 from yolov5_ema.runs import run_folder
@@ -224,6 +224,8 @@ def _request(args: argparse.Namespace, rest: Sequence[str]) -> Request:
 
 def _in_float32(args: argparse.Namespace, rest: Sequence[str]) -> list[Result] | None:
     """The results of the same evaluation in float32, if another runtime than torch ran it in a lower precision."""
+    if not args.int8 and args.runtime != OPENVINO:
+        return None
     request = _request(args, rest)
     engine, _ = request.opened()
     if request.precision(engine) == FLOAT32:
