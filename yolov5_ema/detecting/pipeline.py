@@ -29,8 +29,9 @@ from yolov5_ema.detecting.protocol import Detector, Prepared, Thresholds, TooThi
 
 _MOST_COPIES = 4
 _MOST_READERS = 8
-# numbers of options in malloc.h: M_ARENA_MAX, M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, which can be 32 MiB at most
-_KEEP = ((-8, 1), (-1, 1 << 30), (-3, 32 << 20))
+# numbers of options in malloc.h: M_ARENA_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, which can be 32 MiB at most, and
+# M_TOP_PAD, which alone holds for the memory of threads that have their own since before
+_KEEP = ((-8, 1), (-1, 1 << 30), (-3, 32 << 20), (-2, 64 << 20))
 _BATCHES_AHEAD = 3
 """How many batches for each copy of the model are in memory at most, from the first step to the last."""
 
