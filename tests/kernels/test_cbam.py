@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from forms import assert_same, computed, noise
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
@@ -31,10 +32,6 @@ each_form = pytest.mark.parametrize("form", ["exact", pytest.param("cpp", marks=
 both_modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 
 
-def noise(*shape, dtype=torch.float64, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
 def random_block(channels, training=True, dtype=torch.float64, reduction=1, **options):
     block = CBAM(channels, reduction=reduction, dtype=dtype, **options).train(training)
     with torch.no_grad():
@@ -43,36 +40,6 @@ def random_block(channels, training=True, dtype=torch.float64, reduction=1, **op
                 tensor.copy_(0.5 * noise(*tensor.shape, seed=i))
         block.spatial_gate.bn.running_var.abs_().add_(0.5)
     return block
-
-
-def computed(block, form, x, grad, wanted=None):
-    """The results of one step: output, gradients, running statistics."""
-    block = copy.deepcopy(block)
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(wanted is None or "x" in wanted)
-    for name, parameter in block.named_parameters():
-        parameter.requires_grad_(wanted is None or name in wanted)
-    with dispatch.forced(form):
-        out = block(x)
-        out.backward(grad)
-    found = {"out": out.detach(), "x": x.grad, **dict(block.named_buffers())}
-    return {**found, **{name: parameter.grad for name, parameter in block.named_parameters()}}
-
-
-def assert_same(found, expected, tolerance):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        if value is None:
-            assert found[name] is None, name
-        else:
-            scale = max(1.0, value.double().nan_to_num(posinf=0, neginf=0).abs().max().item())
-            torch.testing.assert_close(
-                found[name],
-                value,
-                rtol=0,
-                atol=tolerance * scale,
-                equal_nan=True,
-                msg=lambda text, name=name: f"{name}: {text}",
-            )
 
 
 def assert_like_reference(block, form, x, grad=None, tolerance=None, wanted=None):
