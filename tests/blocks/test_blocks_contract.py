@@ -455,6 +455,8 @@ def test_traced_by_fx_at_any_size(name, training):
 def test_opencv_runs_its_onnx(name, tmp_path):
     cv2 = pytest.importorskip("cv2")
     pytest.importorskip("onnx", reason="torch.onnx needs onnx")
+    if name in ("GC", "PolarizedSA") and cv2.__version__.startswith("4.10."):
+        pytest.skip("OpenCV 4.10 computes other values; 5.0 the right ones")
     block, x = random_block(name), noise(1, CHANNELS, 6, 4)
     file = str(tmp_path / "block.onnx")
     with warnings.catch_warnings():
