@@ -84,7 +84,7 @@ def test_other_places_and_strides(recipe, at, rows):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"at": 64}, "at every-c3, no stage has stride 64; they have 4, 8, 16, 32"),
+        ({"at": 64}, "the p3 model: no stage has stride 64; they have 4, 8, 16, 32"),
         ({"at": ["backbone", 8, 64]}, "at backbone 8 64, no stage has stride 64"),
         ({"at": ["sppf", "neck", 8]}, "at sppf, no stage has stride 8; they have 32"),
         ({"at": 0}, "place .* 0 is unknown; choose from backbone, neck, every-c3, sppf, detect, strides such as 8"),

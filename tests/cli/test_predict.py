@@ -267,6 +267,8 @@ def test_an_interrupted_run_keeps_its_runtime(predict, folder, monkeypatch):
         predict(*flags, "--runtime", "onnx")
     code, said = predict(*flags, "--resume", "--runtime", "torch")
     assert code == 2 and "runtime was onnx, now torch" in said
+    code, said = predict(*flags, "--resume", "--batch", 2)
+    assert code == 2 and "batch was not given, now 2" in said
     assert predict(*flags, "--resume")[0] == 0
     settings = pytest.importorskip("pyarrow.parquet").read_schema("out.parquet").metadata[b"yolov5_ema"]
     assert json.loads(settings)["runtime"] == "onnx"

@@ -187,7 +187,7 @@ def test_a_runtime_that_gives_something_else(detector, engine, cache, images, mo
     ("name", "precision"),
     [("openvino", "half"), ("onnx", "int8"), pytest.param("openvino", "int8", marks=pytest.mark.slow)],
 )
-def test_lower_precision(detector, engine, images, name, precision):
+def test_lower_precision(detector, engine, images, name, precision, capfd):
     pytest.importorskip({"onnx": "onnxruntime"}.get(name, name))
     if precision == "int8":
         pytest.importorskip("onnx")
@@ -197,6 +197,7 @@ def test_lower_precision(detector, engine, images, name, precision):
     with torch.no_grad():
         expected, found = own(batch), detector.forward(batch)
     assert found.shape == expected.shape and not torch.equal(found, expected)
+    assert "pre-processing" not in capfd.readouterr().err  # onnxruntime's advice
     close = torch.isclose(found, expected, rtol=0.05, atol=0.02)
     assert close.float().mean() > 0.95
 

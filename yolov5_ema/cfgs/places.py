@@ -48,7 +48,8 @@ def rows_at(graph: Graph, places: Sequence[str | int], module: str | None = None
         kept = [row for row in rows if stride_of[row] in strides]
         if not kept:
             has = listed(f"{stride:g}" for stride in sorted({stride_of[row] or 0 for row in rows}))
-            raise ConfigError(f"{graph.name}: at {name}, no stage has stride {listed(strides)}; they have {has}")
+            place = f"at {name}, " if names else ""
+            raise ConfigError(f"{graph.name}: {place}no stage has stride {listed(strides)}; they have {has}")
         found += kept
     missing = [stride for stride in strides if stride not in {stride_of[row] for row in found}]
     if missing:

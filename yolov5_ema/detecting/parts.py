@@ -242,7 +242,8 @@ def _check_same(parts: Parts, out: Path) -> None:
 def _difference(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if name == "images_sha256":
         return "the images or their order are different"
-    return f"{name:.100} was {old.get(name)!s:.200}, now {new.get(name)!s:.200}"
+    before, now = ("not given" if of.get(name) is None else str(of[name]) for of in (old, new))
+    return f"{name:.100} was {before:.200}, now {now:.200}"
 
 
 def _parsed(line: bytes) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,9 @@ def quantize(file: Path, batches: Iterator[np.ndarray]) -> Path:
             return None if batch is None else {"images": batch}
 
     draft = Path(tempfile.mkdtemp(prefix="yolov5-ema-int8-")) / "int8.onnx"
+    # onnxruntime advises the root logger to preprocess a model; without a handler there, the advice would be printed
+    silent = logging.NullHandler()
+    logging.getLogger().addHandler(silent)
     try:
         quantize_static(
             str(file),
@@ -61,4 +65,6 @@ def quantize(file: Path, batches: Iterator[np.ndarray]) -> Path:
     # onnxruntime and onnx raise errors of all kinds
     except Exception as error:
         raise UserError(f"--int8: the model cannot be quantized: {first_line(error)}") from error
+    finally:
+        logging.getLogger().removeHandler(silent)
     return draft
