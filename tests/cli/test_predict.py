@@ -343,6 +343,10 @@ MISTAKES = {
         ["--source", "IMAGE", "--runtime", "onnx", "--augment", "-o", "out.json"],
         "--runtime onnx does not work with --augment: give --runtime torch",
     ),
+    "two precisions": (
+        ["--source", "IMAGE", "--runtime", "openvino", "--int8", "--half", "-o", "out.json"],
+        "--int8 and --half cannot be used together",
+    ),
     "no weights": (["--source", "IMAGE", "--weights", "no.pt", "-o", "out.json"], "weights not found"),
     "no checkpoint": (
         ["--source", "IMAGE", "--weights", "IMAGE", "-o", "out.json"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -211,6 +212,9 @@ def test_lower_precision_is_for_some_runtimes(detector, engine):
     ):
         with pytest.raises(UserError, match=words):
             choosing.set_runtime(detector, engine, name, MANY, SAMPLES[:1], precision)
+    exported = SimpleNamespace(file=Path("best.onnx"))
+    with pytest.raises(UserError, match=r"--int8: best.onnx is exported already; give the checkpoint"):
+        choosing.set_runtime(exported, engine, "auto", MANY, SAMPLES, "int8")
 
 
 def test_what_cannot_run_is_refused(detector, engine, monkeypatch):

@@ -199,6 +199,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--imgsz takes one or two numbers of pixels, not {' '.join(map(str, args.imgsz))}")
     check_shares(args, "conf_thres", "iou_thres")
     check_at_least_one(args, "max_det", "batch", "workers", "threads", "chunk")
+    if args.int8 and args.half:
+        raise UserError("--int8 and --half cannot be used together; leave one out")
     if args.gpus_per_worker is not None and not 0 <= args.gpus_per_worker < 1024:
         raise UserError(f"--gpus-per-worker must be a number of GPUs, not {args.gpus_per_worker}")
     if args.engine == "ray":

@@ -84,6 +84,8 @@ def set_runtime(
         UserError: the runtime that was asked for cannot run the detector here, or gives something else than torch.
     """
     if not isinstance(detector, TorchDetector):
+        if precision != FLOAT32:
+            raise UserError(f"--{precision}: {detector.file} is exported already; give the checkpoint it was made from")
         return _own_runtime(detector.file, asked)
     if precision != FLOAT32 and asked not in _OF_PRECISION[precision]:
         raise UserError(f"--{precision} on a CPU needs --runtime {' or '.join(_OF_PRECISION[precision])}")
