@@ -184,7 +184,7 @@ class Recipe:
         _check_choice("size", self.size, SIZES)
         for place in self.places():
             if not is_number(place) or place < 1:
-                _check_choice("place (at)", place, (*PLACES, "strides such as 8"))
+                _check_choice("place (at)", place, (*PLACES, "strides such as 8 (several, with spaces between them)"))
         _check_choice("head", self.head, HEADS)
         _check_choice("module (inside)", self.inside, HOSTS)
         if not is_plain_name(self.block):

@@ -97,10 +97,10 @@ def _every_stage(graph: Graph, module: str | None = None) -> list[Row]:
 
 
 def _pooling_rows(graph: Graph, module: str | None = None) -> list[Row]:
-    found = [row for row in graph.rows if "SPP" in name_of(row.module) and module in (None, row.module)]
-    return found or _none_at(
-        graph, "sppf", "pyramid of poolings (SPPF, SPP …)" + (f" that is {module}" if module else "")
-    )
+    if module:
+        raise ConfigError(f"--inside {module} and --at sppf exclude each other: a pyramid of poolings is no {module}")
+    found = [row for row in graph.rows if "SPP" in name_of(row.module)]
+    return found or _none_at(graph, "sppf", "pyramid of poolings (SPPF, SPP …)")
 
 
 def _rows_that_detect_reads(graph: Graph, module: str | None = None) -> list[Row]:
