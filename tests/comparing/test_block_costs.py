@@ -78,7 +78,8 @@ def test_a_model_of_ultralytics(tmp_path, capsys):
         (["--at", "plain.yaml", "--rounds", "1"], "--rounds must be at least 2"),
         (["--at", "plain.yaml", "--imgsz", "0"], "--imgsz 0"),
         (["--at", "plain.yaml", "--picture", "no/p.png"], "there is no folder no"),
-        (["--at", "gone.yaml"], "gone.yaml"),
+        (["--at", "gone.yaml"], "--at gone.yaml: no such file here"),
+        (["ZZ", "--at", "plain.yaml"], "no block matches 'ZZ'; the blocks are A2, "),
     ],
 )
 def test_mistakes(flags, said, capsys):

@@ -75,19 +75,18 @@ def _print_costs(args: argparse.Namespace) -> int:
     from yolov5_ema.cli._yolov5 import start_yolov5
     from yolov5_ema.comparing import machine
     from yolov5_ema.comparing.block_costs import block_costs
-    from yolov5_ema.scripts import preflight
     from yolov5_ema.upstream.model_yaml import cfg_of_ultralytics
 
     with results_alone(args.json) as output:
         load_plugins()
         of_ultralytics = cfg_of_ultralytics(args.at) is not None
-        where = argparse.Namespace(cfg=args.at)
-        if not of_ultralytics:
-            preflight.resolve_names(where, start_yolov5())
+        cfg = args.at if of_ultralytics else _found(args.at, start_yolov5())
         device = machine.torch_device(args.device or "")
         imgsz = -(-imgsz // 32) * 32
         blocks = list_blocks(args.pattern)
-        costs = block_costs(where.cfg, blocks, of_ultralytics=of_ultralytics, imgsz=imgsz, device=device, rounds=rounds)
+        if not blocks:
+            raise UserError(f"no block matches {args.pattern!r}; the blocks are {', '.join(list_blocks())}")
+        costs = block_costs(cfg, blocks, of_ultralytics=of_ultralytics, imgsz=imgsz, device=device, rounds=rounds)
         here = machine.machine(device)
     title = (
         f"{Path(args.at).stem} at {imgsz} pixels, blocks behind the last two stages of the backbone; {here['device']}, "
@@ -104,6 +103,15 @@ def _print_costs(args: argparse.Namespace) -> int:
         return 0
     print(f"{title}\n\n{aligned(_cost_table(costs), left=(0, 8))}")
     return 0
+
+
+def _found(name: str, engine: Engine) -> Path:
+    from yolov5_ema.upstream.data_yaml import find_yaml
+
+    found = find_yaml(name, engine)
+    if found is None:
+        raise UserError(f"--at {name}: no such file here, among the YAMLs of yolov5-ema or of {engine}")
+    return found
 
 
 def _cost_table(costs: Sequence[BlockCost]) -> list[list[str]]:
