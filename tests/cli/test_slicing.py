@@ -181,13 +181,19 @@ def test_onnx_is_sliced_as_the_checkpoint_is(trained, tiny_set, own_folder):
             "0.0001",
             "--slice",
             "64",
+            "--iou-thres",
+            "1",
+            "--max-det",
+            "100000",
             "--save-txt",
             "--save-conf",
         ]
         assert main(["detect", "--weights", f"best.{name}", *flags, "--name", name]) == 0
     (by_pt,), (by_onnx,) = (labels_of(own_folder / "runs/detect" / name).values() for name in ("pt", "onnx"))
     assert len(by_pt) > 10 and len(by_onnx) > 10
-    # after so short a training many are nearly tied, and rounding decides which of two suppresses the other
+    # nothing is suppressed, because after so short a training rounding decides which of two boxes suppresses the other;
+    # it also moves some boxes by a whole pixel
     found = [np.abs(by_pt - row).max(axis=1).min() < 2e-3 for row in by_onnx]
-    assert np.mean(found) > 0.75
+    assert len(found) == pytest.approx(len(by_pt), rel=0.01) and np.mean(found) > 0.95
+    assert all(found[index] for index in by_onnx[:, 5].argsort()[-5:])
     assert by_onnx[:, 5].max() == pytest.approx(by_pt[:, 5].max(), rel=1e-3)
