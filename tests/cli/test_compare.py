@@ -54,6 +54,12 @@ def shim():
         yield
 
 
+COLUMNS = (
+    *("epoch", "train/box_loss", "train/obj_loss", "train/cls_loss"),
+    *("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
+)
+
+
 class Played:
     """Simulated trainings: `calls` lists the command lines, `fail` decides what a run with a name and a seed does."""
 
@@ -75,8 +81,9 @@ class Played:
         run.log.write_bytes(b"epoch 1\r" + f"{how or 'Transferred 3/9 items from a.pt'}\n".encode())
         run.best.parent.mkdir(parents=True, exist_ok=True)
         loss = "nan" if how == "nan" else "0.5"
-        rows = "".join(f"{epoch}, 0.1, {loss}, 0.3\n" for epoch in range(2))
-        (run.folder / "results.csv").write_text("epoch, train/box_loss, train/obj_loss, train/cls_loss\n" + rows)
+        map50 = MAP50[run.cfg][run.seed % 3]
+        rows = "".join(f"{e}, 0.1, {loss}, 0.3, 0.1, 0.2, {map50 + e / 50}, {map50 / 2}\n" for e in range(2))
+        (run.folder / "results.csv").write_text(f"{', '.join(COLUMNS)}\n{rows}")
         (run.folder / "hyp.yaml").write_text("lr0: 0.01\nmosaic: 1.0\nanchor_t: 4.0\n")
         torch.save({"epoch": 0 if how else -1}, run.last)
         run.best.touch()
@@ -199,6 +206,10 @@ def refused(capsys, own_folder, played):
         (["--until-width", "0.1", "--hours", "0"], ["--hours must be above 0"]),
         (["--until-width", "1.5"], ["--until-width must be between 0 and 1, not 1.5"]),
         (["--until-width", "0.1", "--plan"], ["leave one out"]),
+        (["--last", 0], ["--last must be", "1 to --epochs 2, not 0"]),
+        (["--last", 3], ["--last must be", "1 to --epochs 2, not 3"]),
+        (["--last", 1, "--task", "test"], ["--last", "leave out --task test"]),
+        (["--last", 1, "--noval"], ["--last", "leave out --noval"]),
     ],
 )
 def test_bad_flags(refused, tiny_set, flags, words):
@@ -350,6 +361,26 @@ def test_the_split_that_is_reported_is_named(tiny_set, played, capsys):
     assert "chosen on the split that is reported (val)" in capsys.readouterr().out
     assert main(command(tiny_set, "--seeds", 1, "--noval", "--name", "noval")) == 0
     assert "best.pt is from the last epoch" in capsys.readouterr().out
+
+
+def test_figures_of_the_last_epochs(tiny_set, played, capsys):
+    assert main(command(tiny_set, "--last", 2)) == 0
+    out = capsys.readouterr().out
+    assert "figures from the mean of the last 2 epochs on the val split" in out
+    assert "Figures: the mean of the last 2 epochs, by the val that each training runs" in out
+    assert "figures on the val split (4 images), the mean of the last 2 epochs" in out and "chosen on" not in out
+    found = result()
+    values = found["models"]["plain"]["metrics"]["map50"]["values"]
+    assert values == pytest.approx({"0": 0.51, "1": 0.53, "2": 0.55})  # of epoch 0 and of epoch 1, which is 0.02 higher
+    assert found["models"]["plain"]["metrics"]["map50_95"]["values"]["0"] == 0.25
+    assert found["figures_from"] == "the mean of the last 2 epochs" and found["recipe"]["last"] == 2
+    rows = list(csv.DictReader(Path("runs/compare/exp/comparison.csv").open()))
+    assert {row["figures_from"] for row in rows} == {"the mean of the last 2 epochs"}
+
+    # the number belongs to the recipe
+    for flags, now in ((("--last", 1), "1"), ((), "none")):
+        assert main(command(tiny_set, *flags, "--task", "val")) == 2
+        assert f"\n  --last: 2 there, {now} now\n" in capsys.readouterr().err
 
 
 def test_different_starts_are_told(tiny_set, played, capsys):
@@ -593,6 +624,8 @@ def test_a_model_that_was_scored_on_other_objects_is_a_failure(tiny_set, played,
         (BOTH, ["--hyp", "hyp.demo.yaml"], "--hyp hyp.demo.yaml: with a model of ultralytics, train takes --imgsz"),
         (BOTH, ["epochs=3"], "epochs= would hold for ultralytics only: write --epochs"),
         (("plain.yaml", "other.yaml", "lr0=0.1"), [], "lr0=0.1 is an argument of ultralytics, but none of the --cfgs"),
+        (BOTH, ["--last", "1"], "--last compares models of one engine"),
+        (OF_ULTRALYTICS, ["--last", "1", "val=False"], "--last needs the figures of every epoch"),
         (OF_ULTRALYTICS, ["seed=3"], "compare takes no seed=: --seeds N"),
         (("small.yaml", "yolo11n-seg.yaml"), [], "yolo11n-seg.yaml is a model for the task segment"),
         (("small.yaml", "yolo11q.yaml"), [], "yolo11q.yaml: there is no such size"),

@@ -86,6 +86,7 @@ def test_same_recipe_has_no_differences(plan):
         (("options", "epochs"), 30, "epochs: 3 there, 30 now"),
         (("options", "imgsz"), 640, "imgsz: 64 there, 640 now"),
         (("task",), "val", "task: test there, val now"),
+        (("last",), 5, "--last: none there, 5 now"),
         (("hyp",), None, "now"),
         (("hyp", "sha256"), "other", "hyp: the content of"),
         (("weights",), {"file": "a.pt", "sha256": "1"}, "weights: none there, a.pt now"),

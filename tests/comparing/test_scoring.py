@@ -55,3 +55,40 @@ def test_figures():
     del own["per_class"]["y"]
     with pytest.raises(UserError, match="images with 5 objects, but the test split has 12"):
         scoring.figures_in(written, plan_of("coco"))
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return [line.split() for line in text.strip().splitlines()]
+
+
+YOLOV5_ROWS = """
+    epoch  train/box_loss  metrics/precision  metrics/recall  metrics/mAP_0.5  metrics/mAP_0.5:0.95  disc_mAP_0.5
+    0      0.5             0.9                0.9             0.9              0.9                   0.9
+    1      0.4             0.1                0.2             0.3              0.2                   0.9
+    2      0.3             0.3                0.6             0.4              0.1                   0.9
+"""
+
+
+def test_the_mean_of_the_last_epochs():
+    mean = {"precision": 0.2, "recall": 0.4, "map50": 0.35, "map50_95": 0.15}
+    rows = rows_of(YOLOV5_ROWS)
+    assert scoring.mean_of_last(rows, 2, "yolov5") == pytest.approx(mean)
+    # after the training, YOLOv5 writes the last epoch again with the figures of best.pt, if the data are COCO
+    assert scoring.mean_of_last([*rows, ["2", *rows[1][1:]]], 2, "yolov5") == pytest.approx(mean)
+    named = ["metrics/precision(B)", "metrics/recall(B)", "metrics/mAP50(B)", "metrics/mAP50-95(B)"]
+    of_ultralytics = [["epoch", "time", *named], *(row[:6] for row in rows[1:])]
+    assert scoring.mean_of_last(of_ultralytics, 2, "ultralytics") == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("rows", "last", "message"),
+    [
+        ([], 1, "results.csv has 0 epochs, and --last is 1"),
+        (rows_of(YOLOV5_ROWS), 4, "results.csv has 3 epochs, and --last is 4"),
+        ([row[:4] for row in rows_of(YOLOV5_ROWS)], 1, "does not hold the figures of its last epochs"),
+        ([*rows_of(YOLOV5_ROWS), ["3", "0.1", "x"]], 1, "does not hold the figures of its last epochs"),
+    ],
+)
+def test_a_table_without_these_figures_is_refused(rows, last, message):
+    with pytest.raises(UserError, match=message):
+        scoring.mean_of_last(rows, last, "yolov5")

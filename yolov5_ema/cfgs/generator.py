@@ -139,6 +139,10 @@ _HEAD_NOTES: dict[str, tuple[str, ...]] = {
         "those for COCO at strides 8, 16 and 32. AutoAnchor replaces them if they fit a data set badly.",
     ),
 }
+_TPH_CONTROL_NOTE = (
+    "The model that the paper's VisDrone models are without their blocks: that of yolov5x-p2.yaml, with the",
+    "anchors of the paper's file at stride 4. AutoAnchor replaces the anchors if they fit a data set badly.",
+)
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,8 @@ class Recipe:
         header = [self.command() or "made from a cfg in memory by yolov5_ema.cfgs.generator"]
         header += _sizes_note(self, graph) + _describe(self, graph)
         if self.base is None:
-            header += _HEAD_NOTES[self.head or "p3"]
+            is_control = self.head == _TPH_PUBLISHED and self.block == NO_BLOCK
+            header += _TPH_CONTROL_NOTE if is_control else _HEAD_NOTES[self.head or "p3"]
         return graph.to_text(header)
 
     def command(self) -> str | None:

@@ -26,7 +26,7 @@ from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.cfgs.oddities import likely_mistakes, log_warnings
 from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import ConfigError, UserError
-from yolov5_ema.files import write_whole
+from yolov5_ema.files import write_whole, writing_in
 from yolov5_ema.texts import did_you_mean, nearest
 from yolov5_ema.upstream.ultralytics import NAME, at_hand, own_cfg, size_in, with_size
 
@@ -251,17 +251,31 @@ def _write_shipped(args: argparse.Namespace) -> int:
         raise UserError(f"--shipped {folder}: there is no such folder; create it first")
     texts = {folder / name: recipe.text() for name, recipe in SHIPPED.items()}
     texts.update({folder / NAME / name: recipe.text() for name, recipe in _for_ultralytics().items()})
+    written = write_texts(folder, texts, args.force)
+    print(f"{folder}: {written} files written, {len(texts) - written} were up to date")
+    return 0
+
+
+def write_texts(folder: Path, texts: Mapping[Path, str], force: bool = False) -> int:
+    """Write files in a folder, except those that hold their text already; folders are made.
+
+    Returns:
+        The number of files that were written.
+
+    Raises:
+        UserError: a file exists with another text and ``force`` is false, or one cannot be written.
+    """
     stale = [path for path, text in texts.items() if not _holds(path, text)]
-    kept = [path.name for path in stale if path.exists() and not args.force]
+    kept = [path.name for path in stale if path.exists() and not force]
     if kept:
         raise UserError(
             f"{folder} has other versions of {', '.join(kept)}; they are left as they are. Replace them with --force"
         )
-    for path in stale:
-        path.parent.mkdir(exist_ok=True)
-        write_text(path, texts[path], args.force)
-    print(f"{folder}: {len(stale)} files written, {len(texts) - len(stale)} were up to date")
-    return 0
+    with writing_in(folder):
+        for path in stale:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, texts[path], force)
+    return len(stale)
 
 
 def _asks_for_a_model(args: argparse.Namespace) -> bool:

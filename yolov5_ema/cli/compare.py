@@ -70,6 +70,7 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         seeds=args.seeds,
         flags=flags,
         task=args.task,
+        last=args.last,
     )
     if (args.no_train or args.plan) and not plan.folder.is_dir():
         raise UserError(f"{'--plan' if args.plan else '--no-train'}: there is no comparison in {plan.folder}")
@@ -122,6 +123,12 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "val", "test"),
         default="auto",
         help="split to report (default: test if the data set has one, because best.pt is chosen on val)",
+    )
+    parser.add_argument(
+        "--last",
+        type=int,
+        metavar="K",
+        help="take as figures of a training the mean over its last K epochs on val, not those of best.pt",
     )
     parser.add_argument(
         "--latency-rounds",
@@ -183,7 +190,7 @@ def _announcement(plan: Plan) -> str:
     lines = [
         f"{len(plan.cfgs)} models x {len(plan.seeds)} seeds, {plan.common.epochs} epochs at {plan.common.imgsz} "
         f"pixels, with {engines}, in {plan.folder}",
-        f"baseline {plan.baseline}; figures from best.pt on the {plan.task} split{_by_protocol(plan)}",
+        f"baseline {plan.baseline}; figures from {plan.scored} on the {plan.task} split{_by_protocol(plan)}",
     ]
     if len(plan.seeds) < 2:
         lines.append("One seed shows no spread: there will be no intervals and no verdicts (--seeds 3 or more).")
@@ -339,7 +346,8 @@ def _conclude(plan: Plan, records: Mapping[Run, Record], args: argparse.Namespac
 
     # Before the latency measurement, which itself adds to the load of the machine.
     where = provenance(plan)
-    report = reports.build_report(_models(plan, records, args.latency_rounds), plan.baseline, plan.seeds, design=design)
+    models = _models(plan, records, args.latency_rounds)
+    report = reports.build_report(models, plan.baseline, plan.seeds, design=design, scored=plan.scored)
     notes = [*reports.method_notes(report), *_notes(plan, records, report, where)]
     content = {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -386,7 +394,7 @@ def _title(plan: Plan) -> str:
     return (
         f"{Path(data['file']).stem}: {listed(plan.cfgs)}; {common.epochs} epochs at {common.imgsz} pixels, "
         f"{len(plan.seeds)} seeds, figures on the {plan.task} split ({data[plan.task]['images']} images)"
-        f"{_by_protocol(plan)}"
+        f"{f', {plan.scored}' if plan.last else ''}{_by_protocol(plan)}"
     )
 
 
@@ -395,7 +403,12 @@ def _notes(plan: Plan, records: Mapping[Run, Record], report: Report, where: Map
     from yolov5_ema.comparing.runs import FINISHED
 
     notes = notes_on_engines(plan)
-    if plan.common.noval:
+    if plan.last:
+        notes.append(
+            f"Figures: {plan.scored}, by the val that each training runs after an epoch, not best.pt. The number was "
+            "fixed before the first training and no epoch was chosen by its result, so they are not optimistic."
+        )
+    elif plan.common.noval:
         notes.append("best.pt is from the last epoch (--noval): it was not chosen on val.")
     elif plan.task == "val":
         notes.append("best.pt was chosen on the split that is reported (val): all figures are optimistic.")

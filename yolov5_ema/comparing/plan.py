@@ -51,6 +51,7 @@ class Plan:
         objects: number of labelled objects in this split, if models of both engines are scored on it.
         nc: number of classes.
         recipe: what must not change between two calls for one folder, as read from JSON.
+        last: the figures of a run are the mean of this many epochs at its end; None: those of best.pt.
     """
 
     folder: Path
@@ -64,6 +65,14 @@ class Plan:
     objects: int | None
     nc: int
     recipe: Mapping[str, Any]
+    last: int | None = None
+
+    @property
+    def scored(self) -> str:
+        """What the figures of a run are from."""
+        if self.last is None:
+            return "best.pt"
+        return "the last epoch" if self.last == 1 else f"the mean of the last {self.last} epochs"
 
     @property
     def engines(self) -> list[Engine]:
@@ -100,6 +109,7 @@ def prepare(
     seeds: int = 3,
     flags: Sequence[str] = (),
     task: str = "auto",
+    last: int | None = None,
 ) -> Plan:
     """Check all arguments of a comparison without writing anything.
 
@@ -112,6 +122,7 @@ def prepare(
         seeds: number of trainings of each model.
         flags: flags of YOLOv5's ``train`` for all trainings, and arguments of ultralytics (``lr0=0.02``) for its own.
         task: ``val``, ``test`` or ``auto``, which is test if the data set has labelled test images, else val.
+        last: see `Plan`; trainings evaluate their epochs on val only.
 
     Raises:
         UserError: an argument cannot be used; the message says what is wrong and what to do.
@@ -132,10 +143,12 @@ def prepare(
     named, trainers = _named_cfgs(cfgs, by_engine)
     for name, file in named.items():
         trainers[name].check(name, file)
-    chosen = _chosen_task(dataset, task)
+    common = next(iter(by_engine.values())).common
+    if last is not None:
+        _check_last(last, common, task, len(by_engine))
+    chosen = "val" if last else _chosen_task(dataset, task)
     for engine in engines.values():
         check_data(dataset, ("train", "val", chosen), engine)
-    common = next(iter(by_engine.values())).common
     protocol = COCO if len(by_engine) > 1 else next(iter(by_engine))
     plan = Plan(
         folder=folder.resolve(),
@@ -148,7 +161,8 @@ def prepare(
         task=chosen,
         objects=_objects(dataset, chosen) if protocol == COCO else None,
         nc=1 if common.single_cls else len(dataset.names),
-        recipe=_recipe(by_engine, protocol, dataset, named, chosen),
+        recipe=_recipe(by_engine, protocol, dataset, named, chosen, last),
+        last=last,
     )
     _check_folder(plan)
     return plan
@@ -220,6 +234,17 @@ def _chosen_task(dataset: Dataset, task: str) -> str:
     return "test" if any(_size(label_path(image)) for image in images) else "val"
 
 
+def _check_last(last: int, common: Common, task: str, engines: int) -> None:
+    if not 1 <= last <= common.epochs:
+        raise UserError(f"--last must be a number of epochs from 1 to --epochs {common.epochs}, not {last}")
+    if task == "test":
+        raise UserError("--last: after each epoch, trainings evaluate the val split, not test; leave out --task test")
+    if common.noval:
+        raise UserError("--last needs the figures of every epoch: leave out --noval (or val=False)")
+    if engines > 1:
+        raise UserError("--last compares models of one engine: the val of two engines gives other figures")
+
+
 def _objects(dataset: Dataset, split: str) -> int:
     """The number of objects in a split that both engines evaluate completely.
 
@@ -240,7 +265,12 @@ def _objects(dataset: Dataset, split: str) -> int:
 
 
 def _recipe(
-    by_engine: Mapping[str, Trainer], protocol: str, dataset: Dataset, cfgs: Mapping[str, Path], task: str
+    by_engine: Mapping[str, Trainer],
+    protocol: str,
+    dataset: Dataset,
+    cfgs: Mapping[str, Path],
+    task: str,
+    last: int | None,
 ) -> dict[str, Any]:
     first, *others = by_engine.items()
     engines = [trainer.engine for trainer in by_engine.values()]
@@ -262,8 +292,9 @@ def _recipe(
             for name, version in machine.software(*engines).items()
             if name in (YOLOV5, ULTRALYTICS, "torch", "yolov5_ema")
         },
-        # comparisons of YOLOv5 alone keep the form that they had before there were others
+        # other comparisons keep the form that they had before these existed
         **({} if protocol == YOLOV5 else {"protocol": protocol}),
+        **({"last": last} if last else {}),
         **{name: trainer.recipe for name, trainer in others},
     }
     return json.loads(json.dumps(found))  # in the form in which it will be read from the file
@@ -298,8 +329,12 @@ def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
         ]
     lines = _differences_of_engine(before, now)
     lines += [f"ultralytics, {line}" for line in _differences_of_engine(*(r.get(ULTRALYTICS) for r in (before, now)))]
-    if before["task"] != now["task"]:
-        lines.append(f"task: {before['task']} there, {now['task']} now")
+    for what, old, new in (
+        ("task", before["task"], now["task"]),
+        ("--last", before.get("last", "none"), now.get("last", "none")),
+    ):
+        if old != new:
+            lines.append(f"{what}: {old} there, {new} now")
     lines += _data_differences(before["data"], now["data"])
     for name in before["cfgs"].keys() & now["cfgs"].keys():
         lines += _file_difference(f"cfg {name}", before["cfgs"][name], now["cfgs"][name])

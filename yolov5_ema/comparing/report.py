@@ -77,6 +77,7 @@ class Report:
         comparisons: number of models that are compared with the baseline.
         level: confidence of the interval of each difference, Bonferroni-corrected.
         design: how the number of seeds was chosen, if it was not in advance.
+        scored: what the figures of a run are from.
     """
 
     rows: tuple[Row, ...]
@@ -85,6 +86,7 @@ class Report:
     comparisons: int
     level: float
     design: Design | None = None
+    scored: str = "best.pt"
 
     @property
     def baseline(self) -> Row:
@@ -101,6 +103,7 @@ def build_report(
     seeds: Sequence[int],
     confidence: float = 0.95,
     design: Design | None = None,
+    scored: str = "best.pt",
 ) -> Report:
     """Compute the summaries, and the paired differences to the baseline.
 
@@ -112,7 +115,7 @@ def build_report(
     level = bonferroni_confidence(confidence, max(len(others), 1))
     pilot = design.pilot if design else None
     rows = [_row(model, reference, confidence, level, pilot) for model in (reference, *others)]
-    return Report(tuple(rows), tuple(seeds), confidence, len(others), level, design)
+    return Report(tuple(rows), tuple(seeds), confidence, len(others), level, design, scored)
 
 
 def _row(model: Model, reference: Model, confidence: float, level: float, pilot: int | None) -> Row:
@@ -273,6 +276,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "confidence": report.confidence,
         "comparisons": report.comparisons,
         "level": report.level,
+        "figures_from": report.scored,
         **({"design": asdict(report.design)} if report.design else {}),
         "models": models,
     }
@@ -308,13 +312,14 @@ def as_csv(report: Report) -> str:
     writer.writerow(
         ["model", "metric", "n", "mean", "sd", "min", "max", "difference", "low", "high", "level", "pairs"]
         + ["verdict", "parameters", "gflops", "latency_ms", "latency_quartile1_ms", "latency_quartile3_ms"]
+        + ["figures_from"]
     )
     for row in report.rows:
         latency = row.latency
         cost = [row.model.parameters, _number(row.model.gflops)]
         cost += [_number(v) for v in (latency.median, latency.quartile1, latency.quartile3)] if latency else [""] * 3
         for metric, label in METRICS.items():
-            writer.writerow([row.model.name, label, *_csv_figures(row, metric), *cost])
+            writer.writerow([row.model.name, label, *_csv_figures(row, metric), *cost, report.scored])
     return stream.getvalue()
 
 

@@ -72,7 +72,7 @@ class Record:
     Attributes:
         status: "" before the start, then ``training``, ``trained`` (not scored yet), ``finished``, ``failed`` or
             ``diverged``.
-        figures: results of best.pt, see `scoring.score`.
+        figures: results, see `scoring.FIGURES`.
         reason: the reason of a failure.
         attempts: a dict for each start: ``from_epoch``, and after its end ``seconds`` and ``exit_code``.
         transferred: the number of weights transferred from ``--weights``, and of all weights of the model.
@@ -219,21 +219,25 @@ class Runner:
         )
 
     def _score(self, run: Run, record: Record) -> None:
-        output = run.folder / "figures.json"
-        code = self._call(run, scoring.command(self._plan, run.cfg, run.best, output))
-        if code:
-            self._note(run, record, FAILED, f"evaluating {run.best} ended with exit code {code}")
-            return
         try:
-            figures = scoring.figures_in(read_json(output), self._plan)
+            figures = self._figures(run)
         except UserError as error:
-            self._note(run, record, FAILED, f"evaluating {run.best}: {error}")
+            self._note(run, record, FAILED, f"evaluating {run.folder}: {error}")
             return
         if not all(map(_is_number, figures.values())):
-            self._note(run, record, FAILED, f"evaluating {run.best} gave {figures}")
+            self._note(run, record, FAILED, f"evaluating {run.folder} gave {figures}")
             return
         record.figures = figures
         self._note(run, record, FINISHED)
+
+    def _figures(self, run: Run) -> dict[str, float]:
+        if self._plan.last:
+            return scoring.mean_of_last(_rows(run), self._plan.last, self._plan.protocol)
+        output = run.folder / "figures.json"
+        code = self._call(run, scoring.command(self._plan, run.cfg, run.best, output))
+        if code:
+            raise UserError(f"val of {run.best.name} ended with exit code {code}")
+        return scoring.figures_in(read_json(output), self._plan)
 
     def _note(self, run: Run, record: Record, status: str, reason: str = "") -> None:
         record.status, record.reason = status, reason

@@ -10,9 +10,10 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from yolov5_ema.comparing.plan import COCO, YOLOV5, Plan
+from yolov5_ema.comparing.plan import COCO, ULTRALYTICS, YOLOV5, Plan
 from yolov5_ema.engine import shim
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
@@ -22,6 +23,12 @@ CONFIDENCE_THRESHOLD = 0.001
 IOU_THRESHOLD = 0.6
 FIGURES = ("precision", "recall", "map50", "map50_95")
 
+
+# the columns of results.csv with `FIGURES`
+_COLUMNS = {
+    YOLOV5: ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
+    ULTRALYTICS: ("metrics/precision(B)", "metrics/recall(B)", "metrics/mAP50(B)", "metrics/mAP50-95(B)"),
+}
 
 # of a comparison of both engines, whose own values of the second differ
 SAME_CONFIDENCE, SAME_IOU = 0.001, 0.7
@@ -61,6 +68,35 @@ def figures_in(content: Any, plan: Plan) -> dict[str, float]:
     if objects != plan.objects:
         raise UserError(f"val evaluated images with {objects} objects, but the {plan.task} split has {plan.objects}")
     return dict(zip(FIGURES, (own["P"], own["R"], coco["AP50"], coco["AP"])))
+
+
+def mean_of_last(rows: Sequence[Sequence[str]], last: int, protocol: str) -> dict[str, float]:
+    """The means over the last epochs of the figures that a training's own ``val`` gave after each epoch.
+
+    Args:
+        rows: the cells of its ``results.csv``; the first row holds the names of the columns.
+        last: number of epochs.
+        protocol: ``yolov5`` or ``ultralytics``.
+
+    Returns:
+        By the names in `FIGURES`, each from 0 to 1.
+
+    Raises:
+        UserError: the training has fewer epochs, or the file does not hold these figures.
+    """
+    head, *others = rows or [[]]
+    epochs: dict[str, Sequence[str]] = {}
+    for row in others:
+        # of COCO, YOLOv5 repeats the last epoch with the figures of best.pt
+        epochs.setdefault(row[0], row)
+    if len(epochs) < last:
+        raise UserError(f"results.csv has {len(epochs)} epochs, and --last is {last}")
+    chosen = [*epochs.values()][-last:]
+    try:
+        columns = [head.index(name) for name in _COLUMNS[protocol]]
+        return dict(zip(FIGURES, (fmean(float(row[at]) for row in chosen) for at in columns)))
+    except (ValueError, IndexError) as error:
+        raise UserError(f"results.csv does not hold the figures of its last epochs: {error}") from error
 
 
 def score(

@@ -1,4 +1,4 @@
-"""``yolov5-ema paper``: compare the paper's tables and Figure 1 with the models built and measured here."""
+"""``yolov5-ema paper``: check the paper's tables and Figure 1, and train its detectors with and without a block."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from yolov5_ema.cli.command import Group
 
 COMMAND = Group(
     "paper",
-    "check the paper's tables, figure by figure, and draw its Figure 1 with your runs",
+    "check the paper's tables and Figure 1, and train its detectors with the control it lacks",
     __name__,
-    ("tables", "figure1"),
-    closing="What can be checked of the paper (arXiv 2305.13563) without a data set. Each has a --help.",
+    ("tables", "figure1", "recipe"),
+    closing="The paper is arXiv 2305.13563. tables and figure1 need no data set. Each has a --help.",
     alone=2,
 )
