@@ -23,7 +23,10 @@ CHANNELS = 128  # the smallest number of channels that every block accepts with 
 SPATIAL = [(1, 1, 7), (2, 5, 1), (1, 1, 1), (3, 4, 6)]  # N, H, W
 
 # Biases before a softmax over the pixels, which it does not depend on: their gradient is 0 but for rounding.
-INERT = {("A2", "convB.bias"), ("GC", "conv_mask.bias"), ("NonLocal", "phi.bias")}
+INERT = {
+    *(("A2", "convB.bias"), ("GC", "conv_mask.bias"), ("NonLocal", "phi.bias")),
+    *(("timm.gc", "conv_attn.bias"), ("timm.gca", "conv_attn.bias"), ("timm.nl", "p.bias")),
+}
 # Parameters whose gradient is by design not the derivative of the output.
 DETACHED = {("NAM", "bn.weight")}
 
@@ -446,8 +449,13 @@ def test_traced_by_fx_at_any_size(name, training):
     for shape in [(2, CHANNELS, 6, 4), (3, CHANNELS, 5, 9)]:
         x = noise(*shape)
         torch.testing.assert_close(traced(x), block(x), rtol=1e-5, atol=2e-6)
-    half = noise(2, CHANNELS, 6, 4).half() * 1e4
-    found = copy.deepcopy(traced).half()(half)
+
+
+@every_block
+@both_modes
+def test_traced_by_fx_in_half_precision(name, training):
+    traced = torch.fx.symbolic_trace(random_block(name, training)).half()
+    found = traced(noise(2, CHANNELS, 6, 4).half() * 1e4)
     assert found.dtype == torch.float16 and found.isfinite().all()
 
 

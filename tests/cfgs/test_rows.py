@@ -57,6 +57,8 @@ def with_row(row, place=0, section="head"):
         ([0, 1, "EMA", [16]], "EMA(32, groups=16", 32),
         ([-1, 1, "CA", [16]], "CA(64, reduction=16", 64),
         ([-1, 1, "SA", [{"groups": 4}]], "SA(64, groups=4", 64),
+        ([-1, 1, "timm.eca", []], "TimmEca(64", 64),
+        ([0, 1, "yolov5_ema.timm.strip", [{"kernel_size": 5}]], "TimmStrip(32, use_conv=True, kernel_size=5", 32),
     ],
 )
 def test_a_row_builds_its_block_with_the_true_channels(yolo, row, repr_of_block, channels):
@@ -108,6 +110,12 @@ REFUSED = [
     (with_row([-1, 1, "PSA", []]), ["row 2", "unknown module 'PSA'; here it is called PolarizedSA."]),
     (with_row([-1, 1, "yolov5_ema.SELayer", []]), ["row 2", "no block 'SELayer'; here it is called SE."]),
     (with_row([-1, 1, "Qwxyz", []]), ["row 2", "unknown module 'Qwxyz'. Attention blocks"]),
+    (with_row([-1, 1, "timm.ecca", []]), ["row 2", "unknown module 'timm.ecca'; did you mean timm.eca?"]),
+    (with_row([-1, 1, "timm.bat", []]), ["row 2", "unknown module 'timm.bat'. It is not a block: height and width"]),
+    (with_row([-1, 1, "timm.eca", [128]]), ["row 2", "timm.eca [128]", "number of channels", "write [timm.eca, []]"]),
+    (with_row([-1, 1, "timm.ela", [{"k": 3}]]), ["row 2", "timm.ela has no option 'k'; it takes kernel_size=7"]),
+    (with_row([-1, 1, "timm.se", [16]]), ["row 2", "timm.se: rd_ratio must be from 0 to 1", "[timm.se, []] is enough"]),
+    (with_row([-1, 1, "yolov5_ema.timm.x", []]), ["row 2", "no block 'timm.x'"]),
     (with_row([-1, 1, "EMA", [0]]), ["row 2", "EMA", "groups", "0"]),
     (with_row([-1, 1, "EMA", [-4]]), ["row 2", "groups", "-4"]),
     (with_row([-1, 1, "EMA", [48]]), ["row 2", "48", "64"]),

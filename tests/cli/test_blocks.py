@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 
 import pytest
 from offline_ultralytics import offline
 
+from yolov5_ema.blocks import list_blocks, registry
+from yolov5_ema.blocks.by_timm import LIMITS
 from yolov5_ema.cfgs.generator import HOSTS
 from yolov5_ema.cli.main import main
 
@@ -73,3 +76,40 @@ def test_an_engine_that_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "yolov5", None)
     found = in_json(capsys, "CA")
     assert found["engines"] == {"yolov5": None, "ultralytics": None} and found["blocks"][0]["rows"] == {}
+
+
+def test_the_layers_of_timm_are_listed_with_all_or_by_their_names(capsys):
+    pytest.importorskip("timm")
+    found = {block["name"]: block for block in in_json(capsys, "--all")["blocks"]}
+    assert [name for name in found if "." not in name] == list_blocks()
+    assert [name for name in found if "." in name] == list_blocks("timm.*", on_demand=True) != []
+    eca, sk = found["timm.eca"], found["timm.sk"]
+    assert (eca["parameters"], eca["options"], found["EMA"]["limits"]) == (5, {}, [])
+    assert LIMITS["norms"] in sk["limits"] and sk["options"]["groups"] == 1 and "arXiv 1903.06586" in sk["paper"]
+    assert eca["rows"]["yolov5"] == ["timm.eca", "C3_timm.eca"]
+    assert main(["blocks", "timm.s*"]) == 0
+    table, _, limits = capsys.readouterr().out.partition("what does not hold")
+    assert [line.split()[0] for line in table.splitlines()[1:6]] == list_blocks("timm.s*", on_demand=True)
+    assert re.search(rf"^{re.escape(LIMITS['norms'])}  +timm.sk$", limits, re.M)
+
+
+def test_without_timm_ours_are_listed_and_one_line_says_why(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "timm.layers", None)
+    monkeypatch.setattr(registry, "_MADE", {})
+    assert main(["blocks", "--all", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [block["name"] for block in json.loads(out)["blocks"]] == list_blocks()
+    assert len(err.splitlines()) == 1 and "17 blocks are not listed: timm.cbam is an attention layer of timm" in err
+    for command in (["blocks", "timm.*"], ["blocks", "--plugin", "timm"], ["cfg", "--block", "timm.eca"]):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1 and "pip install 'yolov5-ema[timm]'" in err
+
+
+def test_the_plugin_timm_lists_its_layers_everywhere(monkeypatch, capsys):
+    pytest.importorskip("timm")
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    ours = list_blocks()
+    assert main(["blocks", "--plugin", "timm", "--json"]) == 0
+    names = [block["name"] for block in json.loads(capsys.readouterr().out)["blocks"]]
+    assert names == sorted([*ours, *list_blocks("timm.*", on_demand=True)]) == list_blocks()

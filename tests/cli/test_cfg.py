@@ -219,6 +219,17 @@ def test_a_size_in_which_the_block_does_not_fit_is_named(capsys, messages):
     assert printed.out.splitlines()[0] == "# yolov5-ema cfg --base yolo11.yaml --block SA --at neck"
 
 
+def test_a_layer_of_timm(capsys):
+    pytest.importorskip("timm")
+    text = output_of(capsys, "--block", "timm.ELA", "--option", "kernel_size=5", "--nc", "3")
+    assert yaml.safe_load(text)["backbone"][7] == [-1, 1, "timm.ela", [{"kernel_size": 5}]]
+    assert "timm.ela in rows 7, 10." in text
+    inside = yaml.safe_load(output_of(capsys, "--block", "timm.eca", "--inside", "C3"))
+    assert inside["backbone"][8] == [-1, 3, "C3_timm.eca", [1024]]
+    with pytest.raises(ConfigError, match=r"timm\.ela has no option kernel; did you mean kernel_size"):
+        command.COMMAND.main(["--block", "timm.ela", "--option", "kernel=5"])
+
+
 def test_block_of_a_plugin(capsys, tmp_path, monkeypatch):
     from yolov5_ema.blocks import unregister_block
 

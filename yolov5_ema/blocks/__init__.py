@@ -3,6 +3,7 @@
 To add a block, write one file here with a class decorated by ``@register_block``, and add one import below.
 """
 
+from yolov5_ema.blocks import by_timm as by_timm
 from yolov5_ema.blocks.bam import BAM
 from yolov5_ema.blocks.ca import CA
 from yolov5_ema.blocks.cbam import CBAM

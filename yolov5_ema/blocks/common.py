@@ -53,14 +53,14 @@ def check_bool(block: str, option: str, value: Any) -> bool:
     return value
 
 
-def check_odd_kernel(block: str, value: Any) -> int:
+def check_odd_kernel(block: str, value: Any, option: str = "kernel_size") -> int:
     """``value`` if it is an odd integer of at least 1; otherwise raises a ``ValueError``.
 
     A convolution with an even kernel cannot keep the size of its input.
     """
-    size = check_positive_int(block, "kernel_size", value)
+    size = check_positive_int(block, option, value)
     if size % 2 == 0:
-        raise ValueError(f"{block}: kernel_size must be odd, got {size}; use {size - 1} or {size + 1}")
+        raise ValueError(f"{block}: {option} must be odd, got {size}; use {size - 1} or {size + 1}")
     return size
 
 

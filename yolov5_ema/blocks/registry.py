@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar, overload
@@ -25,13 +26,15 @@ class BlockInfo:
     """Name, class, paper and options of a registered block.
 
     ``options`` holds (name, default) for each constructor parameter except ``channels``, ``device`` and ``dtype``.
-    The default is ``inspect.Parameter.empty`` for a parameter without one.
+    The default is ``inspect.Parameter.empty`` for a parameter without one. ``limits`` says, in one sentence each, what
+    does not hold for this block although it holds for those of this package.
     """
 
     name: str
     cls: type
     paper: str
     options: tuple[tuple[str, Any], ...]
+    limits: tuple[str, ...] = ()
 
     @property
     def signature(self) -> str:
@@ -47,6 +50,13 @@ class BlockInfo:
 
 
 _REGISTRY: dict[str, BlockInfo] = {}
+
+# blocks that another package has: what makes one of them when it is first used, and those that were made
+_ON_DEMAND: dict[str, Callable[[str], BlockInfo]] = {}
+_MADE: dict[str, BlockInfo] = {}
+_making = threading.RLock()
+# names that users may expect to be blocks, and why they are not
+_NO_BLOCKS: dict[str, str] = {}
 
 # names of the blocks in other projects, in lower case and without underscores
 _OTHER_NAMES = {
@@ -141,7 +151,7 @@ def register_block(cls: Any = None, *, name: str | None = None, paper: str = "",
     if cls is None:
         return lambda decorated: register_block(decorated, name=name, paper=paper, force=force)
 
-    parameters = _read_signature(cls)
+    _read_signature(cls)
     key = cls.__name__ if name is None else name
     if not isinstance(key, str) or not key.isidentifier():
         raise ValueError(f"a block's name must be a plain identifier, got {key!r}")
@@ -151,10 +161,34 @@ def register_block(cls: Any = None, *, name: str | None = None, paper: str = "",
             f"a block named {key!r} is registered already: {known.cls.__module__}.{known.cls.__qualname__}; "
             f"give {cls.__name__} another name=, or force=True to replace it"
         )
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    options = tuple((p.name, p.default) for p in parameters if p.kind not in variadic and p.name not in _PLACEMENT)
-    _REGISTRY[key] = BlockInfo(name=key, cls=cls, paper=paper, options=options)
+    _REGISTRY[key] = described(cls, key, paper)
     return cls
+
+
+def described(cls: type, name: str, paper: str, limits: tuple[str, ...] = ()) -> BlockInfo:
+    """The `BlockInfo` of a class, with its options; raises a ``TypeError`` if the class cannot be a block."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = [p for p in _read_signature(cls) if p.kind not in variadic and p.name not in _PLACEMENT]
+    return BlockInfo(name, cls, paper, tuple((p.name, p.default) for p in parameters), limits)
+
+
+def register_on_demand(
+    names: Iterable[str], make: Callable[[str], BlockInfo], no_blocks: Mapping[str, str] | None = None
+) -> None:
+    """Make blocks of another package known by their names; the package is imported when one of them is used.
+
+    Args:
+        names: their names; `list_blocks` lists them only when it is asked to.
+        make: makes the block of one of these names. It may raise a `UserError`: the package is not installed.
+        no_blocks: names of the package that are not blocks, and the reason for each.
+    """
+    _ON_DEMAND.update(dict.fromkeys(names, make))
+    _NO_BLOCKS.update(no_blocks or {})
+
+
+def register_all_on_demand() -> None:
+    """Register the blocks of other packages as if they were of this one: `list_blocks` lists them from now on."""
+    _REGISTRY.update({name: block_info(name) for name in _ON_DEMAND})
 
 
 def unregister_block(name: str) -> None:
@@ -162,13 +196,18 @@ def unregister_block(name: str) -> None:
     del _REGISTRY[block_info(name).name]
 
 
-def list_blocks(pattern: str = "") -> list[str]:
+def list_blocks(pattern: str = "", *, on_demand: bool = False) -> list[str]:
     """Sorted names of the registered blocks that match a shell-style ``pattern`` (all of them by default).
 
-    >>> list_blocks("E*")
-    ['ECA', 'ELA', 'EMA']
+    Args:
+        pattern: such as ``E*``.
+        on_demand: also list the blocks of other packages, such as ``timm.eca``, whether or not these are installed.
+
+    >>> list_blocks("E*"), list_blocks("*ela", on_demand=True)
+    (['ECA', 'ELA', 'EMA'], ['timm.ela'])
     """
-    return sorted(name for name in _REGISTRY if not pattern or fnmatchcase(name, pattern))
+    names = {*_REGISTRY, *_ON_DEMAND} if on_demand else _REGISTRY
+    return sorted(name for name in names if not pattern or fnmatchcase(name, pattern))
 
 
 def block_called(name: str) -> str:
@@ -181,16 +220,28 @@ def block_called(name: str) -> str:
     return next((key for key, names in _OTHER_NAMES.items() if folded in names and key in _REGISTRY), "")
 
 
+def why_no_block(name: str) -> str:
+    """Why a layer of another package cannot be a block; an empty string if nothing is known about this name."""
+    return _NO_BLOCKS.get(name, "")
+
+
 def block_info(name: str) -> BlockInfo:
-    """Name, class, paper and options of the block called ``name``; raises a ``ValueError`` as `get_block` does.
+    """Name, class, paper and options of the block called ``name``; raises what `get_block` raises.
 
     >>> block_info("SA").signature
     'groups=64'
     """
     if name in _REGISTRY:
         return _REGISTRY[name]
+    if name in _ON_DEMAND:
+        with _making:
+            if name not in _MADE:
+                _MADE[name] = _ON_DEMAND[name](name)
+        return _MADE[name]
+    if why_no_block(name):
+        raise ValueError(f"{name} is not a block: {why_no_block(name)}")
     called = block_called(str(name))
-    near = nearest(name, _REGISTRY, most=3, likeness=0.5)
+    near = nearest(name, list_blocks(on_demand="." in str(name)), most=3, likeness=0.5)
     guess = f" Did you mean {' or '.join(near)}?" if near else ""
     hint = f" Here it is called {called}." if called else guess
     raise ValueError(f"no block is named {name!r}.{hint} Registered: {', '.join(list_blocks())}")
@@ -208,8 +259,8 @@ def block_of(what: object) -> str:
     """
     if isinstance(what, str):
         bare = what.removeprefix(PREFIX)
-        return bare if bare in _REGISTRY else ""
-    by_class = {info.cls: name for name, info in _REGISTRY.items()}
+        return bare if bare in _REGISTRY or bare in _ON_DEMAND else ""
+    by_class = {info.cls: name for name, info in [*_MADE.items(), *_REGISTRY.items()]}
     kind = what if isinstance(what, type) else type(what)
     return next((by_class[cls] for cls in kind.__mro__ if cls in by_class), "")
 
@@ -219,6 +270,7 @@ def get_block(name: str) -> type:
 
     Raises:
         ValueError: no such block; the message lists the most similar names and all registered ones.
+        UserError: it is a block of another package, which is not installed.
 
     >>> get_block("EMA").__name__
     'EMA'

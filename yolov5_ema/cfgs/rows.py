@@ -32,7 +32,7 @@ from yolov5_ema.blocks.positions import (
 from yolov5_ema.cfgs.graph import Graph, Row
 from yolov5_ema.cfgs.keys import SECTIONS
 from yolov5_ema.cfgs.values import is_int
-from yolov5_ema.errors import ConfigError
+from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.texts import did_you_mean, nearest
 from yolov5_ema.upstream.patching import holding
 
@@ -105,7 +105,7 @@ class BlockRow:
             raise ConfigError(f"{self.place}: {error.in_row()}") from error
         except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError) as error:
             hint = hint_of_channels(self.block) if self.options and not self.host else ""
-            raise ConfigError(f"{self.place}: [{self.block.__name__}, {self.options}]: {error}{hint}") from error
+            raise ConfigError(f"{self.place}: [{_name_of(self.block)}, {self.options}]: {error}{hint}") from error
 
 
 def host_row(row: Row, names: ModuleType, place: str, conflicts: str, index: int) -> BlockRow | None:
@@ -124,7 +124,7 @@ def host_row(row: Row, names: ModuleType, place: str, conflicts: str, index: int
             f"{place}: {row.module} is a module of this YOLO, and also {host} with {block} inside. Write "
             f"{registry.PREFIX}{row.module} for the latter, or choose for all rows with --conflicts ours|theirs."
         )
-    cls = registry.get_block(block)
+    cls = _our_block(block, place)
     options = [argument for argument in row.args[-1:] if isinstance(argument, dict)]
     return BlockRow(index, cls, block_options(cls, replace(row, args=options, several=False), place, None), place, host)
 
@@ -230,7 +230,7 @@ def resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> t
     if name.startswith(registry.PREFIX):
         return _our_block(name[len(registry.PREFIX) :], place)
     theirs = _lookup(yolo, name)
-    is_ours = name in registry.list_blocks()
+    is_ours = registry.block_of(name) == name
     if is_ours and theirs is not None and theirs is not registry.get_block(name) and conflicts == "error":
         raise ConfigError(
             f"{place}: {name} is both a module of this YOLO ({theirs.__module__}) and a block of yolov5-ema. Write "
@@ -238,7 +238,7 @@ def resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> t
             f"(install(conflicts=...) in Python)."
         )
     if is_ours and (theirs is None or conflicts == "ours"):
-        return registry.get_block(name)
+        return _our_block(name, place)
     if theirs is not None:
         return theirs
     known = registry.list_blocks() + sorted(key for key, value in vars(yolo).items() if _is_module_class(value))
@@ -246,12 +246,19 @@ def resolve_module(name: Any, yolo: ModuleType, place: str, conflicts: str) -> t
 
 
 def _our_block(name: str, place: str) -> type:
-    if name not in registry.list_blocks():
+    if registry.block_of(name) != name:
         raise ConfigError(f"{place}: yolov5-ema has no block {name!r}{_nearest(name, registry.list_blocks())}")
-    return registry.get_block(name)
+    try:
+        return registry.get_block(name)
+    except UserError as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
+    if registry.why_no_block(name):
+        return f". It is not a block: {registry.why_no_block(name)}."
+    if "." in name:
+        known = [*known, *registry.list_blocks(on_demand=True)]
     called = registry.block_called(name)
     hint = f"; here it is called {called}." if called else did_you_mean(nearest(name, known, likeness=0.5))
     blocks = ", ".join(registry.list_blocks())
@@ -320,20 +327,20 @@ def block_options(block: type, row: Row, place: str, incoming: int | None) -> li
             things.
     """
     if row.several:
-        raise ConfigError(f"{place}: {block.__name__} reads one row, not several; put a Concat before it")
+        raise ConfigError(f"{place}: {_name_of(block)} reads one row, not several; put a Concat before it")
     positional, keywords = list(row.args), {}
     if positional and isinstance(positional[-1], dict):
         keywords = positional.pop()
     _refuse_unclear(block, positional, place, incoming)
     parameters = options_of(block)
     if len(positional) > len(parameters):
-        raise ConfigError(f"{place}: {block.__name__} takes {_describe(parameters)}, not {len(positional)} arguments")
+        raise ConfigError(f"{place}: {_name_of(block)} takes {_describe(parameters)}, not {len(positional)} arguments")
     values = {p.name: value for p, value in zip(parameters, positional)}
     for key, value in keywords.items():
         if key not in {p.name for p in parameters}:
-            raise ConfigError(f"{place}: {block.__name__} has no option {key!r}; it takes {_describe(parameters)}")
+            raise ConfigError(f"{place}: {_name_of(block)} has no option {key!r}; it takes {_describe(parameters)}")
         if key in values:
-            raise ConfigError(f"{place}: {block.__name__} gets {key!r} twice")
+            raise ConfigError(f"{place}: {_name_of(block)} gets {key!r} twice")
         values[key] = _named(block, value)
     given = [p for p in parameters if p.name in values]
     needed = parameters[: parameters.index(given[-1]) + 1] if given else []
@@ -347,12 +354,17 @@ def _named(block: type, value: Any) -> Any:
 def _refuse_unclear(block: type, positional: list[Any], place: str, incoming: int | None) -> None:
     found = readings(options_of(block), positional, set() if incoming is None else {incoming})
     if found:
-        raise ConfigError(f"{place}: {UnclearNumbersError(block.__name__, positional, found).in_row()}")
+        raise ConfigError(f"{place}: {UnclearNumbersError(_name_of(block), positional, found).in_row()}")
 
 
 def hint_of_channels(block: type) -> str:
     """A hint for a block with arguments: tutorials pass the channels there, which this plugin does not need."""
-    return f". (The channels are taken from the row that the block reads: [{block.__name__}, []] is enough.)"
+    return f". (The channels are taken from the row that the block reads: [{_name_of(block)}, []] is enough.)"
+
+
+def _name_of(block: type) -> str:
+    """The name that a block has in rows."""
+    return registry.block_of(block) or block.__name__
 
 
 def with_options_by_name(cfg: Any, layers: Sequence[Any] = ()) -> None:

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from yolov5_ema.blocks import common, registry
+from yolov5_ema.blocks import by_timm, common, registry
 from yolov5_ema.blocks.inside import Attended
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.weights.checkpoint_files import PickleFile
@@ -54,8 +54,13 @@ class Rules:
     aliases: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-def allow_list(engine: Engine) -> list[Any]:
-    """The classes and functions that a checkpoint may use, as ``(object, dotted name)`` pairs for torch."""
+def allow_list(engine: Engine, names: Container[str] = ()) -> list[Any]:
+    """The classes and functions that a checkpoint may use, as ``(object, dotted name)`` pairs for torch.
+
+    Args:
+        engine: the YOLOv5 in use.
+        names: those that the checkpoint uses; layers of timm are allowed only with the blocks that are made of them.
+    """
     allowed: dict[str, Any] = {}
     for name in CLASS_MODULES:
         module = engine.module(name)
@@ -66,14 +71,18 @@ def allow_list(engine: Engine) -> list[Any]:
     for later, cls in _later_names(engine):
         allowed[f"models.yolo.{later}"] = cls
         allowed[f"yolov5.models.yolo.{later}"] = cls
-    allowed.update(plain_names())
+    allowed.update(plain_names(names))
     return [(value, name) for name, value in allowed.items()]
 
 
-def plain_names() -> dict[str, Any]:
-    """What the checkpoints of every program may use, by name: torch's layers, the blocks, numbers, sets and paths."""
+def plain_names(names: Container[str] = ()) -> dict[str, Any]:
+    """What the checkpoints of every program may use, by name: torch's layers, the blocks, numbers, sets and paths.
+
+    Args:
+        names: those that a checkpoint uses, see `allow_list`.
+    """
     allowed: dict[str, Any] = {}
-    for cls in [*_torch_layers(), *_block_classes()]:
+    for cls in [*_torch_layers(), *_block_classes(), *by_timm.classes_for(names)]:
         allowed[f"{cls.__module__}.{cls.__qualname__}"] = cls
     allowed.update(_numpy_globals())
     allowed["builtins.getattr"] = _forward_of

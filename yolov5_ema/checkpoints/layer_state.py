@@ -37,6 +37,8 @@ _NO_HOOKS = {
 }
 # a model of ultralytics v8.3 keeps a number of this name, which is a property today
 _WITHOUT_EFFECT = {"type", "end2end"}
+# homes of torch's layers, and of layers derived from them
+_OF_TORCH = ("torch.nn.modules.", "timm.layers.", "yolov5_ema.blocks.by_timm")
 _ADDED_LATER = {"recompute_scale_factor", "batch_first"}
 """Constants of layers that current torch has, but that are missing in checkpoints of older torch."""
 
@@ -49,7 +51,7 @@ def fault_of_layer(layer: nn.Module) -> str | None:
 def _faults(layer: nn.Module) -> Iterator[str]:
     yield from _of_the_module(layer)
     yield from _of_tensors(layer)
-    if type(layer).__module__.startswith("torch.nn.modules."):
+    if type(layer).__module__.startswith(_OF_TORCH):
         yield from _of_hyper_parameters(layer)
         yield from _of_shapes(layer)
 

@@ -123,7 +123,7 @@ def _rules_for(engine: Engine) -> Rules:
         return ultralytics_rules.RULES
     return Rules(
         whose="YOLOv5 checkpoint",
-        allowed=lambda names: {name: value for value, name in allow_list(engine)},
+        allowed=lambda names: {name: value for value, name in allow_list(engine, names)},
         advice=lambda names: advice_for(names, str(engine)) if names else ONLY_IF_TRUSTED,
         other_kind=other_kind,
         aliases=partial(module_aliases, engine),

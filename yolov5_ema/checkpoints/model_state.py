@@ -36,7 +36,7 @@ _MOST_ROWS = 10_000
 _LACKS_NORM = "no attribute 'bn'"
 _FUSED = ". A fused model has no BatchNorms: use the checkpoint that it was made from"
 _OF_ANY_SHAPE = (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.Hardswish, nn.Identity)
-_KNOWN = ("torch.nn.", "yolov5_ema.blocks.", "models.", "yolov5.models.", "ultralytics.nn.")
+_KNOWN = ("torch.nn.", "yolov5_ema.blocks.", "timm.layers.", "models.", "yolov5.models.", "ultralytics.nn.")
 _MEMORY_WANTED = re.compile(r"meta tensor|same device|device meta")
 _CLASS_NAME = re.compile(r"[\w.]{1,300}")
 

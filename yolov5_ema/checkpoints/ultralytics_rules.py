@@ -37,8 +37,9 @@ def allow_list(names: Iterable[str]) -> dict[str, Any]:
 
     Layers, losses and torchvision's networks are looked up in the installed packages. No other module is imported.
     """
-    known = plain_names()
-    for name in set(names) - known.keys():
+    names = set(names)
+    known = plain_names(names)
+    for name in names - known.keys():
         found = _found(name)
         if found is not None:
             known[name] = found

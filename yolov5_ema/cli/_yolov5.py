@@ -15,12 +15,18 @@ from yolov5_ema.upstream.locate import Engine, locate
 
 
 def load_plugins() -> None:
-    """Import the modules named with ``--plugin``, also from the working directory.
+    """Import the modules named with ``--plugin``, also from the working directory; ``timm`` means timm's layers.
 
     Raises:
         UserError: a module cannot be imported.
     """
     for name in read("plugins"):
+        if name == "timm":
+            # Not at the top: the registry imports torch.
+            from yolov5_ema.blocks.registry import register_all_on_demand
+
+            register_all_on_demand()
+            continue
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +24,11 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.texts import aligned
 
 if TYPE_CHECKING:
+    from yolov5_ema.blocks import BlockInfo
     from yolov5_ema.comparing.block_costs import BlockCost
     from yolov5_ema.upstream.locate import Engine
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
@@ -34,19 +38,20 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     for flag in ("imgsz", "device", "rounds", "picture"):
         if getattr(args, flag) is not None:
             raise UserError(f"--{flag} needs --at CFG, the model that blocks are measured in")
-    from yolov5_ema.blocks import block_info, list_blocks
+    from yolov5_ema.blocks import block_info
     from yolov5_ema.upstream.data_yaml import engine_at_hand
     from yolov5_ema.upstream.ultralytics import at_hand
 
     with results_alone(args.json) as output:
         load_plugins()
-        infos = [block_info(name) for name in list_blocks(args.pattern)]
+        infos = [block_info(name) for name in _blocks_asked_for(args)]
         counts = [_parameters(one.name, args.channels) for one in infos]
         engines = {YOLOV5: engine_at_hand(), ULTRALYTICS: at_hand()}
         rows_in = {name: _names_in_rows(engine, [one.name for one in infos]) for name, engine in engines.items()}
     if args.json:
         found = [
             {"name": one.name, "parameters": count, "options": dict(one.options), "paper": one.paper}
+            | {"limits": list(one.limits)}
             | {"rows": {engine: names[one.name] for engine, names in rows_in.items() if names}}
             for one, count in zip(infos, counts)
         ]
@@ -58,7 +63,38 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     print(aligned([("block", f"at {args.channels}", "options", "paper"), *rows], left=(0, 2, 3)))
     if infos:
         print(f"\n{_table_of_names([one.name for one in infos], engines, rows_in)}")
+    if any(one.limits for one in infos):
+        print(f"\n{_table_of_limits(infos)}")
     return 0
+
+
+def _blocks_asked_for(args: argparse.Namespace) -> list[str]:
+    """The names that the pattern and ``--all`` ask for; says it if those of other packages cannot be listed.
+
+    Raises:
+        UserError: the pattern asks for them, but their package is not installed.
+    """
+    from yolov5_ema.blocks import block_info, list_blocks
+
+    is_said = "." in args.pattern
+    names = list_blocks(args.pattern, on_demand=args.all or is_said)
+    others = [name for name in names if name not in list_blocks()]
+    try:
+        for name in others:
+            block_info(name)
+    except UserError as error:
+        if is_said:
+            raise
+        _LOGGER.warning("yolov5-ema: warning: %s blocks are not listed: %s", len(others), error)
+        return [name for name in names if name not in others]
+    return names
+
+
+def _table_of_limits(infos: Sequence[BlockInfo]) -> str:
+    """What does not hold for some blocks, and for which ones."""
+    limits = {limit: [one.name for one in infos if limit in one.limits] for info in infos for limit in info.limits}
+    rows = [[limit, ", ".join(names)] for limit, names in limits.items()]
+    return aligned([["what does not hold", "blocks"], *rows], left=(0, 1))
 
 
 def _print_costs(args: argparse.Namespace) -> int:
@@ -83,7 +119,7 @@ def _print_costs(args: argparse.Namespace) -> int:
         cfg = args.at if of_ultralytics else _found(args.at, start_yolov5())
         device = machine.torch_device(args.device or "")
         imgsz = -(-imgsz // 32) * 32
-        blocks = list_blocks(args.pattern)
+        blocks = _blocks_asked_for(args)
         if not blocks:
             raise UserError(f"no block matches {args.pattern!r}; the blocks are {', '.join(list_blocks())}")
         costs = block_costs(cfg, blocks, of_ultralytics=of_ultralytics, imgsz=imgsz, device=device, rounds=rounds)
@@ -170,6 +206,7 @@ def _parameters(name: str, channels: int) -> int | None:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="", help="shell-style pattern, such as 'E*'")
+    parser.add_argument("--all", action="store_true", help="also timm's attention layers, such as timm.eca")
     parser.add_argument("--channels", type=int, default=512, help="channels to count parameters for (default: 512)")
     add_json(parser)
     cost = parser.add_argument_group("what blocks cost in a model")
@@ -193,5 +230,6 @@ COMMAND = Command(
     "that a row can have in the YOLOv5 and the ultralytics found.",
     epilog="in a YAML: [-1, 1, EMA, []] or [-1, 1, EMA, [16]] or [-1, 1, EMA, [{groups: 16}]]; the number of "
     "channels comes from the row that the block reads. A row C3_EMA is a C3 with EMA behind each of its bottlenecks "
-    "(cfg --inside C3 writes such rows)",
+    "(cfg --inside C3 writes such rows). With --all the table also has timm's attention layers, such as timm.eca, and "
+    "says what holds for the blocks of this package but not for them",
 )

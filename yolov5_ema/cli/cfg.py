@@ -213,7 +213,7 @@ def resolve_block(name: str, options: Mapping[str, Any]) -> str:
     from yolov5_ema.cli._yolov5 import load_plugins
 
     load_plugins()
-    same = [block for block in list_blocks() if block.lower() == name.lower()]
+    same = [block for block in list_blocks(on_demand=True) if block.lower() == name.lower()]
     try:
         info = block_info(name if name in same or not same else same[0])
     except ValueError as error:

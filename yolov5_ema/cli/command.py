@@ -232,7 +232,7 @@ def add_common_flags(flags: Flags, *, verbose: bool = True) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="import your own module that calls register_block (repeatable)",
+        help="import your own module that calls register_block (repeatable); timm: list its attention layers as blocks",
     )
     flags.add_argument(
         "--conflicts",

@@ -99,11 +99,12 @@ def _judge_of_yolov5() -> tuple[str, Callable[[str], bool] | None]:
         if read("yolov5"):
             raise
         return "the names of modules only, because no YOLOv5 was found", None
+    from yolov5_ema.blocks import by_timm
     from yolov5_ema.checkpoints.loading import allow_list
     from yolov5_ema.engine import shim
 
     names = {name for _, name in allow_list(shim.install())}
-    return f"the allow-list for {engine}", names.__contains__
+    return f"the allow-list for {engine}", lambda name: name in names or by_timm.is_part(name)
 
 
 def _judge_of_ultralytics() -> tuple[str, Callable[[str], bool] | None]:
@@ -112,9 +113,10 @@ def _judge_of_ultralytics() -> tuple[str, Callable[[str], bool] | None]:
         engine = located()
     except EngineNotFoundError:
         return "the names of modules only, because the package ultralytics is not installed", None
+    from yolov5_ema.blocks import by_timm
     from yolov5_ema.checkpoints.ultralytics_rules import allow_list
 
-    return f"the allow-list for {engine}", lambda name: name in allow_list([name])
+    return f"the allow-list for {engine}", lambda name: by_timm.is_part(name) or name in allow_list([name])
 
 
 # --- text ----------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ J. Mol. Biol. 48, 1970) finds the best pairing that keeps the order of both mode
 
 from __future__ import annotations
 
+from torch import nn
+
 from yolov5_ema.blocks import registry
 from yolov5_ema.weights.conversions import tensors_for
 from yolov5_ema.weights.structure import Layer
@@ -50,8 +52,9 @@ def moved_rows(source: list[Layer], target: list[Layer], pairs: Pairs) -> Pairs:
 
 
 def is_block(layer: Layer) -> bool:
-    """Whether a row is an attention block, judged by name, because its class may come from another YOLOv5."""
-    return bool(registry.block_of(layer.kind))
+    """Whether a row is an attention block, judged by name too, because its class may come from another YOLOv5."""
+    is_repeated = type(layer.module) is nn.Sequential and len(layer.module)
+    return bool(registry.block_of(layer.kind) or registry.block_of(layer.module[0] if is_repeated else layer.module))
 
 
 def _affinity(source: Layer, target: Layer) -> float:

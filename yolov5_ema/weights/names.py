@@ -23,6 +23,8 @@ OF_ULTRALYTICS = re.compile(r"ultralytics\.nn\.(modules(\.\w+)?|tasks)\.(v\d+)?[
 ULTRALYTICS_LOSS = re.compile(r"ultralytics\.utils\.(loss|tal)\.(v\d+)?[A-Z]\w*")
 OF_TORCHVISION = re.compile(r"torchvision\.(models|ops)(\.\w+)+\._?[A-Z]\w*")
 """torchvision's networks, in a row TorchVision of ultralytics."""
+OF_TIMM = re.compile(r"timm\.layers\.\w+\.[A-Z]\w*")
+"""timm's layers, of which blocks such as ``timm.eca`` are made."""
 ULTRALYTICS_DATA = re.compile(
     r"ultralytics\.(yolo\.)?utils\.IterableSimpleNamespace"
     r"|torchvision\.transforms\.(transforms\.(Compose|Normalize|Resize|CenterCrop|ToTensor)|functional\.InterpolationMode)"
@@ -72,7 +74,7 @@ def known_by_module(name: str) -> bool:
         return True
     if ULTRALYTICS_LOSS.fullmatch(name) or ULTRALYTICS_DATA.fullmatch(name) or OF_TORCHVISION.fullmatch(name):
         return True
-    is_layer = LAYER.fullmatch(name) or OF_ULTRALYTICS.fullmatch(name)
+    is_layer = LAYER.fullmatch(name) or OF_ULTRALYTICS.fullmatch(name) or OF_TIMM.fullmatch(name)
     return is_layer is not None and name.rsplit(".", 1)[-1] not in _NOT_LAYERS
 
 
