@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import torch
 from matplotlib import rc_context, style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from yolov5_ema.classification import create_paper_model
+from yolov5_ema.comparing.point_labels import PointLabel, marker_box, write_labels
 from yolov5_ema.errors import UserError
 from yolov5_ema.paper.printed import accuracy_source, printed_tables
 from yolov5_ema.reading import read_json
@@ -22,13 +22,6 @@ from yolov5_ema.reading import read_json
 _SIZE, _DPI = (8.0, 5.5), 150
 # these colours can also be distinguished with red-green colour blindness
 _PAPER, _YOURS, _EMA = "#555555", "#0072B2", "#D55E00"
-_NEAR = 18  # points; a label further from its marker gets a line to it
-# offsets of a label from its marker in points; the first free one is used
-_OFFSETS = [
-    (x * reach, y * reach)
-    for reach in (9, 18, 30, 45, 60)
-    for x, y in ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1))
-]
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ def compose(points: Sequence[Point]) -> Figure:
     _mark(axes, points)
     _frame(axes, points)
     figure.draw_without_rendering()  # after this, the positions of all elements are known
-    _label(figure, axes, points)
+    _label(axes, points)
     return figure
 
 
@@ -165,50 +158,12 @@ def _frame(axes: Any, points: Sequence[Point]) -> None:
     axes.figure.supxlabel("\n".join(notes), fontsize=7.5, color="#555555", x=0.01, ha="left")
 
 
-def _label(figure: Any, axes: Any, points: Sequence[Point]) -> None:
-    """Write each label at a free place."""
-    taken = [axes.get_legend().get_window_extent(), *_marker_boxes(axes, points)]
-    inside = axes.get_window_extent()
-    for point in sorted(points, key=lambda p: (p.parameters, p.mean)):
-        text = point.label if len(point.top1) == 1 else f"{point.label} ({len(point.top1)} runs)"
-        label = axes.annotate(
-            text,
-            (point.parameters, point.mean),
-            xytext=(0, 0),
-            textcoords="offset points",
-            color=_colour(point),
-        )
-        for offset in _OFFSETS:
-            _place(label, offset)
-            box = label.get_window_extent(figure.canvas.get_renderer())
-            if _is_free(box, inside, taken):
-                break
-        if max(map(abs, offset)) > _NEAR:
-            axes.annotate(
-                "",
-                (point.parameters, point.mean),
-                xytext=offset,
-                textcoords="offset points",
-                arrowprops={"arrowstyle": "-", "color": _colour(point), "linewidth": 0.6},
-            )
-        taken.append(box)
+def _label(axes: Any, points: Sequence[Point]) -> None:
+    ordered = sorted(points, key=lambda point: (point.parameters, point.mean))
+    labels = [PointLabel(_text(point), point.parameters, point.mean, _colour(point)) for point in ordered]
+    markers = [marker_box(axes, point.parameters, min(point.top1), max(point.top1)) for point in points]
+    write_labels(axes, labels, [axes.get_legend().get_window_extent(), *markers], fontsize=10)
 
 
-def _is_free(box: Bbox, inside: Bbox, taken: Sequence[Bbox]) -> bool:
-    fits = inside.containsx(box.x0) and inside.containsx(box.x1)
-    return fits and not any(box.overlaps(other) for other in taken)
-
-
-def _place(label: Any, offset: tuple[float, float]) -> None:
-    x, y = offset
-    label.set_position(offset)
-    label.set_ha("left" if x > 0 else "right" if x < 0 else "center")
-    label.set_va("bottom" if y > 0 else "top" if y < 0 else "center")
-
-
-def _marker_boxes(axes: Any, points: Sequence[Point]) -> Iterator[Bbox]:
-    half = 6 * _DPI / 72
-    for point in points:
-        x, low = axes.transData.transform((point.parameters, min(point.top1)))
-        _, high = axes.transData.transform((point.parameters, max(point.top1)))
-        yield Bbox([[x - half, low - half], [x + half, high + half]])
+def _text(point: Point) -> str:
+    return point.label if len(point.top1) == 1 else f"{point.label} ({len(point.top1)} runs)"
