@@ -7,6 +7,7 @@ import collections
 import pytest
 import torch
 from conftest import randomise, run_cli
+from opencv_networks import opencv_networks
 
 import yolov5_ema
 from yolov5_ema.blocks import EMA
@@ -259,20 +260,11 @@ def test_a_format_that_left_no_file_is_a_failure(tmp_path, name):
 @pytest.mark.parametrize("exporter", ["older", pytest.param("dynamo", marks=pytest.mark.slow)])
 def test_opencv_runs_it(block, tmp_path, exporter):
     """OpenCV's DNN, the usual way to deploy from C++: it cannot multiply vectors, or compute with constants only."""
-    cv2 = pytest.importorskip("cv2")
     file = to_onnx(block, tmp_path / "block.onnx", exporter, dynamic=False)
-    for network in opencv_networks(cv2, file):
+    for network in opencv_networks(file):
         network.setInput(noise(TRACED).numpy())
         found = torch.from_numpy(network.forward())
         torch.testing.assert_close(found, expected(block, noise(TRACED)), rtol=0, atol=TOLERANCE)
-
-
-def opencv_networks(cv2, file):
-    """The output of each of OpenCV's engines; up to 4.x there is one."""
-    engines = [getattr(cv2.dnn, name, None) for name in ("ENGINE_CLASSIC", "ENGINE_NEW")]
-    if None in engines:
-        return [cv2.dnn.readNetFromONNX(str(file))]
-    return [cv2.dnn.readNetFromONNX(str(file), engine) for engine in engines]
 
 
 def test_exported_with_sizes_of_any_kind(block):

@@ -145,9 +145,10 @@ class BAM(AttentionBlock):
         self.spatial = _Spatial(self.channels, hidden, self.dilation, device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        channel, spatial = self.channel(x), self.spatial(x)  # (N, C, 1, 1), (N, 1, H, W)
-        score = channel + spatial if self.combine == "sum" else channel * spatial  # (N, C, H, W)
-        return saturate(x * (1 + score.sigmoid()).to(x.dtype))  # (N, C, H, W)
+        # without the axes of the map, because OpenCV 5 cannot add another shape to what a convolution gives
+        channel, spatial = self.channel(x).flatten(2), self.spatial(x).flatten(2)  # (N, C, 1), (N, 1, HW)
+        score = channel + spatial if self.combine == "sum" else channel * spatial  # (N, C, HW)
+        return saturate(x * (1 + score.sigmoid()).to(x.dtype).reshape(x.shape))  # (N, C, H, W)
 
     def zero_gate_(self) -> None:
         """Set the last parameters to zero, so that training starts with a gate of 3/2 everywhere.

@@ -162,6 +162,22 @@ class BatchNorm(nn.Module):
         return saturate(y)
 
 
+class ChannelNorm(nn.LayerNorm):
+    """``nn.LayerNorm`` over all channels of a pooled map (N, C, 1, 1), with parameters of shape (C, 1, 1).
+
+    It is computed over one axis, because OpenCV 4 normalizes over the last axis only where a file names three.
+    """
+
+    def __init__(
+        self, channels: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__([channels, 1, 1], device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.weight.flatten(), self.bias.flatten()
+        return F.layer_norm(x.flatten(1), self.normalized_shape[:1], weight, bias, self.eps)[:, :, None, None]
+
+
 class Bottleneck(nn.Sequential):
     """Two 1x1 convolutions of a pooled map (N, C, 1, 1), with LayerNorm and ReLU between them; the names are 0, 1, 3.
 
@@ -179,7 +195,7 @@ class Bottleneck(nn.Sequential):
     ) -> None:
         super().__init__(
             nn.Conv2d(channels, hidden, 1, device=device, dtype=dtype),
-            nn.LayerNorm([hidden, 1, 1], device=device, dtype=dtype),
+            ChannelNorm(hidden, device=device, dtype=dtype),
             nn.ReLU(),
             nn.Conv2d(hidden, outputs, 1, device=device, dtype=dtype),
         )
