@@ -18,7 +18,8 @@ from opencv_networks import opencv_networks
 from public_layouts import randomise
 from torch import nn
 
-from yolov5_ema.blocks import block_info, create_block, get_block, list_blocks
+from yolov5_ema import blocks
+from yolov5_ema.blocks import block_info, get_block, list_blocks
 
 CHANNELS = 128  # the smallest number of channels that every block accepts with its default options
 SPATIAL = [(1, 1, 7), (2, 5, 1), (1, 1, 1), (3, 4, 6)]  # N, H, W
@@ -33,8 +34,20 @@ DETACHED = {("NAM", "bn.weight")}
 
 # blocks that have nothing to train
 NO_PARAMETERS = {"SimAM"}
+# options that make another function of a block
+VARIANTS = {
+    "EMA-norm_groups": {"norm_groups": 1},
+    "EMA-residual": {"residual": True},
+    "EMA-depthwise": {"depthwise": True},
+    "EMA-all": {"norm_groups": 2, "residual": True, "depthwise": True},
+}
 # blocks that add to their input or mix channels, or whose factors are not between 0 and 1
-NOT_GATES = {"A2", "BAM", "CPCA", "GC", "LSKA", "NonLocal", "ParNet"}
+NOT_GATES = {"A2", "BAM", "CPCA", "EMA-residual", "EMA-all", "GC", "LSKA", "NonLocal", "ParNet"}
+
+
+def create_block(name, channels, **options):
+    """A block, by its name or as one of the `VARIANTS`."""
+    return blocks.create_block(name.split("-")[0], channels, **VARIANTS.get(name, {}), **options)
 
 
 def assert_same(found, expected, tolerance=3e-5):
@@ -42,7 +55,10 @@ def assert_same(found, expected, tolerance=3e-5):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=tolerance * max(1.0, expected.abs().max().item()))
 
 
-every_block = pytest.mark.parametrize("name", list_blocks())
+# each option alone takes as long as all together
+OPTIONS_ALONE = [pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name != "EMA-all"]
+every_block = pytest.mark.parametrize("name", [*list_blocks(), "EMA-all", *OPTIONS_ALONE])
+every_class = pytest.mark.parametrize("name", list_blocks())
 both_modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 ignore_jit_warnings = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 
@@ -111,7 +127,12 @@ def test_gradients_are_finite_at_any_size(name, spatial, training):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n == "CPCA" else ()) for n in list_blocks()]
+    "name",
+    [
+        *(pytest.param(n, marks=pytest.mark.slow if n == "CPCA" else ()) for n in list_blocks()),
+        "EMA-all",
+        *OPTIONS_ALONE,
+    ],
 )
 @both_modes
 def test_gradcheck(name, training):
@@ -258,7 +279,7 @@ def test_instances_share_nothing(name):
 
 @every_block
 def test_dtype_and_device_are_honoured(name):
-    parameters = inspect.signature(get_block(name)).parameters
+    parameters = inspect.signature(get_block(name.split("-")[0])).parameters
     for keyword in ("device", "dtype"):
         assert parameters[keyword].kind is inspect.Parameter.KEYWORD_ONLY
         assert parameters[keyword].default is None
@@ -271,7 +292,7 @@ def test_dtype_and_device_are_honoured(name):
     assert {p.dtype for p in create_block(name, CHANNELS).parameters()} <= {torch.float32}
 
 
-@every_block
+@every_class
 def test_repr_names_the_options(name):
     text = repr(create_block(name, CHANNELS))
     assert re.match(rf"{name}\(\s*{CHANNELS}\b", text)
@@ -333,7 +354,7 @@ def test_batch_norms_are_plain(name):
             assert type(module) is nn.BatchNorm2d
 
 
-@every_block
+@every_class
 def test_documented(name):
     cls, info = get_block(name), block_info(name)
     assert re.search(r"arXiv \d{4}\.\d{5}|PMLR \d+|doi 10\.", info.paper)
@@ -363,6 +384,10 @@ AT_512 = [
     ("ECA", {"kernel_size": 3}, 3),
     ("EMA", {}, 2_624),
     ("EMA", {"cross_spatial": False}, 2_624),
+    ("EMA", {"norm_groups": 1}, 2_624),
+    ("EMA", {"residual": True}, 2_624 + 1),
+    ("EMA", {"depthwise": True}, 16**2 + 13 * 16),
+    ("EMA", {"norm_groups": 2, "residual": True, "depthwise": True}, 464 + 1),
     ("NAM", {}, 1_024),
     ("SA", {}, 24),
     ("SE", {}, 32_768),
@@ -399,7 +424,7 @@ def test_parameters_at_512_channels(name, options, expected):
     assert count(create_block(name, 512, **options)) == expected
 
 
-@every_block
+@every_class
 def test_the_docs_give_the_count(name):
     expected = count(create_block(name, 512))
     rows = (Path(__file__).parents[2] / "docs/blocks.md").read_text().splitlines()
@@ -419,6 +444,9 @@ def test_every_block_has_a_parameter_count():
 def test_parameters_of_ema_in_closed_form(channels, groups):
     k = channels // groups
     assert count(create_block("EMA", channels, groups=groups)) == 10 * k**2 + 4 * k
+    depthwise = create_block("EMA", channels, groups=groups, depthwise=True)
+    assert count(depthwise) == k**2 + 13 * k and count(depthwise.conv3x3) == 9 * k + k
+    assert count(create_block("EMA", channels, groups=groups, residual=True)) == 10 * k**2 + 4 * k + 1
 
 
 def test_parameters_of_the_published_models():

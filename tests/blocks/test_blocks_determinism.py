@@ -31,7 +31,7 @@ RAISES_ON_CUDA = {
 }
 
 OPTIONS = {
-    "EMA": [{}, {"cross_spatial": False}, {"groups": 8}],
+    "EMA": [{}, {"cross_spatial": False}, {"groups": 8}, {"norm_groups": 1}, {"residual": True, "depthwise": True}],
     "CA": [{}, {"reduction": 4}],
     "CBAM": [{}, {"kernel_size": 3}],
     "SA": [{"groups": 8}],

@@ -31,6 +31,17 @@ INVALID = [
     ("EMA", 64, {"groups": 32, "factor": 8}, "groups=32 and factor=8 are two names of one option"),
     ("EMA", 64, {"cross_spatial": 0}, "EMA: cross_spatial must be True or False, got 0 (int)"),
     ("EMA", 64, {"cross_spatial": "no"}, "EMA: cross_spatial must be True or False, got 'no' (str)"),
+    ("EMA", 64, {"norm_groups": 4}, "EMA: norm_groups 4 does not divide the 2 channels of a group; nearest: 2"),
+    (
+        "EMA",
+        64,
+        {"groups": 4, "norm_groups": 3},
+        "3 does not divide the 16 channels of a group; nearest: 2 or 4",
+    ),
+    ("EMA", 64, {"norm_groups": 0}, "EMA: norm_groups must be at least 1, got 0"),
+    ("EMA", 64, {"norm_groups": True}, "EMA: norm_groups must be an integer, got True (bool)"),
+    ("EMA", 64, {"residual": 1}, "EMA: residual must be True or False, got 1 (int)"),
+    ("EMA", 64, {"depthwise": "yes"}, "EMA: depthwise must be True or False, got 'yes' (str)"),
     ("CA", 64, {"reduction": 0}, "CA: reduction must be at least 1, got 0"),
     ("CA", 64, {"reduction": 2.5}, "CA: reduction must be an integer, got 2.5 (float)"),
     (

@@ -11,6 +11,7 @@ import yaml
 
 import yolov5_ema
 from yolov5_ema.blocks import list_blocks
+from yolov5_ema.cfgs.rows import checked_model, checking_once
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import models_dir
 
@@ -53,6 +54,11 @@ def with_row(row, place=0, section="head"):
             64,
         ),
         ([-1, 1, "EMA", [{"factor": 8}]], "EMA(64, groups=8", 64),
+        (
+            [-1, 1, "EMA", [{"norm_groups": 1, "residual": True, "depthwise": True}]],
+            "EMA(64, groups=32, cross_spatial=True, implementation=auto, norm_groups=1, residual=True, depthwise=True",
+            64,
+        ),
         ([-1, 1, "yolov5_ema.EMA", [4]], "EMA(64, groups=4", 64),
         ([0, 1, "EMA", [16]], "EMA(32, groups=16", 32),
         ([-1, 1, "CA", [16]], "CA(64, reduction=16", 64),
@@ -81,6 +87,14 @@ def test_the_users_dict_is_not_changed(yolo):
     model = yolo.Model(given)
     assert given["head"] == SMALL["head"] and given["backbone"] == SMALL["backbone"]
     assert model.yaml["head"][0] == [-1, 1, "EMA", []]  # a checkpoint keeps what the YAML said
+
+
+def test_a_copied_row_keeps_its_defaults(yolo):
+    """Preflight and parse_model check the same rows once; EMA tells its default groups from groups that are given."""
+    with checking_once():
+        for _ in range(2):
+            row = checked_model(with_row([-1, 1, "EMA", [{"factor": 8}]]), yolo)["head"][0]
+            assert row[2](64, *row[3][1:]).groups == 8
 
 
 EVERY_DAY = ("BAM", "CA", "CBAM", "ECA", "EMA", "NAM", "PolarizedSA", "SA", "SE")
@@ -285,8 +299,6 @@ def test_option_strings_never_reach_eval(yolo, tmp_path):
 
 @pytest.mark.parametrize("name", ["activation", "dunder"])
 def test_what_yolov5_itself_allows_passes(yolo, name):
-    from yolov5_ema.cfgs.rows import checked_model
-
     changed = cfg(activation="nn.LeakyReLU(0.1, inplace=True)") if name == "activation" else cfg()
     assert checked_model(changed, yolo)["backbone"][0][2] is yolo.Conv
 
@@ -297,8 +309,6 @@ def test_a_row_may_hold_a_class(yolo):
 
 
 def test_all_of_yolov5s_own_yamls_pass(yolo, package_root):
-    from yolov5_ema.cfgs.rows import checked_model
-
     seen = 0
     for file in [*sorted((package_root / "models").rglob("*.yaml")), *sorted(models_dir().glob("*.yaml"))]:
         try:
@@ -318,8 +328,6 @@ def test_a_forks_own_block_is_not_overwritten_silently(yolo, monkeypatch):
 
         def forward(self, x):
             return x
-
-    from yolov5_ema.cfgs.rows import checked_model
 
     monkeypatch.setattr(yolo, "CBAM", CBAM, raising=False)
     row = with_row([-1, 1, "CBAM", []])

@@ -85,6 +85,7 @@ def assert_same(before, after) -> None:
 CASES = {
     "EMA in half precision": ("EMA", None, True),
     "EMA with options": ("EMA", [{"groups": 4, "cross_spatial": False}], False),
+    "EMA beyond the paper": ("EMA", [{"norm_groups": 1, "residual": True, "depthwise": True}], False),
     "CBAM with a positional option": ("CBAM", [8], False),
     "SA, whose parameters have names of their own": ("SA", [8], True),
 }

@@ -10,12 +10,19 @@ from torch import nn
 
 
 class PublicEMA(nn.Module):
-    def __init__(self, channels, factor=32, groups=None, cross_spatial=True):
+    """The options ``residual`` and ``depthwise`` are not public; their parameters are named as here."""
+
+    def __init__(
+        self, channels, factor=32, groups=None, cross_spatial=True, norm_groups=None, residual=False, depthwise=False
+    ):
         super().__init__()
         k = channels // (groups or factor)
         self.gn = nn.GroupNorm(k, k)
         self.conv1x1 = nn.Conv2d(k, k, 1)
-        self.conv3x3 = nn.Conv2d(k, k, 3, padding=1)
+        self.conv3x3 = nn.Conv2d(k, k, 3, padding=1, groups=k if depthwise else 1)
+        if residual:
+            self.gate = nn.Module()
+            self.gate.weight = nn.Parameter(torch.zeros(1))
 
 
 class PublicCA(nn.Module):
@@ -271,6 +278,13 @@ CASES = [
     ("EMA", 12, {"factor": 4}),
     ("EMA", 8, {"groups": 2, "cross_spatial": False}),
     ("EMA", 64, {}),
+    ("EMA", 8, {"groups": 2, "norm_groups": 1}),
+    ("EMA", 12, {"groups": 2, "norm_groups": 3}),
+    ("EMA", 8, {"groups": 8, "norm_groups": 1}),
+    ("EMA", 8, {"groups": 2, "residual": True}),
+    ("EMA", 8, {"groups": 2, "depthwise": True}),
+    ("EMA", 8, {"groups": 2, "norm_groups": 2, "residual": True, "depthwise": True}),
+    ("EMA", 8, {"groups": 2, "norm_groups": 1, "residual": True, "depthwise": True, "cross_spatial": False}),
     ("CA", 8, {}),
     ("CA", 32, {"reduction": 2}),
     ("CBAM", 16, {}),
@@ -324,4 +338,6 @@ CASES = [
     ("NonLocal", 6, {}),
     ("NonLocal", 7, {"reduction": 3, "subsample": False}),
 ]
-CASE_IDS = [f"{name}-{channels}-{'-'.join(map(str, options.values()))}" for name, channels, options in CASES]
+CASE_IDS = [
+    "-".join([name, str(channels), *(f"{k}={v}" for k, v in options.items())]) for name, channels, options in CASES
+]

@@ -76,7 +76,17 @@ def batch_norm(x, p, prefix, training):
     return out
 
 
-def ema(x, p, training, groups=32, cross_spatial=True, factor=None):
+def ema(
+    x,
+    p,
+    training,
+    groups=32,
+    cross_spatial=True,
+    factor=None,
+    norm_groups=None,
+    residual=False,
+    depthwise=False,
+):
     groups = factor or groups
     n, channels, height, width = x.shape
     k = channels // groups
@@ -93,11 +103,18 @@ def ema(x, p, training, groups=32, cross_spatial=True, factor=None):
             gate_w[:, j] = [sigmoid(v) for v in linear(p["conv1x1.weight"], p["conv1x1.bias"], pooled)]
 
         branch1 = np.zeros_like(group)
-        for c in range(k):
-            gated = [group[c, i, j] * gate_h[c, i] * gate_w[c, j] for i, j in product(range(height), range(width))]
-            normed = normalise(gated, p["gn.weight"][c], p["gn.bias"][c], GROUP_NORM_EPS)
-            branch1[c] = np.array(normed).reshape(height, width)
-        branch3 = convolve(group, p["conv3x3.weight"], p["conv3x3.bias"])
+        together = k // (norm_groups or k)  # channels that are normalised together
+        for first in range(0, k, together):
+            places = list(product(range(first, first + together), range(height), range(width)))
+            normed = normalise(
+                (group[c, i, j] * gate_h[c, i] * gate_w[c, j] for c, i, j in places), 1, 0, GROUP_NORM_EPS
+            )
+            for (c, i, j), value in zip(places, normed):
+                branch1[c, i, j] = p["gn.weight"][c] * value + p["gn.bias"][c]
+        branch3 = np.zeros_like(group)
+        for c in range(k):  # a depthwise kernel reads one channel, a full one all of the group
+            read = group[c : c + 1] if depthwise else group
+            branch3[c] = convolve(read, p["conv3x3.weight"][c : c + 1], p["conv3x3.bias"][c : c + 1])[0]
 
         share1 = softmax([mean(branch1[c].reshape(-1)) for c in range(k)])
         share3 = softmax([mean(branch3[c].reshape(-1)) for c in range(k)])
@@ -106,6 +123,8 @@ def ema(x, p, training, groups=32, cross_spatial=True, factor=None):
             for c in range(k):
                 score = crossed if cross_spatial else branch1[c, i, j] + branch3[c, i, j]
                 out[image, g * k + c, i, j] = group[c, i, j] * sigmoid(score)
+                if residual:
+                    out[image, g * k + c, i, j] = group[c, i, j] + p["gate.weight"][0] * out[image, g * k + c, i, j]
     return out
 
 

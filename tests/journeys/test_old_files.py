@@ -13,9 +13,14 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import run_cli
+from reference import LOOPS
+
+from yolov5_ema.blocks import EMA
+from yolov5_ema.checkpoints.loading import load_checkpoint
 
 WEIGHTS = "runs/old/weights/best.pt"
 PREDICT = ("predict", "--weights", WEIGHTS, "--source", "set/images", "-o", "found.json", "--imgsz", 64)
@@ -72,6 +77,21 @@ def test_a_checkpoint_detects_what_it_did(old):
     _ended(run_cli(*PREDICT, "--force", cwd=old))
     assert _same(json.loads((old / "found.json").read_text()), json.loads((old / "whole.json").read_text()))
     assert "EMA" in _ended(run_cli("inspect", WEIGHTS, cwd=old))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_its_blocks_compute_the_published_function(old, engine):
+    """They were made before the options norm_groups, residual and depthwise."""
+    model = load_checkpoint(old / WEIGHTS, engine=engine)["model"].double()
+    blocks = [module for module in model.modules() if type(module) is EMA]
+    assert blocks
+    for block in blocks:
+        assert not vars(block).keys() & {"norm_groups", "residual", "depthwise"}
+        x = torch.randn(2, block.channels, 3, 4, dtype=torch.float64)
+        parameters = {name: value.numpy() for name, value in block.state_dict().items()}
+        expected = LOOPS["EMA"](x.numpy(), parameters, False, groups=block.groups)
+        np.testing.assert_allclose(block(x).detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(torch.jit.script(block)(x), block(x))
 
 
 def test_a_prediction_goes_on(old):

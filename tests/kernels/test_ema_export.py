@@ -111,6 +111,18 @@ def test_any_number_of_groups(tmp_path, exporter, groups):
     assert_right(onnx_session(file), block, [TRACED, *OTHERS])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"norm_groups": 1}, {"depthwise": True}, {"norm_groups": 2, "residual": True, "depthwise": True}],
+    ids=str,
+)
+def test_options_beyond_the_paper_at_any_size(tmp_path, options):
+    block = randomise(EMA(32, groups=4, **options)).eval()
+    file = to_onnx(block, tmp_path / "block.onnx", "older", 12)
+    assert not [name for name in operations(file) if "Conv" in name]
+    assert_right(onnx_session(file), block, [TRACED, *OTHERS])
+
+
 def test_nothing_with_k_outputs_is_convolved(block, tmp_path):
     exact = operations(to_onnx(block, tmp_path / "exact.onnx", "older", 13))
     assert not [name for name in exact if "Conv" in name or "Pool" in name or name in ("If", "Loop", "NonZero")]

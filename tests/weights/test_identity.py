@@ -98,6 +98,17 @@ def test_in_training_mode_too(build, detector):
         assert torch.equal(ours, theirs)
 
 
+def test_a_residual_ema_starts_as_identity_by_itself(build, detector):
+    options = {"residual": True, "norm_groups": 1}
+    model, fresh = grown(build, detector, build_cfg(size="n", block="EMA", at="neck", options=options, nc=2))
+    expected = outputs(detector)
+    assert fresh and torch.equal(outputs(model), expected)
+    start_as_identity(model, fresh)
+    assert torch.equal(outputs(model), expected)
+    nn.init.ones_(model.model[fresh[0]].gate.weight)
+    assert (outputs(model) - expected).abs().max() > 1e-3
+
+
 def test_blocks_behind_blocks_and_repeated_ones(build, detector):
     cfg = build_cfg(size="n", block="none", nc=2)
     cfg["depth_multiple"] = 0.33

@@ -22,6 +22,10 @@ _FROM_THE_ROW = ". The number of channels is not written: a block takes it from 
 class Named(int):
     """An integer that was given by name or is a default: its meaning is clear even if it is passed on by position."""
 
+    def __deepcopy__(self, memo: object) -> Named:
+        # a block recognizes its default in a copied row
+        return self
+
 
 class Reading(NamedTuple):
     """One possible meaning of the numbers, and the named options that express it."""

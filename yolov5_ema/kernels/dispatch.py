@@ -94,6 +94,7 @@ def choose(
     device: torch.device | str,
     dtype: torch.dtype,
     offered: Sequence[str] = ("reference", "exact", "cpp", "triton"),
+    lacking: str = "",
 ) -> Choice:
     """Choose the implementation for an input.
 
@@ -103,6 +104,7 @@ def choose(
         device: the input's device; a type alone (cpu, cuda, meta …) means the current device of that type.
         dtype: dtype of the input.
         offered: the implementations that the block has; at least "reference" and "exact".
+        lacking: why the kernels do not compute the block with its options; an empty string if they do.
 
     Raises:
         UserError: a kernel was asked for on the device that it is made for, but cannot run there, or gives wrong
@@ -118,7 +120,8 @@ def choose(
     kernel = proof.KERNEL_OF_DEVICE.get(device.type)
     if kernel not in offered or kernel is None:
         return Choice("exact", f"no kernel for {device.type}")
-    obstacle = _obstacle(kernel, dtype) or _fault(block, device, dtype, torch.is_grad_enabled(), asked == kernel)
+    obstacle = lacking or _obstacle(kernel, dtype)
+    obstacle = obstacle or _fault(block, device, dtype, torch.is_grad_enabled(), asked == kernel)
     if not obstacle:
         return Choice(kernel, "asked for" if asked == kernel else f"the fastest on {device.type}")
     if asked == kernel:

@@ -28,8 +28,10 @@ def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and not is_watched(layer)
 
 
-def is_same_size_convolution(layer: nn.Module, channels: tuple[int, int], size: int, bias: bool) -> bool:
-    """Whether a layer is a plain ``nn.Conv2d(*channels, size)``, with a bias or not, that keeps the size of maps."""
+def is_same_size_convolution(
+    layer: nn.Module, channels: tuple[int, int], size: int, bias: bool, groups: int = 1
+) -> bool:
+    """Whether a layer is a plain ``nn.Conv2d(*channels, size, groups=groups)`` that keeps the size of maps."""
     if not is_untouched(layer, nn.Conv2d):
         return False
     assert isinstance(layer, nn.Conv2d)
@@ -37,12 +39,13 @@ def is_same_size_convolution(layer: nn.Module, channels: tuple[int, int], size: 
     if found != (*channels, (size, size), (size // 2, size // 2)) or size % 2 == 0:
         return False
     geometry = (layer.stride, layer.dilation, layer.groups, layer.padding_mode)
-    return geometry == ((1, 1), (1, 1), 1, "zeros") and (layer._parameters.get("bias") is not None) == bias
+    return geometry == ((1, 1), (1, 1), groups, "zeros") and (layer._parameters.get("bias") is not None) == bias
 
 
-def is_norm_of_each_channel(layer: nn.Module, channels: int) -> bool:
-    """Whether a layer is a plain ``nn.GroupNorm(channels, channels)`` with weight and bias."""
+def is_group_norm(layer: nn.Module, groups: int, channels: int) -> bool:
+    """Whether a layer is a plain ``nn.GroupNorm(groups, channels)`` with weight and bias."""
     if not is_untouched(layer, nn.GroupNorm):
         return False
     assert isinstance(layer, nn.GroupNorm)
-    return layer.num_groups == layer.num_channels == channels and layer.weight is not None and layer.bias is not None
+    sizes = (layer.num_groups, layer.num_channels)
+    return sizes == (groups, channels) and layer.weight is not None and layer.bias is not None

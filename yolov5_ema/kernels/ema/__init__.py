@@ -12,27 +12,38 @@ import torch
 from torch._subclasses import FakeTensor
 
 from yolov5_ema.kernels.dispatch import asked_for, choose, needs_plain_operations
-from yolov5_ema.kernels.ema.arguments import EMAArguments, check_unless_traced, is_in_reach_of_32_bits
+from yolov5_ema.kernels.ema.arguments import (
+    PUBLISHED,
+    EMAArguments,
+    EMAVariant,
+    check_unless_traced,
+    is_in_reach_of_32_bits,
+    with_full_kernel,
+)
 from yolov5_ema.kernels.ema.exact import ema_exact
 from yolov5_ema.kernels.ema.function import EMAFunction
 from yolov5_ema.kernels.ema.reference import attended, ema_reference, gated, means_of_sides
 from yolov5_ema.kernels.memory import has_memory
 from yolov5_ema.kernels.numerics import is_symbolic, wide_dtype
 
-__all__ = ["EMAArguments", "attended", "ema", "ema_exact", "ema_reference", "gated", "means_of_sides"]
+__all__ = ["EMAArguments", "EMAVariant", "attended", "ema", "ema_exact", "ema_reference", "gated", "means_of_sides"]
 
 
 def ema(
     x: torch.Tensor,
     arguments: EMAArguments,
     implementation: str = "auto",
+    variant: EMAVariant = PUBLISHED,
 ) -> torch.Tensor:
     """Efficient multi-scale attention, with the same result as `ema_reference`.
+
+    The kernels compute the published function, and a depthwise convolution as the full one that it is a case of.
 
     Args:
         x: feature map (N, C, H, W), any floating dtype.
         arguments: parameters, groups and eps.
         implementation: one of `yolov5_ema.kernels.dispatch.CHOICES`.
+        variant: what differs from the published function; not ``cross_spatial``, which only `ema_reference` computes.
 
     Returns:
         (N, C, H, W) in the dtype of ``x``.
@@ -44,18 +55,19 @@ def ema(
     """
     if is_symbolic(x):
         plain = ema_reference if asked_for(implementation) == "reference" else ema_exact
-        return plain(x, arguments)
-    check_unless_traced(x, arguments)
-    name = choose("EMA", implementation, x.device, x.dtype).name
+        return plain(x, arguments, variant)
+    check_unless_traced(x, arguments, variant.depthwise)
+    name = choose("EMA", implementation, x.device, x.dtype, lacking=variant.without_kernels()).name
     if name == "reference":
-        return ema_reference(x, arguments)
-    if name == "exact" and needs_plain_operations():
-        return ema_exact(x, arguments)
+        return ema_reference(x, arguments, variant)
+    if name == "exact" and (needs_plain_operations() or variant.without_kernels()):
+        return ema_exact(x, arguments, variant)
     in_reach = name != "triton" or is_in_reach_of_32_bits(x.shape[1] // arguments.groups, x.shape[2], x.shape[3])
     if not _operators_know((x, *arguments.parameters())) or not in_reach:
-        return ema_exact(x, arguments)
-    wide = wide_dtype(x)
-    return EMAFunction.apply(x, *arguments.to(wide), name != "exact")
+        return ema_exact(x, arguments, variant)
+    if variant.depthwise:
+        arguments = with_full_kernel(arguments)
+    return EMAFunction.apply(x, *arguments.to(wide_dtype(x)), name != "exact")
 
 
 def _operators_know(tensors: Sequence[torch.Tensor]) -> bool:

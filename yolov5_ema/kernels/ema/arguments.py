@@ -22,7 +22,7 @@ class EMAArguments(NamedTuple):
         b1: bias of the 1x1 convolution, (k,).
         gamma: weight of the GroupNorm, which normalizes each channel separately, (k,).
         beta: bias of the GroupNorm, (k,).
-        w3: weight of the 3x3 convolution, (k, k, 3, 3).
+        w3: weight of the 3x3 convolution, (k, k, 3, 3), or (k, 1, 3, 3) if it is depthwise (`EMAVariant`).
         b3: bias of the 3x3 convolution, (k,).
         groups: number of groups G that the channels are split into.
         eps: eps of the GroupNorm.
@@ -47,10 +47,43 @@ class EMAArguments(NamedTuple):
         return EMAArguments(w1, b1, gamma, beta, w3, b3, self.groups, self.eps)
 
 
+class EMAVariant(NamedTuple):
+    """How a block departs from the published function; the defaults do not.
+
+    Attributes:
+        cross_spatial: False for the ablation EMA_no, see `yolov5_ema.blocks.EMA`.
+        norm_groups: groups of the GroupNorm, a divisor of k; None: as published, each channel by itself.
+        depthwise: whether the 3x3 convolution has one kernel for each channel.
+    """
+
+    cross_spatial: bool = True
+    norm_groups: int | None = None
+    depthwise: bool = False
+
+    def without_kernels(self) -> str:
+        """Why no kernel computes it; an empty string if the kernels do."""
+        if self.norm_groups is None:
+            return ""
+        return f"no kernel normalizes several channels together, as norm_groups={self.norm_groups} does"
+
+
+PUBLISHED = EMAVariant()
+
 _NAMES = EMAArguments._fields[:6]
 
 
-def check_arguments(x: Tensor, arguments: EMAArguments) -> int:
+def with_full_kernel(arguments: EMAArguments) -> EMAArguments:
+    """The same function with the depthwise 3x3 kernel (k, 1, 3, 3) as a full one, (k, k, 3, 3).
+
+    A depthwise convolution is a full one whose kernels between different channels are zero.
+    """
+    w3 = arguments.w3
+    k = w3.shape[0]
+    diagonal = torch.diag_embed(w3.flatten(1).t())  # (9, k, k)
+    return arguments._replace(w3=diagonal.permute(1, 2, 0).reshape(k, k, 3, 3))
+
+
+def check_arguments(x: Tensor, arguments: EMAArguments, depthwise: bool = False) -> int:
     """The number of channels k of a group.
 
     Raises:
@@ -64,15 +97,16 @@ def check_arguments(x: Tensor, arguments: EMAArguments) -> int:
         )
     w1, b1, gamma, beta, w3, b3 = parameters
     device, row = x.device, (k,)
-    fits = w1.shape == (k, k, 1, 1) and w3.shape == (k, k, 3, 3)
+    kernel = (k, 1 if depthwise else k, 3, 3)
+    fits = w1.shape == (k, k, 1, 1) and w3.shape == kernel
     fits = fits and b1.shape == row and gamma.shape == row and beta.shape == row and b3.shape == row
     if not fits or not all(parameter.device == device for parameter in parameters):
-        raise ArgumentsError(_fault(x, parameters, k))
+        raise ArgumentsError(_fault(x, parameters, k, kernel))
     return k
 
 
-def _fault(x: Tensor, parameters: tuple[Tensor, ...], k: int) -> str:
-    sizes = ((k, k, 1, 1), (k,), (k,), (k,), (k, k, 3, 3), (k,))
+def _fault(x: Tensor, parameters: tuple[Tensor, ...], k: int, kernel: tuple[int, ...]) -> str:
+    sizes = ((k, k, 1, 1), (k,), (k,), (k,), kernel, (k,))
     for name, parameter, size in zip(_NAMES, parameters, sizes):
         if parameter.shape != size:
             return f"EMA: expected {name} of shape {list(size)}, got a tensor of shape {list(parameter.shape)}"
@@ -122,9 +156,9 @@ def _may_mix(x: Tensor, dtype: torch.dtype) -> bool:
     )
 
 
-def check_unless_traced(x: Tensor, arguments: EMAArguments) -> None:
+def check_unless_traced(x: Tensor, arguments: EMAArguments, depthwise: bool = False) -> None:
     """Run all checks of the arguments, except in a trace, which would record their results as constants and warn."""
     if torch.jit.is_tracing() or is_symbolic(x):
         return
-    check_arguments(x, arguments)
+    check_arguments(x, arguments, depthwise)
     check_dtypes(x, arguments)

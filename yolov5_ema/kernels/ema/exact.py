@@ -1,7 +1,7 @@
 """EMA in plain torch operations, rewritten so that no map with k channels is convolved or kept.
 
 Paper: "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", Ouyang et al., ICASSP 2023,
-arXiv 2305.13563. The identities behind this form are proved in docs/exact-ema.md.
+arXiv 2305.13563. The identities behind this form, also for the options of the block, are proved in docs/exact-ema.md.
 
 `ema_exact` is one differentiable expression, for TorchScript, tracing and ONNX. It uses operations that are fast in
 both torch and onnxruntime. (ConvTranspose, for example, is faster in onnxruntime but many times slower in torch.)
@@ -11,23 +11,25 @@ keep the input and three numbers for each channel, and recompute the rest.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from yolov5_ema.kernels.ema.arguments import EMAArguments, check_unless_traced
+from yolov5_ema.kernels.ema.arguments import PUBLISHED, EMAArguments, EMAVariant, check_unless_traced
 from yolov5_ema.kernels.numerics import as_constant, group_norm, wide_dtype
 
 
-def ema_exact(x: torch.Tensor, arguments: EMAArguments) -> torch.Tensor:
-    """The same function as `yolov5_ema.kernels.ema.reference.ema_reference` with ``cross_spatial=True``.
+def ema_exact(x: torch.Tensor, arguments: EMAArguments, variant: EMAVariant = PUBLISHED) -> torch.Tensor:
+    """The same function as `yolov5_ema.kernels.ema.reference.ema_reference`, but not without ``cross_spatial``.
 
     Arguments, result and errors are the same, for any size and number of images. It is computed in float32 or wider.
     """
     if not torch.jit.is_scripting():
-        check_unless_traced(x, arguments)
+        check_unless_traced(x, arguments, variant.depthwise)
     w1, b1, gamma, beta, w3, b3, groups, eps = arguments
+    _, norm_groups, depthwise = variant
     n, _, h, w = x.shape
     # taken from x it would not be a constant in ONNX, but group_norm needs one
     k = w1.shape[0]
@@ -45,12 +47,14 @@ def ema_exact(x: torch.Tensor, arguments: EMAArguments) -> torch.Tensor:
     columns = gx.sum(2)  # (NG, k, W)
     gates = _gates(torch.cat([gx.mean(3), columns / h], dim=2), w1, b1)  # (NG, k, H+W)
     y = gx * torch.matmul(gates[:, :, :h].unsqueeze(3), gates[:, :, h:].unsqueeze(2))  # (NG, k, H, W)
-    x1 = group_norm(y, k, gamma, beta, eps)  # (NG, k, H, W)
-    q = _weights_of_1x1(shifted_means(gx, columns), w3, b3)  # (NG, k)
-    if torch.jit.is_scripting():
-        kernel, bias = _one_output_kernel(beta, w3, b3)  # (k, 9), ()
+    x1 = group_norm(y, k if norm_groups is None else norm_groups, gamma, beta, eps)  # (NG, k, H, W)
+    q = _weights_of_1x1(shifted_means(gx, columns), w3, b3, depthwise)  # (NG, k)
+    if norm_groups is not None:
+        kernel, bias = _one_output_kernels(x1.mean((2, 3)), w3, b3, depthwise)  # (NG, k, 9), (NG, 1, 1, 1)
+    elif torch.jit.is_scripting():
+        kernel, bias = _one_output_kernel(beta, w3, b3, depthwise)  # (k, 9), ()
     else:
-        kernel, bias = as_constant(_one_output_kernel, beta, w3, b3)
+        kernel, bias = as_constant(partial(_one_output_kernel, depthwise=depthwise), beta, w3, b3)
     from_1x1 = torch.matmul(q.unsqueeze(1), x1.flatten(2)).reshape(n * groups, 1, h, w)
     attention = from_1x1 + (_convolve(gx, kernel) + bias)  # (NG, 1, H, W)
     return (gx * attention.sigmoid()).reshape(x.shape).to(x.dtype)  # (N, C, H, W)
@@ -75,25 +79,44 @@ def shifted_means(gx: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return taps.flatten(2) / (h * w)
 
 
-def _weights_of_1x1(means: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor) -> torch.Tensor:
+def _weights_of_1x1(means: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor, depthwise: bool = False) -> torch.Tensor:
     """softmax of the mean of the 3x3 convolution, which is linear in the shifted means: (NG, k, 9) -> (NG, k)."""
+    if depthwise:
+        return ((means * w3.flatten(1)).sum(2) + b3).softmax(1)
     return torch.addmm(b3, means.flatten(1), w3.flatten(1).t()).softmax(1)
 
 
-def _one_output_kernel(beta: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _one_output_kernel(
+    beta: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor, depthwise: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The 3x3 convolution's outputs weighted by softmax(beta): one kernel (k, 9) and one bias ()."""
-    # the mean of a normalized channel is its beta
+    # the mean of a channel that is normalized by itself is its beta
     p = beta.softmax(0)
-    return torch.matmul(p, w3.flatten(1)).reshape(-1, 9), torch.dot(p, b3)
+    kernel = p.unsqueeze(1) * w3.flatten(1) if depthwise else torch.matmul(p, w3.flatten(1)).reshape(-1, 9)
+    return kernel, torch.dot(p, b3)
+
+
+def _one_output_kernels(
+    means: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor, depthwise: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_one_output_kernel` for each group of each image, weighted by softmax(means).
+
+    Means (NG, k) of the normalized channels -> kernels (NG, k, 9) and biases (NG, 1, 1, 1).
+    """
+    p = means.softmax(1)
+    w = w3.flatten(1)
+    kernels = p.unsqueeze(2) * w if depthwise else torch.matmul(p, w).reshape(-1, w3.shape[0], 9)
+    return kernels, (p * b3).sum(1).reshape(-1, 1, 1, 1)
 
 
 def _convolve(gx: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     """3x3 convolution with one output, (NG, k, H, W) -> (NG, 1, H, W), as nine 1x1 maps that are shifted and added.
 
+    The kernel is (k, 9), or (NG, k, 9) with one for each map.
     The maps are shifted vertically three at a time, added, and then shifted horizontally: four shifts instead of eight.
     They are padded first and then cut, so that torch.export sees only sizes based on H and W.
     """
-    taps = torch.matmul(kernel.t(), gx.flatten(2)).reshape(-1, 9, gx.shape[2], gx.shape[3])
+    taps = torch.matmul(kernel.transpose(-2, -1), gx.flatten(2)).reshape(-1, 9, gx.shape[2], gx.shape[3])
     above, below = F.pad(taps[:, 0:3], [0, 0, 1, 0])[:, :, :-1], F.pad(taps[:, 6:9], [0, 0, 0, 1])[:, :, 1:]
     rows = above + taps[:, 3:6] + below  # (NG, 3, H, W)
     left, right = F.pad(rows[:, 0:1], [1, 0])[:, :, :, :-1], F.pad(rows[:, 2:3], [0, 1])[:, :, :, 1:]

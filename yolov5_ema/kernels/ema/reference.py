@@ -12,21 +12,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from yolov5_ema.kernels.ema.arguments import EMAArguments, check_unless_traced
+from yolov5_ema.kernels.ema.arguments import PUBLISHED, EMAArguments, EMAVariant, check_unless_traced
 from yolov5_ema.kernels.numerics import group_norm, saturate, stable_mean, wide_dtype
 
 
 def ema_reference(
     x: torch.Tensor,
     arguments: EMAArguments,
-    cross_spatial: bool = True,
+    variant: EMAVariant = PUBLISHED,
 ) -> torch.Tensor:
     """Section 3.2 of the paper, step by step.
 
     Args:
         x: feature map (N, C, H, W), any floating dtype.
         arguments: parameters, groups and eps.
-        cross_spatial: False for the ablation EMA_no, see `yolov5_ema.blocks.EMA`.
+        variant: what differs from the paper.
 
     Returns:
         (N, C, H, W) in the dtype of ``x``.
@@ -35,16 +35,18 @@ def ema_reference(
         RuntimeError: shapes, devices or dtypes that do not fit together.
     """
     if not torch.jit.is_scripting():
-        check_unless_traced(x, arguments)
+        check_unless_traced(x, arguments, variant.depthwise)
     w1, b1, gamma, beta, w3, b3, groups, eps = arguments
+    cross_spatial, norm_groups, depthwise = variant
     n, _, h, w = x.shape
     # a constant even if the size of x is not
     k = w1.shape[0]
     gx = x.reshape(n * groups, k, h, w)  # (NG, k, H, W)
     y = gated(gx, F.conv2d(means_of_sides(gx), w1, b1))  # (NG, k, H, W)
     wide = wide_dtype(y)
-    x1 = group_norm(y.to(wide), k, gamma.to(wide), beta.to(wide), eps)  # (NG, k, H, W)
-    x2 = F.conv2d(gx, w3, b3, padding=1)  # (NG, k, H, W)
+    norms = k if norm_groups is None else norm_groups
+    x1 = group_norm(y.to(wide), norms, gamma.to(wide), beta.to(wide), eps)  # (NG, k, H, W)
+    x2 = F.conv2d(gx, w3, b3, padding=1, groups=k if depthwise else 1)  # (NG, k, H, W)
     return attended(gx, x1, x2, cross_spatial).reshape(x.shape)  # (N, C, H, W)
 
 
