@@ -21,11 +21,12 @@ from training import busy_process
 
 from yolov5_ema.upstream.data_yaml import open_dataset
 
+RUNTIMES = ("auto", "onnx", "openvino", "torch")
 CANDIDATES = {
     "val": ("val", "--name", "val", "--exist-ok"),
     **{
         f"evaluate --runtime {name}": ("evaluate", "--runtime", name, "--name", name, "--exist-ok", "--no-plots")
-        for name in ("auto", "onnx", "openvino", "torch")
+        for name in RUNTIMES
     },
 }
 
@@ -47,8 +48,11 @@ def main() -> None:
             )
             for count in (FEW, args.images)
         }
-        found = rows_of(timed(CANDIDATES, flags, args.rounds, folder))
-        differences = {way: difference(folder, way) for way in ("auto", "onnx", "openvino")}
+        candidates = {
+            way: words for way, words in CANDIDATES.items() if "runtime" not in way or runtime(way) in args.only
+        }
+        found = rows_of(timed(candidates, flags, args.rounds, folder))
+        differences = {way: difference(folder, way) for way in map(runtime, candidates) if way not in ("val", "torch")}
     rows = {(weights.name, Path(args.data).stem, way): row for way, row in found.items()}
     report(rows, described(args), args.save and "evaluate-weights")
     for way, (protocol, most) in differences.items():
@@ -59,6 +63,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="a trained detector: it decides how long NMS takes")
     parser.add_argument("--data", required=True, help="data YAML")
+    parser.add_argument("--only", nargs="+", default=RUNTIMES, choices=RUNTIMES, help="runtimes, with torch among them")
     parser.add_argument("--task", default="val", help="the split whose images are used")
     add_flags(parser)
     return parser.parse_args()
@@ -82,6 +87,10 @@ def repeated(args: argparse.Namespace, folder: Path, count: int) -> Path:
     content = {"path": str(place), "train": "images", "val": "images", "nc": len(dataset.names), "names": dataset.names}
     file.write_text(yaml.safe_dump(content))
     return file
+
+
+def runtime(candidate: str) -> str:
+    return candidate.rsplit(" ", 1)[-1]
 
 
 def difference(folder: Path, runtime: str) -> tuple[str, float]:

@@ -70,7 +70,7 @@ Times = Mapping[str, Mapping[int, Sequence[Taken]]]
 
 def main() -> None:
     args = parse_args()
-    candidates = {**CANDIDATES, **(WITH_RAY if args.ray else {})}
+    candidates = chosen({**CANDIDATES, **(WITH_RAY if args.ray else {})}, args.only)
     rows: dict[tuple[str, str, str], Row] = {}
     with tempfile.TemporaryDirectory() as name, busy_process() if args.busy else contextlib.nullcontext():
         weights = args.weights or [untrained(Path(name), size) for size in "ns"]
@@ -93,6 +93,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, nargs="+", help="(default: yolov5n-ema and yolov5s-ema, untrained)")
     parser.add_argument("--source", type=Path, nargs="+", help="folders with images (default: images are drawn)")
     parser.add_argument("--ray", action="store_true", help="also with Ray")
+    parser.add_argument("--only", nargs="+", metavar="WORDS", help="beside detect, only commands that end with these")
     add_flags(parser)
     return parser.parse_args()
 
@@ -103,6 +104,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--busy", action="store_true", help="beside a process that computes without a pause")
     parser.add_argument("--save", action="store_true", help="write a CSV into benchmarks/results/")
+
+
+def chosen(candidates: Mapping[str, Sequence[str]], ends: Sequence[str] | None) -> Mapping[str, Sequence[str]]:
+    """The reference, and the candidates whose names end with one of some words; all without any."""
+    return {
+        name: command
+        for name, command in candidates.items()
+        if name == REFERENCE or not ends or name.endswith(tuple(ends))
+    }
 
 
 def untrained(folder: Path, size: str) -> Path:

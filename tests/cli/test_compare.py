@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -510,6 +511,22 @@ def test_a_failure_is_shown_and_the_others_go_on(tiny_set, played, capsys):
     assert played.trained() == ["resume yolov5n-ema/seed0"]
 
 
+def test_two_trainings_at_the_same_time(tiny_set, played, capsys):
+    assert main(command(tiny_set, "--jobs", 2)) == 0
+    assert sorted(played.trained()) == [f"{name}/seed{seed}" for name in ("plain", "yolov5n-ema") for seed in range(3)]
+    assert result()["models"]["yolov5n-ema"]["differences"]["map50"]["mean"] == pytest.approx(0.05 / 3)
+    assert {f"[{number}/6] " for number in range(1, 7)} <= set(re.findall(r"\[\d/6\] ", capsys.readouterr().out))
+    played.fail["plain", 3] = "Ctrl-C"
+    with pytest.raises(KeyboardInterrupt):
+        main(command(tiny_set, "--jobs", 2, "--seeds", 6))
+    assert "Run the same command again to continue" in capsys.readouterr().err
+    assert len(played.trained()) < 12  # the last ones were not begun
+    played.fail.clear()
+    assert main(command(tiny_set, "--jobs", 2, "--seeds", 6)) == 0
+    assert "resume plain/seed3" in played.trained()
+    assert "--jobs must be at least 1, not 0" in refused(command(tiny_set, "--jobs", 0))
+
+
 def test_a_loss_that_is_no_number_is_a_failure(tiny_set, played, capsys):
     played.fail["yolov5n-ema", 0] = "nan"
     assert main(command(tiny_set, "--seeds", 1)) == 1
@@ -534,15 +551,33 @@ def test_progress_tells_what_is_left(capsys, monkeypatch):
     assert capsys.readouterr().out == "[1/3] a: epoch 2/10, about 0:14:00 left\n"
     clock[0] = 300.0
     progress.show("a", 10)
-    progress.end("a: done")
+    progress.end("a", "a: done")
     progress.start("b", 6)  # resumed: 300 s for 10 epochs so far
     assert "[2/3] b: training from epoch 6\n" in capsys.readouterr().out
     clock[0] = 360.0
     progress.show("b", 8)  # 360 s for 12 epochs; 2 + 10 left
     assert capsys.readouterr().out == "[2/3] b: epoch 8/10, about 0:06:00 left\n"
-    progress.end("b: done")
+    progress.end("b", "b: done")
     progress.start("c", 10)
     assert capsys.readouterr().out.endswith("[3/3] c: scoring\n")
+
+
+def test_progress_of_runs_at_the_same_time(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(compare.time, "monotonic", lambda: clock[0])
+    progress = compare._Progress(["a", "b", "c"], epochs=10)
+    progress.start("a", 0)
+    progress.start("b", 5)
+    clock[0] = 60.0
+    progress.show("a", 3)
+    capsys.readouterr()
+    progress.show("b", 8)  # 60 s for 3 + 3 epochs; 7 + 2 + 10 left
+    assert capsys.readouterr().out == "[2/3] b: epoch 8/10, about 0:03:10 left\n"
+    progress.end("b", "b: done")
+    progress.start("c", 0)
+    clock[0] = 120.0
+    progress.show("a", 9)  # 120 s for 9 + 3 epochs; 1 + 10 left
+    assert capsys.readouterr().out.endswith("[1/3] a: epoch 9/10, about 0:01:50 left\n")
 
 
 # --- with ultralytics -----------------------------------------------------------------------
@@ -721,6 +756,29 @@ def test_two_seeds_killed_and_resumed(tiny_set, own_folder):
     assert all(len(run["attempts"]) == 1 for key, run in runs.items() if key != ("small-ema", 0))
     epochs = {line.split(",")[0].strip() for line in (interrupted / "results.csv").read_text().splitlines()[1:]}
     assert epochs == {str(epoch) for epoch in range(6)}
+
+
+@pytest.mark.slow
+def test_two_at_once_interrupted_and_resumed(tiny_set, own_folder):
+    """Ctrl-C ends both trainings; later, both go on."""
+    argv = real_command(tiny_set, "--seeds", 1, "--epochs", 8, "--workers", 0, "--jobs", 2)
+    folders = [own_folder / "runs/compare/exp" / name / "seed0" for name in ("small", "small-ema")]
+    command = [sys.executable, "-m", "yolov5_ema", *argv]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    until_s = time.monotonic() + 400
+    while not all((folder / "weights/last.pt").is_file() for folder in folders):  # both at the same time
+        assert time.monotonic() < until_s and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    rows = [(folder / "results.csv").read_text() for folder in folders]
+    time.sleep(5)
+    assert [(folder / "results.csv").read_text() for folder in folders] == rows
+    done = run_cli(*argv, cwd=own_folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    runs = result()["runs"]
+    assert all(run["status"] == "finished" and len(run["attempts"]) == 2 for run in runs)
+    assert all(run["attempts"][1]["from_epoch"] > 0 for run in runs)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import sys
 import time
 import types
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,34 @@ def test_score_takes_the_first_four_figures(engine, monkeypatch, more):
     assert found == {"precision": 0.1, "recall": 0.2, "map50": 0.3, "map50_95": 0.4}
     assert (given["conf_thres"], given["iou_thres"], given["half"]) == (0.001, 0.6, False)
     assert (given["task"], given["imgsz"], given["project"]) == ("test", 64, "exp")
+
+
+# --- several at the same time ---------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the command is a shell script")
+@pytest.mark.parametrize("jobs, given, threads", [(1, "", ""), (1000, "", "1"), (1000, "3", "3")])
+def test_each_training_has_its_share_of_the_cores_and_ends_when_stopped(
+    plan, run, tmp_path, monkeypatch, jobs, given, threads
+):
+    command = tmp_path / "command.sh"
+    command.write_text('#!/bin/sh\necho "threads: $OMP_NUM_THREADS."\nexec sleep 60\n')
+    command.chmod(0o700)
+    monkeypatch.setattr(comparison_runs.sys, "executable", str(command))
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    if not given:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    runner = Runner(plan, None, lambda *_: None, jobs, poll_s=0.02)
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(runner._call, run, [])
+        until_s = time.monotonic() + 30
+        while not (run.log.is_file() and run.log.read_text()):
+            assert time.monotonic() < until_s
+            time.sleep(0.02)
+        assert run.log.read_text() == f"threads: {threads}.\n" and not begun.done()
+        runner.stop()
+        with pytest.raises(comparison_runs.Stopped):
+            begun.result(30)
 
 
 # --- one at a time, and nothing left behind -------------------------------------------------

@@ -6,9 +6,11 @@ import argparse
 import datetime
 import math
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,8 @@ must be known to both, and every best.pt is scored by COCO's protocol.
 How many seeds? --plan says how many a difference of a given size needs, from the runs that are finished, and how long
 they take. --until-width W trains the first --seeds (5 or more is wise), and then as many as their spread asks for, so
 that the interval of each difference in mAP50-95 is at most W wide.
+
+Small models train faster two at a time with one core each than one after another with two: --jobs 2.
 
 After an interruption, run the same command again to continue; you can add models and seeds to it. Results:
 PROJECT/NAME/comparison.json, .csv, .md and .png. Exit code 1 if a training failed. More: docs/compare.md
@@ -75,7 +79,7 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     if (args.no_train or args.plan) and not plan.folder.is_dir():
         raise UserError(f"{'--plan' if args.plan else '--no-train'}: there is no comparison in {plan.folder}")
     if args.plan:
-        table, lines = needs(plan, args.effect or EFFECTS)
+        table, lines = needs(plan, args.effect or EFFECTS, args.jobs)
         print("\n".join([aligned(table), "", *lines]))
         return 0
     print(_announcement(plan), flush=True)
@@ -85,10 +89,10 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         design = _design(plan, args.until_width)
         if design:
             plan = with_seeds(plan, seeds_begun(plan, design.pilot))
-        records = _carry_out(plan, lock, train=not args.no_train)
+        records = _carry_out(plan, lock, args.jobs) if not args.no_train else _recorded(plan)
         if design and not args.no_train:
             deadline_s = started_s + 3600 * args.hours if args.hours else math.inf
-            plan, records = _until_narrow(plan, design, records, lock, deadline_s)
+            plan, records = _until_narrow(plan, design, records, lock, args.jobs, deadline_s)
         return _conclude(plan, records, args, design)
 
 
@@ -137,6 +141,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="rounds of measuring latency; 0: none (default: 30)",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="trainings at the same time, each with its share of the processor's cores (default: 1)",
+    )
     parser.add_argument("--no-train", action="store_true", help="only report the trainings that are finished")
     number = parser.add_argument_group("the number of seeds")
     number.add_argument(
@@ -166,6 +177,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if args.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, not {args.jobs}")
     if args.latency_rounds < 0 or args.latency_rounds == 1:
         raise UserError(f"--latency-rounds must be 0 or at least 2, not {args.latency_rounds}")
     if Path(args.name).name != args.name or args.name in ("", ".."):
@@ -217,7 +230,7 @@ def _design(plan: Plan, width: float | None) -> Design | None:
 
 
 def _until_narrow(
-    plan: Plan, design: Design, records: dict[Run, Record], lock: int | None, deadline_s: float
+    plan: Plan, design: Design, records: dict[Run, Record], lock: int | None, jobs: int, deadline_s: float
 ) -> tuple[Plan, dict[Run, Record]]:
     """Add seeds until the design has as many as it needs, or the time is over."""
     from yolov5_ema.comparing.design import METRIC
@@ -225,7 +238,7 @@ def _until_narrow(
 
     first = {run: record for run, record in records.items() if run.seed < design.pilot}
     needed = design.seeds(figures_of(plan, first, METRIC), plan.baseline)
-    seed_s = seconds_per_seed(records)
+    seed_s = seconds_per_seed(records) / min(jobs, len(plan.cfgs))
     done = len(plan.seeds)
     print(
         f"An interval of mAP50-95 that is {design.width:g} wide needs {needed} seeds, by the spread over the first "
@@ -237,35 +250,51 @@ def _until_narrow(
             print(f"--hours is over after {seeds - 1} of {needed} seeds: the intervals are wider", flush=True)
             break
         plan = with_seeds(plan, seeds)
-        records = _carry_out(plan, lock, train=True)
+        records = _carry_out(plan, lock, jobs)
     return plan, records
 
 
 # --- the trainings --------------------------------------------------------------------------
 
 
-def _carry_out(plan: Plan, lock: int | None, train: bool) -> dict[Run, Record]:
+def _recorded(plan: Plan) -> dict[Run, Record]:
     from yolov5_ema.comparing import runs
 
-    all_runs = runs.runs_of(plan)
-    records = {run: runs.record_of(run) for run in all_runs}
-    if not train:
-        return records
-    progress = _Progress([run for run in all_runs if records[run].status != runs.FINISHED], plan.common.epochs)
-    finished = len(all_runs) - progress.count
-    if finished:
-        print(f"{finished} of {len(all_runs)} runs are finished already", flush=True)
-    runner = runs.Runner(plan, lock, progress.show)
-    try:
-        for run in all_runs:
-            if records[run].status == runs.FINISHED:
-                continue
-            progress.start(run, runs.epochs_done(run))
+    return {run: runs.record_of(run) for run in runs.runs_of(plan)}
+
+
+def _carry_out(plan: Plan, lock: int | None, jobs: int) -> dict[Run, Record]:
+    from yolov5_ema.comparing import runs
+
+    records = _recorded(plan)
+    todo = [run for run, record in records.items() if record.status != runs.FINISHED]
+    progress = _Progress(todo, plan.common.epochs)
+    if len(todo) < len(records):
+        print(f"{len(records) - len(todo)} of {len(records)} runs are finished already", flush=True)
+    runner = runs.Runner(plan, lock, progress.show, jobs)
+
+    def one(run: Run) -> None:
+        if runner.is_stopped:
+            return
+        progress.start(run, runs.epochs_done(run))
+        try:
             records[run] = runner.carry_out(run)
-            progress.end(_ended(run, records[run]))
-    except KeyboardInterrupt:
-        print("\nRun the same command again to continue.", file=sys.stderr)
-        raise
+        except runs.Stopped:
+            return
+        except BaseException:
+            runner.stop()
+            raise
+        progress.end(run, _ended(run, records[run]))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        begun = [pool.submit(one, run) for run in todo]
+        try:
+            for future in wait(begun, return_when=FIRST_EXCEPTION).done:
+                future.result()
+        except KeyboardInterrupt:
+            runner.stop()
+            print("\nRun the same command again to continue.", file=sys.stderr)
+            raise
     return records
 
 
@@ -278,61 +307,69 @@ def _ended(run: Run, record: Record) -> str:
     return f"{run}: FAILED: {record.reason}\n  {run.log} ends with\n{tail}"
 
 
+@dataclass
+class _Shown:
+    """A run at work, as its line on the console shows it."""
+
+    place: str
+    epochs_at_start: int
+    epochs: int
+
+
 class _Progress:
-    """A line on the console with the run, the epoch and the estimated time left."""
+    """A line on the console with a run, its epoch and the estimated time until all runs are done."""
 
     _QUIET_S = 60.0
-    """Seconds between two lines if the output is not a terminal."""
+    """Seconds between two lines of a run if the output is not a terminal."""
 
     def __init__(self, todo: Sequence[Run], epochs: int) -> None:
         self.count = len(todo)
         self._epochs = epochs
-        self._number = 0
-        self._run: Run | None = None
-        self._epochs_at_start = self._epochs_seen = 0
-        self._trained = 0
-        self._spent_s = 0.0
-        self._started_s = self._shown_s = time.monotonic()
+        self._begun = self._trained = 0
+        self._at_work: dict[Run, _Shown] = {}
+        self._shown_s: dict[Run, float] = {}
+        self._started_s = time.monotonic()
         self._is_terminal = sys.stdout.isatty()
+        self._lock = threading.Lock()
 
     def start(self, run: Run, epochs_done: int) -> None:
-        self._number += 1
-        self._run = run
-        self._epochs_at_start = self._epochs_seen = min(epochs_done, self._epochs)
-        self._started_s = self._shown_s = time.monotonic()
-        if not self._is_terminal:
+        with self._lock:
+            self._begun += 1
+            done = min(epochs_done, self._epochs)
+            shown = self._at_work[run] = _Shown(f"[{self._begun}/{self.count}] ", done, done)
+            self._shown_s[run] = time.monotonic()
             begun = f"training from epoch {epochs_done}" if epochs_done else "training"
-            what = "scoring" if epochs_done >= self._epochs else begun
-            print(f"[{self._number}/{self.count}] {run}: {what}", flush=True)
+            if not self._is_terminal:
+                print(f"{shown.place}{run}: {'scoring' if done == self._epochs else begun}", flush=True)
 
     def show(self, run: Run, epochs_done: int) -> None:
-        # There are fewer epochs than before if the training had to start over.
-        self._epochs_at_start = min(epochs_done, self._epochs_at_start)
-        self._epochs_seen = epochs_done
-        now_s = time.monotonic()
-        if not self._is_terminal and now_s - self._shown_s < self._QUIET_S:
-            return
-        self._shown_s = now_s
-        line = f"[{self._number}/{self.count}] {run}: epoch {epochs_done}/{self._epochs}{self._left(now_s)}"
-        print(
-            f"\r\033[K{line}" if self._is_terminal else line,
-            end="" if self._is_terminal else "\n",
-            flush=True,
-        )
+        with self._lock:
+            shown, now_s = self._at_work[run], time.monotonic()
+            # There are fewer epochs than before if the training had to start over.
+            shown.epochs_at_start = min(epochs_done, shown.epochs_at_start)
+            shown.epochs = epochs_done
+            if self._is_terminal or now_s - self._shown_s[run] >= self._QUIET_S:
+                self._shown_s[run] = now_s
+                line = f"{shown.place}{run}: epoch {epochs_done}/{self._epochs}{self._left(now_s)}"
+                self._print(line, end="" if self._is_terminal else "\n")
 
-    def end(self, words: str) -> None:
-        self._trained += self._epochs_seen - self._epochs_at_start
-        self._spent_s += time.monotonic() - self._started_s
-        line = f"[{self._number}/{self.count}] {words}"
-        print(f"\r\033[K{line}" if self._is_terminal else line, flush=True)
+    def end(self, run: Run, words: str) -> None:
+        with self._lock:
+            shown = self._at_work.pop(run)
+            self._trained += shown.epochs - shown.epochs_at_start
+            self._print(f"{shown.place}{words}", end="\n")
+
+    def _print(self, line: str, end: str) -> None:
+        print(f"\r\033[K{line}" if self._is_terminal else line, end=end, flush=True)
 
     def _left(self, now_s: float) -> str:
-        done = self._trained + self._epochs_seen - self._epochs_at_start
+        at_work = self._at_work.values()
+        done = self._trained + sum(shown.epochs - shown.epochs_at_start for shown in at_work)
         if done == 0:
             return ""
-        a_epoch_s = (self._spent_s + now_s - self._started_s) / done
-        epochs = self._epochs - self._epochs_seen + (self.count - self._number) * self._epochs
-        return f", about {datetime.timedelta(seconds=round(a_epoch_s * epochs))} left"
+        epochs = sum(self._epochs - shown.epochs for shown in at_work) + (self.count - self._begun) * self._epochs
+        left_s = (now_s - self._started_s) / done * epochs
+        return f", about {datetime.timedelta(seconds=round(left_s))} left"
 
 
 # --- the outcome ----------------------------------------------------------------------------

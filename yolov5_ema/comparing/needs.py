@@ -59,8 +59,13 @@ def duration(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(max(seconds, 0.0))))
 
 
-def needs(plan: Plan, effects: Sequence[float]) -> tuple[list[list[str]], list[str]]:
+def needs(plan: Plan, effects: Sequence[float], jobs: int = 1) -> tuple[list[list[str]], list[str]]:
     """How many seeds are needed to show differences of given sizes with a probability of 80 %.
+
+    Args:
+        plan: the comparison.
+        effects: the differences.
+        jobs: the number of trainings at the same time, which the finished ones had too.
 
     Returns:
         A table with its header: the spread of the paired differences and the seeds, for each model and metric; and
@@ -91,7 +96,7 @@ def needs(plan: Plan, effects: Sequence[float]) -> tuple[list[list[str]], list[s
         f"(interval of {percent(level)} for each model)."
     ]
     finished = min(int(row[2]) for row in table[1:])
-    seed_s = seconds_per_seed(records)
+    seed_s = seconds_per_seed(records) / min(jobs, len(plan.cfgs))
     for effect, seeds in zip(effects, map(max, zip(*needed))):
         left = max(seeds - finished, 0)
         lines.append(f"{effect:g} in every row: {seeds} seeds, {left} more, about {duration(seed_s * left)}")

@@ -1,4 +1,4 @@
-"""Run a comparison: one training after another, each in its own process.
+"""Run a comparison: trainings, each in its own process.
 
 Finished trainings are skipped, and interrupted ones are resumed.
 """
@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from yolov5_ema import files, reading
 from yolov5_ema.checkpoints.loading import load_checkpoint
 from yolov5_ema.comparing import machine, scoring
 from yolov5_ema.comparing.plan import Plan, read_json, write_json
+from yolov5_ema.data.workers import all_cores
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.settings import Settings
 
@@ -88,6 +90,10 @@ class Record:
     def resumed_at(self) -> list[int]:
         """Epochs at which the training was resumed."""
         return [attempt["from_epoch"] for attempt in self.attempts if attempt["from_epoch"]]
+
+
+class Stopped(Exception):
+    """A run was left unfinished because of `Runner.stop`."""
 
 
 Watch = Callable[[Run, int], None]
@@ -158,13 +164,38 @@ def locked(folder: Path) -> Iterator[int | None]:
 
 
 class Runner:
-    """Trains and scores the runs of a plan."""
+    """Trains and scores the runs of a plan; several threads may use it at once.
 
-    def __init__(self, plan: Plan, lock: int | None, watch: Watch, poll_s: float = 1.0) -> None:
+    Args:
+        plan: the comparison.
+        lock: as of `locked`.
+        watch: see `Watch`.
+        jobs: the number of runs at the same time: each has its share of the cores, unless the user set
+            ``OMP_NUM_THREADS``.
+        poll_s: seconds between two looks at a training.
+    """
+
+    def __init__(self, plan: Plan, lock: int | None, watch: Watch, jobs: int = 1, poll_s: float = 1.0) -> None:
         self._plan, self._lock, self._watch, self._poll_s = plan, lock, watch, poll_s
+        self._stopped, self._loading = threading.Event(), threading.Lock()
+        self._threads = {"OMP_NUM_THREADS": str(max(1, all_cores() // jobs))} if jobs > 1 else {}
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        """End the trainings that are at work in any thread."""
+        self._stopped.set()
 
     def carry_out(self, run: Run) -> Record:
-        """Finish a run from its current state; return its record, which holds the outcome."""
+        """Finish a run from its current state; return its record, which holds the outcome.
+
+        Raises:
+            UserError: its folder or its record is not of this comparison, or cannot be written.
+            Stopped: `stop` was called.
+        """
         record = record_of(run)
         if record.status in (FINISHED, DIVERGED):
             return record
@@ -204,7 +235,8 @@ class Runner:
         if not run.last.is_file():
             return 0
         try:
-            epoch = load_checkpoint(run.last, "cpu", engine=self._plan.trainers[run.cfg].engine)["epoch"]
+            with self._loading:
+                epoch = load_checkpoint(run.last, "cpu", engine=self._plan.trainers[run.cfg].engine)["epoch"]
         except (CheckpointError, KeyError, TypeError):  # the process ended while writing it
             return 0
         # both engines set -1 when they strip the optimizer at the end of a training
@@ -245,7 +277,7 @@ class Runner:
 
     def _call(self, run: Run, arguments: list[str], watched: bool = False) -> int:
         """Run one of our commands with its output in the run's log; it ends when this process ends."""
-        environment = {**os.environ, **Settings(leash=True, seed=run.seed).as_environment()}
+        environment = {**self._threads, **os.environ, **Settings(leash=True, seed=run.seed).as_environment()}
         environment.update(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
         kept = () if self._lock is None else (self._lock,)
         with (
@@ -260,11 +292,12 @@ class Runner:
             ) as process,
         ):
             try:
-                while True:
+                while not self.is_stopped:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         return process.wait(self._poll_s)
                     if watched:
                         self._watch(run, epochs_done(run))
+                raise Stopped
             except BaseException:
                 process.terminate()
                 raise

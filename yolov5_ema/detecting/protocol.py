@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -212,9 +213,20 @@ def as_batch(
     layout: torch.memory_format = torch.contiguous_format,
 ) -> torch.Tensor:
     """See `TorchDetector.batch`; float16 if ``half``."""
-    batch = torch.from_numpy(np.stack([image.boxed for image in images])).to(device)
-    batch = batch.permute(0, 3, 1, 2).contiguous(memory_format=layout)
-    return (batch.half() if half else batch.float()) / 255
+    if device.type == "cpu" and layout == torch.contiguous_format:
+        batch = torch.from_numpy(_in_planes([image.boxed for image in images]))
+    else:
+        batch = torch.from_numpy(np.stack([image.boxed for image in images])).to(device)
+        batch = batch.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    return (batch.half() if half else batch.float()).div_(255)
+
+
+def _in_planes(images: Sequence[np.ndarray]) -> np.ndarray:
+    """(N, 3, H, W) of images (H, W, 3); OpenCV does this in half the time of torch and NumPy."""
+    planes = np.empty((len(images), 3, *images[0].shape[:2]), dtype=np.uint8)
+    for image, own in zip(images, planes):
+        cv2.split(image, list(own))
+    return planes
 
 
 def with_shared_weights(holder: T, module: nn.Module, count: int, layout: torch.memory_format) -> list[T]:

@@ -111,7 +111,7 @@ class UltralyticsDetector(Detector):
         if type(self._yolo).__name__ != "RTDETR":  # which stretches images
             gain = (min(gain),) * 2
         pad = ((wide - round(width * gain[0])) / 2, (tall - round(height * gain[1])) / 2)
-        return Prepared((height, width), np.ascontiguousarray(boxed[..., ::-1]), gain, pad)
+        return Prepared((height, width), cv2.cvtColor(boxed, cv2.COLOR_BGR2RGB), gain, pad)
 
     def _start(self) -> None:
         """Let ultralytics make its predictor, and put this detector's steps into it."""

@@ -61,7 +61,7 @@ class Yolov5Steps(Detector):
         except cv2.error as error:
             raise TooThinError.of(pixels, self.imgsz) from error
         height, width = pixels.shape[:2]
-        return Prepared((height, width), np.ascontiguousarray(boxed[..., ::-1]), gain, pad)
+        return Prepared((height, width), cv2.cvtColor(boxed, cv2.COLOR_BGR2RGB), gain, pad)
 
     def batch(self, images: Sequence[Prepared]) -> torch.Tensor:
         """See `protocol.TorchDetector`."""

@@ -1,0 +1,301 @@
+"""Trains what docs/results.md compares: blocks, heads, windows, places of a block, forms of EMA, starts of a block.
+
+All models have the width of yolov5n. Every question is a paired difference over seeds. What was trained is kept in
+--folder; the same command goes on after an interruption, and another run with more --seeds adds to it.
+
+    python benchmarks/evidence.py --bccd bccd.yaml --aerial aerial_cars.yaml
+    python benchmarks/evidence.py --report      # only the table, the CSV and the picture, from what is finished
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from yolov5_ema.comparing.machine import machine, software
+from yolov5_ema.comparing.runs import FINISHED, Run, record_of
+from yolov5_ema.comparing.statistics import Difference, bonferroni_confidence, paired_difference
+from yolov5_ema.upstream.locate import locate
+
+HERE = Path(__file__).resolve().parent
+METRICS = {"map50": "mAP50", "map50_95": "mAP50-95"}
+BLOCKS = ("EMA", "CA", "CBAM", "SE", "ECA", "SA", "NAM")
+
+
+class Training(NamedTuple):
+    """Trainings with one recipe.
+
+    Attributes:
+        data: ``bccd``, ``aerial``, or ``windows``: those that are cut from the aerial photographs.
+        cfgs: the flags of ``yolov5-ema cfg`` for each model.
+        epochs: number of epochs.
+        imgsz: side of the images in pixels.
+        batch: images in a batch.
+        seeds: the number of seeds, if --seeds does not give one.
+        whole: flags of ``evaluate`` with which a model is scored on whole aerial photographs; empty: `compare`'s own
+            score counts.
+        flags: more flags of ``train``.
+    """
+
+    data: str
+    cfgs: Mapping[str, Sequence[str]]
+    epochs: int
+    imgsz: int
+    batch: int
+    seeds: int
+    whole: Sequence[str] = ()
+    flags: Sequence[str] = ()
+
+
+class Question(NamedTuple):
+    """A difference between two models, each named by its training and its name there."""
+
+    letter: str
+    candidate: tuple[str, str]
+    baseline: tuple[str, str]
+    words: str
+
+
+def block(name: str, *flags: str) -> Sequence[str]:
+    return ("--block", name, *flags)
+
+
+NONE = {"yolov5n": block("none")}
+WITH_EMA = {"yolov5n-ema": block("EMA")}
+# 10 epochs of about 1,000 windows of 320 pixels cost what 30 epochs of 84 photographs at 640 pixels do
+TRAININGS = {
+    "blocks": Training(
+        "bccd",
+        {
+            **NONE,
+            **{f"yolov5n-{name.lower()}": block(name) for name in BLOCKS},
+            "yolov5n-ema-neck": block("EMA", "--at", "neck"),
+            "yolov5n-ema-reference": block("EMA", "--option", "implementation=reference"),
+        },
+        *(30, 192, 8, 10),
+    ),
+    "windows": Training(
+        "windows",
+        {**NONE, "yolov5n-p2": block("none", "--head", "p2")},
+        *(10, 320, 8, 3),
+        whole=("--img", "320", "--slice", "320"),
+    ),
+    "whole": Training("aerial", NONE, *(30, 640, 4, 3), whole=("--img", "640")),
+    "fresh": Training("bccd", WITH_EMA, *(10, 192, 8, 5), flags=("--weights", "{start}")),
+    "identity": Training("bccd", WITH_EMA, *(10, 192, 8, 5), flags=("--weights", "{start}", "--init", "identity")),
+}
+START = ("windows", "yolov5n", 0)
+"""The detector, trained on the other set, that ``fresh`` and ``identity`` start from."""
+
+QUESTIONS = (
+    *(
+        Question("a", ("blocks", f"yolov5n-{name.lower()}"), ("blocks", "yolov5n"), f"{name} against no block")
+        for name in BLOCKS
+    ),
+    Question("b", ("windows", "yolov5n-p2"), ("windows", "yolov5n"), "P2 head against P3 head, in windows"),
+    Question("c", ("windows", "yolov5n"), ("whole", "yolov5n"), "windows against whole photographs"),
+    Question("d", ("blocks", "yolov5n-ema-neck"), ("blocks", "yolov5n-ema"), "EMA in the neck against the backbone"),
+    Question("e", ("blocks", "yolov5n-ema-reference"), ("blocks", "yolov5n-ema"), "EMA as published against exact"),
+    Question("f", ("identity", "yolov5n-ema"), ("fresh", "yolov5n-ema"), "--init identity against a fresh EMA"),
+)
+
+
+def main() -> None:
+    args = parse_args()
+    if not args.report:
+        for name in args.only or TRAININGS:
+            train(name, TRAININGS[name], args)
+    report(args.folder)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bccd", type=Path, help="data YAML of BCCD")
+    parser.add_argument("--aerial", type=Path, help="data YAML of the aerial photographs")
+    parser.add_argument("--folder", type=Path, default=Path("runs/evidence"), help="(default: runs/evidence)")
+    parser.add_argument("--only", nargs="+", choices=TRAININGS, help="only these trainings, in this order")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 10 for blocks, 3 to 5 for the others)")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time (default: 2)")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    args = parser.parse_args()
+    if not args.report and not (args.bccd and args.aerial):
+        parser.error("--bccd and --aerial are needed to train")
+    args.folder = args.folder.resolve()
+    return args
+
+
+# --- trainings ------------------------------------------------------------------------------
+
+
+def train(name: str, training: Training, args: argparse.Namespace) -> None:
+    files = data_of(args)
+    cfgs = []
+    for model, flags in training.cfgs.items():
+        cfg = args.folder / "cfgs" / f"{model}.yaml"
+        nc = str(len(yaml.safe_load(files["aerial" if training.whole else training.data].read_text())["names"]))
+        if not cfg.is_file():
+            ours("cfg", "--size", "n", *flags, "--nc", nc, "-o", cfg)
+        cfgs.append(cfg)
+    start = run_of(args.folder, *START).best
+    seeds = args.seeds or training.seeds
+    ours(
+        *("compare", "--data", files[training.data], "--cfgs", *cfgs, "--seeds", seeds, "--jobs", args.jobs),
+        *("--project", args.folder, "--name", name, "--latency-rounds", 0, "--task", "auto"),
+        *("--epochs", training.epochs, "--img", training.imgsz, "--batch", training.batch, "--noval", "--cache"),
+        *("--hyp", HERE / "hyp.evidence.yaml", "--workers", 0, "--device", "cpu"),
+        *(str(flag).format(start=start) for flag in training.flags),
+    )
+    for run in runs_of(args.folder, name) if training.whole else ():
+        if not whole_file(run).is_file() and record_of(run).status == FINISHED:
+            scored = whole_file(run).with_suffix(".new")
+            what = ("--weights", run.best, "--data", files["aerial"], "--protocol", "yolov5", "--json", scored)
+            ours("evaluate", *what, *training.whole, "--project", args.folder / "val", "--no-plots")
+            scored.rename(whole_file(run))
+
+
+def data_of(args: argparse.Namespace) -> dict[str, Path]:
+    """The data YAMLs; the windows are cut if they are missing."""
+    cut = args.folder / "windows-320"
+    ours("data", "slice", args.aerial.resolve(), "--size", 320, "--overlap", 0.2, "-o", cut)
+    return {"bccd": args.bccd.resolve(), "aerial": args.aerial.resolve(), "windows": next(cut.glob("*.yaml"))}
+
+
+def ours(*words: object) -> None:
+    command = [sys.executable, "-m", "yolov5_ema", *map(str, words)]
+    print("$ yolov5-ema", *words[:2], "…", flush=True)
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    subprocess.run(command, env=environment, check=True)
+
+
+# --- results --------------------------------------------------------------------------------
+
+
+def run_of(folder: Path, training: str, model: str, seed: int) -> Run:
+    return Run(model, seed, folder / training / model / f"seed{seed}")
+
+
+def runs_of(folder: Path, training: str) -> Iterator[Run]:
+    for model in TRAININGS[training].cfgs:
+        for file in sorted((folder / training / model).glob("seed*.json")):
+            if file.stem.removeprefix("seed").isdigit():
+                yield run_of(folder, training, model, int(file.stem.removeprefix("seed")))
+
+
+def whole_file(run: Run) -> Path:
+    return run.folder.with_name(f"{run.folder.name}-whole.json")
+
+
+def figures(folder: Path, training: str, model: str) -> dict[int, Mapping[str, float]]:
+    """The results of the finished trainings of a model, by seed."""
+    found: dict[int, Mapping[str, float]] = {}
+    for run in runs_of(folder, training):
+        record = record_of(run)
+        if run.cfg != model or record.status != FINISHED or record.figures is None:
+            continue
+        if not TRAININGS[training].whole:
+            found[run.seed] = record.figures
+        elif whole_file(run).is_file():
+            scored = json.loads(whole_file(run).read_text())["yolov5"]
+            found[run.seed] = {"map50": scored["mAP50"], "map50_95": scored["mAP50-95"]}
+    return found
+
+
+class Row(NamedTuple):
+    question: Question
+    metric: str
+    candidate: float
+    baseline: float
+    difference: Difference
+
+
+def rows_of(folder: Path) -> list[Row]:
+    rows = []
+    for question in QUESTIONS:
+        candidate, baseline = (figures(folder, *which) for which in (question.candidate, question.baseline))
+        both = sorted(candidate.keys() & baseline.keys())
+        level = bonferroni_confidence(0.95, sum(other.letter == question.letter for other in QUESTIONS))
+        for metric in METRICS:
+            values = [{seed: found[seed][metric] for seed in both} for found in (candidate, baseline)]
+            difference = paired_difference(*values, confidence=level)
+            if difference is not None:
+                means = [sum(by_seed.values()) / len(both) for by_seed in values]
+                rows.append(Row(question, metric, *means, difference))
+    return rows
+
+
+def report(folder: Path) -> None:
+    rows = rows_of(folder)
+    here = machine(torch.device("cpu"))
+    versions = ", ".join(f"{name} {version}" for name, version in software(locate()).items())
+    about = f"{here['device']}, {here['cores']} cores; {versions}"
+    print(f"{about}\n")
+    for row in rows:
+        low, high = row.difference.low, row.difference.high
+        interval = "" if low is None or high is None else f"  {low:+.4f} to {high:+.4f}"
+        print(
+            f"{row.question.letter}  {row.question.words:<42}{METRICS[row.metric]:<10}{row.difference.n:>3} seeds  "
+            f"{row.candidate:.4f} - {row.baseline:.4f} = {row.difference.mean:+.4f}{interval}  {row.difference.verdict}"
+        )
+    if rows:
+        save(rows, about)
+
+
+def save(rows: Sequence[Row], about: str) -> None:
+    file = HERE / "results" / f"{datetime.date.today()}-evidence.csv"
+    with open(file, "w", newline="") as stream:
+        stream.write(f"# {about}\n")
+        writer = csv.writer(stream)
+        names = ("seeds", "candidate", "baseline", "difference", "sd", "low", "high", "confidence", "verdict")
+        writer.writerow(("question", "words", "metric", *names))
+        for row in rows:
+            found = row.difference
+            values = (row.candidate, row.baseline, found.mean, found.sd, found.low, found.high, found.confidence)
+            shown = ("" if value is None else f"{value:.5g}" for value in values)
+            writer.writerow(
+                (row.question.letter, row.question.words, METRICS[row.metric], found.n, *shown, found.verdict)
+            )
+    draw(rows, file.with_suffix(".png"))
+    print(f"\n{file} and .png written")
+
+
+def draw(rows: Sequence[Row], file: Path) -> None:
+    """All differences with their intervals, one panel for each metric."""
+    lines = [row.question for row in rows if row.metric == "map50"]
+    figure = Figure(figsize=(11, 1.2 + 0.32 * len(lines)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(METRICS), sharey=True, squeeze=False)[0]
+    for axes, (metric, label) in zip(panels, METRICS.items()):
+        axes.axvline(0, color="black", linewidth=0.8)
+        for row in (row for row in rows if row.metric == metric):
+            place, found = lines.index(row.question), row.difference
+            shown = found.low is not None and found.high is not None and not found.low <= 0 <= found.high
+            colour = "#0072B2" if shown else "#777777"
+            if found.low is not None and found.high is not None:
+                axes.plot([found.low, found.high], [place, place], color=colour, linewidth=2)
+            axes.plot(found.mean, place, "D", color=colour, markersize=5)
+        axes.set_title(f"{label}: paired difference and its interval", fontsize=10, loc="left")
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+    seeds = {row.question: row.difference.n for row in rows}
+    panels[0].set_yticks(
+        range(len(lines)), [f"({one.letter}) {one.words}, {seeds[one]} seeds" for one in lines], fontsize=9
+    )
+    panels[0].set_ylim(len(lines) - 0.5, -0.5)
+    figure.savefig(file, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
