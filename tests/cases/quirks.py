@@ -464,6 +464,17 @@ def roboflow() -> None:
     assert "pip install roboflow" in _refusal(train.RoboflowConnector.init, link, "token")
 
 
+def imports_when_used() -> None:
+    from yolov5.utils import plots
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "seaborn"]:
+        del sys.modules[name]
+    with contextlib.suppress(Exception):  # of fonts, which a second import looks for again
+        importlib.reload(plots)
+    assert "seaborn" not in sys.modules
+    assert plots.sn.color_palette(["#ff0000"])[0] == (1.0, 0.0, 0.0) and "seaborn" in sys.modules
+
+
 def ultralytics() -> None:
     from yolov5_ema.upstream.locate import Engine
 

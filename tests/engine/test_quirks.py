@@ -129,6 +129,7 @@ _SYMPTOMS = {
     "worker-processes": "the worker was replaced",
     "display": "AssertionError",
     "wandb-epochs": "best_result",
+    "imports-when-used": "AssertionError",
 }
 
 

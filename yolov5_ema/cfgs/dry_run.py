@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.errors import ConfigError
+from yolov5_ema.late_modules import without_compiler
 from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics
@@ -76,7 +77,7 @@ def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str, *, model_class
     channels = content.get("ch", 3)
     # on import, some releases of torchvision compute, which cannot be done without memory
     importlib.import_module("torchvision.ops")
-    with quiet(), torch.device("meta"), torch.no_grad(), _Ledger(cfg):
+    with quiet(), torch.device("meta"), torch.no_grad(), without_compiler(), _Ledger(cfg):
         try:
             first = [channels] if model_class is None else channels
             layers, saved = yolo.parse_model({**copy.deepcopy(dict(content)), "ch": channels}, first)

@@ -25,6 +25,7 @@ from yolov5_ema.checkpoints.models import MODEL_CLASSES
 from yolov5_ema.checkpoints.ultralytics_state import LARGEST_STRIDE, MOST_CLASSES, is_of_ultralytics
 from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.errors import CheckpointError
+from yolov5_ema.late_modules import without_compiler
 from yolov5_ema.texts import first_line
 from yolov5_ema.weights.structure import on_meta
 
@@ -203,7 +204,7 @@ def _run_without_memory(model: Any, path: Path) -> None:
     channels = cfg.get("channels", cfg.get("ch", 3)) if isinstance(cfg, Mapping) else 3
     try:
         twin = _without_arithmetic(on_meta(model))
-        with torch.no_grad(), _Bounded():
+        with torch.no_grad(), without_compiler(), _Bounded():
             twin(torch.zeros(1, channels, side, side, device="meta"))
     except NotImplementedError:
         return

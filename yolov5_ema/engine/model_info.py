@@ -15,6 +15,7 @@ from yolov5_ema.cfgs.oddities import likely_mistakes
 from yolov5_ema.checkpoints import ultralytics_models
 from yolov5_ema.engine import shim, ultralytics_adapter
 from yolov5_ema.kernels.dispatch import forced
+from yolov5_ema.late_modules import without_compiler
 from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics
 
 
@@ -130,7 +131,7 @@ def _count(model: torch.nn.Module, imgsz: int) -> tuple[dict[str, int], dict[int
     channels = model.yaml.get("ch", 3)  # type: ignore[operator, union-attr]
     # in training mode, Detect runs the same convolutions but builds no grids
     model = model.to("meta").train()
-    with forced("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with forced("reference"), without_compiler(), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, channels, imgsz, imgsz, device="meta"))
     by_name = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return {**by_name, "Global": counter.get_total_flops()}, shapes

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolov5_ema.late_modules import without_compiler
+
 # pixels; YOLOv5 itself uses this size to find the strides
 _SIDE = 256
 _HEADS = ("Detect", "Segment")
@@ -88,7 +90,7 @@ def _sources(read: Any, index: int) -> tuple[int, ...]:
 
 def _find_places(layers: list[Layer], channels: int) -> None:
     outputs: dict[int, Any] = {-1: torch.zeros(1, channels, _SIDE, _SIDE, device="meta")}
-    with torch.no_grad():
+    with torch.no_grad(), without_compiler():
         for layer in layers:
             inputs = [outputs.get(source) for source in layer.sources]
             if layer.is_head or layer.is_head_of_ultralytics or any(x is None for x in inputs):

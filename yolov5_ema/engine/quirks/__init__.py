@@ -17,6 +17,7 @@ from yolov5_ema.engine.quirks.drawing import DRAWN_ON_COPIES
 from yolov5_ema.engine.quirks.export import ONNX_EXPORTER, TORCH_HAS_CUDA
 from yolov5_ema.engine.quirks.fonts import FONT_FROM_DISK, FONT_GETSIZE
 from yolov5_ema.engine.quirks.label_cache import STALE_LABEL_CACHE
+from yolov5_ema.engine.quirks.late_imports import IMPORTS_WHEN_USED
 from yolov5_ema.engine.quirks.loss import LOSS_CLAMP
 from yolov5_ema.engine.quirks.noval import NOVAL
 from yolov5_ema.engine.quirks.numpy_names import NUMPY_NAMES
@@ -72,6 +73,7 @@ QUIRKS: tuple[Quirk, ...] = (
     WORKER_PROCESSES,
     DISPLAY,
     WANDB_EPOCHS,
+    IMPORTS_WHEN_USED,
 )
 
 __all__ = ["QUIRKS", "Quirk", "SourceModule"]

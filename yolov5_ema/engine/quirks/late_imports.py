@@ -1,0 +1,41 @@
+"""Packages that YOLOv5 imports when it starts and few commands use: together they take as long as torch itself."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+
+from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
+from yolov5_ema.late_modules import Late, compiler_of_torchvision, standing_in
+
+
+def _late(module: SourceModule) -> list[Late]:
+    """Stand-ins for what a module of YOLOv5 imports, directly or through torchvision."""
+    found = []
+    if module.code.imports("seaborn", within_function=False) and importlib.util.find_spec("seaborn"):
+        found.append(Late("seaborn", is_package=True))
+    if module.code.imports("torchvision", within_function=False):
+        found.append(compiler_of_torchvision())
+    return found
+
+
+def _needed(module: SourceModule) -> str | None:
+    names = [stand_in.__name__ for stand_in in _late(module)]
+    return f"it imports {' and '.join(names)}, which few commands use" if names else None
+
+
+@contextlib.contextmanager
+def _while_running(module: SourceModule) -> Iterator[None]:
+    with standing_in(*_late(module)):
+        yield
+
+
+IMPORTS_WHEN_USED = Quirk(
+    name="imports-when-used",
+    symptom="every command takes two seconds more to start",
+    versions="all",
+    needed=_needed,
+    settled=by_absence,
+    while_running=_while_running,
+)
