@@ -50,8 +50,8 @@ def main() -> None:
     for jobs, whole_s, epoch_s in rows:
         ratio = rows[0][2] / epoch_s
         print(
-            f"--jobs {jobs}: {whole_s:6.1f} s for {max(EPOCHS)} epochs of two seeds ({rows[0][1] / whole_s:.2f} times as "
-            f"fast), {epoch_s:5.1f} s for one more epoch ({ratio:.2f} times)"
+            f"--jobs {jobs}: {whole_s:6.1f} s for {max(EPOCHS)} epochs of two seeds ({rows[0][1] / whole_s:.2f} times "
+            f"as fast), {epoch_s:5.1f} s for one more epoch ({ratio:.2f} times)"
         )
     if args.save:
         file = Path(__file__).parent / f"results/{datetime.date.today()}-jobs.csv"
