@@ -31,6 +31,7 @@ from yolov5_ema.cli.main import main
 from yolov5_ema.comparing import by_ultralytics, by_yolov5, plan
 from yolov5_ema.comparing import picture as comparison_picture
 from yolov5_ema.comparing.runs import Runner
+from yolov5_ema.reporting.epochs import read_epochs
 from yolov5_ema.resources import find_shipped
 from yolov5_ema.scripts import preflight
 
@@ -720,6 +721,23 @@ def test_two_real_trainings(tiny_set, own_folder):
     assert images[0] == images[1]  # both have seen the same images
     for folder in folders:
         assert (folder / "weights/best.pt").is_file() and len((folder / "results.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cfg", ["small.yaml", "small26.yaml"])
+def test_last_epochs_of_real_trainings(tiny_set, own_folder, cfg):
+    Path("small26.yaml").write_text(SMALL_YOLO)
+    Path("small.yaml").write_text(small_cfg())
+    shutil.copy(cfg, "other.yaml")
+    usual = ("--img", 96, "--batch", 4, "--latency-rounds", 0, "--seeds", 1, "--epochs", 3, "--workers", 0)
+    argv = ["compare", "--data", tiny_set, "--cfgs", cfg, "other.yaml", *usual, "--last", 2]
+    done = run_cli(*argv, cwd=own_folder, env=environment(own_folder))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for run in result()["runs"]:
+        epochs = read_epochs(own_folder / "runs/compare/exp" / run["cfg"] / "seed0/results.csv")
+        for metric, column in {"map50": "mAP50", "map50_95": "mAP50-95"}.items():
+            *first, a, b = epochs.values(column)
+            assert len(first) == 1 and run["figures"][metric] == pytest.approx((a + b) / 2)
 
 
 @pytest.mark.slow

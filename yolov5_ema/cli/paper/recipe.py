@@ -27,10 +27,10 @@ from yolov5_ema.upstream.data_yaml import engine_at_hand
 from yolov5_ema.upstream.flags import parser_in_text
 
 _EPILOG = """\
-The paper compares a block that its authors trained from released weights for 300 epochs with a baseline whose row for
-COCO is that of the release itself. This command gives the model without a block the same training: the same weights,
-epochs, hyperparameters and seeds. It writes the model YAMLs and prints the commands; --run also trains and compares.
-What it prints is a shell script.
+The paper's models with a block were trained from released weights for 300 epochs; its baseline for COCO has the
+figures of the release itself (docs/paper.md). This command gives the model without a block the same training: the same
+weights, epochs, hyperparameters and seeds. It writes the model YAMLs and prints the commands, as a shell script; --run
+also trains and compares.
 
 All other flags go to `yolov5-ema compare`, and by it to YOLOv5's train: --hyp, --cache, --workers, --task test …
 
@@ -130,7 +130,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", metavar="FILE", help="data YAML (default: coco.yaml or visdrone.yaml)")
     parser.add_argument(
-        "--weights", metavar="FILE", help="weights to start from (default: the released ones of the size, yolov5s.pt)"
+        "--weights",
+        metavar="FILE",
+        help="start of all trainings (default: the weights released for the size, yolov5s.pt …)",
     )
     parser.add_argument("--epochs", type=int, default=EPOCHS, metavar="N", help=f"default: {EPOCHS}")
     add_image_size(parser, f"pixels (default: {IMGSZ})", default=IMGSZ)
