@@ -82,7 +82,9 @@ def shifted_means(gx: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 def _weights_of_1x1(means: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor, depthwise: bool = False) -> torch.Tensor:
     """softmax of the mean of the 3x3 convolution, which is linear in the shifted means: (NG, k, 9) -> (NG, k)."""
     if depthwise:
-        return ((means * w3.flatten(1)).sum(2) + b3).softmax(1)
+        # not as a sum of products, for which OpenVINO 2026.4 computes wrong values
+        k = w3.shape[0]
+        return F.conv2d(means.reshape(-1, k, 3, 3), w3, b3, groups=k).flatten(1).softmax(1)
     return torch.addmm(b3, means.flatten(1), w3.flatten(1).t()).softmax(1)
 
 
@@ -106,7 +108,7 @@ def _one_output_kernels(
     p = means.softmax(1)
     w = w3.flatten(1)
     kernels = p.unsqueeze(2) * w if depthwise else torch.matmul(p, w).reshape(-1, w3.shape[0], 9)
-    return kernels, (p * b3).sum(1).reshape(-1, 1, 1, 1)
+    return kernels, torch.matmul(p, b3.unsqueeze(1)).reshape(-1, 1, 1, 1)
 
 
 def _convolve(gx: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
