@@ -44,6 +44,7 @@ LIMITS = {
     "tracer": "tracing it warns of a check of sizes, but the traced graph is right at other sizes",
     "channels_last": "its weights cannot be stored in the memory format channels_last",
     "norms": "YOLOv5 does not set eps and momentum of its BatchNorms, because they are not nn.BatchNorm2d itself",
+    "openvino": "OpenVINO cannot read its ONNX if torch's newer exporter (dynamo) wrote it",
 }
 """What holds for every block of this package, but not for each of timm's."""
 
@@ -58,7 +59,7 @@ class Layer(NamedTuple):
 
 LAYERS = {
     "timm.cbam": Layer("Woo et al., ECCV 2018, arXiv 1807.06521", _CBAM, "pixel float16 norms"),
-    "timm.ceca": Layer("ECA with circular padding; Wang et al., CVPR 2020, arXiv 1910.03151"),
+    "timm.ceca": Layer("ECA with circular padding; Wang et al., CVPR 2020, arXiv 1910.03151", limits="openvino"),
     "timm.coord": Layer("Hou et al., CVPR 2021, arXiv 2103.02907", _COORD, "float16"),
     "timm.eca": Layer("Wang et al., CVPR 2020, arXiv 1910.03151"),
     "timm.ecam": Layer("ECA with a hidden layer; Wang et al., CVPR 2020, arXiv 1910.03151", _HIDDEN, "float16"),
@@ -188,7 +189,8 @@ def _made(name: str) -> BlockInfo:
             f"{name} is an attention layer of timm 1.0.30 or later, which cannot be used here ({first_line(error)}): "
             "pip install 'yolov5-ema[timm]'"
         ) from error
-    theirs, fixed = (found.func, found.keywords) if isinstance(found, functools.partial) else (found, {})
+    theirs: Any = found.func if isinstance(found, functools.partial) else found
+    fixed = found.keywords if isinstance(found, functools.partial) else {}
     layer = LAYERS[name]
     defaults = inspect.signature(theirs).parameters
     either, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY

@@ -207,7 +207,11 @@ def _judge(
 
 def _allowed(path: pathlib.Path, opened: PickleFile, kind: Kind | None, rules: Rules) -> Mapping[str, Any]:
     names = {name for one in opened.pickles for name in one.names}
-    allowed = rules.allowed(names)
+    try:
+        allowed = rules.allowed(names)
+    except UserError as error:
+        # it holds blocks of a package that is not installed
+        raise CheckpointError(f"{path}: {error}") from error
     unsafe = {name for name in names if name not in allowed and not taken_by_torch(name)}
     unsafe = {name for name in unsafe if kind is None or not kind.names.fullmatch(name)}
     if unsafe:
