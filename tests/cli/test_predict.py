@@ -343,6 +343,10 @@ MISTAKES = {
         ["--source", "IMAGE", "--runtime", "onnx", "--augment", "-o", "out.json"],
         "--runtime onnx does not work with --augment: give --runtime torch",
     ),
+    "half precision": (
+        ["--source", "IMAGE", "--runtime", "onnx", "--half", "-o", "out.json"],
+        "--half on a CPU needs --runtime openvino",
+    ),
     "two precisions": (
         ["--source", "IMAGE", "--runtime", "openvino", "--int8", "--half", "-o", "out.json"],
         "--int8 and --half cannot be used together",

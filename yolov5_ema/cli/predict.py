@@ -41,7 +41,7 @@ from yolov5_ema.detecting.parts import (
     runtime_of_parts,
     sha256_of_paths,
 )
-from yolov5_ema.detecting.runtime_names import AUTO, FLOAT32, HALF, INT8, OPENVINO, RUNTIMES, TORCH
+from yolov5_ema.detecting.runtime_names import AUTO, FLOAT32, HALF, INT8, ONNX, OPENVINO, RUNTIMES, TORCH
 from yolov5_ema.detecting.sources import Source, find_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import refuse_present, replacement, sha256_of
@@ -330,7 +330,7 @@ def _runtime(args: argparse.Namespace, engine: Engine, detector: Detector, sourc
         raise UserError(f"--runtime {asked} does not work with {by_torch}: give --runtime torch")
     readable = (pixels for pixels, _ in map(read_image, source.files()) if pixels is not None)
     count = 0 if by_torch else len(source.images)
-    half = args.half and asked == OPENVINO
+    half = args.half and asked in (ONNX, OPENVINO) and detector.device.type == "cpu"
     return set_runtime(detector, engine, asked, count, readable, INT8 if args.int8 else HALF if half else FLOAT32)
 
 
