@@ -23,11 +23,13 @@ from small_ultralytics import small_cfg as small_ultralytics_cfg
 import yolov5_ema
 from yolov5_ema.blocks import block_info, create_block, get_block, list_blocks, registry
 from yolov5_ema.blocks.by_timm import LAYERS, LEFT_OUT, LIMITS, OfTimm, PooledBatchNorm
+from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.checkpoints.allowed import plain_names
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import CheckpointError, ConfigError
 from yolov5_ema.upstream.ultralytics import located
+from yolov5_ema.weights.identity import start_as_identity
 from yolov5_ema.weights.transfer import transfer
 
 layers = pytest.importorskip("timm.layers")
@@ -367,6 +369,40 @@ def test_weights_of_a_model_without_the_blocks_are_transferred(engine, model_wit
     own, last = plain.state_dict(), 2 + len(LAYERS)
     assert found.taken == len(own)
     assert torch.equal(found.state[f"model.{last}.m.0.weight"], own["model.2.m.0.weight"])
+
+
+NOT_GATES = ("timm.lambda", "timm.sk", "timm.splat")
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in NOT_GATES])
+def test_zeroed_gates_are_constant_and_learn(name):
+    block, x = randomise(create_block(name, 64)).eval(), noise(2, 64, 6, 5)
+    block.zero_gate_()
+    factor = {"timm.gca": 1.0, "timm.nl": 1.0, **dict.fromkeys(("timm.cbam", "timm.lcbam"), 0.25)}.get(name, 0.5)
+    factor = 0.25 if name in ("timm.coord", "timm.ela") else factor
+    assert torch.equal(block(x), factor * x)
+    block.train()(x).square().sum().backward()
+    parts = [block.get_submodule(part) for part in LAYERS[name].last.split()]
+    assert all(any(parameter.grad.abs().max() > 0 for parameter in part.parameters()) for part in parts)
+
+
+def test_layers_without_a_gate_say_so():
+    assert {name for name, layer in LAYERS.items() if not layer.last} == set(NOT_GATES)
+    with pytest.raises(ValueError, match=r"timm\.sk has no gate that could be constant"):
+        create_block("timm.sk", 64).zero_gate_()
+
+
+def test_a_detector_with_fresh_blocks_of_timm_computes_what_it_computed_before(engine):
+    model_of = engine.module("models.yolo").Model
+    torch.manual_seed(0)
+    plain, model = (model_of(build_cfg(size="n", block=name, nc=3)).eval() for name in ("none", "timm.cbam"))
+    found = transfer(plain, model)
+    model.load_state_dict(found.state, strict=False)
+    assert found.fresh_blocks == [7, 10]
+    start_as_identity(model, found.fresh_blocks)
+    x = noise(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(model(x)[0], plain(x)[0])
 
 
 class Called:

@@ -21,7 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from yolov5_ema.blocks.common import check_bool, check_number, check_odd_kernel, check_positive_int, is_single_value
+from yolov5_ema.blocks.common import (
+    check_bool,
+    check_number,
+    check_odd_kernel,
+    check_positive_int,
+    is_single_value,
+    zero_,
+)
 from yolov5_ema.blocks.registry import BlockInfo, described, get_block, register_on_demand
 from yolov5_ema.errors import UserError
 from yolov5_ema.texts import first_line
@@ -50,32 +57,57 @@ LIMITS = {
 
 
 class Layer(NamedTuple):
-    """One of timm's layers: where it was published, the options that a row can give, and keys of `LIMITS`, as words."""
+    """One of timm's layers.
+
+    Attributes:
+        paper: where it was published.
+        options: those that a row can give, as words.
+        limits: keys of `LIMITS`, as words.
+        last: the submodules without whose parameters its gate is constant, as words; empty if it is not a gate.
+    """
 
     paper: str
     options: str = ""
     limits: str = ""
+    last: str = ""
 
 
 LAYERS = {
-    "timm.cbam": Layer("Woo et al., ECCV 2018, arXiv 1807.06521", _CBAM, "pixel float16 norms"),
-    "timm.ceca": Layer("ECA with circular padding; Wang et al., CVPR 2020, arXiv 1910.03151", limits="openvino"),
-    "timm.coord": Layer("Hou et al., CVPR 2021, arXiv 2103.02907", _COORD, "float16"),
-    "timm.eca": Layer("Wang et al., CVPR 2020, arXiv 1910.03151"),
-    "timm.ecam": Layer("ECA with a hidden layer; Wang et al., CVPR 2020, arXiv 1910.03151", _HIDDEN, "float16"),
-    "timm.ela": Layer("Xu and Wan, 2024, arXiv 2403.01123", "kernel_size bias has_skip", "float16 tracer"),
-    "timm.ese": Layer("Lee and Park, CVPR 2020, arXiv 1911.06667", "add_maxpool"),
-    "timm.gc": Layer("GC that multiplies; Cao et al., ICCV workshops 2019, arXiv 1904.11492", _GC, "float16"),
-    "timm.gca": Layer("GC that adds; Cao et al., ICCV workshops 2019, arXiv 1904.11492", _GC, "gate float16"),
+    "timm.cbam": Layer(
+        "Woo et al., ECCV 2018, arXiv 1807.06521", _CBAM, "pixel float16 norms", "channel.fc2 spatial.conv.bn"
+    ),
+    "timm.ceca": Layer(
+        "ECA with circular padding; Wang et al., CVPR 2020, arXiv 1910.03151", limits="openvino", last="conv"
+    ),
+    "timm.coord": Layer("Hou et al., CVPR 2021, arXiv 2103.02907", _COORD, "float16", "conv_h conv_w"),
+    "timm.eca": Layer("Wang et al., CVPR 2020, arXiv 1910.03151", last="conv"),
+    "timm.ecam": Layer(
+        "ECA with a hidden layer; Wang et al., CVPR 2020, arXiv 1910.03151", _HIDDEN, "float16", "conv2"
+    ),
+    "timm.ela": Layer(
+        "Xu and Wan, 2024, arXiv 2403.01123", "kernel_size bias has_skip", "float16 tracer", "norm_h norm_w"
+    ),
+    "timm.ese": Layer("Lee and Park, CVPR 2020, arXiv 1911.06667", "add_maxpool", last="fc"),
+    "timm.gc": Layer(
+        "GC that multiplies; Cao et al., ICCV workshops 2019, arXiv 1904.11492", _GC, "float16", "mlp_scale.fc2"
+    ),
+    "timm.gca": Layer(
+        "GC that adds; Cao et al., ICCV workshops 2019, arXiv 1904.11492", _GC, "gate float16", "mlp_add.fc2"
+    ),
     "timm.lambda": Layer(
         "Bello, ICLR 2021, arXiv 2102.08602",
         "num_heads dim_head r qkv_bias",
         "gate pixel float16 precision autocast channels_last",
     ),
-    "timm.lcbam": Layer("lighter CBAM; Woo et al., ECCV 2018, arXiv 1807.06521", _CBAM, "pixel float16 norms"),
-    "timm.nl": Layer("Wang et al., CVPR 2018, arXiv 1711.07971", f"use_scale {_HIDDEN}", "gate pixel float16"),
-    "timm.scoord": Layer("simpler CA; Hou et al., CVPR 2021, arXiv 2103.02907", _COORD, "float16"),
-    "timm.se": Layer("Hu et al., CVPR 2018, arXiv 1709.01507", f"{_HIDDEN} add_maxpool bias", "float16"),
+    "timm.lcbam": Layer(
+        "lighter CBAM; Woo et al., ECCV 2018, arXiv 1807.06521",
+        _CBAM,
+        "pixel float16 norms",
+        "channel.fc2 spatial.conv.bn",
+    ),
+    "timm.nl": Layer("Wang et al., CVPR 2018, arXiv 1711.07971", f"use_scale {_HIDDEN}", "gate pixel float16", "norm"),
+    "timm.scoord": Layer("simpler CA; Hou et al., CVPR 2021, arXiv 2103.02907", _COORD, "float16", "fc_h fc_w"),
+    "timm.se": Layer("Hu et al., CVPR 2018, arXiv 1709.01507", f"{_HIDDEN} add_maxpool bias", "float16", "fc2"),
     "timm.sk": Layer(
         "Li et al., CVPR 2019, arXiv 1903.06586",
         f"{_HIDDEN} groups keep_3x3 split_input",
@@ -85,7 +117,10 @@ LAYERS = {
         "Zhang et al., 2020, arXiv 2004.08955", f"{_HIDDEN} kernel_size groups bias radix", "gate float16 autocast"
     ),
     "timm.strip": Layer(
-        "strip pooling; Hou et al., CVPR 2020, arXiv 2003.13328", "use_conv kernel_size bias has_skip", "float16"
+        "strip pooling; Hou et al., CVPR 2020, arXiv 2003.13328",
+        "use_conv kernel_size bias has_skip",
+        "float16",
+        "conv_h conv_w",
     ),
 }
 """The blocks, by their names in rows. The order of the options is that of numbers in a row."""
@@ -155,6 +190,13 @@ class OfTimm(nn.Module):
             where = {"device": bn.weight.device, "dtype": bn.weight.dtype}
             self.get_submodule("attn").bn = PooledBatchNorm(bn.num_features, **where)
 
+    def zero_gate_(self) -> None:
+        """Set the last parameters to zero, so that the gate is constant; raises a ``ValueError`` if there is none."""
+        last = LAYERS[self.block].last.split()
+        if not last:
+            raise ValueError(f"{self.block} has no gate that could be constant")
+        zero_(*map(self.get_submodule, last))
+
     def _get_name(self) -> str:
         return type(self).block
 
@@ -183,7 +225,9 @@ def _checked(block: str, option: str, default: Any, value: Any) -> Any:
 def _made(name: str) -> BlockInfo:
     """The block of a name in `LAYERS`; raises a `UserError` if the timm that is installed does not have it."""
     try:
-        found = importlib.import_module("timm.layers").get_attn(name.removeprefix(_PREFIX))
+        # the caller may build a model without memory (meta device), and what timm makes at its import must have some
+        with torch.device("cpu"):
+            found = importlib.import_module("timm.layers").get_attn(name.removeprefix(_PREFIX))
     except (ImportError, AssertionError) as error:
         raise UserError(
             f"{name} is an attention layer of timm 1.0.30 or later, which cannot be used here ({first_line(error)}): "
