@@ -9,6 +9,7 @@ instead of time, so that other processes disturb less.
     python benchmarks/kernels.py                # blocks and detectors, without torch.compile
     python benchmarks/kernels.py --compile --save
     python benchmarks/kernels.py --parts blocks --blocks EMA CBAM CA SA SE ECA NAM --threads 1 --copy-only --save
+    python benchmarks/kernels.py --parts options --threads 1 --save     # EMA's options against the published block
     python benchmarks/kernels.py --device cuda --compile --save
 """
 
@@ -43,8 +44,16 @@ SHAPES = (
     (1, 320, 160, 160),
     (8, 256, 56, 56),
 )
+PARTS = ("blocks", "options", "detectors")
 BLOCKS = ("EMA", "CBAM", "CA", "SA", "SE", "ECA", "NAM")
 COPY = "copy of X"
+PUBLISHED = "published"
+OPTIONS: dict[str, dict[str, Any]] = {
+    PUBLISHED: {},
+    "norm_groups=1": {"norm_groups": 1},
+    "residual": {"residual": True},
+    "depthwise": {"depthwise": True},
+}
 # name, recipe, place of EMA, and the side of the image in pixels on a CPU
 DETECTORS = (
     ("yolov5s-ema", {"size": "s"}, "backbone", 640),
@@ -64,6 +73,9 @@ def main() -> None:
         for block in args.blocks:
             for shape in SHAPES:
                 rows += block_rows(block, shape, args)
+    if "options" in args.parts:
+        for shape in SHAPES:
+            rows += option_rows(shape, args)
     if "detectors" in args.parts:
         for detector in DETECTORS:
             rows += detector_rows(*detector, args)
@@ -76,7 +88,7 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--parts", nargs="+", choices=("blocks", "detectors"), default=["blocks", "detectors"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["blocks", "detectors"])
     parser.add_argument("--blocks", nargs="+", choices=BLOCKS, default=["EMA"])
     parser.add_argument("--threads", type=int, help="threads of torch and of the kernels; 1 measures processor time")
     parser.add_argument("--copy-only", action="store_true", help="the blocks' kernels and a copy of X, nothing else")
@@ -119,6 +131,18 @@ def block_rows(title: str, shape: tuple[int, ...], args: argparse.Namespace) -> 
         rows.append({"what": what, "phase": "kept for backward", "candidate": name, "ratio": times})
         print(f"{what:<24}{'kept for backward':<18}{name:<21}{times:>28.3f} x the input")
     torch.compiler.reset()
+    return rows
+
+
+def option_rows(shape: tuple[int, ...], args: argparse.Namespace) -> list[Row]:
+    """EMA with each of its options beyond the paper, compared with the published block."""
+    x = torch.randn(shape, device=args.device, requires_grad=True)
+    grad = torch.randn(shape, device=args.device)
+    blocks = {name: create_block("EMA", shape[1], device=args.device, **given) for name, given in OPTIONS.items()}
+    rows = []
+    for phase, step in (("inference", inference), ("training", training)):
+        steps = {name: (lambda f=f, step=step: step(f, x, grad)) for name, f in blocks.items()}
+        rows += measured(steps, f"EMA {'x'.join(map(str, shape))}", phase, PUBLISHED, args.rounds, args.device)
     return rows
 
 

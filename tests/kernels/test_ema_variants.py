@@ -155,7 +155,7 @@ def test_layers_that_are_not_plain_are_called(options):
 
 
 @pytest.mark.slow
-@every_variant
+@pytest.mark.parametrize("options", [VARIANTS["residual"], VARIANTS["depthwise"], VARIANTS["all"]], ids=str)
 def test_torch_compile_takes_the_whole_block(options):
     block, x, grad = (
         block_with(torch.float32, **options),

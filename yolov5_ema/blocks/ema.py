@@ -54,7 +54,8 @@ class _Gate(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
 
     def forward(self, x: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-        return saturate(x + (self.weight * added).to(x.dtype))  # the shape of x
+        # in one pass over the maps
+        return saturate(torch.addcmul(x, self.weight.to(x.dtype), added))  # the shape of x
 
 
 @register_block(paper="Ouyang et al., ICASSP 2023, arXiv 2305.13563")
