@@ -50,11 +50,28 @@ def test_a_block_that_does_not_fit_says_why():
 
 def test_the_command(capsys):
     assert main(["blocks", "EC*", "--at", "plain.yaml", "--imgsz", "60", "--rounds", "2", "--picture", "p.png"]) == 0
-    title, _, table = capsys.readouterr().out.partition("\n\n")
+    title, table, engines, support, how = capsys.readouterr().out.split("\n\n")
     assert title.startswith("plain at 64 pixels, blocks behind the last two stages of the backbone")
     assert [line.split()[0] for line in table.splitlines()] == ["block", "none", "ECA"]
     assert table.splitlines()[2].split()[1] == "10" and "arXiv 1910.03151" in table
     assert (cv2.imread("p.png") == 255).mean() > 0.5
+    assert engines == "exported from YOLOv5 6.0.7, YOLOv5 7.0.14, as tested:"
+    assert "tested behind the last two stages of the backbone" in how
+    heads, row = support.splitlines()
+    assert row.split()[0] == "ECA" and all(f"  {name} " in heads for name in ("TorchScript", "OpenVINO", "OpenCV"))
+
+
+def test_a_block_of_the_users_was_not_tested(capsys, monkeypatch):
+    Path("mine.py").write_text(
+        "from torch import nn\n"
+        "class Mine(nn.Identity):\n    def __init__(self, channels):\n        super().__init__()\n"
+        "from yolov5_ema import register_block\nregister_block(Mine)\n"
+    )
+    try:
+        assert main(["blocks", "Mine", "--plugin", "mine", "--at", "plain.yaml", "--imgsz", "64", "--rounds", "2"]) == 0
+    finally:
+        yolov5_ema.blocks.unregister_block("Mine")
+    assert capsys.readouterr().out.endswith("\n\nexported models with Mine were not tested\n")
 
 
 def test_a_model_of_ultralytics(tmp_path, capsys):
@@ -64,6 +81,8 @@ def test_a_model_of_ultralytics(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["model"], found["imgsz"]) == ("yolo11n.yaml", 64) and found["machine"]["threads"] >= 1
     none, cbam = found["blocks"]
+    assert found["rounds"] == 2 and found["software"]["ultralytics"] and "opset 12" in found["support_tested"]
+    assert none["support"] == {} and set(cbam["support"]) > {"YOLOv5 6.0.7", "YOLOv5 7.0.14"}
     # our CBAM, not ultralytics' own, behind 128 and 256 channels
     assert none["parameters"] == 2_624_080 and cbam["parameters"] == sum(
         2 * c * c // 16 + c // 16 + c + 98 + 2 for c in (128, 256)

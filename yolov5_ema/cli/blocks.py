@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +21,12 @@ from yolov5_ema.cli.command import (
     results_alone,
 )
 from yolov5_ema.errors import UserError
-from yolov5_ema.texts import aligned
+from yolov5_ema.texts import aligned, listed
 
 if TYPE_CHECKING:
     from yolov5_ema.blocks import BlockInfo
     from yolov5_ema.comparing.block_costs import BlockCost
+    from yolov5_ema.comparing.block_support import Support
     from yolov5_ema.upstream.locate import Engine
 
 _LOGGER = logging.getLogger(__name__)
@@ -111,12 +112,15 @@ def _print_costs(args: argparse.Namespace) -> int:
     from yolov5_ema.cli._yolov5 import start_yolov5
     from yolov5_ema.comparing import machine
     from yolov5_ema.comparing.block_costs import block_costs
+    from yolov5_ema.comparing.block_support import how_tested, support_of
     from yolov5_ema.upstream.model_yaml import cfg_of_ultralytics
+    from yolov5_ema.upstream.ultralytics import located
 
     with results_alone(args.json) as output:
         load_plugins()
         of_ultralytics = cfg_of_ultralytics(args.at) is not None
-        cfg = args.at if of_ultralytics else _found(args.at, start_yolov5())
+        engine = located() if of_ultralytics else start_yolov5()
+        cfg = args.at if of_ultralytics else _found(args.at, engine)
         device = machine.torch_device(args.device or "")
         imgsz = -(-imgsz // 32) * 32
         blocks = _blocks_asked_for(args)
@@ -132,13 +136,37 @@ def _print_costs(args: argparse.Namespace) -> int:
         from yolov5_ema.comparing.block_picture import draw
 
         draw(costs, args.picture, title)
+    supports = {block: support_of(block) for block in blocks}
     if args.json:
-        print_json(
-            {"model": args.at, "imgsz": imgsz, "machine": here, "blocks": [asdict(cost) for cost in costs]}, output
-        )
+        how = {
+            "model": args.at,
+            "imgsz": imgsz,
+            "rounds": rounds,
+            "machine": here,
+            "software": machine.software(engine),
+        }
+        found = [{**asdict(cost), "support": supports.get(cost.block, {})} for cost in costs]
+        print_json({**how, "support_tested": how_tested(), "blocks": found}, output)
         return 0
-    print(f"{title}\n\n{aligned(_cost_table(costs), left=(0, 8))}")
+    print(f"{title}\n\n{aligned(_cost_table(costs), left=(0, 8))}\n\n{_support_text(supports, of_ultralytics)}")
     return 0
+
+
+def _support_text(supports: Mapping[str, Support], of_ultralytics: bool) -> str:
+    """What each exported block runs in, with the engine of the model."""
+    from yolov5_ema.comparing.block_support import how_tested, reasons, table_of
+
+    label = "ultralytics" if of_ultralytics else "YOLOv5"
+    own = {
+        block: {engine: found for engine, found in support.items() if engine.startswith(label)}
+        for block, support in supports.items()
+    }
+    engines = listed(dict.fromkeys(engine for support in own.values() for engine in support))
+    if not engines:
+        return f"exported models with {listed(own)} were not tested"
+    table = table_of(own)
+    parts = [f"exported from {engines}, as tested:", aligned(table, left=range(len(table[0])))]
+    return "\n\n".join([*parts, "\n".join([*reasons(own), f"tested {how_tested()}"])])
 
 
 def _found(name: str, engine: Engine) -> Path:

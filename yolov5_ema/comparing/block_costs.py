@@ -72,7 +72,7 @@ def block_costs(
     Raises:
         UserError: the model cannot be built.
     """
-    build = _builder(cfg, of_ultralytics)
+    build = model_builder(cfg, of_ultralytics=of_ultralytics)
     models: dict[str, nn.Module] = {NO_BLOCK: build(NO_BLOCK)}
     reasons: dict[str, str] = {}
     for block in blocks:
@@ -112,7 +112,16 @@ def _cost(
     )
 
 
-def _builder(cfg: str | Path, of_ultralytics: bool) -> Callable[[str], nn.Module]:
+def model_builder(cfg: str | Path, *, of_ultralytics: bool) -> Callable[[str], nn.Module]:
+    """A function that builds a model with a block behind the last two stages of its backbone, in evaluation mode.
+
+    Args:
+        cfg: as for `block_costs`.
+        of_ultralytics: as for `block_costs`.
+
+    Returns:
+        The function. It takes the name of a block, or ``none``, and raises a `UserError` if the block does not fit.
+    """
     engine = ultralytics_adapter.install() if of_ultralytics else shim.install()
 
     def build(block: str) -> nn.Module:
