@@ -18,6 +18,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -285,11 +286,17 @@ def outcome(runtime: str, folder: Path, refused: Refused) -> Outcome:
     try:
         found = run(file, case["image"], case["expected"].shape)
     except Exception as error:  # the libraries have their own kinds of errors
-        return f"it cannot run the file: {' '.join(str(error).split())[:300]}"
+        return f"it cannot run the file: {first_sentence(error)}"
     apart = difference(found, case["expected"])
     if apart <= TOLERANCE:
         return float(f"{apart:.1e}")
     return f"its output is wrong: it differs from torch's by {apart:.2g} times the largest value"
+
+
+def first_sentence(error: Exception) -> str:
+    """What an error says, without the places in OpenCV's source."""
+    text = re.sub(r"^OpenCV\(\S+\) \S+ error: ", "", " ".join(str(error).split()))
+    return text.partition(" in function ")[0].split(". ")[0][:300]
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:

@@ -33,7 +33,7 @@ _INTRODUCTION = """\
 
 What each [attention block](blocks.md) costs in two detectors, and which programs run a detector with it after an
 export. Nothing here says which block detects better: [train and compare](compare.md), on your own data. `yolov5-ema
-blocks --at my.yaml` makes these tables for any model, on your machine.
+blocks --at my.yaml` makes these tables for any model, on your machine; with `--all`, also for timm's layers.
 
 How to read them:
 
@@ -116,7 +116,7 @@ def _support(run: Run) -> str:
             "",
             *(["What does not work, and why:\n"] if why else ["No block was refused, and no output was wrong.\n"]),
             *(f"- {line}" for line in why),
-            "",
+            *([""] if why else []),
             "`python benchmarks/block_support.py` tests this again. OpenVINO computes in float32 here; its own choice "
             "on some processors is half precision, which differs more.",
         ]
