@@ -51,6 +51,7 @@ LIMITS = {
     "tracer": "tracing it warns of a check of sizes, but the traced graph is right at other sizes",
     "channels_last": "its weights cannot be stored in the memory format channels_last",
     "norms": "YOLOv5 does not set eps and momentum of its BatchNorms, because they are not nn.BatchNorm2d itself",
+    "opencv": "the default engine of OpenCV 5 cannot run its ONNX behind a convolution, but its classic engine can",
     "openvino": "OpenVINO cannot read its ONNX if torch's newer exporter (dynamo) wrote it",
 }
 """What holds for every block of this package, but not for each of timm's."""
@@ -74,7 +75,7 @@ class Layer(NamedTuple):
 
 LAYERS = {
     "timm.cbam": Layer(
-        "Woo et al., ECCV 2018, arXiv 1807.06521", _CBAM, "pixel float16 norms", "channel.fc2 spatial.conv.bn"
+        "Woo et al., ECCV 2018, arXiv 1807.06521", _CBAM, "pixel float16 norms opencv", "channel.fc2 spatial.conv.bn"
     ),
     "timm.ceca": Layer(
         "ECA with circular padding; Wang et al., CVPR 2020, arXiv 1910.03151", limits="openvino", last="conv"
@@ -92,7 +93,7 @@ LAYERS = {
         "GC that multiplies; Cao et al., ICCV workshops 2019, arXiv 1904.11492", _GC, "float16", "mlp_scale.fc2"
     ),
     "timm.gca": Layer(
-        "GC that adds; Cao et al., ICCV workshops 2019, arXiv 1904.11492", _GC, "gate float16", "mlp_add.fc2"
+        "GC that adds; Cao et al., ICCV workshops 2019, arXiv 1904.11492", _GC, "gate float16 opencv", "mlp_add.fc2"
     ),
     "timm.lambda": Layer(
         "Bello, ICLR 2021, arXiv 2102.08602",
@@ -102,7 +103,7 @@ LAYERS = {
     "timm.lcbam": Layer(
         "lighter CBAM; Woo et al., ECCV 2018, arXiv 1807.06521",
         _CBAM,
-        "pixel float16 norms",
+        "pixel float16 norms opencv",
         "channel.fc2 spatial.conv.bn",
     ),
     "timm.nl": Layer("Wang et al., CVPR 2018, arXiv 1711.07971", f"use_scale {_HIDDEN}", "gate pixel float16", "norm"),
@@ -119,7 +120,7 @@ LAYERS = {
     "timm.strip": Layer(
         "strip pooling; Hou et al., CVPR 2020, arXiv 2003.13328",
         "use_conv kernel_size bias has_skip",
-        "float16",
+        "float16 opencv",
         "conv_h conv_w",
     ),
 }
