@@ -126,6 +126,7 @@ def test_a_new_block_changes_nothing_at_first_and_twice_is_the_same_file(engine,
     assert next(after.parameters()).dtype is torch.float16 and not next(after.parameters()).requires_grad
 
 
+@pytest.mark.slow
 def test_ultralytics_takes_it(ultralytics, engine, tiny_set, own_folder):
     source = save(small_model(cfg=without_block("detect")), own_folder / "a.pt")
     transfer_checkpoint(source, write(own_folder / "b.yaml", small_cfg()), own_folder / "b.pt", engine=engine)

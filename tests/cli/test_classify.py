@@ -281,6 +281,7 @@ def _lines(file: Path) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_leaves_a_whole_last_ckpt(tmp_path):
     flags = [
         *TINY,

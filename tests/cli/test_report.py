@@ -35,6 +35,7 @@ def page_of(file: Path | str) -> Page:
     return Page(Path(file).read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_made_once(own_folder, tiny_set, capsys):
     run = write_training(own_folder / "runs/train/exp", data=str(tiny_set), seed=1)
     save_untrained(run / "weights/best.pt")

@@ -58,6 +58,7 @@ def test_data_slice_says_what_it_did(own_set, own_folder, capsys):
     assert not list(out.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_detector_trains_on_the_cut_set(own_set, own_folder):
     assert main(["data", "slice", str(own_set), "--size", "64", "--out", "cut"]) == 0
     Path("small.yaml").write_text(small_cfg())

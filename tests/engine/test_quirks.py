@@ -120,7 +120,7 @@ _SYMPTOMS = {
     "runs-here": "AssertionError",
     "torch-has-cuda": "has_cuda",
     "torch-amp": "deprecated",
-    "randrange-float": "randrange",
+    "randrange-float": "integer",
     "pictures-in-order": "AssertionError",
     "drawn-on-copies": "rectangle",  # before OpenCV 4.9 it draws into the user's own array
     "downloads-say-so": "AssertionError",

@@ -330,6 +330,7 @@ def test_a_file_of_the_users_goes_before_the_one_that_ships(ultralytics, build, 
         ultralytics.YOLO("nowhere/yolo11s-ema.yaml")
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_training_on_several_gpus_know_the_blocks(build, own_folder, monkeypatch):
     """The script that ultralytics writes for these processes, run as it runs it; its trainer builds a YAML's model."""
     dist, checks = (importlib.import_module(f"ultralytics.utils.{name}") for name in ("dist", "checks"))

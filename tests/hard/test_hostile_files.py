@@ -99,7 +99,7 @@ def from_json(content):
     return read
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(INSTANCES)
 def test_instances(content):
     results = [{"image_id": "a", "category_id": 1, "bbox": [1, 1, 9, 9], "score": 0.5}]

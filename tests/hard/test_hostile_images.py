@@ -225,6 +225,7 @@ def test_globs_and_brackets(detect, picture, own_folder, monkeypatch):
     assert len(list(Path("runs/detect").glob("*/labels/good.txt"))) == 3
 
 
+@pytest.mark.slow
 def test_nothing_that_can_be_read(refused, weights, picture, own_folder):
     problems = write_bad(own_folder, picture)
     for name in set(problems) - {"text.jpg", "thin.png", "broken.mp4"}:

@@ -60,7 +60,7 @@ class _Watch:
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if not self.on:
             return
-        if event in _STARTS and not _asks_git(args):
+        if event in _STARTS and not _asks_git(args) and not (event == "code.__new__" and _is_installed(args[1])):
             self.seen.append(f"{event} {args!r}"[:300])
         elif event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             self._changed("open for writing", args[0])
@@ -88,6 +88,11 @@ class _Watch:
 def _asks_git(args: tuple[Any, ...]) -> bool:
     """Whether YOLOv5 asks git for its own version, which it does for any file."""
     return "git -C " in str(args[:2]) and "describe --tags" in str(args[:2])
+
+
+def _is_installed(file: Any) -> bool:
+    """Whether a file is one of an installed library: some make code of their own when they are imported."""
+    return isinstance(file, str) and file.startswith(sys.prefix + os.sep)
 
 
 _watch = _Watch()

@@ -96,6 +96,7 @@ def test_dynamo_exporter_at_any_size(block, tmp_path):
     assert_right(onnx_session(file), block, [TRACED, *OTHERS])
 
 
+@pytest.mark.slow
 @both_exporters
 def test_static_export(block, tmp_path, exporter):
     file = to_onnx(block, tmp_path / "block.onnx", exporter, dynamic=False)

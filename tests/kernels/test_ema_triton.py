@@ -188,12 +188,16 @@ def _compile(launch, capability):
 
 
 def _assemble(ptx: str, capability: int) -> str:
-    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     architecture = f"sm_{capability}" + ("a" if capability >= 90 else "")
-    command = [str(assembler), "-v", f"--gpu-name={architecture}", "-", "-o", os.devnull]
-    done = subprocess.run(command, input=ptx, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    failures = []
+    # triton brings an older and a newer one, which does not know the oldest architectures
+    for assembler in sorted((Path(triton.__file__).parent / "backends/nvidia/bin").glob("ptxas*")):
+        command = [str(assembler), "-v", f"--gpu-name={architecture}", "-", "-o", os.devnull]
+        done = subprocess.run(command, input=ptx, capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stderr
+        failures.append(done.stderr)
+    raise AssertionError("\n".join(failures))
 
 
 def _check_compiled(monkeypatch, shape, groups, capability, dtype=torch.float32, *, only_forward=False):

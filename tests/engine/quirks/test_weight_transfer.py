@@ -99,6 +99,7 @@ def test_a_caller_that_is_no_training_gets_yolov5s_own(script):
     assert set(script.intersect_dicts(da, {"a": torch.ones(2), "b": torch.ones(2)})) == {"a"}
 
 
+@pytest.mark.slow
 def test_on_the_command_line(trained, tiny_set, tmp_path):
     """A detector with EMA continues as one with CA: classes are matched by name, the rest by structure."""
     data = tmp_path / "other.yaml"
