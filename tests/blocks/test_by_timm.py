@@ -30,7 +30,7 @@ from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.checkpoints import loading as checkpoints
 from yolov5_ema.checkpoints.allowed import plain_names
 from yolov5_ema.cli.main import main
-from yolov5_ema.errors import CheckpointError, ConfigError
+from yolov5_ema.errors import CheckpointError, ConfigError, UserError
 from yolov5_ema.upstream.ultralytics import located
 from yolov5_ema.weights.identity import start_as_identity
 from yolov5_ema.weights.transfer import transfer
@@ -128,9 +128,9 @@ def test_an_option_means_what_it_means_in_timm(name, option):
         ("timm.se", 64, {"rd_channels": 0}, "timm.se: rd_channels must be at least 1, got 0"),
         ("timm.ela", 64, {"kernel_size": 4}, "timm.ela: kernel_size must be odd, got 4; use 3 or 5"),
         ("timm.lambda", 64, {"r": 2}, "timm.lambda: r must be odd, got 2; use 1 or 3"),
-        ("timm.lambda", 64, {"num_heads": 3}, "timm.lambda: timm cannot build it for 64 channels"),
+        ("timm.lambda", 64, {"num_heads": 3}, "timm.lambda: timm cannot build it for 64 channels with num_heads=3"),
         ("timm.sk", 7, {}, "timm.sk: timm cannot build it for 7 channels"),
-        ("timm.sk", 64, {"groups": 3}, "timm.sk: timm cannot build it for 64 channels: in_channels must be divisible"),
+        ("timm.sk", 64, {"groups": 3}, "for 64 channels with groups=3: in_channels must be divisible"),
         ("timm.eca", 64.0, {}, "timm.eca: channels must be an integer, got 64.0 (float)"),
         ("timm.eca", 64, {"kernel_size": 3}, "timm.eca has no option 'kernel_size'; it has: none"),
         ("timm.bat", 64, {}, "timm.bat is not a block: height and width must be multiples"),
@@ -461,6 +461,16 @@ def test_a_checkpoint_that_needs_timm_says_so_where_it_is_missing(engine, tmp_pa
         checkpoints.load_checkpoint(tmp_path / "eca.pt", engine=engine)
     with pytest.raises(ConfigError, match=r"model dict, backbone row 2: timm\.eca is an attention layer of timm"):
         engine.module("models.yolo").Model(cfg_with("timm.eca"))
+
+
+def test_a_timm_whose_import_fails_in_any_way_is_named(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import_module = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", lambda name: import_module("broken" if "timm" in name else name))
+    monkeypatch.setattr(registry, "_MADE", {})
+    with pytest.raises(UserError, match=r"timm\.eca is an attention layer of timm.*torchvision::nms does not exist"):
+        create_block("timm.eca", 64)
 
 
 def test_parts_with_senseless_values_are_refused(engine, tmp_path):

@@ -443,6 +443,7 @@ def test_stride_of_an_unknown_module_is_not_guessed():
         ("cross_spatial=False", False),
         ("cross_spatial=true", True),
         ("kernel_size=none", None),
+        ("kernel_size=null", None),
         ("mode=max", "max"),
         ("mode='3'", "3"),
         ("mode=a=b", "a=b"),

@@ -167,6 +167,15 @@ def test_a_later_choice_counts_and_an_inner_one_ends(fork):
     assert not is_ours()
 
 
+def test_an_environment_that_is_on_the_path_through_a_link_keeps_its_place(package_root, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(package_root.parent)
+    path = ["first", *(str(tmp_path / "link") if place == str(package_root.parent) else place for place in sys.path)]
+    monkeypatch.setattr(sys, "path", list(path))
+    assert str(tmp_path / "link") in path
+    with yolov5_ema.installed():
+        assert sys.path == path
+
+
 @pytest.mark.parametrize("place", ["a quirk", "models.yolo"])
 def test_an_install_that_fails_half_way_leaves_nothing(package_root, monkeypatch, place):
     with yolov5_ema.installed():

@@ -31,7 +31,7 @@ from yolov5_ema.blocks.common import (
 )
 from yolov5_ema.blocks.registry import BlockInfo, described, get_block, register_on_demand
 from yolov5_ema.errors import UserError
-from yolov5_ema.texts import first_line
+from yolov5_ema.texts import first_line, listed
 
 _PREFIX = "timm."
 # options that several layers have: those of the number of hidden channels, and all of some
@@ -174,14 +174,18 @@ class OfTimm(nn.Module):
     def __init__(self, channels: int, *values: Any, **named: Any) -> None:
         signature = inspect.signature(type(self))
         given = signature.bind(check_positive_int(self.block, "channels", channels), *values, **named).arguments
-        for name in given.keys() - {"channels", "device", "dtype"}:
+        chosen = given.keys() - {"channels", "device", "dtype"}
+        for name in chosen:
             given[name] = _checked(self.block, name, signature.parameters[name].default, given[name])
         options = {**self.fixed, **given}
         try:
             super().__init__(options.pop("channels"), **options)
         except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
             said = "" if isinstance(error, AssertionError) else f": {first_line(error)}"
-            raise ValueError(f"{self.block}: timm cannot build it for {channels} channels{said}") from error
+            wanted = listed(f"{name}={given[name]}" for name in signature.parameters if name in chosen)
+            raise ValueError(
+                f"{self.block}: timm cannot build it for {channels} channels{wanted and f' with {wanted}'}{said}"
+            ) from error
         self.channels = channels
         said = ", ".join(f"{name}={value}" for name, value in _options(signature, given))
         if said:
@@ -229,7 +233,7 @@ def _made(name: str) -> BlockInfo:
         # the caller may build a model without memory (meta device), and what timm makes at its import must have some
         with torch.device("cpu"):
             found = importlib.import_module("timm.layers").get_attn(name.removeprefix(_PREFIX))
-    except (ImportError, AssertionError) as error:
+    except Exception as error:  # with a torchvision that does not fit, the import ends with a RuntimeError
         raise UserError(
             f"{name} is an attention layer of timm 1.0.30 or later, which cannot be used here ({first_line(error)}): "
             "pip install 'yolov5-ema[timm]'"

@@ -244,6 +244,8 @@ def block_info(name: str) -> BlockInfo:
     near = nearest(name, list_blocks(on_demand="." in str(name)), most=3, likeness=0.5)
     guess = f" Did you mean {' or '.join(near)}?" if near else ""
     hint = f" Here it is called {called}." if called else guess
+    if "." in str(name):
+        hint += " 'yolov5-ema blocks --all' lists those of other packages."
     raise ValueError(f"no block is named {name!r}.{hint} Registered: {', '.join(list_blocks())}")
 
 

@@ -398,7 +398,7 @@ def format_option(value: Any) -> str:
 
 
 def _parse_value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
+    words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]
     for kind in (int, float):

@@ -136,7 +136,8 @@ def _text(found: Inspection, judged_by: str) -> str:
     if len(found.warnings) > 40:
         lines.append(f"warning: {len(found.warnings) - 40} more (--json lists all)")
     if judged_by and found.container != "safetensors":
-        lines.append(f"{'' if found.outside else 'nothing outside the allow-list, '}judged by {judged_by}")
+        is_good = not found.outside and not found.warnings
+        lines.append(f"{'nothing outside the allow-list, ' if is_good else ''}judged by {judged_by}")
     return "\n".join(lines) + "\n"
 
 

@@ -53,7 +53,8 @@ class Activation:
             raise
 
     def _switch_on(self) -> None:
-        if self._path_entry not in sys.path:
+        # an environment can be on the path under another name, through a link
+        if os.path.realpath(self._path_entry) not in map(os.path.realpath, filter(None, sys.path)):
             sys.path.insert(0, self._path_entry)
             self._added_path = True
         sys.meta_path.insert(0, self._finder)

@@ -24,6 +24,7 @@ _IN_ALL = words(
 )
 _RELEASES = {"v7.0 or later": _IN_V7, "v6.1": _IN_V6, "v5.0": _IN_V5, "of any release": _IN_ALL}
 _WRAPPERS = ("common.AutoShape", "common.autoShape", "common.DetectMultiBackend")
+_OF_A_BLOCK = re.compile(r"yolov5_ema\.blocks\.\w+\.[A-Z]\w*")
 _BESIDE_THEM = re.compile(r"(yolov5\.)?(models|utils)\..+")
 _TRUST = "if you know where the file comes from and trust it with your machine, pass --trust-checkpoint."
 ONLY_IF_TRUSTED = "I" + _TRUST[1:]
@@ -72,7 +73,7 @@ def _home(name: str) -> str:
         return "release" if release_with(name) else "fork"
     if _BESIDE_THEM.fullmatch(name):
         return "beside"
-    if name.startswith("yolov5_ema.blocks."):
+    if _OF_A_BLOCK.fullmatch(name):
         return "ours"
     if name in (COMPUTED, GETATTR) or _is_dangerous(name):
         return "danger"
