@@ -1,6 +1,6 @@
 """Measures ``yolov5-ema compare --jobs 2``: two trainings at once with half the cores each, against one after another.
 
-Two seeds of a yolov5n with EMA train on the demo's images, whole commands in turns. Two epochs and six show what an
+A yolov5n with EMA and one with CA train on the demo's images, whole commands in turns. Two epochs and six show what an
 epoch takes without the start of the processes.
 
     python benchmarks/jobs.py --rounds 3 --save
@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from training import HOME
 
+from yolov5_ema.cfgs.generator import format_cfg
 from yolov5_ema.cli.demo import BATCH_SIZE, CFG, HYP, IMGSZ, TRAIN_IMAGES, VAL_IMAGES
 from yolov5_ema.comparing.machine import machine, software
 from yolov5_ema.data.demo import generate
@@ -50,7 +51,7 @@ def main() -> None:
     for jobs, whole_s, epoch_s in rows:
         ratio = rows[0][2] / epoch_s
         print(
-            f"--jobs {jobs}: {whole_s:6.1f} s for {max(EPOCHS)} epochs of two seeds ({rows[0][1] / whole_s:.2f} times "
+            f"--jobs {jobs}: {whole_s:6.1f} s for {max(EPOCHS)} epochs of two models ({rows[0][1] / whole_s:.2f} times "
             f"as fast), {epoch_s:5.1f} s for one more epoch ({ratio:.2f} times)"
         )
     if args.save:
@@ -61,16 +62,18 @@ def main() -> None:
 
 
 def figures(taken: dict[tuple[int, int], list[float]], jobs: int) -> tuple[float, float]:
-    """The median of the whole command in seconds, and what one more epoch of both seeds takes."""
+    """The median of the whole command in seconds, and what one more epoch of both models takes."""
     few, many = (statistics.median(taken[jobs, epochs]) for epochs in EPOCHS)
     return many, (many - few) / (max(EPOCHS) - min(EPOCHS))
 
 
 def compared_s(folder: Path, data: Path, jobs: int, epochs: int) -> float:
-    """Train two seeds, and return the seconds of the whole command."""
+    """Train both models, and return the seconds of the whole command."""
     folder.mkdir()
     recipe = ("--hyp", HYP, "--img", IMGSZ, "--batch", BATCH_SIZE, "--epochs", epochs, "--noval", "--workers", 0)
-    command = ("compare", "--data", data, "--cfgs", CFG, "--seeds", 2, "--jobs", jobs, "--latency-rounds", 0)
+    cfgs = (CFG, folder / "yolov5n-ca.yaml")
+    cfgs[1].write_text(format_cfg(size="n", block="CA", nc=3))
+    command = ("compare", "--data", data, "--cfgs", *cfgs, "--seeds", 1, "--jobs", jobs, "--latency-rounds", 0)
     words = [sys.executable, "-m", "yolov5_ema", *map(str, (*command, *recipe, "--noautoanchor", "--cache"))]
     began_s = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(HOME)}
