@@ -39,7 +39,7 @@ How many seeds? --plan says how many a difference of a given size needs, from th
 they take. --until-width W trains the first --seeds (5 or more is wise), and then as many as their spread asks for, so
 that the interval of each difference in mAP50-95 is at most W wide.
 
-Small models train faster two at a time with one core each than one after another with two: --jobs 2.
+--jobs 2 trains two models at a time, each with half of the processor's cores.
 
 After an interruption, run the same command again to continue; you can add models and seeds to it. Results:
 PROJECT/NAME/comparison.json, .csv, .md and .png. Exit code 1 if a training failed. More: docs/compare.md
