@@ -1,7 +1,8 @@
-"""Measures one epoch of the demo's training on the CPU: how threads wait, alone and beside a busy process.
+"""Measures one epoch of the demo's training on the CPU, alone and beside a busy process.
 
-The candidates take turns, first alone and then beside a process that computes without a pause. The seconds are those
-between the lines "Starting training" and "epochs completed" of YOLOv5, so the start of the program is not in them.
+The candidates differ in how threads wait, and in whether freed memory is kept. They take turns, first alone and then
+beside a process that computes without a pause. The seconds are those between the lines "Starting training" and "epochs
+completed" of YOLOv5, so the start of the program is not in them.
 
     python benchmarks/training.py --rounds 3
     python benchmarks/training.py --save
@@ -30,11 +31,14 @@ from yolov5_ema.data.demo import generate
 from yolov5_ema.upstream.locate import locate
 
 BEFORE = "threads spin as OpenMP does by itself"
+# Each of these variables leaves a choice to the user. GCC's OpenMP ignores KMP_BLOCKTIME, and for LLVM's this is the
+# default; tcache_count has its default, too, but any variable of the allocator lets it give freed memory back.
+GIVEN_BACK = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}
 CANDIDATES = {
-    # any of these variables leaves the choice to the user; GCC's OpenMP ignores this one, for LLVM's it is the default
-    BEFORE: {"KMP_BLOCKTIME": "200"},
-    "threads spin 1000 times (GCC's OpenMP)": {"GOMP_SPINCOUNT": "1000"},
-    "threads sleep": {},
+    BEFORE: {"KMP_BLOCKTIME": "200", **GIVEN_BACK},
+    "threads spin 1000 times (GCC's OpenMP)": {"GOMP_SPINCOUNT": "1000", **GIVEN_BACK},
+    "threads sleep": GIVEN_BACK,
+    "threads sleep, freed memory is kept": {},
 }
 STATES = ("alone", "beside a busy process")
 HOME = Path(__file__).resolve().parent.parent
@@ -54,7 +58,7 @@ def main() -> None:
     for state, candidate, epoch_s, ratio in rows:
         print(f"{state:<24}{candidate:<42}{epoch_s:>8.1f} s{ratio:>8.2f} times as fast")
     if args.save:
-        save(rows, about)
+        save(rows, about, args.img)
 
 
 def over(reference: float, candidate: float) -> float:
@@ -65,7 +69,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--img", type=int, default=IMGSZ)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-training.csv")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-training-PIXELS.csv")
     return parser.parse_args()
 
 
@@ -124,10 +128,10 @@ def described(args: argparse.Namespace) -> str:
     )
 
 
-def save(rows: list[tuple[str, str, float, float]], about: str) -> None:
+def save(rows: list[tuple[str, str, float, float]], about: str, imgsz: int) -> None:
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
-    with open(folder / f"{datetime.date.today()}-training.csv", "w", newline="") as stream:
+    with open(folder / f"{datetime.date.today()}-training-{imgsz}.csv", "w", newline="") as stream:
         stream.writelines(f"# {line}\n" for line in about.splitlines())
         writer = csv.writer(stream)
         writer.writerow(("machine", "candidate", "epoch_s", "times_as_fast"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_ema import __version__
+from yolov5_ema.allocator import keep_freed_memory
 from yolov5_ema.cli.command import AnyCommand, Command, Group, add_common_flags, own_parser
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import DISK_ERRORS
@@ -112,6 +113,7 @@ def _dispatch(arguments: list[str]) -> int:
     common, argv = _common_flags_parsed(command, arguments[place + 1 :], common)
     if _passes_all(command) and argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--"):
         raise UserError(_unknown_flag(argv[0]))
+    keep_freed_memory()
     with _settings(common).exported(), waiting_passively():
         return command.main(argv, common)
 

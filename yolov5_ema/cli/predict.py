@@ -374,10 +374,9 @@ Results = Iterator["tuple[int, list[dict[str, Any]]]"]
 def _by_this_process(
     detector: Detector, thresholds: Thresholds, batch: int | None, source: Source, parts: Parts
 ) -> Results:
-    from yolov5_ema.detecting.pipeline import Pipeline, keep_freed_memory
+    from yolov5_ema.detecting.pipeline import Pipeline
     from yolov5_ema.detecting.rows import rows_of
 
-    keep_freed_memory()
     chunks = list(_chunks(source, parts))
     images = [image for _, some in chunks for image in some]
     with closing(rows_of(Pipeline(detector, batch), thresholds, images)) as rows:

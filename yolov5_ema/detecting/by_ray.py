@@ -352,7 +352,8 @@ class _Worker:
         self._ledger = ledger
         self._thresholds = work.thresholds
         self._refusal: str | None = None
-        from yolov5_ema.detecting.pipeline import Pipeline, keep_freed_memory
+        from yolov5_ema.allocator import keep_freed_memory
+        from yolov5_ema.detecting.pipeline import Pipeline
 
         keep_freed_memory()
         try:

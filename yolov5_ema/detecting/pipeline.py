@@ -7,8 +7,6 @@ another process has taken one of the cores.
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import queue
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -29,23 +27,8 @@ from yolov5_ema.detecting.protocol import Detector, Prepared, Thresholds, TooThi
 
 _MOST_COPIES = 4
 _MOST_READERS = 8
-# numbers of options in malloc.h: M_ARENA_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, which can be 32 MiB at most, and
-# M_TOP_PAD, which alone holds for the memory of threads that have their own since before
-_KEEP = ((-8, 1), (-1, 1 << 30), (-3, 32 << 20), (-2, 64 << 20))
 _BATCHES_AHEAD = 3
 """How many batches for each copy of the model are in memory at most, from the first step to the last."""
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for its next image; for commands that only detect.
-
-    glibc gives memory that threads free back to the system, which costs a quarter of a small model's time. Other
-    libraries of C are left alone.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option, value in _KEEP:
-            libc.mallopt(option, value)
 
 
 class Found(NamedTuple):
