@@ -54,7 +54,7 @@ def main() -> None:
         found = rows_of(timed(candidates, flags, args.rounds, folder))
         differences = {way: difference(folder, way) for way in map(runtime, candidates) if way not in ("val", "torch")}
     rows = {(weights.name, Path(args.data).stem, way): row for way, row in found.items()}
-    report(rows, described(args), args.save and "evaluate-weights")
+    report(rows, described(args), args.save and ("evaluate-weights-busy" if args.busy else "evaluate-weights"))
     for way, (protocol, most) in differences.items():
         print(f"{way}: AP differs from torch's by up to {most:.2g} ({protocol})")
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 import yaml
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -105,6 +106,9 @@ QUESTIONS = (
     Question("e", ("form", "yolov5n-ema-form"), ("blocks", "yolov5n-ema"), "EMA as published against exact"),
     Question("f", ("identity", "yolov5n-ema"), ("fresh", "yolov5n-ema"), "--init identity against a fresh EMA"),
 )
+
+GROUPS = ("ade", "bcf")
+"""The questions that one panel of the picture shows: those about blocks, and those about everything else."""
 
 
 def main() -> None:
@@ -232,6 +236,7 @@ def rows_of(folder: Path) -> list[Row]:
 
 
 def report(folder: Path) -> None:
+    """Print all differences; write them, the figures of every training, and the picture."""
     rows = rows_of(folder)
     here = machine(torch.device("cpu"))
     versions = ", ".join(f"{name} {version}" for name, version in software(locate()).items())
@@ -245,11 +250,14 @@ def report(folder: Path) -> None:
             f"{row.candidate:.4f} - {row.baseline:.4f} = {row.difference.mean:+.4f}{interval}  {row.difference.verdict}"
         )
     if rows:
-        save(rows, about)
+        name = f"{datetime.date.today()}-evidence"
+        save(rows, about, HERE / "results" / f"{name}.csv")
+        save_runs(folder, about, HERE / "results" / f"{name}-runs.csv")
+        draw(rows, HERE / "results" / f"{name}.png")
+        print(f"\nbenchmarks/results/{name}.csv, -runs.csv and .png written")
 
 
-def save(rows: Sequence[Row], about: str) -> None:
-    file = HERE / "results" / f"{datetime.date.today()}-evidence.csv"
+def save(rows: Sequence[Row], about: str, file: Path) -> None:
     with open(file, "w", newline="") as stream:
         stream.write(f"# {about}\n")
         writer = csv.writer(stream)
@@ -262,34 +270,50 @@ def save(rows: Sequence[Row], about: str) -> None:
             writer.writerow(
                 (row.question.letter, row.question.words, METRICS[row.metric], found.n, *shown, found.verdict)
             )
-    draw(rows, file.with_suffix(".png"))
-    print(f"\n{file} and .png written")
+
+
+def save_runs(folder: Path, about: str, file: Path) -> None:
+    with open(file, "w", newline="") as stream:
+        stream.write(f"# {about}\n")
+        writer = csv.writer(stream)
+        writer.writerow(("training", "data", "epochs", "imgsz", "model", "seed", *METRICS.values()))
+        for name, training in TRAININGS.items():
+            for model in training.cfgs:
+                for seed, found in sorted(figures(folder, name, model).items()):
+                    recipe = (name, training.data, training.epochs, training.imgsz)
+                    writer.writerow((*recipe, model, seed, *(f"{found[metric]:.5g}" for metric in METRICS)))
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
-    """All differences with their intervals, one panel for each metric."""
-    lines = [row.question for row in rows if row.metric == "map50"]
-    figure = Figure(figsize=(11, 1.2 + 0.32 * len(lines)), layout="constrained")
+    """All differences with their intervals: a column for each metric, a panel of its own scale for each group."""
+    groups = [[row for row in rows if row.question.letter in letters] for letters in GROUPS]
+    groups = [group for group in groups if group]
+    heights = [len(group) / len(METRICS) + 1 for group in groups]
+    figure = Figure(figsize=(11, 0.6 + 0.34 * sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(METRICS), sharey=True, squeeze=False)[0]
-    for axes, (metric, label) in zip(panels, METRICS.items()):
-        axes.axvline(0, color="black", linewidth=0.8)
-        for row in (row for row in rows if row.metric == metric):
-            place, found = lines.index(row.question), row.difference
-            shown = found.low is not None and found.high is not None and not found.low <= 0 <= found.high
-            colour = "#0072B2" if shown else "#777777"
-            if found.low is not None and found.high is not None:
-                axes.plot([found.low, found.high], [place, place], color=colour, linewidth=2)
-            axes.plot(found.mean, place, "D", color=colour, markersize=5)
-        axes.set_title(f"{label}: paired difference and its interval", fontsize=10, loc="left")
-        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-    seeds = {row.question: row.difference.n for row in rows}
-    panels[0].set_yticks(
-        range(len(lines)), [f"({one.letter}) {one.words}, {seeds[one]} seeds" for one in lines], fontsize=9
-    )
-    panels[0].set_ylim(len(lines) - 0.5, -0.5)
+    panels = figure.subplots(len(groups), len(METRICS), sharey="row", squeeze=False, height_ratios=heights)
+    for group, line in zip(groups, panels):
+        for axes, metric in zip(line, METRICS):
+            draw_panel(axes, [row for row in group if row.metric == metric])
+    for axes, label in zip(panels[0], METRICS.values()):
+        axes.set_title(f"{label}: mean difference and its interval", fontsize=10, loc="left")
     figure.savefig(file, dpi=150)
+
+
+def draw_panel(axes: Axes, rows: Sequence[Row]) -> None:
+    axes.axvline(0, color="black", linewidth=0.8)
+    for place, row in enumerate(rows):
+        low, high = row.difference.low, row.difference.high
+        is_shown = low is not None and high is not None and not low <= 0 <= high
+        colour = "#0072B2" if is_shown else "#777777"
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=colour, linewidth=2)
+        axes.plot(row.difference.mean, place, "D", color=colour, markersize=5)
+    texts = [f"({row.question.letter}) {row.question.words}, {row.difference.n} seeds" for row in rows]
+    axes.set_yticks(range(len(rows)), texts, fontsize=9)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
 
 
 if __name__ == "__main__":

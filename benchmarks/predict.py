@@ -30,7 +30,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from training import HOME, busy_process
+from training import BY_ITSELF, HOME, busy_process
 
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.generator import build_cfg
@@ -41,7 +41,6 @@ from yolov5_ema.upstream.locate import locate
 
 FEW = 40
 REFERENCE = "detect --nosave"
-SPINNING = {"KMP_BLOCKTIME": "200"}  # leaves it to OpenMP how threads wait: those of detect spin, as in YOLOv5 itself
 PREDICT = ("predict", "--force", "-o", "out.json")
 CANDIDATES = {
     REFERENCE: ("detect", "--nosave"),
@@ -87,7 +86,7 @@ def main() -> None:
             }
             found = rows_of(timed(candidates, flags, args.rounds, folder))
             rows.update({(file.name, source.name if source else "drawn", way): row for way, row in found.items()})
-    report(rows, described(args), args.save and "predict")
+    report(rows, described(args), args.save and ("predict-busy" if args.busy else "predict"))
 
 
 def parse_args() -> argparse.Namespace:
@@ -161,7 +160,7 @@ def timed(
 ) -> dict[str, dict[int, list[Taken]]]:
     """What each candidate takes for each number of images, in turns; before, each is run once on all of them.
 
-    The first candidate is YOLOv5 as it is by itself: see `SPINNING`.
+    The first candidate is YOLOv5 as it is by itself: see `training.BY_ITSELF`.
 
     Args:
         candidates: the command of each, and its own flags.
@@ -179,7 +178,7 @@ def timed(
             for count in flags if turn >= 0 else [max(flags)]:
                 words = [sys.executable, "-m", "yolov5_ema", *command, *flags[count]]
                 before_s, began_s = cpu_s(), time.perf_counter()
-                environment = {**ours, **SPINNING} if name == first else ours
+                environment = {**ours, **BY_ITSELF} if name == first else ours
                 done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
                 if done.returncode:
                     sys.exit(f"{name}: {done.stderr[-2000:]}")

@@ -1,4 +1,4 @@
-"""Calls EMA's and CBAM's kernels with arguments that do not fit. It is a script, so that a crash does not end pytest.
+"""Calls the C++ kernels of all blocks with arguments that do not fit: a script, so that a crash does not end pytest.
 
 Each case is a valid call in which up to three arguments are spoiled. It may give a result, which must be that of the
 plain form if there is one, or raise an exception that layers of torch raise. Anything else ends the script.
@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 
-from yolov5_ema.blocks import CBAM, EMA
-from yolov5_ema.kernels import dispatch, memory, native
+from yolov5_ema.blocks import CA, CBAM, ECA, EMA, NAM, SA, SE
+from yolov5_ema.kernels import dispatch, means, memory, native, norms
 from yolov5_ema.kernels.cbam import cpp as cbam_cpp
 from yolov5_ema.kernels.ema import EMAArguments, exact
 from yolov5_ema.kernels.ema import cpp as ema_cpp
@@ -204,6 +204,51 @@ def cbam_operator(rng, dtype):
     (getattr(cbam_cpp, name) if past else getattr(torch.ops.yolov5_ema, f"cbam_{name}"))(*arguments)
 
 
+MEANS_CALLS = {
+    means._mean: (means.mean_of_channels, "x"),
+    means._sides: (means.means_of_sides, "x"),
+    means._scale: (means.scale_channels, "x row"),
+    means._scale_backward: (means._channels_backward, "grad x row"),
+    means._input_backward: (means._PASSES["SE"].input_backward.plain, "grad row d_mean"),
+}
+MEANS_CALLS_BY_SIDES = {
+    means._scale: (means.scale_sides, "x high wide"),
+    means._scale_backward: (means._sides_backward, "grad x high wide"),
+    means._input_backward: (means._PASSES["CA"].input_backward.plain, "grad high wide d_means"),
+}
+NORMS_CALLS = {
+    norms._nam: (norms._nam_plain, "x u v eps"),
+    norms._nam_frozen: (norms._nam_frozen_plain, "x u v stats eps"),
+    norms._nam_backward: (norms._nam_backward_plain, "grad x stats u v eps frozen"),
+    norms._sa: (norms._sa_plain, "x u v k eps"),
+    norms._sa_backward: (norms._sa_backward_plain, "grad x stats_of_sa u v k eps"),
+}
+
+
+def gated_arguments(rng, dtype):
+    n, groups, k, h, w = sizes(rng)
+    c = 2 * groups * k
+    shapes = {
+        "x": (n, c, h, w), "grad": (n, c, h, w), "row": (n, c), "d_mean": (n, c), "high": (n, c, h), "wide": (n, c, w),
+        "d_means": (n, c, h + w), "u": (c,), "v": (c,), "stats": (2, c), "stats_of_sa": (2, n, c),
+    }  # fmt: skip
+    made = {name: torch.rand(shape).to(dtype) for name, shape in shapes.items()}
+    return made | {"k": k, "eps": 1e-5, "frozen": rng.random() < 0.5}
+
+
+def pass_of_a_gated_block(rng, dtype):
+    made = gated_arguments(rng, dtype)
+    calls = rng.choice((MEANS_CALLS, MEANS_CALLS_BY_SIDES, NORMS_CALLS))
+    kernel, (plain, names) = rng.choice(list(calls.items()))
+    arguments = spoiled([made[name] for name in names.split()], rng)
+    found = kernel(*arguments)
+    if is_ordinary(arguments):
+        expected = plain(*arguments)
+        one_or_more = (found, expected) if isinstance(found, tuple) else ((found,), (expected,))
+        for one, other in zip(*one_or_more):
+            agree(one, other)
+
+
 # --------------------------------------------------------------------------------------------------- whole blocks
 
 
@@ -261,6 +306,31 @@ def whole_block(rng, dtype):
             agree(block(x), expected)
 
 
+def whole_gated_block(rng, dtype):
+    """By the kernels whatever the size; what they do not take is refused."""
+    n, groups, k, h, w = sizes(rng)
+    c = 2 * groups * k
+    options = {SE: {"reduction": 1}, SA: {"groups": groups}, CA: {}, ECA: {}, NAM: {}}
+    kind = rng.choice(list(options))
+    block = kind(c, **options[kind])
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    block = block.to(dtype).train(rng.random() < 0.5)
+    if rng.random() < 0.3:
+        block.to(rng.choice((torch.float64, torch.float16, "meta", torch.channels_last)))
+    (x,) = spoiled([torch.randn(n, c, h, w).to(dtype)], rng, SAFE_SPOILERS)
+    with torch.set_grad_enabled(rng.random() < 0.5), dispatch.forced("cpp"):
+        out = block(x)
+        if out.requires_grad and rng.random() < 0.8:
+            out.sum().backward()
+    block.eval()
+    if is_ordinary((x, *block.parameters())):
+        with torch.no_grad(), dispatch.forced("reference"):
+            expected = block(x)
+        with torch.no_grad(), dispatch.forced("cpp"):
+            agree(block(x), expected)
+
+
 def is_ordinary(values):
     """Whether all tensors have values, and none has a dtype or type for which the forms may differ."""
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
@@ -280,7 +350,10 @@ def agree(found, expected):
     )
 
 
-KINDS = (ema_forward_operator, ema_backward_operator, ema_past_the_dispatcher, cbam_operator, whole_block)
+KINDS = (
+    *(ema_forward_operator, ema_backward_operator, ema_past_the_dispatcher, cbam_operator),
+    *(pass_of_a_gated_block, pass_of_a_gated_block, whole_block, whole_gated_block),
+)
 
 
 def run(case, seed):
