@@ -1,9 +1,11 @@
 """Trains what docs/results.md compares: blocks, heads, windows, places of a block, forms of EMA, starts of a block.
 
 All models have the width of yolov5n. Every question is a paired difference over seeds. What was trained is kept in
---folder; the same command goes on after an interruption, and another run with more --seeds adds to it.
+--folder; the same command goes on after an interruption, and another run with more --seeds adds to it. So does another
+machine with --known, which takes the figures of finished trainings from the CSV that a run wrote.
 
     python benchmarks/evidence.py --bccd bccd.yaml --aerial aerial_cars.yaml
+    python benchmarks/evidence.py --bccd bccd.yaml --aerial aerial_cars.yaml --known DATE-evidence-runs.csv --seeds 20
     python benchmarks/evidence.py --report      # only the table, the CSV and the picture, from what is finished
 """
 
@@ -17,6 +19,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +30,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from yolov5_ema.comparing.machine import machine, software
-from yolov5_ema.comparing.runs import FINISHED, Run, record_of
+from yolov5_ema.comparing.runs import FINISHED, Record, Run, record_of
+from yolov5_ema.comparing.scoring import FIGURES
 from yolov5_ema.comparing.statistics import Difference, bonferroni_confidence, paired_difference
 from yolov5_ema.upstream.locate import locate
 
 HERE = Path(__file__).resolve().parent
 METRICS = {"map50": "mAP50", "map50_95": "mAP50-95"}
+RECIPE = ("training", "data", "epochs", "imgsz", "batch")
+WHOLE = {"whole_map50": "mAP50", "whole_map50_95": "mAP50-95"}
+"""Columns for the figures on whole photographs, and their names in the JSON file of `evaluate`."""
 BLOCKS = ("EMA", "CA", "CBAM", "SE", "ECA", "SA", "NAM")
 
 
@@ -127,6 +134,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=TRAININGS, help="only these trainings, in this order")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: 10 for blocks, 3 to 5 for the others)")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time (default: 2)")
+    parser.add_argument("--known", type=Path, metavar="CSV", help="figures of trainings that need not be repeated")
     parser.add_argument("--report", action="store_true", help="train nothing")
     args = parser.parse_args()
     if not args.report and not (args.bccd and args.aerial):
@@ -150,13 +158,18 @@ def train(name: str, training: Training, args: argparse.Namespace) -> None:
         cfgs.append(cfg)
     start = run_of(args.folder, *START).best
     seeds = args.seeds or training.seeds
-    ours(
+    words = (
         *("compare", "--data", files[training.data], "--cfgs", *cfgs, "--seeds", seeds, "--jobs", args.jobs),
         *("--project", args.folder, "--name", name, "--latency-rounds", 0, "--task", "auto"),
         *("--epochs", training.epochs, "--img", training.imgsz, "--batch", training.batch, "--noval", "--cache"),
         *("--hyp", HERE / "hyp.evidence.yaml", "--workers", 0, "--device", "cpu"),
         *(str(flag).format(start=start) for flag in training.flags),
     )
+    if args.known:
+        (args.folder / name).mkdir(exist_ok=True)
+        ours(*words, "--no-train", may_fail=True)  # begins the comparison; without results it ends with an error
+        take_over(args.known, args.folder, name)
+    ours(*words)
     for run in runs_of(args.folder, name) if training.whole else ():
         if not whole_file(run).is_file() and record_of(run).status == FINISHED:
             scored = whole_file(run).with_suffix(".new")
@@ -172,11 +185,11 @@ def data_of(args: argparse.Namespace) -> dict[str, Path]:
     return {"bccd": args.bccd.resolve(), "aerial": args.aerial.resolve(), "windows": next(cut.glob("*.yaml"))}
 
 
-def ours(*words: object) -> None:
+def ours(*words: object, may_fail: bool = False) -> None:
     command = [sys.executable, "-m", "yolov5_ema", *map(str, words)]
     print("$ yolov5-ema", *words[:2], "…", flush=True)
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-    subprocess.run(command, env=environment, check=True)
+    subprocess.run(command, env=environment, check=not may_fail)
 
 
 # --- results --------------------------------------------------------------------------------
@@ -273,15 +286,40 @@ def save(rows: Sequence[Row], about: str, file: Path) -> None:
 
 
 def save_runs(folder: Path, about: str, file: Path) -> None:
+    """Write the figures of every finished training, as `take_over` reads them."""
     with open(file, "w", newline="") as stream:
         stream.write(f"# {about}\n")
-        writer = csv.writer(stream)
-        writer.writerow(("training", "data", "epochs", "imgsz", "model", "seed", *METRICS.values()))
-        for name, training in TRAININGS.items():
-            for model in training.cfgs:
-                for seed, found in sorted(figures(folder, name, model).items()):
-                    recipe = (name, training.data, training.epochs, training.imgsz)
-                    writer.writerow((*recipe, model, seed, *(f"{found[metric]:.5g}" for metric in METRICS)))
+        writer = csv.DictWriter(stream, (*RECIPE, "model", "seed", *FIGURES, *WHOLE))
+        writer.writeheader()
+        for name in TRAININGS:
+            for run in runs_of(folder, name):
+                found = record_of(run).figures
+                if found is None or run.seed not in figures(folder, name, run.cfg):
+                    continue
+                scored = json.loads(whole_file(run).read_text())["yolov5"] if whole_file(run).is_file() else {}
+                row = {"model": run.cfg, "seed": run.seed, **recipe(name)}
+                row |= {figure: f"{found[figure]:.5g}" for figure in FIGURES}
+                writer.writerow(row | {column: f"{scored[key]:.5g}" for column, key in WHOLE.items() if key in scored})
+
+
+def take_over(file: Path, folder: Path, name: str) -> None:
+    """Note trainings that were done elsewhere by the present recipe as finished, unless they are in the folder."""
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    for row in csv.DictReader(lines):
+        run = run_of(folder, name, row["model"], int(row["seed"]))
+        if any(row[key] != value for key, value in recipe(name).items()) or run.record_file.exists():
+            continue
+        run.record_file.parent.mkdir(exist_ok=True)
+        known = Record(FINISHED, {figure: float(row[figure]) for figure in FIGURES})
+        run.record_file.write_text(json.dumps(asdict(known)))
+        if TRAININGS[name].whole:
+            scored = {key: float(row[column]) for column, key in WHOLE.items()}
+            whole_file(run).write_text(json.dumps({"yolov5": scored}))
+
+
+def recipe(name: str) -> dict[str, str]:
+    training = TRAININGS[name]
+    return dict(zip(RECIPE, map(str, (name, training.data, training.epochs, training.imgsz, training.batch))))
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
