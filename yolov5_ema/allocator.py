@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-# Options of mallopt, by their numbers in malloc.h. Older releases of glibc refuse an M_MMAP_THRESHOLD of more than 32 MiB.
+# Options of mallopt, by their numbers in malloc.h. Older releases refuse an M_MMAP_THRESHOLD of more than 32 MiB.
 _ARENA_MAX, _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -8, -1, -2, -3
 _KEEP = (
     (_ARENA_MAX, 1),

@@ -11,9 +11,9 @@ import torch
 
 
 def prints_page_faults(by: str) -> None:
-    """Print the page faults of 20 rounds, each with three blocks of 20 MB that are freed: in this thread, and in another one.
+    """Print the page faults of 20 rounds, each with three blocks of 20 MB that are freed.
 
-    The counts are those before freed memory is kept, and after, in the best of five.
+    In this thread and in another one; the counts are those before freed memory is kept, and after, in the best of five.
 
     Args:
         by: what keeps it, ``function`` or ``command``.
