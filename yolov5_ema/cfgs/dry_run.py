@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.errors import ConfigError
@@ -134,14 +133,18 @@ class _Ledger(TorchDispatchMode):
     """
 
     def __init__(self, where: str) -> None:
+        # Not at the top: it imports Triton.
+        from torch.utils.flop_counter import flop_registry
+
         super().__init__()
         self.where = where
+        self.counts = flop_registry
         self.operations = self.arithmetic = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         self.operations += 1
-        count = flop_registry.get(func._overloadpacket)
+        count = self.counts.get(func._overloadpacket)
         if count is not None:
             self.arithmetic += count(*args, **(kwargs or {}), out_val=found)
         if isinstance(found, torch.Tensor) and not func.is_view:

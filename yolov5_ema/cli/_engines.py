@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolov5_ema.cli._collector import paused
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Flags
 from yolov5_ema.scripts.yolo_flags import LINES, weights_in, words_of
@@ -39,6 +40,7 @@ def add_engine_of_script(flags: Flags) -> None:
     )
 
 
+@paused()
 def start_engine_of(weights: Sequence[str | Path], said: str | None = None) -> Engine:
     """The engine of weights files, with the blocks known to it and the plugins imported; see `engine_for`.
 
@@ -61,6 +63,7 @@ def name_of(engine: Engine) -> str:
     return ULTRALYTICS if is_ultralytics(engine) else YOLOV5
 
 
+@paused()
 def start_ultralytics() -> Engine:
     """The package ultralytics with the adapter installed, and the plugins imported."""
     load_plugins()

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from yolov5_ema.cli._collector import paused
 from yolov5_ema.cli.command import PROGRAM, Command
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import read
@@ -56,6 +57,7 @@ def show_help(script: str, argv: Sequence[str], command: Command, engine: Engine
         parser.parse_known_args(list(argv))
 
 
+@paused()
 def start_yolov5() -> Engine:
     """The YOLOv5 in use, with the shim installed and the plugins imported.
 

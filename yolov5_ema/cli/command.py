@@ -51,6 +51,8 @@ class Command:
         passes_all: whether all arguments after the first go to a script unchanged.
         only_looks: whether the command only reads files. If so, code of a YOLOv5 clone in the working directory is not
             run just because the clone is there.
+        closes_all: whether everything that it writes is closed when it returns, so that the program can end without a
+            last search for garbage.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Command:
     passes_to: str = ""
     passes_all: bool = False
     only_looks: bool = False
+    closes_all: bool = False
 
     @property
     def is_script(self) -> bool:

@@ -87,4 +87,5 @@ COMMAND = Command(
     "checkpoint. The state of the optimizer is left out.",
     epilog=_EPILOG,
     only_looks=True,
+    closes_all=True,
 )

@@ -94,4 +94,5 @@ heads are counted.
 examples: yolov5-ema info yolov5s-ema.yaml --nc 3 --json
           yolov5-ema info yolo26n-ema.yaml""",
     only_looks=True,
+    closes_all=True,
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 from yolov5_ema import __version__
 from yolov5_ema.allocator import keep_freed_memory
+from yolov5_ema.cli._collector import leave_the_rest
 from yolov5_ema.cli.command import AnyCommand, Command, Group, add_common_flags, own_parser
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import DISK_ERRORS
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     leash.end_with_parent()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        return _dispatch(arguments, is_program=argv is None)
     except UserError as error:
         print(f"yolov5-ema: error: {_rank_text()}{error}", file=sys.stderr)
         return 2
@@ -97,7 +98,7 @@ def _rank_text() -> str:
     return f"rank {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], *, is_program: bool) -> int:
     place, *_ = [*_places_of_words(arguments), len(arguments)]
     common, strange = own_parser(add_common_flags).parse_known_args(arguments[:place])
     name, *_ = [*strange, *arguments[place : place + 1], "help"]
@@ -114,6 +115,8 @@ def _dispatch(arguments: list[str]) -> int:
     if _passes_all(command) and argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--"):
         raise UserError(_unknown_flag(argv[0]))
     keep_freed_memory()
+    if is_program and isinstance(command, Command) and command.closes_all:
+        leave_the_rest()
     with _settings(common).exported(), waiting_passively():
         return command.main(argv, common)
 

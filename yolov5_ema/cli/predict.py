@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolov5_ema import __version__
 from yolov5_ema.class_names import class_numbers
+from yolov5_ema.cli._collector import paused
 from yolov5_ema.cli._engines import name_of, start_engine_of
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import (
@@ -265,12 +266,13 @@ def _predict(args: argparse.Namespace) -> int:
         if args.weights.is_dir() or args.weights.suffix == ".xml":
             raise UserError("--engine ray sends one file to its workers; OpenVINO's model is several: use ONNX instead")
         ray_engine.check_installed(args.ray_address or os.environ.get(ray_engine.ADDRESS_ENV))
-    import torch
+    with paused():
+        import torch
 
-    engine = start_engine_of([args.weights])
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    detector, thresholds = _detector(args, engine)
+        engine = start_engine_of([args.weights])
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        detector, thresholds = _detector(args, engine)
     if args.resume and args.batch is None:
         args.batch = begun_with(args.output, "batch")
     settings = {**_settings(args, engine, detector, thresholds), "runtime": _runtime(args, engine, detector, source)}
@@ -472,4 +474,5 @@ COMMAND = Command(
     _add_flags,
     description="Detect in many images, and write all detections to one file.",
     epilog=_EPILOG,
+    closes_all=True,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+from yolov5_ema.cli._collector import paused
 from yolov5_ema.cli._engines import add_engine_of_script, run_mode, words_for_ultralytics
 from yolov5_ema.cli._yolov5 import show_help, start_yolov5
 from yolov5_ema.cli.command import Command
@@ -21,12 +22,13 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
             raise UserError("--init works only with YOLOv5's train, not with ultralytics")
         return run_mode("train", words)
     show_help("train", rest, COMMAND)
-    from yolov5_ema.engine.quirks import distributed
-    from yolov5_ema.scripts import running as scripts
-    from yolov5_ema.scripts import seeding
+    with paused():
+        from yolov5_ema.engine.quirks import distributed
+        from yolov5_ema.scripts import running as scripts
+        from yolov5_ema.scripts import seeding
 
-    distributed.check_devices()
-    engine = start_yolov5()
+        distributed.check_devices()
+        engine = start_yolov5()
     weights = given_flags(engine, "train", rest).get("weights")
     if args.init == "identity" and weights is not None and weights.value == "":
         raise UserError("--init identity is for pretrained --weights: from scratch there is nothing to keep")

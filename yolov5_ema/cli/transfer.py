@@ -112,4 +112,5 @@ COMMAND = Command(
     description="Copy the weights of a checkpoint into the model of a cfg, row by row.",
     epilog=_EPILOG,
     only_looks=True,
+    closes_all=True,
 )

@@ -331,4 +331,5 @@ COMMAND = Command(
     _add_flags,
     description="Show what each attention block does to an image: its gate, and Grad-CAM of its output.",
     epilog=_EPILOG,
+    closes_all=True,
 )
