@@ -5,7 +5,12 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 #include <utility>
+
+#if defined(__GNUC__) && defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -16,6 +21,13 @@
 #define EMA_EXPORT extern "C" __declspec(dllexport)
 #else
 #define EMA_EXPORT extern "C"
+#endif
+
+// For functions that keep what their callers sum in registers: through a reference it would be in memory.
+#if defined(__GNUC__)
+#define EMA_INLINE __attribute__((always_inline))
+#else
+#define EMA_INLINE
 #endif
 
 namespace yolov5_ema {
@@ -160,8 +172,72 @@ template <typename T> struct RowSum {
     T total() const { return yolov5_ema::total<kWide<T>, T>(values); }
 };
 
+#ifdef YOLOV5_EMA_SHUFFLES
+// Of each four values of a and b: those at the indices p, of which the ones from 4 on belong to b.
+template <int P0, int P1, int P2, int P3, typename V, int... J>
+inline V mixed(const V &a, const V &b, std::integer_sequence<int, J...>) {
+    constexpr int N = static_cast<int>(sizeof...(J)), from[4] = {P0, P1, P2, P3};
+    return __builtin_shufflevector(a, b, (J / 4 * 4 + from[J % 4] % 4 + from[J % 4] / 4 * N)...);
+}
+
+// The totals of four sums. The sums are added while they are transposed, which takes a third of the operations.
+template <int N, typename T> inline Lanes<T, 4> four_totals(const Lanes<T, N> &values) {
+    if constexpr (N == 4)
+        return values;
+    else
+        return four_totals<N / 2, T>(halved<N, T>(values));
+}
+
+template <typename T> inline void store_four_totals(T *to, const RowSum<T> *sums) {
+    constexpr int N = kWide<T>;
+    if constexpr (N >= 4) {
+        typedef Lanes<T, N> V;
+        const auto all = std::make_integer_sequence<int, N>();
+        const V &a = sums[0].values, &b = sums[1].values, &c = sums[2].values, &d = sums[3].values;
+        const V ab = mixed<0, 4, 1, 5>(a, b, all) + mixed<2, 6, 3, 7>(a, b, all);
+        const V cd = mixed<0, 4, 1, 5>(c, d, all) + mixed<2, 6, 3, 7>(c, d, all);
+        store<4>(to, four_totals<N, T>(mixed<0, 1, 4, 5>(ab, cd, all) + mixed<2, 3, 6, 7>(ab, cd, all)));
+    } else {
+        for (int j = 0; j < 4; j++)
+            to[j] = sums[j].total();
+    }
+}
+#else
+template <typename T> inline void store_four_totals(T *to, const RowSum<T> *sums) {
+    for (int j = 0; j < 4; j++)
+        to[j] = sums[j].total();
+}
+#endif
+
+// Write the totals of R sums.
+template <int R, typename T> inline void store_totals(T *to, const RowSum<T> *sums) {
+    for (int r = 0; r + 4 <= R; r += 4)
+        store_four_totals(to + r, sums + r);
+    for (int r = R / 4 * 4; r < R; r++)
+        to[r] = sums[r].total();
+}
+
+template <typename F, int... J> EMA_INLINE inline void unrolled_over(const F &f, std::integer_sequence<int, J...>) {
+    (f(Width<J>()), ...);
+}
+
+// Call f(Width<0>) to f(Width<N - 1>). What is indexed by these numbers can be kept in registers, which compilers do
+// not reliably do for the variable of a loop.
+template <int N, typename F> EMA_INLINE inline void unrolled(const F &f) {
+    unrolled_over(f, std::make_integer_sequence<int, N>());
+}
+
+// Call f(Width<R>, first) for blocks of R rows, and then for single rows.
+template <int R, typename F> EMA_INLINE inline void over_rows(int64_t count, const F &f) {
+    int64_t first = 0;
+    for (; first + R <= count; first += R)
+        f(Width<R>(), first);
+    for (; first < count; first++)
+        f(Width<1>(), first);
+}
+
 // Call f(Width<N>, first) for blocks of N values that cover a row of any length. The last two blocks may overlap.
-template <int N, typename F> inline void over_row(int64_t count, const F &f) {
+template <int N, typename F> EMA_INLINE inline void over_row(int64_t count, const F &f) {
     if constexpr (N > 1) {
         if (count < N)
             return over_row<N / 2>(count, f);
@@ -177,7 +253,7 @@ template <int N, typename F> inline void over_row(int64_t count, const F &f) {
 }
 
 // The same with blocks that become narrower at the end and do not overlap.
-template <int N, typename F> inline void over_parts(int64_t count, const F &f, int64_t first = 0) {
+template <int N, typename F> EMA_INLINE inline void over_parts(int64_t count, const F &f, int64_t first = 0) {
     for (; first + N <= count; first += N)
         f(Width<N>(), first);
     if constexpr (N > 1)
@@ -232,6 +308,50 @@ template <typename T> inline void fetch_line(const T *) {}
 template <typename T> inline void fetch_line_to_write(T *) {}
 #endif
 
+// Stores that do not read the old value first and leave the caches alone. `to` must be aligned to a register.
+#if defined(__GNUC__) && defined(__SSE2__)
+template <typename T> inline void store_past_caches(T *to, const Lanes<T, kWide<T>> &values) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i *>(to), reinterpret_cast<__m512i>(values));
+#elif defined(__AVX__)
+    _mm256_stream_si256(reinterpret_cast<__m256i *>(to), reinterpret_cast<__m256i>(values));
+#else
+    _mm_stream_si128(reinterpret_cast<__m128i *>(to), reinterpret_cast<__m128i>(values));
+#endif
+}
+// Such stores become visible to other threads in any order; what comes after this, after all of them.
+inline void finish_stores() { _mm_sfence(); }
+#else
+template <typename T> inline void store_past_caches(T *to, const Lanes<T, kWide<T>> &values) {
+    store<kWide<T>>(to, values);
+}
+inline void finish_stores() {}
+#endif
+
+constexpr int64_t kAhead = 512; // how many values before it is written a place in the output is fetched
+// Outputs of more bytes than this are written past the caches. They would not stay in them until the next layer reads
+// them, and memory that is written need not be read first: what is saved is a third of the traffic of a copy.
+constexpr int64_t kPastCaches = 12 << 20;
+
+// Write f(Width<N>, j) to the place j of `to`, for `count` values. f may be called twice for a place.
+template <typename T, typename F> inline void write_out(T *to, int64_t count, bool past_caches, const F &f) {
+    constexpr int N = kWide<T>;
+    const auto keep = [=](auto n, int64_t j) EMA_INLINE {
+        fetch_line_to_write(to + j + kAhead);
+        store<n.value>(to + j, f(n, j));
+    };
+    if (!past_caches || count < 2 * N)
+        return over_row<N>(count, keep);
+    const int64_t off = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % kRegister / sizeof(T));
+    int64_t j = off ? N - off : 0;
+    if (j)
+        store<N>(to, f(Width<N>(), 0));
+    for (; j + N <= count; j += N)
+        store_past_caches(to + j, f(Width<N>(), j));
+    if (j < count)
+        store<N>(to + count - N, f(Width<N>(), count - N));
+}
+
 // Hands out pieces of one allocation; each piece starts on a new cache line. With a null base it only counts the bytes.
 class Arena {
   public:
@@ -277,5 +397,38 @@ inline float exp_of(float x) {
 inline double exp_of(double x) { return std::exp(x); }
 
 template <typename T> inline T sigmoid(T x) { return T(1) / (T(1) + exp_of(-x)); }
+
+// The same for N values at once. Loops over arrays are vectorised too, but often with narrower vectors.
+template <int N, typename T> inline Lanes<T, N> sigmoids(const Lanes<T, N> &x) {
+#if defined(__GNUC__)
+    if constexpr (std::is_same<T, float>::value && N > 1) {
+        typedef typename LanesOf<int32_t, N>::type Bits;
+        typedef Lanes<float, N> V;
+        const V top = V{} + 88.8f, bottom = V{} - 87.0f;
+        V y = -x;
+        y = y > top ? top : y;
+        y = y < bottom ? bottom : y;
+        const V shifted = y * 1.44269504088896341f + 12582912.0f, n = shifted - 12582912.0f;
+        const V rest = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+        V series = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+        series = series * rest + 8.3334519073e-3f;
+        series = series * rest + 4.1665795894e-2f;
+        series = series * rest + 1.6666665459e-1f;
+        series = series * rest + 5.0000001201e-1f;
+        series = series * rest * rest + rest + 1.0f;
+        Bits bits;
+        std::memcpy(&bits, &shifted, sizeof bits);
+        bits = (bits << 23) + 0x3f800000;
+        V power;
+        std::memcpy(&power, &bits, sizeof power);
+        return 1.0f / (1.0f + series * power);
+    }
+#endif
+    T values[N];
+    store<N>(values, x);
+    for (int j = 0; j < N; j++)
+        values[j] = sigmoid(values[j]);
+    return load<T, N>(values);
+}
 
 } // namespace yolov5_ema

@@ -1,14 +1,14 @@
 // The exact computation of EMA on CPUs (Ouyang et al., ICASSP 2023, arXiv 2305.13563).
 //
-// docs/exact-ema.md has the identities and the derivation. Each thread processes one group of one image at a time: it
-// copies the group into padded scratch memory that fits into its cache, and does everything else there. So x is read
-// once and the output is written once. For backward, only x and three numbers per channel are kept.
+// docs/exact-ema.md has the identities and the derivation. Each thread processes one group of one image at a time, in
+// several passes while the group is in its cache. So x is read from memory once and the output is written once. For
+// backward, only x and three numbers per channel are kept.
 //
 // Notation, for one group: k channels of H x W pixels; x is padded by a border of zeros; a (k, H) and c (k, W) are the
 // gates of the 1x1 branch; y = x * a * c; p and q are the softmaxes; t = 3 u + v counts the taps of a 3x3 kernel.
 //
-// In scratch memory, a row of W pixels takes V values: W pixels and then zeros, at least one. The last zero of a row is
-// also the left border of the next one. V is a multiple of kStep, so loops over rows have no remainder.
+// x is not copied, so its rows have no border. Sums over the taps are computed separately for the left, the middle and
+// the right column of the taps, and these sums are shifted and added; they are one channel each.
 
 #include "common.h"
 
@@ -40,53 +40,57 @@ struct Gradients {
 
 struct Shape {
     int64_t k, h, w;
-    int64_t steps;       // V / kStep
-    int64_t steps_of_h;  // H / kStep, rounded up
+    int64_t columns; // where the columns begin in an array of sides: H, rounded up to kStep
+    int64_t sides;   // H and W, each rounded up to kStep
 
     Shape(int64_t k, int64_t h, int64_t w)
-        : k(k), h(h), w(w), steps((w + kStep) / kStep), steps_of_h((h + kStep - 1) / kStep) {}
+        : k(k), h(h), w(w), columns(padded_to_step(h)), sides(columns + padded_to_step(w)) {}
 
-    int64_t width() const { return steps * kStep; }                  // V
-    int64_t padded() const { return (h + 3) * width() + 4 * kStep; } // values of a padded channel, with a margin
-    int64_t first() const { return width() + 2 * kStep; }            // pixel (0, 0) of a padded channel
-    int64_t columns() const { return steps_of_h * kStep; }           // where the columns begin in an array of sides
-    int64_t sides() const { return columns() + width(); }
+    int64_t channel() const { return h * w; }
+    int64_t pitch() const { return w + 2 * kMargin; } // of a row of `parts`
+    int64_t lead() const { return (w + kMargin) / kMargin * kMargin; } // more than a row of zeros
+    int64_t shifted() const { return channel() + 2 * lead(); }
     // Rows are computed in blocks. What a loop writes is read by the next loop only after a whole block: a processor
     // waits where it reads, with another alignment, what it wrote a moment ago.
-    int64_t block() const { return 1024 / width() + 1 < h ? 1024 / width() + 1 : h; }
+    int64_t block() const { return 1024 / w + kRows < h ? (1024 / w + kRows) / kRows * kRows : h; }
     double pixels() const { return static_cast<double>(h) * static_cast<double>(w); }
+
+    static constexpr int64_t kMargin = 16;
+#if defined(__AVX512F__) || defined(__aarch64__)
+    static constexpr int kRows = 4; // rows that are computed at once; limited by the 32 registers
+#else
+    static constexpr int kRows = 2; // 16 registers
+#endif
 };
 
-constexpr int64_t kAhead = 512; // how many values before it is written a place in the output is fetched
-constexpr int64_t kRows = 2;    // rows of a map that are computed at once
+constexpr int kRows = Shape::kRows;
 
 // Everything that forward needs for one group.
 template <typename T> struct Group {
-    T *x;       // (k, padded)
+    const T *x; // (k, H, W)
     T *sides;   // (k, sides): means of rows, then of columns
     T *gates;   // (k, sides): a, then c
-    T *factors; // (k, sides): a times the weight of the 1x1 branch
+    T *factors; // (k, columns): a times the weight of the 1x1 branch
     T *means;   // T (k, 9): means of x shifted by each tap
     T *mu;      // (k)
     T *rstd;    // (k)
     T *q;       // (k)
-    T *shift;   // V: an estimate of the mean of y, then zeros
-    T *map;     // (block, V): sigmoid of the map
-    T *parts;   // (3, block, V + 2 steps): the map's sums over the taps of the left, the middle and the right column
+    T *map;     // (H, W): sigmoid of the map
+    T *parts;   // (3, block, pitch): the map's sums over the taps of the left, the middle and the right column
+    T *zeros;   // as many as a register holds
     const T *next; // where the input of the next group is fetched from while this group is processed
 
     Group(Arena &arena, const Shape &s)
-        : x(arena.take<T>(s.k * s.padded())), sides(arena.take<T>(s.k * s.sides())),
-          gates(arena.take<T>(s.k * s.sides())), factors(arena.take<T>(s.k * s.sides())),
-          means(arena.take<T>(s.k * 9)), mu(arena.take<T>(s.k)), rstd(arena.take<T>(s.k)), q(arena.take<T>(s.k)),
-          shift(arena.take<T>(s.width())), map(arena.take<T>(s.block() * s.width())),
-          parts(arena.take<T>(3 * s.block() * (s.width() + 2 * kStep))), next(nullptr) {}
+        : x(nullptr), sides(arena.take<T>(s.k * s.sides)), gates(arena.take<T>(s.k * s.sides)),
+          factors(arena.take<T>(s.k * s.columns)), means(arena.take<T>(s.k * 9)), mu(arena.take<T>(s.k)),
+          rstd(arena.take<T>(s.k)), q(arena.take<T>(s.k)), map(arena.take<T>(s.channel())),
+          parts(arena.take<T>(3 * s.block() * s.pitch())), zeros(arena.take<T>(kWide<T>)), next(nullptr) {}
 
-    const T *row(const Shape &s, int64_t i, int64_t h) const { return x + i * s.padded() + s.first() + h * s.width(); }
-    const T *a(const Shape &s, int64_t i) const { return gates + i * s.sides(); }
-    const T *c(const Shape &s, int64_t i) const { return gates + i * s.sides() + s.columns(); }
+    const T *row(const Shape &s, int64_t i, int64_t h) const { return x + (i * s.h + h) * s.w; }
+    const T *a(const Shape &s, int64_t i) const { return gates + i * s.sides; }
+    const T *c(const Shape &s, int64_t i) const { return gates + i * s.sides + s.columns; }
     T *part(const Shape &s, int64_t v, int64_t row) const {
-        return parts + (v * s.block() + row) * (s.width() + 2 * kStep) + kStep;
+        return parts + (v * s.block() + row) * s.pitch() + Shape::kMargin;
     }
 };
 
@@ -127,18 +131,16 @@ template <typename T> void prepare_shared(Shared<T> &shared, const Parameters<T>
 
 // Multiply what belongs to the rows of a channel by one factor, and what belongs to its columns by another.
 template <typename T> void scale_sides(T *sides, T of_rows, T of_columns, const Shape &s) {
-    const int64_t height = s.steps_of_h * kStep, width = s.steps * kStep;
-    T *columns = sides + height;
-    for (int64_t h = 0; h < height; h++)
+    for (int64_t h = 0; h < s.columns; h++)
         sides[h] *= of_rows;
-    for (int64_t w = 0; w < width; w++)
-        columns[w] *= of_columns;
+    for (int64_t w = s.columns; w < s.sides; w++)
+        sides[w] *= of_columns;
 }
 
 // The sums of R rows; they are also added to the sums of the columns.
 template <int R, typename T> void sum_rows(T *rows, T *columns, const T *x, int64_t width) {
     RowSum<T> sums[R];
-    over_padded_row<T>(width, [&](auto n, int64_t w) {
+    over_parts<kWide<T>>(width, [&](auto n, int64_t w) {
         constexpr int N = n.value;
         Lanes<T, N> column = load<T, N>(columns + w);
         for (int r = 0; r < R; r++) {
@@ -148,27 +150,15 @@ template <int R, typename T> void sum_rows(T *rows, T *columns, const T *x, int6
         }
         store<N>(columns + w, column);
     });
-    for (int r = 0; r < R; r++)
-        rows[r] = sums[r].total();
+    store_totals<R>(rows, sums);
 }
 
-// Copy a group into the scratch memory, and compute the means of its rows and columns. The border is never written, so
-// it stays zero.
-template <typename T> void load_group(Group<T> &g, const T *x, const Shape &s) {
-    const int64_t width = s.width();
+// The means of the rows and columns of all channels. What fills them up to a multiple of kStep stays zero.
+template <typename T> void means_of_sides(Group<T> &g, const Shape &s) {
     for (int64_t i = 0; i < s.k; i++) {
-        T *rows = g.sides + i * s.sides(), *columns = rows + s.columns();
-        std::memset(columns, 0, width * sizeof(T));
-        for (int64_t h = 0; h < s.h; h++) {
-            const T *from = x + (i * s.h + h) * s.w;
-            T *to = g.x + i * s.padded() + s.first() + h * width;
-            over_row<kWide<T>>(s.w, [=](auto n, int64_t w) { store<n.value>(to + w, load<T, n.value>(from + w)); });
-        }
-        int64_t h = 0;
-        for (; h + 4 <= s.h; h += 4)
-            sum_rows<4>(rows + h, columns, g.row(s, i, h), width);
-        for (; h < s.h; h++)
-            sum_rows<1>(rows + h, columns, g.row(s, i, h), width);
+        T *rows = g.sides + i * s.sides, *columns = rows + s.columns;
+        std::memset(columns, 0, s.w * sizeof(T));
+        over_rows<4>(s.h, [&](auto n, int64_t h) { sum_rows<n.value>(rows + h, columns, g.row(s, i, h), s.w); });
         scale_sides(rows, T(1) / static_cast<T>(s.w), T(1) / static_cast<T>(s.h), s);
     }
 }
@@ -206,17 +196,16 @@ void multiply(T *out, const T *in, const T *weights, int64_t o_step, int64_t i_s
 
 // sigmoid(W1 means + b1), for rows and columns at once.
 template <typename T> void open_gates(Group<T> &g, const Parameters<T> &par, const Shape &s) {
-    const int64_t length = (s.steps_of_h + s.steps) * kStep;
-    multiply(g.gates, g.sides, par.w1, s.k, 1, par.b1, s.k, length);
+    multiply(g.gates, g.sides, par.w1, s.k, 1, par.b1, s.k, s.sides);
+    over_padded_row<T>(s.k * s.sides, [&](auto n, int64_t j) {
+        store<n.value>(g.gates + j, sigmoids<n.value, T>(load<T, n.value>(g.gates + j)));
+    });
     for (int64_t i = 0; i < s.k; i++) {
-        T *row = g.gates + i * length;
-#pragma omp simd
-        for (int64_t j = 0; j < length; j++)
-            row[j] = sigmoid(row[j]);
-        for (int64_t h = s.h; h < s.columns(); h++)
+        T *row = g.gates + i * s.sides;
+        for (int64_t h = s.h; h < s.columns; h++)
             row[h] = 0;
-        for (int64_t w = s.w; w < s.width(); w++)
-            row[s.columns() + w] = 0;
+        for (int64_t j = s.columns + s.w; j < s.sides; j++)
+            row[j] = 0;
     }
 }
 
@@ -224,7 +213,7 @@ template <typename T> void open_gates(Group<T> &g, const Parameters<T> &par, con
 template <typename T> void shifted_means(Group<T> &g, const Shape &s) {
     for (int64_t i = 0; i < s.k; i++) {
         const T *x = g.row(s, i, 0);
-        const T *rows = g.sides + i * s.sides(), *columns = rows + s.columns();
+        const T *rows = g.sides + i * s.sides, *columns = rows + s.columns;
         double total = 0;
         for (int64_t h = 0; h < s.h; h++)
             total += rows[h];
@@ -240,7 +229,7 @@ template <typename T> void shifted_means(Group<T> &g, const Shape &s) {
                 if (column >= 0)
                     sum -= static_cast<double>(columns[column]) * s.h;
                 if (row >= 0 && column >= 0)
-                    sum += x[row * s.width() + column];
+                    sum += x[row * s.w + column];
                 g.means[i * 9 + 3 * u + v] = static_cast<T>(sum / s.pixels());
             }
     }
@@ -272,19 +261,18 @@ template <typename T> void weights_of_1x1(Group<T> &g, const Parameters<T> &par,
 
 // An estimate of the mean of y: exact if the rows of x are multiples of each other plus constants.
 template <typename T> double estimate_of_mean(const Group<T> &g, const Shape &s, int64_t i) {
-    const T *rows = g.sides + i * s.sides(), *columns = rows + s.columns(), *a = g.a(s, i), *c = g.c(s, i);
-    const int64_t height = s.steps_of_h * kStep, width = s.steps * kStep;
+    const T *rows = g.sides + i * s.sides, *a = g.a(s, i);
     T sum_x = 0, sum_a = 0, sum_ax = 0, sum_c = 0, sum_cx = 0;
 #pragma omp simd reduction(+ : sum_x, sum_a, sum_ax)
-    for (int64_t h = 0; h < height; h++) {
+    for (int64_t h = 0; h < s.columns; h++) {
         sum_x += rows[h];
         sum_a += a[h];
         sum_ax += a[h] * rows[h];
     }
 #pragma omp simd reduction(+ : sum_c, sum_cx)
-    for (int64_t w = 0; w < width; w++) {
-        sum_c += c[w];
-        sum_cx += c[w] * columns[w];
+    for (int64_t w = s.columns; w < s.sides; w++) {
+        sum_c += a[w];
+        sum_cx += a[w] * rows[w];
     }
     const double h = static_cast<double>(s.h), w = static_cast<double>(s.w);
     return (sum_ax * static_cast<double>(sum_c) + sum_a * static_cast<double>(sum_cx) -
@@ -292,49 +280,34 @@ template <typename T> double estimate_of_mean(const Group<T> &g, const Shape &s,
            (h * w);
 }
 
-// The sums of y minus `shift` and of its square over R rows.
-template <int R, typename T>
-inline void add_distances(RowSum<T> &part, RowSum<T> &square, const T *x, const T *a, const T *c, const T *shift,
-                          int64_t width) {
-    RowSum<T> parts[R], squares[R];
-    over_padded_row<T>(width, [&](auto n, int64_t w) {
-        constexpr int N = n.value;
-        const Lanes<T, N> gates = load<T, N>(c + w), guesses = load<T, N>(shift + w);
-        for (int r = 0; r < R; r++) {
-            const Lanes<T, N> away = load<T, N>(x + r * width + w) * gates * a[r] - guesses;
-            parts[r].add(away, n);
-            squares[r].add(away * away, n);
+// The sums of y minus `shift` and of its square over N columns.
+template <int N, typename T>
+inline void add_distances(RowSum<T> &sum, RowSum<T> &square, const T *x, const T *a, const T *c, T shift,
+                          const Shape &s) {
+    Lanes<T, N> sums[4] = {}, squares[4] = {};
+    const Lanes<T, N> gates = load<T, N>(c);
+    over_rows<4>(s.h, [&](auto rows, int64_t h) {
+        for (int r = 0; r < rows.value; r++) {
+            const Lanes<T, N> away = load<T, N>(x + (h + r) * s.w) * gates * a[h + r] - shift;
+            sums[r] += away;
+            squares[r] += away * away;
         }
     });
-    for (int r = 0; r < R; r++) {
-        part.values += parts[r].values;
-        square.values += squares[r].values;
-    }
+    sum.add(sums[0] + sums[1] + (sums[2] + sums[3]), Width<N>());
+    square.add(squares[0] + squares[1] + (squares[2] + squares[3]), Width<N>());
 }
 
 // Mean and inverse standard deviation of y. What is squared is the distance from an estimate of the mean: from zero,
 // all digits would be lost if the mean is large.
 template <typename T> void statistics(Group<T> &g, const Shape &s, T eps) {
-    const int64_t width = s.width(), rows = 4096 / width + 1;
-    T *shift = g.shift;
     for (int64_t i = 0; i < s.k; i++) {
-        const T *a = g.a(s, i), *c = g.c(s, i);
+        const T *x = g.row(s, i, 0), *a = g.a(s, i), *c = g.c(s, i);
         const T guess = static_cast<T>(estimate_of_mean(g, s, i));
-        for (int64_t w = 0; w < s.w; w++)
-            shift[w] = guess;
-        double sum = 0, squares = 0;
-        for (int64_t first = 0; first < s.h; first += rows) {
-            RowSum<T> part, square;
-            const int64_t end = first + rows < s.h ? first + rows : s.h;
-            int64_t h = first;
-            for (; h + kRows <= end; h += kRows)
-                add_distances<kRows>(part, square, g.row(s, i, h), a + h, c, shift, width);
-            for (; h < end; h++)
-                add_distances<1>(part, square, g.row(s, i, h), a + h, c, shift, width);
-            sum += part.total();
-            squares += square.total();
-        }
-        const double away = sum / s.pixels(), variance = squares / s.pixels() - away * away;
+        RowSum<T> sum, square;
+        over_parts<kWide<T>>(s.w, [&](auto n, int64_t w) {
+            add_distances<n.value>(sum, square, x + w, a, c + w, guess, s);
+        });
+        const double away = sum.total() / s.pixels(), variance = square.total() / s.pixels() - away * away;
         g.mu[i] = static_cast<T>(guess + away);
         g.rstd[i] = static_cast<T>(1 / std::sqrt((variance < 0 ? 0 : variance) + eps));
     }
@@ -342,7 +315,8 @@ template <typename T> void statistics(Group<T> &g, const Shape &s, T eps) {
 
 // Compute everything about a group except its map.
 template <typename T> void describe(Group<T> &g, const T *x, const Parameters<T> &par, const Shape &s) {
-    load_group(g, x, s);
+    g.x = x;
+    means_of_sides(g, s);
     open_gates(g, par, s);
     shifted_means(g, s);
 }
@@ -353,9 +327,9 @@ template <typename T> T constant_of_map(Group<T> &g, const Parameters<T> &par, T
     for (int64_t i = 0; i < s.k; i++) {
         const double weight = static_cast<double>(par.gamma[i]) * g.rstd[i];
         sum += g.q[i] * (par.beta[i] - weight * g.mu[i]);
-        const T factor = g.q[i] * par.gamma[i] * g.rstd[i];
-        for (int64_t h = 0; h < s.columns(); h++)
-            g.factors[i * s.sides() + h] = factor * g.a(s, i)[h];
+        const T factor = g.q[i] * par.gamma[i] * g.rstd[i], *a = g.a(s, i);
+        for (int64_t h = 0; h < s.columns; h++)
+            g.factors[i * s.columns + h] = factor * a[h];
     }
     return static_cast<T>(sum);
 }
@@ -365,13 +339,17 @@ template <typename T> T constant_of_map(Group<T> &g, const Parameters<T> &par, T
 template <int N, int R, typename T>
 void sum_taps(Group<T> &g, const Shared<T> &shared, const Shape &s, int64_t row, int64_t to, int64_t column) {
     Lanes<T, N> left[R] = {}, middle[R] = {}, right[R] = {};
-    const T *x = g.row(s, 0, row - 1) + column, *c = g.c(s, 0) + column, *factors = g.factors + row;
+    const bool is_first = row == 0, is_last = row + R == s.h;
+    const int64_t width = s.w, step = s.channel(), step_above = is_first ? 0 : step, step_below = is_last ? 0 : step;
+    const T *x = g.x + row * width + column, *c = g.c(s, 0) + column, *factors = g.factors + row;
+    const T *above = is_first ? g.zeros : x - width, *below = is_last ? g.zeros : x + R * width;
     const T *t = shared.kernel, *next = g.next;
-    const int64_t width = s.width(), step = s.padded(), sides = s.sides();
-    for (int64_t i = 0; i < s.k; i++, x += step, c += sides, factors += sides, t += 9) {
+    for (int64_t i = 0; i < s.k; i++) {
         Lanes<T, N> rows[R + 2];
-        for (int r = 0; r < R + 2; r++)
-            rows[r] = load<T, N>(x + r * width);
+        rows[0] = load<T, N>(above);
+        for (int r = 0; r < R; r++)
+            rows[r + 1] = load<T, N>(x + r * width);
+        rows[R + 1] = load<T, N>(below);
         const Lanes<T, N> gates = load<T, N>(c);
         for (int r = 0; r < R; r++, next += N) {
             fetch_line(next);
@@ -385,6 +363,12 @@ void sum_taps(Group<T> &g, const Shared<T> &shared, const Shape &s, int64_t row,
             middle[r] += t[7] * rows[r + 2];
             right[r] += t[8] * rows[r + 2];
         }
+        x += step;
+        above += step_above;
+        below += step_below;
+        c += s.sides;
+        factors += s.columns;
+        t += 9;
     }
     g.next = next;
     for (int r = 0; r < R; r++) {
@@ -397,21 +381,19 @@ void sum_taps(Group<T> &g, const Shared<T> &shared, const Shape &s, int64_t row,
 // Write some rows of sigmoid(map) to g.map.
 template <typename T>
 void gate_rows(Group<T> &g, const Shared<T> &shared, const Shape &s, T constant, int64_t first, int64_t rows) {
-    const int64_t width = s.steps * kStep;
-    over_padded_row<T>(width, [&](auto n, int64_t column) {
-        int64_t r = 0;
-        for (; r + kRows <= rows; r += kRows)
-            sum_taps<n.value, kRows>(g, shared, s, first + r, r, column);
-        for (; r < rows; r++)
-            sum_taps<n.value, 1>(g, shared, s, first + r, r, column);
+    over_row<kWide<T>>(s.w, [&](auto n, int64_t column) {
+        over_rows<kRows>(rows, [&](auto count, int64_t r) {
+            sum_taps<n.value, count.value>(g, shared, s, first + r, r, column);
+        });
     });
     for (int64_t r = 0; r < rows; r++) {
-        T *__restrict map = g.map + r * width;
-        const T *__restrict left = g.part(s, 0, r) - 1, *__restrict middle = g.part(s, 1, r);
-        const T *__restrict right = g.part(s, 2, r) + 1;
-#pragma omp simd
-        for (int64_t w = 0; w < width; w++)
-            map[w] = sigmoid(left[w] + middle[w] + right[w] + constant);
+        T *map = g.map + (first + r) * s.w;
+        const T *left = g.part(s, 0, r) - 1, *middle = g.part(s, 1, r), *right = g.part(s, 2, r) + 1;
+        over_row<kWide<T>>(s.w, [=](auto n, int64_t w) {
+            constexpr int N = n.value;
+            const Lanes<T, N> sum = load<T, N>(left + w) + load<T, N>(middle + w) + load<T, N>(right + w) + constant;
+            store<N>(map + w, sigmoids<N, T>(sum));
+        });
     }
 }
 
@@ -428,20 +410,18 @@ void over_gates(Group<T> &g, const Parameters<T> &par, const Shared<T> &shared, 
 
 template <typename T>
 void forward_group(Group<T> &g, const T *x, T *out, T *stats, const Parameters<T> &par, const Shared<T> &shared,
-                   const Shape &s) {
+                   const Shape &s, bool past_caches) {
     describe(g, x, par, s);
     weights_of_1x1(g, par, s.k);
     statistics(g, s, par.eps);
     over_gates(g, par, shared, s, [&](int64_t first, int64_t rows) {
-        for (int64_t i = 0; i < s.k; i++)
-            for (int64_t r = 0; r < rows; r++) {
-                const T *from = g.row(s, i, first + r), *gate = g.map + r * s.width();
-                T *to = out + (i * s.h + first + r) * s.w;
-                over_row<kWide<T>>(s.w, [=](auto n, int64_t w) {
-                    fetch_line_to_write(to + w + kAhead);
-                    store<n.value>(to + w, load<T, n.value>(from + w) * load<T, n.value>(gate + w));
-                });
-            }
+        const T *gate = g.map + first * s.w;
+        for (int64_t i = 0; i < s.k; i++) {
+            const T *from = g.row(s, i, first);
+            write_out(out + (i * s.h + first) * s.w, rows * s.w, past_caches, [=](auto n, int64_t j) EMA_INLINE {
+                return load<T, n.value>(from + j) * load<T, n.value>(gate + j);
+            });
+        }
     });
     std::memcpy(stats, g.mu, s.k * sizeof(T));
     std::memcpy(stats + s.k, g.rstd, s.k * sizeof(T));
@@ -450,84 +430,103 @@ void forward_group(Group<T> &g, const T *x, T *out, T *stats, const Parameters<T
 
 // What backward needs for one group in addition to `Group`.
 template <typename T> struct Reverse {
-    T *gate;      // sigmoid(map) (H, V)
-    T *d;         // gradient of the map, as a padded channel
+    T *d;         // gradient of the map, three times, each with zeros around it: see `shifted`
     T *taps;      // R (k, 9): sums of d times x shifted
     T *inner;     // F (k): sums of d times the normalised y
     T *logits_q;  // (k): gradient of q's logits
     T *edges;     // V (k, 9): gradient of the shifted means
     T *sides;     // gradients of the means of rows and columns (k, sides), divided by the pixels of each mean
     T *arguments; // gradients of the gates before their sigmoid (k, sides)
-    T *rest;      // (2, sides): for one channel, sums of y minus its mean times the gated x
-    T *ends;      // (3, V): what is added to each pixel of the first row, of a row in the middle, and of the last row
+    T *rest;      // (sides): for one channel, sums of y minus its mean times the gated x
+    T *terms;     // (2 sides + 2 columns): what `Terms` points to
+    T *gradient;  // (block, W): the result for some rows of a channel
     double sum_d;
 
     Reverse(Arena &arena, const Shape &s)
-        : gate(arena.take<T>(s.h * s.width())), d(arena.take<T>(s.padded())), taps(arena.take<T>(s.k * 9)),
-          inner(arena.take<T>(s.k)), logits_q(arena.take<T>(s.k)), edges(arena.take<T>(s.k * 9)),
-          sides(arena.take<T>(s.k * s.sides())), arguments(arena.take<T>(s.k * s.sides())), rest(arena.take<T>(s.sides())),
-          ends(arena.take<T>(3 * s.width())), sum_d(0) {}
+        : d(arena.take<T>(3 * s.shifted())), taps(arena.take<T>(s.k * 9)), inner(arena.take<T>(s.k)),
+          logits_q(arena.take<T>(s.k)), edges(arena.take<T>(s.k * 9)), sides(arena.take<T>(s.k * s.sides)),
+          arguments(arena.take<T>(s.k * s.sides)), rest(arena.take<T>(s.sides)), terms(arena.take<T>(4 * s.sides)),
+          gradient(arena.take<T>(s.block() * s.w)), sum_d(0) {}
+
+    // Pixel (0, 0) of the gradient of the map as the taps of column v meet it: at (h, w) is d at (h, w + 1 - v), or
+    // zero if that is outside. More than a row of zeros is before the first row and behind the last one.
+    T *shifted(const Shape &s, int64_t v) const { return d + v * s.shifted() + s.lead(); }
 };
+
+// The gradient of the map at B times N pixels, from pixel j on. Its sum is added to `sum`.
+template <int B, int N, typename T>
+inline void gradient_at(T *d, const T *x, const T *grad, const T *gate, int64_t k, int64_t step, RowSum<T> &sum) {
+    Lanes<T, N> sums[B] = {};
+    for (int64_t i = 0; i < k; i++, x += step, grad += step)
+        for (int b = 0; b < B; b++)
+            sums[b] += load<T, N>(x + b * N) * load<T, N>(grad + b * N);
+    for (int b = 0; b < B; b++) {
+        const Lanes<T, N> gates = load<T, N>(gate + b * N), values = sums[b] * (gates - gates * gates);
+        store<N>(d + b * N, values);
+        sum.add(values, Width<N>());
+    }
+}
 
 template <typename T>
 void gradient_of_map(Reverse<T> &r, Group<T> &g, const T *grad, const Parameters<T> &par, const Shared<T> &shared,
                      const Shape &s) {
-    const int64_t width = s.steps * kStep, channel = s.h * s.w;
+    constexpr int N = kWide<T>;
+    const int64_t step = s.channel();
+    T *d = r.shifted(s, 1), *left = r.shifted(s, 0), *right = r.shifted(s, 2);
     r.sum_d = 0;
     over_gates(g, par, shared, s, [&](int64_t first, int64_t rows) {
-        for (int64_t h = first; h < first + rows; h++) {
-            const T *x = g.row(s, 0, h), *from = grad + h * s.w;
-            T *to = r.d + s.first() + h * width;
-            over_row<kWide<T>>(s.w, [&](auto n, int64_t w) {
-                constexpr int N = n.value;
-                Lanes<T, N> sum{};
-                for (int64_t i = 0; i < s.k; i++)
-                    sum += load<T, N>(x + i * s.padded() + w) * load<T, N>(from + i * channel + w);
-                store<N>(to + w, sum);
-            });
-        }
-        std::memcpy(r.gate + first * width, g.map, rows * width * sizeof(T));
-        for (int64_t h = first; h < first + rows; h++) {
-            T *__restrict d = r.d + s.first() + h * width;
-            const T *__restrict gate = r.gate + h * width;
-            T sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t w = 0; w < width; w++) {
-                d[w] *= gate[w] * (T(1) - gate[w]);
-                sum += d[w];
-            }
-            r.sum_d += sum;
-        }
+        RowSum<T> sum;
+        int64_t j = first * s.w;
+        const int64_t end = j + rows * s.w;
+        for (; j + 4 * N <= end; j += 4 * N)
+            gradient_at<4, N>(d + j, g.x + j, grad + j, g.map + j, s.k, step, sum);
+        over_parts<N>(end - j, [&](auto n, int64_t more) {
+            const int64_t at = j + more;
+            gradient_at<1, n.value>(d + at, g.x + at, grad + at, g.map + at, s.k, step, sum);
+        });
+        r.sum_d += sum.total();
     });
+    over_row<N>(step, [=](auto n, int64_t j) {
+        store<n.value>(left + j, load<T, n.value>(d + j + 1));
+        store<n.value>(right + j, load<T, n.value>(d + j - 1));
+    });
+    for (int64_t h = 0; h < s.h; h++)
+        left[h * s.w + s.w - 1] = right[h * s.w] = 0;
 }
 
-// For C channels: the sums of d times x shifted by each of the nine taps. Instead of x, d is shifted in the opposite
-// direction. The loop runs from one row into the next, because zeros separate them.
-template <int C, typename T> void correlate(Reverse<T> &r, const Group<T> &g, const Shape &s, int64_t channel) {
-    constexpr int N = kWide<T>;
-    const int64_t count = s.h * s.width(), run = 4096; // short enough for sums in T, which stay accurate
-    const T *x = g.row(s, channel, 0);
-    for (int64_t u = 0; u < 3; u++) {
-        const T *d = r.d + s.first() + (1 - u) * s.width();
-        double sums[C][3] = {};
-        for (int64_t first = 0; first < count; first += run) {
-            Lanes<T, N> parts[C][3] = {};
-            for (int64_t j = first; j < first + run && j < count; j += N) {
-                const Lanes<T, N> d0 = load<T, N>(d + j + 1), d1 = load<T, N>(d + j), d2 = load<T, N>(d + j - 1);
-                for (int i = 0; i < C; i++) {
-                    const Lanes<T, N> values = load<T, N>(x + i * s.padded() + j);
-                    parts[i][0] += values * d0;
-                    parts[i][1] += values * d1;
-                    parts[i][2] += values * d2;
-                }
-            }
-            for (int i = 0; i < C; i++)
-                for (int v = 0; v < 3; v++)
-                    sums[i][v] += total<N, T>(parts[i][v]);
+// For C channels: the sums of d times x shifted by each of the nine taps, U rows of taps at once. Instead of x, d is
+// shifted in the opposite direction.
+template <int C, int U, typename T>
+void correlate(Reverse<T> &r, const Group<T> &g, const Shape &s, int64_t channel) {
+    constexpr int kCount = C * U * 3, kRound = (kCount + 3) / 4 * 4;
+    const int64_t step = s.channel();
+    const T *d[3] = {r.shifted(s, 0), r.shifted(s, 1), r.shifted(s, 2)};
+    for (int64_t top = 0; top < 3; top += U) {
+        double sums[kCount] = {};
+        for (int64_t first = 0; first < step; first += kRun) {
+            RowSum<T> parts[kRound];
+            const T *x = g.row(s, channel, 0) + first, *from[3 * U];
+            for (int t = 0; t < 3 * U; t++)
+                from[t] = d[t % 3] + (1 - top - t / 3) * s.w + first;
+            over_parts<kWide<T>>(first + kRun < step ? kRun : step - first, [&](auto n, int64_t j) EMA_INLINE {
+                constexpr int N = n.value;
+                Lanes<T, N> values[C];
+                for (int i = 0; i < C; i++)
+                    values[i] = load<T, N>(x + i * step + j);
+                unrolled<3 * U>([&](auto t) EMA_INLINE {
+                    const Lanes<T, N> gradient = load<T, N>(from[t.value] + j);
+                    for (int i = 0; i < C; i++)
+                        parts[i * 3 * U + t.value].add(values[i] * gradient, n);
+                });
+            });
+            T totals[kRound];
+            store_totals<kRound>(totals, parts);
+            for (int t = 0; t < kCount; t++)
+                sums[t] += totals[t];
         }
         for (int i = 0; i < C; i++)
-            for (int v = 0; v < 3; v++)
-                r.taps[(channel + i) * 9 + 3 * u + v] = static_cast<T>(sums[i][v]);
+            for (int t = 0; t < 3 * U; t++)
+                r.taps[(channel + i) * 9 + 3 * top + t] = static_cast<T>(sums[i * 3 * U + t]);
     }
 }
 
@@ -543,21 +542,21 @@ template <typename T> struct Normalised {
 // Sums for the gradients of the gates of one channel: of d minus its mean times x times the other gate, and of y minus
 // its mean times the same.
 template <typename T> struct GateSums {
-    const T *d, *a, *c, *mu; // mu: V values, then zeros on the padding
+    const T *d, *a, *c;
     T *rows, *rows_rest, *columns, *columns_rest;
-    T mean_d;
+    T mean_d, mu;
 
     // Add R rows, of which h is the first. The result is the sum of y minus its mean.
     template <int R> T add(const T *x, int64_t h, int64_t width) const {
         const T *from = d + h * width;
         RowSum<T> sums[R], rests[R], all;
-        over_padded_row<T>(width, [&](auto n, int64_t w) {
+        over_parts<kWide<T>>(width, [&](auto n, int64_t w) {
             constexpr int N = n.value;
-            const Lanes<T, N> gates = load<T, N>(c + w), mean = load<T, N>(mu + w);
+            const Lanes<T, N> gates = load<T, N>(c + w);
             Lanes<T, N> column = load<T, N>(columns + w), column_rest = load<T, N>(columns_rest + w);
             for (int q = 0; q < R; q++) {
                 const Lanes<T, N> values = load<T, N>(x + q * width + w), by_column = values * gates;
-                const Lanes<T, N> by_row = values * a[h + q], away = by_column * a[h + q] - mean;
+                const Lanes<T, N> by_row = values * a[h + q], away = by_column * a[h + q] - mu;
                 const Lanes<T, N> from_d = load<T, N>(from + q * width + w) - mean_d;
                 sums[q].add(from_d * by_column, n);
                 rests[q].add(away * by_column, n);
@@ -568,10 +567,8 @@ template <typename T> struct GateSums {
             store<N>(columns + w, column);
             store<N>(columns_rest + w, column_rest);
         });
-        for (int q = 0; q < R; q++) {
-            rows[h + q] = sums[q].total();
-            rows_rest[h + q] = rests[q].total();
-        }
+        store_totals<R>(rows + h, sums);
+        store_totals<R>(rows_rest + h, rests);
         return all.total();
     }
 };
@@ -580,32 +577,26 @@ template <typename T> struct GateSums {
 // `slope` follows from F, which follows from the sums of the first part.
 template <typename T>
 void gradient_of_gates(Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, int64_t i) {
-    const int64_t width = s.steps * kStep, height = s.steps_of_h * kStep;
-    const T *__restrict a = g.a(s, i), *__restrict c = g.c(s, i);
-    T *rows = r.arguments + i * s.sides(), *rows_rest = r.rest;
-    T *__restrict columns = rows + s.columns(), *__restrict columns_rest = rows_rest + s.columns();
+    T *sums = r.arguments + i * s.sides, *rests = r.rest;
+    const T *a = g.a(s, i), *c = g.c(s, i);
     const T mean_d = static_cast<T>(r.sum_d / s.pixels());
-    for (int64_t w = 0; w < s.w; w++)
-        g.shift[w] = g.mu[i];
-    std::memset(columns, 0, width * sizeof(T));
-    std::memset(columns_rest, 0, width * sizeof(T));
+    std::memset(sums + s.columns, 0, s.w * sizeof(T));
+    std::memset(rests + s.columns, 0, s.w * sizeof(T));
     double inner = 0;
-    const GateSums<T> sums{r.d + s.first(), a, c, g.shift, rows, rows_rest, columns, columns_rest, mean_d};
-    int64_t h = 0;
-    for (; h + kRows <= s.h; h += kRows)
-        inner += static_cast<double>(mean_d) * sums.template add<kRows>(g.row(s, i, h), h, width);
-    for (; h < s.h; h++)
-        inner += static_cast<double>(mean_d) * sums.template add<1>(g.row(s, i, h), h, width);
-    for (h = 0; h < s.h; h++)
-        inner += static_cast<double>(a[h]) * rows[h];
-    r.inner[i] = static_cast<T>(inner * g.rstd[i]);
+    const GateSums<T> gates{r.shifted(s, 1), a, c, sums, rests, sums + s.columns, rests + s.columns, mean_d, g.mu[i]};
+    over_rows<kRows>(s.h, [&](auto n, int64_t h) {
+        inner += static_cast<double>(mean_d) * gates.template add<n.value>(g.row(s, i, h), h, s.w);
+    });
+    T by_row = 0;
+#pragma omp simd reduction(+ : by_row)
+    for (int64_t h = 0; h < s.h; h++)
+        by_row += a[h] * sums[h];
+    r.inner[i] = static_cast<T>((inner + by_row) * g.rstd[i]);
     const Normalised<T> norm(r, g, par, s, i);
+    const T scale = norm.scale, slope = norm.slope;
 #pragma omp simd
-    for (int64_t h = 0; h < height; h++)
-        rows[h] = (norm.scale * rows[h] - norm.slope * rows_rest[h]) * a[h] * (T(1) - a[h]);
-#pragma omp simd
-    for (int64_t w = 0; w < width; w++)
-        columns[w] = (norm.scale * columns[w] - norm.slope * columns_rest[w]) * c[w] * (T(1) - c[w]);
+    for (int64_t j = 0; j < s.sides; j++) // the gates are zero where nothing belongs to them
+        sums[j] = (scale * sums[j] - slope * rests[j]) * a[j] * (T(1) - a[j]);
 }
 
 template <typename T>
@@ -664,7 +655,7 @@ template <typename T> void finish(Gradients &grads, const Parameters<T> &par, co
 // The backward of the 1x1 convolution, which is applied to the means.
 template <typename T>
 void gradient_of_means(Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, Gradients &grads) {
-    const int64_t k = s.k, length = (s.steps_of_h + s.steps) * kStep;
+    const int64_t k = s.k, length = s.sides;
     for (int64_t o = 0; o < k; o++) {
         const T *__restrict argument = r.arguments + o * length;
         T bias = 0;
@@ -699,126 +690,158 @@ void gradient_of_means(Reverse<T> &r, const Group<T> &g, const Parameters<T> &pa
     }
     multiply<T>(r.sides, r.arguments, par.w1, 1, k, nullptr, k, length);
     for (int64_t i = 0; i < s.k; i++)
-        scale_sides(r.sides + i * length, T(1) / static_cast<T>(s.w), T(1) / static_cast<T>(s.h), s);
+        scale_sides(r.sides + i * s.sides, T(1) / static_cast<T>(s.w), T(1) / static_cast<T>(s.h), s);
 }
 
-// What is added to each pixel of three kinds of rows of a channel: the gradient of the mean of its column, and that of
-// the shifted means, to which a pixel contributes through those taps whose output pixel lies inside.
-template <typename T> void prepare_ends(Reverse<T> &r, const Shape &s, int64_t i) {
-    const T *__restrict columns = r.sides + i * s.sides() + s.columns();
-    const T *v = r.edges + i * 9;
-    const int64_t width = s.steps * kStep;
-    for (int64_t kind = 0; kind < 3; kind++) {
-        const bool is_first = kind == 0, is_last = kind == 2 || s.h == 1;
-        T *__restrict to = r.ends + kind * width;
-        T left = 0, right = 0, base = 0;
-        for (int u = is_last ? 1 : 0; u < (is_first ? 2 : 3); u++) {
-            base += v[3 * u] + v[3 * u + 1] + v[3 * u + 2];
-            right += v[3 * u];
-            left += v[3 * u + 2];
-        }
-#pragma omp simd
-        for (int64_t w = 0; w < width; w++)
-            to[w] = columns[w] + base;
-        to[0] -= left;
-        to[s.w - 1] -= right;
-    }
+constexpr int64_t kInside = -1; // any row but the first and the last
+
+// The sum over those taps, of the columns from `from` to `to`, through which a pixel of a row contributes to T: in the
+// first row those below the centre do not count, because their output pixel is outside, in the last row those above it.
+template <typename T> T sum_of_edges(const T *edges, const Shape &s, int64_t row, int from, int to) {
+    T sum = 0;
+    for (int u = row == s.h - 1 ? 1 : 0; u < (row == 0 ? 2 : 3); u++)
+        for (int v = from; v < to; v++)
+            sum += edges[3 * u + v];
+    return sum;
 }
 
-// What the gradient of one channel is computed from.
-template <typename T> struct Channel {
-    const T *t;                     // the taps (9)
-    const T *d;                     // the row above the first
-    const T *x, *gate;              // first row
-    const T *a, *c, *rows, *ends;   // gates; gradients of the means of rows, and of everything else
-    const T *grad;                  // (H, W)
-    T *out;                         // (H, W)
-    T scale, slope, offset;         // GroupNorm's backward: dy = scale * d - slope * y + offset
-    int64_t h, w, width;
+// What the gradient of one channel is computed from, apart from x, d, the gradient of the output and the map.
+// GroupNorm's backward is dy = scale * d - slope * y + offset.
+template <typename T> struct Terms {
+    T *gates;  // (sides): a, then offset * c
+    T *linear; // (sides): scale * a, then c
+    T *square; // (sides): -slope * a^2, then c^2
+    T *sums;   // (sides): what is added to each row, and to each column
 
-    Channel(T *out, const T *grad, const Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const T *t,
-            const Shape &s, int64_t i)
-        : t(t), d(r.d + s.first() - s.width()), x(g.row(s, i, 0)), gate(r.gate), a(g.a(s, i)), c(g.c(s, i)),
-          rows(r.sides + i * s.sides()), ends(r.ends), grad(grad + i * s.h * s.w), out(out + i * s.h * s.w), h(s.h),
-          w(s.w), width(s.width()) {
+    Terms(Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, int64_t i)
+        : gates(r.terms), linear(gates + s.sides), square(linear + s.sides), sums(square + s.sides) {
         const Normalised<T> norm(r, g, par, s, i);
-        scale = norm.scale;
-        slope = norm.slope;
-        offset = norm.slope * g.mu[i] - norm.scale * norm.mean_d;
+        const T scale = norm.scale, slope = norm.slope, offset = slope * g.mu[i] - scale * norm.mean_d;
+        const T *edges = r.edges + i * 9, *from = r.sides + i * s.sides;
+        fill(g.a(s, i), 0, s.columns, T(1), scale, -slope);
+        fill(g.a(s, i), s.columns, s.sides, offset, T(1), T(1));
+        std::memcpy(sums, from, s.sides * sizeof(T));
+        const T inside = sum_of_edges(edges, s, kInside, 0, 3);
+        for (int64_t h = 1; h < s.h - 1; h++)
+            sums[h] += inside;
+        sums[0] += sum_of_edges(edges, s, 0, 0, 3);
+        if (s.h > 1)
+            sums[s.h - 1] += sum_of_edges(edges, s, s.h - 1, 0, 3);
+        sums[s.columns] -= sum_of_edges(edges, s, kInside, 2, 3);
+        sums[s.columns + s.w - 1] -= sum_of_edges(edges, s, kInside, 0, 1);
     }
 
-    // Some rows and N columns. What does not change is kept in variables: for all that the compiler knows, writing the
-    // output may change the arrays.
-    template <int N> void gradient(int64_t first, int64_t end, int64_t column) const {
-        typedef Lanes<T, N> V;
-        const V gates = load<T, N>(c + column), top = load<T, N>(ends + column);
-        const V middle = load<T, N>(ends + width + column), bottom = load<T, N>(ends + 2 * width + column);
-        const T t0 = t[0], t1 = t[1], t2 = t[2], t3 = t[3], t4 = t[4], t5 = t[5], t6 = t[6], t7 = t[7], t8 = t[8];
-        const T by_d = scale, by_y = slope, constant = offset;
-        const int64_t step = width, out_step = w;
-        const T *above = d + first * step + column, *from_x = x + first * step + column;
-        const T *from_gate = gate + first * step + column, *from = grad + first * out_step + column;
-        T *to = out + first * out_step + column;
-        for (int64_t row = first; row < end; row++) {
-            const T *same = above + step, *below = same + step;
-            const V here = load<T, N>(same);
-            V low = t0 * load<T, N>(below + 1), mid = t1 * load<T, N>(below), high = t2 * load<T, N>(below - 1);
-            low += t3 * load<T, N>(same + 1);
-            mid += t4 * here;
-            high += t5 * load<T, N>(same - 1);
-            low += t6 * load<T, N>(above + 1);
-            mid += t7 * load<T, N>(above);
-            high += t8 * load<T, N>(above - 1);
-            const V both = gates * a[row];
-            const V dy = by_d * here + constant - by_y * (load<T, N>(from_x) * both);
-            low += dy * both;
-            mid += load<T, N>(from) * load<T, N>(from_gate);
-            high += row == 0 ? top : row == h - 1 ? bottom : middle;
-            high += rows[row];
-            fetch_line(from + 6 * out_step);
-            fetch_line_to_write(to + 6 * out_step);
-            store<N>(to, low + mid + high);
-            above = same;
-            from_x += step;
-            from_gate += step;
-            from += out_step;
-            to += out_step;
-        }
+    void fill(const T *from, int64_t first, int64_t end, T of_gates, T of_linear, T of_square) {
+        over_padded_row<T>(end - first, [=](auto n, int64_t j) {
+            constexpr int N = n.value;
+            const Lanes<T, N> gate = load<T, N>(from + first + j);
+            store<N>(gates + first + j, of_gates * gate);
+            store<N>(linear + first + j, of_linear * gate);
+            store<N>(square + first + j, of_square * (gate * gate));
+        });
     }
 };
 
+// The gradient of one channel for the rows from `first` to `end` and N columns. Pointers are to the first row.
+template <int N, typename T>
+EMA_INLINE inline void gradient_of_columns(T *to, const T *grad, const T *x, const T *gate, const T *d0, const T *d1,
+                                           const T *d2, const T *t, const Terms<T> &terms, const Shape &s,
+                                           int64_t first, int64_t rows, int64_t column) {
+    typedef Lanes<T, N> V;
+    const int64_t width = s.w;
+    const V constant = load<T, N>(terms.gates + s.columns + column), c = load<T, N>(terms.linear + s.columns + column);
+    const V square = load<T, N>(terms.square + s.columns + column), sum = load<T, N>(terms.sums + s.columns + column);
+    const T t0 = t[0], t1 = t[1], t2 = t[2], t3 = t[3], t4 = t[4], t5 = t[5], t6 = t[6], t7 = t[7], t8 = t[8];
+    const T *a = terms.gates + first, *by_d = terms.linear + first, *by_x = terms.square + first;
+    const T *of_row = terms.sums + first;
+    const auto add = [&](auto count) EMA_INLINE {
+        constexpr int R = count.value;
+        V low[R], high[R];
+        unrolled<R>([&](auto r) EMA_INLINE {
+            low[r.value] = a[r.value] * constant + (sum + of_row[r.value]);
+            low[r.value] += by_x[r.value] * square * load<T, N>(x + r.value * width);
+            high[r.value] = load<T, N>(grad + r.value * width) * load<T, N>(gate + r.value * width);
+        });
+        unrolled<R + 2>([&](auto q) EMA_INLINE { // rows of d, from the one above
+            const int64_t from = (q.value - 1) * width;
+            const V left = load<T, N>(d0 + from), middle = load<T, N>(d1 + from), right = load<T, N>(d2 + from);
+            if constexpr (q.value < R) { // above
+                low[q.value] += t6 * left;
+                high[q.value] += t7 * middle;
+                low[q.value] += t8 * right;
+            }
+            if constexpr (q.value > 0 && q.value <= R) {
+                low[q.value - 1] += t3 * left;
+                high[q.value - 1] += (by_d[q.value - 1] * c + t4) * middle;
+                low[q.value - 1] += t5 * right;
+            }
+            if constexpr (q.value > 1) { // below
+                low[q.value - 2] += t0 * left;
+                high[q.value - 2] += t1 * middle;
+                low[q.value - 2] += t2 * right;
+            }
+        });
+        unrolled<R>([&](auto r) EMA_INLINE { store<N>(to + r.value * width, low[r.value] + high[r.value]); });
+        const int64_t step = R * width;
+        to += step, grad += step, x += step, gate += step, d0 += step, d1 += step, d2 += step;
+        a += R, by_d += R, by_x += R, of_row += R;
+    };
+    int64_t row = 0;
+    for (; row + 2 <= rows; row += 2)
+        add(Width<2>());
+    if (row < rows)
+        add(Width<1>());
+}
+
+// The gradient is computed into scratch memory, because rows are not aligned to registers and lines of the cache.
 template <typename T>
 void gradient_of_input(T *out, const T *grad, Reverse<T> &r, const Group<T> &g, const Parameters<T> &par,
-                       const Shared<T> &shared, const Shape &s, int64_t i) {
-    prepare_ends(r, s, i);
-    const Channel<T> channel(out, grad, r, g, par, shared.kernel + i * 9, s, i);
+                       const Shared<T> &shared, const Shape &s, int64_t i, bool past_caches) {
+    const Terms<T> terms(r, g, par, s, i);
+    const T *d0 = r.shifted(s, 0), *d1 = r.shifted(s, 1), *d2 = r.shifted(s, 2), *t = shared.kernel + i * 9;
+    const T *x = g.row(s, i, 0), *edges = r.edges + i * 9;
+    grad += i * s.channel();
+    out += i * s.channel();
+    const auto correct = [=](T *to, int64_t row) { // the corners, which `Terms` treats as if they were inside
+        to[0] += sum_of_edges(edges, s, kInside, 2, 3) - sum_of_edges(edges, s, row, 2, 3);
+        to[s.w - 1] += sum_of_edges(edges, s, kInside, 0, 1) - sum_of_edges(edges, s, row, 0, 1);
+    };
     for (int64_t first = 0; first < s.h; first += s.block()) {
-        const int64_t end = first + s.block() < s.h ? first + s.block() : s.h;
-        over_row<kWide<T>>(s.w, [&](auto n, int64_t column) {
-            channel.template gradient<n.value>(first, end, column);
+        const int64_t rows = first + s.block() < s.h ? s.block() : s.h - first;
+        over_row<kWide<T>>(s.w, [&](auto n, int64_t column) EMA_INLINE {
+            const int64_t at = first * s.w + column;
+            gradient_of_columns<n.value>(r.gradient + column, grad + at, x + at, g.map + at, d0 + at, d1 + at, d2 + at,
+                                         t, terms, s, first, rows, column);
+        });
+        if (first == 0)
+            correct(r.gradient, 0);
+        if (first + rows == s.h && s.h > 1)
+            correct(r.gradient + (rows - 1) * s.w, s.h - 1);
+        const T *from = r.gradient;
+        write_out(out + first * s.w, rows * s.w, past_caches, [=](auto n, int64_t j) EMA_INLINE {
+            return load<T, n.value>(from + j);
         });
     }
 }
 
 template <typename T>
 void backward_group(Reverse<T> &r, Group<T> &g, const T *grad, const T *x, const T *stats, T *out,
-                    const Parameters<T> &par, const Shared<T> &shared, const Shape &s, Gradients &grads) {
+                    const Parameters<T> &par, const Shared<T> &shared, const Shape &s, Gradients &grads,
+                    bool past_caches) {
     describe(g, x, par, s);
     std::memcpy(g.mu, stats, s.k * sizeof(T));
     std::memcpy(g.rstd, stats + s.k, s.k * sizeof(T));
     std::memcpy(g.q, stats + 2 * s.k, s.k * sizeof(T));
     gradient_of_map(r, g, grad, par, shared, s);
-    int64_t channel = 0;
-    for (; channel + 4 <= s.k; channel += 4)
-        correlate<4>(r, g, s, channel);
-    for (; channel < s.k; channel++)
-        correlate<1>(r, g, s, channel);
+    // as many sums at once as there are registers for
+    constexpr int kChannels = kRows == 4 ? 2 : 3, kTapRows = kRows == 4 ? 3 : 1;
+    over_rows<kChannels>(s.k, [&](auto n, int64_t i) { correlate<n.value, kTapRows>(r, g, s, i); });
     for (int64_t i = 0; i < s.k; i++)
         gradient_of_gates(r, g, par, s, i);
     gradient_of_weights(r, g, par, s, grads);
     gradient_of_means(r, g, par, s, grads);
     for (int64_t i = 0; i < s.k; i++)
-        gradient_of_input(out, grad, r, g, par, shared, s, i);
+        gradient_of_input(out, grad, r, g, par, shared, s, i, past_caches);
 }
 
 // One allocation: first what the threads share, then a piece of equal size for each thread.
@@ -855,7 +878,8 @@ int forward(const T *x, const Parameters<T> &par, T *out, T *stats, int64_t grou
     Arena common(memory.common());
     Shared<T> shared(common, s.k);
     prepare_shared(shared, par, s.k);
-    const int64_t pixels = s.k * s.h * s.w;
+    const int64_t pixels = s.k * s.channel();
+    const bool past_caches = groups * pixels * static_cast<int64_t>(sizeof(T)) > kPastCaches;
 #pragma omp parallel num_threads(threads)
     {
         Arena arena(memory.of_thread(thread_number()));
@@ -863,8 +887,9 @@ int forward(const T *x, const Parameters<T> &par, T *out, T *stats, int64_t grou
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < groups; n++) {
             g.next = x + (n + 1) * pixels;
-            forward_group(g, x + n * pixels, out + n * pixels, stats + n * 3 * s.k, par, shared, s);
+            forward_group(g, x + n * pixels, out + n * pixels, stats + n * 3 * s.k, par, shared, s, past_caches);
         }
+        finish_stores();
     }
     return 0;
 }
@@ -872,7 +897,8 @@ int forward(const T *x, const Parameters<T> &par, T *out, T *stats, int64_t grou
 template <typename T>
 int backward(const T *grad, const T *x, const T *stats, const Parameters<T> &par, T *out, double *grads,
              int64_t groups, const Shape &s, int threads) {
-    const int64_t pixels = s.k * s.h * s.w, count = Gradients::count(s.k);
+    const int64_t pixels = s.k * s.channel(), count = Gradients::count(s.k);
+    const bool past_caches = groups * pixels * static_cast<int64_t>(sizeof(T)) > kPastCaches;
     Arena dry(nullptr);
     dry.take<double>(count);
     Group<T>(dry, s);
@@ -893,8 +919,9 @@ int backward(const T *grad, const T *x, const T *stats, const Parameters<T> &par
         for (int64_t n = 0; n < groups; n++) {
             g.next = x + (n + 1) * pixels;
             backward_group(r, g, grad + n * pixels, x + n * pixels, stats + n * 3 * s.k, out + n * pixels, par, shared,
-                           s, own);
+                           s, own, past_caches);
         }
+        finish_stores();
     }
     double *all = reinterpret_cast<double *>(memory.of_thread(0));
     for (int n = 1; n < threads; n++) { // always in this order, so that the sums are identical in every run
