@@ -73,6 +73,7 @@ def main() -> None:
     args = parse_args()
     candidates = chosen({**CANDIDATES, **(WITH_RAY if args.ray else {})}, args.only)
     rows: dict[tuple[str, str, str], Row] = {}
+    windows = ("--slice", str(args.slice)) if args.slice else ()
     with tempfile.TemporaryDirectory() as name, busy_process() if args.busy else contextlib.nullcontext():
         weights = args.weights or [untrained(Path(name), size) for size in "ns"]
         for file, source in itertools.product(weights, args.source or [None]):
@@ -81,7 +82,7 @@ def main() -> None:
             images = given(source, args.images) if source else drawn(folder / "drawn", args.images)
             sources = {len(some): linked(folder / f"of-{len(some)}", some) for some in (images[:FEW], images)}
             flags = {
-                count: ("--weights", str(file.resolve()), "--img", str(args.img), "--source", str(place))
+                count: ("--weights", str(file.resolve()), "--img", str(args.img), *windows, "--source", str(place))
                 for count, place in sources.items()
             }
             found = rows_of(timed(candidates, flags, args.rounds, folder))
@@ -95,6 +96,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--source", type=Path, nargs="+", help="folders with images (default: images are drawn)")
     parser.add_argument("--ray", action="store_true", help="also with Ray")
     parser.add_argument("--only", nargs="+", metavar="WORDS", help="beside detect, only commands that end with these")
+    parser.add_argument("--slice", type=int, metavar="SIZE", help="all commands also detect in windows of this size")
     add_flags(parser)
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""``--slice`` and ``--overlap`` of detect and val, removed from the command line before YOLOv5's parser gets it."""
+"""``--slice`` and ``--overlap``: those of detect and val are removed before YOLOv5's parser gets the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def script_command(script: str, summary: str, *, is_sliceable: bool = False) -> 
     """The command of one of YOLOv5's own scripts, with the shim installed; in windows with ``--slice``."""
 
     def run(args: argparse.Namespace, rest: list[str]) -> int:
-        settings = _settings(args) if is_sliceable else None
+        settings = slicing_of(args) if is_sliceable else None
         words = words_for_ultralytics(script, args, rest)
         if words is not None:
             return run_mode(script, words, settings)
@@ -50,7 +50,7 @@ def take_flags(argv: Sequence[str]) -> tuple[tuple[int, float] | None, list[str]
         UserError: the size or the overlap is not valid.
     """
     own, rest = own_parser(add_slicing).parse_known_args(list(argv))
-    return _settings(own), rest
+    return slicing_of(own), rest
 
 
 def add_slicing(flags: Flags) -> None:
@@ -70,8 +70,12 @@ def add_slicing(flags: Flags) -> None:
     )
 
 
-def _settings(own: argparse.Namespace) -> tuple[int, float] | None:
-    """Size and overlap of the windows, validated; None without ``--slice``."""
+def slicing_of(own: argparse.Namespace) -> tuple[int, float] | None:
+    """Size and overlap of the windows; None without ``--slice``.
+
+    Raises:
+        UserError: the size or the overlap is not valid.
+    """
     if own.slice is None:
         if own.overlap is not None:
             raise UserError(f"--overlap {own.overlap} needs --slice: it says how much windows overlap")

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from yolov5_ema import __version__
 from yolov5_ema.class_names import class_numbers
 from yolov5_ema.cli._collector import paused
 from yolov5_ema.cli._engines import name_of, start_engine_of
+from yolov5_ema.cli._slicing import add_slicing, slicing_of
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import (
     Command,
@@ -42,7 +43,17 @@ from yolov5_ema.detecting.parts import (
     runtime_of_parts,
     sha256_of_paths,
 )
-from yolov5_ema.detecting.runtime_names import AUTO, FLOAT32, HALF, INT8, ONNX, OPENVINO, RUNTIMES, TORCH
+from yolov5_ema.detecting.runtime_names import (
+    AUTO,
+    FLOAT32,
+    HALF,
+    INT8,
+    ONNX,
+    OPENVINO,
+    RUNTIMES,
+    TORCH,
+    WORTH_EXPORTING,
+)
 from yolov5_ema.detecting.sources import Source, find_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import refuse_present, replacement, sha256_of
@@ -52,6 +63,7 @@ if TYPE_CHECKING:
     import torch
 
     from yolov5_ema.detecting.protocol import Detector, LoadOptions, Thresholds
+    from yolov5_ema.detecting.views import Slicing
 
 _SHOWN = 10
 
@@ -67,6 +79,7 @@ some images have a problem (their rows have an error text, and they are listed);
 examples:
   yolov5-ema predict --weights best.pt --source images -o found.parquet
   yolov5-ema predict --weights best.pt --source 'images/**/*.jpg' -o found.json --conf-thres 0.001
+  yolov5-ema predict --weights best.pt --source big --slice 640 --overlap 0.2
   yolov5-ema predict --weights best.pt --source list.txt -o found.parquet --engine ray --workers 8
   yolov5-ema predict --weights best.pt --source list.txt -o found.parquet --engine ray --ray-address auto --resume
 
@@ -148,6 +161,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--half", action="store_true", help="half precision (on GPUs, as in detect, and with --runtime openvino)"
     )
+    add_slicing(how)
     add_runtime(how, AUTO)
     how.add_argument(
         "--batch",
@@ -200,6 +214,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--imgsz takes one or two numbers of pixels, not {' '.join(map(str, args.imgsz))}")
     check_shares(args, "conf_thres", "iou_thres")
     check_at_least_one(args, "max_det", "batch", "workers", "threads", "chunk")
+    slicing_of(args)
     if args.int8 and args.half:
         raise UserError("--int8 and --half cannot be used together; leave one out")
     if args.gpus_per_worker is not None and not 0 <= args.gpus_per_worker < 1024:
@@ -273,17 +288,19 @@ def _predict(args: argparse.Namespace) -> int:
         if args.threads:
             torch.set_num_threads(args.threads)
         detector, thresholds = _detector(args, engine)
+        slicing = _slicing(args)
     if args.resume and args.batch is None:
         args.batch = begun_with(args.output, "batch")
-    settings = {**_settings(args, engine, detector, thresholds), "runtime": _runtime(args, engine, detector, source)}
+    runtime = _runtime(args, engine, detector, source, slicing)
+    settings = {**_settings(args, engine, detector, thresholds, slicing), "runtime": runtime}
     manifest = _manifest(args, source, settings)
     with opened(args.output, manifest, resume=args.resume, force=args.force) as parts:
         if args.engine == "ray":
             # it was loaded only to check it
             del detector
-            _carry_out(parts, _by_ray(args, source, engine, thresholds, parts))
+            _carry_out(parts, _by_ray(args, source, engine, thresholds, slicing, parts))
         else:
-            _carry_out(parts, _by_this_process(detector, thresholds, args.batch, source, parts))
+            _carry_out(parts, _by_this_process(detector, thresholds, args.batch, slicing, source, parts))
         found = _Found()
         _join(args.output, parts, found, detector_names=settings["names"], form=args.output.suffix.lower())
         parts.remove()
@@ -319,7 +336,18 @@ def _detector(args: argparse.Namespace, engine: Engine) -> tuple[Detector, Thres
     )
 
 
-def _runtime(args: argparse.Namespace, engine: Engine, detector: Detector, source: Source) -> str:
+def _slicing(args: argparse.Namespace) -> Slicing | None:
+    found = slicing_of(args)
+    if found is None:
+        return None
+    from yolov5_ema.detecting.views import Slicing
+
+    return Slicing(*found)
+
+
+def _runtime(
+    args: argparse.Namespace, engine: Engine, detector: Detector, source: Source, slicing: Slicing | None
+) -> str:
     """Let the chosen runtime run the detector, and return its name."""
     from yolov5_ema.checkpoints.exported_models import form_of
     from yolov5_ema.data.image_files import read_image
@@ -331,12 +359,29 @@ def _runtime(args: argparse.Namespace, engine: Engine, detector: Detector, sourc
     if by_torch and asked not in (AUTO, TORCH, form_of(args.weights)):
         raise UserError(f"--runtime {asked} does not work with {by_torch}: give --runtime torch")
     readable = (pixels for pixels, _ in map(read_image, source.files()) if pixels is not None)
-    count = 0 if by_torch else len(source.images)
+    count = 0 if by_torch else _number_for_the_model(source, slicing)
     half = args.half and asked in (ONNX, OPENVINO) and detector.device.type == "cpu"
     return set_runtime(detector, engine, asked, count, readable, INT8 if args.int8 else HALF if half else FLOAT32)
 
 
-def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thresholds: Thresholds) -> dict[str, Any]:
+def _number_for_the_model(source: Source, slicing: Slicing | None) -> int:
+    """The number of images, with their windows; above `WORTH_EXPORTING`, windows make no difference."""
+    files = source.files()
+    if slicing is None or len(files) >= WORTH_EXPORTING:
+        return len(files)
+    from yolov5_ema.data.image_size import displayed_size
+
+    count = len(files)
+    for file in files:
+        with suppress(Exception):  # Pillow raises many types on damaged files; they are reported later
+            width, height = displayed_size(file)
+            count += len(slicing.windows((height, width)))
+    return count
+
+
+def _settings(
+    args: argparse.Namespace, engine: Engine, detector: Detector, thresholds: Thresholds, slicing: Slicing | None
+) -> dict[str, Any]:
     return {
         "weights": args.weights.name,
         "weights_sha256": _sha256_of_model(args.weights),
@@ -344,6 +389,7 @@ def _settings(args: argparse.Namespace, engine: Engine, detector: Detector, thre
         **asdict(thresholds),
         "half": args.half,
         **({"int8": True} if args.int8 else {}),
+        **({"slice": slicing.size, "overlap": slicing.overlap} if slicing else {}),
         "batch": args.batch,
         "names": detector.names,
         name_of(engine): engine.version,
@@ -374,14 +420,19 @@ Results = Iterator["tuple[int, list[dict[str, Any]]]"]
 
 
 def _by_this_process(
-    detector: Detector, thresholds: Thresholds, batch: int | None, source: Source, parts: Parts
+    detector: Detector,
+    thresholds: Thresholds,
+    batch: int | None,
+    slicing: Slicing | None,
+    source: Source,
+    parts: Parts,
 ) -> Results:
     from yolov5_ema.detecting.pipeline import Pipeline
     from yolov5_ema.detecting.rows import rows_of
 
     chunks = list(_chunks(source, parts))
     images = [image for _, some in chunks for image in some]
-    with closing(rows_of(Pipeline(detector, batch), thresholds, images)) as rows:
+    with closing(rows_of(Pipeline(detector, batch, slicing), thresholds, images)) as rows:
         for chunk, some in chunks:
             yield chunk, list(islice(rows, len(some)))
 
@@ -391,14 +442,17 @@ def _by_ray(
     source: Source,
     engine: Engine,
     thresholds: Thresholds,
+    slicing: Slicing | None,
     parts: Parts,
 ) -> Results:
     from yolov5_ema.detecting import by_ray as ray_engine
 
+    options = _load_options(args, "cpu")
+
     return ray_engine.predict_chunks(
         _chunks(source, parts),
         args.weights,
-        ray_engine.Work(engine, args.weights.name, _load_options(args, "cpu"), thresholds, args.batch, load_plugins),
+        ray_engine.Work(engine, args.weights.name, options, thresholds, args.batch, slicing, load_plugins),
         ray_engine.Pool(
             workers=args.workers,
             threads=args.threads,

@@ -31,3 +31,7 @@ class Detections:
     def of_rows(cls, rows: np.ndarray) -> Detections:
         """Convert from YOLOv5's form, float32 of shape (N, 6): left, top, right, bottom, confidence, class."""
         return cls(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64))
+
+    def as_rows(self) -> np.ndarray:
+        """The inverse of `of_rows`."""
+        return np.column_stack([self.xyxy, self.confidence, self.class_id]).astype(np.float32)

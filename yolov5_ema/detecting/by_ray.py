@@ -34,6 +34,7 @@ from yolov5_ema.upstream.ultralytics import names_ultralytics
 
 if TYPE_CHECKING:
     from yolov5_ema.detecting.protocol import LoadOptions, Thresholds
+    from yolov5_ema.detecting.views import Slicing
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Work:
         options: how they load the detector; each chooses its own device.
         thresholds: which detections are kept.
         batch: see `pipeline.Pipeline`.
+        slicing: likewise.
         prepare: called in a worker before YOLOv5 is imported; imports the user's plugins.
     """
 
@@ -67,6 +69,7 @@ class Work:
     options: LoadOptions
     thresholds: Thresholds
     batch: int | None
+    slicing: Slicing | None
     prepare: Callable[[], None]
 
 
@@ -357,7 +360,7 @@ class _Worker:
 
         keep_freed_memory()
         try:
-            self._pipeline = Pipeline(_detector(content, work, threads, on_gpu), work.batch)
+            self._pipeline = Pipeline(_detector(content, work, threads, on_gpu), work.batch, work.slicing)
         except UserError as error:  # reported with the first chunk: Ray would restart a worker that fails here
             self._refusal = str(error)
 

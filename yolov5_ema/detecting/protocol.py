@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import cv2
 import numpy as np
@@ -20,6 +20,9 @@ from torch import nn
 from yolov5_ema.data.detections import Detections
 from yolov5_ema.errors import UserError
 from yolov5_ema.upstream.locate import Engine
+
+if TYPE_CHECKING:
+    from yolov5_ema.detecting.views import Cut, Ranked, View
 
 T = TypeVar("T")
 
@@ -161,6 +164,18 @@ class Detector(Protocol):
 
     def finish(self, output: Any, images: Sequence[Prepared], thresholds: Thresholds) -> list[Detections]:
         """The detections of each image; ``output`` is what `infer` returned for the same images and thresholds."""
+
+    def finish_views(
+        self, output: Any, images: Sequence[Prepared], views: Sequence[View], thresholds: Thresholds
+    ) -> list[Ranked]:
+        """As `finish`, for images that are views of larger ones; `merged` takes those of one image."""
+        found = self.finish(output, images, thresholds)
+        return [view.native(torch.from_numpy(one.as_rows())) for view, one in zip(views, found)]
+
+    def merged(self, found: Sequence[Ranked], cut: Cut, thresholds: Thresholds) -> Detections:
+        """The detections of an image that is cut; ``found`` is of the whole image and then of each window."""
+        rows = cut.merged(found, agnostic=thresholds.agnostic_nms, max_det=thresholds.max_det)
+        return Detections.of_rows(rows.numpy())
 
     def detect(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
         """Detect objects in images; the detections in one image do not depend on the others.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,9 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
+
+if TYPE_CHECKING:
+    from yolov5_ema.detecting.views import Cut, Ranked, View
 
 
 class Yolov5Steps(Detector):
@@ -81,20 +85,50 @@ class Yolov5Steps(Detector):
         """The detections in whole pixels, except with ``as_val``; see `protocol.Detector`."""
         return [self._found(own[None], image, thresholds) for own, image in zip(output, images)]
 
+    @torch.no_grad()
+    def finish_views(
+        self, output: torch.Tensor, images: Sequence[Prepared], views: Sequence[View], thresholds: Thresholds
+    ) -> list[Ranked]:
+        """Boxes in pixels of the model's whole image, where ``detect --slice`` compares them."""
+        suppress = functools.partial(self._suppressed, thresholds=thresholds)
+        return [
+            view.suppressed(_likely(own, thresholds), float(image.gain[0]), image.pad, suppress)
+            for own, image, view in zip(output, images, views)
+        ]
+
+    @torch.no_grad()
+    def merged(self, found: Sequence[Ranked], cut: Cut, thresholds: Thresholds) -> Detections:
+        """See `protocol.Detector`."""
+        rows = cut.merged(found, agnostic=thresholds.agnostic_nms, max_det=thresholds.max_det)
+        return self._scaled_back(rows, cut.boxed_shape, cut.shape)
+
     def _found(self, output: torch.Tensor, image: Prepared, thresholds: Thresholds) -> Detections:
-        found: torch.Tensor = self._suppress(
+        (found,) = self._suppressed(output, thresholds)
+        return self._scaled_back(found, image.boxed.shape[:2], image.shape)
+
+    def _suppressed(self, output: torch.Tensor, thresholds: Thresholds, labels: Sequence = ()) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = self._suppress(
             output,
             thresholds.conf_thres,
             thresholds.iou_thres,
             list(thresholds.classes) if thresholds.classes else None,
             thresholds.agnostic_nms,
             multi_label=self._as_val,
+            labels=labels,
             max_det=thresholds.max_det,
-        )[0]
+        )
+        return found
+
+    def _scaled_back(self, found: torch.Tensor, boxed_shape: Sequence[int], shape: Sequence[int]) -> Detections:
         if len(found):
-            corners = self._scale_back(image.boxed.shape[:2], found[:, :4], image.shape)
+            corners = self._scale_back(boxed_shape, found[:, :4], shape)
             found[:, :4] = corners if self._as_val else corners.round()
         return Detections.of_rows(found.float().cpu().numpy())
+
+
+def _likely(output: torch.Tensor, thresholds: Thresholds) -> torch.Tensor:
+    """The raw predictions of one image that can be above the threshold, in float32."""
+    return output[output[:, 4] > thresholds.conf_thres].float()
 
 
 class Yolov5Detector(Yolov5Steps):

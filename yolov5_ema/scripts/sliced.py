@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,14 +35,11 @@ from yolov5_ema.data.slicing import Window, check_window, windows
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.window_views import (
     BATCH,
-    CUT,
-    MOST_VIEWS,
-    SMALLER,
-    WHOLE,
     Origin,
     from_letterbox,
-    merge,
+    merged,
     native_pixels,
+    suppressed_by_rank,
     to_letterbox,
     to_native,
 )
@@ -349,26 +347,14 @@ class _Slicer:
 def _suppressed(
     suppress: Callable[..., Any], rows: torch.Tensor, origin: Origin, labels: Any, options: dict[str, Any]
 ) -> torch.Tensor:
-    """Run YOLOv5's suppression for each source of one image, and return all boxes, (n, 6).
-
-    Each source gets its own call: for a batch, YOLOv5 skips what comes after its time limit.
-    """
+    """Run YOLOv5's suppression for each source and rank of one image, and return all boxes, merged, (n, 6)."""
     rows = rows[: len(origin.source)]
-    boxes = [rows.new_zeros((0, 6))]
-    sources, ranks = [origin.source[:0]], [origin.rank[:0]]
+    views = []
     for number in range(int(origin.source.max()) + 1 if len(origin.source) else 1):
-        for rank in (WHOLE, SMALLER, CUT):
-            chosen = (origin.source == number) & (origin.rank == rank)
-            given = labels if number == 0 and rank == WHOLE else ()
-            if not len(given) and not chosen.any():
-                continue
-            found = suppress(rows[chosen][None], labels=[given] if len(given) else (), **options)[0]
-            boxes.append(found)
-            sources.append(torch.full_like(found[:, 0], number, dtype=torch.long))
-            ranks.append(torch.full_like(found[:, 0], rank, dtype=torch.long))
-    found_at = Origin(torch.cat(sources), torch.cat(ranks))
-    most = options["max_det"]
-    return merge(torch.cat(boxes), found_at, agnostic=bool(options["agnostic"]), limit=MOST_VIEWS * most)[:most]
+        chosen = origin.source == number
+        given = labels if number == 0 else ()
+        views.append(suppressed_by_rank(rows[chosen], origin.rank[chosen], partial(suppress, **options), given))
+    return merged(views, agnostic=bool(options["agnostic"]), max_det=options["max_det"])
 
 
 class _WatchedLoader:

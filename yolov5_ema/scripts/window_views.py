@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,8 +50,8 @@ class Origin:
             cut: the windows.
             shape: height and width of the image.
         """
-        ranks = [SMALLER * fits_a_window(whole[:, :4], cut, shape).long()]
-        ranks += [CUT * (~is_inside(rows, window, shape)).long() for window, rows in zip(cut, in_windows)]
+        ranks = [rank_in_image(whole, cut, shape)]
+        ranks += [rank_in_window(rows, window, shape) for window, rows in zip(cut, in_windows)]
         counts = torch.tensor([len(part) for part in ranks], device=whole.device)
         return cls(torch.arange(len(ranks), device=whole.device).repeat_interleave(counts), torch.cat(ranks))
 
@@ -64,6 +64,58 @@ SMALLER = 1
 
 CUT = 2
 """A box that ends where its window does, inside the image."""
+
+
+@dataclass
+class Ranked:
+    """Boxes of one view of an image.
+
+    Attributes:
+        boxes: (n, 6) of x1, y1, x2, y2, confidence, class.
+        rank: see `Origin`, (n,).
+    """
+
+    boxes: torch.Tensor
+    rank: torch.Tensor
+
+
+def suppressed_by_rank(
+    rows: torch.Tensor, rank: torch.Tensor, suppress: Callable[..., Sequence[torch.Tensor]], labels: Sequence = ()
+) -> Ranked:
+    """Run YOLOv5's suppression on one view of an image, for each rank alone.
+
+    Each rank gets its own call: for a batch, YOLOv5 skips what comes after its time limit.
+
+    Args:
+        rows: raw predictions, (m, 5 + classes), with boxes x, y, w, h.
+        rank: their ranks, (m,).
+        suppress: the suppression; it takes predictions (1, m, 5 + classes) and ``labels``.
+        labels: known boxes that are added to those of the best rank.
+    """
+    found = Ranked(rows.new_zeros((0, 6)), rank[:0])
+    for one in (WHOLE, SMALLER, CUT):
+        chosen = rank == one
+        given = labels if one == WHOLE else ()
+        if not len(given) and not chosen.any():
+            continue
+        boxes = suppress(rows[chosen][None], labels=[given] if len(given) else ())[0]
+        ranks = torch.full_like(boxes[:, 0], one, dtype=torch.long)
+        found = Ranked(torch.cat([found.boxes, boxes]), torch.cat([found.rank, ranks]))
+    return found
+
+
+def merged(views: Sequence[Ranked], *, agnostic: bool, max_det: int) -> torch.Tensor:
+    """The boxes of an image and of its windows, merged: at most ``max_det``, (k, 6), by decreasing confidence.
+
+    Args:
+        views: the boxes of the whole image, followed by those of its windows, all in the same coordinates.
+        agnostic: see `merge`.
+        max_det: the most boxes.
+    """
+    boxes, rank = torch.cat([view.boxes for view in views]), torch.cat([view.rank for view in views])
+    counts = torch.tensor([len(view.rank) for view in views], device=rank.device)
+    source = torch.arange(len(views), device=rank.device).repeat_interleave(counts)
+    return merge(boxes, Origin(source, rank), agnostic=agnostic, limit=MOST_VIEWS * max_det)[:max_det]
 
 
 def merge(boxes: torch.Tensor, origin: Origin, *, agnostic: bool = False, limit: int | None = None) -> torch.Tensor:
@@ -106,8 +158,9 @@ def merged_views(
 
     For the arguments see `Origin.of` and `merge`; each row is x1, y1, x2, y2, confidence, class.
     """
-    origin = Origin.of(whole, in_windows, cut, shape)
-    return merge(torch.cat([whole, *in_windows]), origin, agnostic=agnostic, limit=MOST_VIEWS * max_det)[:max_det]
+    views = [Ranked(whole, rank_in_image(whole, cut, shape))]
+    views += [Ranked(rows, rank_in_window(rows, window, shape)) for window, rows in zip(cut, in_windows)]
+    return merged(views, agnostic=agnostic, max_det=max_det)
 
 
 def _greedy(rival: np.ndarray) -> np.ndarray:
@@ -168,6 +221,16 @@ def from_letterbox(rows: torch.Tensor, gain_and_pad: tuple[float, float, float])
     center = (rows[:, :2] - rows.new_tensor([left, top])) / gain
     half = rows[:, 2:4] / gain / 2
     return torch.cat([center - half, center + half], dim=1)
+
+
+def rank_in_image(boxes: torch.Tensor, cut: Sequence[Window], shape: tuple[int, int]) -> torch.Tensor:
+    """The ranks of boxes of the whole image: native boxes, (n, 4 or more), to (n,)."""
+    return SMALLER * fits_a_window(boxes[:, :4], cut, shape).long()
+
+
+def rank_in_window(boxes: torch.Tensor, window: Window, shape: tuple[int, int]) -> torch.Tensor:
+    """The ranks of boxes of a window: native boxes, (n, 4 or more), to (n,)."""
+    return CUT * (~is_inside(boxes, window, shape)).long()
 
 
 def is_inside(boxes: torch.Tensor, window: Window, shape: tuple[int, int]) -> torch.Tensor:
