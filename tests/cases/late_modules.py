@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 
 def compiler() -> None:
@@ -48,3 +49,65 @@ def others_in_the_block() -> None:
     import wave as real
 
     print(real.__file__ is not None, real is sys.modules["wave"], "email.message" in sys.modules)
+
+
+def of_yolov5(how: str) -> None:
+    """Import YOLOv5; then pandas and matplotlib, by ``user``, by ``yolov5``, or by the user ``after`` an uninstall."""
+    import pickle
+
+    import yolov5_ema
+
+    engine = yolov5_ema.install()
+    assert not {"pandas", "matplotlib", "matplotlib.pyplot", "seaborn"} & set(sys.modules)
+    plots, general = engine.module("utils.plots"), engine.module("utils.general")
+    if how == "yolov5":
+        assert general.pd.options.display.max_columns == 10
+        assert plots.matplotlib.rcParams["font.size"] == 11
+        plots.plt.close(plots.plt.figure())
+    if how == "after":
+        yolov5_ema.uninstall()
+    import pandas.core
+    from matplotlib import pyplot
+
+    assert [sys.modules[name].__file__ is not None for name in ("pandas", "matplotlib", "matplotlib.pyplot")]
+    frame = general.pd.DataFrame({"x": [1]})
+    assert type(frame) is pandas.DataFrame and pickle.loads(pickle.dumps(frame)).equals(frame)
+    assert plots.plt.figure is pyplot.figure and "exec_module" not in vars(pandas.__spec__.loader)
+    print(pandas.options.display.max_columns, pyplot.rcParams["font.size"], pyplot.get_backend().lower())
+    # what was set since then stays, whoever sets it
+    pandas.options.display.max_columns = 3
+    general.pd.options.display.min_rows = 4
+    pyplot.rc("font", size=7)
+    plots.matplotlib.use("svg")
+    assert plots.matplotlib.rcParams["font.size"] == 7 and pyplot.get_backend() == "svg"
+    assert (general.pd.options.display.max_columns, pandas.options.display.min_rows) == (3, 4)
+
+
+def kept_for_a_module_that_fails() -> None:
+    """What is kept for a module waits until an import of it succeeds."""
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from yolov5_ema.late_modules import KeptAttributes, Late, spec_with_kept
+
+    class Finder:
+        def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+            return spec_with_kept(fullname, path, target)
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "kept_late.py")
+        file.write_text("raise OSError\n")
+        sys.path.insert(0, folder)
+        sys.dont_write_bytecode = True
+        sys.meta_path.insert(0, Finder())
+        module = Late("kept_late", is_package=False)
+        KeptAttributes(module, "colors.dark").red = 5
+        for _ in range(2):
+            try:
+                import kept_late
+            except OSError:
+                print("refused")
+                file.write_text("class colors:\n    class dark:\n        red = 1\n")
+                sys.path_importer_cache.clear()
+                sys.modules.pop("kept_late", None)
+        print(kept_late.colors.dark.red, module.colors is kept_late.colors, spec_with_kept("kept_late"))

@@ -21,6 +21,7 @@ from yolov5_ema.engine.guards import GUARDS
 from yolov5_ema.engine.quirks import QUIRKS, Quirk, SourceModule
 from yolov5_ema.engine.quirks.fonts import CONFIG_ENV
 from yolov5_ema.errors import UserError
+from yolov5_ema.late_modules import spec_with_kept
 from yolov5_ema.settings import exporting
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import Patches
@@ -131,7 +132,7 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder:
-    """A meta path finder that finds YOLOv5's own files only."""
+    """A meta path finder that finds YOLOv5's own files, and modules for which YOLOv5 has left settings."""
 
     def __init__(self, activation: Activation) -> None:
         self._activation = activation
@@ -139,7 +140,7 @@ class _Finder:
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         engine = self._activation.engine
         if engine.relative_name(fullname) is None and fullname != "yolov5":
-            return None
+            return spec_with_kept(fullname, path, target)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or not engine.owns(spec.origin) or not isinstance(spec.loader, SourceFileLoader):
             return None

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule, by_absence
-from yolov5_ema.late_modules import Late, compiler_of_torchvision, standing_in
+from yolov5_ema.late_modules import Late, compiler_of_torchvision, matplotlib, pandas, standing_in
 
 
 def _late(module: SourceModule) -> list[Late]:
     """Stand-ins for what a module of YOLOv5 imports, directly or through torchvision."""
-    found = []
-    if module.code.imports("seaborn", within_function=False) and importlib.util.find_spec("seaborn"):
+    found: list[Late] = []
+    if _imports(module, "seaborn"):
         found.append(Late("seaborn", is_package=True))
-    if module.code.imports("torchvision", within_function=False):
+    if _imports(module, "pandas"):
+        found.append(pandas())
+    if _imports(module, "matplotlib"):
+        found += matplotlib()
+    if _imports(module, "torchvision"):
         found.append(compiler_of_torchvision())
     return found
+
+
+def _imports(module: SourceModule, name: str) -> bool:
+    """Whether a module imports an installed package when it runs."""
+    if not module.code.imports(name, within_function=False):
+        return False
+    return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
 def _needed(module: SourceModule) -> str | None:
