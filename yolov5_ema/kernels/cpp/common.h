@@ -252,6 +252,16 @@ template <int N, typename F> EMA_INLINE inline void over_row(int64_t count, cons
     }
 }
 
+// The same with a single loop, for calls of f that are long and begin by loading what all blocks need.
+template <int N, typename F> EMA_INLINE inline void over_long_blocks(int64_t count, const F &f) {
+    if constexpr (N > 1)
+        if (count < N)
+            return over_long_blocks<N / 2>(count, f);
+    const int64_t last = count - N;
+    for (int64_t first = 0; first >= 0; first = first == last ? -1 : first + N < last ? first + N : last)
+        f(Width<N>(), first);
+}
+
 // The same with blocks that become narrower at the end and do not overlap.
 template <int N, typename F> EMA_INLINE inline void over_parts(int64_t count, const F &f, int64_t first = 0) {
     for (; first + N <= count; first += N)

@@ -53,6 +53,8 @@ struct Shape {
     // Rows are computed in blocks. What a loop writes is read by the next loop only after a whole block: a processor
     // waits where it reads, with another alignment, what it wrote a moment ago.
     int64_t block() const { return 1024 / w + kRows < h ? (1024 / w + kRows) / kRows * kRows : h; }
+    // Rows of which all channels are processed before the next rows, so that what they share stays in the first cache.
+    int64_t small_block() const { return 384 / w + 4 < h ? (384 / w + 4) / 4 * 4 : h; }
     double pixels() const { return static_cast<double>(h) * static_cast<double>(w); }
 
     static constexpr int64_t kMargin = 16;
@@ -78,7 +80,7 @@ template <typename T> struct Group {
     T *map;     // (H, W): sigmoid of the map
     T *parts;   // (3, block, pitch): the map's sums over the taps of the left, the middle and the right column
     T *zeros;   // as many as a register holds
-    const T *next; // where the input of the next group is fetched from while this group is processed
+    const T *next; // what is fetched from memory while the map is computed, because it is needed next
 
     Group(Arena &arena, const Shape &s)
         : x(nullptr), sides(arena.take<T>(s.k * s.sides)), gates(arena.take<T>(s.k * s.sides)),
@@ -438,15 +440,15 @@ template <typename T> struct Reverse {
     T *sides;     // gradients of the means of rows and columns (k, sides), divided by the pixels of each mean
     T *arguments; // gradients of the gates before their sigmoid (k, sides)
     T *rest;      // (sides): for one channel, sums of y minus its mean times the gated x
-    T *terms;     // (2 sides + 2 columns): what `Terms` points to
-    T *gradient;  // (block, W): the result for some rows of a channel
+    T *terms;     // (k, 4, sides): what `Terms` points to
+    T *gradient;  // (2, small_block, W): the result for some rows of two channels
     double sum_d;
 
     Reverse(Arena &arena, const Shape &s)
         : d(arena.take<T>(3 * s.shifted())), taps(arena.take<T>(s.k * 9)), inner(arena.take<T>(s.k)),
           logits_q(arena.take<T>(s.k)), edges(arena.take<T>(s.k * 9)), sides(arena.take<T>(s.k * s.sides)),
-          arguments(arena.take<T>(s.k * s.sides)), rest(arena.take<T>(s.sides)), terms(arena.take<T>(4 * s.sides)),
-          gradient(arena.take<T>(s.block() * s.w)), sum_d(0) {}
+          arguments(arena.take<T>(s.k * s.sides)), rest(arena.take<T>(s.sides)),
+          terms(arena.take<T>(4 * s.k * s.sides)), gradient(arena.take<T>(2 * s.small_block() * s.w)), sum_d(0) {}
 
     // Pixel (0, 0) of the gradient of the map as the taps of column v meet it: at (h, w) is d at (h, w + 1 - v), or
     // zero if that is outside. More than a row of zeros is before the first row and behind the last one.
@@ -474,6 +476,7 @@ void gradient_of_map(Reverse<T> &r, Group<T> &g, const T *grad, const Parameters
     const int64_t step = s.channel();
     T *d = r.shifted(s, 1), *left = r.shifted(s, 0), *right = r.shifted(s, 2);
     r.sum_d = 0;
+    g.next = grad;
     over_gates(g, par, shared, s, [&](int64_t first, int64_t rows) {
         RowSum<T> sum;
         int64_t j = first * s.w;
@@ -511,8 +514,10 @@ void correlate(Reverse<T> &r, const Group<T> &g, const Shape &s, int64_t channel
             over_parts<kWide<T>>(first + kRun < step ? kRun : step - first, [&](auto n, int64_t j) EMA_INLINE {
                 constexpr int N = n.value;
                 Lanes<T, N> values[C];
-                for (int i = 0; i < C; i++)
+                for (int i = 0; i < C; i++) {
                     values[i] = load<T, N>(x + i * step + j);
+                    fetch_line(x + (i + s.k) * step + j); // of the next group
+                }
                 unrolled<3 * U>([&](auto t) EMA_INLINE {
                     const Lanes<T, N> gradient = load<T, N>(from[t.value] + j);
                     for (int i = 0; i < C; i++)
@@ -713,8 +718,10 @@ template <typename T> struct Terms {
     T *square; // (sides): -slope * a^2, then c^2
     T *sums;   // (sides): what is added to each row, and to each column
 
-    Terms(Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, int64_t i)
-        : gates(r.terms), linear(gates + s.sides), square(linear + s.sides), sums(square + s.sides) {
+    Terms(const Reverse<T> &r, const Shape &s, int64_t i)
+        : gates(r.terms + 4 * i * s.sides), linear(gates + s.sides), square(linear + s.sides), sums(square + s.sides) {}
+
+    void prepare(const Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, int64_t i) const {
         const Normalised<T> norm(r, g, par, s, i);
         const T scale = norm.scale, slope = norm.slope, offset = slope * g.mu[i] - scale * norm.mean_d;
         const T *edges = r.edges + i * 9, *from = r.sides + i * s.sides;
@@ -731,7 +738,7 @@ template <typename T> struct Terms {
         sums[s.columns + s.w - 1] -= sum_of_edges(edges, s, kInside, 0, 1);
     }
 
-    void fill(const T *from, int64_t first, int64_t end, T of_gates, T of_linear, T of_square) {
+    void fill(const T *from, int64_t first, int64_t end, T of_gates, T of_linear, T of_square) const {
         over_padded_row<T>(end - first, [=](auto n, int64_t j) {
             constexpr int N = n.value;
             const Lanes<T, N> gate = load<T, N>(from + first + j);
@@ -789,38 +796,55 @@ EMA_INLINE inline void gradient_of_columns(T *to, const T *grad, const T *x, con
     int64_t row = 0;
     for (; row + 2 <= rows; row += 2)
         add(Width<2>());
-    if (row < rows)
+    for (; row < rows; row++)
         add(Width<1>());
 }
 
-// The gradient is computed into scratch memory, because rows are not aligned to registers and lines of the cache.
+// The gradient of some rows of one channel, which is written to `to`.
 template <typename T>
-void gradient_of_input(T *out, const T *grad, Reverse<T> &r, const Group<T> &g, const Parameters<T> &par,
-                       const Shared<T> &shared, const Shape &s, int64_t i, bool past_caches) {
-    const Terms<T> terms(r, g, par, s, i);
+void gradient_of_rows(T *to, const T *grad, const Reverse<T> &r, const Group<T> &g, const Shared<T> &shared,
+                      const Shape &s, int64_t i, int64_t first, int64_t rows) {
+    const Terms<T> terms(r, s, i);
     const T *d0 = r.shifted(s, 0), *d1 = r.shifted(s, 1), *d2 = r.shifted(s, 2), *t = shared.kernel + i * 9;
     const T *x = g.row(s, i, 0), *edges = r.edges + i * 9;
     grad += i * s.channel();
-    out += i * s.channel();
-    const auto correct = [=](T *to, int64_t row) { // the corners, which `Terms` treats as if they were inside
-        to[0] += sum_of_edges(edges, s, kInside, 2, 3) - sum_of_edges(edges, s, row, 2, 3);
-        to[s.w - 1] += sum_of_edges(edges, s, kInside, 0, 1) - sum_of_edges(edges, s, row, 0, 1);
+    over_long_blocks<kWide<T>>(s.w, [&](auto n, int64_t column) EMA_INLINE {
+        const int64_t at = first * s.w + column;
+        gradient_of_columns<n.value>(to + column, grad + at, x + at, g.map + at, d0 + at, d1 + at, d2 + at, t, terms, s,
+                                     first, rows, column);
+    });
+    const auto correct = [=](T *corners, int64_t row) { // `Terms` treats them as if they were inside
+        corners[0] += sum_of_edges(edges, s, kInside, 2, 3) - sum_of_edges(edges, s, row, 2, 3);
+        corners[s.w - 1] += sum_of_edges(edges, s, kInside, 0, 1) - sum_of_edges(edges, s, row, 0, 1);
     };
-    for (int64_t first = 0; first < s.h; first += s.block()) {
-        const int64_t rows = first + s.block() < s.h ? s.block() : s.h - first;
-        over_row<kWide<T>>(s.w, [&](auto n, int64_t column) EMA_INLINE {
-            const int64_t at = first * s.w + column;
-            gradient_of_columns<n.value>(r.gradient + column, grad + at, x + at, g.map + at, d0 + at, d1 + at, d2 + at,
-                                         t, terms, s, first, rows, column);
-        });
-        if (first == 0)
-            correct(r.gradient, 0);
-        if (first + rows == s.h && s.h > 1)
-            correct(r.gradient + (rows - 1) * s.w, s.h - 1);
-        const T *from = r.gradient;
-        write_out(out + first * s.w, rows * s.w, past_caches, [=](auto n, int64_t j) EMA_INLINE {
-            return load<T, n.value>(from + j);
-        });
+    if (first == 0)
+        correct(to, 0);
+    if (first + rows == s.h && s.h > 1)
+        correct(to + (rows - 1) * s.w, s.h - 1);
+}
+
+// The gradient is computed into scratch memory, because rows are not aligned to registers and lines of the cache. It is
+// copied from there when the next channel is computed: not while it is still on its way into the cache.
+template <typename T>
+void gradient_of_input(T *out, const T *grad, const Reverse<T> &r, const Group<T> &g, const Parameters<T> &par,
+                       const Shared<T> &shared, const Shape &s, bool past_caches) {
+    for (int64_t i = 0; i < s.k; i++)
+        Terms<T>(r, s, i).prepare(r, g, par, s, i);
+    for (int64_t first = 0; first < s.h; first += s.small_block()) {
+        const int64_t rows = first + s.small_block() < s.h ? s.small_block() : s.h - first, count = rows * s.w;
+        for (int64_t i = 0; i <= s.k; i++) {
+            if (i < s.k)
+                gradient_of_rows(r.gradient + i % 2 * count, grad, r, g, shared, s, i, first, rows);
+            if (i == 0)
+                continue;
+            const int64_t ahead = 2 * s.channel(), at = (i - 1) * s.channel() + first * s.w;
+            const T *from = r.gradient + (i - 1) % 2 * count, *x = g.x + at + ahead, *next = grad + at + ahead;
+            write_out(out + at, count, past_caches, [=](auto n, int64_t j) EMA_INLINE {
+                fetch_line(x + j);
+                fetch_line(next + j);
+                return load<T, n.value>(from + j);
+            });
+        }
     }
 }
 
@@ -840,8 +864,7 @@ void backward_group(Reverse<T> &r, Group<T> &g, const T *grad, const T *x, const
         gradient_of_gates(r, g, par, s, i);
     gradient_of_weights(r, g, par, s, grads);
     gradient_of_means(r, g, par, s, grads);
-    for (int64_t i = 0; i < s.k; i++)
-        gradient_of_input(out, grad, r, g, par, shared, s, i, past_caches);
+    gradient_of_input(out, grad, r, g, par, shared, s, past_caches);
 }
 
 // One allocation: first what the threads share, then a piece of equal size for each thread.
@@ -917,7 +940,6 @@ int backward(const T *grad, const T *x, const T *stats, const Parameters<T> &par
         Reverse<T> r(arena, s);
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < groups; n++) {
-            g.next = x + (n + 1) * pixels;
             backward_group(r, g, grad + n * pixels, x + n * pixels, stats + n * 3 * s.k, out + n * pixels, par, shared,
                            s, own, past_caches);
         }
