@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,6 +110,16 @@ class Frame:
             return float(gain), float(left), float(top)
         gain = min(height / self.shape[0], width / self.shape[1])
         return gain, (width - self.shape[1] * gain) / 2, (height - self.shape[0] * gain) / 2
+
+
+class Fixed(NamedTuple):
+    """What a model takes in one way only: the height and width of images, and their number.
+
+    TorchScript is traced for one shape; ONNX, OpenVINO and others also for one number.
+    """
+
+    shape: bool
+    number: bool
 
 
 class _Slicer:
@@ -221,8 +231,9 @@ class _Slicer:
         def predict(batch: torch.Tensor) -> torch.Tensor:
             return _first(model(batch, *rest, **options))
 
-        is_fixed = not getattr(model, "pt", True) and not getattr(model, "jit", False)
-        rows = self._with_windows(_first(output), images, predict, is_fixed)
+        is_pt = getattr(model, "pt", True)
+        fixed = Fixed(shape=not is_pt, number=not is_pt and not getattr(model, "jit", False))
+        rows = self._with_windows(_first(output), images, predict, fixed)
         return None if rows is None else _with_first(output, rows)
 
     def _watch_onnxruntime(self, patches: Patches) -> None:
@@ -245,7 +256,8 @@ class _Slicer:
                 def predict(batch: torch.Tensor) -> torch.Tensor:
                     return torch.from_numpy(self._session.run(names, {key: batch.numpy()})[0])
 
-                rows = slicer._with_windows(torch.from_numpy(output[0]), torch.from_numpy(images), predict, True)
+                whole = torch.from_numpy(output[0])
+                rows = slicer._with_windows(whole, torch.from_numpy(images), predict, Fixed(shape=True, number=True))
                 return output if rows is None else [rows.numpy(), *output[1:]]
 
         patches.set_item(sys.modules, "onnxruntime", ModuleView(onnxruntime, InferenceSession=Session))
@@ -253,7 +265,7 @@ class _Slicer:
     # --- windows ---
 
     def _with_windows(
-        self, whole: torch.Tensor, images: torch.Tensor, predict: Predict, is_fixed: bool
+        self, whole: torch.Tensor, images: torch.Tensor, predict: Predict, fixed: Fixed
     ) -> torch.Tensor | None:
         """Return the prediction with the rows of the windows added; None if no image is larger than a window.
 
@@ -261,7 +273,7 @@ class _Slicer:
             whole: prediction for the letterboxed images, (n, rows, 5 + classes).
             images: the letterboxed images, (n, 3, H, W).
             predict: calls the model.
-            is_fixed: whether the model accepts only this input shape.
+            fixed: what the windows must share with these images.
         """
         self._origins = None
         cuts = [windows(f.shape[1], f.shape[0], self._size, self._overlap) for f in self._frames]
@@ -275,7 +287,7 @@ class _Slicer:
         self._inside = True
         try:
             found = [
-                self._rows_of(frame, cut, own, images, predict, is_fixed)
+                self._rows_of(frame, cut, own, images, predict, fixed)
                 for frame, cut, own in zip(self._frames, cuts, whole)
             ]
         finally:
@@ -290,26 +302,26 @@ class _Slicer:
         own: torch.Tensor,
         images: torch.Tensor,
         predict: Predict,
-        is_fixed: bool,
+        fixed: Fixed,
     ) -> tuple[torch.Tensor, Origin]:
         """The rows of one image and of its windows, in pixels of the letterboxed image."""
         whole = own[own[:, 4] > self._conf_thres].float()
         gain_and_pad = frame.gain_and_pad(*images.shape[2:])
-        natives = list(self._windows_of(frame, cut, images, predict, is_fixed)) if len(cut) > 1 else []
+        natives = list(self._windows_of(frame, cut, images, predict, fixed)) if len(cut) > 1 else []
         origin = Origin.of(from_letterbox(whole, gain_and_pad), natives, cut, frame.shape)
         return torch.cat([whole, *(to_letterbox(native, gain_and_pad) for native in natives)]), origin
 
     def _windows_of(
-        self, frame: Frame, cut: Sequence[Window], images: torch.Tensor, predict: Predict, is_fixed: bool
+        self, frame: Frame, cut: Sequence[Window], images: torch.Tensor, predict: Predict, fixed: Fixed
     ) -> Iterator[torch.Tensor]:
         """The rows of each window, (rows, 5 + classes) with x1, y1, x2, y2 in native pixels."""
         pixels = frame.pixels()
-        batch_size = len(images) if is_fixed else max(BATCH, len(images))
+        batch_size = len(images) if fixed.number else max(BATCH, len(images))
         for start in range(0, len(cut), batch_size):
             some = cut[start : start + batch_size]
-            boxed = [self._letterboxed(pixels, window, images, is_fixed) for window in some]
+            boxed = [self._letterboxed(pixels, window, images, fixed) for window in some]
             stack = np.stack([image for image, _, _ in boxed])
-            if is_fixed and len(stack) < batch_size:
+            if fixed.number and len(stack) < batch_size:
                 stack = np.concatenate([stack, np.zeros_like(stack[:1]).repeat(batch_size - len(stack), 0)])
             batch = torch.from_numpy(stack).to(images.device).to(images.dtype) / 255
             for window, (_, ratio, pad), rows in zip(some, boxed, predict(batch)):
@@ -317,13 +329,13 @@ class _Slicer:
                 yield to_native(kept, window, ratio, pad)
 
     def _letterboxed(
-        self, pixels: np.ndarray, window: Window, images: torch.Tensor, is_fixed: bool
+        self, pixels: np.ndarray, window: Window, images: torch.Tensor, fixed: Fixed
     ) -> tuple[np.ndarray, float, tuple[float, float]]:
         """A window as input of the model, (3, H, W) in RGB, with its scale factor and its borders in pixels."""
         left, top, right, bottom = window
-        target = tuple(images.shape[2:]) if is_fixed else self._imgsz
+        target = tuple(images.shape[2:]) if fixed.shape else self._imgsz
         image, ratio, pad = self._letterbox(
-            pixels[top:bottom, left:right], target, stride=self._stride, auto=not is_fixed
+            pixels[top:bottom, left:right], target, stride=self._stride, auto=not fixed.shape
         )
         return np.ascontiguousarray(image.transpose(2, 0, 1)[::-1]), float(ratio[0]), pad
 
