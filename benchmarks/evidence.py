@@ -255,19 +255,29 @@ def report(folder: Path) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in software(locate()).items())
     about = f"{here['device']}, {here['cores']} cores; {versions}"
     print(f"{about}\n")
-    for row in rows:
-        low, high = row.difference.low, row.difference.high
-        interval = "" if low is None or high is None else f"  {low:+.4f} to {high:+.4f}"
-        print(
-            f"{row.question.letter}  {row.question.words:<42}{METRICS[row.metric]:<10}{row.difference.n:>3} seeds  "
-            f"{row.candidate:.4f} - {row.baseline:.4f} = {row.difference.mean:+.4f}{interval}  {row.difference.verdict}"
-        )
+    print(table(rows), end="\n\n")
     if rows:
         name = f"{datetime.date.today()}-evidence"
         save(rows, about, HERE / "results" / f"{name}.csv")
         save_runs(folder, about, HERE / "results" / f"{name}-runs.csv")
         draw(rows, HERE / "results" / f"{name}.png")
         print(f"\nbenchmarks/results/{name}.csv, -runs.csv and .png written")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A table in Markdown, with a line for each question."""
+    lines = [f"| question | seeds | {' | '.join(METRICS.values())} |", "| --- | --- |" + " --- |" * len(METRICS)]
+    for question in dict.fromkeys(row.question for row in rows):
+        cells = [shown(row) for row in rows if row.question == question]
+        seeds = next(row.difference.n for row in rows if row.question == question)
+        lines.append(f"| ({question.letter}) {question.words} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def shown(row: Row) -> str:
+    found = row.difference
+    interval = "one seed" if found.low is None else f"{found.low:+.3f} to {found.high:+.3f}"
+    return f"{row.candidate:.3f} - {row.baseline:.3f} = {found.mean:+.4f} ({interval}): {found.verdict}"
 
 
 def save(rows: Sequence[Row], about: str, file: Path) -> None:
