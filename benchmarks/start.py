@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+import yolov5_ema
 from yolov5_ema.comparing.machine import machine
 
 HOME = Path(__file__).resolve().parent.parent
@@ -32,6 +33,9 @@ def main() -> None:
         files = ("--weights", str(args.weights.resolve()), "--source", str(args.source.resolve()))
         predict = (*PROGRAM, "predict", "--runtime", "torch", "--force", "-o", "out.json", *files)
         pairs["predict of one image"] = (predict, ("-c", "import torch, cv2"), "import torch, cv2")
+        kept = tempfile.TemporaryDirectory()
+        loading = f"import torch, cv2; torch.load({str(tensors_of(args.weights, Path(kept.name)))!r})"
+        pairs["the same"] = (predict, ("-c", loading), "that and its tensors")
     here = machine(torch.device("cpu"))
     print(f"{here['device']}, {here['cores']} cores, load {here['load']}; processor time, medians of {args.rounds}\n")
     for name, (candidate, reference, text) in pairs.items():
@@ -40,6 +44,14 @@ def main() -> None:
         ours, theirs = (statistics.median(taken) for taken in zip(*rounds))
         ratio = statistics.median(one / other for one, other in rounds)
         print(f"{name:<24}{ours:>7.2f} s{theirs:>7.2f} s for {text:<20}{ratio:>7.2f} times")
+
+
+def tensors_of(weights: Path, folder: Path) -> Path:
+    """A file with the tensors of a checkpoint, which loads without the classes of a program."""
+    file = folder / "tensors.pt"
+    model = yolov5_ema.load(weights, "cpu")
+    torch.save(model.state_dict(), file)
+    return file
 
 
 def parse_args() -> argparse.Namespace:

@@ -37,13 +37,15 @@ class Late(types.ModuleType):
 
     def __init__(self, name: str, *, is_package: bool, **given: Any) -> None:
         super().__init__(name)
-        vars(self).update(given)
-        self._is_package = is_package
+        vars(self).update(given, _is_package=is_package)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and not (name == "__path__" and self._is_package):
             raise AttributeError(name)  # the import system asks every module for such names
         return getattr(self.imported(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.imported(), name, value)
 
     def imported(self) -> types.ModuleType:
         """The module itself."""

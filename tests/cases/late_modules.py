@@ -58,7 +58,7 @@ def of_yolov5(how: str) -> None:
     import yolov5_ema
 
     engine = yolov5_ema.install()
-    assert not {"pandas", "matplotlib", "matplotlib.pyplot", "seaborn"} & set(sys.modules)
+    assert not {"pandas", "matplotlib", "matplotlib.pyplot", "seaborn", "requests"} & set(sys.modules)
     plots, general = engine.module("utils.plots"), engine.module("utils.general")
     if how == "yolov5":
         assert general.pd.options.display.max_columns == 10
@@ -79,6 +79,8 @@ def of_yolov5(how: str) -> None:
     general.pd.options.display.min_rows = 4
     pyplot.rc("font", size=7)
     plots.matplotlib.use("svg")
+    plots.plt.own = 5
+    assert vars(pyplot)["own"] == 5
     assert plots.matplotlib.rcParams["font.size"] == 7 and pyplot.get_backend() == "svg"
     assert (general.pd.options.display.max_columns, pandas.options.display.min_rows) == (3, 4)
 

@@ -14,8 +14,7 @@ from yolov5_ema.late_modules import Late, compiler_of_torchvision, matplotlib, p
 def _late(module: SourceModule) -> list[Late]:
     """Stand-ins for what a module of YOLOv5 imports, directly or through torchvision."""
     found: list[Late] = []
-    if _imports(module, "seaborn"):
-        found.append(Late("seaborn", is_package=True))
+    found += (Late(name, is_package=True) for name in ("seaborn", "requests") if _imports(module, name))
     if _imports(module, "pandas"):
         found.append(pandas())
     if _imports(module, "matplotlib"):
