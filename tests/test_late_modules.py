@@ -19,6 +19,12 @@ def test_what_is_not_given_is_that_of_the_module():
     assert done.stdout.split() == ["False", "open", "Message", "False", "True", "True", "True"]
 
 
+def test_a_stand_in_that_is_kept_has_the_names_of_its_module():
+    done = run_in_copy(cases.names_of_the_module)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "True", "True", "True"]
+
+
 @pytest.mark.parametrize(
     ("how", "settings"), [("user", "10 11.0 agg"), ("yolov5", "10 11.0 agg"), ("after", "0 10.0 agg")]
 )

@@ -40,12 +40,19 @@ class Late(types.ModuleType):
         vars(self).update(given, _is_package=is_package)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and not (name == "__path__" and self._is_package):
-            raise AttributeError(name)  # the import system asks every module for such names
+        is_found = sys.modules.get(self.__name__) is self
+        if is_found and name.startswith("__") and not (name == "__path__" and self._is_package):
+            raise AttributeError(name)  # the import system asks every module that it finds for such names
         return getattr(self.imported(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.imported(), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.imported(), name)
+
+    def __dir__(self) -> list[str]:
+        return dir(self.imported())
 
     def imported(self) -> types.ModuleType:
         """The module itself."""

@@ -51,6 +51,24 @@ def others_in_the_block() -> None:
     print(real.__file__ is not None, real is sys.modules["wave"], "email.message" in sys.modules)
 
 
+def names_of_the_module() -> None:
+    """What users ask of a module that they got from another one, when nobody has imported it yet."""
+    from unittest import mock
+
+    from yolov5_ema.late_modules import Late, standing_in
+
+    late = Late("wave", is_package=False)
+    with standing_in(late):
+        print(hasattr(late, "__file__"))
+    print(late.__file__.endswith("wave.py"), "Wave_read" in dir(late))
+    import wave
+
+    before = wave.Wave_read
+    with mock.patch.object(late, "Wave_read", None):
+        assert wave.Wave_read is None
+    print(wave.Wave_read is before)
+
+
 def of_yolov5(how: str) -> None:
     """Import YOLOv5; then pandas and matplotlib, by ``user``, by ``yolov5``, or by the user ``after`` an uninstall."""
     import pickle

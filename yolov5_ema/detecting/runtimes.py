@@ -162,6 +162,8 @@ class _OpenVino:
         self._seen: Counter[tuple[int, ...]] = Counter()
         self._compiled: dict[tuple[int, ...] | None, Any] = {}
         self._idle: dict[tuple[int, ...] | None, SimpleQueue[Any]] = {}
+        # compiled with open shapes, a model in eight bits gives wrong values (OpenVINO 2026.4)
+        self._is_quantized = any(operation.get_type_name() == "FakeQuantize" for operation in self._model.get_ops())
         shape = self._model.input(0).get_partial_shape()
         self.shape = tuple(None if side.is_dynamic else int(side.get_length()) for side in shape)
 
@@ -175,11 +177,11 @@ class _OpenVino:
             key = self._key_of(image.shape)
             if key not in self._compiled:
                 self._compile(key)
-        idle = self._idle[key]
+            compiled, idle = self._compiled[key], self._idle[key]
         try:
             request = idle.get_nowait()
         except Empty:
-            request = self._compiled[key].create_infer_request()
+            request = compiled.create_infer_request()
         output = np.array(request.infer({0: image})[0], dtype=np.float32)
         idle.put(request)
         return output
@@ -188,8 +190,10 @@ class _OpenVino:
         """Which of the compiled models takes an image of a shape; None is the one that takes all.
 
         One that is compiled for a single shape is a fifth faster, but to compile it takes as long as hundreds of images
-        gain. So the first shape and any that is frequent get their own.
+        gain. So the first shape and any that is frequent get their own; in eight bits, all do.
         """
+        if self._is_quantized and None in self.shape:
+            return shape
         self._seen[shape] += 1
         is_own = None in self.shape and (len(self._seen) == 1 or self._seen[shape] > _FREQUENT)
         return shape if shape in self._compiled or (is_own and len(self._compiled) < _MOST_SHAPES) else None
@@ -198,6 +202,9 @@ class _OpenVino:
         model = self._model.clone()
         if key is not None:
             model.reshape(list(key))
+        if len(self._compiled) > _MOST_SHAPES:
+            oldest = next(iter(self._compiled))
+            del self._compiled[oldest], self._idle[oldest]
         self._compiled[key], self._idle[key] = self._core.compile_model(model, "CPU", self._options), SimpleQueue()
 
 
