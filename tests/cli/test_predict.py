@@ -411,6 +411,8 @@ def test_two_at_once_are_refused(predict, folder, monkeypatch):
 
 MISTAKES = {
     "no source": (["--source", "nowhere"], "no such file or folder"),
+    "a webcam": (["--source", "0"], "predict reads files; for a webcam or an address: yolov5-ema detect"),
+    "an address": (["--source", "http://127.0.0.1:9/a.jpg"], "predict reads files; for a webcam or an address"),
     "no images": (["--source", "."], "no images there"),
     "glob of nothing": (["--source", "*.tiff"], "no images there"),
     "suffix": (["--source", "IMAGE", "-o", "out.csv"], "must be .parquet or .json"),

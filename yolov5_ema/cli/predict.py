@@ -357,7 +357,9 @@ def _runtime(
     asked = begun if begun in RUNTIMES and args.runtime == AUTO else args.runtime
     by_torch = "--engine ray" if args.engine == "ray" else "--augment" if args.augment else ""
     if by_torch and asked not in (AUTO, TORCH, form_of(args.weights)):
-        raise UserError(f"--runtime {asked} does not work with {by_torch}: give --runtime torch")
+        is_begun = by_torch == "--engine ray" and asked == begun
+        advice = f"go on with --engine local, as {args.output} was begun" if is_begun else "give --runtime torch"
+        raise UserError(f"--runtime {asked} does not work with {by_torch}: {advice}")
     readable = (pixels for pixels, _ in map(read_image, source.files()) if pixels is not None)
     count = 0 if by_torch else _number_for_the_model(source, slicing)
     half = args.half and asked in (ONNX, OPENVINO) and detector.device.type == "cpu"

@@ -49,6 +49,8 @@ def find_images(source: str) -> Source:
         found = Source(_images_among([source]))
     elif any(character in source for character in "*?["):
         found = Source(_images_among(glob.glob(source, recursive=True)))
+    elif source.isdigit() or "://" in source:
+        raise UserError(f"--source {source}: predict reads files; for a webcam or an address: yolov5-ema detect")
     else:
         raise UserError(f"--source {source}: no such file or folder")
     if not found.images:
@@ -72,9 +74,10 @@ def _images_among(names: Iterable[str]) -> list[str]:
 def _of_list(file: Path) -> Source:
     try:
         lines = read_text(file, encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--source {file}: cannot be read: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--source {file}: not a text in UTF-8 with one path in each line") from error
+    except OSError as error:
+        raise UserError(f"--source {file}: cannot be read: {error.strerror or error}") from error
     images: dict[str, str] = {}
     named = 0
     for number, line in enumerate(lines, 1):
