@@ -83,23 +83,31 @@ def block(name: str, *flags: str) -> Sequence[str]:
 
 
 NONE = {"yolov5n": block("none")}
-WITH_EMA = {"yolov5n-ema": block("EMA")}
+BOTH_HEADS = {**NONE, "yolov5n-p2": block("none", "--head", "p2")}
+TWO_BLOCKS = {"yolov5n-ema": block("EMA"), "yolov5n-cbam": block("CBAM")}
 SMALL = (30, 160, 8)
 """Epochs, pixels and batch size of most trainings on BCCD."""
 # 6 epochs of about 1,200 windows of 320 pixels cost what 21 epochs of 84 photographs at 640 pixels do
 TRAININGS = {
     "blocks": Training("bccd", {**NONE, **{f"yolov5n-{name.lower()}": block(name) for name in BLOCKS}}, *SMALL, 10),
-    "neck": Training("bccd", {"yolov5n-ema-neck": block("EMA", "--at", "neck")}, *SMALL, 10),
-    "form": Training("bccd", {"yolov5n-ema-form": block("EMA", "--option", "implementation=reference")}, *SMALL, 3),
+    "variants": Training(
+        "bccd",
+        {
+            "yolov5n-ema-neck": block("EMA", "--at", "neck"),
+            "yolov5n-ema-reference": block("EMA", "--option", "implementation=reference"),
+        },
+        *SMALL,
+        10,
+    ),
     "windows": Training(
         "windows",
-        {**NONE, "yolov5n-p2": block("none", "--head", "p2")},
+        BOTH_HEADS,
         *(6, 320, 8, 3),
         whole=("--img", "320", "--slice", "320"),
     ),
-    "whole": Training("aerial", NONE, *(21, 640, 4, 3), whole=("--img", "640")),
-    "fresh": Training("bccd", WITH_EMA, *(10, 160, 8, 5), flags=("--weights", "{start}")),
-    "identity": Training("bccd", WITH_EMA, *(10, 160, 8, 5), flags=("--weights", "{start}", "--init", "identity")),
+    "whole": Training("aerial", BOTH_HEADS, *(21, 640, 4, 3), whole=("--img", "640")),
+    "fresh": Training("bccd", TWO_BLOCKS, *(10, 160, 8, 5), flags=("--weights", "{start}")),
+    "identity": Training("bccd", TWO_BLOCKS, *(10, 160, 8, 5), flags=("--weights", "{start}", "--init", "identity")),
 }
 START = ("windows", "yolov5n", 0)
 """The detector, trained on the other set, that ``fresh`` and ``identity`` start from."""
@@ -110,10 +118,13 @@ QUESTIONS = (
         for name in BLOCKS
     ),
     Question("b", ("windows", "yolov5n-p2"), ("windows", "yolov5n"), "P2 head against P3 head, in windows"),
-    Question("c", ("windows", "yolov5n"), ("whole", "yolov5n"), "windows against whole photographs"),
-    Question("d", ("neck", "yolov5n-ema-neck"), ("blocks", "yolov5n-ema"), "EMA in the neck against the backbone"),
-    Question("e", ("form", "yolov5n-ema-form"), ("blocks", "yolov5n-ema"), "EMA as published against exact"),
-    Question("f", ("identity", "yolov5n-ema"), ("fresh", "yolov5n-ema"), "--init identity against a fresh EMA"),
+    Question("b", ("whole", "yolov5n-p2"), ("whole", "yolov5n"), "P2 head against P3 head, whole photographs"),
+    Question("c", ("windows", "yolov5n"), ("whole", "yolov5n"), "windows against whole photographs, P3 head"),
+    Question("c", ("windows", "yolov5n-p2"), ("whole", "yolov5n-p2"), "windows against whole photographs, P2 head"),
+    Question("d", ("variants", "yolov5n-ema-neck"), ("blocks", "yolov5n-ema"), "EMA in the neck against the backbone"),
+    Question("e", ("variants", "yolov5n-ema-reference"), ("blocks", "yolov5n-ema"), "EMA as published against exact"),
+    Question("f", ("identity", "yolov5n-ema"), ("fresh", "yolov5n-ema"), "EMA with --init identity against fresh"),
+    Question("f", ("identity", "yolov5n-cbam"), ("fresh", "yolov5n-cbam"), "CBAM with --init identity against fresh"),
 )
 
 GROUPS = ("ade", "bcf")
