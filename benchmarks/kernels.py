@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 import yolov5_ema
+from yolov5_ema.allocator import keep_freed_memory
 from yolov5_ema.blocks import create_block
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.generator import build_cfg
@@ -65,6 +66,7 @@ Row = dict[str, Any]
 def main() -> None:
     args = parse_args()
     torch.manual_seed(0)
+    keep_freed_memory()  # as every command does
     if args.threads:
         torch.set_num_threads(args.threads)
     print(f"{machine(args.device)}\n")
