@@ -28,8 +28,8 @@ import timm
 import torch
 import yaml
 
+from yolov5_ema.comparing.intervals import bonferroni_confidence, paired_difference, summarize
 from yolov5_ema.comparing.machine import cpu_name, torch_device
-from yolov5_ema.comparing.statistics import bonferroni_confidence, paired_difference, summarize
 from yolov5_ema.files import write_whole
 
 BASELINE = "none"

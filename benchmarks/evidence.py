@@ -30,10 +30,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from yolov5_ema.comparing.intervals import Difference, bonferroni_confidence, paired_difference
 from yolov5_ema.comparing.machine import machine, software
 from yolov5_ema.comparing.runs import FINISHED, Record, Run, record_of
 from yolov5_ema.comparing.scoring import FIGURES
-from yolov5_ema.comparing.statistics import Difference, bonferroni_confidence, paired_difference
 from yolov5_ema.upstream.locate import locate
 
 HERE = Path(__file__).resolve().parent

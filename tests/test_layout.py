@@ -250,7 +250,7 @@ _LIBRARIES = (
     "code",
     [
         "import yolov5_ema.evaluation",
-        "import yolov5_ema.comparing.statistics",
+        "import yolov5_ema.comparing.intervals",
         "import yolov5_ema.engine.shim, yolov5_ema.scripts.running",
         "import yolov5_ema.data.slicing; yolov5_ema.data.slicing.windows(900, 900, 640, 0.2)",
         "from yolov5_ema.cli.main import main; main(['--help'])",

@@ -21,7 +21,8 @@ _NEW = {
     "engine.predictor": "detecting.loading",
     "engine.sliced": "scripts.sliced",
     "engine.transferring": "checkpoints.transferring",
-    "evaluation.statistics": "comparing.statistics",
+    "comparing.statistics": "comparing.intervals",
+    "evaluation.statistics": "comparing.intervals",
 }
 
 

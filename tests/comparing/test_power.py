@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from yolov5_ema.comparing.intervals import paired_difference
 from yolov5_ema.comparing.power import power_of, seeds_for_effect, seeds_for_width, spread_of
-from yolov5_ema.comparing.statistics import paired_difference
 from yolov5_ema.errors import UserError
 
 EFFECT, SD = 0.004, 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,3 +93,9 @@ def test_the_mean_of_the_last_epochs():
 def test_a_table_without_these_figures_is_refused(rows, last, message):
     with pytest.raises(UserError, match=message):
         scoring.mean_of_last(rows, last, "yolov5")
+
+
+def test_its_folder_hides_no_module_of_python():
+    """As a script it is run with its folder first on the path."""
+    beside = {file.stem for file in Path(scoring.__file__).parent.glob("*.py")}
+    assert not beside & sys.stdlib_module_names

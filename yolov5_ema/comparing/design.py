@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from yolov5_ema import reading
+from yolov5_ema.comparing.intervals import bonferroni_confidence, paired_difference
 from yolov5_ema.comparing.power import seeds_for_width
-from yolov5_ema.comparing.statistics import bonferroni_confidence, paired_difference
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
 

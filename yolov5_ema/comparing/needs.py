@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from yolov5_ema.comparing.intervals import bonferroni_confidence, paired_difference
 from yolov5_ema.comparing.plan import Plan
 from yolov5_ema.comparing.power import seeds_for_effect, spread_of
 from yolov5_ema.comparing.report import METRICS, percent
 from yolov5_ema.comparing.runs import Record, Run, record_of, runs_of
-from yolov5_ema.comparing.statistics import bonferroni_confidence, paired_difference
 from yolov5_ema.errors import UserError
 
 EFFECTS = (0.005, 0.01, 0.02)

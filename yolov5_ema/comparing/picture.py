@@ -9,8 +9,8 @@ from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from yolov5_ema.comparing.intervals import BETTER, WORSE
 from yolov5_ema.comparing.report import METRICS, Report, Row, percent
-from yolov5_ema.comparing.statistics import BETTER, WORSE
 from yolov5_ema.files import replacement
 
 # can also be distinguished with red-green colour blindness

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from yolov5_ema.comparing.design import Design
-from yolov5_ema.comparing.statistics import (
+from yolov5_ema.comparing.intervals import (
     Difference,
     Summary,
     bonferroni_confidence,

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from yolov5_ema.comparing.report import percent
-from yolov5_ema.comparing.statistics import (
+from yolov5_ema.comparing.intervals import (
     NO_INTERVAL,
     Difference,
     Summary,
@@ -17,6 +16,7 @@ from yolov5_ema.comparing.statistics import (
     paired_difference,
     summarize,
 )
+from yolov5_ema.comparing.report import percent
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.measuring import Measured
 from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Comparison, Run

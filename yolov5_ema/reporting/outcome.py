@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yolov5_ema.comparing.intervals import BETTER, WORSE, Summary
 from yolov5_ema.comparing.report import percent
-from yolov5_ema.comparing.statistics import BETTER, WORSE, Summary
 from yolov5_ema.reporting.comparing import CONFIDENCE as CONFIDENCE_OF_MEANS
 from yolov5_ema.reporting.comparing import METRICS, Compared, Row, recipe_differences
 from yolov5_ema.reporting.cost import Cost

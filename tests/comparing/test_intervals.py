@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from yolov5_ema.comparing.statistics import (
+from yolov5_ema.comparing.intervals import (
     BETTER,
     NO_DIFFERENCE,
     NO_INTERVAL,
