@@ -60,7 +60,7 @@ def names_of_the_module() -> None:
     late = Late("wave", is_package=False)
     with standing_in(late):
         print(hasattr(late, "__file__"))
-    print(late.__file__.endswith("wave.py"), "Wave_read" in dir(late))
+    print((late.__file__ or "").endswith("wave.py"), "Wave_read" in dir(late))
     import wave
 
     before = wave.Wave_read
