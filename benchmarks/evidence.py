@@ -192,12 +192,10 @@ def train(name: str, training: Training, args: argparse.Namespace) -> None:
 
 
 def hyp_for(epochs: int, folder: Path) -> Path:
-    """Hyperparameters by which the learning rate rises as high in these epochs as in those of hyp.evidence.yaml."""
-    hyp = HERE / "hyp.evidence.yaml"
-    if epochs == SMALL[0]:
-        return hyp
+    """Hyperparameters by which the learning rate rises as high in these epochs as in 30 by hyp.evidence.yaml."""
     file = folder / "hyp.yaml"
-    file.write_text(re.sub("(?m)^lr0: 2.0$", f"lr0: {2.0 * SMALL[0] / epochs:g}", hyp.read_text()))
+    text = (HERE / "hyp.evidence.yaml").read_text()
+    file.write_text(re.sub("(?m)^lr0: 2.0$", f"lr0: {60 / epochs:g}", text))
     return file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,7 +96,10 @@ def test_a_table_without_these_figures_is_refused(rows, last, message):
         scoring.mean_of_last(rows, last, "yolov5")
 
 
-def test_its_folder_hides_no_module_of_python():
-    """As a script it is run with its folder first on the path."""
+def test_it_is_a_script():
+    """Its folder is first on the path then, and must hide no module that YOLOv5 or a library needs."""
+    command = [sys.executable, "-m", "yolov5_ema", "run", scoring.__file__, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "--weights" in done.stdout, done.stderr
     beside = {file.stem for file in Path(scoring.__file__).parent.glob("*.py")}
     assert not beside & sys.stdlib_module_names

@@ -217,6 +217,17 @@ def test_what_is_far_from_torch_is_refused(detector, engine, images, monkeypatch
         detector.forward(detector.batch([detector.prepare(images[0])]))
 
 
+@pytest.mark.parametrize(
+    ("box", "confidence", "is_far"),
+    [(1.1, 0.1, False), (1.4, 0.0, True), (1.0, 0.4, True), (float("nan"), 0.0, True)],
+)
+def test_boxes_and_confidences_of_a_lower_precision_count_alike(box, confidence, is_far):
+    """Boxes of large images are hundreds of pixels, confidences at most 1."""
+    expected = torch.cat([torch.full((1, 9, 4), 300.0), torch.full((1, 9, 4), 0.1)], dim=2)
+    found = torch.cat([expected[..., :4] * box, expected[..., 4:] + confidence], dim=2)
+    assert bool(choosing._far_difference(found, expected)) == is_far
+
+
 def test_lower_precision_is_for_some_runtimes(detector, engine):
     for name, precision, words in (
         ("onnx", "half", "--half on a CPU needs --runtime openvino"),

@@ -50,7 +50,7 @@ _LOGGER = logging.getLogger(__name__)
 
 # of confidences; and of a box as a share of its size and place: less than a tenth of a pixel
 _TOLERANCE = 1e-4
-_FAR = 0.05  # in eight bits, a trained yolov5n-ema differs by 0.007
+_FAR = 0.15  # in eight bits, a trained yolov5n-ema differs by 0.01, or 0.08 on sizes that were not calibrated
 _ROUNDS = 3
 _OF_PRECISION = {HALF: (OPENVINO,), INT8: (ONNX, OPENVINO)}
 
@@ -104,7 +104,7 @@ def set_runtime(
     file = exported(detector, key_of(detector, engine))
     if precision == FLOAT32:
         runtime = _runtime(file, asked, first.device)
-        _replace_model(detector, _Checked(runtime, detector.forward, asked))
+        _replace_model(detector, _Checked(runtime, detector.forward, asked, _difference))
         _LOGGER.info("yolov5-ema: %s runs the model", asked)
     else:
         runtime = _of_low_precision(file, asked, precision, _prepared(detector, samples))
@@ -180,14 +180,14 @@ class _Checked:
         runtime: Runtime,
         torch_forward: Forward,
         name: str,
-        difference: Callable[[torch.Tensor, torch.Tensor], str] | None = None,
+        difference: Callable[[torch.Tensor, torch.Tensor], str],
         *,
         is_strict: bool = True,
     ) -> None:
         self._runtime = runtime
         self._torch_forward = torch_forward
         self._name = name
-        self._difference = difference or _difference
+        self._difference = difference
         self._is_strict = is_strict
         self._agrees: dict[tuple[int, ...], bool] = {}
         # torch's model belongs to one thread at a time
@@ -240,8 +240,9 @@ def _far_difference(found: torch.Tensor, expected: torch.Tensor) -> str:
     expected = expected.float()
     if found.shape != expected.shape:
         return f"an output of {tuple(found.shape)} instead of {tuple(expected.shape)}"
-    share = ((found - expected).abs().mean() / expected.abs().mean()).item()
-    return "" if share <= _FAR else f"values differ by {share:.0%} on average"
+    # of a box relative to its place and size, of a confidence not: there are many more small ones than large ones
+    difference = ((found - expected).abs() / expected.abs().clamp(min=1)).mean().item()
+    return "" if difference <= _FAR else f"values differ by {difference:.0%} on average"
 
 
 # --- the fastest -----------------------------------------------------------------------------
@@ -268,7 +269,7 @@ def _automatic(
         seconds = _known(verdict, others) or _measured(verdict, others, opened, own, batch)
         name = min((name for name, taken in seconds.items() if taken is not None), key=lambda name: seconds[name] or 0)
         if name != TORCH:
-            _replace_model(detector, _Checked(opened(name), own, name, is_strict=False))
+            _replace_model(detector, _Checked(opened(name), own, name, _difference, is_strict=False))
     except UserError as error:
         _LOGGER.warning("yolov5-ema: warning: torch runs the model: %s", error)
         return TORCH

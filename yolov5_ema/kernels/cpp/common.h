@@ -381,28 +381,30 @@ class Arena {
 };
 
 // exp from additions and multiplications only, so that compilers can vectorise it: 2^n times a polynomial (relative
-// error 2e-7). The comparisons are written so that a NaN stays a NaN.
-inline float exp_of(float x) {
-    x = x > 88.8f ? 88.8f : x; // 2^128, which is infinity
-    x = x < -87.0f ? -87.0f : x;
-    const float shift = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer
-    const float shifted = x * 1.44269504088896341f + shift;
-    const float n = shifted - shift;
-    const float rest = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float series = 1.9875691500e-4f;
-    series = series * rest + 1.3981999507e-3f;
+// error 2e-7). The comparisons are written so that a NaN stays a NaN. V is float, or a vector of floats; Bits is int32_t,
+// or as many of them.
+template <typename V, typename Bits> inline V exp_by_series(const V &given) {
+    const V top = V{} + 88.8f, bottom = V{} - 87.0f; // 2^128, which is infinity
+    V x = given > top ? top : given;
+    x = x < bottom ? bottom : x;
+    const V shifted = x * 1.44269504088896341f + 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer
+    const V n = shifted - 12582912.0f;
+    const V rest = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    V series = rest * 1.9875691500e-4f + 1.3981999507e-3f;
     series = series * rest + 8.3334519073e-3f;
     series = series * rest + 4.1665795894e-2f;
     series = series * rest + 1.6666665459e-1f;
     series = series * rest + 5.0000001201e-1f;
     series = series * rest * rest + rest + 1.0f;
-    int32_t bits;
+    Bits bits;
     std::memcpy(&bits, &shifted, sizeof bits);
     bits = (bits << 23) + 0x3f800000; // the shift pushes the bits of 1.5 * 2^23 out at the top
-    float power;
+    V power;
     std::memcpy(&power, &bits, sizeof power);
     return series * power;
 }
+
+inline float exp_of(float x) { return exp_by_series<float, int32_t>(x); }
 
 inline double exp_of(double x) { return std::exp(x); }
 
@@ -413,25 +415,7 @@ template <int N, typename T> inline Lanes<T, N> sigmoids(const Lanes<T, N> &x) {
 #if defined(__GNUC__)
     if constexpr (std::is_same<T, float>::value && N > 1) {
         typedef typename LanesOf<int32_t, N>::type Bits;
-        typedef Lanes<float, N> V;
-        const V top = V{} + 88.8f, bottom = V{} - 87.0f;
-        V y = -x;
-        y = y > top ? top : y;
-        y = y < bottom ? bottom : y;
-        const V shifted = y * 1.44269504088896341f + 12582912.0f, n = shifted - 12582912.0f;
-        const V rest = (y - n * 0.693359375f) + n * 2.12194440e-4f;
-        V series = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-        series = series * rest + 8.3334519073e-3f;
-        series = series * rest + 4.1665795894e-2f;
-        series = series * rest + 1.6666665459e-1f;
-        series = series * rest + 5.0000001201e-1f;
-        series = series * rest * rest + rest + 1.0f;
-        Bits bits;
-        std::memcpy(&bits, &shifted, sizeof bits);
-        bits = (bits << 23) + 0x3f800000;
-        V power;
-        std::memcpy(&power, &bits, sizeof power);
-        return 1.0f / (1.0f + series * power);
+        return 1.0f / (1.0f + exp_by_series<Lanes<float, N>, Bits>(-x));
     }
 #endif
     T values[N];
