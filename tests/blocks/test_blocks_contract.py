@@ -20,6 +20,7 @@ from torch import nn
 
 from yolov5_ema import blocks
 from yolov5_ema.blocks import block_info, get_block, list_blocks
+from yolov5_ema.upstream.openvino_core import openvino_core
 
 CHANNELS = 128  # the smallest number of channels that every block accepts with its default options
 SPATIAL = [(1, 1, 7), (2, 5, 1), (1, 1, 1), (3, 4, 6)]  # N, H, W
@@ -507,7 +508,7 @@ def test_opencv_runs_its_onnx(name, tmp_path):
 def test_onnx_and_openvino_at_sizes_that_were_not_traced(name, exporter, tmp_path):
     ort = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript", reason="the dynamo-based exporter needs onnxscript")
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     block, traced, file = random_block(name), noise(2, CHANNELS, 6, 4), str(tmp_path / "block.onnx")
     if exporter == "dynamo":
         free = torch.export.Dim.DYNAMIC
@@ -520,7 +521,7 @@ def test_onnx_and_openvino_at_sizes_that_were_not_traced(name, exporter, tmp_pat
             names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": sizes}
             torch.onnx.export(block, traced, file, dynamo=False, opset_version=12, **names)
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
-    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for n, height, width in [(1, 6, 4), (2, 7, 5), (1, 1, 9), (1, 8, 1), (1, 1, 1), (1, 33, 21)]:
         x = noise(n, CHANNELS, height, width)
         expected = block(x).detach()

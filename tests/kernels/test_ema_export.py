@@ -12,6 +12,7 @@ from opencv_networks import opencv_networks
 import yolov5_ema
 from yolov5_ema.blocks import EMA
 from yolov5_ema.kernels import dispatch
+from yolov5_ema.upstream.openvino_core import openvino_core
 
 TRACED = (2, 32, 6, 10)
 # N, C, H, W
@@ -165,7 +166,7 @@ def test_openvino(block, tmp_path, source):
         converted = openvino.convert_model(to_onnx(block, tmp_path / "block.onnx", "older", 13))
     else:
         converted = openvino.convert_model(block, example_input=noise(TRACED))
-    compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert_right(lambda x: torch.from_numpy(compiled(x.numpy())[0]), block, [TRACED, *OTHERS])
 
 

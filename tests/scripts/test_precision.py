@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from yolov5_ema.scripts.precision import in_float32
+from yolov5_ema.upstream.openvino_core import openvino_core
 
 
 def test_openvino_is_compiled_for_float32():
     opset = pytest.importorskip("openvino.opset13")
     openvino = importlib.import_module("openvino")
     x = opset.parameter([1, 3], np.float32)
-    model, core = openvino.Model([opset.relu(x)], [x]), openvino.Core()
+    model, core = openvino.Model([opset.relu(x)], [x]), openvino_core()
     before = openvino.Core.compile_model
 
     def precision(config=None):

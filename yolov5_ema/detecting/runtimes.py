@@ -21,6 +21,7 @@ import torch
 from yolov5_ema.checkpoints.exported_models import check_exported, form_of, load_torchscript
 from yolov5_ema.errors import UserError
 from yolov5_ema.texts import first_line
+from yolov5_ema.upstream.openvino_core import openvino_core
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 """The package that runs each format; that of TorchScript is torch."""
@@ -97,9 +98,7 @@ def half_of_openvino() -> str:
     Raises:
         UserError: the processor has none.
     """
-    import openvino
-
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     found = [name for ability, name in (("BF16", "bf16"), ("FP16", "f16")) if ability in able]
     if not found:
         raise UserError("--half: this processor computes in no half precision; leave --half out")
@@ -142,14 +141,12 @@ class _Onnx:
 
 class _OpenVino:
     def __init__(self, file: Path, how: How, metadata: Mapping[str, Any]) -> None:
-        import openvino
-
         form = "onnx" if file.suffix.lower() == ".onnx" else "xml"
         check_exported(file, form)
         graph = file if file.is_file() else next(iter(sorted(file.glob("*.xml"))), None)
         if graph is None:
             raise UserError(f"{file} holds no .xml of OpenVINO")
-        self._core = openvino.Core()
+        self._core = openvino_core()
         self._model = self._core.read_model(str(graph))
         self._options = {
             # exact numbers, as those of the other formats; OpenVINO would compute in bfloat16 on some CPUs

@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
+from yolov5_ema.upstream.openvino_core import openvino_core
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import dotted, parameters
 
@@ -170,8 +171,7 @@ class _Finder:
         import openvino
 
         if module.__name__ == _RUNTIME:
-            names = ("Core", "Layout", "get_batch")
-            vars(module).update({name: getattr(openvino, name) for name in names})
+            vars(module).update(Core=openvino_core, Layout=openvino.Layout, get_batch=openvino.get_batch)
         else:
             vars(module).update(IECore=_Engine, TensorDesc=SimpleNamespace, Blob=_blob)
 
@@ -184,14 +184,10 @@ class _Engine:
     """The few calls of ``inference_engine`` that v6.1 makes, implemented with today's OpenVINO."""
 
     def read_network(self, model: Any, weights: Any) -> Any:
-        import openvino
-
-        return openvino.Core().read_model(model=model, weights=weights)
+        return openvino_core().read_model(model=model, weights=weights)
 
     def load_network(self, network: Any, device_name: str, num_requests: int) -> Any:
-        import openvino
-
-        compiled = openvino.Core().compile_model(network, device_name)
+        compiled = openvino_core().compile_model(network, device_name)
         return SimpleNamespace(requests=[_Request(compiled)])
 
 
