@@ -109,6 +109,17 @@ template <int N, typename T> inline void store(T *to, const Lanes<T, N> &values)
     *reinterpret_cast<typename LanesOf<T, N>::unaligned *>(to) = values;
 }
 
+// The same, and what is loaded stays in a register. GCC otherwise loads values again for each operation with them, and
+// some loops are limited by their loads. Only where there are enough registers.
+template <typename T, int N> inline Lanes<T, N> load_once(const T *from) {
+    Lanes<T, N> values = load<T, N>(from);
+#if defined(__GNUC__) && defined(__AVX512F__)
+    if constexpr (N == kWide<T>)
+        asm("" : "+v"(values));
+#endif
+    return values;
+}
+
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define YOLOV5_EMA_SHUFFLES

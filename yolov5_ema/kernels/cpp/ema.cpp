@@ -52,7 +52,7 @@ struct Shape {
     int64_t shifted() const { return channel() + 2 * lead(); }
     // Rows are computed in blocks. What a loop writes is read by the next loop only after a whole block: a processor
     // waits where it reads, with another alignment, what it wrote a moment ago.
-    int64_t block() const { return 1024 / w + kRows < h ? (1024 / w + kRows) / kRows * kRows : h; }
+    int64_t block() const { return 512 / w + kRows < h ? (512 / w + kRows) / kRows * kRows : h; }
     // Rows of which all channels are processed before the next rows, so that what they share stays in the first cache.
     int64_t small_block() const { return 384 / w + 4 < h ? (384 / w + 4) / 4 * 4 : h; }
     double pixels() const { return static_cast<double>(h) * static_cast<double>(w); }
@@ -80,7 +80,7 @@ template <typename T> struct Group {
     T *map;     // (H, W): sigmoid of the map
     T *parts;   // (3, block, pitch): the map's sums over the taps of the left, the middle and the right column
     T *zeros;   // as many as a register holds
-    const T *next; // what is fetched from memory while the map is computed, because it is needed next
+    const T *next; // (k, H, W): fetched from memory while the map is computed, because it is needed next
 
     Group(Arena &arena, const Shape &s)
         : x(nullptr), sides(arena.take<T>(s.k * s.sides)), gates(arena.take<T>(s.k * s.sides)),
@@ -339,13 +339,13 @@ template <typename T> T constant_of_map(Group<T> &g, const Parameters<T> &par, T
 // For R rows of the map and N columns: the sums over the channels, separately for the left, the middle and the right
 // column of the taps. So each value of x is loaded once for three taps of each row. `to` is a row in the block.
 template <int N, int R, typename T>
-void sum_taps(Group<T> &g, const Shared<T> &shared, const Shape &s, int64_t row, int64_t to, int64_t column) {
+void sum_taps(const Group<T> &g, const Shared<T> &shared, const Shape &s, int64_t row, int64_t to, int64_t column) {
     Lanes<T, N> left[R] = {}, middle[R] = {}, right[R] = {};
     const bool is_first = row == 0, is_last = row + R == s.h;
     const int64_t width = s.w, step = s.channel(), step_above = is_first ? 0 : step, step_below = is_last ? 0 : step;
     const T *x = g.x + row * width + column, *c = g.c(s, 0) + column, *factors = g.factors + row;
     const T *above = is_first ? g.zeros : x - width, *below = is_last ? g.zeros : x + R * width;
-    const T *t = shared.kernel, *next = g.next;
+    const T *t = shared.kernel, *next = g.next + row * width + column;
     for (int64_t i = 0; i < s.k; i++) {
         Lanes<T, N> rows[R + 2];
         rows[0] = load<T, N>(above);
@@ -353,8 +353,8 @@ void sum_taps(Group<T> &g, const Shared<T> &shared, const Shape &s, int64_t row,
             rows[r + 1] = load<T, N>(x + r * width);
         rows[R + 1] = load<T, N>(below);
         const Lanes<T, N> gates = load<T, N>(c);
-        for (int r = 0; r < R; r++, next += N) {
-            fetch_line(next);
+        for (int r = 0; r < R; r++) {
+            fetch_line(next + r * width);
             left[r] += t[0] * rows[r];
             middle[r] += t[1] * rows[r];
             right[r] += t[2] * rows[r];
@@ -366,13 +366,13 @@ void sum_taps(Group<T> &g, const Shared<T> &shared, const Shape &s, int64_t row,
             right[r] += t[8] * rows[r + 2];
         }
         x += step;
+        next += step;
         above += step_above;
         below += step_below;
         c += s.sides;
         factors += s.columns;
         t += 9;
     }
-    g.next = next;
     for (int r = 0; r < R; r++) {
         store<N>(g.part(s, 0, to + r) + column, left[r]);
         store<N>(g.part(s, 1, to + r) + column, middle[r]);
@@ -440,7 +440,6 @@ template <typename T> struct Reverse {
     T *sides;     // gradients of the means of rows and columns (k, sides), divided by the pixels of each mean
     T *arguments; // gradients of the gates before their sigmoid (k, sides)
     T *rest;      // (sides): for one channel, sums of y minus its mean times the gated x
-    T *terms;     // (k, 4, sides): what `Terms` points to
     T *gradient;  // (2, small_block, W): the result for some rows of two channels
     double sum_d;
 
@@ -448,7 +447,7 @@ template <typename T> struct Reverse {
         : d(arena.take<T>(3 * s.shifted())), taps(arena.take<T>(s.k * 9)), inner(arena.take<T>(s.k)),
           logits_q(arena.take<T>(s.k)), edges(arena.take<T>(s.k * 9)), sides(arena.take<T>(s.k * s.sides)),
           arguments(arena.take<T>(s.k * s.sides)), rest(arena.take<T>(s.sides)),
-          terms(arena.take<T>(4 * s.k * s.sides)), gradient(arena.take<T>(2 * s.small_block() * s.w)), sum_d(0) {}
+          gradient(arena.take<T>(2 * s.small_block() * s.w)), sum_d(0) {}
 
     // Pixel (0, 0) of the gradient of the map as the taps of column v meet it: at (h, w) is d at (h, w + 1 - v), or
     // zero if that is outside. More than a row of zeros is before the first row and behind the last one.
@@ -519,7 +518,7 @@ void correlate(Reverse<T> &r, const Group<T> &g, const Shape &s, int64_t channel
                     fetch_line(x + (i + s.k) * step + j); // of the next group
                 }
                 unrolled<3 * U>([&](auto t) EMA_INLINE {
-                    const Lanes<T, N> gradient = load<T, N>(from[t.value] + j);
+                    const Lanes<T, N> gradient = load_once<T, N>(from[t.value] + j);
                     for (int i = 0; i < C; i++)
                         parts[i * 3 * U + t.value].add(values[i] * gradient, n);
                 });
@@ -713,107 +712,96 @@ template <typename T> T sum_of_edges(const T *edges, const Shape &s, int64_t row
 // What the gradient of one channel is computed from, apart from x, d, the gradient of the output and the map.
 // GroupNorm's backward is dy = scale * d - slope * y + offset.
 template <typename T> struct Terms {
-    T *gates;  // (sides): a, then offset * c
-    T *linear; // (sides): scale * a, then c
-    T *square; // (sides): -slope * a^2, then c^2
-    T *sums;   // (sides): what is added to each row, and to each column
+    const T *a, *c;          // the gates
+    const T *rows, *columns; // what is added to each row, and to each column
+    T scale, slope, offset;
 
-    Terms(const Reverse<T> &r, const Shape &s, int64_t i)
-        : gates(r.terms + 4 * i * s.sides), linear(gates + s.sides), square(linear + s.sides), sums(square + s.sides) {}
-
-    void prepare(const Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, int64_t i) const {
+    Terms(const Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, int64_t i)
+        : a(g.a(s, i)), c(g.c(s, i)), rows(r.sides + i * s.sides), columns(rows + s.columns) {
         const Normalised<T> norm(r, g, par, s, i);
-        const T scale = norm.scale, slope = norm.slope, offset = slope * g.mu[i] - scale * norm.mean_d;
-        const T *edges = r.edges + i * 9, *from = r.sides + i * s.sides;
-        fill(g.a(s, i), 0, s.columns, T(1), scale, -slope);
-        fill(g.a(s, i), s.columns, s.sides, offset, T(1), T(1));
-        std::memcpy(sums, from, s.sides * sizeof(T));
-        const T inside = sum_of_edges(edges, s, kInside, 0, 3);
-        for (int64_t h = 1; h < s.h - 1; h++)
-            sums[h] += inside;
-        sums[0] += sum_of_edges(edges, s, 0, 0, 3);
-        if (s.h > 1)
-            sums[s.h - 1] += sum_of_edges(edges, s, s.h - 1, 0, 3);
-        sums[s.columns] -= sum_of_edges(edges, s, kInside, 2, 3);
-        sums[s.columns + s.w - 1] -= sum_of_edges(edges, s, kInside, 0, 1);
-    }
-
-    void fill(const T *from, int64_t first, int64_t end, T of_gates, T of_linear, T of_square) const {
-        over_padded_row<T>(end - first, [=](auto n, int64_t j) {
-            constexpr int N = n.value;
-            const Lanes<T, N> gate = load<T, N>(from + first + j);
-            store<N>(gates + first + j, of_gates * gate);
-            store<N>(linear + first + j, of_linear * gate);
-            store<N>(square + first + j, of_square * (gate * gate));
-        });
+        scale = norm.scale;
+        slope = norm.slope;
+        offset = slope * g.mu[i] - scale * norm.mean_d;
     }
 };
 
-// The gradient of one channel for the rows from `first` to `end` and N columns. Pointers are to the first row.
+// Add to what each row and each column of a channel gets what comes from T.
+template <typename T> void add_edges(const Reverse<T> &r, const Shape &s, int64_t i) {
+    const T *edges = r.edges + i * 9;
+    T *rows = r.sides + i * s.sides, *columns = rows + s.columns;
+    const T inside = sum_of_edges(edges, s, kInside, 0, 3);
+    for (int64_t h = 1; h < s.h - 1; h++)
+        rows[h] += inside;
+    rows[0] += sum_of_edges(edges, s, 0, 0, 3);
+    if (s.h > 1)
+        rows[s.h - 1] += sum_of_edges(edges, s, s.h - 1, 0, 3);
+    columns[0] -= sum_of_edges(edges, s, kInside, 2, 3);
+    columns[s.w - 1] -= sum_of_edges(edges, s, kInside, 0, 1);
+}
+
+// The gradient of one channel for the rows from `first` on and N columns. Pointers are to the first row. Each value of
+// d is loaded once and stays in registers for three rows.
 template <int N, typename T>
 EMA_INLINE inline void gradient_of_columns(T *to, const T *grad, const T *x, const T *gate, const T *d0, const T *d1,
-                                           const T *d2, const T *t, const Terms<T> &terms, const Shape &s,
+                                           const T *d2, const T *t, const Terms<T> &terms, int64_t width,
                                            int64_t first, int64_t rows, int64_t column) {
     typedef Lanes<T, N> V;
-    const int64_t width = s.w;
-    const V constant = load<T, N>(terms.gates + s.columns + column), c = load<T, N>(terms.linear + s.columns + column);
-    const V square = load<T, N>(terms.square + s.columns + column), sum = load<T, N>(terms.sums + s.columns + column);
-    const T t0 = t[0], t1 = t[1], t2 = t[2], t3 = t[3], t4 = t[4], t5 = t[5], t6 = t[6], t7 = t[7], t8 = t[8];
-    const T *a = terms.gates + first, *by_d = terms.linear + first, *by_x = terms.square + first;
-    const T *of_row = terms.sums + first;
-    const auto add = [&](auto count) EMA_INLINE {
-        constexpr int R = count.value;
-        V low[R], high[R];
-        unrolled<R>([&](auto r) EMA_INLINE {
-            low[r.value] = a[r.value] * constant + (sum + of_row[r.value]);
-            low[r.value] += by_x[r.value] * square * load<T, N>(x + r.value * width);
-            high[r.value] = load<T, N>(grad + r.value * width) * load<T, N>(gate + r.value * width);
-        });
-        unrolled<R + 2>([&](auto q) EMA_INLINE { // rows of d, from the one above
-            const int64_t from = (q.value - 1) * width;
-            const V left = load<T, N>(d0 + from), middle = load<T, N>(d1 + from), right = load<T, N>(d2 + from);
-            if constexpr (q.value < R) { // above
-                low[q.value] += t6 * left;
-                high[q.value] += t7 * middle;
-                low[q.value] += t8 * right;
-            }
-            if constexpr (q.value > 0 && q.value <= R) {
-                low[q.value - 1] += t3 * left;
-                high[q.value - 1] += (by_d[q.value - 1] * c + t4) * middle;
-                low[q.value - 1] += t5 * right;
-            }
-            if constexpr (q.value > 1) { // below
-                low[q.value - 2] += t0 * left;
-                high[q.value - 2] += t1 * middle;
-                low[q.value - 2] += t2 * right;
-            }
-        });
-        unrolled<R>([&](auto r) EMA_INLINE { store<N>(to + r.value * width, low[r.value] + high[r.value]); });
-        const int64_t step = R * width;
-        to += step, grad += step, x += step, gate += step, d0 += step, d1 += step, d2 += step;
-        a += R, by_d += R, by_x += R, of_row += R;
+    struct Row {
+        V left, middle, right;
     };
+    const V c = load<T, N>(terms.c + column), sum = load<T, N>(terms.columns + column);
+    const T t0 = t[0], t1 = t[1], t2 = t[2], t3 = t[3], t4 = t[4], t5 = t[5], t6 = t[6], t7 = t[7], t8 = t[8];
+    const T scale = terms.scale, slope = terms.slope, offset = terms.offset;
+    const T *a = terms.a + first, *of_row = terms.rows + first;
+    const auto row_of_d = [&](int64_t row) EMA_INLINE {
+        const int64_t at = row * width;
+        return Row{load_once<T, N>(d0 + at), load_once<T, N>(d1 + at), load_once<T, N>(d2 + at)};
+    };
+    const auto add = [&](const Row &above, const Row &here, Row &below, int64_t row) EMA_INLINE {
+        const int64_t at = row * width;
+        below = row_of_d(row + 1);
+        const V gates = a[row] * c;
+        const V dy = scale * here.middle + offset - slope * (gates * load<T, N>(x + at));
+        V low = sum + of_row[row], high = load<T, N>(grad + at) * load<T, N>(gate + at);
+        low += t6 * above.left;
+        high += t7 * above.middle;
+        low += t8 * above.right;
+        high += t3 * here.left;
+        low += t4 * here.middle;
+        high += t5 * here.right;
+        low += t0 * below.left;
+        high += t1 * below.middle;
+        low += t2 * below.right;
+        high += gates * dy;
+        store<N>(to + at, low + high);
+    };
+    Row one = row_of_d(-1), two = row_of_d(0), three;
     int64_t row = 0;
-    for (; row + 2 <= rows; row += 2)
-        add(Width<2>());
-    for (; row < rows; row++)
-        add(Width<1>());
+    for (; row + 3 <= rows; row += 3) {
+        add(one, two, three, row);
+        add(two, three, one, row + 1);
+        add(three, one, two, row + 2);
+    }
+    if (row < rows)
+        add(one, two, three, row);
+    if (row + 1 < rows)
+        add(two, three, one, row + 1);
 }
 
 // The gradient of some rows of one channel, which is written to `to`.
 template <typename T>
-void gradient_of_rows(T *to, const T *grad, const Reverse<T> &r, const Group<T> &g, const Shared<T> &shared,
-                      const Shape &s, int64_t i, int64_t first, int64_t rows) {
-    const Terms<T> terms(r, s, i);
+void gradient_of_rows(T *to, const T *grad, const Reverse<T> &r, const Group<T> &g, const Parameters<T> &par,
+                      const Shared<T> &shared, const Shape &s, int64_t i, int64_t first, int64_t rows) {
+    const Terms<T> terms(r, g, par, s, i);
     const T *d0 = r.shifted(s, 0), *d1 = r.shifted(s, 1), *d2 = r.shifted(s, 2), *t = shared.kernel + i * 9;
     const T *x = g.row(s, i, 0), *edges = r.edges + i * 9;
     grad += i * s.channel();
     over_long_blocks<kWide<T>>(s.w, [&](auto n, int64_t column) EMA_INLINE {
         const int64_t at = first * s.w + column;
-        gradient_of_columns<n.value>(to + column, grad + at, x + at, g.map + at, d0 + at, d1 + at, d2 + at, t, terms, s,
-                                     first, rows, column);
+        gradient_of_columns<n.value>(to + column, grad + at, x + at, g.map + at, d0 + at, d1 + at, d2 + at, t, terms,
+                                     s.w, first, rows, column);
     });
-    const auto correct = [=](T *corners, int64_t row) { // `Terms` treats them as if they were inside
+    const auto correct = [=](T *corners, int64_t row) { // `add_edges` treats them as if they were inside
         corners[0] += sum_of_edges(edges, s, kInside, 2, 3) - sum_of_edges(edges, s, row, 2, 3);
         corners[s.w - 1] += sum_of_edges(edges, s, kInside, 0, 1) - sum_of_edges(edges, s, row, 0, 1);
     };
@@ -829,12 +817,12 @@ template <typename T>
 void gradient_of_input(T *out, const T *grad, const Reverse<T> &r, const Group<T> &g, const Parameters<T> &par,
                        const Shared<T> &shared, const Shape &s, bool past_caches) {
     for (int64_t i = 0; i < s.k; i++)
-        Terms<T>(r, s, i).prepare(r, g, par, s, i);
+        add_edges(r, s, i);
     for (int64_t first = 0; first < s.h; first += s.small_block()) {
         const int64_t rows = first + s.small_block() < s.h ? s.small_block() : s.h - first, count = rows * s.w;
         for (int64_t i = 0; i <= s.k; i++) {
             if (i < s.k)
-                gradient_of_rows(r.gradient + i % 2 * count, grad, r, g, shared, s, i, first, rows);
+                gradient_of_rows(r.gradient + i % 2 * count, grad, r, g, par, shared, s, i, first, rows);
             if (i == 0)
                 continue;
             const int64_t ahead = 2 * s.channel(), at = (i - 1) * s.channel() + first * s.w;
