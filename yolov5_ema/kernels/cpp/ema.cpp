@@ -211,29 +211,23 @@ template <typename T> void open_gates(Group<T> &g, const Parameters<T> &par, con
     }
 }
 
-// The mean of each channel shifted by each tap and filled up with zeros. It is computed from sums; nothing is shifted.
+// The mean of each channel shifted by each tap and filled up with zeros. It is computed from sums, and nothing is
+// shifted: a tap above the centre (u = 0) never reads the last row, a tap below it (u = 2) never the first.
 template <typename T> void shifted_means(Group<T> &g, const Shape &s) {
+    const double h = static_cast<double>(s.h), w = static_cast<double>(s.w), part = 1 / s.pixels();
     for (int64_t i = 0; i < s.k; i++) {
-        const T *x = g.row(s, i, 0);
+        const T *first = g.row(s, i, 0), *last = g.row(s, i, s.h - 1);
         const T *rows = g.sides + i * s.sides, *columns = rows + s.columns;
         double total = 0;
-        for (int64_t h = 0; h < s.h; h++)
-            total += rows[h];
-        total *= static_cast<double>(s.w);
-        // a tap above the centre (u = 0) never reads the last row, a tap below it (u = 2) never the first
-        const int64_t lost_row[3] = {s.h - 1, -1, 0}, lost_column[3] = {s.w - 1, -1, 0};
+#pragma omp simd reduction(+ : total)
+        for (int64_t j = 0; j < s.h; j++)
+            total += rows[j];
+        const double row[3] = {w * rows[s.h - 1], 0, w * rows[0]};
+        const double column[3] = {h * columns[s.w - 1], 0, h * columns[0]};
+        const double corner[3][3] = {{last[s.w - 1], 0, last[0]}, {0, 0, 0}, {first[s.w - 1], 0, first[0]}};
         for (int u = 0; u < 3; u++)
-            for (int v = 0; v < 3; v++) {
-                const int64_t row = lost_row[u], column = lost_column[v];
-                double sum = total;
-                if (row >= 0)
-                    sum -= static_cast<double>(rows[row]) * s.w;
-                if (column >= 0)
-                    sum -= static_cast<double>(columns[column]) * s.h;
-                if (row >= 0 && column >= 0)
-                    sum += x[row * s.w + column];
-                g.means[i * 9 + 3 * u + v] = static_cast<T>(sum / s.pixels());
-            }
+            for (int v = 0; v < 3; v++)
+                g.means[i * 9 + 3 * u + v] = static_cast<T>((w * total - row[u] - column[v] + corner[u][v]) * part);
     }
 }
 
@@ -433,6 +427,7 @@ void forward_group(Group<T> &g, const T *x, T *out, T *stats, const Parameters<T
 // What backward needs for one group in addition to `Group`.
 template <typename T> struct Reverse {
     T *d;         // gradient of the map, three times, each with zeros around it: see `shifted`
+    T *centred;   // (H, W): the same minus its mean
     T *taps;      // R (k, 9): sums of d times x shifted
     T *inner;     // F (k): sums of d times the normalised y
     T *logits_q;  // (k): gradient of q's logits
@@ -444,9 +439,9 @@ template <typename T> struct Reverse {
     double sum_d;
 
     Reverse(Arena &arena, const Shape &s)
-        : d(arena.take<T>(3 * s.shifted())), taps(arena.take<T>(s.k * 9)), inner(arena.take<T>(s.k)),
-          logits_q(arena.take<T>(s.k)), edges(arena.take<T>(s.k * 9)), sides(arena.take<T>(s.k * s.sides)),
-          arguments(arena.take<T>(s.k * s.sides)), rest(arena.take<T>(s.sides)),
+        : d(arena.take<T>(3 * s.shifted())), centred(arena.take<T>(s.channel())), taps(arena.take<T>(s.k * 9)),
+          inner(arena.take<T>(s.k)), logits_q(arena.take<T>(s.k)), edges(arena.take<T>(s.k * 9)),
+          sides(arena.take<T>(s.k * s.sides)), arguments(arena.take<T>(s.k * s.sides)), rest(arena.take<T>(s.sides)),
           gradient(arena.take<T>(2 * s.small_block() * s.w)), sum_d(0) {}
 
     // Pixel (0, 0) of the gradient of the map as the taps of column v meet it: at (h, w) is d at (h, w + 1 - v), or
@@ -488,7 +483,10 @@ void gradient_of_map(Reverse<T> &r, Group<T> &g, const T *grad, const Parameters
         });
         r.sum_d += sum.total();
     });
+    const T mean = static_cast<T>(r.sum_d / s.pixels());
+    T *centred = r.centred;
     over_row<N>(step, [=](auto n, int64_t j) {
+        store<n.value>(centred + j, load<T, n.value>(d + j) - mean);
         store<n.value>(left + j, load<T, n.value>(d + j + 1));
         store<n.value>(right + j, load<T, n.value>(d + j - 1));
     });
@@ -546,22 +544,22 @@ template <typename T> struct Normalised {
 // Sums for the gradients of the gates of one channel: of d minus its mean times x times the other gate, and of y minus
 // its mean times the same.
 template <typename T> struct GateSums {
-    const T *d, *a, *c;
+    const T *centred, *a, *c;
     T *rows, *rows_rest, *columns, *columns_rest;
-    T mean_d, mu;
+    T mu;
 
-    // Add R rows, of which h is the first. The result is the sum of y minus its mean.
-    template <int R> T add(const T *x, int64_t h, int64_t width) const {
-        const T *from = d + h * width;
-        RowSum<T> sums[R], rests[R], all;
+    // Add R rows, of which h is the first; to `all`, y minus its mean.
+    template <int R> void add(RowSum<T> &all, const T *x, int64_t h, int64_t width) const {
+        const T *from = centred + h * width;
+        RowSum<T> sums[R], rests[R];
         over_parts<kWide<T>>(width, [&](auto n, int64_t w) {
             constexpr int N = n.value;
             const Lanes<T, N> gates = load<T, N>(c + w);
             Lanes<T, N> column = load<T, N>(columns + w), column_rest = load<T, N>(columns_rest + w);
             for (int q = 0; q < R; q++) {
-                const Lanes<T, N> values = load<T, N>(x + q * width + w), by_column = values * gates;
+                const Lanes<T, N> values = load_once<T, N>(x + q * width + w), by_column = values * gates;
                 const Lanes<T, N> by_row = values * a[h + q], away = by_column * a[h + q] - mu;
-                const Lanes<T, N> from_d = load<T, N>(from + q * width + w) - mean_d;
+                const Lanes<T, N> from_d = load_once<T, N>(from + q * width + w);
                 sums[q].add(from_d * by_column, n);
                 rests[q].add(away * by_column, n);
                 all.add(away, n);
@@ -573,7 +571,6 @@ template <typename T> struct GateSums {
         });
         store_totals<R>(rows + h, sums);
         store_totals<R>(rows_rest + h, rests);
-        return all.total();
     }
 };
 
@@ -583,19 +580,23 @@ template <typename T>
 void gradient_of_gates(Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, int64_t i) {
     T *sums = r.arguments + i * s.sides, *rests = r.rest;
     const T *a = g.a(s, i), *c = g.c(s, i);
-    const T mean_d = static_cast<T>(r.sum_d / s.pixels());
     std::memset(sums + s.columns, 0, s.w * sizeof(T));
     std::memset(rests + s.columns, 0, s.w * sizeof(T));
-    double inner = 0;
-    const GateSums<T> gates{r.shifted(s, 1), a, c, sums, rests, sums + s.columns, rests + s.columns, mean_d, g.mu[i]};
-    over_rows<kRows>(s.h, [&](auto n, int64_t h) {
-        inner += static_cast<double>(mean_d) * gates.template add<n.value>(g.row(s, i, h), h, s.w);
-    });
+    const GateSums<T> gates{r.centred, a, c, sums, rests, sums + s.columns, rests + s.columns, g.mu[i]};
+    double rest = 0;
+    const int64_t run = kRun / s.w / kRows * kRows + kRows;
+    for (int64_t first = 0; first < s.h; first += run) {
+        RowSum<T> all;
+        over_rows<kRows>(first + run < s.h ? run : s.h - first, [&](auto n, int64_t h) {
+            gates.template add<n.value>(all, g.row(s, i, first + h), first + h, s.w);
+        });
+        rest += all.total();
+    }
     T by_row = 0;
 #pragma omp simd reduction(+ : by_row)
     for (int64_t h = 0; h < s.h; h++)
         by_row += a[h] * sums[h];
-    r.inner[i] = static_cast<T>((inner + by_row) * g.rstd[i]);
+    r.inner[i] = static_cast<T>((r.sum_d / s.pixels() * rest + by_row) * g.rstd[i]);
     const Normalised<T> norm(r, g, par, s, i);
     const T scale = norm.scale, slope = norm.slope;
 #pragma omp simd
@@ -656,41 +657,33 @@ template <typename T> void finish(Gradients &grads, const Parameters<T> &par, co
     }
 }
 
+// Gradients of weights of the 1x1 convolution: of one output channel for R input channels.
+template <int R, typename T> void add_products(double *to, const T *argument, const T *means, int64_t length) {
+    RowSum<T> sums[R];
+    over_padded_row<T>(length, [&](auto n, int64_t j) {
+        constexpr int N = n.value;
+        const Lanes<T, N> values = load<T, N>(argument + j);
+        for (int r = 0; r < R; r++)
+            sums[r].add(values * load<T, N>(means + r * length + j), n);
+    });
+    T totals[R];
+    store_totals<R>(totals, sums);
+    for (int r = 0; r < R; r++)
+        to[r] += totals[r];
+}
+
 // The backward of the 1x1 convolution, which is applied to the means.
 template <typename T>
 void gradient_of_means(Reverse<T> &r, const Group<T> &g, const Parameters<T> &par, const Shape &s, Gradients &grads) {
     const int64_t k = s.k, length = s.sides;
     for (int64_t o = 0; o < k; o++) {
-        const T *__restrict argument = r.arguments + o * length;
-        T bias = 0;
-#pragma omp simd reduction(+ : bias)
-        for (int64_t j = 0; j < length; j++)
-            bias += argument[j];
-        grads.b1[o] += bias;
-        int64_t i = 0;
-        for (; i + 4 <= k; i += 4) {
-            const T *__restrict mean = g.sides + i * length;
-            T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-            for (int64_t j = 0; j < length; j++) {
-                s0 += argument[j] * mean[j];
-                s1 += argument[j] * mean[length + j];
-                s2 += argument[j] * mean[2 * length + j];
-                s3 += argument[j] * mean[3 * length + j];
-            }
-            grads.w1[o * k + i] += s0;
-            grads.w1[o * k + i + 1] += s1;
-            grads.w1[o * k + i + 2] += s2;
-            grads.w1[o * k + i + 3] += s3;
-        }
-        for (; i < k; i++) {
-            const T *__restrict mean = g.sides + i * length;
-            T sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < length; j++)
-                sum += argument[j] * mean[j];
-            grads.w1[o * k + i] += sum;
-        }
+        const T *argument = r.arguments + o * length;
+        RowSum<T> bias;
+        over_padded_row<T>(length, [&](auto n, int64_t j) { bias.add(load<T, n.value>(argument + j), n); });
+        grads.b1[o] += bias.total();
+        over_rows<4>(k, [&](auto n, int64_t i) {
+            add_products<n.value>(grads.w1 + o * k + i, argument, g.sides + i * length, length);
+        });
     }
     multiply<T>(r.sides, r.arguments, par.w1, 1, k, nullptr, k, length);
     for (int64_t i = 0; i < s.k; i++)
@@ -825,13 +818,9 @@ void gradient_of_input(T *out, const T *grad, const Reverse<T> &r, const Group<T
                 gradient_of_rows(r.gradient + i % 2 * count, grad, r, g, par, shared, s, i, first, rows);
             if (i == 0)
                 continue;
-            const int64_t ahead = 2 * s.channel(), at = (i - 1) * s.channel() + first * s.w;
-            const T *from = r.gradient + (i - 1) % 2 * count, *x = g.x + at + ahead, *next = grad + at + ahead;
-            write_out(out + at, count, past_caches, [=](auto n, int64_t j) EMA_INLINE {
-                fetch_line(x + j);
-                fetch_line(next + j);
-                return load<T, n.value>(from + j);
-            });
+            const T *from = r.gradient + (i - 1) % 2 * count;
+            write_out(out + (i - 1) * s.channel() + first * s.w, count, past_caches,
+                      [=](auto n, int64_t j) EMA_INLINE { return load<T, n.value>(from + j); });
         }
     }
 }
