@@ -52,7 +52,7 @@ struct Shape {
     int64_t shifted() const { return channel() + 2 * lead(); }
     // Rows are computed in blocks. What a loop writes is read by the next loop only after a whole block: a processor
     // waits where it reads, with another alignment, what it wrote a moment ago.
-    int64_t block() const { return 512 / w + kRows < h ? (512 / w + kRows) / kRows * kRows : h; }
+    int64_t block() const { return 384 / w + 2 * kRows < h ? (384 / w + 2 * kRows) / kRows * kRows : h; }
     // Rows of which all channels are processed before the next rows, so that what they share stays in the first cache.
     int64_t small_block() const { return 384 / w + 4 < h ? (384 / w + 4) / 4 * 4 : h; }
     double pixels() const { return static_cast<double>(h) * static_cast<double>(w); }
