@@ -55,8 +55,9 @@ demo: $(VENV)/.demo-$(SETUP)
 engines: $(ENGINES:%=$(VENV)/engines/%/.done)
 
 # The tests start some hundred processes: with bytecode, even where the environment forbids it, none compiles all files.
+# A process of pytest that dies fails the run: started again with loadfile, it would wait for tests for ever.
 test: $(VENV)/.dev-$(SETUP) engines
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-slow: $(VENV)/.dev-$(SETUP) engines
 	$(BIN)/python -m pytest -m slow
