@@ -16,7 +16,6 @@ import csv
 import datetime
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +56,8 @@ class Training(NamedTuple):
         whole: flags of ``evaluate`` with which a model is scored on whole aerial photographs; empty: `compare`'s own
             score counts.
         flags: more flags of ``train``.
+        peak_lr: the highest learning rate.
+        hyp: hyperparameters that differ from hyp.evidence.yaml.
     """
 
     data: str
@@ -67,6 +68,8 @@ class Training(NamedTuple):
     seeds: int
     whole: Sequence[str] = ()
     flags: Sequence[str] = ()
+    peak_lr: float = 0.05
+    hyp: Mapping[str, float] = {}
 
 
 class Question(NamedTuple):
@@ -87,7 +90,9 @@ BOTH_HEADS = {**NONE, "yolov5n-p2": block("none", "--head", "p2")}
 TWO_BLOCKS = {"yolov5n-ema": block("EMA"), "yolov5n-cbam": block("CBAM")}
 SMALL = (30, 160, 8)
 """Epochs, pixels and batch size of most trainings on BCCD."""
-# 6 epochs of about 1,200 windows of 320 pixels cost what 21 epochs of 84 photographs at 640 pixels do
+# Six epochs of 1,191 windows, four at a time, are as many steps as 21 epochs of 84 photographs, one at a time, and
+# as many pixels. YOLOv5 multiplies obj by (imgsz / 640)²: so both have the same weight of objectness.
+AERIAL = {"cls": 0.5, "warmup_bias_lr": 0.01}
 TRAININGS = {
     "blocks": Training("bccd", {**NONE, **{f"yolov5n-{name.lower()}": block(name) for name in BLOCKS}}, *SMALL, 10),
     "variants": Training(
@@ -102,10 +107,19 @@ TRAININGS = {
     "windows": Training(
         "windows",
         BOTH_HEADS,
-        *(6, 320, 8, 3),
+        *(6, 320, 4, 3),
         whole=("--img", "320", "--slice", "320"),
+        peak_lr=0.015,
+        hyp={"obj": 1.0, **AERIAL},
     ),
-    "whole": Training("aerial", BOTH_HEADS, *(21, 640, 4, 3), whole=("--img", "640")),
+    "whole": Training(
+        "aerial",
+        BOTH_HEADS,
+        *(21, 640, 1, 3),
+        whole=("--img", "640"),
+        peak_lr=0.015,
+        hyp={"obj": 0.25, **AERIAL},
+    ),
     "fresh": Training("bccd", TWO_BLOCKS, *(10, 160, 8, 5), flags=("--weights", "{start}")),
     "identity": Training("bccd", TWO_BLOCKS, *(10, 160, 8, 5), flags=("--weights", "{start}", "--init", "identity")),
 }
@@ -175,7 +189,7 @@ def train(name: str, training: Training, args: argparse.Namespace) -> None:
         *("compare", "--data", files[training.data], "--cfgs", *cfgs, "--seeds", seeds, "--jobs", args.jobs),
         *("--project", args.folder, "--name", name, "--latency-rounds", 0, "--task", "auto"),
         *("--epochs", training.epochs, "--img", training.imgsz, "--batch", training.batch, "--noval", "--cache"),
-        *("--hyp", hyp_for(training.epochs, place), "--workers", 0, "--device", "cpu"),
+        *("--hyp", hyp_for(training, place), "--workers", 0, "--device", "cpu"),
         *(str(flag).format(start=start) for flag in training.flags),
     )
     if args.known:
@@ -191,19 +205,23 @@ def train(name: str, training: Training, args: argparse.Namespace) -> None:
             scored.rename(whole_file(run))
 
 
-def hyp_for(epochs: int, folder: Path) -> Path:
-    """Hyperparameters by which the learning rate rises as high in these epochs as in 30 by hyp.evidence.yaml."""
+def hyp_for(training: Training, folder: Path) -> Path:
+    """The hyperparameters of a training; a quarter of lr0 * epochs / 300 is the highest learning rate reached."""
+    hyp = yaml.safe_load((HERE / "hyp.evidence.yaml").read_text())
     file = folder / "hyp.yaml"
-    text = (HERE / "hyp.evidence.yaml").read_text()
-    file.write_text(re.sub("(?m)^lr0: 2.0$", f"lr0: {60 / epochs:g}", text))
+    file.write_text(yaml.safe_dump({**hyp, **training.hyp, "lr0": 1200 * training.peak_lr / training.epochs}))
     return file
 
 
 def data_of(args: argparse.Namespace) -> dict[str, Path]:
-    """The data YAMLs; the windows are cut if they are missing."""
+    """The data YAMLs; the windows are cut if they are missing. All models are scored on whole photographs."""
     cut = args.folder / "windows-320"
     ours("data", "slice", args.aerial.resolve(), "--size", 320, "--overlap", 0.2, "-o", cut)
-    return {"bccd": args.bccd.resolve(), "aerial": args.aerial.resolve(), "windows": next(cut.glob("*.yaml"))}
+    aerial = yaml.safe_load(args.aerial.read_text())
+    windows = args.folder / "windows.yaml"
+    content = {**aerial, "path": str(cut), "val": str(Path(aerial["path"], aerial["val"]))}
+    windows.write_text(yaml.safe_dump(content))
+    return {"bccd": args.bccd.resolve(), "aerial": args.aerial.resolve(), "windows": windows}
 
 
 def ours(*words: object, may_fail: bool = False) -> None:
