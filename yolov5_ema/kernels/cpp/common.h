@@ -392,8 +392,8 @@ class Arena {
 };
 
 // exp from additions and multiplications only, so that compilers can vectorise it: 2^n times a polynomial (relative
-// error 2e-7). The comparisons are written so that a NaN stays a NaN. V is float, or a vector of floats; Bits is int32_t,
-// or as many of them.
+// error 2e-7). The comparisons are written so that a NaN stays a NaN. V is float, or a vector of floats; Bits is
+// uint32_t, whose shift may overflow, or as many of them.
 template <typename V, typename Bits> inline V exp_by_series(const V &given) {
     const V top = V{} + 88.8f, bottom = V{} - 87.0f; // 2^128, which is infinity
     V x = given > top ? top : given;
@@ -415,7 +415,7 @@ template <typename V, typename Bits> inline V exp_by_series(const V &given) {
     return series * power;
 }
 
-inline float exp_of(float x) { return exp_by_series<float, int32_t>(x); }
+inline float exp_of(float x) { return exp_by_series<float, uint32_t>(x); }
 
 inline double exp_of(double x) { return std::exp(x); }
 
@@ -425,7 +425,7 @@ template <typename T> inline T sigmoid(T x) { return T(1) / (T(1) + exp_of(-x));
 template <int N, typename T> inline Lanes<T, N> sigmoids(const Lanes<T, N> &x) {
 #if defined(__GNUC__)
     if constexpr (std::is_same<T, float>::value && N > 1) {
-        typedef typename LanesOf<int32_t, N>::type Bits;
+        typedef typename LanesOf<uint32_t, N>::type Bits;
         return 1.0f / (1.0f + exp_by_series<Lanes<float, N>, Bits>(-x));
     }
 #endif
