@@ -34,6 +34,7 @@ from yolov5_ema.comparing.runs import Runner
 from yolov5_ema.reporting.epochs import read_epochs
 from yolov5_ema.resources import find_shipped
 from yolov5_ema.scripts import preflight
+from yolov5_ema.settings import read
 
 CHECK_MODEL, MODEL_INFO, DRAW = preflight.check_model, by_yolov5.model_info, comparison_picture.draw
 YOLO_INFO, CHECK_YOLO = by_ultralytics.ultralytics_info, by_ultralytics.UltralyticsTrainer.check
@@ -200,6 +201,8 @@ def refused(capsys, own_folder, played):
         (["--evolve=10"], ["--evolve", "one recipe"]),
         (["--hyp", "nowhere.yaml"], ["--hyp nowhere.yaml", "no such file"]),
         (["--weights", "nowhere.pt"], ["weights not found: nowhere.pt"]),
+        (["--init", "identity"], ["--init identity", "from scratch there is nothing to keep"]),
+        (["--init", "identity", "--weights", ""], ["--init identity", "from scratch there is nothing to keep"]),
         (["--project", "plain.yaml"], ["cannot write", "plain.yaml"]),
         (["--no-train"], ["--no-train", "no comparison in"]),
         (["--plan"], ["--plan", "no comparison in"]),
@@ -392,6 +395,31 @@ def test_different_starts_are_told(tiny_set, played, capsys):
     assert main(command(tiny_set, "--seeds", 1, "--weights", "a.pt")) == 0
     assert "plain 3 of 9, yolov5n-ema 1 of 9" in capsys.readouterr().out
     assert all(str(Path("a.pt").resolve()) in call for call in played.calls)
+
+
+def test_init_is_for_models_of_yolov5(refused, tiny_set):
+    pytest.importorskip("ultralytics")
+    for name in ("small26.yaml", "other26.yaml"):
+        Path(name).write_text(SMALL_YOLO)
+    argv = command(tiny_set, "--init", "identity", cfgs=("small26.yaml", "other26.yaml"))
+    assert "--init works only with models of YOLOv5" in refused(argv)
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_identity_blocks_are_part_of_the_recipe(tiny_set, played, monkeypatch, capsys, how):
+    torch.save({"epoch": -1}, "a.pt")
+    inits = []
+    monkeypatch.setattr(
+        Runner, "_call", lambda *args, **kwargs: (inits.append(read("init")), played(*args, **kwargs))[1]
+    )
+    plain = command(tiny_set, "--seeds", 1, "--weights", "a.pt")
+    if how == "environment":
+        monkeypatch.setenv("YOLOV5_EMA_INIT", "identity")
+    assert main([*plain, "--init", "identity"] if how == "flag" else plain) == 0
+    assert set(inits) == {"identity"}
+    monkeypatch.delenv("YOLOV5_EMA_INIT", raising=False)
+    assert main(plain) == 2
+    assert "\n  init: 'identity' there, None now\n" in capsys.readouterr().err
 
 
 # --- what is trained, skipped and resumed ---------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from yolov5_ema.cli._collector import paused
 from yolov5_ema.cli.command import PROGRAM, Command
 from yolov5_ema.errors import UserError
-from yolov5_ema.settings import read
+from yolov5_ema.settings import INITS, read
 from yolov5_ema.upstream.flags import help_options, parser_in_text
 from yolov5_ema.upstream.locate import Engine, locate
 
@@ -34,6 +35,21 @@ def load_plugins() -> None:
             importlib.import_module(name[:-3].replace("/", ".") if name.endswith(".py") else name)
         except Exception as error:
             raise UserError(f"--plugin {name}: cannot import it: {type(error).__name__}: {error}") from error
+
+
+def add_init(parser: argparse.ArgumentParser) -> None:
+    """Add ``--init`` to a command that trains."""
+    parser.add_argument(
+        "--init",
+        choices=INITS,
+        help="how to initialize attention blocks missing from --weights; identity: they change nothing at first",
+    )
+
+
+def check_init(init: str | None, weights: str | None) -> None:
+    """Refuse ``--init identity`` for a training from scratch; ``weights`` is None if YOLOv5's default counts."""
+    if init == "identity" and weights == "":
+        raise UserError("--init identity is for pretrained --weights: from scratch there is nothing to keep")
 
 
 def show_help(script: str, argv: Sequence[str], command: Command, engine: Engine | None = None) -> None:

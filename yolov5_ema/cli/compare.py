@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import math
 import sys
@@ -14,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._yolov5 import load_plugins
+from yolov5_ema.cli._yolov5 import add_init, check_init, load_plugins
 from yolov5_ema.cli.command import Command
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
+from yolov5_ema.settings import exporting
 from yolov5_ema.texts import aligned, listed
 from yolov5_ema.upstream.flags import given_flags, refuse_shortened
 
@@ -56,6 +58,11 @@ examples:
 def _run(args: argparse.Namespace, flags: list[str]) -> int:
     """Train, score and compare. Returns 1 if a training failed or is missing."""
     _check(args)
+    with exporting(init=args.init) if args.init else contextlib.nullcontext():
+        return _compared(args, flags)
+
+
+def _compared(args: argparse.Namespace, flags: list[str]) -> int:
     from yolov5_ema.comparing.needs import EFFECTS, needs, seeds_begun, with_seeds
     from yolov5_ema.comparing.plan import YOLOV5, engines_of, prepare, save_recipe
     from yolov5_ema.comparing.runs import locked
@@ -64,7 +71,11 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     cfgs, flags = _apart(args.cfgs, flags)
     engines = engines_of(cfgs)
     if YOLOV5 in engines:
-        refuse_shortened(given_flags(engines[YOLOV5], "train", flags), COMMAND.parser())
+        given = given_flags(engines[YOLOV5], "train", flags)
+        refuse_shortened(given, COMMAND.parser())
+        check_init(args.init, given["weights"].value if "weights" in given else "")
+    elif args.init:
+        raise UserError("--init works only with models of YOLOv5, not with those of ultralytics")
     plan = prepare(
         engines,
         folder=args.project / args.name,
@@ -148,6 +159,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="trainings at the same time, each with its share of the processor's cores (default: 1)",
     )
+    add_init(parser)
     parser.add_argument("--no-train", action="store_true", help="only report the trainings that are finished")
     number = parser.add_argument_group("the number of seeds")
     number.add_argument(

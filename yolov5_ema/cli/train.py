@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from yolov5_ema.cli._collector import paused
 from yolov5_ema.cli._engines import add_engine_of_script, run_mode, words_for_ultralytics
-from yolov5_ema.cli._yolov5 import show_help, start_yolov5
+from yolov5_ema.cli._yolov5 import add_init, check_init, show_help, start_yolov5
 from yolov5_ema.cli.command import Command
 from yolov5_ema.errors import UserError
-from yolov5_ema.settings import INITS, Settings
+from yolov5_ema.settings import Settings
 from yolov5_ema.upstream.flags import given_flags
 
 
@@ -30,8 +30,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         distributed.check_devices()
         engine = start_yolov5()
     weights = given_flags(engine, "train", rest).get("weights")
-    if args.init == "identity" and weights is not None and weights.value == "":
-        raise UserError("--init identity is for pretrained --weights: from scratch there is nothing to keep")
+    check_init(args.init, weights.value if weights is not None else None)
     chosen = replace(Settings.from_environment(), init=args.init) if args.init else Settings.from_environment()
     with chosen.exported(), seeding.seeded_training(engine, rest) as flags:
         scripts.run_script(engine, "train", flags, more_help=COMMAND.help_of_own_flags())
@@ -39,11 +38,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--init",
-        choices=INITS,
-        help="how to initialize attention blocks missing from --weights; identity: they change nothing at first",
-    )
+    add_init(parser)
     add_engine_of_script(parser)
 
 

@@ -16,6 +16,7 @@ from yolov5_ema.engine.model_info import ModelInfo, model_info
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.scripts import preflight
 from yolov5_ema.scripts.running import command_line
+from yolov5_ema.settings import Settings, read
 from yolov5_ema.upstream.flags import given_flags
 from yolov5_ema.upstream.hyperparameters import read_hyp
 from yolov5_ema.upstream.locate import Engine
@@ -94,6 +95,9 @@ class Yolov5Trainer:
     def recipe(self) -> Mapping[str, Any]:
         shared = {name: value for name, value in vars(self.options).items() if name not in _NOT_SHARED}
         hyp, weights = getattr(self.options, "hyp", None), str(getattr(self.options, "weights", "") or "")
+        init = read("init")
+        if weights and init != Settings.init:
+            shared["init"] = init
         return {
             "options": {name: str(value) if isinstance(value, Path) else value for name, value in shared.items()},
             "hyp": identity_of(hyp) if hyp else None,
