@@ -98,7 +98,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="WORDS", help="beside detect, only commands that end with these")
     parser.add_argument("--slice", type=int, metavar="SIZE", help="all commands also detect in windows of this size")
     add_flags(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    names = [source.name for source in args.source or ()]
+    if len(set(names)) < len(names):
+        parser.error(f"folders of one name would share a line of the table: {' '.join(names)}")
+    return args
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
