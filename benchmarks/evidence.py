@@ -33,6 +33,7 @@ from yolov5_ema.comparing.intervals import Difference, bonferroni_confidence, pa
 from yolov5_ema.comparing.machine import machine, software
 from yolov5_ema.comparing.runs import FINISHED, Record, Run, record_of
 from yolov5_ema.comparing.scoring import FIGURES
+from yolov5_ema.data.dataset import load_dataset
 from yolov5_ema.upstream.locate import locate
 
 HERE = Path(__file__).resolve().parent
@@ -90,9 +91,10 @@ BOTH_HEADS = {**NONE, "yolov5n-p2": block("none", "--head", "p2")}
 TWO_BLOCKS = {"yolov5n-ema": block("EMA"), "yolov5n-cbam": block("CBAM")}
 SMALL = (30, 160, 8)
 """Epochs, pixels and batch size of most trainings on BCCD."""
+AERIAL = {"cls": 0.5, "warmup_bias_lr": 0.01}
+"""Hyperparameters for both trainings on aerial photographs, besides obj."""
 # Six epochs of 1,191 windows, four at a time, are as many steps as 21 epochs of 84 photographs, one at a time, and
 # as many pixels. YOLOv5 multiplies obj by (imgsz / 640)²: so both have the same weight of objectness.
-AERIAL = {"cls": 0.5, "warmup_bias_lr": 0.01}
 TRAININGS = {
     "blocks": Training("bccd", {**NONE, **{f"yolov5n-{name.lower()}": block(name) for name in BLOCKS}}, *SMALL, 10),
     "variants": Training(
@@ -214,13 +216,14 @@ def hyp_for(training: Training, folder: Path) -> Path:
 
 
 def data_of(args: argparse.Namespace) -> dict[str, Path]:
-    """The data YAMLs; the windows are cut if they are missing. All models are scored on whole photographs."""
+    """The data YAMLs; the windows are cut if they are missing. Their val are the whole photographs, for a short val."""
     cut = args.folder / "windows-320"
     ours("data", "slice", args.aerial.resolve(), "--size", 320, "--overlap", 0.2, "-o", cut)
-    aerial = yaml.safe_load(args.aerial.read_text())
+    aerial = load_dataset(args.aerial.resolve())
+    photographs = [str(aerial.place(entry).resolve()) for entry in aerial.entries("val")]
     windows = args.folder / "windows.yaml"
-    content = {**aerial, "path": str(cut), "val": str(Path(aerial["path"], aerial["val"]))}
-    windows.write_text(yaml.safe_dump(content))
+    content = yaml.safe_load(next(cut.glob("*.yaml")).read_text())
+    windows.write_text(yaml.safe_dump({**content, "val": photographs}))
     return {"bccd": args.bccd.resolve(), "aerial": args.aerial.resolve(), "windows": windows}
 
 
