@@ -217,15 +217,28 @@ def test_what_is_far_from_torch_is_refused(detector, engine, images, monkeypatch
         detector.forward(detector.batch([detector.prepare(images[0])]))
 
 
+@pytest.mark.parametrize("classes", [3, 79])
 @pytest.mark.parametrize(
-    ("box", "confidence", "is_far"),
-    [(1.1, 0.1, False), (1.4, 0.0, True), (1.0, 0.4, True), (float("nan"), 0.0, True)],
+    ("box", "confidence", "message"),
+    [
+        (1.1, 0.1, ""),
+        (1.4, 0.0, "values of boxes differ by 40% on average"),
+        (1.0, 0.4, "values of confidences differ by 40% on average"),
+        (float("nan"), 0.0, "values of boxes differ by nan% on average"),
+    ],
 )
-def test_boxes_and_confidences_of_a_lower_precision_count_alike(box, confidence, is_far):
-    """Boxes of large images are hundreds of pixels, confidences at most 1."""
-    expected = torch.cat([torch.full((1, 9, 4), 300.0), torch.full((1, 9, 4), 0.1)], dim=2)
+def test_boxes_and_confidences_of_a_lower_precision_count_alike(box, confidence, message, classes):
+    """Boxes of large images are hundreds of pixels, confidences at most 1, and there are many classes."""
+    expected = torch.cat([torch.full((1, 9, 4), 300.0), torch.full((1, 9, 1 + classes), 0.1)], dim=2)
     found = torch.cat([expected[..., :4] * box, expected[..., 4:] + confidence], dim=2)
-    assert bool(choosing._far_difference(found, expected)) == is_far
+    assert choosing._far_difference(found, expected) == message
+    of_ultralytics = [output.transpose(1, 2) for output in (found, expected)]
+    assert choosing._far_difference(*of_ultralytics) == message
+
+
+def test_a_model_that_gives_nan_is_far_from_any():
+    nothing = torch.full((1, 9, 8), float("nan"))
+    assert choosing._far_difference(torch.ones(1, 9, 8), nothing) == "values of confidences differ by nan% on average"
 
 
 def test_lower_precision_is_for_some_runtimes(detector, engine):

@@ -50,7 +50,9 @@ _LOGGER = logging.getLogger(__name__)
 
 # of confidences; and of a box as a share of its size and place: less than a tenth of a pixel
 _TOLERANCE = 1e-4
-_FAR = 0.15  # in eight bits, a trained yolov5n-ema differs by 0.01, or 0.08 on sizes that were not calibrated
+# of boxes, and of confidences; in eight bits, those of a trained yolov5n-ema differ by up to 0.015, and by more than
+# 0.25 as OpenVINO computes them with open shapes
+_FAR = 0.15
 _ROUNDS = 3
 _OF_PRECISION = {HALF: (OPENVINO,), INT8: (ONNX, OPENVINO)}
 
@@ -241,8 +243,13 @@ def _far_difference(found: torch.Tensor, expected: torch.Tensor) -> str:
     if found.shape != expected.shape:
         return f"an output of {tuple(found.shape)} instead of {tuple(expected.shape)}"
     # of a box relative to its place and size, of a confidence not: there are many more small ones than large ones
-    difference = ((found - expected).abs() / expected.abs().clamp(min=1)).mean().item()
-    return "" if difference <= _FAR else f"values differ by {difference:.0%} on average"
+    difference = (found - expected).abs() / expected.abs().clamp(min=1)
+    is_box = expected.abs() > 1
+    # each by itself: of 80 classes, a box is four of 85 values
+    kinds = {"boxes": difference[is_box], "confidences": difference[~is_box]}
+    means = {kind: values.mean().item() for kind, values in kinds.items() if len(values)}
+    far = (f"values of {kind} differ by {mean:.0%} on average" for kind, mean in means.items() if not mean <= _FAR)
+    return next(far, "")
 
 
 # --- the fastest -----------------------------------------------------------------------------
