@@ -22,12 +22,14 @@ from yolov5_ema.files import (
     free_names,
     locked,
     open_regular,
+    reading_from,
     replacement,
     sha256_of,
     whole_folder,
     write_whole,
 )
 from yolov5_ema.reading import leads_outside
+from yolov5_ema.runs import RunFolder
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -45,6 +47,19 @@ def test_what_cannot_be_written_is_named(tmp_path):
         (tmp_path / "folder").mkdir()
         write_whole(tmp_path / "folder", "new")
     assert (tmp_path / "x").read_text() == "kept" and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="Linux")
+def test_a_folder_that_takes_no_files_is_named(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"^/proc/x\.json cannot be written: the folder /proc takes no files$"):
+        write_whole(Path("/proc/x.json"), "new")
+    with pytest.raises(UserError, match=r"^cannot make /proc/exp: the folder /proc takes no files$"):
+        RunFolder.fresh(Path("/proc"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^no/x\.json cannot be written: No such file or directory$"):
+        write_whole(Path("no/x.json"), "new")
+    with pytest.raises(UserError, match=r"^y cannot be read: No such file or directory$"), reading_from("y"):
+        open("y")
 
 
 # --- links, and others who write or read at the same time ----------------------------------------

@@ -346,7 +346,8 @@ def writing_in(place: str | os.PathLike[str], verb: str = "written") -> Iterator
     try:
         yield
     except OSError as error:
-        raise UserError(f"{os.fspath(place)} cannot be {verb}: {error.strerror or error}") from error
+        said = why_not_written(place, error) if verb == "written" else error.strerror or error
+        raise UserError(f"{os.fspath(place)} cannot be {verb}: {said}") from error
 
 
 def reading_from(place: str | os.PathLike[str]) -> AbstractContextManager[None]:
@@ -361,18 +362,31 @@ def _errors_as_user_errors(files: Sequence[Path]) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, RuntimeError) as error:  # torch has its own error for failed writes
-        reason = _reason(error)
+        reason = _reason(error, files[0])
         if reason is None:
             raise
         there = "; the one that was there is whole" if files[0].is_file() else ""
         raise UserError(f"{files[0]} cannot be written: {reason}{there}") from error
 
 
-def _reason(error: BaseException) -> str | None:
+def why_not_written(place: str | os.PathLike[str], error: OSError) -> str:
+    """Why a new file or folder cannot be made, in words for a message.
+
+    That is what the system says; but of a folder that is there and takes no files (/proc), "No such file" would
+    mislead.
+    """
+    folder = os.path.dirname(os.path.abspath(place))
+    is_new = isinstance(error.filename, str) and os.path.dirname(os.path.abspath(error.filename)) == folder
+    if error.errno == errno.ENOENT and is_new and os.path.isdir(folder):
+        return f"the folder {folder} takes no files"
+    return error.strerror or str(error)
+
+
+def _reason(error: BaseException, place: Path) -> str | None:
     """Why the write failed; None if the error has another cause."""
     for seen in causes(error):
         if isinstance(seen, OSError):
-            return seen.strerror or str(seen)
+            return why_not_written(place, seen)
     said = str(error)
     return first_line(error) if "inline_container" in said or "PytorchStreamWriter" in said else None
 

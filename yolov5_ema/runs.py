@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import free_names, locked
+from yolov5_ema.files import free_names, locked, why_not_written
 
 
 class RunFolder:
@@ -66,7 +66,7 @@ class RunFolder:
                 if exist_ok:
                     raise UserError(f"cannot make {path}: there is a file of that name") from None
             except OSError as error:
-                raise UserError(f"cannot make {path}: {error.strerror or error}") from error
+                raise UserError(f"cannot make {path}: {why_not_written(path, error)}") from error
 
     @contextmanager
     def held(self) -> Iterator[None]:

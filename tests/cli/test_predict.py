@@ -502,6 +502,17 @@ def test_a_list_names_images_only(own_folder):
         prediction_sources.find_images("list.txt")
 
 
+def test_videos_are_for_detect(own_folder):
+    (own_folder / "films").mkdir()
+    (own_folder / "films/a.mp4").touch()
+    for source in ("films", "films/*.mp4", "films/a.mp4"):
+        with pytest.raises(UserError, match=r"no images there.*; for videos: yolov5-ema detect$"):
+            prediction_sources.find_images(source)
+    (own_folder / "films/a.mp4").rename("films/a.txt2")
+    with pytest.raises(UserError, match=r"webp$"):
+        prediction_sources.find_images("films")
+
+
 # --- Ray --------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from yolov5_ema.cli.data.stats import COMMAND
 from yolov5_ema.data.dataset import load_dataset
 from yolov5_ema.data.stats import SplitStats, split_stats, table, verdict
+from yolov5_ema.data.stats_picture import save_picture
 from yolov5_ema.errors import UserError
 
 
@@ -58,9 +59,12 @@ def test_the_verdict_follows_its_rule(tiny_of_100, word):
     assert "0.0% below 8" in found.sentence and "imgsz 640" in found.sentence
 
 
-def test_no_boxes_no_verdict():
+@pytest.mark.filterwarnings("error")
+def test_no_boxes_no_verdict_and_no_warning(tmp_path):
     found = verdict(with_sizes([]), 640)
     assert found.word == "unlikely" and "no boxes" in found.sentence
+    save_picture(tmp_path / "x.png", "x.yaml", ["x"], [with_sizes([])], 640, found.sentence)
+    assert (tmp_path / "x.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

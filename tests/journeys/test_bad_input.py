@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from conftest import write_tiny_set
 
 import yolov5_ema
 from yolov5_ema.cfgs.generator import build_cfg
@@ -92,6 +93,28 @@ def test_cfg_whose_rows_do_not_fit(refused, tiny_set):
 def test_weights_missing(refused, tiny_set):
     assert "weights not found: nowhere.pt" in refused("val", "--data", tiny_set, "--weights", "nowhere.pt")
     assert "weights not found: nowhere.pt" in refused("detect", "--weights", "nowhere.pt", "--source", tiny_set)
+
+
+def test_only_a_training_is_told_how_to_start_from_scratch(refused, tiny_set):
+    assert refused("val", "--data", tiny_set, "--weights", "nowhere.pt").endswith("nowhere.pt. Check the path\n")
+    message = refused("train", "--data", tiny_set, "--cfg", "yolov5n-ema.yaml", "--weights", "nowhere.pt")
+    assert message.endswith("to start from scratch: --weights ''\n")
+
+
+def test_no_object_to_learn_from(refused, tiny_set, tmp_path_factory):
+    """YOLOv5 ends with an error of NumPy, and leaves a run folder."""
+    empty = write_tiny_set(tmp_path_factory.mktemp("empty") / "set")
+    for labels in (empty.parent / "labels/train").iterdir():
+        labels.write_text("")
+    message = refused("train", "--data", empty, "--cfg", write_cfg(), "--weights", "", "--img", 64, "--epochs", 1)
+    assert "no image of train has an object" in message and "data stats" in message
+
+
+def test_a_gpu_that_is_not_there(refused, tiny_set):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    message = refused(*train(tiny_set, "--cfg", write_cfg(), "--device", "0"))
+    assert "device 0" in message and "Leave --device out, or give cpu" in message
 
 
 def test_released_weights_without_a_network(refused, tiny_set, monkeypatch):

@@ -89,6 +89,20 @@ def test_the_screen_says_what_to_install_or_which_release(no_display, monkeypatc
     assert opt.source == str(own_folder / "screens")
 
 
+def test_a_list_of_images_is_not_read_as_streams(own_folder):
+    """v6.0 would detect in a black frame for each image."""
+    (own_folder / "a.jpg").touch()
+    (own_folder / "list.txt").write_text("\na.jpg\ngone.jpg\n")
+    (own_folder / "streams.txt").write_text("rtsp://example.org/a.jpg\n0\nfilm.mp4\n")
+    with yolov5_ema.installed() as engine:
+        sources.check_source(options("streams.txt"), engine)
+        with pytest.raises(UserError, match=r"list\.txt: detect of .*a\.jpg is an image.*yolov5-ema predict"):
+            sources.check_source(options("list.txt"), engine)
+    newer = engine_at(laid_aside("7.0.14"))
+    sources.check_source(options("list.txt"), newer)
+    sources.check_source(options("list.txt"), newer, "segment.predict")
+
+
 def test_a_failed_download_and_a_missing_package_are_messages():
     import urllib.error
 

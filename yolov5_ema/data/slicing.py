@@ -30,7 +30,7 @@ from yolov5_ema.data.image_size import displayed_size
 from yolov5_ema.data.text_rows import BadLine
 from yolov5_ema.data.yolo_format import label_text, to_xywh_pixels
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import link_or_copy, make_folder, write_whole
+from yolov5_ema.files import link_or_copy, make_folder, why_not_written, write_whole
 from yolov5_ema.reading import read_json
 
 MIN_SIZE = 32  # pixels; the largest stride of YOLOv5's P5 models
@@ -229,7 +229,8 @@ def prepare_folder(out: Path, dataset: Dataset, plan: SlicePlan) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(manifest, indent=1))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot use the folder -o {out}: {error}") from error
+        said = why_not_written(out, error) if isinstance(error, OSError) else error
+        raise UserError(f"cannot use the folder -o {out}: {said}") from error
 
 
 def write_yaml(dataset: Dataset, sliced: Sequence[str], out: Path) -> Path:

@@ -95,7 +95,8 @@ def _draw_sizes(axes, stats: Sequence[SplitStats], imgsz: int) -> None:
     axes.set_xlabel(f"square root of the box's area, pixels at imgsz {imgsz}")
     axes.set_ylabel("% of the split's boxes")
     axes.set_title(f"sizes (shares: {first.split})", loc="left", fontsize=11, color=_INK)
-    axes.legend(frameon=False, loc="upper right")
+    if any(split.boxes for split in stats):
+        axes.legend(frameon=False, loc="upper right")
     _plain(axes, grid="y")
 
 

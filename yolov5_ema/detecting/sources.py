@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolov5_ema.data.listing import IMAGE_SUFFIXES
+from yolov5_ema.data.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from yolov5_ema.errors import UserError
 from yolov5_ema.reading import read_text
 
@@ -54,9 +54,16 @@ def find_images(source: str) -> Source:
     else:
         raise UserError(f"--source {source}: no such file or folder")
     if not found.images:
-        raise UserError(f"--source {source}: no images there; supported suffixes: {_known()}")
+        hint = "; for videos: yolov5-ema detect" if _has_videos(source) else ""
+        raise UserError(f"--source {source}: no images there; supported suffixes: {_known()}{hint}")
     _check_names(found.images, source)
     return found
+
+
+def _has_videos(source: str) -> bool:
+    inside = os.path.join(glob.escape(source), "**", "*.*") if os.path.isdir(source) else source
+    names = (source, *glob.iglob(inside, recursive=True))
+    return any(os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and os.path.isfile(name) for name in names)
 
 
 def _known() -> str:

@@ -15,6 +15,7 @@ from yolov5_ema.errors import UserError, causes
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
+_NO_GPU = "CUDA unavailable, invalid device"
 _DATA_MODULES = ("datasets", "dataloaders")
 _AXES = {"0": "batch size", "2": "height", "3": "width"}
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -69,7 +70,22 @@ def _message_of_yolov5(error: Exception, engine: Engine) -> str:
         return "no image of the data set can be used; the warnings above say why"
     if module == "metrics" and isinstance(error, IndexError):
         return "a label has a class that the data set does not have; 'yolov5-ema data stats' names the file and the row"
-    return str(error) if module and type(error) in (AssertionError, Exception) else ""
+    if isinstance(error, ValueError) and "zero-size array" in str(error) and _is_called_by(engine, error, "train"):
+        return (
+            "no image of train has an object: nothing can be learned. The labels of images/…/NAME.jpg are read from "
+            "labels/…/NAME.txt; 'yolov5-ema data stats DATA.yaml' counts them"
+        )
+    if not module or type(error) not in (AssertionError, Exception):
+        return ""
+    said = str(error)
+    # later releases say what to do themselves
+    return f"{said}: torch sees no such GPU here. Leave --device out, or give cpu" if _NO_GPU in said else said
+
+
+def _is_called_by(engine: Engine, error: Exception, script: str) -> bool:
+    """Whether an error came out of a function of one of YOLOv5's scripts."""
+    files = (frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
+    return any(engine.owns(file) and Path(file).stem == script for file in files)
 
 
 def _other_size(said: str) -> str:

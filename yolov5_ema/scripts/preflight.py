@@ -19,7 +19,7 @@ from yolov5_ema.data.image_names import image_id, name_of, named_once
 from yolov5_ema.engine.guards import resumed_training
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
-from yolov5_ema.files import open_regular
+from yolov5_ema.files import open_regular, why_not_written
 from yolov5_ema.scripts import exports
 from yolov5_ema.scripts.option_values import check_values
 from yolov5_ema.scripts.sources import ADDRESS, check_source
@@ -99,7 +99,7 @@ def check(opt: argparse.Namespace, script: str, engine: Engine) -> None:
         _check_weights(weights, name, engine)
     check_values(opt, name, engine)
     if script in ("detect", "predict"):
-        check_source(opt, engine)
+        check_source(opt, engine, name)
         _check_runnable(opt, engine)
     if script == "export":
         exports.refuse_impossible_formats(opt, engine)
@@ -126,7 +126,7 @@ def _check_weights(weights: str, script: str, engine: Engine) -> None:
         downloadable = downloads.is_released_weight(weights) or ("/" in weights and engine.release >= (7, 0))
         if downloadable and downloads.is_online():
             return
-        raise CheckpointError(downloads.missing_weights_message(weights))
+        raise CheckpointError(downloads.missing_weights_message(weights, trains=script.split(".")[-1] == "train"))
     if path.suffix != path.suffix.lower():
         raise CheckpointError(
             f"{weights}: YOLOv5 recognises a file by its ending, which must be in lower case; rename it to "
@@ -212,6 +212,7 @@ def _check_writable(project: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
+        said = why_not_written(existing / "new", error)
         raise UserError(
-            f"cannot write to the run folder --project {project}: {error.strerror or error}. Name another --project."
+            f"cannot write to the run folder --project {project}: {said}. Name another --project."
         ) from error

@@ -13,8 +13,10 @@ from urllib.parse import urlparse
 from yolov5_ema.engine.quirks.display import has_display
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import open_regular
+from yolov5_ema.reading import read_text
 from yolov5_ema.upstream.loaders import image_suffixes, loader_code, video_suffixes
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.upstream.source_code import code_in
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -23,8 +25,8 @@ _YOUTUBE = ("www.youtube.com", "youtube.com", "youtu.be", "m.youtube.com")
 _SCREEN = re.compile(r"screen(\s+\d+)*\s*", re.IGNORECASE)
 
 
-def check_source(opt: argparse.Namespace, engine: Engine) -> None:
-    """Check the source among the flags of ``detect``; without a display, switch ``--view-img`` off.
+def check_source(opt: argparse.Namespace, engine: Engine, script: str = "detect") -> None:
+    """Check the source among the flags of a script that detects; without a display, switch ``--view-img`` off.
 
     Raises:
         UserError: the source does not exist, or needs something that is not installed; the message says what to do.
@@ -34,7 +36,7 @@ def check_source(opt: argparse.Namespace, engine: Engine) -> None:
         _LOGGER.info("no display here: --view-img is ignored, results are saved")
         opt.view_img = False
     if Path(source).exists():
-        _check_file(source, engine)
+        _check_file(source, engine, script)
         if source.lower().startswith("screen"):  # v7.0 and later would read this as the screen
             opt.source = str(Path(source).absolute())
     elif source.lower().startswith(ADDRESS):
@@ -45,15 +47,34 @@ def check_source(opt: argparse.Namespace, engine: Engine) -> None:
         _check_pattern(source)
 
 
-def _check_file(source: str, engine: Engine) -> None:
+def _check_file(source: str, engine: Engine, script: str) -> None:
     path = Path(source)
     if not path.is_dir():
         with open_regular(source):  # also a list of streams; a camera is named by a number, not as a file
-            return
+            pass
+        if path.suffix == ".txt":
+            _check_list(path, engine, script)
+        return
     known = image_suffixes(engine) | video_suffixes(engine)
     if not any(file.suffix.lower() in known for file in path.glob("*.*")):
         endings = ", ".join(sorted(suffix[1:] for suffix in known))
         raise UserError(f"--source {source}: no images or videos in this folder; known are {endings}")
+
+
+def _check_list(file: Path, engine: Engine, script: str) -> None:
+    """Refuse a list of images where its lines are addresses of streams: each image would be a black frame."""
+    texts = code_in(engine.script_file(script)).texts
+    if ".txt" not in texts or ".streams" in texts:
+        return
+    known = image_suffixes(engine)
+    lines = map(str.strip, read_text(file, errors="replace").splitlines())
+    image = next((line for line in lines if Path(line).suffix.lower() in known and Path(line).is_file()), None)
+    if image is not None:
+        raise UserError(
+            f"--source {file}: {script.replace('.', '/')} of {engine} takes the lines of a .txt as addresses of "
+            f"streams, and {image} is an image. Name the folder or a quoted glob, or use yolov5-ema predict, which "
+            "takes lists"
+        )
 
 
 def _check_pattern(source: str) -> None:

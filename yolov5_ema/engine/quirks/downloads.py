@@ -31,15 +31,15 @@ def is_online(host: str = "github.com", port: int = 443, timeout_s: float = 3.0)
         return False
 
 
-def missing_weights_message(name: str) -> str:
-    """The message for a weights file that is missing and cannot be downloaded."""
-    scratch = "'train' starts from scratch with --weights ''"
+def missing_weights_message(name: str, *, trains: bool = False) -> str:
+    """The message for a weights file that is missing and cannot be downloaded; ``trains``: a training asks for it."""
+    scratch = "; to start from scratch: --weights ''" if trains else ""
     if is_released_weight(name):
         return (
             f"weights {name} not found here, and they cannot be downloaded: no network. "
-            f"Put the file there, or name another one; {scratch}."
+            f"Put the file there, or name another one{scratch}"
         )
-    return f"weights not found: {name}. Check the path; {scratch}."
+    return f"weights not found: {name}. Check the path{scratch}"
 
 
 def _with_notice(download: Callable[..., str], file: Any, *args: Any, **kwargs: Any) -> str:
