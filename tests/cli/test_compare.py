@@ -422,6 +422,14 @@ def test_identity_blocks_are_part_of_the_recipe(tiny_set, played, monkeypatch, c
     assert "\n  init: 'identity' there, None now\n" in capsys.readouterr().err
 
 
+def test_a_baseline_without_blocks_is_compared_with_identity_blocks(tiny_set, played):
+    torch.save({"epoch": -1}, "a.pt")
+    assert main(command(tiny_set, "--seeds", 1, "--weights", "a.pt", "--init", "identity")) == 0
+    flags = {Path(call[call.index("--cfg") + 1]).stem: call[-2:] for call in played.calls}
+    assert flags["plain"] == ["--init", "none"]
+    assert "--init" not in flags["yolov5n-ema"]
+
+
 # --- what is trained, skipped and resumed ---------------------------------------------------
 
 

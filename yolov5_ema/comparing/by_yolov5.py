@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.comparing.trainer import SETTINGS, Common, identity_of
 from yolov5_ema.engine.model_info import ModelInfo, model_info
@@ -58,6 +59,7 @@ class Yolov5Trainer:
             raise UserError(f"--epochs must be at least 1, not {options.epochs}")
         options.project = str(folder)
         self.options = options
+        self._without_blocks: set[Path] = set()
         self.data = Path(options.data).resolve()
         self.flags = ("--weights", "", *flags, *self._absolute_paths())
         self.common = Common(
@@ -123,10 +125,14 @@ class Yolov5Trainer:
 
     def check(self, name: str, cfg: Path) -> None:
         preflight.check(argparse.Namespace(**{**vars(self.options), "cfg": str(cfg)}), "train", self.engine)
+        # a baseline without blocks cannot start them as identities, and train would refuse it
+        if read("init") == "identity" and not any(map(block_of, self.model(name, cfg, None).modules())):
+            self._without_blocks.add(cfg)
 
     def start(self, name: str, cfg: Path, folder: Path, seed: int) -> list[str]:
         place = ["--project", str(folder.parent), "--name", folder.name, "--exist-ok"]
-        return ["train", *self.flags, "--cfg", str(cfg), *place]
+        init = ["--init", Settings.init] if cfg in self._without_blocks else []
+        return ["train", *self.flags, "--cfg", str(cfg), *place, *init]
 
     def resume(self, last: Path) -> list[str]:
         return ["train", "--resume", str(last)]
@@ -134,7 +140,7 @@ class Yolov5Trainer:
     def info(self, name: str, cfg: Path, nc: int) -> ModelInfo:
         return model_info(cfg, nc, self.common.imgsz)
 
-    def model(self, name: str, cfg: Path, nc: int) -> nn.Module:
+    def model(self, name: str, cfg: Path, nc: int | None) -> nn.Module:
         with quiet():
             model: nn.Module = self.engine.module("models.yolo").Model(str(cfg), ch=3, nc=nc)
         return model
