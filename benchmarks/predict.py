@@ -99,9 +99,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--slice", type=int, metavar="SIZE", help="all commands also detect in windows of this size")
     add_flags(parser)
     args = parser.parse_args()
-    names = [source.name for source in args.source or ()]
-    if len(set(names)) < len(names):
-        parser.error(f"folders of one name would share a line of the table: {' '.join(names)}")
+    for what, paths in (("folders", args.source), ("weights", args.weights)):
+        names = [path.name for path in paths or ()]
+        if len(set(names)) < len(names):
+            parser.error(f"{what} of one name would share a line of the table: {' '.join(names)}")
     return args
 
 
