@@ -336,6 +336,16 @@ def test_shortened_flags_are_vals(odd_set, learned, capsys):
         assert "in full; 'yolov5-ema evaluate' reads that flag itself" in capsys.readouterr().err
 
 
+def test_quiet_leaves_out_what_val_says_of_itself(odd_set, learned, capsys):
+    line = ("--data", odd_set, "--weights", learned[1], "--img", 64, "--protocol", "yolov5", "--no-plots")
+    assert evaluate(*line) == 0
+    assert "Speed: " in capsys.readouterr().out
+    assert evaluate(*line, "--quiet") == 0
+    out = capsys.readouterr().out
+    assert "Speed: " not in out and "val: " not in out and "Results saved to runs/evaluate/exp2/val" not in out
+    assert "AP50:95" in out and out.endswith("Results saved to runs/evaluate/exp2\n")
+
+
 def test_submit_writes_one_file_an_image_or_none(drone_set, tmp_path, capsys):
     (tmp_path / "images/again").mkdir()
     shutil.copy(tmp_path / "images/x.jpg", tmp_path / "images/again/x.jpg")

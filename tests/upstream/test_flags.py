@@ -117,6 +117,29 @@ def test_compare_reads_shortened_flags(flags, words, tiny_set, refused):
     assert words in refused(*given, *flags)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["val", "--img", 256, 192], "val: unrecognized arguments: 192; --img takes one value"),
+        (["val", "--half", 1], "val: unrecognized arguments: 1; --half takes no value"),
+        (["train", "--batchsize", 8], "train: unrecognized arguments: --batchsize 8; did you mean --batch-size?"),
+        (
+            ["detect", "-o", "x"],
+            "detect: unrecognized arguments: -o x; the run folder is named with --project",
+        ),
+        (["evaluate", "-o", "x"], "evaluate: unrecognized arguments: -o x; the run folder is named with --project and"),
+        (["evaluate", "--img", 64, 48], "evaluate: unrecognized arguments: 48; --img takes one value"),
+        (["submit", "-o", "x", "--image", 64], "submit: unrecognized arguments: --image 64; did you mean --img?"),
+        (["compare", "--batchsize", 8], "compare: unrecognized arguments: --batchsize 8; did you mean --batch-size?"),
+    ],
+)
+def test_what_a_script_does_not_know_is_refused_in_the_name_of_the_command(line, said, tiny_set, refused):
+    command, *flags = line
+    models = ["--cfgs", "yolov5n.yaml", "yolov5n-ema.yaml"] if command == "compare" else ["--weights", "x.pt"]
+    data = [] if command == "detect" else ["--data", tiny_set]
+    assert f"yolov5-ema: error: {said}" in refused(command, *data, *models, *flags)
+
+
 @pytest.mark.parametrize("weights", [["--weights", ""], ["--weight", ""], ["--weights="]])
 def test_from_scratch_there_is_nothing_to_keep(weights, tiny_set, own_folder, capsys):
     given = ["train", "--data", str(tiny_set), "--cfg", "yolov5n-ema.yaml", "--init", "identity"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from yolov5_ema.data.detections import Detections
 from yolov5_ema.detecting.runtime_names import AUTO, FLOAT32, HALF, INT8, OPENVINO, TORCH
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.yolo_flags import options_of
-from yolov5_ema.upstream.flags import Given, given_flags, refuse_shortened, script_parser
+from yolov5_ema.upstream.flags import Given, given_flags, refuse_shortened, refuse_unknown, script_parser
 from yolov5_ema.upstream.locate import Engine
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Request:
         """The YOLOv5 in use, with the shim installed, and the data set.
 
         Raises:
-            UserError: the data YAML cannot be used, or one of the command's own flags is abbreviated.
+            UserError: the data YAML cannot be used, one of the command's own flags is abbreviated, or ``val`` does not
+                know a flag.
         """
         from yolov5_ema.upstream.data_yaml import open_dataset
 
@@ -70,6 +72,7 @@ class Request:
             self.options()
         else:
             refuse_shortened(self.given(engine), self.parser)
+            refuse_unknown(engine, "val", take_flags(self.flags)[1], self.parser.prog)
         return engine, open_dataset(self.data, engine)
 
     def given(self, engine: Engine) -> dict[str, Given]:
@@ -109,6 +112,18 @@ class Request:
     def is_single_class(self, engine: Engine) -> bool:
         """Whether all classes are merged into one."""
         return "single_cls" in (self.options() if is_ultralytics(engine) else self.given(engine))
+
+
+@contextlib.contextmanager
+def words_of_val(*, hidden: bool) -> Iterator[None]:
+    """Show or hide what ``val`` prints of itself; its progress and its warnings are shown."""
+    from yolov5_ema.cfgs.dry_run import quiet
+
+    with contextlib.ExitStack() as stack:
+        if hidden:
+            stack.enter_context(quiet())
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        yield
 
 
 def detect_split(

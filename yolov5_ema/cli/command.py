@@ -22,6 +22,7 @@ from yolov5_ema.detecting.runtime_names import AUTO, FEWEST_IMAGES, RUNTIMES, TO
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import CONFLICTS
 from yolov5_ema.texts import did_you_mean, nearest
+from yolov5_ema.upstream.flags import said_of_unknown
 from yolov5_ema.upstream.locate import ignoring_working_folder
 
 PROGRAM = "yolov5-ema"
@@ -119,7 +120,7 @@ class Command:
         parser = self.parser()
         args, rest = parser.parse_known_args(own, common)
         if rest and not self.passes_to:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}{_near_flag(rest[0], parser)}")
+            parser.error(said_of_unknown(rest, words, parser))
         return args, rest + behind
 
     def main(self, argv: Sequence[str], common: argparse.Namespace | None = None) -> int:
@@ -205,13 +206,6 @@ def own_parser(add_flags: Callable[[argparse.ArgumentParser], None]) -> argparse
     parser = _Parser(add_help=False)
     add_flags(parser)
     return parser
-
-
-def _near_flag(word: str, parser: argparse.ArgumentParser) -> str:
-    typed = word.partition("=")[0]
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    longer = [flag for flag in flags if flag.startswith(typed)]
-    return did_you_mean(longer[:1] or nearest(typed, flags), otherwise="") if word.startswith("--") else ""
 
 
 # --- flags that commands share ---------------------------------------------------------------

@@ -16,6 +16,7 @@ from yolov5_ema.cli._detections import (
     detect_split,
     judged_images,
     rules_of,
+    words_of_val,
 )
 from yolov5_ema.cli._engines import name_of
 from yolov5_ema.cli.command import (
@@ -242,7 +243,8 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str], folder: Path) -> 
     engine, dataset = request.opened()
     args.protocol = args.protocol or [name_of(engine), "coco", "visdrone"]
     _check_truths(args, dataset)
-    found = detect_split(request, engine, dataset, folder, keep_odd=args.keep_odd)
+    with words_of_val(hidden=args.quiet):
+        found = detect_split(request, engine, dataset, folder, keep_odd=args.keep_odd)
     judged = _judged(args, dataset, found.images)
     compared = compared_with(found, judged, dataset, args.task, args.protocol, request.is_single_class(engine))
     return *compared, rules_of(engine)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._detections import Request, compared_with, detect_split, judged_images, rules_of
+from yolov5_ema.cli._detections import (
+    Request,
+    compared_with,
+    detect_split,
+    judged_images,
+    rules_of,
+    words_of_val,
+)
 from yolov5_ema.cli._engines import name_of, start_engine_of
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import (
@@ -250,7 +256,6 @@ def _size_of(weights: Path, imgsz: int, dataset: Dataset, engine: Engine) -> int
 
 
 def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, is_typed: bool) -> Measured:
-    from yolov5_ema.cfgs.dry_run import quiet
     from yolov5_ema.evaluation.judged import Rules
     from yolov5_ema.evaluation.yolov5 import MAX_DET
     from yolov5_ema.reporting.measuring import folders_of, measure
@@ -265,7 +270,7 @@ def _evaluated(run: Run, data: Path, settings: Mapping[str, Any], device: str, i
     request = Request([str(run.weights)], str(data), split, MAX_DET, flags)
     print(f"Evaluating {run.weights} on {split} of {data}", flush=True)
     # val prints its table and the path of a folder that is deleted afterwards; only its progress, on stderr, is shown.
-    with tempfile.TemporaryDirectory() as folder, quiet(), contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, words_of_val(hidden=True):
         engine, dataset = request.opened()
         found = detect_split(request, engine, dataset, Path(folder))
     judged = judged_images(dataset, split, Rules(judged=found.images))

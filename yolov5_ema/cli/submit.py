@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolov5_ema.cli._detections import Request, add_source, check_source, detect_split
+from yolov5_ema.cli._detections import Request, add_source, check_source, detect_split, words_of_val
 from yolov5_ema.cli.command import Command, add_output
 from yolov5_ema.data.image_names import keys_of_images, named_once
 from yolov5_ema.errors import UserError
@@ -81,7 +81,7 @@ def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str
     if request.is_single_class(engine):
         raise UserError("--single-cls: leave it out; the benchmark needs VisDrone's classes")
     images = _checked(dataset, args.task)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, words_of_val(hidden=args.quiet):
         keep_odd = has_odd_images(dataset, args.task)
         found = detect_split(request, engine, dataset, Path(folder), keep_odd=keep_odd)
     left_out = not_judged(images, found.images)

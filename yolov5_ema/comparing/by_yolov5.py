@@ -18,7 +18,7 @@ from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.scripts import preflight
 from yolov5_ema.scripts.running import command_line
 from yolov5_ema.settings import Settings, read
-from yolov5_ema.upstream.flags import given_flags
+from yolov5_ema.upstream.flags import given_flags, refuse_unknown
 from yolov5_ema.upstream.hyperparameters import read_hyp
 from yolov5_ema.upstream.locate import Engine
 
@@ -45,7 +45,7 @@ class Yolov5Trainer:
 
     Raises:
         UserError: a flag cannot be used.
-        SystemExit: raised by YOLOv5's own parser for an unknown flag.
+        SystemExit: raised by YOLOv5's own parser for a value that it cannot read.
     """
 
     name = "YOLOv5"
@@ -75,6 +75,7 @@ class Yolov5Trainer:
     def _parsed(self, argv: list[str]) -> argparse.Namespace:
         """Parse the flags with YOLOv5's own parser, so that a mistake is reported now and not by the first training."""
         module: Any = self.engine.module("train")
+        refuse_unknown(self.engine, "train", argv, "yolov5-ema compare")
         with command_line("compare", argv):
             options: argparse.Namespace = module.parse_opt()
         preflight.resolve_names(options, self.engine)

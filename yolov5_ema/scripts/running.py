@@ -20,7 +20,7 @@ from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.scripts.run_folder import WatchedRunFolder
 from yolov5_ema.scripts.skipping import SourceFiles, any_name_printed
 from yolov5_ema.upstream.data_yaml import opening_once
-from yolov5_ema.upstream.flags import help_options
+from yolov5_ema.upstream.flags import help_options, said_of_unknown
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import ModuleView, Patches
 
@@ -38,8 +38,8 @@ def run_script(engine: Engine, name: str, argv: Sequence[str], *, more_help: str
         The exit code: 0, or 1 if some files could not be used in full; these have been reported.
 
     Raises:
-        UserError: bad input; a failed assert of YOLOv5 is raised as one.
-        SystemExit: from argparse (``--help``, an unknown flag).
+        UserError: bad input, an unknown flag; a failed assert of YOLOv5 is raised as one.
+        SystemExit: from argparse (``--help``, a value that cannot be read).
     """
     if not engine.has_script(name):
         raise UserError(f"{engine} has no {name.replace('.', '/')}.py")
@@ -129,6 +129,12 @@ def _watched_parser(module: ModuleType, engine: Engine, name: str, more_help: st
             opt, rest = super().parse_known_args(args, namespace)
             preflight.resolve_names(opt, engine, name)
             return opt, rest
+
+        def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+            opt, rest = self.parse_known_args(args, namespace)
+            if rest:
+                raise UserError(f"{name.replace('.', '/')}: {said_of_unknown(rest, sys.argv[1:], self)}")
+            return opt
 
     with Patches() as patches:
         patches.set(module, "argparse", ModuleView(argparse, ArgumentParser=Parser))

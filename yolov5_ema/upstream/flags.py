@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import did_you_mean, nearest
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.patching import ModuleView, Patches
 from yolov5_ema.upstream.source_code import Code, code_in
@@ -70,6 +71,57 @@ def refuse_shortened(given: Mapping[str, Given], parser: argparse.ArgumentParser
     for name, (typed, _) in given.items():
         if name in own and typed not in own[name]:
             raise UserError(f"{typed}: write {own[name][-1]} in full; '{parser.prog}' reads that flag itself")
+
+
+def refuse_unknown(engine: Engine, script: str, argv: Sequence[str], prog: str) -> None:
+    """Refuse flags for a script that the script does not know, before it runs and under the name of the command.
+
+    Args:
+        engine: the YOLOv5, with the shim installed.
+        script: the script that the flags are for, such as ``val``.
+        argv: the flags.
+        prog: what the user typed, such as ``yolov5-ema evaluate``.
+
+    Raises:
+        UserError: a flag is unknown; the message says which one may be meant.
+        SystemExit: from argparse, if a value cannot be read.
+    """
+    parser = parser_in_text(engine, script) or script_parser(engine, script)
+    if parser is None:
+        return
+    parser.prog = prog
+    unknown = parser.parse_known_args(list(argv))[1]
+    if unknown:
+        raise UserError(f"{prog.split()[-1]}: {said_of_unknown(unknown, argv, parser)}")
+
+
+def said_of_unknown(unknown: Sequence[str], argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """The message for arguments that a parser did not understand, with what may be meant.
+
+    Args:
+        unknown: these arguments, in their order.
+        argv: the whole command line.
+        parser: the parser.
+    """
+    known = {flag: action for action in parser._actions for flag in action.option_strings}
+    typed = unknown[0].partition("=")[0]
+    if typed in ("-o", "--output") and {"--project", "--name"} <= known.keys():
+        hint = "; the run folder is named with --project and --name"
+    elif typed.startswith("--"):
+        longer = [flag for flag in known if flag.startswith(typed)]
+        hint = did_you_mean(longer[:1] or nearest(typed, known), otherwise="")
+    else:
+        hint = _hint_for_value(unknown[0], argv, known)
+    return f"unrecognized arguments: {' '.join(unknown)}{hint}"
+
+
+def _hint_for_value(value: str, argv: Sequence[str], known: Mapping[str, argparse.Action]) -> str:
+    """For a value too many, how many the flag before it takes."""
+    before = list(argv[: list(argv).index(value)]) if value in argv else []
+    flag = next((word for word in reversed(before) if word.startswith("-")), "")
+    meant = _meant(flag, {name: name for name in known})
+    count = known[meant].nargs if meant else "*"
+    return f"; {flag} takes {'no' if count == 0 else 'one'} value" if count in (None, 0, "?") else ""
 
 
 def _meant(typed: str, known: Mapping[str, str]) -> str | None:
