@@ -23,6 +23,16 @@ def listed(names: Iterable[object], most: int | None = None) -> str:
     return f"{shown} and {left} more" if left else shown
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things whose plural ends in s.
+
+    Example:
+        >>> counted(1, "image"), counted(1234, "image")
+        ('1 image', '1,234 images')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def first_of(lines: Sequence[str], most: int, more: str = "and {} more") -> list[str]:
     """The first lines of a list; the others are only counted, in a last line.
 

@@ -239,7 +239,9 @@ def test_block_of_a_plugin(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("YOLOV5_EMA_PLUGINS", "cfg_test_plugin")
     try:
         text = output_of(capsys, "--block", "cfgtestblock", "--option", "strength=2")
+        said = output_of(capsys, "--block", "cfgtestblock", "-o", "x.yaml")
     finally:
         unregister_block("CfgTestBlock")
         sys.modules.pop("cfg_test_plugin", None)
     assert yaml.safe_load(text)["backbone"][7] == [-1, 1, "CfgTestBlock", [{"strength": 2}]]
+    assert "Next: yolov5-ema train --plugin cfg_test_plugin --cfg x.yaml " in said

@@ -13,6 +13,8 @@ from cases import plain_yolov5
 from conftest import laid_aside, run_cli
 from fresh_process import run_fresh
 
+import yolov5_ema
+from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.cli.main import main
 from yolov5_ema.upstream.locate import engine_at
 
@@ -52,6 +54,17 @@ def test_inspect_prints_what_is_there(trained, capsys, package_root):
     ):
         assert words in text
     assert re.search(r"^ +7 +-1 +1  EMA +\[\]$", text, re.MULTILINE)
+
+
+def test_layers_of_timm_have_the_names_of_rows(own_folder, package_root, capsys):
+    pytest.importorskip("timm")
+    with yolov5_ema.installed() as engine:
+        content = build_cfg(size="n", block="timm.eca", nc=3)
+        torch.save({"model": engine.module("models.yolo").Model(content), "ema": None}, "eca.pt")
+    assert main(["inspect", "eca.pt"]) == 0
+    text = capsys.readouterr().out
+    assert "attention in row 7: timm.eca (channels=128" in text and "TimmEca (" not in text
+    assert "\n  timm: Sigmoid 2\n" in text and "others:" not in text
 
 
 def test_inspect_warns_and_runs_nothing(own_folder, trained, capsys):

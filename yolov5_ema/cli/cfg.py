@@ -24,6 +24,7 @@ from yolov5_ema.cfgs.generator import (
 )
 from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.cfgs.oddities import likely_mistakes, log_warnings
+from yolov5_ema.cli._yolov5 import plugins_again
 from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole, writing_in
@@ -162,7 +163,7 @@ def _written(output: Path, graph: Graph, letter: str = "") -> int:
     if graph.of_ultralytics:
         _say_next(output, graph, letter)
     else:
-        print(f"{output} written. Next: yolov5-ema train --cfg {output} --data DATA.yaml --weights ''")
+        print(f"{output} written. Next: yolov5-ema train{plugins_again()} --cfg {output} --data DATA.yaml --weights ''")
     return 0
 
 
@@ -181,7 +182,7 @@ def _say_next(output: Path, graph: Graph, letter: str) -> None:
             output.name,
         )
         return
-    print(f"{output} written. Next: yolov5-ema train model={named} data=DATA.yaml")
+    print(f"{output} written. Next: yolov5-ema train{plugins_again()} model={named} data=DATA.yaml")
     if named != output:
         print(f"Its own name has no letter of a size, but ultralytics finds it as {named.name}")
     elif letter and letter == built != in_name:

@@ -20,7 +20,7 @@ from yolov5_ema.cli.command import Command
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
 from yolov5_ema.settings import exporting
-from yolov5_ema.texts import aligned, listed
+from yolov5_ema.texts import aligned, counted, listed
 from yolov5_ema.upstream.flags import given_flags, refuse_shortened
 
 if TYPE_CHECKING:
@@ -213,8 +213,8 @@ def _check(args: argparse.Namespace) -> None:
 def _announcement(plan: Plan) -> str:
     engines = listed(plan.engines)
     lines = [
-        f"{len(plan.cfgs)} models x {len(plan.seeds)} seeds, {plan.common.epochs} epochs at {plan.common.imgsz} "
-        f"pixels, with {engines}, in {plan.folder}",
+        f"{len(plan.cfgs)} models x {counted(len(plan.seeds), 'seed')}, {counted(plan.common.epochs, 'epoch')} at "
+        f"{plan.common.imgsz} pixels, with {engines}, in {plan.folder}",
         f"baseline {plan.baseline}; figures from {plan.scored} on the {plan.task} split{_by_protocol(plan)}",
     ]
     if len(plan.seeds) < 2:
@@ -441,8 +441,9 @@ def _models(plan: Plan, records: Mapping[Run, Record], rounds: int) -> list[Any]
 def _title(plan: Plan) -> str:
     common, data = plan.common, plan.recipe["data"]
     return (
-        f"{Path(data['file']).stem}: {listed(plan.cfgs)}; {common.epochs} epochs at {common.imgsz} pixels, "
-        f"{len(plan.seeds)} seeds, figures on the {plan.task} split ({data[plan.task]['images']} images)"
+        f"{Path(data['file']).stem}: {listed(plan.cfgs)}; {counted(common.epochs, 'epoch')} at {common.imgsz} pixels, "
+        f"{counted(len(plan.seeds), 'seed')}, figures on the {plan.task} split "
+        f"({counted(data[plan.task]['images'], 'image')})"
         f"{f', {plan.scored}' if plan.last else ''}{_by_protocol(plan)}"
     )
 

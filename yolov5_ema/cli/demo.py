@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from yolov5_ema.cli.command import Command, add_device, add_image_size, add_output, check_at_least_one
 from yolov5_ema.errors import UserError
 from yolov5_ema.runs import RunFolder
+from yolov5_ema.texts import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +63,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         return 0
     print(
         f"yolov5-ema demo: FAILED: mAP50 is {scores.map50:.3f}, below {LEAST_MAP50}: "
-        f"the detector learned too little in {args.epochs} epochs (the demo's own setting is {EPOCHS})",
+        f"the detector learned too little in {counted(args.epochs, 'epoch')} (the demo's own setting is {EPOCHS})",
         file=sys.stderr,
     )
     return 1

@@ -33,6 +33,7 @@ from yolov5_ema.detecting.runtime_names import FLOAT32, OPENVINO
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole
 from yolov5_ema.runs import run_folder
+from yolov5_ema.texts import counted
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
@@ -326,7 +327,8 @@ def _tables(
     objects = sum(len(entry.classes) for entry in truth.truths.values())
     detections = sum(len(predictions[last][image].scores) for image in truth.truths)
     parts = [
-        f"{truth.source}: {len(truth.truths):,} images, {objects:,} objects, {detections:,} detections",
+        f"{truth.source}: {counted(len(truth.truths), 'image')}, {counted(objects, 'object')}, "
+        f"{counted(detections, 'detection')}",
         report.side_by_side(results, args.mean == "classes"),
         report.class_table(results),
     ]

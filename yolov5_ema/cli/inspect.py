@@ -251,8 +251,14 @@ def _blocks(model: ModelReport) -> list[str]:
     for block in model.blocks[:100]:
         options = ", ".join(f"{_shown(key)}={_shown(value)}" for key, value in block.options.items())
         where = f"row {block.row}" if block.row >= 0 else _shown(block.path)
-        lines.append(f"  attention in {where}: {_shown(block.cls.rsplit('.', 1)[-1])} ({options})")
+        lines.append(f"  attention in {where}: {_shown(_block_name(block.cls))} ({options})")
     return lines
+
+
+def _block_name(cls: str) -> str:
+    """The name of a block in rows; ``timm.eca`` is the class ``TimmEca``."""
+    module, _, name = cls.rpartition(".")
+    return f"timm.{name.removeprefix('Timm').lower()}" if module.endswith(".by_timm") else name
 
 
 def _metadata(metadata: dict[str, Any]) -> list[str]:

@@ -57,6 +57,7 @@ from yolov5_ema.detecting.runtime_names import (
 from yolov5_ema.detecting.sources import Source, find_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import refuse_present, replacement, sha256_of
+from yolov5_ema.texts import counted
 from yolov5_ema.upstream.locate import Engine
 
 if TYPE_CHECKING:
@@ -497,7 +498,7 @@ def _carry_out(parts: Parts, results: Any) -> None:
                 f"{error}\nFinished images are kept: run the same command with --resume to continue"
             ) from error
     seconds = time.monotonic() - started_s
-    print(f"{todo:,} images in {seconds:.1f} s: {todo / seconds:.2f} images/s", file=sys.stderr)
+    print(f"{counted(todo, 'image')} in {seconds:.1f} s: {todo / seconds:.2f} images/s", file=sys.stderr)
 
 
 def _join(out: Path, parts: Parts, found: _Found, detector_names: Sequence[str], form: str) -> None:
@@ -512,7 +513,7 @@ def _join(out: Path, parts: Parts, found: _Found, detector_names: Sequence[str],
 
 
 def _report(args: argparse.Namespace, manifest: Manifest, found: _Found) -> int:
-    print(f"{args.output}: {manifest.images:,} images, {found.detections:,} detections")
+    print(f"{args.output}: {counted(manifest.images, 'image')}, {counted(found.detections, 'detection')}")
     if not found.problems:
         return 0
     lines = [f"{found.problems:,} of {manifest.images:,} images have a problem:"]

@@ -13,6 +13,7 @@ from yolov5_ema.cli._detections import Request, add_source, check_source, detect
 from yolov5_ema.cli.command import Command, add_output
 from yolov5_ema.data.image_names import keys_of_images, named_once
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import counted
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
@@ -40,7 +41,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
     found, lost = _by_weights(args, rest) if args.weights else (_by_predictions(args), 0)
     rows = write_visdrone_results(args.output, found, args.max_det)
-    print(f"{args.output}: {len(found):,} files, {rows:,} detections")
+    print(f"{args.output}: {counted(len(found), 'file')}, {counted(rows, 'detection')}")
     return 1 if lost else 0
 
 

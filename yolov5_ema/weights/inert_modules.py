@@ -158,6 +158,8 @@ def _count_class(report: ModelReport, name: str) -> None:
         group = "ultralytics"
     elif name.startswith("torch.nn."):
         group = "torch"
+    elif name.startswith("timm."):
+        group = "timm"
     else:
         group = "yolov5_ema" if name.startswith("yolov5_ema.") else "others"
     short = name.rsplit(".", 1)[-1] if group != "others" else name
