@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import hashlib
 import json
 import os
 import subprocess
@@ -38,7 +39,8 @@ from yolov5_ema.upstream.locate import locate
 
 HERE = Path(__file__).resolve().parent
 METRICS = {"map50": "mAP50", "map50_95": "mAP50-95"}
-RECIPE = ("training", "data", "epochs", "imgsz", "batch")
+RECIPE = ("training", "data", "epochs", "imgsz", "batch", "hyp")
+"""Columns that say how a model was trained; hyp is the beginning of the SHA-256 of the hyperparameters."""
 WHOLE = {"whole_map50": "mAP50", "whole_map50_95": "mAP50-95"}
 """Columns for the figures on whole photographs, and their names in the JSON file of `evaluate`."""
 BLOCKS = ("EMA", "CA", "CBAM", "SE", "ECA", "SA", "NAM")
@@ -93,8 +95,10 @@ SMALL = (30, 160, 8)
 """Epochs, pixels and batch size of most trainings on BCCD."""
 AERIAL = {"cls": 0.5, "warmup_bias_lr": 0.01}
 """Hyperparameters for both trainings on aerial photographs, besides obj."""
-# Six epochs of 1,191 windows, four at a time, are as many steps as 21 epochs of 84 photographs, one at a time, and
-# as many pixels. YOLOv5 multiplies obj by (imgsz / 640)²: so both have the same weight of objectness.
+# WINDOW_EPOCHS of 1,191 windows, four at a time, are as many steps as PHOTOGRAPH_EPOCHS of 84 photographs, one at a
+# time, and as many pixels. YOLOv5 multiplies obj by (imgsz / 640)², so that both have the same weight of objectness; and
+# it multiplies the loss by the batch, so that one photograph needs four times the rate for a step of the same length.
+WINDOW_EPOCHS, PHOTOGRAPH_EPOCHS = 15, 53
 TRAININGS = {
     "blocks": Training("bccd", {**NONE, **{f"yolov5n-{name.lower()}": block(name) for name in BLOCKS}}, *SMALL, 10),
     "variants": Training(
@@ -106,26 +110,27 @@ TRAININGS = {
         *SMALL,
         10,
     ),
+    "start": Training("windows", NONE, *(6, 320, 4, 1), peak_lr=0.015, hyp={"obj": 1.0, **AERIAL}),
     "windows": Training(
         "windows",
         BOTH_HEADS,
-        *(6, 320, 4, 3),
+        *(WINDOW_EPOCHS, 320, 4, 3),
         whole=("--img", "320", "--slice", "320"),
-        peak_lr=0.015,
+        peak_lr=0.06,
         hyp={"obj": 1.0, **AERIAL},
     ),
     "whole": Training(
         "aerial",
         BOTH_HEADS,
-        *(21, 640, 1, 3),
+        *(PHOTOGRAPH_EPOCHS, 640, 1, 3),
         whole=("--img", "640"),
-        peak_lr=0.015,
+        peak_lr=0.24,
         hyp={"obj": 0.25, **AERIAL},
     ),
     "fresh": Training("bccd", TWO_BLOCKS, *(10, 160, 8, 5), flags=("--weights", "{start}")),
     "identity": Training("bccd", TWO_BLOCKS, *(10, 160, 8, 5), flags=("--weights", "{start}", "--init", "identity")),
 }
-START = ("windows", "yolov5n", 0)
+START = ("start", "yolov5n", 0)
 """The detector, trained on the other set, that ``fresh`` and ``identity`` start from."""
 
 QUESTIONS = (
@@ -185,13 +190,15 @@ def train(name: str, training: Training, args: argparse.Namespace) -> None:
         if not cfg.is_file():
             ours("cfg", "--size", "n", *flags, "--nc", nc, "-o", cfg)
         cfgs.append(cfg)
+    hyp = place / "hyp.yaml"
+    hyp.write_text(hyp_for(training))
     start = run_of(args.folder, *START).best
     seeds = args.seeds or training.seeds
     words = (
         *("compare", "--data", files[training.data], "--cfgs", *cfgs, "--seeds", seeds, "--jobs", args.jobs),
         *("--project", args.folder, "--name", name, "--latency-rounds", 0, "--task", "auto"),
         *("--epochs", training.epochs, "--img", training.imgsz, "--batch", training.batch, "--noval", "--cache"),
-        *("--hyp", hyp_for(training, place), "--workers", 0, "--device", "cpu"),
+        *("--hyp", hyp, "--workers", 0, "--device", "cpu"),
         *(str(flag).format(start=start) for flag in training.flags),
     )
     if args.known:
@@ -207,12 +214,10 @@ def train(name: str, training: Training, args: argparse.Namespace) -> None:
             scored.rename(whole_file(run))
 
 
-def hyp_for(training: Training, folder: Path) -> Path:
-    """The hyperparameters of a training; a quarter of lr0 * epochs / 300 is the highest learning rate reached."""
+def hyp_for(training: Training) -> str:
+    """The hyperparameters, as YAML; a quarter of lr0 * epochs / 300 is the highest learning rate reached."""
     hyp = yaml.safe_load((HERE / "hyp.evidence.yaml").read_text())
-    file = folder / "hyp.yaml"
-    file.write_text(yaml.safe_dump({**hyp, **training.hyp, "lr0": 1200 * training.peak_lr / training.epochs}))
-    return file
+    return yaml.safe_dump({**hyp, **training.hyp, "lr0": 1200 * training.peak_lr / training.epochs})
 
 
 def data_of(args: argparse.Namespace) -> dict[str, Path]:
@@ -359,7 +364,7 @@ def take_over(file: Path, folder: Path, name: str) -> None:
     lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
     for row in csv.DictReader(lines):
         run = run_of(folder, name, row["model"], int(row["seed"]))
-        if any(row[key] != value for key, value in recipe(name).items()) or run.record_file.exists():
+        if any(row.get(key) != value for key, value in recipe(name).items()) or run.record_file.exists():
             continue
         run.record_file.parent.mkdir(exist_ok=True)
         known = Record(FINISHED, {figure: float(row[figure]) for figure in FIGURES})
@@ -371,7 +376,9 @@ def take_over(file: Path, folder: Path, name: str) -> None:
 
 def recipe(name: str) -> dict[str, str]:
     training = TRAININGS[name]
-    return dict(zip(RECIPE, map(str, (name, training.data, training.epochs, training.imgsz, training.batch))))
+    hyp = hashlib.sha256(hyp_for(training).encode()).hexdigest()[:12]
+    values = (name, training.data, training.epochs, training.imgsz, training.batch, hyp)
+    return dict(zip(RECIPE, map(str, values)))
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:

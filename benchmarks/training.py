@@ -1,11 +1,11 @@
-"""Measures one epoch of the demo's training on the CPU, alone and beside a busy process.
+"""Measures one epoch of the demo's training on the CPU, alone and beside busy processes.
 
 The candidates differ in how threads wait, and in whether freed memory is kept. They take turns, first alone and then
-beside a process that computes without a pause. The seconds are those between the lines "Starting training" and "epochs
+beside processes that compute without a pause. The seconds are those between the lines "Starting training" and "epochs
 completed" of YOLOv5, so the start of the program is not in them.
 
     python benchmarks/training.py --rounds 3
-    python benchmarks/training.py --save
+    python benchmarks/training.py --busy 0 1 4 --save     # alone, beside one busy process, beside four
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ BY_ITSELF = {"KMP_BLOCKTIME": "200", **GIVEN_BACK}
 """With these, a command of YOLOv5 runs as YOLOv5 does by itself."""
 CANDIDATES = {
     BEFORE: BY_ITSELF,
-    "threads spin 1000 times (GCC's OpenMP)": {"GOMP_SPINCOUNT": "1000", **GIVEN_BACK},
-    "threads sleep": GIVEN_BACK,
-    "threads sleep, freed memory is kept": {},
+    "threads spin 1000 times, memory is kept": {"GOMP_SPINCOUNT": "1000"},
+    "threads spin 300 times, memory is kept": {"GOMP_SPINCOUNT": "300"},
+    "threads sleep, memory is kept": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "threads sleep, memory is given back": {"OMP_WAIT_POLICY": "PASSIVE", **GIVEN_BACK},
 }
-STATES = ("alone", "beside a busy process")
 HOME = Path(__file__).resolve().parent.parent
 
 
@@ -51,11 +51,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         seconds = measured(args, Path(name))
     about = described(args)
-    print(f"{about}\n")
+    print(f"\n{about}\n")
     rows = [
-        (state, candidate, statistics.median(taken), statistics.median(map(over, seconds[state][BEFORE], taken)))
-        for state in STATES
-        for candidate, taken in seconds[state].items()
+        (state, candidate, statistics.median(taken), statistics.median(map(over, by_candidate[BEFORE], taken)))
+        for state, by_candidate in seconds.items()
+        for candidate, taken in by_candidate.items()
     ]
     for state, candidate, epoch_s, ratio in rows:
         print(f"{state:<24}{candidate:<42}{epoch_s:>8.1f} s{ratio:>8.2f} times as fast")
@@ -71,6 +71,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--img", type=int, default=IMGSZ)
+    parser.add_argument("--busy", type=int, nargs="+", default=(0, 1), help="numbers of busy processes (default: 0 1)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-training-PIXELS.csv")
     return parser.parse_args()
 
@@ -79,23 +80,30 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, list
     """The seconds of an epoch for each state of the machine and each candidate."""
     data = generate(folder / "set", seed=0, train=TRAIN_IMAGES, val=VAL_IMAGES, test=1, imgsz=IMGSZ)
     epoch_s(folder, data, args.img, {})  # writes the caches of labels
-    seconds = {state: {candidate: [] for candidate in CANDIDATES} for state in STATES}
+    seconds = {state(count): {candidate: [] for candidate in CANDIDATES} for count in args.busy}
     for _ in range(args.rounds):
-        for state in STATES:
-            with busy_process() if state != "alone" else contextlib.nullcontext():
+        for count in args.busy:
+            with busy_processes(count):
                 for candidate, variables in CANDIDATES.items():
-                    seconds[state][candidate].append(epoch_s(folder, data, args.img, variables))
+                    seconds[state(count)][candidate].append(epoch_s(folder, data, args.img, variables))
+                    print(f"{state(count)}, {candidate}: {seconds[state(count)][candidate][-1]:.1f} s", flush=True)
     return seconds
 
 
+def state(busy: int) -> str:
+    """Say what else the machine does."""
+    return "alone" if not busy else "beside a busy process" if busy == 1 else f"beside {busy} busy processes"
+
+
 @contextlib.contextmanager
-def busy_process() -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+def busy_processes(count: int) -> Iterator[None]:
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
     finally:
-        process.kill()
-        process.wait()
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def epoch_s(folder: Path, data: Path, imgsz: int, variables: dict[str, str]) -> float:
