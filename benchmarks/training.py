@@ -5,7 +5,7 @@ beside processes that compute without a pause. The seconds are those between the
 completed" of YOLOv5, so the start of the program is not in them.
 
     python benchmarks/training.py --rounds 3
-    python benchmarks/training.py --busy 0 1 4 --save     # alone, beside one busy process, beside four
+    python benchmarks/training.py --busy 0 1 4 --only sleep spin-1000 --save   # alone, beside one process, beside four
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -30,19 +31,27 @@ from yolov5_ema.comparing.machine import machine, software
 from yolov5_ema.data.demo import generate
 from yolov5_ema.upstream.locate import locate
 
-BEFORE = "threads spin as OpenMP does by itself"
 # Each of these variables leaves a choice to the user. GCC's OpenMP ignores KMP_BLOCKTIME, and for LLVM's this is the
 # default; tcache_count has its default, too, but any variable of the allocator lets it give freed memory back.
 GIVEN_BACK = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}
-BY_ITSELF = {"KMP_BLOCKTIME": "200", **GIVEN_BACK}
-"""With these, a command of YOLOv5 runs as YOLOv5 does by itself."""
+SLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+class Candidate(NamedTuple):
+    words: str
+    variables: dict[str, str]
+
+
 CANDIDATES = {
-    BEFORE: BY_ITSELF,
-    "threads spin 1000 times, memory is kept": {"GOMP_SPINCOUNT": "1000"},
-    "threads spin 300 times, memory is kept": {"GOMP_SPINCOUNT": "300"},
-    "threads sleep, memory is kept": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "threads sleep, memory is given back": {"OMP_WAIT_POLICY": "PASSIVE", **GIVEN_BACK},
+    "itself": Candidate("as YOLOv5 does by itself", {"KMP_BLOCKTIME": "200", **GIVEN_BACK}),
+    "default": Candidate("as every command does", {}),
+    "sleep": Candidate("threads sleep", SLEEP),
+    "spin-300": Candidate("threads spin 300 times (GCC's OpenMP)", {"GOMP_SPINCOUNT": "300"}),
+    "spin-1000": Candidate("threads spin 1000 times (GCC's OpenMP)", {"GOMP_SPINCOUNT": "1000"}),
+    "one-thread": Candidate("one thread", {"OMP_NUM_THREADS": "1", **SLEEP}),
+    "given-back": Candidate("threads sleep, freed memory is given back", {**SLEEP, **GIVEN_BACK}),
 }
+BEFORE = "itself"
 HOME = Path(__file__).resolve().parent.parent
 
 
@@ -53,9 +62,9 @@ def main() -> None:
     about = described(args)
     print(f"\n{about}\n")
     rows = [
-        (state, candidate, statistics.median(taken), statistics.median(map(over, by_candidate[BEFORE], taken)))
-        for state, by_candidate in seconds.items()
-        for candidate, taken in by_candidate.items()
+        (state, CANDIDATES[name].words, statistics.median(taken), statistics.median(map(over, by_name[BEFORE], taken)))
+        for state, by_name in seconds.items()
+        for name, taken in by_name.items()
     ]
     for state, candidate, epoch_s, ratio in rows:
         print(f"{state:<24}{candidate:<42}{epoch_s:>8.1f} s{ratio:>8.2f} times as fast")
@@ -72,21 +81,28 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--img", type=int, default=IMGSZ)
     parser.add_argument("--busy", type=int, nargs="+", default=(0, 1), help="numbers of busy processes (default: 0 1)")
+    parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=CANDIDATES, metavar="NAME", help=names())
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-training-PIXELS.csv")
     return parser.parse_args()
 
 
+def names() -> str:
+    return "candidates (default: all): " + "; ".join(f"{name}: {found.words}" for name, found in CANDIDATES.items())
+
+
 def measured(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[float]]]:
-    """The seconds of an epoch for each state of the machine and each candidate."""
+    """The seconds of an epoch for each state of the machine and each candidate's name."""
     data = generate(folder / "set", seed=0, train=TRAIN_IMAGES, val=VAL_IMAGES, test=1, imgsz=IMGSZ)
     epoch_s(folder, data, args.img, {})  # writes the caches of labels
-    seconds = {state(count): {candidate: [] for candidate in CANDIDATES} for count in args.busy}
+    chosen = dict.fromkeys((BEFORE, *args.only))
+    seconds = {state(count): {name: [] for name in chosen} for count in args.busy}
     for _ in range(args.rounds):
         for count in args.busy:
             with busy_processes(count):
-                for candidate, variables in CANDIDATES.items():
-                    seconds[state(count)][candidate].append(epoch_s(folder, data, args.img, variables))
-                    print(f"{state(count)}, {candidate}: {seconds[state(count)][candidate][-1]:.1f} s", flush=True)
+                for name in chosen:
+                    taken = epoch_s(folder, data, args.img, CANDIDATES[name].variables)
+                    print(f"{state(count)}, {CANDIDATES[name].words}: {taken:.1f} s", flush=True)
+                    seconds[state(count)][name].append(taken)
     return seconds
 
 
