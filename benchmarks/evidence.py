@@ -98,7 +98,7 @@ AERIAL = {"cls": 0.5, "warmup_bias_lr": 0.01}
 # WINDOW_EPOCHS of 1,191 windows, four at a time, are as many steps as PHOTOGRAPH_EPOCHS of 84 photographs, one at a
 # time, and as many pixels. YOLOv5 multiplies obj by (imgsz / 640)², so that both have the same weight of objectness; and
 # it multiplies the loss by the batch, so that one photograph needs four times the rate for a step of the same length.
-WINDOW_EPOCHS, PHOTOGRAPH_EPOCHS = 15, 53
+WINDOW_EPOCHS, PHOTOGRAPH_EPOCHS = 10, 35
 TRAININGS = {
     "blocks": Training("bccd", {**NONE, **{f"yolov5n-{name.lower()}": block(name) for name in BLOCKS}}, *SMALL, 10),
     "variants": Training(
@@ -110,7 +110,6 @@ TRAININGS = {
         *SMALL,
         10,
     ),
-    "start": Training("windows", NONE, *(6, 320, 4, 1), peak_lr=0.015, hyp={"obj": 1.0, **AERIAL}),
     "windows": Training(
         "windows",
         BOTH_HEADS,
@@ -130,7 +129,7 @@ TRAININGS = {
     "fresh": Training("bccd", TWO_BLOCKS, *(10, 160, 8, 5), flags=("--weights", "{start}")),
     "identity": Training("bccd", TWO_BLOCKS, *(10, 160, 8, 5), flags=("--weights", "{start}", "--init", "identity")),
 }
-START = ("start", "yolov5n", 0)
+START = ("windows", "yolov5n", 0)
 """The detector, trained on the other set, that ``fresh`` and ``identity`` start from."""
 
 QUESTIONS = (
