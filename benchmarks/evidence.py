@@ -96,7 +96,7 @@ SMALL = (30, 160, 8)
 AERIAL = {"cls": 0.5, "warmup_bias_lr": 0.01}
 """Hyperparameters for both trainings on aerial photographs, besides obj."""
 # WINDOW_EPOCHS of 1,191 windows, four at a time, are as many steps as PHOTOGRAPH_EPOCHS of 84 photographs, one at a
-# time, and as many pixels. YOLOv5 multiplies obj by (imgsz / 640)², so that both have the same weight of objectness; and
+# time, and as many pixels. YOLOv5 multiplies obj by (imgsz / 640)², so that both have one weight of objectness; and
 # it multiplies the loss by the batch, so that one photograph needs four times the rate for a step of the same length.
 WINDOW_EPOCHS, PHOTOGRAPH_EPOCHS = 10, 35
 TRAININGS = {

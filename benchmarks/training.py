@@ -51,7 +51,6 @@ CANDIDATES = {
     "one-thread": Candidate("one thread", {"OMP_NUM_THREADS": "1", **SLEEP}),
     "given-back": Candidate("threads sleep, freed memory is given back", {**SLEEP, **GIVEN_BACK}),
 }
-BEFORE = "itself"
 HOME = Path(__file__).resolve().parent.parent
 
 
@@ -62,7 +61,12 @@ def main() -> None:
     about = described(args)
     print(f"\n{about}\n")
     rows = [
-        (state, CANDIDATES[name].words, statistics.median(taken), statistics.median(map(over, by_name[BEFORE], taken)))
+        (
+            state,
+            CANDIDATES[name].words,
+            statistics.median(taken),
+            statistics.median(map(over, by_name[args.only[0]], taken)),
+        )
         for state, by_name in seconds.items()
         for name, taken in by_name.items()
     ]
@@ -81,25 +85,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--img", type=int, default=IMGSZ)
     parser.add_argument("--busy", type=int, nargs="+", default=(0, 1), help="numbers of busy processes (default: 0 1)")
-    parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=CANDIDATES, metavar="NAME", help=names())
+    parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME", help=names())
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-training-PIXELS.csv")
     return parser.parse_args()
 
 
 def names() -> str:
-    return "candidates (default: all): " + "; ".join(f"{name}: {found.words}" for name, found in CANDIDATES.items())
+    return "candidates, each compared with the first (default: all): " + "; ".join(
+        f"{name}: {found.words}" for name, found in CANDIDATES.items()
+    )
 
 
 def measured(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[float]]]:
     """The seconds of an epoch for each state of the machine and each candidate's name."""
     data = generate(folder / "set", seed=0, train=TRAIN_IMAGES, val=VAL_IMAGES, test=1, imgsz=IMGSZ)
     epoch_s(folder, data, args.img, {})  # writes the caches of labels
-    chosen = dict.fromkeys((BEFORE, *args.only))
-    seconds = {state(count): {name: [] for name in chosen} for count in args.busy}
+    seconds = {state(count): {name: [] for name in args.only} for count in args.busy}
     for _ in range(args.rounds):
         for count in args.busy:
             with busy_processes(count):
-                for name in chosen:
+                for name in args.only:
                     taken = epoch_s(folder, data, args.img, CANDIDATES[name].variables)
                     print(f"{state(count)}, {CANDIDATES[name].words}: {taken:.1f} s", flush=True)
                     seconds[state(count)][name].append(taken)
