@@ -12,7 +12,7 @@ import yolov5_ema
 from yolov5_ema.cli.blocks import COMMAND
 from yolov5_ema.cli.main import main
 from yolov5_ema.errors import UserError
-from yolov5_ema.settings import VARIABLES, WAITING, Settings, chosen_conflicts, exporting, read, take, waiting_passively
+from yolov5_ema.settings import VARIABLES, WAITING, Settings, chosen_conflicts, exporting, read, take, waiting_briefly
 
 ALL = Settings(
     yolov5="/yolov5",
@@ -91,17 +91,20 @@ def test_a_value_that_is_none_is_refused_by_every_command(name, text, message, m
     assert main(["blocks"]) == 2 and message in capsys.readouterr().err
 
 
-def test_threads_wait_passively_for_the_time_of_a_command(own_folder):
-    Path("mine.py").write_text("import os; open('said', 'w').write(os.environ['OMP_WAIT_POLICY'])")
+def test_threads_soon_sleep_for_the_time_of_a_command(own_folder, monkeypatch):
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    Path("mine.py").write_text(f"import os; open('said', 'w').write(' '.join(os.environ[name] for name in {names}))")
     assert main(["run", "mine.py"]) == 0
-    assert Path("said").read_text() == "PASSIVE" and "OMP_WAIT_POLICY" not in os.environ
+    assert Path("said").read_text() == "PASSIVE 1000" and not any(name in os.environ for name in names)
 
 
 @pytest.mark.parametrize("name", WAITING)
 def test_how_a_user_lets_threads_wait_stays(name, monkeypatch):
     monkeypatch.setenv(name, "ACTIVE")
     before = dict(os.environ)
-    with waiting_passively():
+    with waiting_briefly():
         assert dict(os.environ) == before
     assert dict(os.environ) == before
 

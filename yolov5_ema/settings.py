@@ -38,6 +38,9 @@ _OF_ONE_PROCESS = ("active", "leash")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 """Variables by which users say how OpenMP's threads wait: the standard's, GCC's and those of LLVM and Intel."""
 
+_BRIEFLY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+"""Threads that wait sleep; those of GCC's OpenMP, which torch uses on Linux, spin for some microseconds before."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -126,20 +129,20 @@ def exporting(**changes: Any) -> Iterator[None]:
 
 
 @contextmanager
-def waiting_passively() -> Iterator[None]:
-    """Context manager: threads of OpenMP sleep while they wait, here and in child processes, unless the user set it.
+def waiting_briefly() -> Iterator[None]:
+    """Context manager: threads of OpenMP that wait soon sleep, here and in child processes, unless the user set it.
 
-    Threads that spin take the cores from the other programs of a busy machine, and from each other. The runtime reads
-    the variable when it is loaded, so this process must not have imported torch yet.
+    Threads that spin take the cores from the other programs of a busy machine, and from each other; threads that sleep
+    at once cost time on a machine that does nothing else. The runtime reads the variables when it is loaded, so this
+    process must not have imported torch yet.
     """
-    is_said = any(name in os.environ for name in WAITING)
-    if not is_said:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    said = {} if any(name in os.environ for name in WAITING) else _BRIEFLY
+    os.environ.update(said)
     try:
         yield
     finally:
-        if not is_said:
-            os.environ.pop("OMP_WAIT_POLICY", None)
+        for name in said:
+            os.environ.pop(name, None)
 
 
 def take(name: str) -> Any:

@@ -19,7 +19,7 @@ from yolov5_ema.cli.command import AnyCommand, Command, Group, add_common_flags,
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import DISK_ERRORS
 from yolov5_ema.scripts import leash
-from yolov5_ema.settings import Settings, waiting_passively
+from yolov5_ema.settings import Settings, waiting_briefly
 from yolov5_ema.upstream.locate import is_yolov5_root
 
 COMMANDS = (
@@ -117,7 +117,7 @@ def _dispatch(arguments: list[str], *, is_program: bool) -> int:
     keep_freed_memory()
     if is_program and isinstance(command, Command) and command.closes_all:
         leave_the_rest()
-    with _settings(common).exported(), waiting_passively():
+    with _settings(common).exported(), waiting_briefly():
         return command.main(argv, common)
 
 
