@@ -3,7 +3,7 @@
 Whole commands run in turns on the images of a data set's split, repeated if there are too few; see ``predict.py`` for
 what is measured and how. AP of all protocols is compared with that of torch.
 
-    python benchmarks/evaluate_weights.py --weights best.pt --data ../shared/data/bccd/bccd.yaml --save
+    python benchmarks/evaluate_weights.py --weights best.pt --data bccd.yaml --save
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Images per second are the difference of the numbers of images divided by the dif
 is left is the time to start. The processor time is that of the command and of its processes: another process at work
 changes it less than the seconds. Exports are made before, in a cache folder of their own.
 
-    python benchmarks/predict.py --source ../shared/data/bccd ../shared/data/aerial_cars --save
+    python benchmarks/predict.py --source bccd aerial_cars --save
     python benchmarks/predict.py --weights best.pt --source images/ --rounds 3 --busy
 """
 
