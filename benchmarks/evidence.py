@@ -172,6 +172,10 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.report and not (args.bccd and args.aerial):
         parser.error("--bccd and --aerial are needed to train")
+    if args.seeds is not None and args.seeds < 1:
+        parser.error(f"--seeds must be at least 1, not {args.seeds}")
+    if args.known and not args.known.is_file():
+        parser.error(f"--known {args.known}: no such file")
     args.folder = args.folder.resolve()
     return args
 
@@ -180,6 +184,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def train(name: str, training: Training, args: argparse.Namespace) -> None:
+    start = run_of(args.folder, *START).best
+    if "{start}" in training.flags and not start.is_file():
+        sys.exit(f"{name} starts from {start}, which is missing: train it with --only {START[0]} {name}")
     files = data_of(args)
     place, cfgs = args.folder / "cfgs" / name, []
     place.mkdir(parents=True, exist_ok=True)
@@ -191,7 +198,6 @@ def train(name: str, training: Training, args: argparse.Namespace) -> None:
         cfgs.append(cfg)
     hyp = place / "hyp.yaml"
     hyp.write_text(hyp_for(training))
-    start = run_of(args.folder, *START).best
     seeds = args.seeds or training.seeds
     words = (
         *("compare", "--data", files[training.data], "--cfgs", *cfgs, "--seeds", seeds, "--jobs", args.jobs),
@@ -297,17 +303,18 @@ def rows_of(folder: Path) -> list[Row]:
 def report(folder: Path) -> None:
     """Print all differences; write them, the figures of every training, and the picture."""
     rows = rows_of(folder)
+    if not rows:
+        sys.exit(f"{folder} holds no trainings that are finished for both sides of a question")
     here = machine(torch.device("cpu"))
     versions = ", ".join(f"{name} {version}" for name, version in software(locate()).items())
     about = f"{here['device']}, {here['cores']} cores; {versions}"
     print(f"{about}\n")
     print(table(rows), end="\n\n")
-    if rows:
-        name = f"{datetime.date.today()}-evidence"
-        save(rows, about, HERE / "results" / f"{name}.csv")
-        save_runs(folder, about, HERE / "results" / f"{name}-runs.csv")
-        draw(rows, HERE / "results" / f"{name}.png")
-        print(f"\nbenchmarks/results/{name}.csv, -runs.csv and .png written")
+    name = f"{datetime.date.today()}-evidence"
+    save(rows, about, HERE / "results" / f"{name}.csv")
+    save_runs(folder, about, HERE / "results" / f"{name}-runs.csv")
+    draw(rows, HERE / "results" / f"{name}.png")
+    print(f"\nbenchmarks/results/{name}.csv, -runs.csv and .png written")
 
 
 def table(rows: Sequence[Row]) -> str:
