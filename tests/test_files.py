@@ -19,6 +19,8 @@ from fresh_process import fresh_command, fresh_environment
 from yolov5_ema import files
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import (
+    check_new_folder,
+    check_outputs,
     free_names,
     locked,
     open_regular,
@@ -60,6 +62,51 @@ def test_a_folder_that_takes_no_files_is_named(tmp_path, monkeypatch):
         write_whole(Path("no/x.json"), "new")
     with pytest.raises(UserError, match=r"^y cannot be read: No such file or directory$"), reading_from("y"):
         open("y")
+
+
+@pytest.mark.parametrize(
+    ("name", "parents", "said"),
+    [
+        ("mine/x.csv", True, "mine/x.csv cannot be written: mine is not a folder"),
+        ("mine/deep/x.csv", True, "mine/deep/x.csv cannot be written: mine is not a folder"),
+        ("no/x.csv", False, "no/x.csv cannot be written: there is no folder no"),
+        ("folder", True, "folder is a folder; name a file"),
+        ("pipe", True, "pipe cannot be written: it is not a file, but a pipe, a socket or a device"),
+        ("x" * 300, True, f"{'x' * 300} cannot be written: File name too long"),
+        ("mine", True, "mine is there already; --force replaces it, -o names another"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="pipes")
+def test_what_could_not_be_written_is_found_before(name, parents, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_whole(Path("mine"), "mine")
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    with pytest.raises(UserError) as raised:
+        check_outputs([Path("good"), Path(name)], force=False, parents=parents)
+    assert str(raised.value) == said
+    assert sorted(os.listdir()) == ["folder", "mine", "pipe"] and Path("mine").read_text() == "mine"
+
+
+def test_the_check_of_a_place_to_write_leaves_nothing_there(tmp_path):
+    write_whole(tmp_path / "old", "old")
+    check_outputs([tmp_path / "old", tmp_path / "new"], force=True)
+    check_outputs([tmp_path / "a/b/new"], force=False, parents=True)
+    check_new_folder(tmp_path / "a/b")
+    assert os.listdir(tmp_path) == ["old"] and (tmp_path / "old").read_text() == "old"
+    with pytest.raises(UserError, match=r"old exists and is left as it is; name another folder$"):
+        check_new_folder(tmp_path / "old")
+    with pytest.raises(UserError, match=r"old/new cannot be written: .*old is not a folder$"):
+        check_new_folder(tmp_path / "old/new")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="Linux")
+def test_a_folder_that_takes_no_files_is_found_before(tmp_path):
+    for check in (lambda place: check_outputs([place], force=True, parents=True), check_new_folder):
+        with pytest.raises(UserError, match=r"^/proc/x\.csv cannot be written: the folder /proc takes no files$"):
+            check(Path("/proc/x.csv"))
+        with pytest.raises(UserError, match=r"^/proc/a/x\.csv cannot be written: the folder /proc takes no files$"):
+            check(Path("/proc/a/x.csv"))
 
 
 # --- links, and others who write or read at the same time ----------------------------------------

@@ -50,6 +50,12 @@ def test_a_folder_that_was_there_stays(tmp_path, exist_ok):
     assert files_below(tmp_path) == ["runs/exp/kept.txt"] and not (tmp_path / "runs/exp2").exists()
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="Linux")
+def test_a_folder_that_takes_no_files_is_refused_at_the_start():
+    with pytest.raises(UserError, match=r"^cannot write to /proc/self: the folder /proc/self takes no files$"):
+        RunFolder.fresh(Path("/proc"), "self", exist_ok=True)
+
+
 def test_a_folder_that_another_process_made_meanwhile_is_not_ours(tmp_path, monkeypatch):
     mkdir = Path.mkdir
 

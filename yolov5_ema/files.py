@@ -422,17 +422,63 @@ def append_to(file: Path) -> BinaryIO:
     )
 
 
-def refuse_present(files: Sequence[Path], force: bool) -> None:
-    """Refuse to overwrite files.
+def check_outputs(files: Sequence[Path], *, force: bool, parents: bool = False) -> None:
+    """Refuse files that must not or cannot be written; to be called before the work whose results they are to hold.
+
+    Args:
+        files: the files to write.
+        force: replace existing files.
+        parents: whether missing parent folders will be made.
 
     Raises:
-        UserError: one of the files exists and ``force`` is not set, or is a folder.
+        UserError: one of the files exists and ``force`` is not set, is a folder, or cannot be written.
     """
     for file in files:
-        if file.is_dir():
-            raise UserError(f"{file} is a folder; name a file with -o")
+        with writing_in(file):
+            if file.is_dir():
+                raise UserError(f"{file} is a folder; name a file")
+            _refuse_unwritable(file, parents)
+            _refuse_special(file)
         if file.exists() and not force:
             raise UserError(f"{file} is there already; --force replaces it, -o names another")
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that `whole_folder` could not write; to be called before the work whose results it is to hold.
+
+    Raises:
+        UserError: it holds something, is no folder, or cannot be made.
+    """
+    with writing_in(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists and is left as it is; name another folder")
+    _refuse_unwritable(folder, parents=True)
+
+
+def _refuse_unwritable(place: Path, parents: bool) -> None:
+    if not parents and not place.parent.exists():
+        raise UserError(f"{place} cannot be written: there is no folder {place.parent}")
+    reason = why_unwritable(place)
+    if reason is not None:
+        raise UserError(f"{place} cannot be written: {reason}")
+
+
+def why_unwritable(place: Path) -> str | None:
+    """Why a file or folder and its missing parents cannot be made, as found by making an empty file; None if they can.
+
+    The file is made in the nearest existing folder above the place, and removed.
+    """
+    above = place.parent
+    while not os.path.lexists(above) and above != above.parent:
+        above = above.parent
+    probe = above / place.name
+    try:
+        if not above.is_dir():
+            return f"{above} is not a folder"
+        with _draft_of(probe):
+            return None
+    except OSError as error:
+        return why_not_written(probe, error)
 
 
 def _refuse_special(file: Path) -> None:

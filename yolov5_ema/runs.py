@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import free_names, locked, why_not_written
+from yolov5_ema.files import free_names, locked, why_not_written, why_unwritable
 
 
 class RunFolder:
@@ -62,11 +62,18 @@ class RunFolder:
                 return cls.make(path)
             except FileExistsError:
                 if exist_ok and path.is_dir():
-                    return cls(path)
+                    return cls._existing(path)
                 if exist_ok:
                     raise UserError(f"cannot make {path}: there is a file of that name") from None
             except OSError as error:
                 raise UserError(f"cannot make {path}: {why_not_written(path, error)}") from error
+
+    @classmethod
+    def _existing(cls, path: Path) -> RunFolder:
+        said = why_unwritable(path / "new")
+        if said is not None:
+            raise UserError(f"cannot write to {path}: {said}")
+        return cls(path)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -192,6 +192,10 @@ def test_predict_refuses_what_it_cannot_use(trained_run, refused, own_folder):
     ):
         assert words in refused("classify", "predict", "--weights", best, "--source", source)
     assert "not found" in refused("classify", "predict", "--weights", "no.pt", "--source", "bad.png")
+    assert not (own_folder / "runs").exists()
+    flags = ("--weights", best, "--source", "bad.png", "--project", "bad.png")
+    said = f"cannot make {Path('bad.png/exp')}: Not a directory"
+    assert said in refused("classify", "predict", *flags), "found before a picture is read"
     last = trained_run / "weights" / "last.ckpt"
     assert "name best.pt" in refused("classify", "predict", "--weights", last, "--source", "bad.png")
 

@@ -492,6 +492,29 @@ def test_files_that_cannot_be_used(file, text, words, drone, own_folder, capsys)
     assert set(own_folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("argv", "place"),
+    [
+        (["evaluate", "--annotations", "no", "--predictions", "no", "--csv", "mine/x.csv"], "mine/x.csv"),
+        (["evaluate", "--annotations", "no", "--predictions", "no", "--json", "mine/x.json"], "mine/x.json"),
+        (["evaluate", "--data", "no.yaml", "--weights", "no.pt", "--csv", "mine/x.csv"], "mine/x.csv"),
+        (["submit", "--data", "no.yaml", "--predictions", "no.json", "-o", "mine/results"], "mine/results"),
+        (["data", "stats", "no.yaml", "-o", "mine/x.png"], "mine/x.png"),
+        (["data", "stats", "no.yaml", "--no-picture", "--json", "mine/x.json"], "mine/x.json"),
+        (["paper", "tables", "-o", "mine/x.md"], "mine/x.md"),
+        (["paper", "figure1", "--runs", "no", "-o", "mine/x.png"], "mine/x.png"),
+        (["blocks", "--at", "no.yaml", "--picture", "mine/x.png"], "mine/x.png"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-2],
+)
+def test_outputs_are_checked_before_inputs_are_read(argv, place, own_folder, capsys):
+    """Work of minutes must not end with a file that cannot be written."""
+    Path("mine").write_text("mine")
+    assert main(argv) == 2
+    assert f"{place} cannot be written: mine is not a folder" in capsys.readouterr().err
+    assert [path.name for path in own_folder.iterdir()] == ["mine"] and Path("mine").read_text() == "mine"
+
+
 def test_no_object_at_all(drone, own_folder, capsys):
     for path in Path("annotations").iterdir():
         path.write_text("100,100,80,80,0,0,0,0\n")

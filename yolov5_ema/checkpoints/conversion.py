@@ -43,7 +43,7 @@ from yolov5_ema.checkpoints.models import (
 )
 from yolov5_ema.checkpoints.state_dicts import own_memory, read_tensors
 from yolov5_ema.errors import CheckpointError, UserError
-from yolov5_ema.files import refuse_present, whole_files
+from yolov5_ema.files import check_outputs, whole_files
 from yolov5_ema.texts import first_line
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import Ultralytics
@@ -73,7 +73,7 @@ def to_safetensors(source: Path, target: Path, cfg: Path, *, engine: Engine, for
     """
     from safetensors.torch import save
 
-    refuse_present([target, cfg], force)
+    check_outputs([target, cfg], force=force)
     own = _programs[isinstance(engine, Ultralytics)]
     checkpoint = load_checkpoint(source, "cpu", engine=engine, without_model=True)
     with as_yolov5_builds(source, own.name):
@@ -111,7 +111,7 @@ def to_checkpoint(
         ConfigError: the cfg is invalid.
         UserError: the target exists already, or cannot be written.
     """
-    refuse_present([target], force)
+    check_outputs([target], force=force)
     tensors, header = read_tensors(source, engine)
     own = _programs[isinstance(engine, Ultralytics)]
     with as_yolov5_builds(source, own.name):

@@ -13,7 +13,7 @@ from yolov5_ema.checkpoints import models, ultralytics_models
 from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.errors import ConfigError, UserError
-from yolov5_ema.files import refuse_present, whole_files
+from yolov5_ema.files import check_outputs, whole_files
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import Ultralytics
 from yolov5_ema.weights.heads import Names, names_of
@@ -55,7 +55,7 @@ def transfer_checkpoint(
         ConfigError: the cfg is invalid, or ``identity`` is not possible.
         UserError: the number of classes is not clear, or the target exists already or cannot be written.
     """
-    refuse_present([target], force)
+    check_outputs([target], force=force)
     own = _Yolov5(engine) if not isinstance(engine, Ultralytics) else _Ultralytics(engine)
     content = own.content_of(cfg)
     checkpoint = load_checkpoint(weights, "cpu", engine=engine, without_model=True)

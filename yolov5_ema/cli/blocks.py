@@ -21,6 +21,7 @@ from yolov5_ema.cli.command import (
     results_alone,
 )
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import check_outputs
 from yolov5_ema.texts import aligned, listed
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def _print_costs(args: argparse.Namespace) -> int:
     check_image_size(imgsz, least=32)
     if rounds < 2:
         raise UserError(f"--rounds must be at least 2, not {rounds}")
-    if args.picture is not None and not args.picture.parent.is_dir():
-        raise UserError(f"--picture {args.picture}: there is no folder {args.picture.parent}")
+    if args.picture is not None:
+        check_outputs([args.picture], force=True)
 
     from yolov5_ema.blocks import list_blocks
     from yolov5_ema.cli._yolov5 import start_yolov5

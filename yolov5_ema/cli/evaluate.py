@@ -31,7 +31,7 @@ from yolov5_ema.cli.command import (
 from yolov5_ema.data.image_names import named_once
 from yolov5_ema.detecting.runtime_names import FLOAT32, OPENVINO
 from yolov5_ema.errors import ConfigError, UserError
-from yolov5_ema.files import write_whole
+from yolov5_ema.files import check_outputs, write_whole
 from yolov5_ema.runs import run_folder
 from yolov5_ema.texts import counted
 
@@ -163,6 +163,7 @@ def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
     check_at_least_one(args, "max_det")
     if args.image_sizes and not args.annotations:
         raise UserError("--image-sizes works only with --annotations; with --data, the sizes are read from the images")
+    check_outputs([Path(file) for file in (args.json, args.csv) if file], force=True, parents=True)
 
 
 def _evaluate(args: argparse.Namespace, rest: Sequence[str], folder: Path | None, output: TextIO) -> None:

@@ -56,7 +56,7 @@ from yolov5_ema.detecting.runtime_names import (
 )
 from yolov5_ema.detecting.sources import Source, find_images
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import refuse_present, replacement, sha256_of
+from yolov5_ema.files import check_outputs, replacement, sha256_of
 from yolov5_ema.texts import counted
 from yolov5_ema.upstream.locate import Engine
 
@@ -240,11 +240,9 @@ def _check_ray(args: argparse.Namespace) -> None:
 
 def _check_output(args: argparse.Namespace, images: Sequence[str]) -> None:
     outputs.check_format(args.output)
-    if not args.output.parent.is_dir():
-        raise UserError(f"-o {args.output}: there is no folder {args.output.parent}")
-    if not is_unfinished(args.output):
-        refuse_present([args.output], args.force)
-    elif not (args.resume or args.force):
+    begun = is_unfinished(args.output)
+    check_outputs([args.output], force=args.force or begun)
+    if begun and not (args.resume or args.force):
         raise UserError(f"{args.output} is unfinished: --resume continues it, --force starts from the beginning")
     if args.output.suffix.lower() == ".json":
         outputs.check_image_ids(images)

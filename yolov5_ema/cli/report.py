@@ -29,7 +29,7 @@ from yolov5_ema.cli.command import (
     check_image_size,
 )
 from yolov5_ema.errors import UserError
-from yolov5_ema.files import refuse_present, write_whole
+from yolov5_ema.files import check_outputs, write_whole
 from yolov5_ema.texts import first_line
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _output(args: argparse.Namespace, sources: Sequence[Source]) -> Path:
     if output.is_file():
         with output.open("rb") as stream:
             is_ours = f'name="generator" content="{GENERATOR} '.encode() in stream.read(4096)
-    refuse_present([output], force=args.force or is_ours)
+    check_outputs([output], force=args.force or is_ours, parents=True)
     return output
 
 

@@ -13,6 +13,7 @@ from yolov5_ema.cli._detections import Request, add_source, check_source, detect
 from yolov5_ema.cli.command import Command, add_output
 from yolov5_ema.data.image_names import keys_of_images, named_once
 from yolov5_ema.errors import UserError
+from yolov5_ema.files import check_new_folder
 from yolov5_ema.texts import counted
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ def _check(args: argparse.Namespace, rest: Sequence[str]) -> None:
     check_source(args, rest)
     if not 1 <= args.max_det <= MOST_ROWS:
         raise UserError(f"--max-det must be 1 to {MOST_ROWS}, not {args.max_det}")
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise UserError(f"{args.output} exists and is left as it is; name another folder")
+    check_new_folder(args.output)
 
 
 def _by_weights(args: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str, Predictions], int]:

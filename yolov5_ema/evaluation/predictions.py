@@ -16,7 +16,7 @@ from yolov5_ema.data.yolo_format import to_xywh_pixels
 from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.records import NO_CLASS, Predictions, Truth, check_predictions
 from yolov5_ema.evaluation.truths import TruthSet, read_json
-from yolov5_ema.files import whole_folder
+from yolov5_ema.files import check_new_folder, whole_folder
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -266,8 +266,7 @@ def write_visdrone_results(folder: Path, predictions: Mapping[str, Predictions],
         UserError: the folder is not empty or cannot be written, or two images have the same name. No incomplete
             output remains.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is left as it is; name another folder")
+    check_new_folder(folder)
     named = named_once(predictions, f"{folder} takes one file of that name")
     written = 0
     with whole_folder(folder) as draft:

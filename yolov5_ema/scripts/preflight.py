@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from yolov5_ema.data.image_names import image_id, name_of, named_once
 from yolov5_ema.engine.guards import resumed_training
 from yolov5_ema.engine.quirks import downloads
 from yolov5_ema.errors import CheckpointError, ConfigError, UserError
-from yolov5_ema.files import open_regular, why_not_written
+from yolov5_ema.files import open_regular, why_unwritable
 from yolov5_ema.scripts import exports
 from yolov5_ema.scripts.option_values import check_values
 from yolov5_ema.scripts.sources import ADDRESS, check_source
@@ -203,16 +202,6 @@ def _refuse_names_twice(dataset: Dataset, engine: Engine) -> None:
 
 def _check_writable(project: Path) -> None:
     """Try to write where the run will write: in the project folder, or in the nearest existing folder above it."""
-    existing = project
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    try:
-        if not existing.is_dir():
-            raise NotADirectoryError(0, f"{existing} is a file")
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        said = why_not_written(existing / "new", error)
-        raise UserError(
-            f"cannot write to the run folder --project {project}: {said}. Name another --project."
-        ) from error
+    said = why_unwritable(project / "new")
+    if said is not None:
+        raise UserError(f"cannot write to the run folder --project {project}: {said}. Name another --project.")

@@ -9,6 +9,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from yolov5_ema.cli.classify._options import load_weights, prepare
 from yolov5_ema.cli.command import Command, add_device, add_run_folder, add_switch_off
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import free_names, write_whole
+from yolov5_ema.runs import run_folder
 from yolov5_ema.texts import first_of
 
 if TYPE_CHECKING:
@@ -36,21 +38,29 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"--batch {args.batch}: must be 1 or more")
     files = list(dict.fromkeys(file for source in args.source for file in _files(source)))
     classifier = load_weights(args.weights, args.device)
-    rows = []
-    for row in _predict(classifier, files, args.batch):
-        rows.append(row)
-        if "error" not in row:
-            print(_line(row), flush=True)
-    bad = [row for row in rows if "error" in row]
-    if len(bad) == len(rows):
-        raise UserError(f"none of {len(rows)} files can be read; {bad[0]['image']} {bad[0]['error']}")
-    if not args.no_save:
-        _save(args, rows)
+    folder = nullcontext() if args.no_save else run_folder(args.project, args.name, args.exist_ok, parts=["labels"])
+    with folder as place:
+        rows = _shown_rows(classifier, files, args.batch)
+        bad = [row for row in rows if "error" in row]
+        if len(bad) == len(rows):
+            raise UserError(f"none of {len(rows)} files can be read; {bad[0]['image']} {bad[0]['error']}")
+        if place is not None:
+            _save(place, rows, args.save_txt)
     if bad:
         print(f"classify predict: {len(bad)} of {len(rows)} files could not be read:", file=sys.stderr)
         lines = [f"  {row['image']}: {row['error']}" for row in bad]
         print(*first_of(lines, 20, "  and {} more"), sep="\n", file=sys.stderr)
     return 1 if bad else 0
+
+
+def _shown_rows(classifier: Classifier, files: Sequence[Path], batch: int) -> list[Row]:
+    """A row for each file; those of images that can be read are printed as they come."""
+    rows = []
+    for row in _predict(classifier, files, batch):
+        rows.append(row)
+        if "error" not in row:
+            print(_line(row), flush=True)
+    return rows
 
 
 def _files(source: str) -> list[Path]:
@@ -115,15 +125,12 @@ def _line(row: Row) -> str:
     return f"{row['image']}: {best}"
 
 
-def _save(args: argparse.Namespace, rows: Sequence[Row]) -> None:
-    from yolov5_ema.runs import run_folder
-
-    with run_folder(args.project, args.name, args.exist_ok, parts=["labels"]) as folder:
-        write_whole(folder / "predictions.json", json.dumps(rows, indent=1) + "\n")
-        write_whole(folder / "predictions.csv", _as_csv(rows))
-        if args.save_txt:
-            _save_texts(folder / "labels", rows)
-    print(f"{folder / 'predictions.json'} and .csv{', labels/*.txt' if args.save_txt else ''}")
+def _save(folder: Path, rows: Sequence[Row], has_texts: bool) -> None:
+    write_whole(folder / "predictions.json", json.dumps(rows, indent=1) + "\n")
+    write_whole(folder / "predictions.csv", _as_csv(rows))
+    if has_texts:
+        _save_texts(folder / "labels", rows)
+    print(f"{folder / 'predictions.json'} and .csv{', labels/*.txt' if has_texts else ''}")
 
 
 def _as_csv(rows: Sequence[Row]) -> str:

@@ -18,7 +18,7 @@ from yolov5_ema.cli.command import (
     results_alone,
 )
 from yolov5_ema.errors import ConfigError, UserError
-from yolov5_ema.files import write_whole
+from yolov5_ema.files import check_outputs, write_whole
 
 if TYPE_CHECKING:
     from yolov5_ema.data.dataset import Dataset
@@ -52,6 +52,8 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
     picture = args.output or Path("runs/data/stats", args.data.with_suffix(".png").name)
     check_picture(picture)
+    files = [Path(args.json)] if args.json else []
+    check_outputs(files if args.no_picture else [*files, picture], force=True, parents=True)
     with results_alone(is_bare_json(args)) as output:
         data = open_dataset(str(args.data))
         splits = list(dict.fromkeys(args.split or _splits_there(data)))

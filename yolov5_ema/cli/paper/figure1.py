@@ -20,11 +20,11 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
             f"-o {args.output}: a PNG and an SVG are written; give a name with one of these suffixes, or without one"
         )
 
-    from yolov5_ema.files import refuse_present, whole_files
+    from yolov5_ema.files import check_outputs, whole_files
     from yolov5_ema.paper import figure1
 
     files = [args.output.with_suffix(".png"), args.output.with_suffix(".svg")]
-    refuse_present(files, args.force)
+    check_outputs(files, force=args.force)
     points = figure1.run_points(args.runs)
     if not args.only_runs:
         points = [*figure1.paper_points(plain=args.parameters == "plain"), *points]

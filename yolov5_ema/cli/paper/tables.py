@@ -6,8 +6,7 @@ import argparse
 import json
 
 from yolov5_ema.cli.command import Command, add_force, add_json, add_output, results_alone
-from yolov5_ema.errors import UserError
-from yolov5_ema.files import refuse_present, write_whole
+from yolov5_ema.files import check_outputs, write_whole
 
 _TABLES = ("1", "2", "3", "4")
 
@@ -21,10 +20,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     from yolov5_ema.paper.tables import compare_tables
 
     if args.output is not None:
-        refuse_present([args.output], args.force)
-        # checked before a minute of work
-        if not args.output.parent.is_dir():
-            raise UserError(f"-o {args.output}: there is no folder {args.output.parent}")
+        check_outputs([args.output], force=args.force)
     chosen = [table for table in printed_tables() if table.table in args.table]
     total = sum(len(table.rows) for table in chosen)
     silent = True if args.quiet else None
