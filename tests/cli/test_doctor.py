@@ -55,14 +55,20 @@ def test_check_compares_every_kernel(monkeypatch, capsys):
     ]
     row = next(line for line in lines if "EMA    cpp     backward  cpu     bfloat16  sliced         right" in line)
     assert 0 < float(row.split()[-2]) < float(row.split()[-1]) == pytest.approx(2**-5, abs=1e-3)
+    checks = len(lines) - start - 4
+    assert checks > 50 and lines[-2:] == ["", f"{checks} checks: none failed"]
     monkeypatch.setattr(cpp, "backward", lambda *arguments: (_ for _ in ()).throw(RuntimeError("an illegal launch")))
     assert main(["doctor", "--check", "--json"]) == 1
     rows = json.loads(capsys.readouterr().out)["kernels"]
-    assert len(rows) == len(lines) - start - 2
+    assert len(rows) == checks
     wrong = [row for row in rows if row["is_fault"]]
     assert len(wrong) == 4 * 3 and all(row["block"] == "EMA" and row["kind"] == "backward" for row in wrong)
     assert wrong[0]["result"] == "fails" and wrong[0]["error"] is None
     assert wrong[0]["reason"] == "at (2, 8, 5, 7): RuntimeError: an illegal launch"
+    assert main(["doctor", "--check"]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"{checks} checks: 12 failed: EMA cpp backward cpu float32 contiguous, ")
+    assert last.endswith(" and 4 more") and last.count("EMA cpp backward cpu") == 8
 
 
 def test_without_yolov5(monkeypatch, capsys):

@@ -112,3 +112,14 @@ def test_every_path_of_the_triton_kernels_is_checked():
     assert any(w > 1024 for _, _, w in sizes), "rows that are wider than usual"
     assert any(h % 2 and w % 2 for _, h, w in sizes[-2:])
     assert [kernels._is_fused(c // n, h, w) for n, c, h, w in proof._FIRST_SHAPES] == [True, False]
+
+
+def test_the_verdict_counts_what_failed_and_what_was_not_run():
+    rows = [
+        self_test.Row("EMA", "cpp", "forward", "cpu", "float32", "contiguous", 0.0, 1e-4, "right", ""),
+        self_test.Row("EMA", "cpp", "forward", "cpu", "float32", "sliced", 1.0, 1e-4, "wrong", "at (2, 8, 5, 7)"),
+        self_test.Row("CA", "cpp", "forward", "cpu", "float32", "contiguous", None, None, "not run", "no compiler"),
+    ]
+    assert self_test.verdict(rows[:1]) == "1 check: none failed"
+    assert self_test.verdict(rows) == "3 checks, 1 of them not run: 1 failed: EMA cpp forward cpu float32 sliced"
+    assert self_test.verdict(rows[2:] * 2) == "2 checks, 2 of them not run: none failed"

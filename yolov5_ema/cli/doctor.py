@@ -40,7 +40,8 @@ def _add_flags(flags: Flags) -> None:
         "--check",
         action="store_true",
         help="also compare every kernel with plain torch operations, in all dtypes, memory layouts and odd shapes, "
-        "and print a table; exit code 1 if one is wrong (a GPU compiles its kernels first, which takes minutes)",
+        "and print a table and how many failed; exit code 1 if one is wrong (a GPU compiles its kernels first, which "
+        "takes minutes)",
     )
     add_json(flags)
 
@@ -220,8 +221,9 @@ def _check_kernels(show: Show) -> Facts:
     for row in self_test.check():
         errors = ("" if error is None else f"{error:.1e}" for error in (row.error, row.allowed))
         show(columns.format(*row[:6], row.result, *errors, row.reason).rstrip())
-        rows.append({**row._asdict(), "is_fault": row.is_fault})
-    return {"kernels": rows}
+        rows.append(row)
+    show(f"\n{self_test.verdict(rows)}")
+    return {"kernels": [{**row._asdict(), "is_fault": row.is_fault} for row in rows]}
 
 
 def _check_usable(of_yolov5: str, of_ultralytics: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from yolov5_ema.kernels.dispatch import missing
 from yolov5_ema.kernels.proof import KERNELS, Difference, Proved, difference, elsewhere
-from yolov5_ema.texts import first_line
+from yolov5_ema.texts import counted, first_line, listed
 
 # (N, C, H, W): small, thin and wide maps; the last two are too large for kernels that process a whole group of channels
 # at once
@@ -86,6 +86,18 @@ def check() -> Iterator[Row]:
                     name = str(dtype).removeprefix("torch.")
                     found = elsewhere(_checked, kernel, kernels, device, dtype, layout)
                     yield Row(block, kernel, kind, str(device), name, layout, *found)
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """One line: how many checks there were, and which of them failed.
+
+    Args:
+        rows: all rows of `check`.
+    """
+    faults = [" ".join(row[:6]) for row in rows if row.is_fault]
+    not_run = sum(row.result == "not run" for row in rows)
+    start = counted(len(rows), "check") + (f", {not_run:,} of them not run" if not_run else "")
+    return f"{start}: {len(faults):,} failed: {listed(faults, most=8)}" if faults else f"{start}: none failed"
 
 
 def _places() -> Iterator[tuple[str, torch.device]]:
