@@ -25,7 +25,9 @@ from conftest import REPOSITORY, SMALL_YOLO, run_cli, small_cfg
 from offline_ultralytics import environment
 
 import yolov5_ema
-from yolov5_ema.cfgs.generator import format_cfg
+from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.cfgs.generator import build_cfg, format_cfg
+from yolov5_ema.checkpoints.loading import save_checkpoint
 from yolov5_ema.cli import compare
 from yolov5_ema.cli.main import main
 from yolov5_ema.comparing import by_ultralytics, by_yolov5, plan
@@ -184,6 +186,19 @@ def refused(capsys, own_folder, played):
     return run
 
 
+@pytest.fixture
+def weights(engine, own_folder):
+    """A function that writes a checkpoint of yolov5n with a block, at the usual places."""
+
+    def write(name: str, block: str) -> None:
+        with quiet():
+            model = engine.module("models.yolo").Model(build_cfg(size="n", block=block, nc=3))
+        content = {"model": model.half(), "ema": None, "epoch": -1, "optimizer": None}
+        save_checkpoint(content, own_folder / name, engine=engine)
+
+    return write
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -256,10 +271,47 @@ def test_bad_data(refused, tiny_set):
 
 
 def test_a_flag_that_nobody_knows(tiny_set, capsys, played):
-    with pytest.raises(SystemExit) as caught:
-        main(command(tiny_set, "--no-such-flag", 3))
-    assert caught.value.code == 2 and "--no-such-flag" in capsys.readouterr().err
+    assert main(command(tiny_set, "--no-such-flag", 3)) == 2
+    assert "unrecognized arguments: --no-such-flag 3" in capsys.readouterr().err
     assert not played.calls and not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("of", "cfgs", "message"),
+    [
+        (
+            "none",
+            ("plain.yaml", "other.yaml"),
+            "--init identity would change nothing: no model of YOLOv5 in --cfgs has an attention block "
+            "(plain, other); leave --init out, or name a model with blocks",
+        ),
+        (
+            "EMA",
+            ("plain.yaml", "yolov5n-ema.yaml"),
+            "--cfgs yolov5n-ema with --weights a.pt: --init identity: no row of the cfg is a fresh attention block: "
+            "the weights already hold all of its blocks; leave --init out",
+        ),
+        (
+            "none",
+            ("yolov5n-ema.yaml", "simam.yaml"),
+            "--cfgs simam with --weights a.pt: --init identity: row 7 (SimAM) is a SimAM, which has no method "
+            "zero_gate_() to make its gate a constant; leave --init out, or add the method to the block "
+            "(CONTRIBUTING.md)",
+        ),
+    ],
+)
+def test_blocks_that_cannot_start_as_identities_are_refused(refused, tiny_set, weights, of, cfgs, message):
+    weights("a.pt", block=of)
+    Path("simam.yaml").write_text(format_cfg(size="n", block="SimAM", nc=3))
+    said = refused(command(tiny_set, "--weights", "a.pt", "--init", "identity", cfgs=cfgs))
+    assert said == f"yolov5-ema: error: {message}\n"
+
+
+def test_blocks_of_ultralytics_do_not_start_as_identities(refused, tiny_set, weights, two_yolos):
+    weights("a.pt", block="none")
+    flags = ("--weights", "a.pt", "pretrained=False", "--init", "identity")
+    message = refused(command(tiny_set, *flags, cfgs=BOTH))  # small.yaml has a block, but is of ultralytics
+    assert "no model of YOLOv5 in --cfgs has an attention block (plain)" in message
 
 
 def test_a_folder_of_something_else(refused, tiny_set):
@@ -393,8 +445,30 @@ def test_different_starts_are_told(tiny_set, played, capsys):
     torch.save({"epoch": -1}, "a.pt")
     played.fail["yolov5n-ema", 0] = "Transferred 1/9 items from a.pt"
     assert main(command(tiny_set, "--seeds", 1, "--weights", "a.pt")) == 0
-    assert "plain 3 of 9, yolov5n-ema 1 of 9" in capsys.readouterr().out
+    assert (
+        "--weights gave the models different starts (weights copied: plain 3 of 9, yolov5n-ema 1 of 9): layers that "
+        "are missing from the checkpoint, such as an inserted block, start with fresh weights.\n"
+    ) in capsys.readouterr().out
     assert all(str(Path("a.pt").resolve()) in call for call in played.calls)
+
+
+@pytest.mark.parametrize(
+    ("of_ema", "begins"),
+    [
+        ("3/9", "--weights: "),
+        ("1/9", "--weights gave the models different starts (weights copied: plain 3 of 9, yolov5n-ema 1 of 9): "),
+    ],
+)
+def test_starts_as_identities_are_told(tiny_set, played, weights, capsys, of_ema, begins):
+    weights("a.pt", block="none")
+    played.fail["yolov5n-ema", 0] = f"Transferred {of_ema} items from a.pt"
+    assert main(command(tiny_set, "--seeds", 1, "--weights", "a.pt", "--init", "identity")) == 0
+    note = (
+        f"{begins}attention blocks of YOLOv5's models that are missing from the checkpoint change nothing at first "
+        "(--init identity); all other layers that are missing from it start with fresh weights.\n"
+    )
+    assert f"\n{note}" in capsys.readouterr().out
+    assert f"\n- {note}" in Path("runs/compare/exp/comparison.md").read_text()
 
 
 def test_init_is_for_models_of_yolov5(refused, tiny_set):
@@ -406,8 +480,8 @@ def test_init_is_for_models_of_yolov5(refused, tiny_set):
 
 
 @pytest.mark.parametrize("how", ["flag", "environment"])
-def test_identity_blocks_are_part_of_the_recipe(tiny_set, played, monkeypatch, capsys, how):
-    torch.save({"epoch": -1}, "a.pt")
+def test_identity_blocks_are_part_of_the_recipe(tiny_set, played, monkeypatch, capsys, weights, how):
+    weights("a.pt", block="none")
     inits = []
     monkeypatch.setattr(
         Runner, "_call", lambda *args, **kwargs: (inits.append(read("init")), played(*args, **kwargs))[1]
@@ -419,11 +493,11 @@ def test_identity_blocks_are_part_of_the_recipe(tiny_set, played, monkeypatch, c
     assert set(inits) == {"identity"}
     monkeypatch.delenv("YOLOV5_EMA_INIT", raising=False)
     assert main(plain) == 2
-    assert "\n  init: 'identity' there, None now\n" in capsys.readouterr().err
+    assert "\n  init: 'identity' there, none now\n" in capsys.readouterr().err
 
 
-def test_a_baseline_without_blocks_is_compared_with_identity_blocks(tiny_set, played):
-    torch.save({"epoch": -1}, "a.pt")
+def test_a_baseline_without_blocks_is_compared_with_identity_blocks(tiny_set, played, weights):
+    weights("a.pt", block="none")
     assert main(command(tiny_set, "--seeds", 1, "--weights", "a.pt", "--init", "identity")) == 0
     flags = {Path(call[call.index("--cfg") + 1]).stem: call[-2:] for call in played.calls}
     assert flags["plain"] == ["--init", "none"]

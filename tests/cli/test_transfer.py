@@ -110,7 +110,7 @@ def test_mistakes_leave_nothing(pretrained, refused, flags, expected):
 def test_identity_needs_a_fresh_block(pretrained, refused, tmp_path_factory):
     cfg = cfg_file(tmp_path_factory.mktemp("cfg"), block="none", nc=3)
     message = refused("transfer", pretrained, "--cfg", cfg, "--init", "identity", "-o", "out.pt")
-    assert "is a fresh attention block" in message
+    assert "--init identity: no row of the cfg is a fresh attention block: it has no block; leave --init out" in message
 
 
 def test_weights_that_are_none(refused, tmp_path_factory):

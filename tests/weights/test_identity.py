@@ -14,7 +14,7 @@ from yolov5_ema.blocks import create_block, get_block, list_blocks, register_blo
 from yolov5_ema.cfgs.dry_run import quiet
 from yolov5_ema.cfgs.generator import build_cfg
 from yolov5_ema.errors import ConfigError
-from yolov5_ema.weights.identity import start_as_identity
+from yolov5_ema.weights.identity import rows_with_blocks, start_as_identity
 from yolov5_ema.weights.transfer import transfer
 
 OF_THE_PAPER = ["CA", "CBAM", "EMA", "ECA", "NAM", "SA", "SE"]
@@ -96,6 +96,12 @@ def test_in_training_mode_too(build, detector):
     plain = copy.deepcopy(detector).train()
     for ours, theirs in zip(model.train()(image), plain(image)):
         assert torch.equal(ours, theirs)
+
+
+def test_rows_with_blocks(build):
+    assert rows_with_blocks(build(build_cfg(size="n", block="none", nc=2))) == []
+    assert rows_with_blocks(build(build_cfg(size="n", block="EMA", nc=2))) == [7, 10]
+    assert rows_with_blocks(build(build_cfg(size="n", block="EMA", inside="C3", at="neck", nc=2))) == [13, 17, 20]
 
 
 def test_a_residual_ema_starts_as_identity_by_itself(build, detector):

@@ -12,7 +12,7 @@ from yolov5_ema.cfgs.dry_run import check_model, quiet
 from yolov5_ema.checkpoints import models, ultralytics_models
 from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.checkpoints.models import as_yolov5_builds
-from yolov5_ema.errors import ConfigError, UserError
+from yolov5_ema.errors import UserError
 from yolov5_ema.files import check_outputs, whole_files
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import Ultralytics
@@ -70,8 +70,6 @@ def transfer_checkpoint(
         model = own.built(cfg, content, nc)
         found = own.filled(model, source, source_names, names)
         if identity:
-            if not found.fresh_blocks:
-                raise ConfigError(f"--init identity: no row of {cfg} is a fresh attention block")
             start_as_identity(model, found.fresh_blocks)
         # v6.2's val reads it
         model.nc = nc

@@ -479,18 +479,23 @@ def _notes(plan: Plan, records: Mapping[Run, Record], report: Report, where: Map
                 f"{run} was resumed at epoch {epochs}: "
                 "from there on, its images come in a different order than those of the runs it is paired with."
             )
-    return [*notes, *_transfer_notes(records)]
+    return [*notes, *_notes_on_starts(plan, records)]
 
 
-def _transfer_notes(records: Mapping[Run, Record]) -> list[str]:
+def _notes_on_starts(plan: Plan, records: Mapping[Run, Record]) -> list[str]:
+    """How layers that are missing from --weights start, if it matters."""
+    has_identities = plan.recipe["options"].get("init") == "identity"
+    how = (
+        "attention blocks of YOLOv5's models that are missing from the checkpoint change nothing at first (--init "
+        "identity); all other layers that are missing from it start with fresh weights."
+        if has_identities
+        else "layers that are missing from the checkpoint, such as an inserted block, start with fresh weights."
+    )
     shares = {run.cfg: record.transferred for run, record in records.items() if record.transferred}
-    if len({tuple(share) for share in shares.values()}) < 2:
-        return []
-    listed = ", ".join(f"{name} {done} of {of}" for name, (done, of) in shares.items())
-    return [
-        f"--weights gave the models different starts (weights copied: {listed}): "
-        "layers that are missing from the checkpoint, such as an inserted block, start with fresh weights."
-    ]
+    if len({tuple(share) for share in shares.values()}) > 1:
+        copied = ", ".join(f"{name} {done} of {of}" for name, (done, of) in shares.items())
+        return [f"--weights gave the models different starts (weights copied: {copied}): {how}"]
+    return [f"--weights: {how}"] if has_identities else []
 
 
 COMMAND = Command(

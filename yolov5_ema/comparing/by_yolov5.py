@@ -10,17 +10,22 @@ from typing import Any
 
 from torch import nn
 
-from yolov5_ema.blocks.registry import block_of
 from yolov5_ema.cfgs.dry_run import quiet
+from yolov5_ema.checkpoints.loading import load_checkpoint
+from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.comparing.trainer import SETTINGS, Common, identity_of
 from yolov5_ema.engine.model_info import ModelInfo, model_info
+from yolov5_ema.engine.quirks.downloads import is_released_weight
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.scripts import preflight
 from yolov5_ema.scripts.running import command_line
 from yolov5_ema.settings import Settings, read
+from yolov5_ema.texts import listed
 from yolov5_ema.upstream.flags import given_flags, refuse_unknown
 from yolov5_ema.upstream.hyperparameters import read_hyp
 from yolov5_ema.upstream.locate import Engine
+from yolov5_ema.weights.identity import rows_with_blocks, start_as_identity
+from yolov5_ema.weights.transfer import transfer
 
 _OWN_FLAGS = {
     "--cfg": "the models are named with --cfgs",
@@ -91,13 +96,17 @@ class Yolov5Trainer:
         return found
 
     @property
+    def _weights(self) -> str:
+        return str(getattr(self.options, "weights", "") or "")
+
+    @property
     def texts(self) -> Mapping[Path, str]:
         return {}
 
     @property
     def recipe(self) -> Mapping[str, Any]:
         shared = {name: value for name, value in vars(self.options).items() if name not in _NOT_SHARED}
-        hyp, weights = getattr(self.options, "hyp", None), str(getattr(self.options, "weights", "") or "")
+        hyp, weights = getattr(self.options, "hyp", None), self._weights
         init = read("init")
         if weights and init != Settings.init:
             shared["init"] = init
@@ -126,9 +135,52 @@ class Yolov5Trainer:
 
     def check(self, name: str, cfg: Path) -> None:
         preflight.check(argparse.Namespace(**{**vars(self.options), "cfg": str(cfg)}), "train", self.engine)
-        # a baseline without blocks cannot start them as identities, and train would refuse it
-        if read("init") == "identity" and not any(map(block_of, self.model(name, cfg, None).modules())):
-            self._without_blocks.add(cfg)
+
+    def check_init(self, cfgs: Mapping[str, Path]) -> None:
+        """For ``--init identity``: find the models without blocks, which are trained as without it, and try the others.
+
+        Args:
+            cfgs: model YAMLs by name, which were checked.
+
+        Raises:
+            CheckpointError: the weights cannot be read.
+            ConfigError: no model has a block, or blocks of a model cannot start as identities.
+        """
+        if read("init") != "identity" or not self._weights:
+            return
+        pretrained = self._pretrained()
+        for name, cfg in cfgs.items():
+            model = self.model(name, cfg, None)
+            if not rows_with_blocks(model):
+                self._without_blocks.add(cfg)
+                continue
+            try:
+                self._try_identity(model, pretrained)
+            except ConfigError as error:
+                raise ConfigError(f"--cfgs {name} with --weights {self._weights}: {error}") from error
+        if len(self._without_blocks) == len(cfgs):
+            raise ConfigError(
+                f"--init identity would change nothing: no model of YOLOv5 in --cfgs has an attention block "
+                f"({listed(cfgs)}); leave --init out, or name a model with blocks"
+            )
+
+    def _pretrained(self) -> nn.Module | None:
+        """The model in the weights; None if they must be downloaded first."""
+        file = Path(self._weights)
+        if not file.is_file():
+            return None
+        with as_yolov5_builds(file):
+            model: nn.Module = load_checkpoint(file, "cpu", engine=self.engine)["model"]
+        return model
+
+    def _try_identity(self, model: nn.Module, pretrained: nn.Module | None) -> None:
+        """Start the blocks of a model in the way that ``train`` will (`engine.quirks.weight_transfer`)."""
+        if pretrained is not None:
+            with as_yolov5_builds(Path(self._weights)):
+                start_as_identity(model, transfer(pretrained, model).fresh_blocks)
+        elif is_released_weight(self._weights):
+            # they have no blocks
+            start_as_identity(model, rows_with_blocks(model))
 
     def start(self, name: str, cfg: Path, folder: Path, seed: int) -> list[str]:
         place = ["--project", str(folder.parent), "--name", folder.name, "--exist-ok"]

@@ -143,6 +143,8 @@ def prepare(
     named, trainers = _named_cfgs(cfgs, by_engine)
     for name, file in named.items():
         trainers[name].check(name, file)
+    if yolov5:
+        yolov5.check_init({name: file for name, file in named.items() if trainers[name] is yolov5})
     common = next(iter(by_engine.values())).common
     if last is not None:
         _check_last(last, common, task, len(by_engine))
@@ -350,13 +352,17 @@ def _differences_of_engine(before: Mapping[str, Any] | None, now: Mapping[str, A
     if before is None or now is None:
         return []
     lines = [
-        f"{name}: {before['options'].get(name)!r} there, {now['options'].get(name)!r} now"
+        f"{name}: {_shown(before['options'].get(name))} there, {_shown(now['options'].get(name))} now"
         for name in sorted({*before["options"], *now["options"]} - {"weights"})
         if before["options"].get(name) != now["options"].get(name)
     ]
     for what in ("hyp", "weights"):
         lines += _file_difference(what, before[what], now[what])
     return lines
+
+
+def _shown(option: Any) -> str:
+    return "none" if option is None else repr(option)
 
 
 def _file_difference(what: str, before: Any, now: Any) -> list[str]:

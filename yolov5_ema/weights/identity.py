@@ -61,6 +61,15 @@ class _Change:
         return _Change(other.gain * self.gain[other.order], self.order[other.order])
 
 
+def rows_with_blocks(model: nn.Module) -> list[int]:
+    """Numbers of the rows of a model that are attention blocks or have some inside.
+
+    Raises:
+        ValueError: the model is not made of rows.
+    """
+    return [layer.index for layer in layers_of(model) if is_block(layer) or attended_in(layer.module)]
+
+
 def start_as_identity(model: nn.Module, rows: Sequence[int]) -> None:
     """Make a detector with new blocks compute what it computes without them.
 
@@ -69,9 +78,12 @@ def start_as_identity(model: nn.Module, rows: Sequence[int]) -> None:
         rows: numbers of the rows with new blocks (`Transfer.fresh_blocks`).
 
     Raises:
-        ConfigError: a block has no ``zero_gate_``, or a row that reads it cannot absorb the factor. The message names
-            the row. The model may then be partly changed.
+        ConfigError: there are no such rows, a block has no ``zero_gate_``, or a row that reads it cannot absorb the
+            factor. The message says why, or names the row. The model may then be partly changed.
     """
+    if not rows:
+        why = "the weights already hold all of its blocks" if rows_with_blocks(model) else "it has no block"
+        raise ConfigError(f"--init identity: no row of the cfg is a fresh attention block: {why}; leave --init out")
     layers = layers_of(model)
     changes: dict[int, _Change] = {}
     for layer in layers:

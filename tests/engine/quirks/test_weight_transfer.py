@@ -73,8 +73,11 @@ def test_identity_at_step_0(script, checkpoint, monkeypatch):
 
 def test_identity_without_a_fresh_block_is_refused(script, checkpoint, monkeypatch):
     monkeypatch.setenv(VARIABLES["init"], "identity")
-    with pytest.raises(ConfigError, match="no row of the cfg is a fresh attention block"):
+    with pytest.raises(ConfigError, match="no row of the cfg is a fresh attention block: it has no block; leave"):
         as_train_does(script, checkpoint, build("none", nc=2), ["a", "b"])
+    checkpoint["model"] = build("EMA", nc=2)
+    with pytest.raises(ConfigError, match="attention block: the weights already hold all of its blocks; leave --init"):
+        as_train_does(script, checkpoint, build("EMA", nc=2), ["a", "b"])
 
 
 def test_the_training_state_of_another_model_is_left_behind(script, checkpoint):

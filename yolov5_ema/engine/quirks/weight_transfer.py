@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from yolov5_ema.engine.quirks.base import Quirk, SourceModule
-from yolov5_ema.errors import ConfigError
 from yolov5_ema.settings import read
 from yolov5_ema.upstream.patching import Patches
 from yolov5_ema.upstream.source_code import Code
@@ -102,8 +101,6 @@ def _forget_training_state(
 
 
 def _start_as_identity(target: Any, state: dict[str, Any], rows: list[int], logger: logging.Logger) -> None:
-    if not rows:
-        raise ConfigError("--init identity: no row of the cfg is a fresh attention block")
     target.load_state_dict(state, strict=False)
     start_as_identity(target, rows)
     state.update({name: value for name, value in target.state_dict().items() if name in state})
