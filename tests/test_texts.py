@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
+import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import yolov5_ema
 from yolov5_ema import texts
-from yolov5_ema.texts import aligned, did_you_mean, first_line, listed, nearest
+from yolov5_ema.cli.main import COMMANDS
+from yolov5_ema.settings import read
+from yolov5_ema.texts import aligned, did_you_mean, first_line, listed, nearest, suggested
 
 
 def test_examples_in_the_docstrings():
@@ -84,3 +89,32 @@ def test_no_second_door_in_the_package():
     second = re.compile(r"get_close_matches|str\(error\)(\.strip\(\))?\.splitlines\(\)\[0\]|[rl]just\(")
     found = [file.name for file in package.rglob("*.py") if second.search(file.read_text())]
     assert sorted(found) == ["texts.py"]
+
+
+def test_a_suggested_command_can_be_pasted_into_a_shell(monkeypatch):
+    name = "my runs/it's $HOME; rm.pt"
+    assert shlex.split(suggested("data stats", Path(name))) == ["yolov5-ema", "data", "stats", name]
+    assert suggested("train", f"model={name}", rest="data=…").endswith(" data=…")
+    monkeypatch.setenv("YOLOV5_EMA_PLUGINS", os.pathsep.join(["timm", "mine", "my blocks.py"]))
+    assert read("plugins") == ("timm", "mine", "my blocks.py")
+    assert suggested("val", "--data", "a.yaml") == (
+        "yolov5-ema val --plugin mine --plugin 'my blocks.py' --data a.yaml"
+    )
+
+
+def test_no_command_with_a_name_in_it_is_written_without_quotes():
+    """Names of files are put into suggested commands by `suggested`, which quotes them."""
+    commands = "|".join(set(COMMANDS) - {"yolo"})  # of `yolo`, a task is put in, not a name
+    unquoted = re.compile(rf"yolov5-ema ({commands})\b[^'`:<\n]*$")
+    found = []
+    for file in sorted(Path(yolov5_ema.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.JoinedStr):
+                continue
+            said = ""
+            for part in node.values:
+                if isinstance(part, ast.Constant):
+                    said += str(part.value)
+                elif unquoted.search(said):
+                    found.append(f"{file.name}:{node.lineno}: {said}")
+    assert not found

@@ -1,9 +1,12 @@
-"""Parts of many messages: lists of names, "did you mean", the first line of an error, tables for a terminal."""
+"""Parts of many messages: lists of names, commands to type, "did you mean", first lines of errors, tables."""
 
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Collection, Iterable, Sequence
+
+from yolov5_ema.settings import read
 
 
 def listed(names: Iterable[object], most: int | None = None) -> str:
@@ -31,6 +34,24 @@ def counted(number: int, what: str) -> str:
         ('1 image', '1,234 images')
     """
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def suggested(command: str, *words: object, rest: str = "") -> str:
+    """A command of this program that the user may type next, quoted for a shell.
+
+    It has the ``--plugin`` flags of the command that suggests it; timm's layers are found without one.
+
+    Args:
+        command: such as ``train`` or ``data stats``.
+        words: its arguments, with the user's own names.
+        rest: the end, for the user to fill in; it is not quoted.
+
+    Example:
+        >>> suggested("train", "--cfg", "my cfg.yaml", "--weights", "", rest="…")
+        "yolov5-ema train --cfg 'my cfg.yaml' --weights '' …"
+    """
+    plugins = [word for name in read("plugins") if name != "timm" for word in ("--plugin", name)]
+    return " ".join(["yolov5-ema", command, *(shlex.quote(str(word)) for word in (*plugins, *words)), rest]).rstrip()
 
 
 def first_of(lines: Sequence[str], most: int, more: str = "and {} more") -> list[str]:

@@ -51,11 +51,11 @@ def test_first_line_of_a_file_writes_it_again(capsys, line):
 
 
 def test_writes_a_file_and_says_what_next(capsys, tmp_path):
-    out = tmp_path / "my.yaml"
+    out = tmp_path / "my cfg.yaml"
     said = output_of(capsys, "--nc", 3, "--output", out)
-    assert f"train --cfg {out}" in said
+    assert said == f"{out} written. Next: yolov5-ema train --cfg '{out}' --data DATA.yaml --weights ''\n"
     assert out.read_text(encoding="utf-8") == format_cfg(nc=3)
-    assert [path.name for path in tmp_path.iterdir()] == ["my.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["my cfg.yaml"]
 
 
 def test_never_overwrites_without_force(capsys, tmp_path):

@@ -46,6 +46,8 @@ def test_visdrone_says_what_it_did(capsys):
     assert "1 boxes cut off at the border, 1 boxes of no area left out" in out
     assert "left out: 1 malformed lines" in out and "annotations/a.txt, line 2: 'bad' is not a number" in out
     assert "conversion_report.json" in out and "visdrone.yaml written. Next: yolov5-ema data stats" in out
+    assert main(["data", "visdrone", "source", "--out", "my out"]) == 0
+    assert f"Next: yolov5-ema data stats '{Path('my out').absolute() / 'visdrone.yaml'}'\n" in capsys.readouterr().out
     assert main(["data", "visdrone", "source", "--out", "out"]) == 0
     assert "val: 2 images (2 done before), 2 boxes" in capsys.readouterr().out
     assert main(["data", "visdrone", "source", "--out", "out", "--quiet"]) == 0

@@ -38,13 +38,14 @@ def labels_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_data_slice_says_what_it_did(own_set, own_folder, capsys):
+    own_set = own_set.rename(own_set.with_name("my tiny.yaml"))
     assert main(["data", "slice", str(own_set), "--size", "64", "--overlap", "0.25"]) == 0
-    out = own_folder / "set/tiny-sliced-64"
+    out = own_folder / "set/my tiny-sliced-64"
     said = capsys.readouterr().out
-    assert str(out / "tiny-sliced-64.yaml") in said
+    assert str(out / "my tiny-sliced-64.yaml") in said
     assert "train: 8 images to" in said and "val: 4 images to" in said
-    assert "test: not cut" in said and f"yolov5-ema val --data {own_set} --slice 64 --overlap 0.25" in said
-    content = yaml.safe_load((out / "tiny-sliced-64.yaml").read_text())
+    assert "test: not cut" in said and f"yolov5-ema val --data '{own_set}' --slice 64 --overlap 0.25" in said
+    content = yaml.safe_load((out / "my tiny-sliced-64.yaml").read_text())
     assert content["train"] == "images/train" and content["val"] == "images/val"
     assert content["test"] == str(own_folder / "set/images/test") and content["nc"] == 3
     cut = sorted((out / "images/val").iterdir())

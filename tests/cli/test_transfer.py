@@ -48,8 +48,10 @@ def outputs(file, engine):
 
 def test_it_writes_a_checkpoint_and_says_what_is_fresh(engine, pretrained, own_folder, capsys):
     cfg = cfg_file(own_folder, block="EMA", nc=3)
+    cfg = cfg.rename(cfg.with_name("my cfg.yaml"))
     assert run("transfer", pretrained, "--cfg", cfg, "-o", "out.pt") == 0
     said = capsys.readouterr().out
+    assert f"train it on: yolov5-ema train --weights out.pt --cfg '{cfg}' …" in said
     assert "349/361 tensors transferred" in said and "row 10 EMA" in said and "out.pt written" in said
     checkpoint = load_checkpoint("out.pt", engine=engine)
     model = checkpoint["model"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import types
 
 import pytest
@@ -59,7 +61,7 @@ def test_view_img_is_left_out_without_a_display(no_display, tiny_set, capsys):
 def test_youtube_says_what_to_install(monkeypatch, source):
     with yolov5_ema.installed() as engine:
         monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(UserError, match=r"pip install pafy .*yt-dlp"):
+        with pytest.raises(UserError, match=rf"pip install pafy .*yt-dlp {re.escape(shlex.quote(source))}\)"):
             sources.check_source(options(source), engine)
 
 

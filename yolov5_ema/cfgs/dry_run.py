@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from yolov5_ema.data.yaml_files import load_yaml
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.late_modules import without_compiler
-from yolov5_ema.texts import first_line
+from yolov5_ema.texts import first_line, suggested
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import is_cfg_of_ultralytics
 
@@ -53,7 +53,8 @@ def check_model(cfg: str | Path, engine: Engine) -> dict[str, Any]:
 
 def refusal_of_ultralytics(cfg: str | Path) -> str:
     """The message for a model YAML of ultralytics where YOLOv5's is needed."""
-    return f"{cfg} is a model YAML of ultralytics, not of YOLOv5. To train it: yolov5-ema train model={cfg} data=…"
+    command = suggested("train", f"model={cfg}", rest="data=…")
+    return f"{cfg} is a model YAML of ultralytics, not of YOLOv5. To train it: {command}"
 
 
 def check_builds(content: Mapping[str, Any], yolo: Any, cfg: str, *, model_class: Any = None) -> torch.nn.Sequential:

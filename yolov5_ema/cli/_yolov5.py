@@ -37,11 +37,6 @@ def load_plugins() -> None:
             raise UserError(f"--plugin {name}: cannot import it: {type(error).__name__}: {error}") from error
 
 
-def plugins_again() -> str:
-    """The flags ``--plugin`` for a command that is suggested; timm's layers are found without one."""
-    return "".join(f" --plugin {name}" for name in read("plugins") if name != "timm")
-
-
 def add_init(parser: argparse.ArgumentParser) -> None:
     """Add ``--init`` to a command that trains."""
     parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +25,10 @@ from yolov5_ema.cfgs.generator import (
 )
 from yolov5_ema.cfgs.graph import Graph
 from yolov5_ema.cfgs.oddities import likely_mistakes, log_warnings
-from yolov5_ema.cli._yolov5 import plugins_again
 from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole, writing_in
-from yolov5_ema.texts import did_you_mean, nearest
+from yolov5_ema.texts import did_you_mean, nearest, suggested
 from yolov5_ema.upstream.ultralytics import NAME, at_hand, own_cfg, size_in, with_size
 
 DEFAULT_BLOCK = "EMA"
@@ -163,7 +163,8 @@ def _written(output: Path, graph: Graph, letter: str = "") -> int:
     if graph.of_ultralytics:
         _say_next(output, graph, letter)
     else:
-        print(f"{output} written. Next: yolov5-ema train{plugins_again()} --cfg {output} --data DATA.yaml --weights ''")
+        command = suggested("train", "--cfg", output, "--data", "DATA.yaml", "--weights", "")
+        print(f"{output} written. Next: {command}")
     return 0
 
 
@@ -182,7 +183,7 @@ def _say_next(output: Path, graph: Graph, letter: str) -> None:
             output.name,
         )
         return
-    print(f"{output} written. Next: yolov5-ema train{plugins_again()} model={named} data=DATA.yaml")
+    print(f"{output} written. Next: {suggested('train', f'model={named}', 'data=DATA.yaml')}")
     if named != output:
         print(f"Its own name has no letter of a size, but ultralytics finds it as {named.name}")
     elif letter and letter == built != in_name:
@@ -299,7 +300,7 @@ def _translate(args: argparse.Namespace) -> int:
     for change in found.changes or ["nothing is changed"]:
         print(f"{args.translate}: {change}", file=sys.stdout if to_file else sys.stderr)
     log_warnings(likely_mistakes(found.graph), args.translate)
-    text = found.graph.to_text([f"yolov5-ema cfg --translate {args.translate}"])
+    text = found.graph.to_text([shlex.join(["yolov5-ema", "cfg", "--translate", str(args.translate)])])
     if not to_file:
         sys.stdout.write(text)
         return 0

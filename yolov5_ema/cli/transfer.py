@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolov5_ema.cli._engines import is_ultralytics, start_engine_of
-from yolov5_ema.cli._yolov5 import plugins_again
 from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.settings import INITS
+from yolov5_ema.texts import suggested
 
 if TYPE_CHECKING:
     from yolov5_ema.upstream.locate import Engine
@@ -54,8 +54,8 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         force=args.force,
     )
     print(found.table())
-    flags = f"model={args.output}" if is_ultralytics(engine) else f"--weights {args.output} --cfg {args.cfg}"
-    print(f"{args.output} written; train it on: yolov5-ema train{plugins_again()} {flags} …")
+    flags = [f"model={args.output}"] if is_ultralytics(engine) else ["--weights", args.output, "--cfg", args.cfg]
+    print(f"{args.output} written; train it on: {suggested('train', *flags, rest='…')}")
     return 0
 
 

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import reprlib
+import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,9 +124,8 @@ def _check_place(last: Path, run: Path) -> None:
     if not last.is_file():
         raise CheckpointError(f"--resume {last}: this is not a regular file; name the checkpoint itself")
     if last.suffix.lower() in (".yaml", ".yml"):
-        raise CheckpointError(
-            f"--resume {last}: name the checkpoint, not its options: --resume {last.parent / 'weights/last.pt'}"
-        )
+        flags = shlex.join(["--resume", str(last.parent / "weights/last.pt")])
+        raise CheckpointError(f"--resume {last}: name the checkpoint, not its options: {flags}")
     if last.parent.name != "weights":
         raise CheckpointError(
             f"--resume {last}: the checkpoint must lie in a folder called weights, as RUN/weights/last.pt, because a "

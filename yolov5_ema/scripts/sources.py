@@ -7,6 +7,7 @@ import glob
 import importlib.util
 import logging
 import re
+import shlex
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -93,8 +94,8 @@ def _check_address(source: str, engine: Engine) -> None:
     if importlib.util.find_spec(package) is None:
         raise UserError(
             f"--source {source}: {engine} downloads YouTube videos with the package {package}, which is not "
-            f"installed: pip install {install}. Or download the video yourself (pip install yt-dlp; yt-dlp {source}) "
-            "and name the file"
+            f"installed: pip install {install}. Or download the video yourself (pip install yt-dlp; "
+            f"yt-dlp {shlex.quote(source)}) and name the file"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from yolov5_ema.data.yaml_files import load_yaml
@@ -55,4 +56,5 @@ def _refuse_yolov5(model: str, engine: Engine) -> None:
         return
     content = load_yaml(file)
     if isinstance(content, dict) and "anchors" in content and not is_cfg_of_ultralytics(content):
-        raise UserError(f"model={model} is a model YAML of YOLOv5: use the flags of YOLOv5 instead, --cfg {model} …")
+        flags = shlex.join(["--cfg", model])
+        raise UserError(f"model={model} is a model YAML of YOLOv5: use the flags of YOLOv5 instead, {flags} …")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_ema.errors import CheckpointError
+from yolov5_ema.texts import suggested
 from yolov5_ema.weights.checkpoint_files import PickleFile
 from yolov5_ema.weights.foreign_names import shown_names
 from yolov5_ema.weights.inert_modules import is_module
@@ -137,7 +138,5 @@ def state_dict(key: str, path: Path) -> Kind:
 
 
 def _to_convert(path: Path) -> str:
-    return (
-        "With the YAML of its model it can be turned into a checkpoint: "
-        f"yolov5-ema convert {path} --cfg MODEL.yaml -o {path.with_suffix('')}-whole.pt"
-    )
+    command = suggested("convert", path, "--cfg", "MODEL.yaml", "-o", f"{path.with_suffix('')}-whole.pt")
+    return f"With the YAML of its model it can be turned into a checkpoint: {command}"

@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 from yolov5_ema.errors import CheckpointError
+from yolov5_ema.texts import suggested
 
 HEAD = 4096
 """How many bytes from the start of a file are enough to recognize it."""
@@ -64,7 +65,8 @@ def _mistaken_for(path: Path, head: bytes, exported: bool) -> str:
     if head[4:8] == b"TFL3" and suffix != ".tflite":
         return "an exported model (TensorFlow Lite)"
     if is_safetensors(head):
-        return f"safetensors: tensors and text. 'yolov5-ema convert {path} -o model.pt' turns it into a checkpoint"
+        command = suggested("convert", path, "-o", "model.pt")
+        return f"safetensors: tensors and text. To turn it into a checkpoint: {command}"
     if _is_onnx(path, head) and suffix != ".onnx":
         return ONNX
     if path.suffix == ".weights" and head.startswith(_DARKNET):

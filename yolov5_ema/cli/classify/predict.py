@@ -7,6 +7,7 @@ import csv
 import glob
 import io
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -73,9 +74,8 @@ def _files(source: str) -> list[Path]:
             file for file in place.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
         )
         if not found:
-            raise UserError(
-                f"--source {source}: no images directly in this folder; for its subfolders: '{source}/**/*.jpg'"
-            )
+            below = shlex.quote(f"{source}/**/*.jpg")
+            raise UserError(f"--source {source}: no images directly in this folder; for its subfolders: {below}")
         return found
     if place.exists() or place.is_symlink():
         return [place]

@@ -9,11 +9,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolov5_ema.cli._yolov5 import plugins_again
 from yolov5_ema.cli.classify._options import DATA_HELP, add_workers, prepare, worker_count
 from yolov5_ema.cli.command import Command, add_device, add_run_folder, also_called, own_parser
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
+from yolov5_ema.texts import suggested
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.datasets import DataSet
@@ -103,7 +103,7 @@ def _carry_out(args: argparse.Namespace, settings: Settings, folder: Path | None
             training.train(settings, data, model, machine, folder if first else None, last)
     except KeyboardInterrupt:
         if first:
-            print(f"continue with: yolov5-ema classify train --resume {folder}", file=sys.stderr)
+            print(f"continue with: {suggested('classify train', '--resume', folder)}", file=sys.stderr)
         raise
     if not first or folder is None:
         return 0
@@ -124,8 +124,8 @@ def _finish(settings: Settings, data: DataSet, folder: Path, machine: Machine) -
     write_evaluation(found, data.names, classifier.record, parameters, folder)
     print(
         f"best epoch {classifier.record['epoch'] + 1}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%} of "
-        f"{found.images:,} images\n{best}\nNext: yolov5-ema classify predict{plugins_again()} --weights {best} "
-        "--source IMAGE"
+        f"{found.images:,} images\n{best}\n"
+        f"Next: {suggested('classify predict', '--weights', best, '--source', 'IMAGE')}"
     )
     if found.unreadable:
         print(f"{len(found.unreadable)} images of val could not be read and were left out", file=sys.stderr)

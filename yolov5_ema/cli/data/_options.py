@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from yolov5_ema.cli.command import add_output
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import suggested
 
 if TYPE_CHECKING:
     from yolov5_ema.data.conversion import Conversion, SplitResult
@@ -89,4 +90,4 @@ def _print_end(done: Conversion) -> None:
     if done.yaml_file is None:
         print("No data YAML was written: there is neither a split with annotations nor a test split")
     else:
-        print(f"{done.yaml_file} written. Next: yolov5-ema data stats {done.yaml_file}")
+        print(f"{done.yaml_file} written. Next: {suggested('data stats', done.yaml_file)}")

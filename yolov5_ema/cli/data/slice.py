@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from yolov5_ema.cli.command import Command, add_output
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import locked
-from yolov5_ema.texts import first_of
+from yolov5_ema.texts import first_of, suggested
 
 if TYPE_CHECKING:
     from yolov5_ema.data.slicing import SliceReport
@@ -144,7 +144,7 @@ def _closing(yaml_file: Path, source: Path, args: argparse.Namespace, cut: Seque
     if "val" in cut:
         lines.append(
             "val now consists of windows: use its mAP only to watch a training. For whole images: "
-            f"yolov5-ema val --data {source} --slice {args.size} --overlap {args.overlap:g}"
+            + suggested("val", "--data", source, "--slice", args.size, "--overlap", f"{args.overlap:g}")
         )
     return "\n".join(lines)
 
