@@ -30,10 +30,21 @@ def counted(number: int, what: str) -> str:
     """A number of things whose plural ends in s.
 
     Example:
-        >>> counted(1, "image"), counted(1234, "image")
-        ('1 image', '1,234 images')
+        >>> counted(1, "image"), counted(1234, "image"), counted(2, "box")
+        ('1 image', '1,234 images', '2 boxes')
     """
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    ending = "es" if what.endswith(("s", "x")) else "s"
+    return f"{number:,} {what}{'' if number == 1 else ending}"
+
+
+def agreeing(number: int, one: str = "is", many: str = "are") -> str:
+    """The form of a verb for a number of things.
+
+    Example:
+        >>> agreeing(1), agreeing(2), agreeing(0, "has", "have")
+        ('is', 'are', 'have')
+    """
+    return one if number == 1 else many
 
 
 def suggested(command: str, *words: object, rest: str = "") -> str:

@@ -94,8 +94,8 @@ def test_what_is_a_classifier(saved, tmp_path):
     [
         ({"version": 2}, "version 2"),
         ({"format": "x"}, "not a classifier"),
-        ({"names": NAMES[:2]}, "3 classes, but 2 names"),
-        ({"names": [1, 2, 3]}, "names of classes"),
+        ({"names": NAMES[:2]}, "3 classes, but 2 names of classes"),
+        ({"names": [1, 2, 3]}, "3 names of classes"),
         ({"num_classes": "3"}, "'num_classes' is missing or has the wrong type"),
         ({"mean": [0.5, 0.5]}, "'mean' must be three numbers"),
         ({"std": [0.5, 0.0, 0.5]}, "'std' must be three numbers"),

@@ -253,7 +253,7 @@ def test_what_a_training_cannot_be_run_with():
         (tiny(batch=1), model, 100, CPU, "too few for BatchNorm"),
         (tiny(batch=2), model, 100, two, "in each process"),
         (tiny(batch=15), model, 100, two, "cannot be shared among 2"),
-        (tiny(batch=2), plain, 1, two, "1 training images are too few for 2"),
+        (tiny(batch=2), plain, 1, two, "1 training image is too few for 2 processes"),
         (tiny(precision="16-mixed"), plain, 9, CPU, "for GPUs"),
         (tiny(sync_bn=True), plain, 9, CPU, "for GPUs"),
     ):

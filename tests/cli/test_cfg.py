@@ -162,13 +162,13 @@ def test_shipped_writes_all_and_touches_only_what_differs(capsys, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         command.COMMAND.main(["--shipped", str(tmp_path / "none")])
     count = len(SHIPPED) + len(SHIPPED_FOR_ULTRALYTICS)
-    assert f"{count} files written, 0 were up to date" in output_of(capsys, "--shipped", tmp_path)
-    assert f"0 files written, {count} were up to date" in output_of(capsys, "--shipped", tmp_path)
+    assert f"{count} files written, 0 up to date" in output_of(capsys, "--shipped", tmp_path)
+    assert f"0 files written, {count} up to date" in output_of(capsys, "--shipped", tmp_path)
     (tmp_path / "yolov5s-ema.yaml").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=r"other versions of yolov5s-ema\.yaml; they are left as they are"):
         command.COMMAND.main(["--shipped", str(tmp_path)])
     assert (tmp_path / "yolov5s-ema.yaml").read_text(encoding="utf-8") == "mine"
-    assert "1 files written" in output_of(capsys, "--shipped", tmp_path, "--force")
+    assert "1 file written, " in output_of(capsys, "--shipped", tmp_path, "--force")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*SHIPPED, "ultralytics"])
     assert {path.name for path in (tmp_path / "ultralytics").iterdir()} == set(SHIPPED_FOR_ULTRALYTICS)
 

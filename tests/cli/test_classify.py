@@ -126,7 +126,7 @@ def test_val_names_pictures_that_cannot_be_read(trained_run, own_folder, capsys)
     best = trained_run / "weights" / "best.pt"
     assert classify("val", "--weights", best, "--data", root, *HERE, "--workers", 0) == 1
     told = capsys.readouterr()
-    assert "1 images could not be read" in told.err and "disc/0.png: is not an image" in told.err
+    assert "1 image could not be read, left out:" in told.err and "disc/0.png: is not an image" in told.err
     metrics = json.loads((own_folder / "runs" / "classify-val" / "exp" / "metrics.json").read_text())
     assert metrics["images"] == 5 and metrics["unreadable"][0]["name"].endswith("0.png")
     (root / "val" / "disc").rename(root / "val" / "dics")
@@ -185,7 +185,7 @@ def test_predict_refuses_what_it_cannot_use(trained_run, refused, own_folder):
     (own_folder / "bad.png").write_bytes(b"torn")
     (own_folder / "empty").mkdir()
     for source, words in (
-        ("bad.png", "none of 1 files can be read; bad.png is not an image"),
+        ("bad.png", "none of 1 file can be read; bad.png is not an image"),
         ("nowhere.png", "no such file or folder"),
         ("*.gif", "no file matches"),
         ("empty", "no images directly in this folder"),

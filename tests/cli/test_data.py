@@ -42,9 +42,9 @@ def test_visdrone_says_what_it_did(capsys):
     assert main(["data", "visdrone", "source", "--out", "out"]) == 0
     out = capsys.readouterr().out
     assert "val: 2 images, 2 boxes, 1 image without any" in out
-    assert "1 ignored regions, 0 'others', 0 objects of score 0" in out
-    assert "1 boxes cut off at the border, 1 boxes of no area left out" in out
-    assert "left out: 1 malformed lines" in out and "annotations/a.txt, line 2: 'bad' is not a number" in out
+    assert "1 ignored region, 0 'others', 0 objects of score 0" in out
+    assert "1 box cut off at the border, 1 box of no area left out" in out
+    assert "left out: 1 malformed line\n" in out and "annotations/a.txt, line 2: 'bad' is not a number" in out
     assert "conversion_report.json" in out and "visdrone.yaml written. Next: yolov5-ema data stats" in out
     assert main(["data", "visdrone", "source", "--out", "my out"]) == 0
     assert f"Next: yolov5-ema data stats '{Path('my out').absolute() / 'visdrone.yaml'}'\n" in capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_coco_says_what_it_did(capsys):
     write_coco([{**box, "id": 1}, {**box, "id": 2, "iscrowd": 1}, {**box, "id": 3, "category_id": 4}])
     assert main(["data", "coco", "coco", "--out", "out"]) == 0
     out = capsys.readouterr().out
-    assert "val: 1 image, 1 box, 0 images without any\n  1 crowds left out" in out
+    assert "val: 1 image, 1 box, 0 images without any\n  1 crowd left out" in out
     assert "instances_val2017.json, annotation 2: category_id 4 is not the id of a category" in out
     assert yaml.safe_load(Path("out/coco.yaml").read_text())["names"] == ["car"]
     for line in (

@@ -303,7 +303,7 @@ def test_all_columns_judge_the_images_that_val_judges(odd_set, learned, own_fold
     assert labels == 18
     assert evaluate(*flags, "--keep-odd") == 0  # the row with a value above 1 is then an object, cut off at the border
     said = capsys.readouterr()
-    assert "11 images, 34 objects" in said.out and "1 of 12 images are not evaluated" in said.err
+    assert "11 images, 34 objects" in said.out and "1 of 12 images is not evaluated" in said.err
     assert re.search(r"5 of 12 images are evaluated with the label.*:\n.*jpg: YOLOv5 leaves it out", said.err)
     # what val stores of the labels is as before: the next val leaves the same images out
     with yolov5_ema.installed() as engine:

@@ -222,7 +222,7 @@ def test_glob_list_and_chunks_give_the_same_rows(predict, folder, own_folder):
     lines = ["./near.jpg", "", str(folder / "wide.png"), "x/../x/near.jpg", str(folder / "a.jpg")]
     (own_folder / "x/list.txt").write_text("\n".join(lines))
     code, said = predict("--source", "x/list.txt", "-o", "list.parquet")
-    assert code == 0 and "1 lines repeat an image" in said
+    assert code == 0 and "1 line left out, as repeated images" in said
     near, wide, a = rows_of("list.parquet")
     assert [near["image"], wide["image"]] == ["x/near.jpg", str(folder / "wide.png")]
     assert near["xyxy"] == a["xyxy"] and near["confidence"] == a["confidence"]
@@ -331,7 +331,7 @@ def test_an_interrupted_run_goes_on(predict, folder, monkeypatch):
     with monkeypatch.context() as patched:
         _stop_after(patched, 3, AssertionError("more than what lacked was done"))
         code, said = predict("--source", folder, "-o", "out.parquet", "--resume")  # with the old --chunk and --batch
-    assert code == 0 and "1 of 4 images are done already" in said, said
+    assert code == 0 and "1 of 4 images done already" in said, said
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes() and not hidden()
 
     code, said = predict(*flags, "--resume")
@@ -697,7 +697,7 @@ def test_a_killed_driver_is_resumed(trained, crowd, descendants, both):
     now = {path.name: path.stat().st_mtime_ns for path in crowd.glob(".many.parquet.parts/*.jsonl")}
     assert kept.items() <= now.items(), "what was done was done again"
     said = again.communicate(timeout=300)
-    assert again.returncode == 0 and f"{len(kept) * 8} of 240 images are done already" in said[1], said
+    assert again.returncode == 0 and f"{len(kept) * 8} of 240 images done already" in said[1], said
     assert _is_same(crowd)
     assert _all_gone(processes), "Ray goes on without its driver"
 

@@ -73,7 +73,7 @@ def test_data_slice_goes_on_and_refuses_a_mixture(own_set, own_folder, capsys):
     assert main(["data", "slice", str(own_set), "--size", "64", "--out", "cut"]) == 0
     capsys.readouterr()
     assert main(["data", "slice", str(own_set), "--size", "64", "--out", "cut"]) == 0
-    assert "8 images were done already" in capsys.readouterr().out
+    assert "8 images done already" in capsys.readouterr().out
     assert main(["data", "slice", str(own_set), "--size", "96", "--out", "cut"]) == 2
     assert "was started with size 64 instead of 96" in capsys.readouterr().err
 

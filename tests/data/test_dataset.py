@@ -53,7 +53,7 @@ def test_names(write, text, names):
         ("names: a", "names must be a list of class names, not 'a'"),
         ("names: [yes, b]", 'write it in quotes, such as "yes"'),
         ("{}", "'nc' .* and 'names' .* are missing"),
-        ("{names: [a], nc: 2}", "nc is 2, but there are 1 names"),
+        ("{names: [a], nc: 2}", "nc is 2, but there is 1 name"),
         ("nc: 0", "nc must be a whole number of classes, at least 1"),
     ],
 )

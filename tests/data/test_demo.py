@@ -182,7 +182,7 @@ def test_set_of_an_older_drawing_is_refused(tmp_path, monkeypatch):
 def test_set_that_lost_files_is_refused(tmp_path):
     folder = demo.generate(tmp_path / "set", train=2, val=1, test=1).parent
     (folder / "images/train/train_00001.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 files .* are missing, such as .*train_00001\.jpg"):
+    with pytest.raises(UserError, match=r"lacks 1 file, such as .*train_00001\.jpg"):
         demo.generate(folder, train=2, val=1, test=1)
 
 

@@ -461,7 +461,7 @@ def test_strict_writes_nothing(faulty, source, out):
     message = str(caught.value)
     assert "--strict: nothing was written" in message
     assert "annotations/a.txt, line 2: 'nonsense' is not a number" in message
-    assert "2 malformed lines, 2 images that cannot be used, 1 images without an annotation file" in message
+    assert "2 malformed lines, 2 images that cannot be used, 1 image without an annotation file" in message
     assert not out.exists()
 
 
@@ -509,7 +509,7 @@ def test_whatever_lines_there_are_good_ones_become_labels_and_bad_ones_are_named
                 f"i{index}.txt, line {n}" for n, line in enumerate(of_file, 1) if line.strip(",") and line not in rows
             ]
         if bad:
-            with pytest.raises(UserError, match=f"{len(bad)} malformed lines"):
+            with pytest.raises(UserError, match=f"{len(bad)} malformed line"):
                 convert(source, out, strict=True)
             assert not out.exists()
         result = only(convert(source, out))

@@ -100,10 +100,10 @@ def test_instances_name_images_by_their_paths(twins, above):
             ["1.jpg", "2.jpg"],
             r"day/1\.jpg and night/1\.jpg are both called 1\.jpg\. .*has one image of that name",
         ),
-        (["dusk/1.jpg", "night/1.jpg", "2.jpg"], r"no annotations for 1 images, such as day/1\.jpg"),
+        (["dusk/1.jpg", "night/1.jpg", "2.jpg"], r"no annotations for 1 image, such as day/1\.jpg"),
         (
             ["a/day/1.jpg", "b/day/1.jpg", "night/1.jpg", "2.jpg"],
-            r"no annotations for 1 images, such as day/1\.jpg",
+            r"no annotations for 1 image, such as day/1\.jpg",
         ),
     ],
 )

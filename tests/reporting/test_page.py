@@ -69,7 +69,7 @@ def test_one_training(tmp_path):
     assert "0.5123" in found.words  # mAP50 of best.pt
     assert [line for line in found.tables["Options"] if line[0] == "seed"] == [["seed", "3"]]
     assert ["mosaic", "1.0"] in found.tables["Hyperparameters"]
-    assert len(found.images) == 1 and found.images[0]["alt"] == "a.jpg: 1 objects, 1 detections, drawn as boxes"
+    assert len(found.images) == 1 and found.images[0]["alt"] == "a.jpg: 1 object, 1 detection, drawn as boxes"
     assert found.images[0]["src"].startswith("data:image/jpeg;base64,")
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from yolov5_ema.kernels.numerics import as_constant, is_symbolic, saturate, stable_mean, wide_dtype
+from yolov5_ema.texts import counted
 
 __all__ = [
     "AttentionBlock",
@@ -68,7 +69,7 @@ def check_reduction(block: str, channels: int, value: Any, least: int = 1) -> in
     """``value`` if ``channels // value`` is at least ``least``; otherwise raises a ``ValueError``."""
     reduction = check_positive_int(block, "reduction", value)
     if channels < least:
-        raise ValueError(f"{block}: needs at least {least} channels, got {channels}")
+        raise ValueError(f"{block}: needs at least {counted(least, 'channel')}, got {channels}")
     if channels // reduction < least:
         left = "no hidden channel" if reduction > channels else f"fewer than {least} hidden channels"
         raise ValueError(

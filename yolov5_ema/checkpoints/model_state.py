@@ -26,7 +26,7 @@ from yolov5_ema.checkpoints.ultralytics_state import LARGEST_STRIDE, MOST_CLASSE
 from yolov5_ema.class_names import fault_of_names
 from yolov5_ema.errors import CheckpointError
 from yolov5_ema.late_modules import without_compiler
-from yolov5_ema.texts import first_line
+from yolov5_ema.texts import counted, first_line
 from yolov5_ema.weights.structure import on_meta
 
 HEADS = ("Detect", "Segment")
@@ -114,7 +114,7 @@ def _of_head(head: Any, model: Any) -> Iterator[str]:
     nc, no, na, nl = head.nc, head.no, head.na, head.nl
     more = state.get("nm", 0) if type(head).__name__ == "Segment" else 0
     if type(more) is not int or no != nc + 5 + more:
-        yield f"the head has {no} outputs for {nc} classes"
+        yield f"the head has {counted(no, 'output')} for {counted(nc, 'class')}"
     if not is_finite_of_shape(state.get("anchors"), (nl, na, 2)):
         yield f"the anchors must be {nl} x {na} sizes"
     stride: Any = state.get("stride")
@@ -137,7 +137,7 @@ def _of_outputs(head: Any, channels: int) -> Iterator[str]:
     for name in ("grid", "anchor_grid"):
         kept = vars(head).get(name)
         if not isinstance(kept, list) or len(kept) != head.nl:
-            yield f"{name} of the head must be {head.nl} tensors"
+            yield f"{name} of the head must be {counted(head.nl, 'tensor')}"
     if not all(
         isinstance(vars(head).get(name, False), bool) for name in ("inplace", "export", "dynamic", "onnx_dynamic")
     ):

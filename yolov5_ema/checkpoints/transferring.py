@@ -14,6 +14,7 @@ from yolov5_ema.checkpoints.loading import load_checkpoint, save_checkpoint
 from yolov5_ema.checkpoints.models import as_yolov5_builds
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import check_outputs, whole_files
+from yolov5_ema.texts import counted
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import Ultralytics
 from yolov5_ema.weights.heads import Names, names_of
@@ -86,8 +87,8 @@ def _agreed_nc(own: int, content: Mapping[str, Any], cfg: Path) -> int:
     other = int(content["nc"])
     if own != other:
         raise UserError(
-            f"{cfg} has {other} classes, the checkpoint has {own}: pass the data YAML with --data, or --nc {own} to "
-            f"keep the checkpoint's classes, or --nc {other} for the cfg's"
+            f"{cfg} has {counted(other, 'class')}, the checkpoint has {own}: pass the data YAML with --data, or "
+            f"--nc {own} to keep the checkpoint's classes, or --nc {other} for the cfg's"
         )
     return own
 

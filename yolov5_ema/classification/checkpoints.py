@@ -14,7 +14,7 @@ from torch import nn
 
 from yolov5_ema.errors import CheckpointError, UserError
 from yolov5_ema.files import replacement
-from yolov5_ema.texts import first_line
+from yolov5_ema.texts import counted, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -231,7 +231,7 @@ def _check(record: Mapping[str, Any], file: Path) -> None:
             raise CheckpointError(f"{file}: its {key!r} is missing or has the wrong type")
     names, count = record["names"], record["num_classes"]
     if len(names) != count or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{file}: {count} classes, but {len(names)} names of classes")
+        raise CheckpointError(f"{file}: {counted(count, 'class')}, but {counted(len(names), 'name')} of classes")
     settings = record.get("settings", {})
     if not 1 <= record["imgsz"] <= _MOST_PIXELS or not isinstance(settings, dict):
         raise CheckpointError(f"{file}: its 'imgsz' or 'settings' are invalid")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from yolov5_ema.files import replacement
+from yolov5_ema.texts import counted
 
 _MOST_NUMBERS = 25  # with more classes, numbers are not written into the cells
 _MOST_NAMES = 200  # with more classes, names are not written next to the rows
@@ -36,7 +37,7 @@ def draw_confusion(confusion: np.ndarray, names: list[str], file: Path) -> None:
     bar = figure.colorbar(picture, ax=axes, shrink=0.8, fraction=0.04)
     bar.set_label("share of the class (colours by its square root)")
     right = confusion.trace() / max(1, confusion.sum())
-    axes.set_title(f"top-1 {right:.2%} of {int(confusion.sum()):,} images")
+    axes.set_title(f"top-1 {right:.2%} of {counted(int(confusion.sum()), 'image')}")
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
     if classes <= _MOST_NAMES:

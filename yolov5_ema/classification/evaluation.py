@@ -20,6 +20,7 @@ from yolov5_ema.classification.datasets import LEFT_OUT, Pictures, Samples, Shar
 from yolov5_ema.classification.images import UnreadableImage
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
+from yolov5_ema.texts import counted
 
 
 @dataclass
@@ -163,7 +164,7 @@ def evaluate(
             )
     unreadable = [(pictures.name(index), reason_of(pictures, index)) for index in left_out]
     if len(unreadable) == len(pictures):
-        raise UserError(f"none of {len(pictures)} images can be read; {unreadable[0][0]} {unreadable[0][1]}")
+        raise UserError(f"none of {counted(len(pictures), 'image')} can be read; {unreadable[0][0]} {unreadable[0][1]}")
     found = tally.compute()
     found.unreadable = unreadable
     return found

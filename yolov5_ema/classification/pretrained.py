@@ -15,7 +15,7 @@ from torch import nn
 from yolov5_ema.classification.notices import say
 from yolov5_ema.classification.places import attention_places
 from yolov5_ema.errors import CheckpointError, UserError
-from yolov5_ema.texts import first_line
+from yolov5_ema.texts import counted, first_line
 
 _REACH_SECONDS = 5
 _FILE = "model.safetensors"
@@ -89,7 +89,7 @@ def load_file(model: nn.Module, name: str, path: str | os.PathLike[str], fresh: 
         for part, names in (("blocks", blocks), ("classifier", head), ("stem", tuple(fresh)))
         if _new(own, fitting, names)
     ]
-    say(f"{path}: {len(fitting)} tensors loaded" + (f"; new weights: {', '.join(new)}" if new else ""))
+    say(f"{path}: {counted(len(fitting), 'tensor')} loaded" + (f"; new weights: {', '.join(new)}" if new else ""))
 
 
 def _new(own: dict[str, Any], fitting: dict[str, Any], names: tuple[str, ...]) -> bool:

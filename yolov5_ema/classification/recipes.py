@@ -13,7 +13,7 @@ from yolov5_ema.classification.transforms import AUGMENTATIONS
 from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.resources import data_dir, find_shipped
-from yolov5_ema.texts import did_you_mean, nearest
+from yolov5_ema.texts import counted, did_you_mean, nearest
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 SCHEDULES = ("step", "cosine", "constant")
@@ -249,7 +249,7 @@ def check_together(settings: Settings) -> None:
         raise ConfigError("nesterov needs a momentum above 0")
     if settings.warmup_epochs > settings.epochs:
         raise ConfigError(
-            f"warmup_epochs {settings.warmup_epochs:g}: longer than the training, {settings.epochs} epochs"
+            f"warmup_epochs {settings.warmup_epochs:g}: longer than the training, {counted(settings.epochs, 'epoch')}"
         )
 
 

@@ -20,6 +20,7 @@ from yolov5_ema.classification.datasets import DataSet, Samples, Shares, make_lo
 from yolov5_ema.classification.recipes import Settings
 from yolov5_ema.classification.transforms import evaluation_transform, training_transform
 from yolov5_ema.errors import CheckpointError, UserError
+from yolov5_ema.texts import agreeing, counted
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -84,9 +85,9 @@ def find_machine(device: str, devices: int | None, nodes: int, workers: int) -> 
     numbers = [int(part) for part in wanted.split(",")] if wanted else list(range(devices or 1))
     missing = [number for number in numbers if number >= gpus]
     if missing or len(set(numbers)) != len(numbers):
-        raise UserError(f"--device {device!r}: this machine has {gpus} GPUs that torch can use")
+        raise UserError(f"--device {device!r}: this machine has {counted(gpus, 'GPU')} that torch can use")
     if devices is not None and devices != len(numbers):
-        raise UserError(f"--devices {devices} but {len(numbers)} GPUs in --device {device}")
+        raise UserError(f"--devices {devices} but {counted(len(numbers), 'GPU')} in --device {device}")
     return Machine("gpu", numbers, nodes, workers)
 
 
@@ -130,7 +131,9 @@ def check(settings: Settings, model: nn.Module, images: int, machine: Machine) -
     if settings.batch % world:
         raise UserError(f"--batch {settings.batch} is for all processes together and cannot be shared among {world}")
     if not batch:
-        raise UserError(f"{images} training images are too few for {world} processes")
+        raise UserError(
+            f"{counted(images, 'training image')} {agreeing(images)} too few for {counted(world, 'process')}"
+        )
     norms = any(isinstance(module, _BatchNorm) for module in model.modules())
     if batch // world == 1 and norms and not (settings.sync_bn and world > 1):
         raise UserError(
@@ -179,7 +182,7 @@ def train(
     files = RunFiles(folder, record)
     if folder is not None:
         (folder / "weights").mkdir(exist_ok=True)
-        _LOGGER.info(f"{describe(settings)}: {parameters:,} parameters, {len(data.names)} classes")
+        _LOGGER.info(f"{describe(settings)}: {parameters:,} parameters, {counted(len(data.names), 'class')}")
         if batch < settings.batch:
             _LOGGER.info("--batch %d is more than the number of images; %d is used", settings.batch, batch)
     shown = folder is not None and sys.stdout.isatty() and _LOGGER.isEnabledFor(logging.INFO)

@@ -18,6 +18,7 @@ from yolov5_ema.data.detections import Detections
 from yolov5_ema.detecting.runtime_names import AUTO, FLOAT32, HALF, INT8, OPENVINO, TORCH
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.yolo_flags import options_of
+from yolov5_ema.texts import counted
 from yolov5_ema.upstream.flags import Given, given_flags, refuse_shortened, refuse_unknown, script_parser
 from yolov5_ema.upstream.locate import Engine
 
@@ -319,5 +320,6 @@ def _other_forward(detector: Detector, engine: Engine, request: Request, images:
 def _check_classes(request: Request, engine: Engine, dataset: Dataset, file: str, known: int) -> None:
     if known > len(dataset.names) and not request.is_single_class(engine):
         raise UserError(
-            f"{file} has {known} classes, but {dataset.file} has only {len(dataset.names)}: they do not belong together"
+            f"{file} has {counted(known, 'class')}, but {dataset.file} has only {len(dataset.names)}: they do not "
+            "belong together"
         )

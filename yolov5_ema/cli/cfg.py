@@ -28,7 +28,7 @@ from yolov5_ema.cfgs.oddities import likely_mistakes, log_warnings
 from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import ConfigError, UserError
 from yolov5_ema.files import write_whole, writing_in
-from yolov5_ema.texts import did_you_mean, nearest, suggested
+from yolov5_ema.texts import counted, did_you_mean, nearest, suggested
 from yolov5_ema.upstream.ultralytics import NAME, at_hand, own_cfg, size_in, with_size
 
 DEFAULT_BLOCK = "EMA"
@@ -254,7 +254,7 @@ def _write_shipped(args: argparse.Namespace) -> int:
     texts = {folder / name: recipe.text() for name, recipe in SHIPPED.items()}
     texts.update({folder / NAME / name: recipe.text() for name, recipe in _for_ultralytics().items()})
     written = write_texts(folder, texts, args.force)
-    print(f"{folder}: {written} files written, {len(texts) - written} were up to date")
+    print(f"{folder}: {counted(written, 'file')} written, {len(texts) - written:,} up to date")
     return 0
 
 

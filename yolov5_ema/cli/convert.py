@@ -9,6 +9,7 @@ from typing import Any
 from yolov5_ema.cli._engines import start_engine_of, start_ultralytics
 from yolov5_ema.cli.command import Command, add_force, add_output
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import counted
 from yolov5_ema.weights.checkpoint_files import check_readable, is_safetensors
 
 _EPILOG = """\
@@ -75,7 +76,7 @@ def _with_suffix(path: Path, suffix: str) -> Path:
 
 def _described(facts: dict[str, Any]) -> str:
     rows = len(facts["cfg"]["backbone"]) + len(facts["cfg"]["head"])
-    return f"{facts['class']}, {rows} rows, {facts['cfg']['nc']} classes"
+    return f"{facts['class']}, {rows} rows, {counted(facts['cfg']['nc'], 'class')}"
 
 
 COMMAND = Command(

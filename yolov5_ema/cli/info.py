@@ -16,7 +16,7 @@ from yolov5_ema.cli.command import (
     results_alone,
 )
 from yolov5_ema.errors import ConfigError, UserError
-from yolov5_ema.texts import aligned, first_line
+from yolov5_ema.texts import aligned, counted, first_line
 
 if TYPE_CHECKING:
     from yolov5_ema.engine.model_info import ModelInfo
@@ -72,7 +72,7 @@ def _table(found: ModelInfo) -> str:
         table.append((str(row.index), str(row.source), str(row.repeats), str(row.module), *sizes, str(row.args)))
     lines = [aligned(table, left=(3, 8))]
     lines.append(
-        f"{found.cfg}: {len(found.rows)} rows, {found.parameters:,} parameters, {found.gflops:.2f} GFLOPs "
+        f"{found.cfg}: {counted(len(found.rows), 'row')}, {found.parameters:,} parameters, {found.gflops:.2f} GFLOPs "
         f"at {found.imgsz} x {found.imgsz}, nc={found.nc}"
     )
     return "\n".join(lines)

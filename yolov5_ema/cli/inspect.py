@@ -13,6 +13,7 @@ from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Command, add_json, print_json, results_alone
 from yolov5_ema.errors import EngineNotFoundError, UserError
 from yolov5_ema.settings import read
+from yolov5_ema.texts import counted
 from yolov5_ema.upstream.locate import locate
 from yolov5_ema.upstream.ultralytics import located
 from yolov5_ema.weights.checkpoint_files import check_readable, is_safetensors
@@ -176,7 +177,8 @@ def _training(found: Inspection) -> list[str]:
     if parts:
         lines.append(f"  {', '.join(parts)}")
     if found.optimizer:
-        lines.append(f"  optimizer state: {found.optimizer['groups']} groups, {found.optimizer['tensors']} tensors")
+        held = (counted(found.optimizer[f"{what}s"], what) for what in ("group", "tensor"))
+        lines.append(f"  optimizer state: {', '.join(held)}")
     elif any(model.key for model in found.models):
         lines.append("  optimizer state: none")
     for key in ("opt", "train_args"):
@@ -215,11 +217,13 @@ def _other_model(model: ModelReport) -> list[str]:
 def _counts(model: ModelReport) -> str:
     dtypes = sorted(model.dtypes, key=lambda name: -model.dtypes[name])
     what = "numbers" if model.is_state_dict else "parameters"
-    return f"{model.parameters:,} {what}, {model.tensors:,} tensors of {', '.join(dtypes) or 'no dtype'}"
+    return f"{model.parameters:,} {what}, {counted(model.tensors, 'tensor')} of {', '.join(dtypes) or 'no dtype'}"
 
 
 def _classes_line(model: ModelReport) -> str:
     count = (model.cfg or {}).get("nc")
+    if type(count) is int:
+        return f"{counted(count, 'class')}: "
     return f"{_shown(count)} classes: " if count is not None else "classes: "
 
 

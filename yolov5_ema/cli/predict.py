@@ -57,7 +57,7 @@ from yolov5_ema.detecting.runtime_names import (
 from yolov5_ema.detecting.sources import Source, find_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import check_outputs, replacement, sha256_of
-from yolov5_ema.texts import counted
+from yolov5_ema.texts import agreeing, counted
 from yolov5_ema.upstream.locate import Engine
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def _predict(args: argparse.Namespace) -> int:
     source = find_images(args.source)
     _check_output(args, source.images)
     if source.repeated:
-        print(f"{args.source}: {source.repeated:,} lines repeat an image and are left out", file=sys.stderr)
+        print(f"{args.source}: {counted(source.repeated, 'line')} left out, as repeated images", file=sys.stderr)
     if args.engine == "ray":
         from yolov5_ema.detecting import by_ray as ray_engine
 
@@ -479,7 +479,7 @@ def _carry_out(parts: Parts, results: Any) -> None:
     missing = parts.missing()
     todo = sum(len(manifest.span(chunk)) for chunk in missing)
     if todo < manifest.images:
-        print(f"{manifest.images - todo:,} of {manifest.images:,} images are done already", file=sys.stderr)
+        print(f"{manifest.images - todo:,} of {counted(manifest.images, 'image')} done already", file=sys.stderr)
     if not missing:
         return
     started_s = time.monotonic()
@@ -514,7 +514,8 @@ def _report(args: argparse.Namespace, manifest: Manifest, found: _Found) -> int:
     print(f"{args.output}: {counted(manifest.images, 'image')}, {counted(found.detections, 'detection')}")
     if not found.problems:
         return 0
-    lines = [f"{found.problems:,} of {manifest.images:,} images have a problem:"]
+    verb = agreeing(found.problems, "has", "have")
+    lines = [f"{found.problems:,} of {counted(manifest.images, 'image')} {verb} a problem:"]
     lines += [f"  {line}" for line in found.shown]
     if found.problems > len(found.shown):
         lines.append(f"  and {found.problems - len(found.shown):,} more (the column error lists all)")

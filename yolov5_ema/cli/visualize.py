@@ -25,7 +25,7 @@ from yolov5_ema.detecting.sources import find_images
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import free_names, replacement, write_whole
 from yolov5_ema.runs import run_folder
-from yolov5_ema.texts import aligned, first_line, first_of
+from yolov5_ema.texts import aligned, counted, first_line, first_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +123,7 @@ def _images(args: argparse.Namespace) -> list[str]:
     found = dict.fromkeys(image for source in args.source for image in find_images(source).images)
     images = list(found)[: args.max_images]
     if len(images) < len(found):
-        print(f"the first {len(images):,} of {len(found):,} images", file=sys.stderr)
+        print(f"the first {len(images):,} of {counted(len(found), 'image')}", file=sys.stderr)
     return images
 
 
@@ -252,7 +252,9 @@ class _Run:
         file = label_path(Path(image))
         rows = read_labels(file, len(self._subjects[0].names))
         if rows.bad:
-            self._problems.append((image, f"{len(rows.bad)} lines are not labels, the first: {rows.bad[0]}"))
+            self._problems.append(
+                (image, f"{counted(len(rows.bad), 'malformed label line')}, the first: {rows.bad[0]}")
+            )
         for subject, column in zip(self._subjects, columns):
             wanted = class_numbers(self._args.classes, subject.names, subject.file)
             boxes = [row[1:] for row in rows.values if not wanted or row[0] in wanted]
@@ -280,7 +282,7 @@ class _Run:
             return
         if len(self._problems) == 1:
             raise UserError("--source {}: {}".format(*self._problems[0]))
-        raise UserError(f"none of the {len(self._images)} images can be used:\n{_lines(self._problems)}")
+        raise UserError(f"none of {counted(len(self._images), 'image')} can be used:\n{_lines(self._problems)}")
 
     def _write_page(self, folder: Path) -> None:
         from yolov5_ema.explain.page import page
@@ -301,11 +303,10 @@ class _Run:
         if self._args.labels and self._entries:
             self._print_tally()
         if self._folder is not None:
-            count = len(self._entries)
-            print(f"{count:,} picture{'s' * (count != 1)}; open {self._folder / 'index.html'}")
+            print(f"{counted(len(self._entries), 'picture')}; open {self._folder / 'index.html'}")
         if self._problems:
             count = len({image for image, _ in self._problems})
-            what = f"{count:,} of {len(self._images):,} images could not be used in full"
+            what = f"{count:,} of {counted(len(self._images), 'image')} could not be used in full"
             print(f"visualize: {what}:\n{_lines(self._problems)}", file=sys.stderr)
         if interrupted:
             print("yolov5-ema: interrupted", file=sys.stderr)

@@ -19,6 +19,7 @@ from yolov5_ema.data.yaml_files import read_yaml
 from yolov5_ema.data.yolo_format import POLYGON_FROM, Labels, read_labels
 from yolov5_ema.errors import ConfigError
 from yolov5_ema.reading import read_text
+from yolov5_ema.texts import agreeing, counted
 
 SPLITS = ("train", "val", "test")
 _MOST_CLASSES = 100_000
@@ -336,5 +337,5 @@ def _names(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     if not names:
         raise ConfigError(f"{file}: names is empty; it must list the classes")
     if nc is not None and nc != len(names):
-        raise ConfigError(f"{file}: nc is {nc}, but there are {len(names)} names")
+        raise ConfigError(f"{file}: nc is {nc}, but there {agreeing(len(names))} {counted(len(names), 'name')}")
     return tuple(names)

@@ -24,6 +24,7 @@ from yolov5_ema.data.yolo_format import label_text
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import whole_folder, write_whole
 from yolov5_ema.reading import read_bytes, read_json
+from yolov5_ema.texts import counted
 
 NAMES = ("car", "plane", "silo")
 SPLITS = ("train", "val", "test")
@@ -151,7 +152,7 @@ def _is_finished(directory: Path, plan: _Plan) -> bool:
     files = (file for split, _, name in plan.names() for file in _files(directory, split, name))
     lost = [file for file in files if not file.is_file()]
     if lost:
-        raise UserError(f"{directory}: {len(lost)} files of its demo set are missing, such as {lost[0]}: {way_out}")
+        raise UserError(f"{directory}: its demo set lacks {counted(len(lost), 'file')}, such as {lost[0]}: {way_out}")
     return True
 
 

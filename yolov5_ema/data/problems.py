@@ -11,18 +11,20 @@ from typing import NamedTuple
 from yolov5_ema.data.text_rows import BadLine
 from yolov5_ema.data.writing import draft_of
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import counted
 
 SHOWN = 10
 REPORT = "conversion_report.json"
 KINDS = {
-    "line": "malformed lines",
-    "odd": "odd label rows",
-    "annotation": "annotations that cannot be used",
-    "image": "images that cannot be used",
-    "size": "images whose size differs from the annotations",
-    "no annotation": "images without an annotation file",
-    "no image": "annotation files without an image",
+    "line": ("malformed line", ""),
+    "odd": ("odd label row", ""),
+    "annotation": ("annotation", " that cannot be used"),
+    "image": ("image", " that cannot be used"),
+    "size": ("image", " of another size than the annotations say"),
+    "no annotation": ("image", " without an annotation file"),
+    "no image": ("annotation file", " without an image"),
 }
+"""What each kind of problem is called: a noun that has a plural, and the words after it."""
 
 
 class Problem(NamedTuple):
@@ -55,7 +57,7 @@ def describe(problems: Sequence[Problem]) -> list[str]:
     lines = [f"  {problem}" for problem in problems[:SHOWN]]
     if len(problems) > SHOWN:
         lines.append(f"  … and {len(problems) - SHOWN:,} more")
-    totals = ", ".join(f"{counts[kind]:,} {words}" for kind, words in KINDS.items() if counts[kind])
+    totals = ", ".join(f"{counted(counts[kind], noun)}{rest}" for kind, (noun, rest) in KINDS.items() if counts[kind])
     return [f"left out: {totals}", *lines]
 
 

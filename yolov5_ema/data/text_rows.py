@@ -12,6 +12,7 @@ import numpy as np
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import reading_from
 from yolov5_ema.reading import read_text
+from yolov5_ema.texts import counted
 
 
 class BadLine(NamedTuple):
@@ -62,7 +63,7 @@ def refuse(bad: Sequence[BadLine]) -> None:
         UserError: there is one; names the first, and how many more there are.
     """
     if bad:
-        more = f" (and {len(bad) - 1} more lines)" if len(bad) > 1 else ""
+        more = f" (and {counted(len(bad) - 1, 'more line')})" if len(bad) > 1 else ""
         raise UserError(f"{bad[0]}{more}")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from yolov5_ema.data.text_rows import BadLine, numbers_in
 from yolov5_ema.files import reading_from
 from yolov5_ema.reading import read_bytes
+from yolov5_ema.texts import counted
 
 POLYGON_FROM = 7
 """From this number of columns, YOLOv5 reads a row, and then all rows of the file, as polygons; 9 in v6.0 and v6.1."""
@@ -48,7 +49,7 @@ class Labels(NamedTuple):
         if self.left_out is None:
             return ""
         others = len({entry.line for entry in self.named}) - 1
-        more = f" (and {others} more odd rows)" if others else ""
+        more = f" (and {counted(others, 'more odd row')})" if others else ""
         return f"YOLOv5 leaves it out because of its labels: {self.left_out}{more}"
 
     @property

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import yolov5_ema
 from yolov5_ema.errors import UserError
 from yolov5_ema.settings import WAITING, Settings
+from yolov5_ema.texts import counted
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import names_ultralytics
 
@@ -309,9 +310,9 @@ def _shape(pool: Pool, nodes: Sequence[Mapping[str, float]], chunks: int) -> tup
     if (pool.workers or 1) > most:
         all_cpus = sum(node.get("CPU", 0) for node in nodes)
         raise UserError(
-            f"{f'--workers {pool.workers}' if pool.workers else '--engine ray'}: there is room for {most} workers "
-            f"with {least} CPUs and {gpus:g} GPUs each on {len(nodes)} nodes with {all_cpus:g} CPUs and "
-            f"{all_gpus:g} GPUs in all"
+            f"{f'--workers {pool.workers}' if pool.workers else '--engine ray'}: there is room for "
+            f"{counted(most, 'worker')} with {counted(least, 'CPU')} and {gpus:g} GPUs each on "
+            f"{counted(len(nodes), 'node')} with {all_cpus:g} CPUs and {all_gpus:g} GPUs in all"
         )
     size = min(pool.workers or most, chunks)
     if pool.threads or not pool.workers:

@@ -30,7 +30,7 @@ from yolov5_ema.detecting.protocol import (
 from yolov5_ema.errors import UserError
 from yolov5_ema.scripts.mistakes import errors_as_user_errors
 from yolov5_ema.scripts.precision import in_float32
-from yolov5_ema.texts import listed
+from yolov5_ema.texts import counted, listed
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
@@ -162,8 +162,8 @@ class UltralyticsDetector(Detector):
         most = max((int(one.class_id.max()) for one in found if len(one)), default=0)
         if most >= len(self.names):
             raise UserError(
-                f"{self.file} finds class {most}, and has names for {len(self.names)} classes. If it is an RT-DETR "
-                "that ultralytics 8.3 or older has exported, put rtdetr into the file's name: only this says so"
+                f"{self.file} finds class {most}, and has names for {counted(len(self.names), 'class')}. If it is an "
+                "RT-DETR that ultralytics 8.3 or older has exported, put rtdetr into the file's name: only this says so"
             )
         return found
 

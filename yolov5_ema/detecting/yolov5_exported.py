@@ -15,6 +15,7 @@ from yolov5_ema.detecting.protocol import DETECT, SEGMENT, LoadOptions
 from yolov5_ema.detecting.runtimes import How, loaded
 from yolov5_ema.detecting.yolov5_pt import Yolov5Steps
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import agreeing, counted
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
@@ -44,7 +45,8 @@ class Yolov5Exported(Yolov5Steps):
         columns = self._runtime.run(np.zeros((1, 3, *self.imgsz), np.float32)).shape[-1]
         self.task = DETECT if columns == _OF_A_BOX + len(self.names) else SEGMENT
         if columns < _OF_A_BOX + len(self.names):
-            raise UserError(f"{file} has {columns - _OF_A_BOX} classes, but {len(self.names)} names were given")
+            known, named = counted(columns - _OF_A_BOX, "class"), counted(len(self.names), "name")
+            raise UserError(f"{file} has {known}, but {named} {agreeing(len(self.names), 'was', 'were')} given")
         self.forward = self._run
 
     @staticmethod

@@ -16,6 +16,7 @@ from yolov5_ema.data.image_size import reason_left_out
 from yolov5_ema.data.text_rows import refuse
 from yolov5_ema.data.yolo_format import Labels
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import agreeing, counted
 
 _SHOWN = 20
 
@@ -100,14 +101,18 @@ def not_judged(images: Sequence[Path], judged: Sequence[Path]) -> list[LeftOut]:
 def words_of(left_out: Sequence[LeftOut], total: int) -> str:
     """A message with one line for each image that is not evaluated, and why."""
     return _listed(
-        f"{len(left_out)} of {total} images are not evaluated, because YOLOv5's val leaves them out:",
+        f"{len(left_out)} of {counted(total, 'image')} {agreeing(len(left_out))} not evaluated, because YOLOv5's val "
+        f"leaves {agreeing(len(left_out), 'it', 'them')} out:",
         left_out,
     )
 
 
 def words_of_kept(kept: Sequence[LeftOut], total: int) -> str:
     """A message with one line for each image that is evaluated although YOLOv5's ``val`` leaves it out."""
-    return _listed(f"{len(kept)} of {total} images are evaluated with the label rows that can be used:", kept)
+    verb = agreeing(len(kept))
+    return _listed(
+        f"{len(kept)} of {counted(total, 'image')} {verb} evaluated with the label rows that can be used:", kept
+    )
 
 
 def _listed(head: str, images: Sequence[LeftOut]) -> str:

@@ -17,6 +17,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.records import NO_CLASS, Predictions, Truth, check_predictions
 from yolov5_ema.evaluation.truths import TruthSet, read_json
 from yolov5_ema.files import check_new_folder, whole_folder
+from yolov5_ema.texts import counted
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -244,7 +245,7 @@ def _check_complete(found: Mapping[str, Predictions], truth: TruthSet, place: Pa
         raise UserError(f"{place} holds no detection for any image of {truth.source}")
     if absent and not missing_as_empty:
         raise UserError(
-            f"{place}: no detections for {len(absent)} of {len(truth.truths)} images, such as {absent[0]}. "
+            f"{place}: no detections for {len(absent)} of {counted(len(truth.truths), 'image')}, such as {absent[0]}. "
             "If the detector found nothing there, pass --missing-as-empty; otherwise the predictions are incomplete."
         )
 

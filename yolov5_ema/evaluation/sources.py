@@ -24,6 +24,7 @@ from yolov5_ema.evaluation.truths import (
     read_image_sizes,
     visdrone_truth,
 )
+from yolov5_ema.texts import counted
 
 
 def dataset_truths(
@@ -152,7 +153,9 @@ def _bare(image: str) -> str:
 
 def _check_all_there(truth: TruthSet, missing: Collection[str]) -> None:
     if missing:
-        raise UserError(f"{truth.source} has no annotations for {len(missing)} images, such as {min(missing)}")
+        raise UserError(
+            f"{truth.source} has no annotations for {counted(len(missing), 'image')}, such as {min(missing)}"
+        )
 
 
 def _sizes_beside(folder: Path) -> Sizes:

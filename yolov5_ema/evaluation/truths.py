@@ -19,7 +19,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.evaluation.judged import LabelledImages
 from yolov5_ema.evaluation.records import NO_CLASS, Truth
 from yolov5_ema.reading import MOST_JSON, parse_json, read_bytes
-from yolov5_ema.texts import listed
+from yolov5_ema.texts import counted, listed
 
 Sizes = Mapping[str, "tuple[int, int]"]
 """The width and height in pixels of each image, by its key."""
@@ -67,7 +67,7 @@ def visdrone_truth(
     if not files:
         raise UserError(f"{folder}: no annotations there (*.txt, one for each image)")
     if len(names) != len(visdrone.CLASSES):
-        raise UserError(f"{folder} holds VisDrone's annotations of 10 classes, but there are {len(names)} names")
+        raise UserError(f"{folder} holds VisDrone's annotations, of 10 classes, not of {counted(len(names), 'class')}")
     keys = named_once(sizes, f"{folder} tells images apart by that name alone")
     unknown = [file.stem for file in files if file.stem not in keys]
     if unknown and not only_sized:

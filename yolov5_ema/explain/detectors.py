@@ -23,6 +23,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.explain.layers import Candidates, block_of, candidates
 from yolov5_ema.explain.looks import Area, Look
 from yolov5_ema.explain.outputs import is_without_suppression, outputs_of_ultralytics, outputs_of_yolov5
+from yolov5_ema.texts import counted
 from yolov5_ema.upstream.locate import Engine
 from yolov5_ema.upstream.ultralytics import NAME as ULTRALYTICS
 
@@ -89,7 +90,7 @@ class Detector:
         if not torch.isfinite(boxes).all():
             raise UserError(f"{self.file} gives values that are not finite; its weights hold NaN or infinity")
         kept, found = self._detections(boxes, area)
-        words = f"{len(found)} detection{'s' * (len(found) != 1)}"
+        words = counted(len(found), "detection")
         if not len(found):
             kept = best_candidate(boxes, self._classes)
             name, score = self.names[int(kept[0, 1])], float(_scores(boxes)[tuple(kept[0])])

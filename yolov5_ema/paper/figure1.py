@@ -18,6 +18,7 @@ from yolov5_ema.comparing.point_labels import PointLabel, marker_box, write_labe
 from yolov5_ema.errors import UserError
 from yolov5_ema.paper.printed import accuracy_source, printed_tables
 from yolov5_ema.reading import read_json
+from yolov5_ema.texts import counted
 
 _SIZE, _DPI = (8.0, 5.5), 150
 # these colours can also be distinguished with red-green colour blindness
@@ -166,4 +167,4 @@ def _label(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _text(point: Point) -> str:
-    return point.label if len(point.top1) == 1 else f"{point.label} ({len(point.top1)} runs)"
+    return point.label if len(point.top1) == 1 else f"{point.label} ({counted(len(point.top1), 'run')})"

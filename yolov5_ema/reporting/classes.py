@@ -22,6 +22,7 @@ from yolov5_ema.reporting.parts import (
 )
 from yolov5_ema.reporting.runs import Run
 from yolov5_ema.reporting.tables import Cell, Table, count, number, text
+from yolov5_ema.texts import counted
 
 MOST_PICTURES = 36
 """The most sample pictures in one page; each has at most `pictures.MOST_BYTES` bytes."""
@@ -88,7 +89,7 @@ def _class_table(found: Measured, title: str) -> Table:
                 *(number(figures.get(key)) for key in columns[2:]),
             ]
         )
-    caption = f"{title} on {found.split}: {found.images:,} images, {found.objects:,} objects"
+    caption = f"{title} on {found.split}: {counted(found.images, 'image')}, {counted(found.objects, 'object')}"
     return Table(caption, columns, rows, is_sortable=True)
 
 
@@ -208,7 +209,7 @@ def _confusions(name: str, names: Sequence[str], counts: Sequence[Sequence[int]]
     for times, row, at in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))[:_MOST_CONFUSIONS]:
         share = number(times / sum(counts[row]), "{:.3f}")
         rows.append([text(names[row]), text(names[at], "text"), count(times), share])
-    caption = f"{name}: the {len(rows)} most frequent confusions of {len(names)} classes"
+    caption = f"{name}: the {counted(len(rows), 'most frequent confusion')} of {counted(len(names), 'class')}"
     return Table(caption, ["true class", "predicted class", "times", "share of the class"], rows, is_sortable=True)
 
 
@@ -258,8 +259,8 @@ def samples(material: Material) -> list[Part]:
 
 def _sample_picture(sample: Sample, run: str, is_named: bool) -> Mapping[str, str]:
     file = Path(sample.image).name
-    counted = f"{file}: {sample.objects} objects, {sample.detections} detections"
-    words = counted + (f" by {run}" if is_named else "")
+    words = f"{file}: {counted(sample.objects, 'object')}, {counted(sample.detections, 'detection')}"
+    words += f" by {run}" if is_named else ""
     if not sample.picture:
         return {"uri": "", "alt": "", "caption": f"{file} could not be read."}
     return {"uri": pictures.uri_of(sample.picture), "alt": f"{words}, drawn as boxes", "caption": words}

@@ -21,6 +21,7 @@ from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.measuring import Measured
 from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Comparison, Run
 from yolov5_ema.reporting.tables import NOTHING
+from yolov5_ema.texts import counted
 
 CONFIDENCE = 0.95
 METRICS = {DETECT: ("mAP50", "mAP50-95"), CLASSIFY: ("top-1", "top-5")}
@@ -85,7 +86,7 @@ def _sentence(difference: Difference | None) -> str:
     if difference.low is None or difference.high is None:
         return f"{difference.mean:+.4f} with one seed, which shows no spread: no interval and no verdict."
     interval = f"{percent(difference.confidence)} interval {difference.low:+.4f} to {difference.high:+.4f}"
-    return f"{difference.mean:+.4f} ({interval}, {difference.n} seeds): {difference.verdict}."
+    return f"{difference.mean:+.4f} ({interval}, {counted(difference.n, 'seed')}): {difference.verdict}."
 
 
 # --- of a comparison.json -------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from yolov5_ema.errors import UserError
 from yolov5_ema.reporting.reading import bytes_of
+from yolov5_ema.texts import counted
 
 _MOST_BYTES = 64 * 2**20
 _MOST_ROWS, _MOST_COLUMNS, _MOST_DIGITS = 100_000, 20_000, 9
@@ -141,7 +142,10 @@ def read_epochs(file: Path) -> Epochs:
     unfinished = lines.pop()
     header = list(_cells(lines[0], f"{file}, line 1")) if lines else []
     if len(header) > _MOST_COLUMNS or len(lines) > _MOST_ROWS:
-        raise UserError(f"{file} has {len(lines):,} lines of {len(header):,} columns: not a results.csv of a training")
+        raise UserError(
+            f"{file} has {counted(len(lines), 'line')} of {counted(len(header), 'column')}: not a results.csv of a "
+            "training"
+        )
     if header[:1] != ["epoch"]:
         raise UserError(f"{file} is not a results.csv of a training: its first line does not begin with 'epoch'")
     # After these columns, the PyPI package writes one column for each class, without quoting: a comma in a class name

@@ -25,6 +25,7 @@ from yolov5_ema.reporting import pictures
 from yolov5_ema.reporting.reading import bytes_of, file_of, json_of
 from yolov5_ema.reporting.runs import Run
 from yolov5_ema.reporting.shapes import by_name, checked, maybe, number, one_of, record, several, whole, words
+from yolov5_ema.texts import counted
 from yolov5_ema.upstream.data_yaml import find_data_of_run
 from yolov5_ema.upstream.locate import Engine
 
@@ -175,7 +176,7 @@ def _checked(content: Any, split: str, where: Path) -> Measured:
     held = checked(_MEASURED, content, where, "evaluation that a report has kept")
     names, size = held["names"], len(held["names"]) + 1
     if [len(row) for row in held["confusion"]] != [size] * size:
-        raise UserError(f"{where}: its confusion matrix does not have the {size - 1} classes that it names")
+        raise UserError(f"{where}: its confusion matrix does not have the {counted(size - 1, 'class')} that it names")
     if len(set(names)) < len(names) or not {*held["per_class"], *held["curves"]} <= set(names) or not held["curves"]:
         raise UserError(f"{where}: its figures by class are not of the classes that it names")
     if held["split"] != split:

@@ -21,6 +21,7 @@ from yolov5_ema.reporting.parts import (
 )
 from yolov5_ema.reporting.runs import CLASSIFY, DETECT, Evaluated, Run
 from yolov5_ema.reporting.tables import NOTHING, Cell, Table, count, number, printed, text
+from yolov5_ema.texts import counted
 
 # --- in short -------------------------------------------------------------------------------
 
@@ -53,13 +54,12 @@ def _cards(run: Run, material: Material) -> list[Mapping[str, str]]:
     if run.metrics:
         images = run.metrics["images"]
         for name, key in (("top-1", "top1"), ("top-5", "top5")):
-            card(name, f"{run.metrics[key]:.4f}", f"best.pt, {images} images")
+            card(name, f"{run.metrics[key]:.4f}", f"best.pt, {counted(images, 'image')}")
     elif measured is not None:
         for name in ("mAP50", "mAP50-95", "P", "R"):
             label = {"P": "precision", "R": "recall"}.get(name, name)
-            card(
-                label, f"{measured.metrics[name]:.4f}", f"{run.model_file}, {measured.split}, {measured.images} images"
-            )
+            images = counted(measured.images, "image")
+            card(label, f"{measured.metrics[name]:.4f}", f"{run.model_file}, {measured.split}, {images}")
     elif epochs is not None and epochs.best is not None:
         for name in ("mAP50", "mAP50-95", "precision", "recall", "top-1", "top-5"):
             texts = epochs.texts(name)
@@ -169,7 +169,7 @@ def _summary_table(compared: Compared) -> Table:
 
 def _seeds(row: Row) -> Cell:
     known = [str(seed) for seed in row.seeds if seed is not None]
-    words = ", ".join(known) if len(known) == len(row.seeds) else f"{len(row.seeds)} runs"
+    words = ", ".join(known) if len(known) == len(row.seeds) else counted(len(row.seeds), "run")
     return Cell(words or NOTHING, float(len(row.seeds)))
 
 

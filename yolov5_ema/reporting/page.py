@@ -12,7 +12,7 @@ from typing import Any
 import yolov5_ema
 from yolov5_ema.reporting import classes, outcome, settings, training
 from yolov5_ema.reporting.parts import Material, shown
-from yolov5_ema.texts import listed
+from yolov5_ema.texts import counted, listed
 
 GENERATOR = "yolov5-ema report"
 """The generator in the page's metadata, which identifies a report."""
@@ -50,7 +50,7 @@ def _title(material: Material) -> str:
     if len(material.sources) == 1:
         return f"Report of {material.sources[0].name}"
     models = list(dict.fromkeys([run.model for run in material.runs] or [s.name for s in material.sources]))
-    return f"{listed(models, 4)}: {len(material.runs) or len(material.sources)} runs"
+    return f"{listed(models, 4)}: {counted(len(material.runs) or len(material.sources), 'run')}"
 
 
 def _subtitle(material: Material) -> str:

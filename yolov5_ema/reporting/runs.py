@@ -26,6 +26,7 @@ from yolov5_ema.reporting.shapes import (
     whole,
     words,
 )
+from yolov5_ema.texts import counted
 from yolov5_ema.weights.inspection import Inspection, inspect_file
 
 DETECT, CLASSIFY = "detect", "classify"
@@ -331,7 +332,7 @@ def _checked_metrics(content: Any, file: Path) -> dict[str, Any]:
     found: dict[str, Any] = checked(_METRICS, content, file, "metrics.json of 'yolov5-ema classify'")
     size = len(found["classes"])
     if [len(row) for row in found["confusion"]] != [size] * size:
-        raise UserError(f"{file}: its confusion matrix does not have the {size} classes that it names")
+        raise UserError(f"{file}: its confusion matrix does not have the {counted(size, 'class')} that it names")
     return found
 
 
@@ -347,11 +348,14 @@ def _read_progress(run: Run, planned: Any) -> None:
     run.epochs = epochs = read_epochs(table)
     done = len(epochs.rows)
     if type(planned) is int and done < planned:
-        run.notes.append(f"results.csv has {done} of {planned} epochs: the training ended early, or is still running.")
-    if not all(epochs.is_validated):
         run.notes.append(
-            f"{epochs.is_validated.count(False)} epochs were not validated (--noval, val=False): results.csv has zeros "
-            "for them, and the charts leave them out."
+            f"results.csv has {done} of {counted(planned, 'epoch')}: the training ended early, or is still running."
+        )
+    if not all(epochs.is_validated):
+        skipped = counted(epochs.is_validated.count(False), "epoch")
+        run.notes.append(
+            f"{skipped} without validation (--noval, val=False): results.csv has zeros there, and the charts leave "
+            "them out."
         )
     if epochs.is_cut_off:
         run.notes.append("The last line of results.csv is cut off; it was left out.")

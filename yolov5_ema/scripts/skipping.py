@@ -26,7 +26,7 @@ from yolov5_ema.data.video_files import VideoFile
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import free_names
 from yolov5_ema.reading import read_text
-from yolov5_ema.texts import first_of
+from yolov5_ema.texts import counted, first_of
 from yolov5_ema.upstream.patching import ModuleView, Patches
 
 _LOGGER = logging.getLogger(__name__)
@@ -76,10 +76,10 @@ class SourceFiles:
         if not self._problems:
             return DONE
         _LOGGER.warning(
-            "%s: %d of %d files could not be used in full:\n%s",
+            "%s: %d of %s could not be used in full:\n%s",
             self._script,
             len(self._problems),
-            self.total,
+            counted(self.total, "file"),
             _lines(f"{_shown(file)}: {reason}" for file, reason in self._problems),
         )
         return DONE_IN_PART
@@ -104,7 +104,7 @@ class SourceFiles:
             named = "" if os.path.realpath(file) == os.path.realpath(self._source) else f"{_shown(file)}: "
             raise UserError(f"{source}: {named}{problem}")
         raise UserError(
-            f"{source}: none of its {self.total} files can be read:\n"
+            f"{source}: none of its {counted(self.total, 'file')} can be read:\n"
             + _lines(f"{_shown(file)}: {problem}" for file, problem in self._problems)
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from yolov5_ema.texts import listed
+from yolov5_ema.texts import counted, listed
 from yolov5_ema.weights.structure import Layer
 
 # the outputs of an anchor before its classes: x, y, width, height, objectness
@@ -89,7 +89,7 @@ def _fill_level(
     old, new = source.module, target.module
     weight, expected = source.tensors[f"m.{old_level}.weight"], target.tensors[f"m.{level}.weight"]
     if weight.shape[1] != expected.shape[1] or old.na != new.na:
-        what = f"{weight.shape[1]} channels and {old.na} anchors in the checkpoint"
+        what = f"{counted(weight.shape[1], 'channel')} and {counted(old.na, 'anchor')} in the checkpoint"
         done.remarks.append(f"m.{level}: {what}, {expected.shape[1]} and {new.na} here")
         return
     old_masks, masks = _masks(old), _masks(new)
@@ -133,7 +133,7 @@ def remark_on_classes(classes: list[int | None], names: Names, target_names: Nam
         source_nc: number of classes of the source.
     """
     if _are_unknown(names) or _are_unknown(target_names):
-        counts = f"{source_nc} classes in the checkpoint, {len(classes)} here"
+        counts = f"{counted(source_nc, 'class')} in the checkpoint, {len(classes)} here"
         return f"class outputs start fresh: {counts}, and no names to match"
     fresh = [target_names[i] if target_names else str(i) for i, at in enumerate(classes) if at is None]
     return f"classes that the checkpoint does not have start fresh: {listed(fresh, 8)}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from yolov5_ema.cli._yolov5 import load_plugins
 from yolov5_ema.cli.command import Flags
 from yolov5_ema.errors import UserError
+from yolov5_ema.texts import counted
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.checkpoints import Classifier
@@ -63,6 +64,6 @@ def check_same_names(found: Sequence[str], wanted: Sequence[str], data: str, wei
     parts = [f"{data} does not have {', '.join(missing[:10])}{' …' if len(missing) > 10 else ''}"] if missing else []
     parts += [f"{weights} does not have {', '.join(extra[:10])}{' …' if len(extra) > 10 else ''}"] if extra else []
     raise UserError(
-        f"{weights} was trained for {len(wanted)} classes, but the {len(found)} of {data} differ: "
+        f"{weights} was trained for {counted(len(wanted), 'class')}, but the {len(found)} of {data} differ: "
         f"{'; '.join(parts) or 'their order is different'}"
     )

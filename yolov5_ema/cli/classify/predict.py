@@ -19,7 +19,7 @@ from yolov5_ema.cli.command import Command, add_device, add_run_folder, add_swit
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import free_names, write_whole
 from yolov5_ema.runs import run_folder
-from yolov5_ema.texts import first_of
+from yolov5_ema.texts import counted, first_of
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.checkpoints import Classifier
@@ -44,11 +44,11 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         rows = _shown_rows(classifier, files, args.batch)
         bad = [row for row in rows if "error" in row]
         if len(bad) == len(rows):
-            raise UserError(f"none of {len(rows)} files can be read; {bad[0]['image']} {bad[0]['error']}")
+            raise UserError(f"none of {counted(len(rows), 'file')} can be read; {bad[0]['image']} {bad[0]['error']}")
         if place is not None:
             _save(place, rows, args.save_txt)
     if bad:
-        print(f"classify predict: {len(bad)} of {len(rows)} files could not be read:", file=sys.stderr)
+        print(f"classify predict: {len(bad)} of {counted(len(rows), 'file')} could not be read:", file=sys.stderr)
         lines = [f"  {row['image']}: {row['error']}" for row in bad]
         print(*first_of(lines, 20, "  and {} more"), sep="\n", file=sys.stderr)
     return 1 if bad else 0

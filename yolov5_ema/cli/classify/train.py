@@ -13,7 +13,7 @@ from yolov5_ema.cli.classify._options import DATA_HELP, add_workers, prepare, wo
 from yolov5_ema.cli.command import Command, add_device, add_run_folder, also_called, own_parser
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import write_whole
-from yolov5_ema.texts import suggested
+from yolov5_ema.texts import counted, suggested
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.datasets import DataSet
@@ -124,11 +124,11 @@ def _finish(settings: Settings, data: DataSet, folder: Path, machine: Machine) -
     write_evaluation(found, data.names, classifier.record, parameters, folder)
     print(
         f"best epoch {classifier.record['epoch'] + 1}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%} of "
-        f"{found.images:,} images\n{best}\n"
+        f"{counted(found.images, 'image')}\n{best}\n"
         f"Next: {suggested('classify predict', '--weights', best, '--source', 'IMAGE')}"
     )
     if found.unreadable:
-        print(f"{len(found.unreadable)} images of val could not be read and were left out", file=sys.stderr)
+        print(f"{counted(len(found.unreadable), 'image')} of val could not be read, left out", file=sys.stderr)
     return 0
 
 
@@ -248,7 +248,7 @@ def _is_finished(last: Path, settings: Settings) -> bool:
     if len(own_state(load_plainly(last), last)["history"]) < settings.epochs:
         return False
     if (last.parent.parent / "metrics.json").is_file():
-        raise UserError(f"--resume {last}: the training is finished, after {settings.epochs} epochs")
+        raise UserError(f"--resume {last}: the training is finished, after {counted(settings.epochs, 'epoch')}")
     return True
 
 

@@ -17,7 +17,7 @@ from yolov5_ema.cli.classify._options import (
 )
 from yolov5_ema.cli.command import Command, add_device, add_run_folder
 from yolov5_ema.errors import UserError
-from yolov5_ema.texts import aligned, first_of
+from yolov5_ema.texts import aligned, counted, first_of
 
 if TYPE_CHECKING:
     from yolov5_ema.classification.evaluation import Evaluation
@@ -65,8 +65,8 @@ def _table(found: Evaluation, names: list[str]) -> str:
     rows = found.by_class(names)
     shown, note = rows, []
     if len(rows) > _MOST_ROWS:
-        counted = [row for row in rows if row["images"]]
-        shown = sorted(counted, key=lambda row: row["top1"])[:10]
+        with_images = [row for row in rows if row["images"]]
+        shown = sorted(with_images, key=lambda row: row["top1"])[:10]
         note = [f"the {len(shown)} worst of {len(rows)} classes; metrics.json has all:"]
     table = [("class", "images", "top-1", "top-5")]
     table.append(("all", str(found.images), f"{found.top1:.2%}", f"{found.top5:.2%}"))
@@ -81,7 +81,7 @@ def _report_unreadable(found: Evaluation) -> int:
     if not found.unreadable:
         return 0
     lines = [f"  {name}: {reason}" for name, reason in found.unreadable]
-    print(f"{len(lines)} images could not be read and were left out:", file=sys.stderr)
+    print(f"{counted(len(lines), 'image')} could not be read, left out:", file=sys.stderr)
     print(*first_of(lines, 20, "  and {} more; metrics.json lists all"), sep="\n", file=sys.stderr)
     return 1
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from yolov5_ema.cli.command import add_output
 from yolov5_ema.errors import UserError
-from yolov5_ema.texts import suggested
+from yolov5_ema.texts import counted, suggested
 
 if TYPE_CHECKING:
     from yolov5_ema.data.conversion import Conversion, SplitResult
@@ -26,12 +26,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
 
 
-def counted(number: int, word: str) -> str:
-    """``1 image``, ``2,345 images``."""
-    plural = {"box": "boxes"}.get(word, f"{word}s")
-    return f"{number:,} {word if number == 1 else plural}"
-
-
 def images_of(result: SplitResult) -> str:
     """The beginning of a split's summary: its name and its number of images."""
     before = f" ({result.done_before:,} done before)" if result.done_before else ""
@@ -44,9 +38,10 @@ def boxes_of(result: SplitResult) -> str:
     return f"{counted(tallies['boxes'], 'box')}, {counted(tallies['background'], 'image')} without any"
 
 
-def dropped(result: SplitResult, words: Mapping[str, str]) -> list[str]:
-    """A line with those of these tallies that are not 0, if there are any."""
-    parts = [f"{result.tallies[key]:,} {word}" for key, word in words.items() if result.tallies[key]]
+def dropped(result: SplitResult, words: Mapping[str, tuple[str, str]]) -> list[str]:
+    """A line with those of these tallies that are not 0, if there are any; each has a noun and the words after it."""
+    tallies = result.tallies
+    parts = [f"{counted(tallies[key], noun)} {rest}" for key, (noun, rest) in words.items() if tallies[key]]
     return [f"  {', '.join(parts)}"] if parts else []
 
 

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from yolov5_ema.data.conversion import SplitResult
 
 _DROPPED = {
-    "crowds": "crowds left out",
-    "clipped": "boxes cut off at the border",
-    "no_area": "boxes of no area left out",
-    "duplicates": "repeated boxes left out",
+    "crowds": ("crowd", "left out"),
+    "clipped": ("box", "cut off at the border"),
+    "no_area": ("box", "of no area left out"),
+    "duplicates": ("repeated box", "left out"),
 }
 _EPILOG = """\
 SRC is a folder with annotations/instances_*.json and the images in NAME/ or

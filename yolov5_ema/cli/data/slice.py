@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from yolov5_ema.cli.command import Command, add_output
 from yolov5_ema.errors import UserError
 from yolov5_ema.files import locked
-from yolov5_ema.texts import first_of, suggested
+from yolov5_ema.texts import counted, first_of, suggested
 
 if TYPE_CHECKING:
     from yolov5_ema.data.slicing import SliceReport
@@ -113,27 +113,28 @@ def _default_out(file: Path, size: int) -> Path:
 
 
 def _summary(split: str, report: SliceReport) -> str:
-    parts = [f"{split}: {report.images} images to {report.written + report.background} windows"]
-    parts.append(f"{report.objects} objects")
-    parts.append(f"{report.background} windows are background")
+    windows = counted(report.written + report.background, "window")
+    parts = [f"{split}: {counted(report.images, 'image')} to {windows}"]
+    parts.append(counted(report.objects, "object"))
+    parts.append(f"{counted(report.background, 'window')} of background")
     if report.whole:
-        parts.append(f"{report.whole} images no larger than a window")
+        parts.append(f"{counted(report.whole, 'image')} no larger than a window")
     if report.left_out:
-        parts.append(f"{report.left_out} empty windows left out")
+        parts.append(f"{counted(report.left_out, 'empty window')} left out")
     if report.slivers:
-        parts.append(f"{report.slivers} windows with only slivers left out")
+        parts.append(f"{counted(report.slivers, 'window')} with only slivers left out")
     if report.skipped:
-        parts.append(f"{report.skipped} images were done already")
+        parts.append(f"{counted(report.skipped, 'image')} done already")
     return ", ".join(parts)
 
 
 def _report_bad(report: SliceReport) -> None:
-    for what, bad in (
-        ("label lines skipped, or cut off at the border", report.bad_lines),
-        ("images skipped", report.bad_images),
+    for what, fate, bad in (
+        ("label line", "skipped, or cut off at the border", report.bad_lines),
+        ("image", "skipped", report.bad_images),
     ):
         if bad:
-            print(f"  {len(bad)} {what}:", *first_of([str(one) for one in bad], 5), sep="\n    ")
+            print(f"  {counted(len(bad), what)} {fate}:", *first_of([str(one) for one in bad], 5), sep="\n    ")
 
 
 def _closing(yaml_file: Path, source: Path, args: argparse.Namespace, cut: Sequence[str], there: Sequence[str]) -> str:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from yolov5_ema.cli.command import Command, check_at_least_one
 from yolov5_ema.cli.data._options import add_options, boxes_of, conclude, dropped, images_of
+from yolov5_ema.texts import counted
 
 if TYPE_CHECKING:
     from yolov5_ema.data.conversion import SplitResult
 
-_KEPT = {"regions": "ignored regions", "others": "'others'", "score0": "objects of score 0"}
 _DROPPED = {
-    "clipped": "boxes cut off at the border",
-    "no_area": "boxes of no area left out",
-    "duplicates": "repeated boxes left out",
-    "hidden": "boxes in greyed regions left out",
+    "clipped": ("box", "cut off at the border"),
+    "no_area": ("box", "of no area left out"),
+    "duplicates": ("repeated box", "left out"),
+    "hidden": ("box", "in greyed regions left out"),
 }
 _EPILOG = """\
 SRC is any of the benchmark's archives (VisDrone2019-DET-train.zip, -val, -test-dev),
@@ -67,7 +67,9 @@ def _summary(result: SplitResult) -> str:
     if not result.annotated:
         use = "it can be detected on" if result.split == "test" else "it is not in the data YAML"
         return f"{images_of(result)}, no annotations: no labels and no JSON; {use}"
-    kept = ", ".join(f"{result.tallies[key]:,} {word}" for key, word in _KEPT.items())
+    tallies = result.tallies
+    kept = f"{counted(tallies['regions'], 'ignored region')}, {tallies['others']:,} 'others', "
+    kept += f"{counted(tallies['score0'], 'object')} of score 0"
     lines = [f"{images_of(result)}, {boxes_of(result)}", f"  kept for evaluation only: {kept}"]
     return "\n".join([*lines, *dropped(result, _DROPPED)])
 
