@@ -282,7 +282,7 @@ class _Run:
             return
         if len(self._problems) == 1:
             raise UserError("--source {}: {}".format(*self._problems[0]))
-        raise UserError(f"none of {counted(len(self._images), 'image')} can be used:\n{_lines(self._problems)}")
+        raise UserError(f"none of the {len(self._images):,} images can be used:\n{_lines(self._problems)}")
 
     def _write_page(self, folder: Path) -> None:
         from yolov5_ema.explain.page import page
