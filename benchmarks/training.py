@@ -5,7 +5,7 @@ beside processes that compute without a pause. The seconds are those between the
 completed" of YOLOv5, so the start of the program is not in them.
 
     python benchmarks/training.py --rounds 3
-    python benchmarks/training.py --busy 0 1 4 --only sleep spin-1000 --save   # alone, beside one process, beside four
+    python benchmarks/training.py --busy 0 1 4 --only default sleep --save   # alone, beside one process, beside four
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ CANDIDATES = {
     "default": Candidate("as every command does", {}),
     "sleep": Candidate("threads sleep", SLEEP),
     "spin-300": Candidate("threads spin 300 times (GCC's OpenMP)", {"GOMP_SPINCOUNT": "300"}),
-    "spin-1000": Candidate("threads spin 1000 times (GCC's OpenMP)", {"GOMP_SPINCOUNT": "1000"}),
     "one-thread": Candidate("one thread", {"OMP_NUM_THREADS": "1", **SLEEP}),
     "given-back": Candidate("threads sleep, freed memory is given back", {**SLEEP, **GIVEN_BACK}),
 }
